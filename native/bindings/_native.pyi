@@ -1,0 +1,136 @@
+"""Types of the compute core's bindings; shapes are [rows, columns], row-major."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+def instruction_set() -> str:
+    """The kernels in use: "scalar", "avx2"."""
+
+def instruction_sets() -> list[str]:
+    """The kernels that this CPU can run."""
+
+def set_instruction_set(name: str) -> None:
+    """Chooses the kernels of shards made from now on; ValueError when the CPU lacks them."""
+
+def row_bytes(type: str, columns: int) -> int:
+    """Bytes of one row of `columns` numbers; ValueError when they are no whole number of blocks."""
+
+def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
+    """f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)]."""
+
+def dequantize(data: NDArray[np.uint8], type: str, columns: int) -> NDArray[np.float32]:
+    """uint8 [rows, row_bytes(type, columns)] -> f32 [rows, columns]."""
+
+def random_slice(
+    type: str,
+    seed: int,
+    row_begin: int,
+    rows: int,
+    column_begin: int,
+    columns: int,
+    total_columns: int,
+    scale: float,
+) -> NDArray[np.uint8]:
+    """A cut of a random matrix: the same bytes as that place of the whole."""
+
+class Lane:
+    """How a sync travels. Subclass it and define all_reduce."""
+
+    def __init__(self) -> None: ...
+    def all_reduce(self, x: NDArray[np.float32]) -> None:
+        """Adds up x over all ranks, in place: f32 [rows, hidden_size], valid during the call only."""
+
+class StepOutput:
+    """What a step gives: on the last stage logits, on the others activations."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """f32 [output rows, this rank's vocabulary rows]."""
+
+    @property
+    def activations(self) -> NDArray[np.float32]:
+        """f32 [rows, hidden_size]; empty on the last stage."""
+
+    @property
+    def wall_ns(self) -> int: ...
+    @property
+    def compute_ns(self) -> int: ...
+    @property
+    def sync_ns(self) -> int: ...
+
+class Shard:
+    """What one node holds of a model, and its steps. Not for use by two threads at once."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        layers: tuple[int, int],
+        heads: tuple[int, int],
+        kv_heads: tuple[int, int],
+        head_size: int,
+        ffn: tuple[int, int],
+        vocab: tuple[int, int],
+        norm_epsilon: float,
+        rope_frequencies: NDArray[np.float32],
+        kv_type: str,
+        page_size: int,
+        max_pages: int,
+        max_step_tokens: int,
+        embedding: bool,
+        vocab_size: int,
+        head_from_embedding: bool,
+        threads: int,
+        pin: Sequence[int] = (),
+    ) -> None: ...
+    def expected(self) -> dict[str, tuple[int, int]]:
+        """Every slice that the shard needs: name -> (rows, columns)."""
+
+    def load(self, name: str, type: str, data: object) -> None:
+        """Packs a slice for this CPU; ValueError on an unknown name, a second time, or a wrong size."""
+
+    def missing(self) -> list[str]:
+        """Slices not loaded yet."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def kv_pages(self) -> int: ...
+    def embed(self, tokens: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """[n] token ids -> f32 [n, hidden_size]; ValueError on an id outside the vocabulary."""
+
+    def step(
+        self,
+        activations: NDArray[np.float32],
+        sequences: Sequence[tuple[int, int, Sequence[int]]],
+        output_rows: Sequence[int],
+        lane: Lane | None,
+    ) -> StepOutput:
+        """One forward pass of a batch.
+
+        activations: f32 [rows, hidden_size]; sequences: (rows, position, pages) of each sequence, in
+        row order. Raises ValueError for shapes, positions or pages that do not fit, RuntimeError when
+        slices are missing, and whatever the lane raises.
+        """
+
+class Sampler:
+    """Chooses tokens. One for each sequence: it carries the random state and the tokens seen."""
+
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None: ...
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """f32 [vocab_size] -> token id."""
+
+    def accept(self, token: int) -> None:
+        """Counts a token as seen (prompt and answer alike), for the repetition penalty."""

@@ -1,0 +1,29 @@
+// Weight types: how a tensor's numbers are stored, in files, on the wire and before packing.
+//
+// q80 and q40 are blocks of 32 numbers along a row: an f16 scale, then 32 int8 (34 bytes), or 32
+// four-bit values of which byte j holds number j (low) and number j + 16 (high), each less 8
+// (18 bytes). These are the bytes of GGUF's Q8_0 and Q4_0.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace hearth {
+
+enum class Type : uint8_t { f32, f16, q80, q40 };
+
+inline constexpr size_t kBlock = 32;
+inline constexpr size_t kQ80BlockBytes = 34;
+inline constexpr size_t kQ40BlockBytes = 18;
+
+// Throws std::invalid_argument naming the types there are.
+Type parse_type(std::string_view name);
+std::string_view type_name(Type type);
+
+inline bool is_quantized(Type type) { return type == Type::q80 || type == Type::q40; }
+
+// Bytes of one row. Throws std::invalid_argument when a quantized row is no whole number of blocks.
+size_t row_bytes(Type type, size_t columns);
+
+}  // namespace hearth

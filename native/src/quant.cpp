@@ -1,0 +1,175 @@
+#include "hearth/quant.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace hearth {
+
+Type parse_type(std::string_view name) {
+  if (name == "f32") return Type::f32;
+  if (name == "f16") return Type::f16;
+  if (name == "q80") return Type::q80;
+  if (name == "q40") return Type::q40;
+  throw std::invalid_argument("unknown weight type '" + std::string(name.substr(0, 32)) +
+                              "': there are f32, f16, q80, q40");
+}
+
+std::string_view type_name(Type type) {
+  switch (type) {
+    case Type::f32:
+      return "f32";
+    case Type::f16:
+      return "f16";
+    case Type::q80:
+      return "q80";
+    case Type::q40:
+      return "q40";
+  }
+  return "?";
+}
+
+size_t row_bytes(Type type, size_t columns) {
+  if (is_quantized(type) && columns % kBlock != 0) {
+    throw std::invalid_argument("a row of " + std::to_string(columns) + " columns cannot be " +
+                                std::string(type_name(type)) + ": blocks have " +
+                                std::to_string(kBlock) + " columns");
+  }
+  switch (type) {
+    case Type::f32:
+      return columns * 4;
+    case Type::f16:
+      return columns * 2;
+    case Type::q80:
+      return columns / kBlock * kQ80BlockBytes;
+    case Type::q40:
+      return columns / kBlock * kQ40BlockBytes;
+  }
+  return 0;
+}
+
+uint16_t f32_to_f16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);   // NaN
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to infinity
+  if (magnitude < 0x38800000u) {
+    // Below the smallest normal half: adding 0.5 puts the wanted bits at the end of the mantissa,
+    // rounded by the addition itself.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
+  }
+  const uint32_t odd = (magnitude >> 13) & 1u;
+  return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+
+float f16_to_f32(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu;
+  const uint32_t mantissa = half & 0x3ffu;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+}
+
+namespace {
+
+void store_f16(uint8_t* out, float value) {
+  const uint16_t half = f32_to_f16(value);
+  std::memcpy(out, &half, 2);
+}
+
+float load_f16(const uint8_t* in) {
+  uint16_t half;
+  std::memcpy(&half, in, 2);
+  return f16_to_f32(half);
+}
+
+// Not a number would poison the comparison and then the whole block: it counts as 0.
+float finite_or_zero(float x) { return std::isfinite(x) ? x : 0.0f; }
+
+void quantize_q80_block(const float* x, uint8_t* out) {
+  float largest = 0.0f;
+  for (size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::abs(finite_or_zero(x[i])));
+  const float scale = largest / 127.0f;
+  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  store_f16(out, scale);
+  for (size_t i = 0; i < kBlock; ++i) {
+    const float q = std::nearbyint(finite_or_zero(x[i]) * inverse);
+    out[2 + i] = static_cast<uint8_t>(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
+  }
+}
+
+void quantize_q40_block(const float* x, uint8_t* out) {
+  float extreme = 0.0f;
+  for (size_t i = 0; i < kBlock; ++i) {
+    if (std::abs(finite_or_zero(x[i])) > std::abs(extreme)) extreme = x[i];
+  }
+  const float scale = extreme / -8.0f;
+  const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
+  store_f16(out, scale);
+  const auto nibble = [&](float value) {
+    return static_cast<uint32_t>(
+        std::clamp(std::floor(finite_or_zero(value) * inverse + 8.5f), 0.0f, 15.0f));
+  };
+  for (size_t i = 0; i < kBlock / 2; ++i) {
+    out[2 + i] = static_cast<uint8_t>(nibble(x[i]) | nibble(x[i + kBlock / 2]) << 4);
+  }
+}
+
+}  // namespace
+
+void quantize_row(Type type, const float* x, size_t columns, uint8_t* out) {
+  switch (type) {
+    case Type::f32:
+      std::memcpy(out, x, columns * 4);
+      return;
+    case Type::f16:
+      for (size_t i = 0; i < columns; ++i) store_f16(out + 2 * i, x[i]);
+      return;
+    case Type::q80:
+      for (size_t b = 0; b < columns / kBlock; ++b)
+        quantize_q80_block(x + b * kBlock, out + b * kQ80BlockBytes);
+      return;
+    case Type::q40:
+      for (size_t b = 0; b < columns / kBlock; ++b)
+        quantize_q40_block(x + b * kBlock, out + b * kQ40BlockBytes);
+      return;
+  }
+}
+
+void dequantize_row(Type type, const uint8_t* in, size_t columns, float* out) {
+  switch (type) {
+    case Type::f32:
+      std::memcpy(out, in, columns * 4);
+      return;
+    case Type::f16:
+      for (size_t i = 0; i < columns; ++i) out[i] = load_f16(in + 2 * i);
+      return;
+    case Type::q80:
+      for (size_t b = 0; b < columns / kBlock; ++b, in += kQ80BlockBytes, out += kBlock) {
+        const float scale = load_f16(in);
+        for (size_t i = 0; i < kBlock; ++i)
+          out[i] = scale * static_cast<float>(static_cast<int8_t>(in[2 + i]));
+      }
+      return;
+    case Type::q40:
+      for (size_t b = 0; b < columns / kBlock; ++b, in += kQ40BlockBytes, out += kBlock) {
+        const float scale = load_f16(in);
+        for (size_t i = 0; i < kBlock / 2; ++i) {
+          out[i] = scale * static_cast<float>((in[2 + i] & 15) - 8);
+          out[i + kBlock / 2] = scale * static_cast<float>((in[2 + i] >> 4) - 8);
+        }
+      }
+      return;
+  }
+}
+
+}  // namespace hearth
