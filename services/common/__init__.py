@@ -1,0 +1,1 @@
+"""What both services share: errors, channels, settings, metrics, logging."""

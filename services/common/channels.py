@@ -1,0 +1,142 @@
+"""gRPC channels and servers as both ends agree on them: addresses, message limits, keepalive."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import grpc
+
+from hearth.common.errors import HearthError, Reason
+
+# The contract's version: a root and a worker that differ refuse each other.
+PROTOCOL_VERSION = 1
+
+# Weight data in one WeightChunk, bytes.
+CHUNK_BYTES = 1 << 20
+
+# The largest payload of one Forward message: f32 [rows, hidden_size] of activations or partial
+# sums, or f32 [output rows, vocabulary rows] of logits. 64 MiB is 1,024 rows of the widest model known
+# (Llama 3.1 405B, hidden size 16,384), or 125 whole rows of a 128k vocabulary. A plan whose
+# max_step_tokens x hidden_size x 4 is more is refused (worker/shard.py).
+MAX_PAYLOAD_BYTES = 64 << 20
+# Field tags, page tables and digests around the payload.
+_OVERHEAD_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + _OVERHEAD_BYTES
+# What a server takes from clients that send text only (the root's own service).
+MAX_CLIENT_MESSAGE_BYTES = 4 << 20
+
+# Both ends ping an idle connection after 10 s and give it up 10 s later: a machine that vanished is
+# noticed within 20 s. The server allows pings twice as often as they come, so that no clock makes
+# the pings of an agreed client "too many".
+_KEEPALIVE_MS = 10_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+
+Options = list[tuple[str, int | str]]
+
+_KEEPALIVE: Options = [
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
+    """Options of a channel between root and worker."""
+    return [
+        *_KEEPALIVE,
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # A worker that comes back is found within seconds, not after minutes of backoff.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # Home clusters are dialled directly; a proxy of the environment is for the internet.
+        ("grpc.enable_http_proxy", 0),
+        # One connection per channel: streams of two channels do not queue behind each other.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
+    """Options of a server; `max_message_bytes` limits what it takes and what it sends."""
+    return [
+        *_KEEPALIVE,
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # A port that another server holds is an error, not a second listener.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def dial(address: str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.Channel:
+    """A channel to host:port; connects when first used. Raises HearthError BAD_ADDRESS."""
+    split_address(address)
+    return grpc.insecure_channel(address, options=channel_options(max_message_bytes))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """("host", port) of "host:port" or "[ipv6]:port". Raises HearthError BAD_ADDRESS."""
+    host, colon, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
+    if not colon or not bare or not 0 <= number <= 65535 or (":" in bare and bare == host):
+        problem = f"{address!r} is not HOST:PORT (for example 192.168.1.20:7717, or [::1]:7717)"
+        raise HearthError(Reason.BAD_ADDRESS, problem, {"address": address})
+    return bare, number
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach a server that listens on `address`."""
+    host, _ = split_address(address)
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def bind(server: grpc.Server, address: str) -> int:
+    """Makes `server` listen on host:port (port 0: any free one); the port it has.
+
+    Raises HearthError PORT_IN_USE or BAD_ADDRESS, naming the address.
+    """
+    host, port = split_address(address)
+    _check_free(address, host, port)
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise _port_in_use(address)
+    return bound
+
+
+def _check_free(address: str, host: str, port: int) -> None:
+    """Tries the addresses that `host` stands for: gRPC is content when one of several is free."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise _cannot_listen(address, error) from None
+    problems: list[OSError] = []
+    for family, kind, protocol, _, where in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _port_in_use(address) from None
+            problems.append(error)
+    if len(problems) == len(found):
+        raise _cannot_listen(address, problems[0])
+
+
+def _port_in_use(address: str) -> HearthError:
+    problem = (
+        f"cannot listen on {address}: another program has this port; "
+        "stop it, or choose another port (port 0 takes any free one)"
+    )
+    return HearthError(Reason.PORT_IN_USE, problem, {"address": address})
+
+
+def _cannot_listen(address: str, error: OSError) -> HearthError:
+    problem = f"cannot listen on {address}: {error.strerror or error}"
+    return HearthError(Reason.BAD_ADDRESS, problem, {"address": address})

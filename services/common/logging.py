@@ -1,0 +1,29 @@
+"""Log lines on standard error: one line an event, whatever a peer's name holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+
+class _OneLine(logging.Formatter):
+    """Escapes control characters of messages: names and errors of peers end up in logs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        line = super().formatMessage(record)
+        if line.isprintable():
+            return line
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def setup(level: str | None = None) -> None:
+    """Log records go to standard error, from `level` on (else HEARTH_LOG_LEVEL, else INFO)."""
+    name = (level or os.environ.get("HEARTH_LOG_LEVEL") or "INFO").upper()
+    known = logging.getLevelNamesMapping()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(known.get(name, logging.INFO))
+    if name not in known:
+        root.warning("unknown log level %r: using INFO", name)

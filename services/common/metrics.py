@@ -1,0 +1,157 @@
+"""All Prometheus metrics of both services. Names are listed here and nowhere else.
+
+Base units, prefix `hearth_`, no label that grows with requests. Observed after a step's answer has been
+sent, never inside it. Each Metrics has its own registry, so that two services fit in one process.
+"""
+
+from __future__ import annotations
+
+import threading
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from hearth.common.channels import split_address
+from hearth.common.errors import HearthError, Reason
+
+# A sync of one step over loopback takes tens of microseconds; over Wi-Fi, tens of milliseconds.
+_FAST = (
+    1e-4,
+    2.5e-4,
+    5e-4,
+    1e-3,
+    2.5e-3,
+    5e-3,
+    1e-2,
+    2.5e-2,
+    5e-2,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+_SLOW = (5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 300.0)
+
+
+class Metrics:
+    """The metrics of one service (root or worker)."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._http: tuple[WSGIServer, threading.Thread] | None = None
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+        self._sync = histogram(
+            "hearth_sync_seconds", "Time that one step spent in its syncs.", _FAST, "phase"
+        )
+        self._step = histogram("hearth_step_seconds", "Wall time of one step.", _FAST, "phase")
+        self._inference = histogram(
+            "hearth_inference_seconds", "A request's time in prefill and in decode.", _SLOW, "phase"
+        )
+        self._first_token = histogram(
+            "hearth_time_to_first_token_seconds", "From request to first token.", _SLOW
+        )
+        self._per_token = histogram(
+            "hearth_time_per_output_token_seconds", "Between tokens of one request, mean.", _FAST
+        )
+        self._tokens = Counter("hearth_tokens", "Tokens.", ["kind"], registry=self.registry)
+        self._sent = Counter("hearth_sent_bytes", "Bytes sent to peers.", registry=self.registry)
+        self._received = Counter(
+            "hearth_received_bytes", "Bytes received from peers.", registry=self.registry
+        )
+        self._weights = Counter(
+            "hearth_weight_bytes", "Weight bytes loaded.", ["source"], registry=self.registry
+        )
+        self._queue = Gauge("hearth_queue_depth", "Requests waiting.", registry=self.registry)
+        self._running = Gauge(
+            "hearth_running_sequences", "Sequences in the batch.", registry=self.registry
+        )
+        self._pages = Gauge("hearth_kv_pages", "KV pages.", ["state"], registry=self.registry)
+        self._build = Gauge(
+            "hearth_build_info",
+            "1; what runs here, in labels.",
+            ["version", "role", "instruction_set", "architecture"],
+            registry=self.registry,
+        )
+        # Children exist from the start, so that a scrape before the first request shows zeros.
+        for phase in ("prefill", "decode"):
+            for metric in (self._sync, self._step, self._inference):
+                metric.labels(phase)
+        for kind in ("prompt", "completion"):
+            self._tokens.labels(kind)
+        for source in ("network", "cache", "local"):
+            self._weights.labels(source)
+
+    def build_info(self, role: str, version: str, instruction_set: str, architecture: str) -> None:
+        """What runs here; `role` is "root" or "worker"."""
+        self._build.labels(version, role, instruction_set, architecture).set(1)
+
+    def step(self, phase: str, wall_seconds: float, sync_seconds: float) -> None:
+        """One step done; `phase` is "decode" when every sequence had one row, else "prefill"."""
+        self._step.labels(phase).observe(wall_seconds)
+        self._sync.labels(phase).observe(sync_seconds)
+
+    def traffic(self, sent_bytes: int, received_bytes: int) -> None:
+        """Payload bytes exchanged with peers (steps, syncs, weights) since the last call."""
+        self._sent.inc(sent_bytes)
+        self._received.inc(received_bytes)
+
+    def weights(self, source: str, size_bytes: int) -> None:
+        """Weight bytes loaded; `source` is "network", "cache" or "local" (the root's own files)."""
+        self._weights.labels(source).inc(size_bytes)
+
+    def request_done(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        prefill_seconds: float,
+        decode_seconds: float,
+    ) -> None:
+        """A request ended, however it did."""
+        self._tokens.labels("prompt").inc(prompt_tokens)
+        self._tokens.labels("completion").inc(completion_tokens)
+        self._inference.labels("prefill").observe(prefill_seconds)
+        self._inference.labels("decode").observe(decode_seconds)
+        if completion_tokens > 1:
+            self._per_token.observe(decode_seconds / (completion_tokens - 1))
+
+    def first_token(self, seconds: float) -> None:
+        """A request's first token, `seconds` after the request came (queueing included)."""
+        self._first_token.observe(seconds)
+
+    def queue(self, waiting: int, running: int) -> None:
+        """Requests that wait for a place, and sequences in the batch, now."""
+        self._queue.set(waiting)
+        self._running.set(running)
+
+    def kv_pages(self, used: int, free: int) -> None:
+        """Pages of KV cache, now."""
+        self._pages.labels("used").set(used)
+        self._pages.labels("free").set(free)
+
+    def serve(self, address: str) -> int:
+        """Answers GET /metrics on host:port; the port it has. Raises HearthError PORT_IN_USE."""
+        host, port = split_address(address)
+        try:
+            self._http = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            problem = (
+                f"cannot serve metrics on {address}: {error.strerror or error}; "
+                "choose another --metrics HOST:PORT"
+            )
+            raise HearthError(Reason.PORT_IN_USE, problem, {"address": address}) from None
+        return int(self._http[0].server_port)
+
+    def stop(self) -> None:
+        """Ends `serve`, if it was called."""
+        if self._http is not None:
+            server, thread = self._http
+            self._http = None
+            server.shutdown()
+            server.server_close()
+            thread.join(timeout=5)

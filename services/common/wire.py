@@ -1,0 +1,71 @@
+"""What a sync or an activation carries on the wire: f32, f16 or q80, checked before it is used.
+
+Shapes are [rows, columns], row-major, little-endian. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth import _native
+from hearth.common.errors import HearthError, Reason
+from hearth.v1 import common_pb2
+
+F32 = npt.NDArray[np.float32]
+
+NAMES = {
+    common_pb2.SYNC_TYPE_F32: "f32",
+    common_pb2.SYNC_TYPE_F16: "f16",
+    common_pb2.SYNC_TYPE_Q80: "q80",
+}
+_F16_MAX = np.float32(65504.0)
+
+
+def type_name(sync_type: int) -> str:
+    """ "f32", "f16" or "q80". Raises HearthError INVALID_ARGUMENT for what this version cannot carry."""
+    name = NAMES.get(sync_type)  # type: ignore[call-overload]
+    if name is None:
+        raise HearthError(Reason.INVALID_ARGUMENT, f"unknown sync type {sync_type}")
+    return str(name)
+
+
+def encoded_bytes(sync_type: int, rows: int, columns: int) -> int:
+    """Bytes of `encode` for float32 [rows, columns]. Raises HearthError (q80: columns % 32)."""
+    name = type_name(sync_type)
+    if name == "q80":
+        if columns % 32:
+            problem = (
+                f"sync type q80 needs a width that is a multiple of 32, not {columns}: use f16"
+            )
+            raise HearthError(Reason.INVALID_ARGUMENT, problem)
+        return rows * columns // 32 * 34
+    return rows * columns * (4 if name == "f32" else 2)
+
+
+def encode(x: F32, sync_type: int) -> bytes:
+    """Bytes of x, float32 [rows, columns]. f16 saturates at 65504 in place of becoming infinite."""
+    name = type_name(sync_type)
+    if name == "f32":
+        return np.ascontiguousarray(x, dtype="<f4").tobytes()
+    if name == "f16":
+        return np.clip(x, -_F16_MAX, _F16_MAX).astype("<f2").tobytes()
+    encoded_bytes(sync_type, *x.shape)
+    return _native.quantize(np.ascontiguousarray(x, dtype=np.float32), "q80").tobytes()
+
+
+def decode(data: bytes, sync_type: int, rows: int, columns: int) -> F32:
+    """float32 [rows, columns] of `encode`'s bytes; may be read-only. Raises HearthError on a wrong length."""
+    expected = encoded_bytes(sync_type, rows, columns)
+    if len(data) != expected:
+        problem = (
+            f"{len(data)} bytes where [{rows}, {columns}] in {type_name(sync_type)} are {expected}"
+        )
+        raise HearthError(Reason.BAD_STEP, problem)
+    name = type_name(sync_type)
+    if name == "f32":
+        return np.frombuffer(data, dtype="<f4").reshape(rows, columns)
+    if name == "f16":
+        return np.frombuffer(data, dtype="<f2").astype(np.float32).reshape(rows, columns)
+    blocks = np.frombuffer(data, dtype=np.uint8).reshape(rows, columns // 32 * 34)
+    return _native.dequantize(blocks, "q80", columns)
