@@ -16,8 +16,8 @@ PROTOCOL_VERSION = 1
 CHUNK_BYTES = 1 << 20
 
 # The largest payload of one Forward message: f32 [rows, hidden_size] of activations or partial
-# sums, or f32 [output rows, vocabulary rows] of logits. 64 MiB is 1,024 rows of the widest model known
-# (Llama 3.1 405B, hidden size 16,384), or 125 whole rows of a 128k vocabulary. A plan whose
+# sums, or f32 [output rows, vocabulary rows] of logits. 64 MiB is 1,024 rows of the widest model
+# known (Llama 3.1 405B, hidden size 16,384), or 125 whole rows of a 128k vocabulary. A plan whose
 # max_step_tokens x hidden_size x 4 is more is refused (worker/shard.py).
 MAX_PAYLOAD_BYTES = 64 << 20
 # Field tags, page tables and digests around the payload.

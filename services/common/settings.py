@@ -1,4 +1,4 @@
-"""Every command-line option's default can come from the environment: `--cache-dir` from HEARTH_CACHE_DIR.
+"""Options from the environment: the default of `--cache-dir` comes from HEARTH_CACHE_DIR.
 
 The command line wins over the environment, the environment over the option's own default.
 """
@@ -31,8 +31,8 @@ def apply_environment(
 ) -> None:
     """Gives each option of `parser` its default from `environ`, and names the variable in its help.
 
-    List options are separated by spaces or commas; flags take 1/0, true/false, yes/no, on/off. Call it
-    once, after all options were added. Raises HearthError BAD_SETTING naming the variable.
+    List options are separated by spaces or commas; flags take 1/0, true/false, yes/no, on/off.
+    Call it once, after all options were added. Raises HearthError BAD_SETTING naming the variable.
     """
     environ = os.environ if environ is None else environ
     for action in parser._actions:

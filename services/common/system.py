@@ -107,7 +107,7 @@ def _quota_cores(folder: Path) -> int:
 
 
 def _cgroup_memory(folder: Path) -> tuple[int, int]:
-    """(limit, used) bytes; limit 0 when unlimited. File cache that can be dropped is not counted."""
+    """(limit, used) bytes, file cache that can be dropped left out; limit 0 when unlimited."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         if limit == "max":

@@ -23,7 +23,7 @@ _F16_MAX = np.float32(65504.0)
 
 
 def type_name(sync_type: int) -> str:
-    """ "f32", "f16" or "q80". Raises HearthError INVALID_ARGUMENT for what this version cannot carry."""
+    """ "f32", "f16" or "q80". Raises HearthError INVALID_ARGUMENT for anything else."""
     name = NAMES.get(sync_type)  # type: ignore[call-overload]
     if name is None:
         raise HearthError(Reason.INVALID_ARGUMENT, f"unknown sync type {sync_type}")
@@ -55,7 +55,7 @@ def encode(x: F32, sync_type: int) -> bytes:
 
 
 def decode(data: bytes, sync_type: int, rows: int, columns: int) -> F32:
-    """float32 [rows, columns] of `encode`'s bytes; may be read-only. Raises HearthError on a wrong length."""
+    """float32 [rows, columns] of `encode`'s bytes, perhaps read-only. Raises HearthError BAD_STEP."""
     expected = encoded_bytes(sync_type, rows, columns)
     if len(data) != expected:
         problem = (
