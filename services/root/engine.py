@@ -1,0 +1,433 @@
+"""The loop: one step after another, in its own thread, for as long as there are sequences.
+
+    commands (submit, cancel, resume, stop)  ->  inbox
+    loop: inbox -> scheduler.schedule() -> runner.run(batch) -> sample -> detokenize -> sinks
+
+Thin on purpose: which sequences run is the scheduler's business, how a step is computed is the
+runner's (`cluster.py`), and how text reaches a client is the sink's. An idle engine blocks on its
+inbox and uses no CPU.
+"""
+
+import itertools
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.common.errors import HearthError, Reason
+from hearth.root.mailbox import Delta, Done, Event, Failed, Mailbox, Sink, Usage
+from hearth.root.params import GenerateParams, Sampling, check_ids, check_text
+from hearth.root.scheduler import Batch, FinishReason, Limits, Request, Sampled, Scheduler
+from hearth.root.stopping import StopMatcher
+
+if TYPE_CHECKING:
+    from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
+
+log = logging.getLogger(__name__)
+
+Logits = npt.NDArray[np.float32]
+
+
+class StepOutput(Protocol):
+    """What a step gives back."""
+
+    @property
+    def logits(self) -> Logits:
+        """[len(batch.output_rows), vocab_size]."""
+
+
+class StepRunner(Protocol):
+    """Computes steps; `hearth.root.cluster` does it with all nodes."""
+
+    def run(self, batch: Batch) -> StepOutput:
+        """One forward pass. HearthError when a worker is lost: the KV cache is then gone."""
+
+
+class TokenSampler(Protocol):
+    """Chooses tokens for one request; `hearth._native.Sampler` is one."""
+
+    def sample(self, logits: Logits) -> int: ...
+
+    def accept(self, token: int) -> None: ...
+
+
+SamplerFactory = Callable[[Sampling, int], TokenSampler]
+
+
+def native_sampler(sampling: Sampling, seed: int) -> TokenSampler:
+    """The core's sampler."""
+    from hearth._native import Sampler
+
+    return Sampler(
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
+        seed,
+    )
+
+
+class EngineMetrics(Protocol):
+    """What the engine tells of itself (hearth.common.metrics); steps are the runner's to tell."""
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def request_done(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        prefill_seconds: float,
+        decode_seconds: float,
+    ) -> None: ...
+
+    def queue(self, waiting: int, running: int) -> None: ...
+
+    def kv_pages(self, used: int, free: int) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Active:
+    """A request on its way. Times are time.perf_counter() seconds; 0 where not yet."""
+
+    seq_id: int
+    params: GenerateParams
+    sink: Sink
+    sampler: TokenSampler
+    decoder: "StreamDecoder"
+    stops: StopMatcher
+    submitted: float
+    started: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    made: int = 0
+
+    def usage(self) -> Usage:
+        """Seconds of phases that the request did not reach are 0."""
+        return Usage(
+            len(self.params.prompt),
+            self.made,
+            max(0.0, self.started - self.submitted),
+            max(0.0, self.first - self.started),
+            max(0.0, self.last - self.first),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHandle:
+    """The caller's end of a request."""
+
+    seq_id: int
+    _cancel: Callable[[], object]
+
+    def cancel(self) -> None:
+        """Ends the request with Failed(CANCELLED) before the next step; else does nothing."""
+        self._cancel()
+
+
+class Engine:
+    """Runs requests together. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        tokenizer: "Tokenizer",
+        limits: Limits,
+        *,
+        vocab_size: int | None = None,
+        metrics: EngineMetrics | None = None,
+        sampler_factory: SamplerFactory = native_sampler,
+    ) -> None:
+        """`vocab_size` is the model's, where it has more rows than the tokenizer has tokens."""
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self._runner = runner
+        self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        # Rows of padding behind the tokenizer's last token stand for nothing, so none is sampled.
+        self._sampled_columns = min(self._vocab_size, tokenizer.vocab_size)
+        self._metrics = metrics
+        self._sampler_factory = sampler_factory
+        self._scheduler = Scheduler(limits)
+        self._active: dict[int, _Active] = {}
+        self._ids = itertools.count(1)
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._suspended: HearthError | None = None
+        self._draining = False
+        self._reported: tuple[int, int, int] | None = None
+        # Guards `_closed`: after it is set nobody reads the inbox, so nothing may be put there.
+        self._closing = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="hearth-engine", daemon=True)
+
+    # Called from any thread.
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, drain: bool = True, timeout: float | None = None) -> bool:
+        """Takes no new requests, ends the running ones, and the thread. True when it has ended.
+
+        With `drain` running requests may finish, for `timeout` seconds at most; what is left then,
+        or all without `drain`, fails with reason SHUTTING_DOWN. A step in flight is waited for
+        (the runner's own watchdog bounds it).
+        """
+        self._post(self._on_drain)
+        if not self._thread.is_alive():
+            self._close()
+            return True
+        if drain:
+            self._thread.join(timeout)
+        self._post(partial(self._fail_all, _shutting_down()))
+        self._thread.join(None if drain and timeout is None else 30.0)
+        return not self._thread.is_alive()
+
+    def submit(self, params: GenerateParams, sink: Sink) -> RequestHandle:
+        """Queues a request; `sink` gets Delta*, then Done or Failed, from the engine's thread.
+
+        HearthError at once for token ids out of range or after `stop`; what only the scheduler
+        knows (queue full, prompt too long, cluster not serving) comes to the sink as Failed.
+        """
+        check_ids(params.prompt, self._vocab_size)
+        sampling = params.sampling
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        sampler = self._sampler_factory(sampling, seed)
+        if sampling.repetition_penalty != 1 and len(params.prompt) < self.limits.context_size:
+            for token in params.prompt:
+                sampler.accept(token)
+        active = _Active(
+            next(self._ids),
+            params,
+            sink,
+            sampler,
+            self.tokenizer.stream(),
+            StopMatcher(params.stop),
+            time.perf_counter(),
+        )
+        if not self._post(partial(self._on_submit, active)):
+            raise _shutting_down()
+        return RequestHandle(
+            active.seq_id, partial(self._post, partial(self._on_cancel, active.seq_id))
+        )
+
+    def suspend(self, error: HearthError) -> None:
+        """Ends every request with `error` and refuses new ones until `resume`: a worker is lost."""
+        self._post(partial(self._on_suspend, error))
+
+    def resume(self) -> None:
+        """The runner can run steps again, with an empty KV cache."""
+        self._post(self._on_resume)
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError."""
+        ids = self.tokenizer.encode(check_text("prompt", text), True)
+        if not ids and self.tokenizer.bos_id is not None:
+            # Something must be computed for a first token to follow.
+            return (self.tokenizer.bos_id,)
+        return tuple(ids)
+
+    def generate(self, params: GenerateParams) -> Iterator[Delta | Done]:
+        """Submits and iterates over what comes: deltas, then Done; HearthError when it fails.
+
+        A slow reader gets merged deltas (see Mailbox); closing the iterator cancels the request.
+        """
+        ready = threading.Semaphore(0)
+        mailbox = Mailbox(ready.release)
+        handle = self.submit(params, mailbox)
+        try:
+            while True:
+                ready.acquire()
+                delta, end = mailbox.take()
+                if delta is not None:
+                    yield delta
+                if isinstance(end, Failed):
+                    raise end.error
+                if end is not None:
+                    yield end
+                    return
+        finally:
+            handle.cancel()
+
+    def _post(self, command: Callable[[], object]) -> bool:
+        with self._closing:
+            if not self._closed:
+                self._inbox.put(command)
+            return not self._closed
+
+    # Called from the engine's thread only.
+
+    def _loop(self) -> None:
+        while not (self._draining and self._scheduler.idle):
+            try:
+                self._take_commands()
+                batch = self._scheduler.schedule()
+                if batch is not None:
+                    self._step(batch)
+                    if self._scheduler.idle:
+                        self._scheduler.check()
+            except Exception as error:
+                # A mistake in Hearth itself: say so to those it hits, and go on with a clean slate.
+                log.exception("engine: unexpected error")
+                self._fail_all(_internal(error))
+                self._scheduler = Scheduler(self.limits)
+        self._close()
+
+    def _take_commands(self) -> None:
+        if self._scheduler.idle:
+            self._report_load()
+            self._inbox.get()()  # blocks
+        while not self._inbox.empty():
+            self._inbox.get_nowait()()
+
+    def _close(self) -> None:
+        with self._closing:
+            self._closed = True
+        while not self._inbox.empty():
+            self._inbox.get_nowait()()
+
+    def _on_submit(self, active: _Active) -> None:
+        params = active.params
+        try:
+            refusal = _shutting_down() if self._draining else self._suspended
+            if refusal is not None:
+                self._emit(active, Failed(refusal))
+                return
+            eos_ids = frozenset() if params.ignore_eos else self.tokenizer.eos_ids
+            self._scheduler.submit(
+                Request(active.seq_id, params.prompt, params.max_tokens, eos_ids)
+            )
+        except HearthError as error:
+            self._emit(active, Failed(error))
+        else:
+            self._active[active.seq_id] = active
+
+    def _on_cancel(self, seq_id: int) -> None:
+        active = self._active.get(seq_id)
+        if active is not None:
+            self._scheduler.cancel(seq_id)
+            self._end(active, Failed(_cancelled()))
+
+    def _on_suspend(self, error: HearthError) -> None:
+        self._suspended = HearthError(
+            Reason.CLUSTER_NOT_READY,
+            f"the cluster is not serving: {error.message}",
+            {**error.metadata, "cause": error.reason},
+        )
+        self._fail_all(error)
+
+    def _on_resume(self) -> None:
+        self._suspended = None
+
+    def _on_drain(self) -> None:
+        self._draining = True
+
+    def _fail_all(self, error: HearthError) -> None:
+        self._scheduler.step_failed()
+        for active in list(self._active.values()):
+            self._end(active, Failed(error))
+
+    def _step(self, batch: Batch) -> None:
+        begin = time.perf_counter()
+        active = self._active
+        for step in batch.sequences:
+            if not active[step.seq_id].started:
+                active[step.seq_id].started = begin
+        try:
+            logits = self._runner.run(batch).logits
+        except HearthError as error:
+            log.warning("engine: step failed: %s", error.message)
+            self._on_suspend(error)
+            return
+        if len(logits) != len(batch.output_rows):
+            raise RuntimeError(
+                f"the step gave {len(logits)} rows of logits, {len(batch.output_rows)} were wanted"
+            )
+        tokens: dict[int, int] = {}
+        for step in batch.sequences:
+            if step.wants_logits:
+                sampler = active[step.seq_id].sampler
+                token = sampler.sample(logits[len(tokens), : self._sampled_columns])
+                sampler.accept(token)
+                tokens[step.seq_id] = token
+        now = time.perf_counter()
+        for sampled in self._scheduler.step_finished(tokens):
+            self._deliver(active[sampled.seq_id], sampled, now)
+        self._report_load()
+
+    def _deliver(self, active: _Active, sampled: Sampled, now: float) -> None:
+        if not active.made:
+            active.first = now
+            if self._metrics is not None:
+                self._metrics.first_token(now - active.submitted)
+        active.last = now
+        active.made += 1
+        finish = sampled.finish
+        # An end-of-sequence token is counted and listed, and has no text.
+        text = "" if finish is FinishReason.EOS else active.decoder.push(sampled.token)
+        if finish is not None:
+            text += active.decoder.flush()
+        text, stopped = active.stops.feed(text)
+        if stopped:
+            if finish is None:
+                self._scheduler.cancel(active.seq_id)
+            finish = FinishReason.STOP
+        elif finish is not None:
+            text += active.stops.flush()
+        self._emit(active, Delta(text, (sampled.token,)))
+        if finish is not None:
+            self._end(active, Done(finish, active.usage()))
+
+    def _end(self, active: _Active, event: Done | Failed) -> None:
+        self._active.pop(active.seq_id, None)
+        self._emit(active, event)
+        if self._metrics is not None:
+            usage = active.usage()
+            self._metrics.request_done(
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.prefill_seconds,
+                usage.decode_seconds,
+            )
+
+    def _emit(self, active: _Active, event: Event) -> None:
+        try:
+            active.sink(event)
+        except Exception:
+            # The reader is gone; its request must not take the others with it.
+            log.exception("engine: the sink of request %d failed", active.seq_id)
+            if self._active.pop(active.seq_id, None) is not None:
+                self._scheduler.cancel(active.seq_id)
+
+    def _report_load(self) -> None:
+        scheduler = self._scheduler
+        load = (scheduler.waiting, scheduler.running, scheduler.pool.free)
+        if self._metrics is not None and load != self._reported:
+            self._reported = load
+            self._metrics.queue(scheduler.waiting, scheduler.running)
+            self._metrics.kv_pages(self.limits.max_pages - scheduler.pool.free, scheduler.pool.free)
+
+
+def _shutting_down() -> HearthError:
+    return HearthError(
+        Reason.SHUTTING_DOWN,
+        "the root is shutting down and takes no new requests; connect again when it is back",
+    )
+
+
+def _cancelled() -> HearthError:
+    return HearthError(Reason.CANCELLED, "the request was cancelled by its caller")
+
+
+def _internal(error: Exception) -> HearthError:
+    return HearthError(
+        Reason.INTERNAL,
+        f"a step failed on the root: {type(error).__name__}: {error}; the root goes on serving, "
+        "and its log has the details",
+    )

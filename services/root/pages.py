@@ -1,0 +1,72 @@
+"""Who owns which page of the KV cache.
+
+Pure bookkeeping of page numbers: no memory is held here. The root owns the numbering, and it is the
+same on every node, so one pool decides for the whole cluster.
+"""
+
+from collections.abc import Iterable
+
+
+class OutOfPages(Exception):  # noqa: N818  (a condition that the scheduler acts on, not a fault)
+    """Fewer pages are free than were asked for; nothing was allocated."""
+
+
+class PagePool:
+    """Page numbers 0 .. pages - 1, each free or owned by exactly one sequence.
+
+    Invariants (see `check`): no page has two owners; free and owned pages together are all pages.
+    """
+
+    def __init__(self, pages: int) -> None:
+        if pages < 1:
+            raise ValueError(f"a KV cache needs at least 1 page, not {pages}")
+        self.pages = pages
+        # A stack: pages used last, whose memory is touched already, are used again first.
+        self._free = list(range(pages - 1, -1, -1))
+        self._owner: dict[int, int] = {}
+
+    @property
+    def free(self) -> int:
+        """Pages that nobody owns."""
+        return len(self._free)
+
+    def allocate(self, owner: int, count: int) -> tuple[int, ...]:
+        """Gives `count` pages to `owner`, or raises OutOfPages and gives none."""
+        if count < 0:
+            raise ValueError(f"cannot allocate {count} pages")
+        if count > len(self._free):
+            raise OutOfPages(f"{count} pages asked for, {len(self._free)} of {self.pages} free")
+        taken = tuple(self._free.pop() for _ in range(count))
+        for page in taken:
+            self._owner[page] = owner
+        return taken
+
+    def release(self, owner: int, pages: Iterable[int]) -> None:
+        """Takes `pages` back from `owner`; ValueError when one of them is not its own."""
+        for page in pages:
+            held_by = self._owner.get(page)
+            if held_by != owner:
+                raise ValueError(f"page {page} belongs to {held_by}, and {owner} gave it back")
+            del self._owner[page]
+            self._free.append(page)
+
+    def check(self, held: dict[int, tuple[int, ...]]) -> None:
+        """Compares the pool with what every sequence says that it holds: {owner: pages}.
+
+        Raises RuntimeError with the difference; called when idle and by tests.
+        """
+        claimed: dict[int, int] = {}
+        for owner, pages in held.items():
+            for page in pages:
+                if page in claimed:
+                    raise RuntimeError(f"page {page} is held by both {claimed[page]} and {owner}")
+                claimed[page] = owner
+        if claimed != self._owner:
+            differing = sorted(set(claimed.items()) ^ set(self._owner.items()))
+            raise RuntimeError(f"page owners differ between sequences and pool: {differing[:8]}")
+        together = sorted([*self._free, *self._owner])
+        if together != list(range(self.pages)):
+            raise RuntimeError(
+                f"{len(self._free)} free and {len(self._owner)} owned pages are not the "
+                f"{self.pages} pages of the pool"
+            )
