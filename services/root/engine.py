@@ -291,6 +291,7 @@ class Engine:
             self._closed = True
         while not self._inbox.empty():
             self._inbox.get_nowait()()
+        self._fail_all(_shutting_down())
 
     def _on_submit(self, active: _Active) -> None:
         params = active.params

@@ -1,0 +1,156 @@
+"""Stand-ins for a model, so that the root's engine and service are tested without weights.
+
+The runner keeps a paged KV cache of tokens and computes each next token from what it reads there,
+so a page given to two sequences, a gap in positions or a lost token changes the text.
+"""
+
+import codecs
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.root.params import Sampling
+from hearth.root.scheduler import Batch
+
+BOS, EOS = 256, 257
+VOCAB = 258
+
+NextToken = Callable[[tuple[int, ...]], int]
+
+
+class ByteStream:
+    """Whole characters out of bytes."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token])) if token < BOS else ""
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    """One token a byte, then begin- and end-of-sequence."""
+
+    vocab_size = VOCAB
+    bos_id: int | None = BOS
+    eos_ids = frozenset({EOS})
+    add_bos = True
+
+    def __init__(self, chat_template: str | None = None) -> None:
+        self.chat_template = chat_template
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        return ([BOS] if add_special and self.add_bos else []) + list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(token for token in ids if token < BOS).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < BOS else b""
+
+    def stream(self) -> ByteStream:
+        return ByteStream()
+
+
+def letters(history: tuple[int, ...]) -> int:
+    """A next token that depends on every token before it: a lower-case letter or a space."""
+    return b"abcdefghijklmnopqrstuvwxyz "[zlib.crc32(repr(history).encode()) % 27]
+
+
+def script(text: str | bytes, prompt: str = "") -> NextToken:
+    """Next tokens that say `text` after BOS and `prompt`, then EOS."""
+    data = text.encode() if isinstance(text, str) else text
+    start = 1 + len(prompt.encode())
+
+    def next_token(history: tuple[int, ...]) -> int:
+        index = len(history) - start
+        return data[index] if index < len(data) else EOS
+
+    return next_token
+
+
+@dataclass(frozen=True)
+class FakeOutput:
+    logits: npt.NDArray[np.float32]
+
+
+@dataclass
+class FakeRunner:
+    """Steps in no time, or in `seconds`; holds every rule of a Batch on the way."""
+
+    next_token: NextToken = letters
+    page_size: int = 4
+    max_step_tokens: int = 1 << 30
+    seconds: float = 0.0
+    # When set, each step waits for it (and it stays set until cleared).
+    gate: threading.Event | None = None
+    entered: threading.Event = field(default_factory=threading.Event)
+    fail_with: Exception | None = None
+    batches: list[Batch] = field(default_factory=list)
+    cache: dict[int, list[int | None]] = field(default_factory=dict)
+
+    def run(self, batch: Batch) -> FakeOutput:
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        if self.seconds:
+            time.sleep(self.seconds)
+        self.batches.append(batch)
+        if self.fail_with is not None:
+            error, self.fail_with = self.fail_with, None
+            raise error
+        assert 1 <= batch.rows <= self.max_step_tokens
+        assert batch.tokens == tuple(t for step in batch.sequences for t in step.tokens)
+        for step in batch.sequences:
+            assert len(step.tokens) >= 1
+            for i, token in enumerate(step.tokens):
+                page, offset = divmod(step.position + i, self.page_size)
+                slots = self.cache.setdefault(step.pages[page], [None] * self.page_size)
+                slots[offset] = token
+        logits = np.zeros((len(batch.output_rows), VOCAB), np.float32)
+        row = 0
+        for step in batch.sequences:
+            if step.wants_logits:
+                history = self._history(step.pages, step.position + len(step.tokens))
+                logits[row, self.next_token(history)] = 10.0
+                row += 1
+        assert row == len(logits)
+        return FakeOutput(logits)
+
+    def _history(self, pages: tuple[int, ...], length: int) -> tuple[int, ...]:
+        history = []
+        for position in range(length):
+            page, offset = divmod(position, self.page_size)
+            token = self.cache[pages[page]][offset]
+            assert token is not None, f"position {position} was never computed"
+            history.append(token)
+        return tuple(history)
+
+
+class Greedy:
+    """A sampler of the best logit."""
+
+    def __init__(self, sampling: Sampling, seed: int) -> None:
+        self.accepted: list[int] = []
+
+    def sample(self, logits: npt.NDArray[np.float32]) -> int:
+        return int(logits.argmax())
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+def expected(prompt: Sequence[int], count: int, next_token: NextToken = letters) -> list[int]:
+    """What one sequence alone makes."""
+    history = list(prompt)
+    for _ in range(count):
+        history.append(next_token(tuple(history)))
+    return history[len(prompt) :]

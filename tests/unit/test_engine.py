@@ -1,0 +1,443 @@
+"""The engine with a stand-in for the model: a request's text does not depend on its neighbours."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving_fakes import (
+    BOS,
+    EOS,
+    ByteTokenizer,
+    FakeOutput,
+    FakeRunner,
+    Greedy,
+    expected,
+    letters,
+    script,
+)
+
+from hearth.common.errors import HearthError, Reason
+from hearth.root.engine import Engine
+from hearth.root.mailbox import Delta, Done, Event, Failed, Mailbox
+from hearth.root.params import GenerateParams, Sampling
+from hearth.root.scheduler import Batch, FinishReason, Limits
+
+LIMITS = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=16, max_running=8)
+
+
+class Sink:
+    """Keeps all events; `done` is set by the last."""
+
+    def __init__(self, on_delta: Callable[[], None] | None = None) -> None:
+        self.events: list[Event] = []
+        self.done = threading.Event()
+        self.on_delta = on_delta
+
+    def __call__(self, event: Event) -> None:
+        assert not self.done.is_set(), "an event after the last"
+        self.events.append(event)
+        if not isinstance(event, Delta):
+            self.done.set()
+        elif self.on_delta is not None:
+            self.on_delta()
+
+    def wait(self) -> "Sink":
+        assert self.done.wait(30)
+        return self
+
+    @property
+    def text(self) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, Delta))
+
+    @property
+    def tokens(self) -> list[int]:
+        return [t for e in self.events if isinstance(e, Delta) for t in e.token_ids]
+
+    @property
+    def finish(self) -> FinishReason:
+        end = self.wait().events[-1]
+        assert isinstance(end, Done), end
+        return end.finish_reason
+
+    @property
+    def error(self) -> HearthError:
+        end = self.wait().events[-1]
+        assert isinstance(end, Failed), end
+        return end.error
+
+
+@contextmanager
+def engine(runner: FakeRunner | None = None, limits: Limits = LIMITS) -> Iterator[Engine]:
+    made = Engine(runner or FakeRunner(), ByteTokenizer(), limits, sampler_factory=Greedy)
+    made.start()
+    try:
+        yield made
+    finally:
+        assert made.stop(drain=False)
+
+
+def params(text: str, max_tokens: int = 10, **more: object) -> GenerateParams:
+    return GenerateParams((BOS, *text.encode()), max_tokens, **more)  # type: ignore[arg-type]
+
+
+def test_one_request() -> None:
+    with engine(FakeRunner(script("Once upon", "Hi"))) as e:
+        sink = Sink()
+        e.submit(params("Hi", 0), sink)
+        assert sink.finish is FinishReason.EOS
+        assert sink.text == "Once upon"
+        # The end-of-sequence token is listed and counted.
+        assert sink.tokens == [*b"Once upon", EOS]
+        done = sink.events[-1]
+        assert isinstance(done, Done)
+        assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (3, 10)
+        assert done.usage.queue_seconds >= 0
+        assert done.usage.prefill_seconds > 0
+        assert done.usage.decode_seconds > 0
+
+
+def test_finish_reasons() -> None:
+    with engine(FakeRunner(lambda history: EOS if len(history) > 6 else ord("x"))) as e:
+        cases = [
+            (params("abc", 3), FinishReason.LENGTH, "xxx"),
+            (params("abc", 0), FinishReason.EOS, "xxx"),
+            (params("abc", 0, stop=("xx",)), FinishReason.STOP, ""),
+            (params("abc", 0, ignore_eos=True), FinishReason.CONTEXT, "xxx"),
+        ]
+        for request, reason, text in cases:
+            sink = Sink()
+            e.submit(request, sink)
+            assert (sink.finish, sink.text) == (reason, text)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("ab", max_size=30), st.integers(1, 25)), min_size=1, max_size=8),
+    st.integers(12, 64),
+)
+def test_together_as_alone(requests: list[tuple[str, int]], pages: int) -> None:
+    """Continuous batching, chunked prefill and preemption do not change a token."""
+    limits = Limits(
+        context_size=48,
+        max_pages=pages,
+        page_size=4,
+        max_step_tokens=8,
+        max_running=4,
+        max_waiting=8,
+    )
+    with engine(FakeRunner(max_step_tokens=8), limits) as e:
+        sinks = []
+        for text, count in requests:
+            sinks.append(Sink())
+            e.submit(params(text, count), sinks[-1])
+        for (text, count), sink in zip(requests, sinks, strict=True):
+            wanted = min(count, 48 - 1 - len(text))
+            assert sink.wait().tokens == expected((BOS, *text.encode()), wanted, letters)
+
+
+def test_preemption_does_not_change_the_text() -> None:
+    runner = FakeRunner(gate=threading.Event())
+    limits = Limits(context_size=40, max_pages=10, page_size=4, max_step_tokens=8, max_running=3)
+    with engine(runner, limits) as e:
+        sinks = [Sink() for _ in range(3)]
+        for i, sink in enumerate(sinks):
+            e.submit(params("abc"[i] * 5, 30), sink)
+        assert runner.gate is not None
+        runner.gate.set()
+        for i, sink in enumerate(sinks):
+            assert sink.wait().tokens == expected((BOS, *b"abc"[i : i + 1] * 5), 30)
+    starts = [s.seq_id for batch in runner.batches for s in batch.sequences if s.position == 0]
+    assert len(starts) > 3, "nothing was preempted: the test does not test what it says"
+
+
+def test_requests_really_run_together() -> None:
+    runner = FakeRunner(gate=threading.Event())
+    with engine(runner) as e:
+        sinks = [Sink() for _ in range(4)]
+        for sink in sinks:
+            e.submit(params("ab", 5), sink)
+        assert runner.gate is not None
+        runner.gate.set()
+        for sink in sinks:
+            sink.wait()
+    assert max(len(batch.output_rows) for batch in runner.batches) >= 3
+    assert len(runner.batches) <= 7
+
+
+def test_cancel_takes_effect_before_the_next_step() -> None:
+    runner = FakeRunner()
+    with engine(runner) as e:
+        handles = []
+        cancelled_at = []
+
+        def cancel_at_third() -> None:
+            if len(sink.tokens) == 3:
+                handles[0].cancel()
+                cancelled_at.append(len(runner.batches))
+
+        sink = Sink(cancel_at_third)
+        ready = threading.Event()
+        e._post(ready.wait)  # the sink may only run when the handle is known
+        handles.append(e.submit(params("ab", 50), sink))
+        ready.set()
+        assert sink.error.reason == "CANCELLED"
+        time.sleep(0.05)
+        assert len(runner.batches) == cancelled_at[0]
+        assert len(sink.tokens) == 3
+
+
+def test_cancel_from_another_thread_and_while_waiting() -> None:
+    runner = FakeRunner(gate=threading.Event())
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_running=1)
+    with engine(runner, limits) as e:
+        first, second = Sink(), Sink()
+        e.submit(params("ab", 5), first)
+        handle = e.submit(params("ab", 5), second)
+        handle.cancel()
+        handle.cancel()
+        assert runner.gate is not None
+        runner.gate.set()
+        assert second.error.reason == "CANCELLED"
+        assert second.tokens == []
+        assert first.finish is FinishReason.LENGTH
+        handle.cancel()
+
+
+def test_a_lost_worker_ends_all_and_the_engine_refuses_until_resumed() -> None:
+    lost = HearthError(Reason.WORKER_LOST, "worker nas:7717 was lost", {"worker": "nas:7717"})
+    runner = FakeRunner(gate=threading.Event(), fail_with=lost)
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_running=1)
+    with engine(runner, limits) as e:
+        sinks = [Sink(), Sink()]
+        for sink in sinks:
+            e.submit(params("ab", 5), sink)
+        assert runner.gate is not None
+        runner.gate.set()
+        for sink in sinks:
+            assert sink.error is lost
+        refused = Sink()
+        e.submit(params("ab", 5), refused)
+        assert refused.error.code.name == "UNAVAILABLE"
+        assert refused.error.reason == "CLUSTER_NOT_READY"
+        assert "worker nas:7717 was lost" in refused.error.message
+        assert refused.error.metadata == {"worker": "nas:7717", "cause": "WORKER_LOST"}
+        e.resume()
+        again = Sink()
+        e.submit(params("ab", 5), again)
+        assert again.wait().tokens == expected((BOS, *b"ab"), 5)
+
+
+def test_suspend_while_idle() -> None:
+    with engine() as e:
+        e.suspend(HearthError(Reason.WORKER_LOST, "worker pi3 does not answer"))
+        sink = Sink()
+        e.submit(params("ab"), sink)
+        assert "pi3" in sink.error.message
+
+
+def test_resume_during_the_failing_step_wins() -> None:
+    """The cluster may be whole again before the engine has heard of the loss."""
+    runner = FakeRunner(gate=threading.Event(), fail_with=HearthError(Reason.WORKER_LOST, "gone"))
+    with engine(runner) as e:
+        sink = Sink()
+        e.submit(params("ab"), sink)
+        assert runner.entered.wait(30)
+        e.resume()
+        assert runner.gate is not None
+        runner.gate.set()
+        assert sink.error.reason == "WORKER_LOST"
+        again = Sink()
+        e.submit(params("ab", 2), again)
+        assert again.finish is FinishReason.LENGTH
+
+
+def test_a_mistake_in_the_runner_is_an_internal_error_and_the_engine_goes_on() -> None:
+    with engine(FakeRunner(fail_with=ZeroDivisionError("oh"))) as e:
+        sink = Sink()
+        e.submit(params("ab"), sink)
+        assert sink.error.code.name == "INTERNAL"
+        assert "ZeroDivisionError: oh" in sink.error.message
+        again = Sink()
+        e.submit(params("ab", 2), again)
+        assert again.finish is FinishReason.LENGTH
+
+
+def test_a_runner_with_too_few_rows_is_noticed() -> None:
+    class Short(FakeRunner):
+        def run(self, batch: Batch) -> FakeOutput:
+            super().run(batch)
+            return FakeOutput(np.zeros((0, 258), np.float32))
+
+    with engine(Short()) as e:
+        sink = Sink()
+        e.submit(params("ab"), sink)
+        assert "0 rows of logits, 1 were wanted" in sink.error.message
+
+
+def test_a_sink_that_fails_ends_its_request_only() -> None:
+    runner = FakeRunner()
+    with engine(runner) as e:
+
+        def broken(event: Event) -> None:
+            raise OSError("gone")
+
+        good = Sink()
+        e.submit(params("ab", 40), broken)
+        e.submit(params("ab", 5), good)
+        assert good.wait().tokens == expected((BOS, *b"ab"), 5)
+        assert e._scheduler.idle
+
+
+def test_stop_texts_over_token_borders_are_not_in_the_output() -> None:
+    with engine(FakeRunner(script("Hello\n\nUser: me"))) as e:
+        sink = Sink()
+        e.submit(params("", 0, stop=("\n\nUser:", "zzz")), sink)
+        assert (sink.finish, sink.text) == (FinishReason.STOP, "Hello")
+        # What might have become a stop text was never given out, not even for a moment.
+        assert [e.text for e in sink.events if isinstance(e, Delta) and e.text] == list("Hello")
+    with engine(FakeRunner(script("Hello\n\nUser"))) as e:
+        sink = Sink()
+        e.submit(params("", 0, stop=("\n\nUser:",)), sink)
+        assert (sink.finish, sink.text) == (FinishReason.EOS, "Hello\n\nUser")
+
+
+def test_characters_over_token_borders_are_whole() -> None:
+    text = "Grüße 🔥 日本"
+    with engine(FakeRunner(script(text))) as e:
+        sink = Sink()
+        e.submit(params("", 0), sink)
+        assert sink.wait().text == text
+        assert all("�" not in event.text for event in sink.events if isinstance(event, Delta))
+        # Cut in the middle of a character: the rest is flushed as a replacement character.
+        cut = Sink()
+        e.submit(params("", 3), cut)
+        assert cut.wait().text == "Gr�"
+
+
+def test_queue_full_and_prompt_too_long_come_to_the_sink() -> None:
+    runner = FakeRunner(gate=threading.Event())
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_running=1, max_waiting=1)
+    with engine(runner, limits) as e:
+        sinks = [Sink() for _ in range(3)]
+        for sink in sinks:
+            e.submit(params("ab", 2), sink)
+        long = Sink()
+        e.submit(params("a" * 64), long)
+        assert runner.gate is not None
+        runner.gate.set()
+        assert sinks[2].error.reason == "QUEUE_FULL"
+        assert long.error.reason == "PROMPT_TOO_LONG"
+        assert sinks[1].finish is FinishReason.LENGTH
+
+
+def test_bad_token_ids_are_refused_at_once() -> None:
+    with engine() as e, pytest.raises(HearthError, match="token id 258 at index 1"):
+        e.submit(GenerateParams((1, 258)), Sink())
+
+
+def test_prompt_ids() -> None:
+    with engine() as e:
+        assert e.prompt_ids("a") == (BOS, 97)
+        assert e.prompt_ids("") == (BOS,)
+        with pytest.raises(HearthError, match="lone surrogate"):
+            e.prompt_ids("\udc00")
+
+
+def test_stop_with_drain_finishes_what_runs() -> None:
+    runner = FakeRunner(gate=threading.Event())
+    e = Engine(runner, ByteTokenizer(), LIMITS, sampler_factory=Greedy)
+    e.start()
+    sink = Sink()
+    e.submit(params("ab", 5), sink)
+    assert runner.gate is not None
+    threading.Timer(0.05, runner.gate.set).start()
+    assert e.stop(drain=True)
+    assert sink.finish is FinishReason.LENGTH
+    with pytest.raises(HearthError, match="shutting down"):
+        e.submit(params("ab"), sink)
+
+
+def test_stop_with_drain_gives_up_after_its_timeout() -> None:
+    e = Engine(FakeRunner(seconds=0.01), ByteTokenizer(), LIMITS, sampler_factory=Greedy)
+    e.start()
+    sink = Sink()
+    e.submit(params("ab", 0), sink)
+    late = Sink()
+    threading.Timer(0.05, lambda: e.submit(params("ab"), late)).start()
+    assert e.stop(drain=True, timeout=0.2)
+    assert sink.error.reason == "SHUTTING_DOWN"
+    assert late.error.reason == "SHUTTING_DOWN"
+
+
+def test_stop_before_start() -> None:
+    e = Engine(FakeRunner(), ByteTokenizer(), LIMITS, sampler_factory=Greedy)
+    sink = Sink()
+    e.submit(params("ab"), sink)
+    assert e.stop()
+    assert sink.error.reason == "SHUTTING_DOWN"
+
+
+def test_an_idle_engine_uses_no_cpu() -> None:
+    with engine() as e:
+        sink = Sink()
+        e.submit(params("ab", 3), sink)
+        sink.wait()
+        before = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - before < 0.05
+
+
+def test_generate_in_process() -> None:
+    runner = FakeRunner()
+    with engine(runner) as e:
+        events = list(e.generate(params("ab", 6)))
+        assert isinstance(events[-1], Done)
+        tokens = [t for event in events if isinstance(event, Delta) for t in event.token_ids]
+        assert tokens == expected((BOS, *b"ab"), 6)
+        with pytest.raises(HearthError, match="context 64 positions"):
+            list(e.generate(params("a" * 70)))
+        # Closing the iterator cancels.
+        runner.seconds = 0.005
+        stream = e.generate(params("ab", 50))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        made = len(runner.batches)
+        time.sleep(0.1)
+        assert len(runner.batches) <= made + 1
+
+
+def test_a_slow_reader_gets_merged_deltas() -> None:
+    wakes = []
+    mailbox = Mailbox(lambda: wakes.append(1))
+    for token in b"abc":
+        mailbox(Delta(chr(token), (token,)))
+    assert len(wakes) == 1
+    assert mailbox.take() == (Delta("abc", (97, 98, 99)), None)
+    assert mailbox.take() == (None, None)
+    mailbox(Delta("d", (100,)))
+    mailbox(Failed(HearthError(Reason.CANCELLED, "x")))
+    assert len(wakes) == 2
+    delta, end = mailbox.take()
+    assert delta == Delta("d", (100,))
+    assert isinstance(end, Failed)
+
+
+def test_the_repetition_penalty_sees_the_prompt() -> None:
+    samplers = []
+
+    def factory(sampling: Sampling, seed: int) -> Greedy:
+        samplers.append(Greedy(sampling, seed))
+        return samplers[-1]
+
+    e = Engine(FakeRunner(), ByteTokenizer(), LIMITS, sampler_factory=factory)
+    e.start()
+    sink = Sink()
+    e.submit(params("ab", 2, sampling=Sampling(repetition_penalty=1.1)), sink)
+    sink.wait()
+    e.stop()
+    assert samplers[0].accepted == [BOS, *b"ab", *sink.tokens]
