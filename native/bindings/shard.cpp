@@ -1,4 +1,184 @@
+// Shards, lanes and samplers.
+#include "hearth/shard.h"
+
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
 #include "bindings.h"
+#include "hearth/cpu.h"
+#include "hearth/sampler.h"
+
+namespace py = pybind11;
+
 namespace hearth::bindings {
-void bind_shard(pybind11::module_&) {}
+namespace {
+
+// A lane whose all_reduce is Python's. The shard calls it without the GIL.
+class PythonLane : public Lane, public py::trampoline_self_life_support {
+ public:
+  void all_reduce(float* x, size_t rows, size_t columns) override {
+    py::gil_scoped_acquire acquire;
+    const py::function call = py::get_override(static_cast<const Lane*>(this), "all_reduce");
+    if (!call) throw std::logic_error("this lane defines no all_reduce");
+    // A view: the capsule keeps numpy from copying, and owns nothing.
+    const py::capsule unowned(x, [](void*) {});
+    call(Floats({rows, columns}, x, unowned));
+  }
+};
+
+struct StepOutput {
+  Floats logits, activations;
+  StepTiming timing;
+};
+
+using Pair = std::pair<size_t, size_t>;
+
+KvType parse_kv_type(const std::string& name) {
+  if (name == "f32") return KvType::f32;
+  if (name == "f16") return KvType::f16;
+  throw std::invalid_argument("unknown KV type '" + name.substr(0, 32) + "': there are f32, f16");
 }
+
+StepOutput step(Shard& shard, const Floats& activations,
+                const std::vector<std::tuple<size_t, size_t, std::vector<uint32_t>>>& sequences,
+                const std::vector<uint32_t>& output_rows, Lane* lane) {
+  const ShardConfig& config = shard.config();
+  if (activations.ndim() != 2 || static_cast<size_t>(activations.shape(1)) != config.hidden_size) {
+    throw std::invalid_argument("activations are [rows, " + std::to_string(config.hidden_size) +
+                                "]");
+  }
+  std::vector<SequenceStep> steps;
+  steps.reserve(sequences.size());
+  for (const auto& [rows, position, pages] : sequences) steps.push_back({rows, position, pages});
+  StepOutput out;
+  out.activations = Floats({activations.shape(0), activations.shape(1)});
+  std::copy_n(activations.data(), activations.size(), out.activations.mutable_data());
+  out.logits = Floats({output_rows.size(), config.vocab.size()});
+  const std::span<float> x(out.activations.mutable_data(), static_cast<size_t>(activations.size()));
+  float* logits = out.logits.mutable_data();
+  {
+    py::gil_scoped_release release;
+    out.timing = shard.step(x, steps, output_rows, logits, lane);
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_shard(py::module_& module) {
+  using namespace py::literals;
+  module.def(
+      "instruction_set", [] { return std::string(kernels_in_use().name); }, "The kernels in use.");
+  module.def("instruction_sets", &instruction_sets, "The kernels that this CPU can run.");
+  module.def("set_instruction_set", &use_kernels, "name"_a,
+             "Chooses the kernels of shards made from now on.");
+
+  py::class_<Lane, PythonLane, py::smart_holder>(module, "Lane",
+                                                 "How a sync travels; define all_reduce.")
+      .def(py::init<>())
+      .def(
+          "all_reduce",
+          [](Lane& lane, Floats& x) {
+            if (x.ndim() != 2) throw std::invalid_argument("all_reduce takes [rows, columns]");
+            lane.all_reduce(x.mutable_data(), x.shape(0), x.shape(1));
+          },
+          "x"_a, "Adds up x over all ranks, in place: f32 [rows, hidden_size].");
+
+  py::class_<StepOutput>(module, "StepOutput", "Logits on the last stage, activations on others.")
+      .def_readonly("logits", &StepOutput::logits)
+      .def_readonly("activations", &StepOutput::activations)
+      .def_property_readonly("wall_ns", [](const StepOutput& out) { return out.timing.wall_ns; })
+      .def_property_readonly("compute_ns",
+                             [](const StepOutput& out) { return out.timing.compute_ns; })
+      .def_property_readonly("sync_ns", [](const StepOutput& out) { return out.timing.sync_ns; });
+
+  py::class_<Shard>(module, "Shard", "What one node holds of a model, and its steps.")
+      .def(py::init([](size_t hidden_size, Pair layers, Pair heads, Pair kv_heads, size_t head_size,
+                       Pair ffn, Pair vocab, float norm_epsilon,
+                       const std::vector<float>& rope_frequencies, const std::string& kv_type,
+                       size_t page_size, size_t max_pages, size_t max_step_tokens, bool embedding,
+                       size_t vocab_size, bool head_from_embedding, size_t threads,
+                       std::vector<int> pin) {
+             const auto span = [](Pair pair) { return Span{pair.first, pair.second}; };
+             return std::make_unique<Shard>(ShardConfig{.hidden_size = hidden_size,
+                                                        .layers = span(layers),
+                                                        .heads = span(heads),
+                                                        .kv_heads = span(kv_heads),
+                                                        .head_size = head_size,
+                                                        .ffn = span(ffn),
+                                                        .vocab = span(vocab),
+                                                        .norm_epsilon = norm_epsilon,
+                                                        .rope_frequencies = rope_frequencies,
+                                                        .kv_type = parse_kv_type(kv_type),
+                                                        .page_size = page_size,
+                                                        .max_pages = max_pages,
+                                                        .max_step_tokens = max_step_tokens,
+                                                        .embedding = embedding,
+                                                        .vocab_size = vocab_size,
+                                                        .head_from_embedding = head_from_embedding},
+                                            threads, std::move(pin));
+           }),
+           py::kw_only(), "hidden_size"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_size"_a,
+           "ffn"_a, "vocab"_a, "norm_epsilon"_a, "rope_frequencies"_a, "kv_type"_a, "page_size"_a,
+           "max_pages"_a, "max_step_tokens"_a, "embedding"_a, "vocab_size"_a,
+           "head_from_embedding"_a, "threads"_a, "pin"_a = std::vector<int>{})
+      .def("expected", &Shard::expected, "Every slice it needs: name -> (rows, columns).")
+      .def("missing", &Shard::missing, "Slices not loaded yet.")
+      .def(
+          "load",
+          [](Shard& shard, const std::string& name, const std::string& type,
+             const py::buffer& data) {
+            const py::buffer_info info = data.request();
+            if (PyBuffer_IsContiguous(info.view(), 'C') == 0)
+              throw std::invalid_argument("slice data are not contiguous");
+            const std::span bytes(static_cast<const uint8_t*>(info.ptr),
+                                  static_cast<size_t>(info.size * info.itemsize));
+            const Type parsed = parse_type(type);
+            py::gil_scoped_release release;
+            shard.load(name, parsed, bytes);
+          },
+          "name"_a, "type"_a, "data"_a, "Packs a slice for this CPU.")
+      .def_property_readonly("weight_bytes", &Shard::weight_bytes)
+      .def_property_readonly("kv_bytes", [](const Shard& shard) { return shard.kv().size_bytes(); })
+      .def_property_readonly("kv_pages", [](const Shard& shard) { return shard.kv().pages(); })
+      .def(
+          "embed",
+          [](const Shard& shard,
+             const py::array_t<uint32_t, py::array::c_style | py::array::forcecast>& tokens) {
+            if (tokens.ndim() != 1) throw std::invalid_argument("embed takes [n] token ids");
+            Floats out({static_cast<size_t>(tokens.size()), shard.config().hidden_size});
+            shard.embed({tokens.data(), static_cast<size_t>(tokens.size())}, out.mutable_data());
+            return out;
+          },
+          "tokens"_a, "[n] token ids -> f32 [n, hidden_size].")
+      .def("step", &step, "activations"_a, "sequences"_a, "output_rows"_a, "lane"_a.none(true),
+           "One forward pass of a batch.");
+
+  py::class_<Sampler>(module, "Sampler", "Chooses tokens; one for each sequence.")
+      .def(
+          py::init([](float temperature, uint32_t top_k, float top_p, float min_p,
+                      float repetition_penalty, uint64_t seed) {
+            return std::make_unique<Sampler>(SamplerConfig{.temperature = temperature,
+                                                           .top_k = top_k,
+                                                           .top_p = top_p,
+                                                           .min_p = min_p,
+                                                           .repetition_penalty = repetition_penalty,
+                                                           .seed = seed});
+          }),
+          "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
+          "repetition_penalty"_a = 1.0f, "seed"_a = 0)
+      .def(
+          "sample",
+          [](Sampler& sampler, const Floats& logits) {
+            if (logits.ndim() != 1) throw std::invalid_argument("sample takes [vocab_size] logits");
+            return sampler.sample({logits.data(), static_cast<size_t>(logits.size())});
+          },
+          "logits"_a, "f32 [vocab_size] -> token id.")
+      .def("accept", &Sampler::accept, "token"_a, "Counts a token as seen.");
+}
+
+}  // namespace hearth::bindings

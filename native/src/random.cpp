@@ -7,7 +7,8 @@
 namespace hearth {
 namespace {
 
-// SplitMix64's finalizer (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+// SplitMix64's finalizer (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+// 2014).
 uint64_t mix(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;

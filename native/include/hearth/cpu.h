@@ -1,0 +1,22 @@
+// Which kernels this machine can run, and which are in use. Kernels are chosen when a shard is
+// made.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace hearth {
+
+struct Kernels;
+
+// Best first; "scalar" is always the last.
+std::vector<std::string> instruction_sets();
+// nullptr when this CPU (or this build) lacks them.
+const Kernels* find_kernels(const std::string& name);
+// The kernels for new shards: the best there are, or those chosen by use_kernels or by the
+// environment variable HEARTH_INSTRUCTION_SET.
+const Kernels& kernels_in_use();
+// Throws std::invalid_argument naming those that can be had.
+void use_kernels(const std::string& name);
+
+}  // namespace hearth

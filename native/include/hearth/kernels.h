@@ -1,0 +1,81 @@
+// The kernels: the few loops in which all time is spent, as a table of functions, so that the
+// fastest variant a CPU can run is chosen once and at run time. kernels_scalar.cpp is the
+// definition: every other variant gives the same bits for the matrix products and quantization, and
+// agrees within a few units in the last place where exp is involved.
+//
+// Packed matrices (matrix.h) come in groups of eight rows; see there for the bytes of each type.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "hearth/types.h"
+
+namespace hearth {
+
+inline constexpr size_t kGroupRows = 8;
+
+// y[t][r] = sum over c of w[r][c] * x[t][c], for a run of groups of eight rows.
+struct MatmulArgs {
+  const uint8_t* weights;  // first group
+  size_t group_bytes;
+  size_t groups;
+  size_t columns;
+  size_t rows;  // rows to write: at most groups * 8
+  size_t tokens;
+  // f32 and f16 weights: activations as they are, [tokens, columns].
+  const float* x;
+  // q80 and q40 weights: activations quantized by `quantize`, [tokens, columns] and [tokens,
+  // blocks].
+  const int8_t* xq;
+  const float* x_scales;
+  const int32_t* x_sums;
+  float* y;  // [tokens, y_stride]
+  size_t y_stride;
+};
+
+// One page of one KV head, for `heads` query heads that share it.
+struct AttendArgs {
+  const float* q;    // [heads, head_size], already scaled
+  const void* keys;  // [slots, head_size] of f32 or f16
+  const void* values;
+  size_t heads, head_size, slots;
+  float* scratch;  // [heads, slots]
+  // Running softmax (Milakov, Gimelshein: Online normalizer calculation for softmax, 2018).
+  float* largest;  // [heads], -inf at first
+  float* sum;      // [heads], 0 at first
+  float* out;      // [heads, head_size], 0 at first; divided by sum after the last page
+};
+
+struct Kernels {
+  const char* name;
+
+  // Activations to int8 in blocks of 32: q = round(x / scale), scale = largest magnitude / 127,
+  // sum = 8 * (sum of q), the offset that unsigned 4-bit weights carry. columns % 32 == 0.
+  void (*quantize)(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums);
+
+  void (*matmul_f32)(const MatmulArgs&);
+  void (*matmul_f16)(const MatmulArgs&);
+  void (*matmul_q80)(const MatmulArgs&);
+  void (*matmul_q40)(const MatmulArgs&);
+
+  // y = x / sqrt(mean(x^2) + epsilon) * weight
+  void (*rms_norm)(const float* x, const float* weight, size_t size, float epsilon, float* y);
+  // x += y
+  void (*add)(float* x, const float* y, size_t size);
+  // gate = silu(gate) * up
+  void (*swiglu)(float* gate, const float* up, size_t size);
+  // Rotates pairs (i, i + half) of one head; cos, sin: [half].
+  void (*rope)(float* head, const float* cos, const float* sin, size_t half);
+
+  void (*attend_f32)(const AttendArgs&);
+  void (*attend_f16)(const AttendArgs&);
+  void (*to_f16)(const float* x, size_t size, uint16_t* out);
+};
+
+extern const Kernels kScalarKernels;
+#ifdef HEARTH_HAVE_AVX2
+extern const Kernels kAvx2Kernels;
+#endif
+
+}  // namespace hearth

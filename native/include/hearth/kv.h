@@ -1,0 +1,54 @@
+// The KV cache of one shard, in pages. A page holds `page_size` positions of every layer and KV
+// head of the shard. Who has which page is the root's business: here a page is a number, and its
+// memory comes when it is first written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "hearth/kernels.h"
+#include "hearth/matrix.h"
+
+namespace hearth {
+
+enum class KvType : uint8_t { f32, f16 };
+
+struct KvShape {
+  size_t layers, kv_heads, head_size;
+  size_t page_size;  // positions
+  size_t max_pages;
+  KvType type;
+};
+
+class KvCache {
+ public:
+  explicit KvCache(const KvShape& shape);
+
+  const KvShape& shape() const { return shape_; }
+  size_t page_bytes() const;
+  // Pages that have memory now.
+  size_t pages() const { return allocated_; }
+  size_t size_bytes() const { return allocated_ * page_bytes(); }
+
+  // Gives the page memory if it has none. Throws std::invalid_argument for a number out of range,
+  // std::bad_alloc when there is no memory.
+  void ensure(uint32_t page);
+
+  // [page_size, head_size] of one page, layer (counted from the shard's first) and KV head.
+  void* keys(uint32_t page, size_t layer, size_t head) { return at(page, layer, head, 0); }
+  void* values(uint32_t page, size_t layer, size_t head) { return at(page, layer, head, 1); }
+
+  // Writes one position's key or value, [head_size] of f32, at `slot` of what keys/values gave.
+  void store(const Kernels& kernels, void* rows, size_t slot, const float* x) const;
+
+ private:
+  void* at(uint32_t page, size_t layer, size_t head, size_t which);
+  size_t number_bytes() const { return shape_.type == KvType::f32 ? 4 : 2; }
+
+  KvShape shape_;
+  std::vector<Buffer> pages_;
+  size_t allocated_ = 0;
+};
+
+}  // namespace hearth

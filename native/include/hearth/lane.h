@@ -1,0 +1,19 @@
+// How a sync travels between the ranks of a stage. The shard knows only this; whether the frames
+// ride gRPC streams or the core's own connections is the lane's business.
+#pragma once
+
+#include <cstddef>
+
+namespace hearth {
+
+class Lane {
+ public:
+  virtual ~Lane() = default;
+
+  // Adds up x, [rows, columns], over all ranks, in place. Every rank ends with the same bits.
+  // Called by one thread, twice per layer, in the same order on every rank. Throws when a rank is
+  // lost or the step is given up; the shard then gives the step up too and can take another.
+  virtual void all_reduce(float* x, size_t rows, size_t columns) = 0;
+};
+
+}  // namespace hearth

@@ -1,0 +1,67 @@
+// A weight matrix, packed on arrival for the kernels: rows in groups of eight, so that one load
+// holds the same columns of eight rows and no sum across a vector is ever needed.
+//
+// Bytes of a group, by type (the last group is filled up with rows of zeros):
+//   f32, f16  column after column, eight numbers each
+//   q80       block after block: eight f16 scales (16 bytes), then eight times 32 bytes: four
+//             successive int8 of each row
+//   q40       block after block: eight f16 scales, then four times 32 bytes: four successive nibble
+//             bytes of each row (byte j: number j low, number j + 16 high)
+// A packed matrix has as many bytes as the slice it came from (rows rounded up to eight).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "hearth/kernels.h"
+#include "hearth/types.h"
+
+namespace hearth {
+
+// Memory aligned to 64 bytes; large ones ask for huge pages, which spare TLB misses when streamed.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t size);  // zeroed; throws std::bad_alloc
+  uint8_t* data() { return data_.get(); }
+  const uint8_t* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    Free() : size(0) {}
+    explicit Free(size_t bytes) : size(bytes) {}
+    void operator()(uint8_t* at) const;
+    size_t size;
+  };
+  std::unique_ptr<uint8_t, Free> data_;
+  size_t size_ = 0;
+};
+
+class Matrix {
+ public:
+  Matrix() = default;
+  // data: [rows, row_bytes(type, columns)]; throws std::invalid_argument when its size differs.
+  Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data);
+
+  Type type() const { return type_; }
+  size_t rows() const { return rows_; }
+  size_t columns() const { return columns_; }
+  size_t groups() const { return (rows_ + kGroupRows - 1) / kGroupRows; }
+  size_t group_bytes() const { return group_bytes_; }
+  size_t size_bytes() const { return data_.size(); }
+  bool empty() const { return data_.size() == 0; }
+  const uint8_t* group(size_t index) const { return data_.data() + index * group_bytes_; }
+
+  // One row as f32: [columns].
+  void read_row(size_t row, float* out) const;
+
+ private:
+  Type type_ = Type::f32;
+  size_t rows_ = 0, columns_ = 0, group_bytes_ = 0;
+  Buffer data_;
+};
+
+}  // namespace hearth

@@ -1,0 +1,45 @@
+// Chooses a token from logits. One for each sequence: it carries the random state and the tokens
+// seen.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <span>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace hearth {
+
+struct SamplerConfig {
+  float temperature = 0.0f;         // 0 is greedy
+  uint32_t top_k = 0;               // 0 keeps all
+  float top_p = 1.0f;               // 1 keeps all
+  float min_p = 0.0f;               // share of the best's probability; 0 keeps all
+  float repetition_penalty = 1.0f;  // 1 is off
+  uint64_t seed = 0;
+
+  // Throws std::invalid_argument naming the value and its range.
+  void validate() const;
+};
+
+class Sampler {
+ public:
+  explicit Sampler(const SamplerConfig& config);
+
+  // Order: repetition penalty, temperature, top-k, min-p, top-p, then a draw. Ties go to the lower
+  // id. Not-a-number counts as impossible; when nothing is possible, throws std::runtime_error.
+  uint32_t sample(std::span<const float> logits);
+  void accept(uint32_t token) { seen_.insert(token); }
+
+ private:
+  float penalized(std::span<const float> logits, size_t token) const;
+
+  SamplerConfig config_;
+  std::mt19937_64 random_;
+  std::unordered_set<uint32_t> seen_;
+  std::vector<std::pair<float, uint32_t>> candidates_;
+};
+
+}  // namespace hearth

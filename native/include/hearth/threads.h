@@ -1,0 +1,62 @@
+// A pool whose threads all run the same function and meet at barriers (single program, multiple
+// data): a step is one `run`, not hundreds.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace hearth {
+
+// Waiting spins briefly and then sleeps: a waiter costs nothing while a sync is under way, and a
+// machine with fewer cores than threads does not burn the time of the one that works.
+class Barrier {
+ public:
+  explicit Barrier(size_t threads) : threads_(static_cast<uint32_t>(threads)) {}
+  void wait();
+
+ private:
+  const uint32_t threads_;
+  alignas(64) std::atomic<uint32_t> arrived_{0};
+  alignas(64) std::atomic<uint32_t> round_{0};
+};
+
+class ThreadPool {
+ public:
+  // threads counts the caller of `run`. pin: a core for each thread, or empty.
+  // Throws std::invalid_argument for 0 or more than 1024 threads.
+  explicit ThreadPool(size_t threads, std::vector<int> pin = {});
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  size_t size() const { return threads_.size() + 1; }
+
+  // Calls work(thread) on every thread, 0 on the caller's own, and returns when all are done.
+  // work must not throw. Not for two callers at once.
+  void run(const std::function<void(size_t)>& work);
+
+  // Inside `run` only: all threads meet.
+  void barrier() { barrier_.wait(); }
+
+ private:
+  void loop(size_t thread);
+
+  const std::vector<int> pin_;
+  Barrier barrier_;
+  const std::function<void(size_t)>* work_ = nullptr;
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> threads_;
+};
+
+// Thread `thread`'s part of [0, items), near equal and contiguous.
+inline std::pair<size_t, size_t> split(size_t items, size_t threads, size_t thread) {
+  return {items * thread / threads, items * (thread + 1) / threads};
+}
+
+}  // namespace hearth

@@ -1,0 +1,186 @@
+// The definition of every kernel, in plain code. Orders of summation and fused multiply-adds are
+// spelled out, because the vector variants must give the same bits.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "hearth/kernels.h"
+#include "hearth/quant.h"
+
+namespace hearth {
+namespace {
+
+float half_at(const uint8_t* bytes) {
+  uint16_t half;
+  std::memcpy(&half, bytes, 2);
+  return f16_to_f32(half);
+}
+
+void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums) {
+  for (size_t b = 0; b < columns / kBlock; ++b, x += kBlock, q += kBlock) {
+    float largest = 0.0f;
+    for (size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
+    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    int32_t sum = 0;
+    for (size_t i = 0; i < kBlock; ++i) {
+      q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+      sum += q[i];
+    }
+    scales[b] = largest / 127.0f;
+    sums[b] = 8 * sum;
+  }
+}
+
+// Even and odd columns are summed apart and then added.
+template <typename Load>
+void matmul_floats(const MatmulArgs& a, size_t bytes, Load load) {
+  for (size_t r = 0; r < a.rows; ++r) {
+    const uint8_t* group = a.weights + r / kGroupRows * a.group_bytes + r % kGroupRows * bytes;
+    for (size_t t = 0; t < a.tokens; ++t) {
+      const float* x = a.x + t * a.columns;
+      float sums[2] = {0.0f, 0.0f};
+      for (size_t c = 0; c < a.columns; ++c) {
+        sums[c % 2] = std::fma(load(group + c * kGroupRows * bytes), x[c], sums[c % 2]);
+      }
+      a.y[t * a.y_stride + r] = sums[0] + sums[1];
+    }
+  }
+}
+
+void matmul_f32(const MatmulArgs& a) {
+  matmul_floats(a, 4, [](const uint8_t* at) {
+    float value;
+    std::memcpy(&value, at, 4);
+    return value;
+  });
+}
+
+void matmul_f16(const MatmulArgs& a) { matmul_floats(a, 2, half_at); }
+
+// Block after block: the integer sum is exact, then one fused multiply-add in f32.
+template <typename Dot>
+void matmul_blocks(const MatmulArgs& a, size_t block_bytes, Dot dot) {
+  const size_t blocks = a.columns / kBlock;
+  for (size_t r = 0; r < a.rows; ++r) {
+    const size_t lane = r % kGroupRows;
+    for (size_t t = 0; t < a.tokens; ++t) {
+      const uint8_t* block = a.weights + r / kGroupRows * a.group_bytes;
+      const int8_t* x = a.xq + t * a.columns;
+      float sum = 0.0f;
+      for (size_t b = 0; b < blocks; ++b, block += block_bytes, x += kBlock) {
+        const int32_t whole = dot(block + 2 * kGroupRows, lane, x, a.x_sums[t * blocks + b]);
+        const float scale = half_at(block + 2 * lane) * a.x_scales[t * blocks + b];
+        sum = std::fma(static_cast<float>(whole), scale, sum);
+      }
+      a.y[t * a.y_stride + r] = sum;
+    }
+  }
+}
+
+void matmul_q80(const MatmulArgs& a) {
+  matmul_blocks(a, kGroupRows * kQ80BlockBytes,
+                [](const uint8_t* bytes, size_t lane, const int8_t* x, int32_t) {
+                  int32_t sum = 0;
+                  for (size_t i = 0; i < kBlock; ++i) {
+                    const uint8_t byte = bytes[i / 4 * 32 + lane * 4 + i % 4];
+                    sum += static_cast<int8_t>(byte) * x[i];
+                  }
+                  return sum;
+                });
+}
+
+void matmul_q40(const MatmulArgs& a) {
+  matmul_blocks(a, kGroupRows * kQ40BlockBytes,
+                [](const uint8_t* bytes, size_t lane, const int8_t* x, int32_t offset) {
+                  int32_t sum = -offset;
+                  for (size_t i = 0; i < kBlock / 2; ++i) {
+                    const uint8_t byte = bytes[i / 4 * 32 + lane * 4 + i % 4];
+                    sum += (byte & 15) * x[i] + (byte >> 4) * x[i + kBlock / 2];
+                  }
+                  return sum;
+                });
+}
+
+void rms_norm(const float* x, const float* weight, size_t size, float epsilon, float* y) {
+  // Eight sums, as a vector of eight floats has them, then in order.
+  float sums[8] = {};
+  for (size_t i = 0; i < size; ++i) sums[i % 8] = std::fma(x[i], x[i], sums[i % 8]);
+  float sum = 0.0f;
+  for (float each : sums) sum += each;
+  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon);
+  for (size_t i = 0; i < size; ++i) y[i] = x[i] * scale * weight[i];
+}
+
+void add(float* x, const float* y, size_t size) {
+  for (size_t i = 0; i < size; ++i) x[i] += y[i];
+}
+
+void swiglu(float* gate, const float* up, size_t size) {
+  for (size_t i = 0; i < size; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+void rope(float* head, const float* cos, const float* sin, size_t half) {
+  for (size_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[i + half];
+    head[i] = a * cos[i] - b * sin[i];
+    head[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+template <typename Number, typename Load>
+void attend(const AttendArgs& a, Load load) {
+  const auto* keys = static_cast<const Number*>(a.keys);
+  const auto* values = static_cast<const Number*>(a.values);
+  for (size_t h = 0; h < a.heads; ++h) {
+    const float* q = a.q + h * a.head_size;
+    float* scores = a.scratch + h * a.slots;
+    float* out = a.out + h * a.head_size;
+    float largest = a.largest[h];
+    for (size_t s = 0; s < a.slots; ++s) {
+      float score = 0.0f;
+      for (size_t i = 0; i < a.head_size; ++i) score += q[i] * load(keys[s * a.head_size + i]);
+      scores[s] = score;
+      largest = std::max(largest, score);
+    }
+    const float shrink = std::exp(a.largest[h] - largest);
+    float sum = a.sum[h] * shrink;
+    for (size_t i = 0; i < a.head_size; ++i) out[i] *= shrink;
+    for (size_t s = 0; s < a.slots; ++s) {
+      const float weight = std::exp(scores[s] - largest);
+      sum += weight;
+      for (size_t i = 0; i < a.head_size; ++i) out[i] += weight * load(values[s * a.head_size + i]);
+    }
+    a.largest[h] = largest;
+    a.sum[h] = sum;
+  }
+}
+
+void attend_f32(const AttendArgs& a) {
+  attend<float>(a, [](float value) { return value; });
+}
+
+void attend_f16(const AttendArgs& a) { attend<uint16_t>(a, f16_to_f32); }
+
+void to_f16(const float* x, size_t size, uint16_t* out) {
+  for (size_t i = 0; i < size; ++i) out[i] = f32_to_f16(x[i]);
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {
+    .name = "scalar",
+    .quantize = quantize,
+    .matmul_f32 = matmul_f32,
+    .matmul_f16 = matmul_f16,
+    .matmul_q80 = matmul_q80,
+    .matmul_q40 = matmul_q40,
+    .rms_norm = rms_norm,
+    .add = add,
+    .swiglu = swiglu,
+    .rope = rope,
+    .attend_f32 = attend_f32,
+    .attend_f16 = attend_f16,
+    .to_f16 = to_f16,
+};
+
+}  // namespace hearth

@@ -1,0 +1,91 @@
+#include "hearth/matrix.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "hearth/quant.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+size_t bytes_of_number(Type type) { return type == Type::f32 ? 4 : 2; }
+
+// Where bytes [4 i, 4 i + 4) of row `lane` stand behind a block's scales.
+size_t place(size_t i, size_t lane) { return i * 32 + lane * 4; }
+
+}  // namespace
+
+void Buffer::Free::operator()(uint8_t* at) const { munmap(at, size); }
+
+Buffer::Buffer(size_t size) : size_(size) {
+  if (size == 0) return;
+  void* at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) throw std::bad_alloc();
+  if (size >= kHugePage) madvise(at, size, MADV_HUGEPAGE);
+  data_ = {static_cast<uint8_t*>(at), Free{size}};
+}
+
+Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data)
+    : type_(type), rows_(rows), columns_(columns) {
+  const size_t stride = row_bytes(type, columns);
+  if (data.size() != rows * stride) {
+    throw std::invalid_argument("a matrix of " + std::to_string(rows) + " x " +
+                                std::to_string(columns) + " in " + std::string(type_name(type)) +
+                                " has " + std::to_string(rows * stride) + " bytes, not " +
+                                std::to_string(data.size()));
+  }
+  group_bytes_ = stride * kGroupRows;
+  data_ = Buffer(groups() * group_bytes_);
+  for (size_t r = 0; r < rows; ++r) {
+    const uint8_t* from = data.data() + r * stride;
+    uint8_t* to = data_.data() + r / kGroupRows * group_bytes_;
+    const size_t lane = r % kGroupRows;
+    if (!is_quantized(type)) {
+      const size_t bytes = bytes_of_number(type);
+      for (size_t c = 0; c < columns; ++c)
+        std::memcpy(to + (c * kGroupRows + lane) * bytes, from + c * bytes, bytes);
+      continue;
+    }
+    const size_t quarters = (stride / (columns / kBlock) - 2) / 4;
+    for (size_t b = 0; b < columns / kBlock; ++b) {
+      std::memcpy(to + 2 * lane, from, 2);
+      for (size_t i = 0; i < quarters; ++i)
+        std::memcpy(to + 2 * kGroupRows + place(i, lane), from + 2 + 4 * i, 4);
+      from += 2 + 4 * quarters;
+      to += kGroupRows * (2 + 4 * quarters);
+    }
+  }
+}
+
+void Matrix::read_row(size_t row, float* out) const {
+  const uint8_t* from = group(row / kGroupRows);
+  const size_t lane = row % kGroupRows;
+  std::vector<uint8_t> bytes(group_bytes_ / kGroupRows);
+  if (!is_quantized(type_)) {
+    const size_t size = bytes_of_number(type_);
+    for (size_t c = 0; c < columns_; ++c)
+      std::memcpy(bytes.data() + c * size, from + (c * kGroupRows + lane) * size, size);
+  } else {
+    const size_t block_bytes = type_ == Type::q80 ? kQ80BlockBytes : kQ40BlockBytes;
+    const size_t quarters = (block_bytes - 2) / 4;
+    uint8_t* to = bytes.data();
+    for (size_t b = 0; b < columns_ / kBlock; ++b) {
+      std::memcpy(to, from + 2 * lane, 2);
+      for (size_t i = 0; i < quarters; ++i)
+        std::memcpy(to + 2 + 4 * i, from + 2 * kGroupRows + place(i, lane), 4);
+      to += block_bytes;
+      from += kGroupRows * block_bytes;
+    }
+  }
+  dequantize_row(type_, bytes.data(), columns_, out);
+}
+
+}  // namespace hearth

@@ -1,0 +1,95 @@
+#include "hearth/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace hearth {
+namespace {
+
+void check(bool good, const char* name, double value, const char* range) {
+  if (!good) {
+    throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", not in " +
+                                range);
+  }
+}
+
+// Better first; equal logits by the lower id, so that the choice never depends on the sort.
+bool better(const std::pair<float, uint32_t>& a, const std::pair<float, uint32_t>& b) {
+  return a.first != b.first ? a.first > b.first : a.second < b.second;
+}
+
+}  // namespace
+
+void SamplerConfig::validate() const {
+  check(temperature >= 0.0f && temperature <= 100.0f, "temperature", temperature, "[0, 100]");
+  check(top_p > 0.0f && top_p <= 1.0f, "top_p", top_p, "(0, 1]");
+  check(min_p >= 0.0f && min_p <= 1.0f, "min_p", min_p, "[0, 1]");
+  check(repetition_penalty > 0.0f && repetition_penalty <= 10.0f, "repetition_penalty",
+        repetition_penalty, "(0, 10]");
+}
+
+Sampler::Sampler(const SamplerConfig& config)
+    : config_((config.validate(), config)), random_(config.seed) {}
+
+float Sampler::penalized(std::span<const float> logits, size_t token) const {
+  const float logit = logits[token];
+  if (std::isnan(logit)) return -std::numeric_limits<float>::infinity();
+  if (config_.repetition_penalty == 1.0f || !seen_.contains(static_cast<uint32_t>(token)))
+    return logit;
+  return logit > 0.0f ? logit / config_.repetition_penalty : logit * config_.repetition_penalty;
+}
+
+uint32_t Sampler::sample(std::span<const float> logits) {
+  constexpr float kImpossible = -std::numeric_limits<float>::infinity();
+  std::pair<float, uint32_t> best{kImpossible, 0};
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float logit = penalized(logits, i);
+    if (logit > best.first) best = {logit, static_cast<uint32_t>(i)};
+  }
+  if (best.first == kImpossible)
+    throw std::runtime_error("no token can be sampled: every logit is -inf or not a number");
+  if (config_.temperature == 0.0f || !std::isfinite(best.first)) return best.second;
+
+  // What is too unlikely ever to be drawn is left out before anything is sorted: below e^-30 of the
+  // best, a whole vocabulary of such tokens has a chance under 1e-7. min-p raises that floor.
+  const float floor_logit =
+      best.first + config_.temperature *
+                       std::max(-30.0f, config_.min_p > 0.0f ? std::log(config_.min_p) : -30.0f);
+  candidates_.clear();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float logit = penalized(logits, i);
+    if (logit >= floor_logit) candidates_.emplace_back(logit, static_cast<uint32_t>(i));
+  }
+  if (config_.top_k > 0 && config_.top_k < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + (config_.top_k - 1),
+                     candidates_.end(), better);
+    candidates_.resize(config_.top_k);
+  }
+  std::sort(candidates_.begin(), candidates_.end(), better);
+
+  double total = 0.0;
+  for (auto& [logit, token] : candidates_) {
+    logit = std::exp((logit - best.first) / config_.temperature);
+    total += logit;
+  }
+  if (config_.top_p < 1.0f) {
+    const double wanted = total * static_cast<double>(config_.top_p);
+    double sum = 0.0;
+    size_t kept = 0;
+    while (kept < candidates_.size() && sum < wanted) sum += candidates_[kept++].first;
+    candidates_.resize(std::max<size_t>(kept, 1));
+    total = sum;
+  }
+  // 53 random bits: std::uniform_real_distribution is not the same everywhere, this is.
+  double left = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
+  for (const auto& [weight, token] : candidates_) {
+    left -= weight;
+    if (left < 0.0) return token;
+  }
+  return candidates_.back().second;
+}
+
+}  // namespace hearth

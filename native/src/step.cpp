@@ -1,0 +1,445 @@
+// The forward pass. All threads run the same program and meet at barriers; a phase is split by rows
+// of the batch, by groups of matrix rows, or by (row, head). No number depends on how the work was
+// split, nor on which other rows share the batch: the same sequence gives the same bits however its
+// prompt was cut and whoever it was batched with.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "hearth/shard.h"
+
+namespace hearth {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+uint64_t since(Clock::time_point start) {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
+}
+
+// Groups that one thread takes together: 32 rows, a quantization block of the product that follows.
+constexpr size_t kUnitGroups = kBlock / kGroupRows;
+
+}  // namespace
+
+class Shard::Pass {
+ public:
+  Pass(Shard& shard, std::span<float> x, const std::vector<SequenceStep>& sequences,
+       std::span<const uint32_t> output_rows, float* logits, Lane* lane)
+      : shard_(shard),
+        config_(shard.config_),
+        kernels_(shard.kernels_),
+        x_(x.data()),
+        output_rows_(output_rows),
+        logits_(logits),
+        lane_(lane) {
+    place(x.size(), sequences);
+    for (uint32_t row : output_rows) {
+      if (row >= rows_.size()) {
+        throw std::invalid_argument("output row " + std::to_string(row) + " of a step of " +
+                                    std::to_string(rows_.size()) + " rows");
+      }
+    }
+    if (!output_rows.empty() && config_.vocab.size() == 0)
+      throw std::invalid_argument("this shard has no output head, so no output rows");
+    lay_out();
+  }
+
+  StepTiming run() {
+    const auto start = Clock::now();
+    shard_.pool_.run([this](size_t thread) { forward(thread); });
+    if (error_) std::rethrow_exception(error_);
+    StepTiming timing;
+    timing.wall_ns = since(start);
+    timing.sync_ns = sync_ns_;
+    timing.compute_ns = timing.wall_ns - sync_ns_;
+    return timing;
+  }
+
+ private:
+  // Checks the sequences and gives their pages memory.
+  void place(size_t numbers, const std::vector<SequenceStep>& sequences) {
+    const size_t page_size = config_.page_size;
+    for (const SequenceStep& sequence : sequences) {
+      if (sequence.rows == 0 || sequence.rows > config_.max_step_tokens)
+        throw std::invalid_argument("a sequence has " + std::to_string(sequence.rows) +
+                                    " rows, not 1 .. " + std::to_string(config_.max_step_tokens));
+      const size_t held = sequence.pages.size() * page_size;
+      if (sequence.position > held || sequence.rows > held - sequence.position) {
+        throw std::invalid_argument("positions up to " +
+                                    std::to_string(sequence.position + sequence.rows) +
+                                    " do not fit " + std::to_string(sequence.pages.size()) +
+                                    " pages of " + std::to_string(page_size));
+      }
+      const size_t used = (sequence.position + sequence.rows + page_size - 1) / page_size;
+      for (size_t p = 0; p < used; ++p) shard_.kv_.ensure(sequence.pages[p]);
+      for (size_t r = 0; r < sequence.rows; ++r)
+        rows_.push_back({&sequence, sequence.position + r});
+      if (rows_.size() > config_.max_step_tokens) {
+        throw std::invalid_argument("a step has more than " +
+                                    std::to_string(config_.max_step_tokens) + " rows");
+      }
+    }
+    if (rows_.empty() || numbers != rows_.size() * config_.hidden_size) {
+      throw std::invalid_argument("activations have " + std::to_string(numbers) + " numbers, not " +
+                                  std::to_string(rows_.size()) + " rows of " +
+                                  std::to_string(config_.hidden_size));
+    }
+  }
+
+  void lay_out() {
+    const size_t n = rows_.size();
+    const size_t hidden = config_.hidden_size;
+    const size_t q = config_.heads.size() * config_.head_size;
+    const size_t kv = config_.kv_heads.size() * config_.head_size;
+    const size_t ffn = config_.ffn.size();
+    const size_t widest = std::max(hidden, q);
+    const size_t per_head = config_.heads.size() / config_.kv_heads.size();
+    scratch_size_ = per_head * config_.page_size + 2 * per_head;
+
+    size_t floats = 0;
+    const auto reserve = [&](size_t count) {
+      const size_t at = floats;
+      floats += (count + 15) / 16 * 16;  // whole cache lines
+      return at;
+    };
+    const size_t at_normed = reserve(n * hidden), at_q = reserve(n * q), at_k = reserve(n * kv),
+                 at_v = reserve(n * kv), at_mixed = reserve(n * q),
+                 at_partial = reserve(n * hidden), at_gate = reserve(n * ffn),
+                 at_up = reserve(n * ffn), at_cos = reserve(n * config_.head_size / 2),
+                 at_sin = reserve(n * config_.head_size / 2),
+                 at_scales = reserve(n * (widest + ffn) / kBlock),
+                 at_scratch = reserve(shard_.pool_.size() * (scratch_size_ + 16));
+    if (shard_.workspace_.size() < floats) shard_.workspace_.resize(floats);
+    float* base = shard_.workspace_.data();
+    if (shard_.quantized_.size() < n * (widest + ffn)) shard_.quantized_.resize(n * (widest + ffn));
+    if (shard_.sums_.size() < n * (widest + ffn) / kBlock)
+      shard_.sums_.resize(n * (widest + ffn) / kBlock);
+    quantized_ = {nullptr, 0, shard_.quantized_.data(), base + at_scales, shard_.sums_.data()};
+    quantized_gate_ = {nullptr, 0, quantized_.q + n * widest,
+                       quantized_.scales + n * widest / kBlock,
+                       quantized_.sums + n * widest / kBlock};
+    normed_ = base + at_normed;
+    q_ = base + at_q;
+    k_ = base + at_k;
+    v_ = base + at_v;
+    mixed_ = base + at_mixed;
+    partial_ = base + at_partial;
+    gate_ = base + at_gate;
+    up_ = base + at_up;
+    cos_ = base + at_cos;
+    sin_ = base + at_sin;
+    scratch_ = base + at_scratch;
+  }
+
+  void forward(size_t thread) {
+    angles(thread);
+    for (size_t n = 0; n < shard_.layers_.size(); ++n) {
+      const Layer& layer = shard_.layers_[n];
+      normalize(thread, layer.attn_norm, n > 0,
+                is_quantized(layer.wq.type()) || is_quantized(layer.wk.type()) ||
+                    is_quantized(layer.wv.type()));
+      barrier();
+      const size_t q = layer.wq.rows(), kv = layer.wk.rows();
+      multiply(thread, rows_.size(), input(normed_, config_.hidden_size),
+               {{&layer.wq, 0, q, q_, q}, {&layer.wk, 0, kv, k_, kv}, {&layer.wv, 0, kv, v_, kv}});
+      barrier();
+      rotate_and_store(thread, n);
+      barrier();
+      attend(thread, n, is_quantized(layer.wo.type()));
+      barrier();
+      multiply(thread, rows_.size(), input(mixed_, q),
+               {{&layer.wo, 0, config_.hidden_size, partial_, config_.hidden_size}});
+      if (!reduce(thread)) return;
+
+      normalize(thread, layer.ffn_norm, true,
+                is_quantized(layer.w1.type()) || is_quantized(layer.w3.type()));
+      barrier();
+      feed_forward(thread, layer);
+      barrier();
+      multiply(thread, rows_.size(), gate_input(),
+               {{&layer.w2, 0, config_.hidden_size, partial_, config_.hidden_size}});
+      if (!reduce(thread)) return;
+    }
+    add_partial(thread);
+    if (!output_rows_.empty()) {
+      barrier();
+      head(thread);
+    }
+  }
+
+  void barrier() { shard_.pool_.barrier(); }
+
+  std::pair<size_t, size_t> my(size_t items, size_t thread) const {
+    return split(items, shard_.pool_.size(), thread);
+  }
+
+  Input input(const float* x, size_t columns) const {
+    Input in = quantized_;
+    in.x = x;
+    in.columns = columns;
+    return in;
+  }
+
+  // Apart from the other: one thread quantizes its gate while another still reads the norm.
+  Input gate_input() const {
+    Input in = quantized_gate_;
+    in.x = gate_;
+    in.columns = config_.ffn.size();
+    return in;
+  }
+
+  // The angle of each pair of a head, per row; once for all layers.
+  void angles(size_t thread) {
+    const size_t half = config_.head_size / 2;
+    const auto [begin, end] = my(rows_.size(), thread);
+    for (size_t r = begin; r < end; ++r) {
+      for (size_t i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(rows_[r].position) * config_.rope_frequencies[i];
+        cos_[r * half + i] = std::cos(angle);
+        sin_[r * half + i] = std::sin(angle);
+      }
+    }
+  }
+
+  void add_partial(size_t thread) {
+    const size_t hidden = config_.hidden_size;
+    const auto [begin, end] = my(rows_.size(), thread);
+    for (size_t r = begin; r < end; ++r)
+      kernels_.add(x_ + r * hidden, partial_ + r * hidden, hidden);
+  }
+
+  // x += partial (where one is waiting); normed = norm(x), quantized where a product wants that.
+  void normalize(size_t thread, const std::vector<float>& weight, bool add, bool quantize) {
+    const size_t hidden = config_.hidden_size;
+    if (add) add_partial(thread);
+    const auto [begin, end] = my(rows_.size(), thread);
+    for (size_t r = begin; r < end; ++r) {
+      kernels_.rms_norm(x_ + r * hidden, weight.data(), hidden, config_.norm_epsilon,
+                        normed_ + r * hidden);
+      if (quantize) quantize_part(input(normed_, hidden), r, 0, hidden);
+    }
+  }
+
+  // Columns [begin, end) of one row, on block borders.
+  void quantize_part(const Input& in, size_t row, size_t begin, size_t end) const {
+    const size_t at = row * in.columns + begin;
+    const size_t block = row * (in.columns / kBlock) + begin / kBlock;
+    kernels_.quantize(in.x + at, end - begin, in.q + at, in.scales + block, in.sums + block);
+  }
+
+  // This thread's part of several products of one input.
+  void multiply(size_t thread, size_t tokens, const Input& in,
+                std::initializer_list<Product> products) {
+    size_t total = 0;
+    for (const Product& product : products) total += groups(product);
+    auto [begin, end] = my(total, thread);
+    for (const Product& product : products) {
+      const size_t count = groups(product);
+      if (begin < count && begin < end)
+        multiply_groups(tokens, in, product, begin, std::min(end, count));
+      begin -= std::min(begin, count);
+      end -= std::min(end, count);
+    }
+  }
+
+  static size_t groups(const Product& product) {
+    return (product.rows + kGroupRows - 1) / kGroupRows;
+  }
+
+  void multiply_groups(size_t tokens, const Input& in, const Product& product, size_t begin,
+                       size_t end) const {
+    if (begin >= end) return;
+    const Matrix& matrix = *product.matrix;
+    const size_t row = begin * kGroupRows;
+    const MatmulArgs args = {
+        .weights = matrix.group(product.first_row / kGroupRows + begin),
+        .group_bytes = matrix.group_bytes(),
+        .groups = end - begin,
+        .columns = matrix.columns(),
+        .rows = std::min(end * kGroupRows, product.rows) - row,
+        .tokens = tokens,
+        .x = in.x,
+        .xq = in.q,
+        .x_scales = in.scales,
+        .x_sums = in.sums,
+        .y = product.y + row,
+        .y_stride = product.y_stride,
+    };
+    switch (matrix.type()) {
+      case Type::f32:
+        return kernels_.matmul_f32(args);
+      case Type::f16:
+        return kernels_.matmul_f16(args);
+      case Type::q80:
+        return kernels_.matmul_q80(args);
+      case Type::q40:
+        return kernels_.matmul_q40(args);
+    }
+  }
+
+  // Queries are rotated and scaled in place, keys rotated and stored, values stored.
+  void rotate_and_store(size_t thread, size_t layer) {
+    const size_t size = config_.head_size, half = size / 2;
+    const size_t heads = config_.heads.size(), kv_heads = config_.kv_heads.size();
+    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+    const auto [begin, end] = my(rows_.size() * (heads + kv_heads), thread);
+    for (size_t item = begin; item < end; ++item) {
+      const size_t r = item / (heads + kv_heads), h = item % (heads + kv_heads);
+      const float* cos = cos_ + r * half;
+      const float* sin = sin_ + r * half;
+      if (h < heads) {
+        float* q = q_ + (r * heads + h) * size;
+        kernels_.rope(q, cos, sin, half);
+        for (size_t i = 0; i < size; ++i) q[i] *= scale;
+        continue;
+      }
+      const size_t kv = h - heads;
+      float* k = k_ + (r * kv_heads + kv) * size;
+      kernels_.rope(k, cos, sin, half);
+      const uint32_t page = rows_[r].sequence->pages[rows_[r].position / config_.page_size];
+      const size_t slot = rows_[r].position % config_.page_size;
+      shard_.kv_.store(kernels_, shard_.kv_.keys(page, layer, kv), slot, k);
+      shard_.kv_.store(kernels_, shard_.kv_.values(page, layer, kv), slot,
+                       v_ + (r * kv_heads + kv) * size);
+    }
+  }
+
+  // Items are dealt like cards, KV head by KV head: later rows cost more than earlier ones.
+  void attend(size_t thread, size_t layer, bool quantize) {
+    const size_t threads = shard_.pool_.size();
+    const size_t kv_heads = config_.kv_heads.size();
+    const size_t per_head = config_.heads.size() / kv_heads;
+    // Few rows: the query heads of one KV head are divided too, so that no thread is idle.
+    size_t parts = 1;
+    while (parts < per_head && rows_.size() * kv_heads * parts < 4 * threads) parts *= 2;
+    parts = std::min(parts, per_head);
+    const size_t items = kv_heads * rows_.size() * parts;
+    for (size_t item = thread; item < items; item += threads) {
+      const size_t kv = item / (rows_.size() * parts);
+      const size_t r = item / parts % rows_.size();
+      const auto [first, last] = split(per_head, parts, item % parts);
+      attend_row(thread, layer, r, kv, kv * per_head + first, last - first, quantize);
+    }
+    if (quantize && config_.head_size % kBlock != 0) {
+      // Blocks straddle heads: only whole rows can be quantized, when all their heads are there.
+      barrier();
+      const size_t width = config_.heads.size() * config_.head_size;
+      const auto [begin, end] = my(rows_.size(), thread);
+      for (size_t r = begin; r < end; ++r) quantize_part(input(mixed_, width), r, 0, width);
+    }
+  }
+
+  void attend_row(size_t thread, size_t layer, size_t row, size_t kv, size_t head, size_t heads,
+                  bool quantize) {
+    const size_t size = config_.head_size, page_size = config_.page_size;
+    const size_t width = config_.heads.size() * size;
+    float* scratch = scratch_ + thread * (scratch_size_ + 16);
+    float* largest = scratch;
+    float* sum = scratch + heads;
+    float* out = mixed_ + row * width + head * size;
+    std::fill_n(largest, heads, -std::numeric_limits<float>::infinity());
+    std::fill_n(sum, heads, 0.0f);
+    std::fill_n(out, heads * size, 0.0f);
+    const auto& pages = rows_[row].sequence->pages;
+    const size_t positions = rows_[row].position + 1;
+    for (size_t p = 0; p * page_size < positions; ++p) {
+      const AttendArgs args = {
+          .q = q_ + row * width + head * size,
+          .keys = shard_.kv_.keys(pages[p], layer, kv),
+          .values = shard_.kv_.values(pages[p], layer, kv),
+          .heads = heads,
+          .head_size = size,
+          .slots = std::min(page_size, positions - p * page_size),
+          .scratch = sum + heads,
+          .largest = largest,
+          .sum = sum,
+          .out = out,
+      };
+      config_.kv_type == KvType::f32 ? kernels_.attend_f32(args) : kernels_.attend_f16(args);
+    }
+    for (size_t h = 0; h < heads; ++h) {
+      const float inverse = 1.0f / sum[h];
+      for (size_t i = 0; i < size; ++i) out[h * size + i] *= inverse;
+    }
+    if (quantize && size % kBlock == 0)
+      quantize_part(input(mixed_, width), row, head * size, (head + heads) * size);
+  }
+
+  // gate = silu(w1 x) * (w3 x); a thread that made a whole block of columns quantizes it at once.
+  void feed_forward(size_t thread, const Layer& layer) {
+    const size_t ffn = config_.ffn.size();
+    const size_t all = (ffn + kGroupRows - 1) / kGroupRows;
+    const auto [first, last] = my((all + kUnitGroups - 1) / kUnitGroups, thread);
+    const size_t begin = first * kUnitGroups, end = std::min(last * kUnitGroups, all);
+    if (begin >= end) return;
+    const Input in = input(normed_, config_.hidden_size);
+    multiply_groups(rows_.size(), in, {&layer.w1, 0, ffn, gate_, ffn}, begin, end);
+    multiply_groups(rows_.size(), in, {&layer.w3, 0, ffn, up_, ffn}, begin, end);
+    const size_t from = begin * kGroupRows, to = std::min(end * kGroupRows, ffn);
+    for (size_t r = 0; r < rows_.size(); ++r) {
+      kernels_.swiglu(gate_ + r * ffn + from, up_ + r * ffn + from, to - from);
+      if (is_quantized(layer.w2.type())) quantize_part(gate_input(), r, from, to);
+    }
+  }
+
+  // Sums up partial over the ranks. False when the step is given up: then every thread returns.
+  bool reduce(size_t thread) {
+    barrier();
+    if (lane_ == nullptr) return true;
+    if (thread == 0) {
+      const auto start = Clock::now();
+      try {
+        lane_->all_reduce(partial_, rows_.size(), config_.hidden_size);
+      } catch (...) {
+        error_ = std::current_exception();
+      }
+      sync_ns_ += since(start);
+    }
+    barrier();
+    return !error_;
+  }
+
+  void head(size_t thread) {
+    const size_t hidden = config_.hidden_size, vocab = config_.vocab.size();
+    const Matrix& matrix = config_.head_from_embedding ? shard_.embedding_ : shard_.head_;
+    const auto [begin, end] = my(output_rows_.size(), thread);
+    for (size_t i = begin; i < end; ++i) {
+      kernels_.rms_norm(x_ + output_rows_[i] * hidden, shard_.norm_.data(), hidden,
+                        config_.norm_epsilon, normed_ + i * hidden);
+      if (is_quantized(matrix.type())) quantize_part(input(normed_, hidden), i, 0, hidden);
+    }
+    barrier();
+    multiply(thread, output_rows_.size(), input(normed_, hidden),
+             {{&matrix, 0, vocab, logits_, vocab}});
+  }
+
+  Shard& shard_;
+  const ShardConfig& config_;
+  const Kernels& kernels_;
+  float* x_;
+  std::span<const uint32_t> output_rows_;
+  float* logits_;
+  Lane* lane_;
+  std::vector<Row> rows_;
+  size_t scratch_size_ = 0;
+  float *normed_, *q_, *k_, *v_, *mixed_, *partial_, *gate_, *up_, *cos_, *sin_, *scratch_;
+  Input quantized_, quantized_gate_;
+  uint64_t sync_ns_ = 0;
+  std::exception_ptr error_;
+};
+
+StepTiming Shard::step(std::span<float> x, const std::vector<SequenceStep>& sequences,
+                       std::span<const uint32_t> output_rows, float* logits, Lane* lane) {
+  if (loaded_.size() != expected_.size()) {
+    throw std::logic_error("the shard lacks " + std::to_string(expected_.size() - loaded_.size()) +
+                           " slices, the first is '" + missing().front() + "'");
+  }
+  return Pass(*this, x, sequences, output_rows, logits, lane).run();
+}
+
+}  // namespace hearth

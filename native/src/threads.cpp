@@ -1,0 +1,100 @@
+#include "hearth/threads.h"
+
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+#include <stdexcept>
+#include <string>
+
+namespace hearth {
+namespace {
+
+// About 20 microseconds: longer than threads of one step ever are apart when each has a core.
+constexpr int kSpins = 600;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Until `value` is no longer `old`.
+void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    pause();
+  }
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+void pin_this_thread([[maybe_unused]] const std::vector<int>& cores,
+                     [[maybe_unused]] size_t thread) {
+#ifdef __linux__
+  if (cores.empty()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<size_t>(cores[thread % cores.size()]), &set);
+  // A core that is not ours to have is no error: the thread then runs where it may.
+  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  const uint32_t round = round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.fetch_add(1, std::memory_order_acq_rel);
+    round_.notify_all();
+    return;
+  }
+  wait_change(round_, round);
+}
+
+ThreadPool::ThreadPool(size_t threads, std::vector<int> pin)
+    : pin_(std::move(pin)), barrier_(threads) {
+  if (threads == 0 || threads > 1024)
+    throw std::invalid_argument("threads: " + std::to_string(threads) + " is not in 1 .. 1024");
+#ifdef __linux__
+  for (int core : pin_) {
+    if (core < 0 || core >= CPU_SETSIZE)
+      throw std::invalid_argument("pin: no core " + std::to_string(core));
+  }
+#endif
+  threads_.reserve(threads - 1);
+  for (size_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { loop(t); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true, std::memory_order_release);
+  generation_.fetch_add(1, std::memory_order_acq_rel);
+  generation_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(const std::function<void(size_t)>& work) {
+  work_ = &work;
+  generation_.fetch_add(1, std::memory_order_acq_rel);
+  generation_.notify_all();
+  work(0);
+  barrier_.wait();
+}
+
+void ThreadPool::loop(size_t thread) {
+  pin_this_thread(pin_, thread);
+  uint32_t seen = 0;
+  while (true) {
+    wait_change(generation_, seen);
+    seen = generation_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_acquire)) return;
+    (*work_)(thread);
+    barrier_.wait();
+  }
+}
+
+}  // namespace hearth
