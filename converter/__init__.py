@@ -1,0 +1,20 @@
+"""Models as files: their shape, weights and tokenizers, read from every format Hearth knows.
+
+`open_model` is the way in. Nothing here knows of services, shards or plans.
+"""
+
+from hearth.converter.errors import ModelError
+from hearth.converter.model import Model
+from hearth.converter.readers import open_model
+from hearth.converter.spec import ModelSpec, RopeScaling
+from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
+
+__all__ = [
+    "Model",
+    "ModelError",
+    "ModelSpec",
+    "RopeScaling",
+    "StreamDecoder",
+    "Tokenizer",
+    "open_model",
+]

@@ -1,0 +1,260 @@
+"""A Hugging Face Llama `config.json`, to and from a ModelSpec. Not the weights, not the tokenizer.
+
+Reads the forms of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5
+(`rope_parameters`, `dtype`), and refuses what would silently compute something else.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hearth.converter.errors import ModelError
+from hearth.converter.spec import ModelSpec, RopeScaling
+
+_MAX_JSON_BYTES = 4 << 20
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class HfConfig:
+    """What a config.json and a generation_config.json say.
+
+    bos_id, eos_ids: None or empty where the files name none. raw: config.json as read.
+    """
+
+    spec: ModelSpec
+    bos_id: int | None
+    eos_ids: frozenset[int]
+    raw: dict[str, Any]
+
+
+def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError for anything else, or over `limit` bytes."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise ModelError(f"{path} has {size} bytes; the limit for such a file is {limit}")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__}; an object is needed")
+    return value
+
+
+def read_config(directory: Path) -> HfConfig:
+    """The model of a Hugging Face directory.
+
+    Raises:
+        ModelError: config.json is absent, damaged, or describes what Hearth does not run.
+    """
+    path = directory / "config.json"
+    raw = read_json(path)
+    try:
+        spec = _spec(raw, directory.resolve().name)
+        bos_id = _ids(raw, "bos_token_id")
+        eos_ids = _ids(raw, "eos_token_id")
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    generation_path = directory / "generation_config.json"
+    if generation_path.is_file():
+        generation = read_json(generation_path)
+        try:
+            eos_ids = eos_ids | _ids(generation, "eos_token_id")
+            bos_id = bos_id or _ids(generation, "bos_token_id")
+        except ModelError as error:
+            raise ModelError(f"{generation_path}: {error}") from error
+    return HfConfig(spec, min(bos_id) if bos_id else None, eos_ids, raw)
+
+
+def write_config(spec: ModelSpec, bos_id: int | None, eos_ids: frozenset[int]) -> dict[str, Any]:
+    """The config.json of a spec, in the form that all versions of transformers read."""
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "bos_token_id": bos_id,
+        "eos_token_id": _one_or_list(eos_ids),
+        "head_dim": spec.head_size,
+        "hidden_act": "silu",
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.ffn_size,
+        "max_position_embeddings": spec.context_size,
+        "mlp_bias": False,
+        "num_attention_heads": spec.heads,
+        "num_hidden_layers": spec.layers,
+        "num_key_value_heads": spec.kv_heads,
+        "rms_norm_eps": spec.norm_epsilon,
+        "rope_scaling": None,
+        "rope_theta": spec.rope_theta,
+        "tie_word_embeddings": spec.tied,
+        "vocab_size": spec.vocab_size,
+    }
+    scaling = spec.rope_scaling
+    if scaling is not None:
+        config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            config["rope_scaling"] |= {
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_context,
+            }
+    return config
+
+
+def _one_or_list(ids: frozenset[int]) -> int | list[int] | None:
+    ordered = sorted(ids)
+    return ordered[0] if len(ordered) == 1 else ordered or None
+
+
+def _spec(raw: dict[str, Any], name: str) -> ModelSpec:
+    _check_architecture(raw)
+    for key in ("attention_bias", "mlp_bias"):
+        if raw.get(key):
+            raise ModelError(f"{key} is {raw[key]!r}; Hearth runs Llama models without biases")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ModelError(
+            f"hidden_act is {raw['hidden_act']!r}; Hearth runs Llama models with 'silu'"
+        )
+    if raw.get("quantization_config"):
+        raise ModelError(
+            "the weights are quantized by another tool (quantization_config); get the "
+            "f16 or bf16 model, or a GGUF file of it"
+        )
+    hidden_size, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
+    if raw.get("head_dim") is None and (heads < 1 or hidden_size % heads):
+        raise ModelError(
+            f"hidden_size {hidden_size} is no multiple of num_attention_heads {heads}, and "
+            "there is no head_dim"
+        )
+    head_size = _integer(raw, "head_dim", hidden_size // heads if heads > 0 else 0)
+    rope = raw.get("rope_parameters")
+    rope = _object(rope, "rope_parameters") if rope is not None else None
+    theta_from = rope if rope is not None and "rope_theta" in rope else raw
+    scaling = rope if rope is not None else raw.get("rope_scaling")
+    context_size = _integer(raw, "max_position_embeddings", 2048)
+    return ModelSpec(
+        name=name,
+        hidden_size=hidden_size,
+        layers=_integer(raw, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=_integer(raw, "num_key_value_heads", heads),
+        head_size=head_size,
+        ffn_size=_integer(raw, "intermediate_size"),
+        vocab_size=_integer(raw, "vocab_size"),
+        norm_epsilon=_number(raw, "rms_norm_eps", 1e-6),
+        rope_theta=_number(theta_from, "rope_theta", 10000.0),
+        rope_scaling=_scaling(scaling, context_size),
+        rope_factors=_rope_factors(raw),
+        context_size=context_size,
+        tied=_boolean(raw, "tie_word_embeddings", False),
+    )
+
+
+def _check_architecture(raw: dict[str, Any]) -> None:
+    architectures = raw.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        found, supported = architectures[0], "LlamaForCausalLM"
+    else:
+        found, supported = raw.get("model_type"), "llama"
+        if found is None:
+            raise ModelError(
+                "neither 'architectures' nor 'model_type' is given; is this the "
+                "config.json of a language model?"
+            )
+    if found != supported or raw.get("model_type", "llama") != "llama":
+        other = raw.get("model_type") if found == supported else found
+        raise ModelError(
+            f"architecture {other!r} is not supported; Hearth runs llama (LlamaForCausalLM)"
+        )
+
+
+def _scaling(value: Any, context_size: int) -> RopeScaling | None:
+    if value is None:
+        return None
+    scaling = _object(value, "rope_scaling")
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", _number(scaling, "factor"))
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3",
+            _number(scaling, "factor"),
+            _number(scaling, "low_freq_factor"),
+            _number(scaling, "high_freq_factor"),
+            _integer(scaling, "original_max_position_embeddings", context_size),
+        )
+    raise ModelError(
+        f"rope scaling {kind!r} is not supported; Hearth reads default, linear, llama3"
+    )
+
+
+def _rope_factors(raw: dict[str, Any]) -> tuple[float, ...] | None:
+    """Hearth's own key, for models whose GGUF file listed a factor for every frequency."""
+    hearth = raw.get("hearth")
+    values = hearth.get("rope_factors") if isinstance(hearth, dict) else None
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ModelError("hearth.rope_factors is not a list of numbers")
+    return tuple(_checked_number(value, "hearth.rope_factors") for value in values)
+
+
+def _ids(raw: dict[str, Any], key: str) -> frozenset[int]:
+    value = raw.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for item in values:
+        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 1 << 31:
+            raise ModelError(f"{key} is {value!r}; it must be a token id or a list of them")
+    return frozenset(values)
+
+
+def _object(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ModelError(f"{key} is {value!r}; an object is needed")
+    return value
+
+
+def _integer(raw: dict[str, Any], key: str, default: Any = _MISSING) -> int:
+    value = raw.get(key)
+    if value is None:
+        if default is _MISSING:
+            raise ModelError(f"{key} is missing")
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ModelError(f"{key} is {value!r}; a whole number is needed")
+    return value
+
+
+def _number(raw: dict[str, Any], key: str, default: Any = _MISSING) -> float:
+    value = raw.get(key)
+    if value is None:
+        if default is _MISSING:
+            raise ModelError(f"{key} is missing")
+        value = default
+    return _checked_number(value, key)
+
+
+def _checked_number(value: Any, key: str) -> float:
+    try:
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        number = math.inf
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ModelError(f"{key} is {value!r}; a number is needed")
+    return number
+
+
+def _boolean(raw: dict[str, Any], key: str, default: bool) -> bool:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ModelError(f"{key} is {value!r}; true or false is needed")
+    return value

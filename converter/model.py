@@ -1,0 +1,279 @@
+"""What every model source offers: a shape, a tokenizer, and cuts of its tensors in a chosen type.
+
+`Model` is the interface; `FileModel` implements it for tensors that lie row by row in files. It
+reads by `pread`, a block of rows at a time: no more than the cut that was asked for is ever in
+memory, and a file that shrinks under a running root is an error and not a crash.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hearth.converter.errors import ModelError
+from hearth.converter.spec import ModelSpec, is_norm
+from hearth.converter.tokenizers.base import Tokenizer
+from hearth.converter.weights import (
+    TYPES,
+    Bytes,
+    check_type,
+    convert_rows,
+    cut_columns,
+    effective_type,
+    row_bytes,
+)
+
+_BLOCK_NUMBERS = 1 << 20  # numbers in a block of rows under conversion: 4 MiB as f32
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """How a model comes by its tokenizer.
+
+    load: makes it. files: name to path or content of what a converted model needs for the same one;
+    empty where there is none. bos_id, eos_ids: what the model's own files name.
+    """
+
+    load: Callable[[], Tokenizer]
+    files: Callable[[], dict[str, Path | bytes]]
+    bos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+
+
+class Model(ABC):
+    """A model's shape, weights and tokenizer. Safe to read from several threads at once.
+
+    fingerprint: 16 bytes, equal for equal weights; from sizes, times and headers, not contents.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, fingerprint: bytes, weights: str | None, tokenizer: TokenizerSource
+    ) -> None:
+        self.spec = spec
+        self.fingerprint = fingerprint
+        self.tokenizer_source = tokenizer
+        self._requested = check_type(weights) if weights is not None else None
+
+    @property
+    @abstractmethod
+    def weight_type(self) -> str:
+        """The type asked for with --weights, else the most common one of the stored matrices."""
+
+    @abstractmethod
+    def stored_type(self, name: str) -> str:
+        """The type that a tensor is stored in; bf16, which Hearth has not, counts as f16."""
+
+    def tensor_type(self, name: str) -> str:
+        """The type to load a tensor in: f32 for norms; else what --weights asked for (f16 where
+        blocks of 32 do not fit its rows), or the stored type."""
+        if is_norm(name):
+            return "f32"
+        return self.effective_type(name, self._requested or self.stored_type(name))
+
+    def effective_type(self, name: str, kind: str) -> str:
+        """`kind`, or f16 where blocks of 32 do not fit the tensor's rows."""
+        return effective_type(kind, self._shape(name)[1])
+
+    def read(
+        self, name: str, kind: str, rows: Span | None = None, columns: Span | None = None
+    ) -> Bytes:
+        """A cut of a tensor as uint8 [rows, row_bytes(kind, columns)].
+
+        rows, columns: [begin, end), the whole where None. The stored bytes themselves when `kind`
+        is the stored type. For q80 and q40, stored or asked for, columns are cut at multiples
+        of 32.
+
+        Raises:
+            ModelError: no such tensor, a cut outside it or off a block, numbers that do not fit
+                `kind`, or a file that cannot be read.
+        """
+        check_type(kind)
+        shape = self._shape(name)
+        rows, columns = rows or (0, shape[0]), columns or (0, shape[1])
+        for what, (begin, end), size in (
+            ("rows", rows, shape[0]),
+            ("columns", columns, shape[1]),
+        ):
+            if not 0 <= begin <= end <= size:
+                raise ModelError(f"{what} {begin} to {end} of {name} are outside its {size} {what}")
+        if is_norm(name) and kind != "f32":
+            raise ModelError(f"{name} is a norm's weight, which is read as f32 and not {kind}")
+        row_bytes(kind, columns[1] - columns[0])
+        row_bytes(kind, columns[0])
+        return self._cut(name, kind, rows, columns)
+
+    @abstractmethod
+    def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
+        """read(), with checked arguments."""
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, loaded once.
+
+        Raises:
+            ModelError: there is none, it is damaged, or it does not fit the model.
+        """
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer = self.tokenizer_source.load()
+        if tokenizer.vocab_size > self.spec.vocab_size:
+            raise ModelError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only "
+                f"{self.spec.vocab_size} rows; they belong to different models"
+            )
+        named = set(tokenizer.eos_ids)
+        if tokenizer.bos_id is not None:
+            named.add(tokenizer.bos_id)
+        missing = sorted(id for id in named if id >= tokenizer.vocab_size)
+        if missing:
+            raise ModelError(
+                f"the configuration names token id {missing[0]} as begin or end of text, but the "
+                f"tokenizer has only {tokenizer.vocab_size} tokens; they belong to different models"
+            )
+        return tokenizer
+
+    def close(self) -> None:  # noqa: B027 - a model without files has nothing to close
+        """Closes files. The model is not used after."""
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        try:
+            return self.spec.tensor_shape(name)
+        except KeyError:
+            raise ModelError(f"{self.spec.name} has no tensor named {name!r}") from None
+
+
+class OpenFile:
+    """A file read at absolute offsets, by any number of threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+            self.status = os.fstat(self._descriptor)
+        except OSError as error:
+            raise ModelError(f"cannot open {path}: {error.strerror or error}") from error
+
+    @property
+    def size(self) -> int:
+        return self.status.st_size
+
+    def read(self, offset: int, size: int) -> Bytes:
+        """Exactly `size` bytes. Raises ModelError where the file has not got them."""
+        buffer = np.empty(size, dtype=np.uint8)
+        view = buffer.data
+        done = 0
+        while done < size:
+            try:
+                count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            except OSError as error:
+                raise ModelError(f"cannot read {self.path}: {error.strerror or error}") from error
+            if count == 0:
+                raise ModelError(
+                    f"{self.path} ends at byte {offset + done}, {size - done} bytes early; it was "
+                    "cut short while in use"
+                )
+            done += count
+        return buffer
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: rows of `kind` (a Hearth type or bf16), one after another.
+
+    rotary_head: 0, or the head size where the rows of each head are stored as interleaved rotary
+    pairs: stored row 2i of a head is its row i, stored row 2i + 1 its row i + head_size / 2.
+    """
+
+    file: OpenFile
+    offset: int
+    kind: str
+    rows: int
+    columns: int
+    rotary_head: int = 0
+
+    def read_rows(self, begin: int, end: int) -> Bytes:
+        """Rows [begin, end) in the canonical order, uint8 [rows, row_bytes]."""
+        width = row_bytes(self.kind, self.columns)
+        head = self.rotary_head
+        if not head:
+            data = self.file.read(self.offset + begin * width, (end - begin) * width)
+            return data.reshape(end - begin, width)
+        wanted = np.arange(begin, end)
+        place = wanted % head
+        stored = wanted - place + (place % (head // 2)) * 2 + place // (head // 2)
+        low, high = int(stored.min()), int(stored.max()) + 1
+        data = self.file.read(self.offset + low * width, (high - low) * width)
+        return np.take(data.reshape(high - low, width), stored - low, axis=0)
+
+
+class FileModel(Model):
+    """A model whose tensors lie in files."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        fingerprint: bytes,
+        weights: str | None,
+        tensors: dict[str, StoredTensor],
+        files: list[OpenFile],
+        tokenizer: TokenizerSource,
+    ) -> None:
+        super().__init__(spec, fingerprint, weights, tokenizer)
+        self._tensors = tensors
+        self._files = files
+
+    @cached_property
+    def _most_common(self) -> str:
+        counts: Counter[str] = Counter()
+        for name, tensor in self._tensors.items():
+            if not is_norm(name):
+                counts[self.stored_type(name)] += tensor.rows * tensor.columns
+        # Of equally common types the more exact one, so that the answer does not depend on order.
+        return max(TYPES, key=lambda kind: (counts[kind], -TYPES.index(kind)))
+
+    @property
+    def weight_type(self) -> str:
+        return self._requested or self._most_common
+
+    def stored_type(self, name: str) -> str:
+        self._shape(name)
+        kind = self._tensors[name].kind
+        return "f16" if kind == "bf16" else kind
+
+    def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
+        tensor = self._tensors[name]
+        count = columns[1] - columns[0]
+        if tensor.kind == kind and not tensor.rotary_head and columns == (0, tensor.columns):
+            return tensor.read_rows(*rows)
+        result = np.empty((rows[1] - rows[0], row_bytes(kind, count)), dtype=np.uint8)
+        step = max(1, _BLOCK_NUMBERS // tensor.columns)
+        for begin in range(rows[0], rows[1], step):
+            end = min(begin + step, rows[1])
+            data = cut_columns(tensor.read_rows(begin, end), tensor.kind, columns)
+            result[begin - rows[0] : end - rows[0]] = convert_rows(
+                data, tensor.kind, kind, count, name
+            )
+        return result
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()

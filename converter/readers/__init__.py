@@ -1,0 +1,79 @@
+"""The readers of model formats, and `open_model`, which picks the one that fits."""
+
+from importlib import resources
+from pathlib import Path
+
+from hearth.converter.errors import ModelError
+from hearth.converter.hf_config import read_json
+from hearth.converter.model import Model
+from hearth.converter.readers.gguf import open_gguf
+from hearth.converter.readers.gguf_file import MAGIC
+from hearth.converter.readers.hearth import is_hearth_config, open_hearth
+from hearth.converter.readers.huggingface import open_huggingface
+from hearth.converter.readers.random import PREFIX, SHAPES, open_random
+
+DEMO = "demo"
+
+
+def open_model(source: str, weights: str | None = None) -> Model:
+    """Opens a model for reading; its weights stay where they are.
+
+    source: a Hugging Face or Hearth directory, a .gguf file (or a directory with one), "demo" (the
+    model that comes with Hearth), or "random:SHAPE[:SEED]".
+    weights: the type that tensors are to be loaded in ("f32", "f16", "q80", "q40"); None for the
+    types they are stored in.
+
+    Raises:
+        ModelError: it cannot be found, read or run; the message says why.
+    """
+    if source.startswith(PREFIX):
+        return open_random(source, weights)
+    path = demo_directory() if source == DEMO and not Path(source).exists() else Path(source)
+    if path.is_dir():
+        return _open_directory(path, weights)
+    if not path.is_file():
+        raise ModelError(
+            f"there is no model at {source!r}; give a directory, a .gguf file, {DEMO!r}, or "
+            f"{PREFIX}SHAPE with one of {', '.join(SHAPES)}"
+        )
+    if path.suffix == ".gguf" or _begins_with_magic(path):
+        return open_gguf(path, weights)
+    raise ModelError(
+        f"{path} is no GGUF file; for safetensors give the directory that also holds config.json"
+    )
+
+
+def demo_directory() -> Path:
+    """Where the model that comes with Hearth lies. Raises ModelError where it was left out."""
+    try:
+        # A namespace package has several possible homes; the first that holds the model counts.
+        for root in resources.files("hearth.models").iterdir():
+            if root.name == DEMO and isinstance(root, Path) and (root / "config.json").is_file():
+                return root
+    except (ModuleNotFoundError, FileNotFoundError, NotADirectoryError):
+        pass
+    raise ModelError("the demo model is not part of this installation; give a path instead")
+
+
+def _open_directory(path: Path, weights: str | None) -> Model:
+    config = path / "config.json"
+    if config.is_file():
+        raw = read_json(config)
+        return (open_hearth if is_hearth_config(raw) else open_huggingface)(path, weights)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return open_gguf(files[0], weights)
+    if files:
+        raise ModelError(
+            f"{path} holds {len(files)} GGUF files; name one: "
+            f"{', '.join(file.name for file in files[:8])}"
+        )
+    raise ModelError(f"{path} holds neither a config.json nor a .gguf file")
+
+
+def _begins_with_magic(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == MAGIC
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error

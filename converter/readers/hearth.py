@@ -1,0 +1,74 @@
+"""A Hearth directory, as `hearth convert` writes it: config.json, tokenizer, one safetensors file.
+
+config.json is a Llama one with an object `hearth` in it: `version`, and `weights`, the type that
+was asked for. f32 and f16 tensors are plain safetensors ones; a q80 or q40 tensor is U8 [rows,
+bytes of a row] and its type stands in the file's `__metadata__` under the tensor's name.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hearth.converter.errors import ModelError
+from hearth.converter.fingerprint import fingerprint
+from hearth.converter.hf_config import read_config
+from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.readers.huggingface import open_tensors
+from hearth.converter.readers.safetensors_file import Header, TensorEntry
+from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
+from hearth.converter.tokenizers.base import Tokenizer
+from hearth.converter.tokenizers.plain import PlainTokenizer
+from hearth.converter.weights import is_quantized, row_bytes
+
+VERSION = 1
+_PLAIN = {"F32": "f32", "F16": "f16"}
+_BLOCK_BYTES = {kind: row_bytes(kind, 32) for kind in ("q80", "q40")}
+
+
+def is_hearth_config(raw: dict[str, Any]) -> bool:
+    return "hearth" in raw
+
+
+def open_hearth(directory: Path, weights: str | None) -> FileModel:
+    """Opens a Hearth directory. Raises ModelError where it is damaged or of a newer version."""
+    config = read_config(directory)
+    hearth = config.raw.get("hearth")
+    if not isinstance(hearth, dict) or hearth.get("version") != VERSION:
+        version = hearth.get("version") if isinstance(hearth, dict) else hearth
+        raise ModelError(
+            f"{directory} is of Hearth format version {version!r}; this Hearth reads {VERSION}. "
+            "Convert the model again, or update Hearth"
+        )
+    tensors, files, identity = open_tensors(directory, config.spec, _kind)
+    identity += [(directory / "config.json").read_bytes()]
+
+    def load() -> Tokenizer:
+        if hearth.get("tokenizer") == PlainTokenizer.NAME:
+            return PlainTokenizer(config.spec.vocab_size)
+        return load_tokenizer(directory, config.bos_id, config.eos_ids)
+
+    source = TokenizerSource(
+        load=load,
+        files=lambda: dict(tokenizer_files(directory)),
+        bos_id=config.bos_id,
+        eos_ids=config.eos_ids,
+    )
+    return FileModel(config.spec, fingerprint(identity), weights, tensors, files, source)
+
+
+def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:
+    if entry.dtype in _PLAIN:
+        return _PLAIN[entry.dtype], entry.shape
+    kind = header.metadata.get(name, "")
+    if entry.dtype != "U8" or not is_quantized(kind) or len(entry.shape) != 2:
+        raise ModelError(
+            f"tensor {name} is {entry.dtype} {list(entry.shape)} of type {kind!r}; a Hearth "
+            "directory holds F32, F16, and U8 [rows, bytes] of type q80 or q40"
+        )
+    rows, width = entry.shape
+    blocks, rest = divmod(width, _BLOCK_BYTES[kind])
+    if rest:
+        raise ModelError(
+            f"tensor {name} has rows of {width} bytes, no multiple of a {kind} block's "
+            f"{_BLOCK_BYTES[kind]}"
+        )
+    return kind, (rows, blocks * 32)

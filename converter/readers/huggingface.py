@@ -1,0 +1,150 @@
+"""A Hugging Face Llama directory: config.json, one or several safetensors files, a tokenizer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hearth.converter.errors import ModelError
+from hearth.converter.fingerprint import fingerprint
+from hearth.converter.hf_config import read_config, read_json
+from hearth.converter.model import FileModel, OpenFile, StoredTensor, TokenizerSource
+from hearth.converter.readers.names import huggingface_name
+from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
+from hearth.converter.spec import ModelSpec, is_norm
+from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_MAX_SHARDS = 4096
+
+# What older exports hold besides the weights, and what a tied model may repeat.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+
+Kind = Callable[[str, TensorEntry, Header], tuple[str, tuple[int, ...]]]
+
+
+def open_huggingface(directory: Path, weights: str | None) -> FileModel:
+    """Opens a Hugging Face directory.
+
+    Raises:
+        ModelError: a file is absent or damaged, a tensor is missing or misshapen, or the model is
+            of a kind that Hearth does not run.
+    """
+    config = read_config(directory)
+    tensors, files, identity = open_tensors(directory, config.spec, _kind)
+    source = TokenizerSource(
+        load=lambda: load_tokenizer(directory, config.bos_id, config.eos_ids),
+        files=lambda: dict(tokenizer_files(directory)),
+        bos_id=config.bos_id,
+        eos_ids=config.eos_ids,
+    )
+    identity += [(directory / "config.json").read_bytes()]
+    return FileModel(config.spec, fingerprint(identity), weights, tensors, files, source)
+
+
+def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:
+    if entry.dtype not in _KINDS:
+        raise ModelError(
+            f"tensor {name} is {entry.dtype}, which Hearth can't read; types it reads here: "
+            f"{', '.join(_KINDS)}"
+        )
+    return _KINDS[entry.dtype], entry.shape
+
+
+def open_tensors(
+    directory: Path, spec: ModelSpec, kind_of: Kind
+) -> tuple[dict[str, StoredTensor], list[OpenFile], list[bytes | str | int]]:
+    """Finds every tensor of `spec` in a directory's safetensors files.
+
+    kind_of: (name, entry, header) -> (the type it is stored in, its shape in numbers).
+    Returns the tensors by Hearth's names, the open files, and what identifies them.
+    """
+    files: list[OpenFile] = []
+    try:
+        entries: dict[str, tuple[OpenFile, TensorEntry, Header]] = {}
+        identity: list[bytes | str | int] = []
+        for path in weight_files(directory):
+            file = OpenFile(path)
+            files.append(file)
+            header = read_header(file)
+            identity += [path.name, file.size, file.status.st_mtime_ns, header.raw]
+            for name, entry in header.tensors.items():
+                if name in entries:
+                    raise ModelError(f"tensor {name} is in {entries[name][0].path} and in {path}")
+                entries[name] = file, entry, header
+        return _match(directory, spec, entries, kind_of), files, identity
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+
+
+def _match(
+    directory: Path,
+    spec: ModelSpec,
+    entries: dict[str, tuple[OpenFile, TensorEntry, Header]],
+    kind_of: Kind,
+) -> dict[str, StoredTensor]:
+    tensors = {}
+    for name in spec.tensor_names():
+        stored_name = huggingface_name(name)
+        found = entries.pop(stored_name, None)
+        if found is None:
+            raise ModelError(
+                f"{directory}: tensor {stored_name} is missing; config.json asks for "
+                f"{spec.layers} layers, {'a tied' if spec.tied else 'an untied'} head, and so "
+                f"{len(spec.tensor_names())} tensors"
+            )
+        file, entry, header = found
+        kind, shape = kind_of(stored_name, entry, header)
+        rows, columns = spec.tensor_shape(name)
+        wanted = (columns,) if is_norm(name) else (rows, columns)
+        if shape != wanted:
+            raise ModelError(
+                f"{file.path}: tensor {stored_name} has shape {list(shape)}, but config.json makes "
+                f"it {list(wanted)}; the two belong to different models"
+            )
+        tensors[name] = StoredTensor(file, entry.offset, kind, rows, columns)
+    entries.pop("lm_head.weight", None)  # a copy of the embedding where the head is tied
+    unknown = sorted(name for name in entries if not name.endswith(_IGNORED_SUFFIXES))
+    if unknown:
+        raise ModelError(
+            f"{directory}: tensor {unknown[0]} has no place in a Llama model of {spec.layers} "
+            f"layers ({len(unknown)} such tensors); the result would be wrong without it"
+        )
+    return tensors
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a directory: those its index lists, or the single one."""
+    index_path = directory / INDEX
+    if not index_path.is_file():
+        path = directory / SINGLE
+        if path.is_file():
+            return [path]
+        hint = ""
+        if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
+            hint = "; pickled weights (.bin, .pth) are never read, get the safetensors files"
+        raise ModelError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
+    weight_map = read_json(index_path, 64 << 20).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index_path} has no weight_map")
+    names = set()
+    for name in weight_map.values():
+        # A name with a folder in it could leave the model's directory.
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
+            raise ModelError(f"{index_path} names {name!r}, which is no safetensors file beside it")
+        names.add(name)
+    if len(names) > _MAX_SHARDS:
+        raise ModelError(f"{index_path} lists {len(names)} files; the limit is {_MAX_SHARDS}")
+    missing = sorted(name for name in names if not (directory / name).is_file())
+    if missing:
+        raise ModelError(
+            f"{directory}: {len(missing)} of {len(names)} weight files are absent, first "
+            f"{missing[0]}; download the rest"
+        )
+    return [directory / name for name in sorted(names)]

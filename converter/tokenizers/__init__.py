@@ -1,0 +1,133 @@
+"""Tokenizers of every format Hearth knows, behind one interface; `load_tokenizer` picks the format.
+
+The libraries are imported when one is needed, since each costs a good part of a command's start.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hearth.converter.errors import ModelError
+from hearth.converter.hf_config import read_json
+from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
+from hearth.converter.tokenizers.settings import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    SPECIAL_TOKENS,
+    Settings,
+    read_settings,
+)
+
+__all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer", "tokenizer_files"]
+
+# In order of preference: the first that a directory holds is used.
+_SINGLE_FILES = ("tokenizer.gguf", "tokenizer.json", "tokenizer.model")
+_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+_MAX_BYTES = 64 << 20
+
+
+def load_tokenizer(
+    path: Path, bos_id: int | None = None, eos_ids: frozenset[int] = frozenset()
+) -> Tokenizer:
+    """The tokenizer in a directory, or of one file.
+
+    path: a directory, or a tokenizer.json, .gguf, .model (SentencePiece or ranks), .tiktoken, or
+    vocabulary file (vocab.json, encoder.json). bos_id, eos_ids: what the model's config names.
+
+    Raises:
+        ModelError: there is none, or it is damaged or of a kind that Hearth does not know.
+    """
+    main = _main_file(path) if path.is_dir() else path
+    if not main.is_file():
+        raise ModelError(f"there is no tokenizer at {main}")
+    if main.suffix == ".gguf":
+        from hearth.converter.tokenizers.gguf import load_tokenizer_gguf
+
+        return load_tokenizer_gguf(main)
+    settings = read_settings(main.parent, bos_id, eos_ids)
+    for vocabulary, merges in _PAIRS:
+        if main.name == vocabulary:
+            return _load_pair(main, main.with_name(merges), settings)
+    if main.suffix == ".json":
+        from hearth.converter.tokenizers.huggingface import load_tokenizer_json
+
+        return load_tokenizer_json(main, settings)
+    from hearth.converter.tokenizers.ranks import is_ranks, load_ranks
+
+    if is_ranks(main):
+        return load_ranks(main, settings)
+    from hearth.converter.tokenizers.sentencepiece import load_sentencepiece
+
+    return load_sentencepiece(main, settings)
+
+
+def tokenizer_files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """(name, path) of every file that load_tokenizer of the directory reads; none without one."""
+    try:
+        main = _main_file(directory)
+    except ModelError:
+        return
+    names = [main.name, CONFIG, SPECIAL_TOKENS, CHAT_TEMPLATE]
+    names += [merges for vocabulary, merges in _PAIRS if main.name == vocabulary]
+    for name in names:
+        if (directory / name).is_file():
+            yield name, directory / name
+
+
+def _main_file(directory: Path) -> Path:
+    vocabularies = [name for name, merges in _PAIRS if (directory / merges).is_file()]
+    for name in (*_SINGLE_FILES, *vocabularies):
+        if (directory / name).is_file():
+            return directory / name
+    ranks = sorted(directory.glob("*.tiktoken"))
+    if len(ranks) == 1:
+        return ranks[0]
+    raise ModelError(
+        f"{directory} has no tokenizer; Hearth looks for {', '.join(_SINGLE_FILES)}, "
+        f"{', '.join(' with '.join(pair) for pair in _PAIRS)}, and one .tiktoken file"
+    )
+
+
+def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> Tokenizer:
+    from hearth.converter.tokenizers.huggingface import byte_pair_tokenizer
+    from hearth.converter.tokenizers.patterns import RULES
+
+    if settings.tokenizer_class not in (None, *_CLASSES):
+        raise ModelError(
+            f"{vocabulary_path.parent}: tokenizer_class {settings.tokenizer_class!r} is not known "
+            f"for {vocabulary_path.name}; known: {', '.join(_CLASSES)}. A tokenizer.json would do"
+        )
+    rules = RULES[_CLASSES.get(settings.tokenizer_class or "", "gpt-2")]
+    raw = read_json(vocabulary_path, _MAX_BYTES)
+    if not all(type(id) is int and 0 <= id < 1 << 31 for id in raw.values()):
+        raise ModelError(f"{vocabulary_path} is not a map of tokens to ids")
+    try:
+        size = merges_path.stat().st_size
+        if size > _MAX_BYTES:
+            raise ModelError(f"{merges_path} has {size} bytes; the limit is {_MAX_BYTES}")
+        lines = merges_path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read {merges_path}: {error}") from error
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, found, right = line.rstrip("\r").partition(" ")
+        if not found or not left or not right:
+            raise ModelError(f"{merges_path}, line {number}: {line[:60]!r} is no pair of tokens")
+        merges.append((left, right))
+    added = settings.added or tuple(
+        (raw[name], name, True) for name in ("<|endoftext|>",) if name in raw
+    )
+    what = str(vocabulary_path.parent)
+    tokenizer = byte_pair_tokenizer(raw, merges, rules, added, settings, what)
+    if tokenizer.chat_template is None and not tokenizer.eos_ids and "<|endoftext|>" in raw:
+        tokenizer.eos_ids = frozenset([raw["<|endoftext|>"]])
+    return tokenizer
+
+
+_CLASSES = {
+    "GPT2Tokenizer": "gpt-2",
+    "GPT2TokenizerFast": "gpt-2",
+    "Qwen2Tokenizer": "qwen2",
+    "Qwen2TokenizerFast": "qwen2",
+}

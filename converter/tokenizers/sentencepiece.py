@@ -1,0 +1,158 @@
+"""SentencePiece models: a .model file, or one built from the vocabulary inside a GGUF file."""
+
+import re
+import struct
+from pathlib import Path
+
+import sentencepiece
+
+from hearth.converter.errors import ModelError
+from hearth.converter.tokenizers.base import Tokenizer, library_errors
+from hearth.converter.tokenizers.settings import Settings
+
+_MAX_BYTES = 64 << 20
+_SPACE = "▁"
+# ModelProto.SentencePiece.Type of sentencepiece_model.proto; GGUF uses the same numbers.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_UNKNOWN_TEXT = " ⁇ ".encode()
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A tokenizer of the sentencepiece library."""
+
+    def __init__(self, model: bytes, settings: Settings, what: str) -> None:
+        """model: a serialized ModelProto."""
+        with library_errors(f"{what} is no SentencePiece model"):
+            inner = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size = inner.vocab_size()
+            if self.vocab_size < 1:
+                raise ModelError(f"{what} has an empty vocabulary")
+            controls = {
+                inner.id_to_piece(id): id for id in range(self.vocab_size) if inner.is_control(id)
+            }
+            first = inner.encode("a", out_type=str)
+            self.strip_space = bool(first) and first[0].startswith(_SPACE)
+        self._inner = inner
+        self._controls = controls
+        longest_first = sorted((name for name in controls if name), key=len, reverse=True)
+        self._split = (
+            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+            if longest_first
+            else None
+        )
+        self.bos_id, self.eos_ids = settings.special_ids(controls)
+        if self.bos_id is None and inner.bos_id() >= 0:
+            self.bos_id = inner.bos_id()
+        if not self.eos_ids and inner.eos_id() >= 0:
+            self.eos_ids = frozenset([inner.eos_id()])
+        self.add_bos = settings.add_bos is not False
+        self.chat_template = settings.chat_template
+        self._bytes: dict[int, bytes] = {}
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        if not parse_special or self._split is None:
+            return list(self._inner.encode(text))
+        ids: list[int] = []
+        for place, part in enumerate(self._split.split(text)):
+            if place % 2:
+                ids.append(self._controls[part])
+            elif part:
+                ids += self._inner.encode(part)
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._lookup(token)
+        return known
+
+    def _lookup(self, token: int) -> bytes:
+        inner = self._inner
+        if not 0 <= token < self.vocab_size or inner.is_control(token) or inner.is_unused(token):
+            return b""
+        if inner.is_unknown(token):
+            return _UNKNOWN_TEXT
+        piece: str = inner.id_to_piece(token)
+        if inner.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(_SPACE, " ").encode()
+
+    def _name(self, token: int) -> str:
+        return str(self._inner.id_to_piece(token)) if 0 <= token < self.vocab_size else ""
+
+
+def load_sentencepiece(path: Path, settings: Settings) -> SentencePieceTokenizer:
+    """A SentencePiece .model file. Raises ModelError where it is damaged."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ModelError(f"{path} has more than {_MAX_BYTES} bytes, too many for a tokenizer")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    return SentencePieceTokenizer(data, settings, str(path))
+
+
+def build_model(
+    pieces: list[str],
+    scores: list[float],
+    types: list[int],
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+    bos_id: int,
+    eos_id: int,
+) -> bytes:
+    """A serialized ModelProto (sentencepiece_model.proto) of kind BPE, without a normalizer."""
+    unknown = types.index(UNKNOWN) if UNKNOWN in types else -1
+    byte_fallback = BYTE in types
+    parts = []
+    seen: set[str] = set()
+    for id, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
+        if not piece or piece in seen:
+            # Padding of the vocabulary; the library wants every piece to be a different text.
+            piece, kind = f"<hearth_unused_{id}>", UNUSED
+        seen.add(piece)
+        body = _field(1, piece.encode()) + struct.pack("<Bf", 2 << 3 | 5, score) + _number(3, kind)
+        parts.append(_field(1, body))
+    trainer = b"".join(
+        [
+            _number(3, 2),  # model_type: BPE
+            _number(4, len(pieces)),
+            _number(35, int(byte_fallback)),
+            _number(40, unknown),
+            _number(41, bos_id),
+            _number(42, eos_id),
+            _number(43, -1),  # pad_id
+            *(
+                _field(field, pieces[id].encode())
+                for field, id in ((45, unknown), (46, bos_id), (47, eos_id))
+                if 0 <= id < len(pieces)
+            ),
+        ]
+    )
+    normalizer = b"".join(
+        [
+            _field(1, b"identity"),
+            _number(3, int(add_dummy_prefix)),
+            _number(4, int(remove_extra_whitespaces)),
+            _number(5, 1),  # escape_whitespaces
+        ]
+    )
+    return b"".join([*parts, _field(2, trainer), _field(3, normalizer)])
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
