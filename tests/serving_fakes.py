@@ -4,7 +4,7 @@ The runner keeps a paged KV cache of tokens and computes each next token from wh
 so a page given to two sequences, a gap in positions or a lost token changes the text.
 """
 
-import codecs
+import re
 import threading
 import time
 import zlib
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.params import Sampling
 from hearth.root.scheduler import Batch
 
@@ -23,41 +24,27 @@ VOCAB = 258
 NextToken = Callable[[tuple[int, ...]], int]
 
 
-class ByteStream:
-    """Whole characters out of bytes."""
+class ByteTokenizer(Tokenizer):
+    """One token a byte, then begin- and end-of-sequence, which are written <s> and </s>."""
 
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        return self._decoder.decode(bytes([token])) if token < BOS else ""
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
-
-
-class ByteTokenizer:
-    """One token a byte, then begin- and end-of-sequence."""
-
-    vocab_size = VOCAB
-    bos_id: int | None = BOS
-    eos_ids = frozenset({EOS})
-    add_bos = True
-
-    def __init__(self, chat_template: str | None = None) -> None:
+    def __init__(self, chat_template: str | None = None, add_bos: bool = True) -> None:
+        self.vocab_size = VOCAB
+        self.bos_id = BOS
+        self.eos_ids = frozenset({EOS})
+        self.add_bos = add_bos
         self.chat_template = chat_template
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
-        return ([BOS] if add_special and self.add_bos else []) + list(text.encode())
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(token for token in ids if token < BOS).decode(errors="replace")
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        ids: list[int] = []
+        for part in re.split("(</?s>)", text) if parse_special else [text]:
+            ids += {"<s>": [BOS], "</s>": [EOS]}.get(part, part.encode())
+        return ids
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < BOS else b""
 
-    def stream(self) -> ByteStream:
-        return ByteStream()
+    def _name(self, token: int) -> str:
+        return {BOS: "<s>", EOS: "</s>"}.get(token, chr(token))
 
 
 def letters(history: tuple[int, ...]) -> int:

@@ -17,19 +17,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hearth.common.errors import HearthError, Reason
+from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
 from hearth.root.mailbox import Delta, Done, Event, Failed, Mailbox, Sink, Usage
-from hearth.root.params import GenerateParams, Sampling, check_ids, check_text
+from hearth.root.params import GenerateParams, Sampling, check_ids
 from hearth.root.scheduler import Batch, FinishReason, Limits, Request, Sampled, Scheduler
 from hearth.root.stopping import StopMatcher
-
-if TYPE_CHECKING:
-    from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ class _Active:
     params: GenerateParams
     sink: Sink
     sampler: TokenSampler
-    decoder: "StreamDecoder"
+    decoder: StreamDecoder
     stops: StopMatcher
     submitted: float
     started: float = 0.0
@@ -139,7 +137,7 @@ class Engine:
     def __init__(
         self,
         runner: StepRunner,
-        tokenizer: "Tokenizer",
+        tokenizer: Tokenizer,
         limits: Limits,
         *,
         vocab_size: int | None = None,
@@ -199,15 +197,17 @@ class Engine:
         sampling = params.sampling
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         sampler = self._sampler_factory(sampling, seed)
-        if sampling.repetition_penalty != 1 and len(params.prompt) < self.limits.context_size:
-            for token in params.prompt:
+        # A prompt that is too long is not worth reading: the scheduler will refuse it.
+        seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
+        if sampling.repetition_penalty != 1:
+            for token in seen:
                 sampler.accept(token)
         active = _Active(
             next(self._ids),
             params,
             sink,
             sampler,
-            self.tokenizer.stream(),
+            self.tokenizer.stream(seen),
             StopMatcher(params.stop),
             time.perf_counter(),
         )
@@ -224,14 +224,6 @@ class Engine:
     def resume(self) -> None:
         """The runner can run steps again, with an empty KV cache."""
         self._post(self._on_resume)
-
-    def prompt_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError."""
-        ids = self.tokenizer.encode(check_text("prompt", text), True)
-        if not ids and self.tokenizer.bos_id is not None:
-            # Something must be computed for a first token to follow.
-            return (self.tokenizer.bos_id,)
-        return tuple(ids)
 
     def generate(self, params: GenerateParams) -> Iterator[Delta | Done]:
         """Submits and iterates over what comes: deltas, then Done; HearthError when it fails.

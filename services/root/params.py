@@ -5,9 +5,11 @@ Floats are compared so that NaN is refused too.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hearth.common.errors import HearthError, Reason
+from hearth.converter.errors import ModelError
+from hearth.converter.tokenizers.base import Tokenizer
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -86,6 +88,9 @@ class GenerateParams:
                     characters=len(text),
                 )
 
+    def with_prompt(self, prompt: tuple[int, ...]) -> "GenerateParams":
+        return replace(self, prompt=prompt)
+
 
 def check_text(what: str, text: str) -> str:
     """`text` itself, or HearthError when it cannot be UTF-8 (a lone surrogate)."""
@@ -98,6 +103,50 @@ def check_text(what: str, text: str) -> str:
             position=error.start,
         ) from None
     return text
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError."""
+    ids = tokenizer.encode(check_text("prompt", text))
+    if not ids and tokenizer.bos_id is not None:
+        # Something must be computed for a first token to follow.
+        return (tokenizer.bos_id,)
+    return tuple(ids)
+
+
+def conversation_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tuple[int, ...]:
+    """Token ids of a conversation, `messages` of role and content, up to the assistant's turn.
+
+    HearthError when the model has no chat template, or when the template refuses the messages.
+    """
+    from hearth.converter.chat import render
+
+    template = tokenizer.chat_template
+    if template is None:
+        raise HearthError(
+            Reason.NO_CHAT_TEMPLATE,
+            "this model has no chat template, so a conversation cannot become a prompt; "
+            "write the prompt as text",
+        )
+    if not messages:
+        raise _invalid("the conversation has 0 messages; give at least 1")
+    for message in messages:
+        check_text(f"message of role {message['role']!r}", message["role"] + message["content"])
+    eos_id = min(tokenizer.eos_ids, default=None)
+    try:
+        text = render(
+            template,
+            messages,
+            bos_token=tokenizer.token_text(tokenizer.bos_id),
+            eos_token=tokenizer.token_text(eos_id),
+        )
+        ids = tokenizer.encode(text, add_special=False)
+    except ModelError as error:
+        raise _invalid(f"the conversation cannot become a prompt: {error}") from error
+    # Templates differ in whether they write the begin-of-sequence token themselves.
+    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        ids = [tokenizer.bos_id, *ids]
+    return tuple(ids)
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:

@@ -210,14 +210,15 @@ def test_cancel_from_another_thread_and_while_waiting() -> None:
 
 def test_a_lost_worker_ends_all_and_the_engine_refuses_until_resumed() -> None:
     lost = HearthError(Reason.WORKER_LOST, "worker nas:7717 was lost", {"worker": "nas:7717"})
-    runner = FakeRunner(gate=threading.Event(), fail_with=lost)
+    runner = FakeRunner(fail_with=lost)
     limits = Limits(context_size=64, max_pages=64, page_size=4, max_running=1)
     with engine(runner, limits) as e:
         sinks = [Sink(), Sink()]
+        ready = threading.Event()
+        e._post(ready.wait)  # so that the engine takes both together
         for sink in sinks:
             e.submit(params("ab", 5), sink)
-        assert runner.gate is not None
-        runner.gate.set()
+        ready.set()
         for sink in sinks:
             assert sink.error is lost
         refused = Sink()
@@ -338,14 +339,6 @@ def test_queue_full_and_prompt_too_long_come_to_the_sink() -> None:
 def test_bad_token_ids_are_refused_at_once() -> None:
     with engine() as e, pytest.raises(HearthError, match="token id 258 at index 1"):
         e.submit(GenerateParams((1, 258)), Sink())
-
-
-def test_prompt_ids() -> None:
-    with engine() as e:
-        assert e.prompt_ids("a") == (BOS, 97)
-        assert e.prompt_ids("") == (BOS,)
-        with pytest.raises(HearthError, match="lone surrogate"):
-            e.prompt_ids("\udc00")
 
 
 def test_stop_with_drain_finishes_what_runs() -> None:

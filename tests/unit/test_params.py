@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 import pytest
+from serving_fakes import BOS, ByteTokenizer
 
 from hearth.common.errors import HearthError
-from hearth.root.params import GenerateParams, Sampling, check_ids, check_text
+from hearth.root.params import GenerateParams, Sampling, check_ids, check_text, prompt_ids
 
 BAD: list[tuple[str, Any, str]] = [
     ("temperature", -0.1, "[0, 100]"),
@@ -63,3 +64,12 @@ def test_text_and_ids() -> None:
         check_ids([0, 10], 10)
     with pytest.raises(HearthError, match="token id -1"):
         check_ids([-1], 10)
+
+
+def test_prompt_ids() -> None:
+    assert prompt_ids(ByteTokenizer(), "a") == (BOS, 97)
+    assert prompt_ids(ByteTokenizer(), "") == (BOS,)
+    assert prompt_ids(ByteTokenizer(add_bos=False), "a") == (97,)
+    assert prompt_ids(ByteTokenizer(add_bos=False), "") == (BOS,)
+    with pytest.raises(HearthError, match="lone surrogate"):
+        prompt_ids(ByteTokenizer(), "\udc00")

@@ -1,0 +1,125 @@
+"""The root's gRPC server: the service, health and reflection on one address, in its own thread.
+
+The thread runs the event loop, so that the main thread is free for signals.
+"""
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import cast
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hearth.common.channels import (
+    MAX_CLIENT_MESSAGE_BYTES,
+    bind,
+    is_loopback,
+    server_options,
+)
+from hearth.root.engine import Engine
+from hearth.root.service import MAX_STREAMS, Cluster, RootService, ServedModel
+from hearth.v1 import root_pb2, root_pb2_grpc
+
+SERVICE = root_pb2.DESCRIPTOR.services_by_name["RootService"].full_name
+
+
+class RootServer:
+    """Serves RootService on `listen` ("host:port") from `start` to `stop`.
+
+    grpc.health.v1 says SERVING, for the service and for the server, only while the cluster serves.
+    Reflection, which tells strangers what there is to call, is for this machine only.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        engine: Engine,
+        model: ServedModel,
+        cluster: Cluster,
+        *,
+        max_streams: int = MAX_STREAMS,
+    ) -> None:
+        self._listen = listen
+        self._cluster = cluster
+        self._service = RootService(engine, model, cluster, max_streams)
+        self._max_streams = max_streams
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_grace: asyncio.Future[float] | None = None
+        self._started: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, name="hearth-root-grpc", daemon=True)
+
+    def start(self) -> int:
+        """The port that it listens on. HearthError when that is taken or the address is none."""
+        self._thread.start()
+        return self._started.result()
+
+    def stop(self, grace: float = 5.0) -> None:
+        """No new requests; running ones may finish for `grace` seconds and are then cancelled."""
+        if self._loop is not None and self._stop_grace is not None:
+            with suppress(RuntimeError):  # stopped before
+                self._loop.call_soon_threadsafe(self._request_stop, grace)
+            self._thread.join()
+
+    def _request_stop(self, grace: float) -> None:
+        assert self._stop_grace is not None
+        if not self._stop_grace.done():
+            self._stop_grace.set_result(grace)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        server = grpc.aio.server(
+            options=server_options(MAX_CLIENT_MESSAGE_BYTES),
+            # The service refuses streams with a reason; this only bounds everything else.
+            maximum_concurrent_rpcs=2 * self._max_streams,
+        )
+        root_pb2_grpc.add_RootServiceServicer_to_server(self._service, server)
+        checker = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+        if is_loopback(self._listen):
+            reflection.enable_server_reflection(
+                (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            )
+        # Both kinds of server bind alike; their types share no base.
+        port = bind(cast(grpc.Server, server), self._listen)
+        changed = asyncio.Event()
+
+        def wake(_: root_pb2.ClusterStatus) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(changed.set)
+
+        unsubscribe = self._cluster.subscribe(wake)
+        self._loop, self._stop_grace = loop, loop.create_future()
+        watch = loop.create_task(self._watch_health(checker, changed))
+        try:
+            await server.start()
+            self._started.set_result(port)
+            grace = await self._stop_grace
+            await checker.enter_graceful_shutdown()
+            await self._service.drain(grace)
+        finally:
+            unsubscribe()
+            watch.cancel()
+            # What is left was given its time; this only sends the last statuses out.
+            await server.stop(0.2)
+
+    async def _watch_health(
+        self, checker: health.aio.HealthServicer, changed: asyncio.Event
+    ) -> None:
+        while True:
+            serving = self._cluster.status().state == root_pb2.CLUSTER_STATE_SERVING
+            answer = health_pb2.HealthCheckResponse
+            for name in ("", SERVICE):
+                await checker.set(name, answer.SERVING if serving else answer.NOT_SERVING)
+            await changed.wait()
+            changed.clear()
