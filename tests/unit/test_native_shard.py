@@ -254,14 +254,14 @@ def test_bits_do_not_depend_on_batch_threads_or_kernels(type: str) -> None:
     other = [1, 2, 3, 4, 5]
     run_step([shard], other + tokens[:3], [(5, 0, [8, 9]), (3, 0, [4, 5])], [])
     pages = [4, 5, 6, 7]
-    run_step([shard], tokens[3:12] + [6], [(9, 3, pages), (1, 5, [8, 9])], [])
+    run_step([shard], [*tokens[3:12], 6], [(9, 3, pages), (1, 5, [8, 9])], [])
     got = run_step([shard], [7, tokens[12]], [(1, 6, [8, 9]), (1, 12, pages)], [1])
     np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize(("type", "bound"), [("f16", 2e-3), ("q80", 0.05), ("q40", 0.5)])
 def test_quantized_weights_stay_near_the_reference(type: str, bound: float) -> None:
-    """Bounds follow the types' steps: 2^-11, 1/127 and 1/8 of a block's largest, times a few sums."""
+    """Bounds follow the types' steps: 2^-11, 1/127, 1/8 of a block's largest; some sums."""
     shape = SHAPES[3]
     weights = random_weights(shape)
     tokens = list(range(10))
