@@ -38,13 +38,15 @@ class TokenizerSource:
     """How a model comes by its tokenizer.
 
     load: makes it. files: name to path or content of what a converted model needs for the same one;
-    empty where there is none. bos_id, eos_ids: what the model's own files name.
+    empty where there is none. bos_id, eos_ids: what the model's own files name. plain: it is the
+    byte tokenizer, which needs no files.
     """
 
     load: Callable[[], Tokenizer]
     files: Callable[[], dict[str, Path | bytes]]
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
+    plain: bool = False
 
 
 class Model(ABC):

@@ -5,6 +5,7 @@ was asked for. f32 and f16 tensors are plain safetensors ones; a q80 or q40 tens
 bytes of a row] and its type stands in the file's `__metadata__` under the tensor's name.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
     tensors, files, identity = open_tensors(directory, config.spec, _kind)
     identity += [(directory / "config.json").read_bytes()]
 
+    plain = hearth.get("tokenizer") == PlainTokenizer.NAME
+
     def load() -> Tokenizer:
-        if hearth.get("tokenizer") == PlainTokenizer.NAME:
+        if plain:
             return PlainTokenizer(config.spec.vocab_size)
         return load_tokenizer(directory, config.bos_id, config.eos_ids)
 
@@ -51,8 +54,11 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
         files=lambda: dict(tokenizer_files(directory)),
         bos_id=config.bos_id,
         eos_ids=config.eos_ids,
+        plain=plain,
     )
-    return FileModel(config.spec, fingerprint(identity), weights, tensors, files, source)
+    name = hearth.get("name")
+    spec = replace(config.spec, name=name) if isinstance(name, str) and name else config.spec
+    return FileModel(spec, fingerprint(identity), weights, tensors, files, source)
 
 
 def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:

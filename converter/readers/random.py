@@ -83,6 +83,7 @@ class RandomModel(Model):
             load=lambda: PlainTokenizer(spec.vocab_size),
             files=dict,
             bos_id=PlainTokenizer.BOS,
+            plain=True,
         )
         super().__init__(spec, fingerprint([_GENERATOR, repr(spec), seed]), weights, source)
         self.seed = seed

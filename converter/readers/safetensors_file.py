@@ -129,7 +129,9 @@ class SafetensorsWriter:
         tensors: Iterable[tuple[str, str, tuple[int, ...]]],
         metadata: dict[str, str],
     ) -> None:
-        """tensors: (name, dtype, shape) in the order in which their bytes will come."""
+        """tensors: (name, dtype, shape) in the order in which their bytes will come.
+
+        size: bytes of the whole file, tensor_bytes: of its tensors; both known at once."""
         header: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
         for name, dtype, shape in tensors:
@@ -145,6 +147,7 @@ class SafetensorsWriter:
         self._prefix = len(raw).to_bytes(8, "little") + raw
         self._path = path
         self._left = offset
+        self.tensor_bytes = offset
         self.size = len(self._prefix) + offset
         self._file: BinaryIO | None = None
 

@@ -1,0 +1,145 @@
+"""Writes a Hearth directory from any model, tensor by tensor, or nothing at all.
+
+The new directory grows beside its destination under another name and is renamed when it is whole.
+Memory is bounded by a block of rows, whatever the model's size.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hearth.converter.errors import ModelError
+from hearth.converter.hf_config import write_config
+from hearth.converter.model import Model
+from hearth.converter.readers import open_model
+from hearth.converter.readers.hearth import VERSION
+from hearth.converter.readers.huggingface import SINGLE
+from hearth.converter.readers.names import huggingface_name
+from hearth.converter.readers.safetensors_file import SafetensorsWriter
+from hearth.converter.spec import is_norm
+from hearth.converter.tokenizers.plain import PlainTokenizer
+from hearth.converter.weights import check_type, is_quantized, row_bytes
+
+# (tensor just written, bytes written, bytes in all)
+Progress = Callable[[str, int, int], None]
+
+_BLOCK_BYTES = 8 << 20
+_SPARE_BYTES = 16 << 20
+_DTYPES = {"f32": "F32", "f16": "F16"}
+
+
+def convert(
+    source: str, dest: Path, weights: str = "q40", progress: Progress | None = None
+) -> Path:
+    """Converts a model (anything `open_model` takes) to a Hearth directory; returns `dest`.
+
+    weights: the type of the matrices; those whose rows do not divide into blocks of 32 become f16.
+
+    Raises:
+        ModelError: the source cannot be read, the destination exists, or the disk is too small. As
+            on any other failure, and on KeyboardInterrupt, nothing is left behind.
+    """
+    check_type(weights)
+    if dest.exists() or dest.is_symlink():
+        raise ModelError(f"{dest} exists already; give another destination, or remove it first")
+    parent = dest.resolve().parent
+    if not parent.is_dir():
+        raise ModelError(f"{parent} is no directory; make it first")
+    with open_model(source, weights) as model:
+        files = model.tokenizer_source.files()
+        if files:
+            model.tokenizer()  # now, rather than when the converted model is first used
+        partial = parent / f".{dest.name}.{os.getpid()}.partial"
+        try:
+            partial.mkdir()
+            _write(model, partial, weights, files, progress)
+            _sync_directory(partial)
+            if dest.exists():
+                raise ModelError(f"{dest} came into being during the conversion; nothing replaced")
+            partial.rename(dest)
+            _sync_directory(parent)
+        except OSError as error:
+            raise ModelError(f"cannot write {dest}: {error.strerror or error}") from error
+        finally:
+            # Renamed where all went well; then there is nothing to remove.
+            shutil.rmtree(partial, ignore_errors=True)
+    return dest
+
+
+def _write(
+    model: Model,
+    directory: Path,
+    weights: str,
+    files: dict[str, Path | bytes],
+    progress: Progress | None,
+) -> None:
+    kinds = {name: model.tensor_type(name) for name in model.spec.tensor_names()}
+    layout: list[tuple[str, str, tuple[int, ...]]] = []
+    metadata = {"format": "pt"}
+    for name, kind in kinds.items():
+        rows, columns = model.spec.tensor_shape(name)
+        stored_name = huggingface_name(name)
+        if is_quantized(kind):
+            metadata[stored_name] = kind
+            layout.append((stored_name, "U8", (rows, row_bytes(kind, columns))))
+        else:
+            shape: tuple[int, ...] = (columns,) if is_norm(name) else (rows, columns)
+            layout.append((stored_name, _DTYPES[kind], shape))
+    writer = SafetensorsWriter(directory / SINGLE, layout, metadata)
+    _check_space(directory, writer.size, files)
+    for file_name, content in files.items():
+        if isinstance(content, bytes):
+            (directory / file_name).write_bytes(content)
+        else:
+            shutil.copyfile(content, directory / file_name)
+    config = json.dumps(_config(model, weights), indent=2, ensure_ascii=False) + "\n"
+    (directory / "config.json").write_text(config, encoding="utf-8")
+    total = writer.tensor_bytes
+    done = 0
+    with writer:
+        for name, kind in kinds.items():
+            rows, columns = model.spec.tensor_shape(name)
+            step = max(1, _BLOCK_BYTES // row_bytes(kind, columns))
+            for begin in range(0, rows, step):
+                data = model.read(name, kind, (begin, min(begin + step, rows)))
+                writer.write(data.data)
+                done += data.nbytes
+                if progress is not None:
+                    progress(name, done, total)
+
+
+def _config(model: Model, weights: str) -> dict[str, Any]:
+    source = model.tokenizer_source
+    hearth: dict[str, Any] = {"version": VERSION, "weights": weights, "name": model.spec.name}
+    if source.plain:
+        hearth["tokenizer"] = PlainTokenizer.NAME
+    if model.spec.rope_factors is not None:
+        hearth["rope_factors"] = list(model.spec.rope_factors)
+    return write_config(model.spec, source.bos_id, source.eos_ids) | {"hearth": hearth}
+
+
+def _check_space(directory: Path, size: int, files: dict[str, Path | bytes]) -> None:
+    size += sum(
+        len(content) if isinstance(content, bytes) else content.stat().st_size
+        for content in files.values()
+    )
+    free = shutil.disk_usage(directory).free
+    if free < size + _SPARE_BYTES:
+        raise ModelError(
+            f"the converted model needs {size} bytes, but {directory.parent} has {free} free; make "
+            "room, or choose --weights q40"
+        )
+
+
+def _sync_directory(directory: Path) -> None:
+    # A rename is only as lasting as the directory that records it; some systems cannot sync one.
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
