@@ -1,7 +1,7 @@
 """All Prometheus metrics of both services. Names are listed here and nowhere else.
 
 Base units, prefix `hearth_`, no label that grows with requests. Observed after a step's answer has
-been sent, never inside it. Each Metrics has its own registry, so that two services fit in one process.
+been sent, never inside it. Each Metrics has its own registry: two services fit in one process.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def encode(x: F32, sync_type: int) -> bytes:
 
 
 def decode(data: bytes, sync_type: int, rows: int, columns: int) -> F32:
-    """float32 [rows, columns] of `encode`'s bytes, perhaps read-only. Raises HearthError BAD_STEP."""
+    """float32 [rows, columns] of `encode`'s bytes, or read-only. Raises HearthError BAD_STEP."""
     expected = encoded_bytes(sync_type, rows, columns)
     if len(data) != expected:
         problem = (

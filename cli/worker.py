@@ -1,0 +1,158 @@
+"""`hearth worker`: serves one root at a time until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from hearth.common.sizes import parse_size
+
+_PARENT_SECONDS = 0.25
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declares the subcommand's options."""
+    parser = subparsers.add_parser("worker", help="give this machine's memory and cores to a root")
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:7717",
+        help="address to serve; 0.0.0.0:7717 for other machines, port 0 for any free one "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=_count, metavar="N", help="threads that compute (default: all cores)"
+    )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        default=str(default_cache_dir()),
+        help="where weight slices are kept for the next start; none keeps none "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-limit", type=_size, metavar="SIZE", help="bytes of slices to keep at most"
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=_size,
+        metavar="SIZE",
+        help="bytes for weights and KV cache at most (default: what the machine has free)",
+    )
+    parser.add_argument("--name", help="name in messages to people (default: the host's name)")
+    parser.add_argument(
+        "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
+    )
+    parser.add_argument(
+        "--pin", type=_cores, metavar="CORES", help="cores to compute on, for example 0,1 or 0-3"
+    )
+    parser.add_argument(
+        "--lease-grace",
+        type=float,
+        metavar="SECONDS",
+        default=5.0,
+        help="how long a root may stay away before its shard is freed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--exit-with-parent",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PID",
+        help="stop when the process that started this one is gone (PID: its id)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
+    # Late: `hearth worker --help` needs neither gRPC nor the core.
+    from hearth.common import logging as hearth_logging
+    from hearth.common.channels import split_address
+    from hearth.common.metrics import Metrics
+    from hearth.worker.server import WorkerServer
+
+    hearth_logging.setup()
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    if options.exit_with_parent is not None:
+        _watch_parent(options.exit_with_parent or os.getppid(), stop)
+    metrics = Metrics()
+    server = WorkerServer(
+        options.listen,
+        threads=options.threads,
+        cache_dir=None if options.cache_dir == "none" else Path(options.cache_dir).expanduser(),
+        cache_limit=options.cache_limit,
+        memory_limit=options.memory_limit,
+        name=options.name,
+        pin=options.pin or (),
+        metrics=metrics,
+        lease_grace=options.lease_grace,
+    )
+    port = server.start()
+    try:
+        if options.metrics:
+            metrics.serve(options.metrics)
+        host, _ = split_address(options.listen)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"hearth worker listening on {shown}:{port}", flush=True)
+        stop.wait()
+    finally:
+        server.stop()
+        metrics.stop()
+    return 0
+
+
+def default_cache_dir() -> Path:
+    """Where this user's slices are kept unless told otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache")) / "hearth" / "slices"
+
+
+def _watch_parent(parent: int, stop: threading.Event) -> None:
+    """Sets `stop` when this process has been handed to another parent."""
+
+    def watch() -> None:
+        while not stop.wait(_PARENT_SECONDS):
+            if os.getppid() != parent:
+                stop.set()
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not within 1 to 1024")
+    return value
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _cores(text: str) -> list[int]:
+    """[0, 1, 4] of "0-1,4"."""
+    cores: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        cores.extend(range(int(first), int(last or first) + 1))
+    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(cores)
+    absent = sorted(set(cores) - known)
+    if absent or not cores:
+        raise argparse.ArgumentTypeError(
+            f"cores {absent} are not usable; there are {sorted(known)}"
+        )
+    return cores

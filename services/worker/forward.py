@@ -1,0 +1,127 @@
+"""The steps of a loaded plan, one after another, as they come on a Forward stream.
+
+Knows the messages, not gRPC: reads with `receive`, answers with `send`, and computes in the
+calling thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hearth import _native
+from hearth.common import wire
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.v1 import worker_pb2
+from hearth.worker.lanes import GrpcLane, StepAborted, StreamEnded
+from hearth.worker.shard import NodeShard
+
+Send = Callable[[worker_pb2.ForwardResponse], None]
+Receive = Callable[[], worker_pb2.ForwardRequest]
+
+
+class ForwardLoop:
+    """Runs steps until the stream ends. `begin` is the plan's; its shard is complete."""
+
+    def __init__(
+        self,
+        shard: NodeShard,
+        begin: worker_pb2.LoadBegin,
+        send: Send,
+        receive: Receive,
+        metrics: Metrics,
+    ) -> None:
+        self._shard = shard
+        self._send = send
+        self._receive = receive
+        self._metrics = metrics
+        self._hidden = shard.config.hidden_size
+        self._last_stage = shard.config.vocab.end > shard.config.vocab.begin
+        self._first_rank = begin.placement.rank == 0
+        self._vocab_begin = shard.config.vocab.begin
+        self._step_id = 0
+        self._lane: GrpcLane | None = None
+        if begin.placement.ranks > 1:
+            self._lane = GrpcLane(send, receive, begin.sync_type)
+
+    def run(self) -> None:
+        """Returns when the stream ends. Raises HearthError BAD_STEP for what cannot be computed."""
+        try:
+            while True:
+                request = self._receive()
+                kind = request.WhichOneof("message")
+                if kind == "step":
+                    self._step(request.step)
+                elif kind == "abort" and request.abort.step_id <= self._step_id:
+                    pass  # crossed our answer on the way
+                elif kind == "sync" and request.sync.step_id <= self._step_id:
+                    pass  # was on its way when the step was given up
+                else:
+                    raise HearthError(Reason.BAD_STEP, f"a message {kind!r} came between two steps")
+        except StreamEnded:
+            return
+
+    def _step(self, step: worker_pb2.Step) -> None:
+        if step.step_id != self._step_id + 1:
+            problem = f"step {step.step_id} came where {self._step_id + 1} was next"
+            raise HearthError(Reason.BAD_STEP, problem)
+        self._step_id = step.step_id
+        activations = self._activations(step)
+        sequences = [(item.rows, item.position, list(item.pages)) for item in step.sequences]
+        if self._lane is not None:
+            self._lane.begin(step.step_id)
+        try:
+            output = self._shard.step(activations, sequences, step.output_rows, self._lane)
+        except StepAborted:
+            aborted = worker_pb2.StepResult(step_id=step.step_id, aborted=True)
+            self._send(worker_pb2.ForwardResponse(result=aborted))
+            return
+        result = self._result(step, output)
+        self._send(worker_pb2.ForwardResponse(result=result))
+        self._observe(step, result, output)
+
+    def _activations(self, step: worker_pb2.Step) -> wire.F32:
+        rows = sum(item.rows for item in step.sequences)
+        if not 1 <= rows <= self._shard.config.max_step_tokens:
+            problem = (
+                f"a step of {rows} rows where 1 to {self._shard.config.max_step_tokens} are planned"
+            )
+            raise HearthError(Reason.BAD_STEP, problem)
+        return wire.decode(step.activations, step.activation_type, rows, self._hidden)
+
+    def _result(self, step: worker_pb2.Step, output: _native.StepOutput) -> worker_pb2.StepResult:
+        result = worker_pb2.StepResult(step_id=step.step_id)
+        result.timing.wall_ns = output.wall_ns
+        result.timing.compute_ns = output.compute_ns
+        result.timing.sync_ns = output.sync_ns
+        if not self._last_stage:
+            if self._first_rank:
+                result.activations = wire.encode(output.activations, step.activation_type)
+        elif len(step.output_rows):
+            logits = output.logits
+            count = min(step.candidates.count, logits.shape[1])
+            if count:
+                # The best `count` of each row, in no order: [output rows, count].
+                best = np.argpartition(logits, -count, axis=1)[:, -count:]
+                logits = np.take_along_axis(logits, best, axis=1)
+                result.candidate_ids = (best + self._vocab_begin).astype("<u4").tobytes()
+            result.logits = np.ascontiguousarray(logits, dtype="<f4").tobytes()
+        return result
+
+    def _observe(
+        self, step: worker_pb2.Step, result: worker_pb2.StepResult, output: _native.StepOutput
+    ) -> None:
+        decode = all(item.rows == 1 for item in step.sequences)
+        phase = "decode" if decode else "prefill"
+        self._metrics.step(phase, output.wall_ns / 1e9, output.sync_ns / 1e9)
+        sent = len(result.logits) + len(result.activations) + len(result.candidate_ids)
+        received = len(step.activations)
+        if self._lane is not None:
+            sent += self._lane.sent_bytes
+            received += self._lane.received_bytes
+        self._metrics.traffic(sent, received)
+        config = self._shard.config
+        used = self._shard.kv_pages
+        self._metrics.kv_pages(used, config.max_pages - used)

@@ -1,0 +1,78 @@
+"""The worker's end of the grpc lane: syncs that ride the Forward stream through the root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth import _native
+from hearth.common import wire
+from hearth.common.errors import HearthError, Reason
+from hearth.v1 import worker_pb2
+
+
+class StepAborted(Exception):  # noqa: N818 (an event, not an error)
+    """The root gave up the step in hand."""
+
+
+class StreamEnded(Exception):  # noqa: N818 (an event, not an error)
+    """The Forward stream ended; nobody waits for an answer."""
+
+
+class GrpcLane(_native.Lane):
+    """Sends this rank's partial sum to the root, and waits for the sum over all ranks.
+
+    `receive` blocks for the next message of the stream and raises StreamEnded when there is none.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[worker_pb2.ForwardResponse], None],
+        receive: Callable[[], worker_pb2.ForwardRequest],
+        sync_type: int,
+    ) -> None:
+        super().__init__()
+        wire.type_name(sync_type)
+        self._send = send
+        self._receive = receive
+        self._sync_type = sync_type
+        self._step_id = 0
+        self._index = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    def begin(self, step_id: int) -> None:
+        """The next syncs are those of step `step_id`, counted from 0."""
+        self._step_id = step_id
+        self._index = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
+        """x, float32 [rows, hidden_size], becomes the sum over all ranks, in place.
+
+        Raises StepAborted, StreamEnded, or HearthError BAD_STEP for a frame that is not next.
+        """
+        frame = worker_pb2.SyncFrame(
+            step_id=self._step_id, index=self._index, data=wire.encode(x, self._sync_type)
+        )
+        self._send(worker_pb2.ForwardResponse(sync=frame))
+        self.sent_bytes += len(frame.data)
+        reply = self._receive()
+        kind = reply.WhichOneof("message")
+        if kind == "abort":
+            raise StepAborted
+        if kind != "sync":
+            raise self._unexpected(f"a message {kind!r}")
+        answer = reply.sync
+        if (answer.step_id, answer.index) != (self._step_id, self._index):
+            raise self._unexpected(f"sync {answer.index} of step {answer.step_id}")
+        x[:] = wire.decode(answer.data, self._sync_type, *x.shape)
+        self.received_bytes += len(answer.data)
+        self._index += 1
+
+    def _unexpected(self, what: str) -> HearthError:
+        problem = f"{what} came where sync {self._index} of step {self._step_id} was awaited"
+        return HearthError(Reason.BAD_STEP, problem)

@@ -1,0 +1,291 @@
+"""The receiving side of the weight stream: from a manifest to a shard that can step.
+
+Knows the messages, not gRPC. One LoadSession lives as long as its plan: when a stream is cut, the
+next one of the same lease goes on where it was. Chunks come strictly in order; after a rejected
+chunk all others are dropped until the rejected one comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import xxhash
+
+from hearth.common import system
+from hearth.common.channels import CHUNK_BYTES
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.common.sizes import format_size
+from hearth.v1 import worker_pb2
+from hearth.worker.cache import Part, SliceCache
+from hearth.worker.shard import NodeShard, check_manifest, kv_bytes
+
+log = logging.getLogger(__name__)
+
+# A chunk that arrives wrong this many times more is given up.
+MAX_RESENDS = 3
+# How much is read from the cache between two LoadProgress messages.
+_PROGRESS_BYTES = 32 << 20
+
+
+class _Assembly:
+    """One slice on its way in: `buffer` uint8 [size_bytes], its first `held` bytes verified."""
+
+    def __init__(self, index: int, entry: worker_pb2.SliceEntry, part: Part | None) -> None:
+        self.index = index
+        self.entry = entry
+        self.buffer = np.empty(entry.size_bytes, dtype=np.uint8)
+        self.part = part
+        self.held = 0
+        self.resumed = 0
+        self.wrong_chunks = 0
+        self.wrong_digests = 0
+        self.rejecting = False
+        self._hasher = xxhash.xxh3_128()
+
+    def resume(self) -> None:
+        """Goes on with what an earlier stream left on disk."""
+        if self.part is not None and self.part.held:
+            try:
+                # At least the last byte comes over the wire: the digest comes with it.
+                self.held = min(self.part.read(self.buffer), self.entry.size_bytes - 1)
+                self.resumed = self.held
+                self._hasher.update(self.buffer[: self.held].data)
+            except OSError as error:
+                self._give_up_caching(error)
+
+    def add(self, data: bytes) -> None:
+        end = self.held + len(data)
+        self.buffer[self.held : end] = np.frombuffer(data, dtype=np.uint8)
+        self._hasher.update(data)
+        if self.part is not None:
+            try:
+                self.part.write(self.held, data)
+            except OSError as error:
+                self._give_up_caching(error)
+        self.held = end
+
+    def digest(self) -> bytes:
+        return self._hasher.digest()
+
+    def restart(self) -> None:
+        self.held = self.resumed = 0
+        self._hasher.reset()
+        if self.part is not None:
+            try:
+                self.part.truncate(0)
+            except OSError as error:
+                self._give_up_caching(error)
+
+    def finish(self) -> None:
+        if self.part is not None:
+            try:
+                self.part.finish(self.digest())
+            except OSError as error:
+                self._give_up_caching(error)
+
+    def _give_up_caching(self, error: OSError) -> None:
+        """The disk is full or broken: the slice still arrives, it is only not cached."""
+        log.warning("cache: cannot store slice %s, going on without: %s", self.entry.name, error)
+        if self.part is not None:
+            part, self.part = self.part, None
+            try:
+                part.truncate(0)
+                part.close()
+            except OSError:
+                log.debug("cache: cannot close a part", exc_info=True)
+
+
+class LoadSession:
+    """Builds the shard of one plan. Used by one stream at a time; not thread-safe."""
+
+    def __init__(
+        self,
+        begin: worker_pb2.LoadBegin,
+        cache: SliceCache | None,
+        metrics: Metrics,
+        memory_limit: Callable[[], int],
+        threads: int = 1,
+        pin: Sequence[int] = (),
+    ) -> None:
+        """Raises HearthError BAD_SHARD or OUT_OF_MEMORY; no weight has moved then."""
+        self.begin = begin
+        self.manifest = list(begin.manifest)
+        self._cache = cache
+        self._metrics = metrics
+        self.shard = NodeShard(begin.shard, threads, pin)
+        self.weight_bytes = check_manifest(self.manifest, self.shard.expected())
+        self._check_memory(memory_limit())
+        if cache is not None:
+            cache.pin(entry.identity for entry in self.manifest)
+        self._loaded = [False] * len(self.manifest)
+        self._cache_read = False
+        self._assembly: _Assembly | None = None
+        self._pending: list[int] = []
+        self._network_bytes = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every slice is in its place."""
+        return all(self._loaded)
+
+    def matches(self, begin: worker_pb2.LoadBegin) -> bool:
+        """Whether `begin` asks for what this session builds."""
+        return begin.shard == self.begin.shard and begin.manifest == self.begin.manifest
+
+    def read_cache(self) -> Iterator[worker_pb2.LoadWeightsResponse]:
+        """Loads what the cache has, and tells how it goes; only the first stream of a plan does."""
+        if self._cache is None or self._cache_read:
+            return
+        since = 0
+        for index, entry in enumerate(self.manifest):
+            data = self._cache.read(entry.identity, entry.size_bytes)
+            if data is None:
+                continue
+            self.shard.load(entry, data)
+            self._loaded[index] = True
+            self._metrics.weights("cache", entry.size_bytes)
+            since += entry.size_bytes
+            if since >= _PROGRESS_BYTES:
+                yield _progress(since)
+                since = 0
+        self._cache_read = True
+        if since:
+            yield _progress(since)
+
+    def needs(self) -> worker_pb2.LoadWeightsResponse:
+        """What is lacking, in the order in which it must come. Begins a stream's counting anew."""
+        self._network_bytes = 0
+        self._pending = [index for index, loaded in enumerate(self._loaded) if not loaded]
+        if self._assembly is None:
+            self._resume_part()
+        if self._assembly is not None:
+            self._assembly.rejecting = False
+            self._pending.remove(self._assembly.index)
+            self._pending.insert(0, self._assembly.index)
+        needs = worker_pb2.LoadNeeds()
+        for index in self._pending:
+            current = self._assembly if self._assembly and self._assembly.index == index else None
+            needs.slices.add(slice=index, offset=current.held if current else 0)
+        return worker_pb2.LoadWeightsResponse(needs=needs)
+
+    def accept(self, chunk: worker_pb2.WeightChunk) -> worker_pb2.LoadWeightsResponse | None:
+        """Verifies and stores one chunk: an ack, a reject, or None for one dropped after a reject.
+
+        Raises HearthError: BAD_CHUNK for one that stays wrong, INVALID_ARGUMENT out of order.
+        """
+        if not self._pending:
+            raise _out_of_order("a chunk came although no slice is lacking")
+        if self._assembly is None:
+            self._assembly = self._open(self._pending[0])
+        assembly = self._assembly
+        if (chunk.slice, chunk.offset) != (assembly.index, assembly.held):
+            if assembly.rejecting:
+                return None
+            raise _out_of_order(
+                f"a chunk of slice {chunk.slice} at {chunk.offset} came where slice "
+                f"{assembly.index} at {assembly.held} was next"
+            )
+        assembly.rejecting = False
+        end = assembly.held + len(chunk.data)
+        size = assembly.entry.size_bytes
+        if not 0 < len(chunk.data) <= CHUNK_BYTES or end > size:
+            raise _out_of_order(
+                f"a chunk of {len(chunk.data)} bytes at {chunk.offset} does not fit slice "
+                f"{assembly.entry.name!r} of {size} bytes, or the limit of {CHUNK_BYTES} a chunk"
+            )
+        self._network_bytes += len(chunk.data)
+        if xxhash.xxh3_64_intdigest(chunk.data) != chunk.checksum:
+            assembly.wrong_chunks += 1
+            return self._reject(assembly, "checksum", assembly.wrong_chunks)
+        assembly.add(chunk.data)
+        if end == size:
+            if assembly.digest() != chunk.digest:
+                assembly.restart()
+                assembly.wrong_digests += 1
+                return self._reject(assembly, "digest", assembly.wrong_digests)
+            self._complete(assembly)
+        assembly.wrong_chunks = 0
+        ack = worker_pb2.ChunkAck(slice=chunk.slice, held_bytes=end)
+        return worker_pb2.LoadWeightsResponse(ack=ack)
+
+    def finish(self) -> worker_pb2.LoadWeightsResponse:
+        """Answer to LoadFinish. Raises HearthError INVALID_ARGUMENT when slices are lacking."""
+        lacking = [self.manifest[i].name for i, done in enumerate(self._loaded) if not done]
+        if lacking:
+            raise _out_of_order(
+                f"finish came although {len(lacking)} slices are lacking, the first {lacking[0]!r}"
+            )
+        done = worker_pb2.LoadDone(
+            network_bytes=self._network_bytes,
+            cache_bytes=max(0, self.weight_bytes - self._network_bytes),
+            resident_bytes=system.resident_bytes(),
+        )
+        return worker_pb2.LoadWeightsResponse(done=done)
+
+    def close(self) -> None:
+        """The plan is over. A part on disk stays for a later one."""
+        if self._assembly is not None and self._assembly.part is not None:
+            self._assembly.part.close()
+        self._assembly = None
+
+    def _resume_part(self) -> None:
+        """Goes on with a slice that an earlier plan or process left unfinished on disk, if any."""
+        if self._cache is None:
+            return
+        for index in self._pending:
+            if self._cache.has_part(self.manifest[index].identity):
+                self._assembly = self._open(index)
+                self._assembly.resume()
+                return
+
+    def _open(self, index: int) -> _Assembly:
+        entry = self.manifest[index]
+        part = self._cache.part(entry.identity, entry.size_bytes) if self._cache else None
+        return _Assembly(index, entry, part)
+
+    def _reject(self, assembly: _Assembly, why: str, times: int) -> worker_pb2.LoadWeightsResponse:
+        name, offset = assembly.entry.name, assembly.held
+        if times > MAX_RESENDS:
+            raise HearthError(
+                Reason.BAD_CHUNK,
+                f"slice {name!r} at byte {offset}: wrong {why} {times} times; check the "
+                "network and the memory of both machines",
+                {"slice": name, "offset": offset, "times": times},
+            )
+        log.warning("slice %s at byte %d: wrong %s, asking again", name, offset, why)
+        assembly.rejecting = True
+        reject = worker_pb2.ChunkReject(slice=assembly.index, offset=offset, reason=why)
+        return worker_pb2.LoadWeightsResponse(reject=reject)
+
+    def _complete(self, assembly: _Assembly) -> None:
+        assembly.finish()
+        self.shard.load(assembly.entry, assembly.buffer)
+        self._loaded[assembly.index] = True
+        self._metrics.weights("network", assembly.entry.size_bytes - assembly.resumed)
+        self._metrics.weights("cache", assembly.resumed)
+        self._metrics.traffic(0, assembly.entry.size_bytes - assembly.resumed)
+        self._pending.pop(0)
+        self._assembly = None
+
+    def _check_memory(self, limit: int) -> None:
+        cache = kv_bytes(self.begin.shard)
+        if self.weight_bytes + cache > limit:
+            raise HearthError(
+                Reason.OUT_OF_MEMORY,
+                f"out of memory: the shard needs {format_size(self.weight_bytes)} of weights and "
+                f"up to {format_size(cache)} of KV cache, this worker has {format_size(limit)}; "
+                "use more nodes, smaller --weights, a smaller share, or less --context",
+                {"neededBytes": self.weight_bytes + cache, "availableBytes": limit},
+            )
+
+
+def _progress(cache_bytes: int) -> worker_pb2.LoadWeightsResponse:
+    progress = worker_pb2.LoadProgress(cache_bytes=cache_bytes)
+    return worker_pb2.LoadWeightsResponse(progress=progress)
+
+
+def _out_of_order(problem: str) -> HearthError:
+    return HearthError(Reason.INVALID_ARGUMENT, f"weight stream: {problem}")

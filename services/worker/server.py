@@ -1,0 +1,132 @@
+"""A whole worker: cache, tenancy, gRPC server, health and reflection; start it, stop it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hearth import _native
+from hearth.common import channels, system
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+from hearth.worker.cache import SliceCache
+from hearth.worker.loading import LoadSession
+from hearth.worker.service import WorkerService
+from hearth.worker.tenancy import Tenancy
+
+log = logging.getLogger(__name__)
+
+_SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+_RPC_THREADS = 32
+# What the process takes besides weights and KV cache: Python, gRPC, one slice on its way in.
+_OVERHEAD_BYTES = 256 << 20
+
+
+class WorkerServer:
+    """A worker on `listen`. Raises HearthError PORT_IN_USE, BAD_ADDRESS or BAD_SETTING.
+
+    `memory_limit` bytes at most for weights and KV cache (None: what the machine has free);
+    `threads` compute (None: all cores); `lease_grace` seconds a root may stay away.
+    """
+
+    def __init__(
+        self,
+        listen: str = "127.0.0.1:7717",
+        *,
+        threads: int | None = None,
+        cache_dir: Path | None = None,
+        cache_limit: int | None = None,
+        memory_limit: int | None = None,
+        name: str | None = None,
+        pin: Sequence[int] = (),
+        metrics: Metrics | None = None,
+        lease_grace: float = 5.0,
+    ) -> None:
+        self._listen = listen
+        self._cores = system.cores()
+        self._threads = threads or self._cores
+        self._pin = tuple(pin)
+        self._name = name or platform.node() or "worker"
+        self._memory_limit = memory_limit
+        self._metrics = metrics or Metrics()
+        self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None
+        self._tenancy = Tenancy(lease_grace)
+        self._health = health.HealthServicer(
+            experimental_non_blocking=True,
+            experimental_thread_pool=futures.ThreadPoolExecutor(2, "health"),
+        )
+        self._server: grpc.Server | None = None
+        self._metrics.build_info(
+            "worker", system.version(), _native.instruction_set(), system.architecture()
+        )
+
+    def start(self) -> int:
+        """Serves; the port it listens on."""
+        server = grpc.server(
+            futures.ThreadPoolExecutor(_RPC_THREADS, "rpc"),
+            options=channels.server_options(),
+            maximum_concurrent_rpcs=_RPC_THREADS,
+        )
+        service = WorkerService(self._tenancy, self.describe, self._make_session, self._metrics)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if channels.is_loopback(self._listen):
+            names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        port = channels.bind(server, self._listen)
+        server.start()
+        self._server = server
+        for name in ("", _SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Refuses what comes, ends the streams with SHUTTING_DOWN, waits up to `grace` seconds."""
+        self._health.enter_graceful_shutdown()
+        self._tenancy.close()
+        if self._server is not None:
+            self._server.stop(grace).wait()
+
+    def describe(self) -> common_pb2.NodeInfo:
+        """This node's facts now."""
+        slices, size = self._cache.usage() if self._cache is not None else (0, 0)
+        return common_pb2.NodeInfo(
+            name=self._name,
+            version=system.version(),
+            protocol_version=channels.PROTOCOL_VERSION,
+            cores=self._cores,
+            threads=self._threads,
+            instruction_set=_native.instruction_set(),
+            memory_total_bytes=system.memory_total(),
+            memory_available_bytes=self._memory_available(),
+            cached_slices=slices,
+            cached_bytes=size,
+            architecture=system.architecture(),
+        )
+
+    def _memory_available(self) -> int:
+        free = max(0, system.memory_available() - _OVERHEAD_BYTES)
+        return free if self._memory_limit is None else min(free, self._memory_limit)
+
+    def _make_session(self, begin: worker_pb2.LoadBegin) -> LoadSession:
+        try:
+            return LoadSession(
+                begin,
+                self._cache,
+                self._metrics,
+                self._memory_available,
+                self._threads,
+                self._pin,
+            )
+        except HearthError:
+            raise
+        except MemoryError:
+            raise HearthError(Reason.OUT_OF_MEMORY, "no memory for the shard's buffers") from None

@@ -1,0 +1,159 @@
+"""The gRPC face of a worker: checks who calls, and hands over to what does the work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from hearth.common.channels import PROTOCOL_VERSION
+from hearth.common.errors import HearthError, Reason, abort
+from hearth.common.metrics import Metrics
+from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+from hearth.worker.forward import ForwardLoop
+from hearth.worker.loading import LoadSession
+from hearth.worker.streams import Exchange
+from hearth.worker.tenancy import Tenancy, lease_id
+
+log = logging.getLogger(__name__)
+
+# A stream whose first message does not come is ended; it holds a thread of the server.
+FIRST_MESSAGE_SECONDS = 10.0
+# Streams at once, refused ones included: the server's other threads are for control calls.
+MAX_STREAMS = 12
+
+LoadStream = Exchange[worker_pb2.LoadWeightsRequest, worker_pb2.LoadWeightsResponse]
+ForwardStream = Exchange[worker_pb2.ForwardRequest, worker_pb2.ForwardResponse]
+
+
+class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
+    """`describe` gives the node's facts now, `make_session` a plan's session (see server.py)."""
+
+    def __init__(
+        self,
+        tenancy: Tenancy,
+        describe: Callable[[], common_pb2.NodeInfo],
+        make_session: Callable[[worker_pb2.LoadBegin], LoadSession],
+        metrics: Metrics,
+    ) -> None:
+        self._tenancy = tenancy
+        self._describe = describe
+        self._make_session = make_session
+        self._metrics = metrics
+        self._slots = threading.BoundedSemaphore(MAX_STREAMS)
+
+    def Describe(  # noqa: N802 (the contract's name)
+        self, request: worker_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> worker_pb2.DescribeResponse:
+        """See worker.proto."""
+        try:
+            _check_protocol(request.protocol_version)
+        except HearthError as error:
+            abort(context, error)
+        name, epoch = self._tenancy.held_by()
+        return worker_pb2.DescribeResponse(node=self._describe(), held_by=name, epoch=epoch)
+
+    def LoadWeights(  # noqa: N802
+        self,
+        request_iterator: Iterator[worker_pb2.LoadWeightsRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[worker_pb2.LoadWeightsResponse]:
+        """See worker.proto."""
+        with self._slot(context):
+            exchange: LoadStream = Exchange(request_iterator, context)
+            yield from exchange.run(self._load, FIRST_MESSAGE_SECONDS)
+
+    def Forward(  # noqa: N802
+        self, request_iterator: Iterator[worker_pb2.ForwardRequest], context: grpc.ServicerContext
+    ) -> Iterator[worker_pb2.ForwardResponse]:
+        """See worker.proto."""
+        with self._slot(context):
+            exchange: ForwardStream = Exchange(request_iterator, context)
+            yield from exchange.run(self._forward, FIRST_MESSAGE_SECONDS)
+
+    def Release(  # noqa: N802
+        self, request: worker_pb2.ReleaseRequest, context: grpc.ServicerContext
+    ) -> worker_pb2.ReleaseResponse:
+        """See worker.proto."""
+        try:
+            self._tenancy.release(lease_id(request.lease))
+        except HearthError as error:
+            abort(context, error)
+        return worker_pb2.ReleaseResponse()
+
+    def _load(self, stream: LoadStream) -> None:
+        first = stream.receive()
+        if first.WhichOneof("message") != "begin":
+            raise HearthError(Reason.INVALID_ARGUMENT, "the first message must be begin")
+        begin = first.begin
+        _check_protocol(begin.protocol_version)
+        _check_plan(begin)
+        with self._tenancy.loading(begin, self._make_session, stream.end) as session:
+            for progress in session.read_cache():
+                stream.send(progress)
+            stream.send(session.needs())
+            while True:
+                request = stream.receive()
+                kind = request.WhichOneof("message")
+                if kind == "chunk":
+                    answer = session.accept(request.chunk)
+                    if answer is not None:
+                        stream.send(answer)
+                elif kind == "finish":
+                    stream.send(session.finish())
+                    return
+                else:
+                    problem = f"a message {kind!r} came where a chunk or finish was next"
+                    raise HearthError(Reason.INVALID_ARGUMENT, problem)
+
+    def _forward(self, stream: ForwardStream) -> None:
+        first = stream.receive()
+        if first.WhichOneof("message") != "open":
+            raise HearthError(Reason.INVALID_ARGUMENT, "the first message must be open")
+        with self._tenancy.forwarding(lease_id(first.open.lease), stream.end) as session:
+            stream.send(worker_pb2.ForwardResponse(ready=worker_pb2.ForwardReady()))
+            loop = ForwardLoop(
+                session.shard, session.begin, stream.send, stream.receive, self._metrics
+            )
+            loop.run()
+
+    def _slot(self, context: grpc.ServicerContext) -> _Slot:
+        if not self._slots.acquire(blocking=False):
+            problem = f"busy: {MAX_STREAMS} streams are open on this worker already"
+            abort(context, HearthError(Reason.WORKER_BUSY, problem))
+        return _Slot(self._slots)
+
+
+class _Slot:
+    """Gives its place back when left."""
+
+    def __init__(self, slots: threading.BoundedSemaphore) -> None:
+        self._slots = slots
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        self._slots.release()
+
+
+def _check_protocol(version: int) -> None:
+    if version != PROTOCOL_VERSION:
+        raise HearthError(
+            Reason.PROTOCOL_VERSION,
+            f"the root speaks protocol version {version}, this worker {PROTOCOL_VERSION}: "
+            "run the same version of hearth on both",
+            {"rootVersion": version, "workerVersion": PROTOCOL_VERSION},
+        )
+
+
+def _check_plan(begin: worker_pb2.LoadBegin) -> None:
+    place = begin.placement
+    if not (place.rank < place.ranks and place.stage < place.stages):
+        problem = f"rank {place.rank} of {place.ranks}, stage {place.stage} of {place.stages}"
+        raise HearthError(Reason.BAD_SHARD, f"a placement that cannot be: {problem}")
+    if begin.lane != common_pb2.LANE_GRPC:
+        problem = "this version syncs over the grpc lane only: use --lane grpc"
+        raise HearthError(Reason.INVALID_ARGUMENT, problem)

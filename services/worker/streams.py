@@ -1,0 +1,98 @@
+"""Runs one bidirectional stream of the synchronous gRPC server in two threads.
+
+The handler's own thread only sends; a second one reads and works. So a working thread can answer
+in the middle of its work, an error can end the stream from anywhere, and a silent client shows.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import grpc
+
+from hearth.common.errors import HearthError, Reason, abort
+from hearth.worker.lanes import StreamEnded
+
+log = logging.getLogger(__name__)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class _Done:
+    pass
+
+
+class Exchange(Generic[Request, Response]):
+    """One stream: `receive` and `send` for the working thread, `end` for everybody."""
+
+    def __init__(self, requests: Iterator[Request], context: grpc.ServicerContext) -> None:
+        self._requests = requests
+        self._context = context
+        self._out: queue.SimpleQueue[Response | HearthError | _Done] = queue.SimpleQueue()
+        self._begun = False
+        self.send: Callable[[Response], None] = self._out.put
+
+    def receive(self) -> Request:
+        """Blocks for the next message. Raises StreamEnded when there is none."""
+        try:
+            request = next(self._requests)
+        except (StopIteration, grpc.RpcError):
+            raise StreamEnded from None
+        except Exception as error:
+            # gRPC raises a bare Exception for a stream that was cancelled.
+            if self._context.is_active():
+                raise
+            raise StreamEnded from error
+        self._begun = True
+        return request
+
+    def end(self, error: HearthError) -> None:
+        """Ends the stream with `error`; from any thread."""
+        self._out.put(error)
+
+    def run(
+        self, work: Callable[[Exchange[Request, Response]], None], first_seconds: float
+    ) -> Iterator[Response]:
+        """The handler's generator: calls `work` in its own thread and yields what it sends.
+
+        Ends with DEADLINE when no message arrives within `first_seconds`.
+        """
+        self._context.add_callback(lambda: self._out.put(_Done()))
+        name = threading.current_thread().name
+        thread = threading.Thread(target=self._work, args=(work,), name=f"{name}-work", daemon=True)
+        thread.start()
+        timeout: float | None = first_seconds
+        while True:
+            try:
+                item = self._out.get(timeout=timeout)
+            except queue.Empty:
+                if not self._begun:
+                    problem = f"no message within {first_seconds:g} s of opening the stream"
+                    abort(self._context, HearthError(Reason.DEADLINE, problem))
+                timeout = None
+                continue
+            timeout = None
+            if isinstance(item, _Done):
+                return
+            if isinstance(item, HearthError):
+                abort(self._context, item)
+            yield item
+
+    def _work(self, work: Callable[[Exchange[Request, Response]], None]) -> None:
+        try:
+            work(self)
+        except StreamEnded:
+            pass
+        except HearthError as error:
+            self._out.put(error)
+        except Exception as error:
+            log.exception("a stream's handler failed")
+            self._out.put(
+                HearthError(Reason.INTERNAL, f"{type(error).__name__}: {error} (see the log)")
+            )
+        self._out.put(_Done())

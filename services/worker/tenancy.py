@@ -1,0 +1,175 @@
+"""Whose plan this worker runs: the lease, the plan's LoadSession, and the streams that keep both.
+
+Thread-safe. Knows no gRPC: a stream is a name and a way to end it with an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hearth.common.errors import HearthError, Reason
+from hearth.v1 import worker_pb2
+from hearth.worker.lease import LeaseId, LeaseState
+from hearth.worker.loading import LoadSession
+
+log = logging.getLogger(__name__)
+
+End = Callable[[HearthError], None]
+# How long a replaced plan's streams may take to leave: at most a step's computing.
+_LEAVE_SECONDS = 30.0
+
+
+def lease_id(lease: worker_pb2.Lease) -> LeaseId:
+    """The message as the pure state knows it."""
+    return LeaseId(lease.root_id, lease.root_name, lease.epoch)
+
+
+class Tenancy:
+    """One lease at a time, with at most one LoadWeights and one Forward stream."""
+
+    def __init__(self, grace_seconds: float) -> None:
+        self._state = LeaseState(grace_seconds)
+        self._changed = threading.Condition()
+        self._streams: dict[str, End] = {}
+        self._session: LoadSession | None = None
+        self._closed = False
+
+    def held_by(self) -> tuple[str, int]:
+        """(name of the root, epoch); ("", 0) when free."""
+        with self._changed:
+            self._expire()
+            holder = self._state.holder
+            return (holder.root_name or holder.root_id, holder.epoch) if holder else ("", 0)
+
+    @contextmanager
+    def loading(
+        self,
+        begin: worker_pb2.LoadBegin,
+        make: Callable[[worker_pb2.LoadBegin], LoadSession],
+        end: End,
+    ) -> Iterator[LoadSession]:
+        """The session of `begin`'s lease, made anew for a new plan, while its stream is open.
+
+        Raises HearthError: WORKER_BUSY, STALE_EPOCH, STREAM_IN_USE, SHUTTING_DOWN, or `make`'s.
+        """
+        lease = lease_id(begin.lease)
+        with self._changed:
+            self._expire()
+            self._refuse_closed()
+            if self._state.take(lease, time.monotonic()):
+                self._evict(lease)
+            self._enter("LoadWeights", lease, end)
+        try:
+            if self._session is None:
+                self._session = make(begin)
+            elif not self._session.matches(begin):
+                problem = (
+                    "another shard or manifest in the same epoch: a new plan needs a new epoch"
+                )
+                raise HearthError(Reason.INVALID_ARGUMENT, problem)
+            yield self._session
+        finally:
+            self._leave("LoadWeights", lease)
+
+    @contextmanager
+    def forwarding(self, lease: LeaseId, end: End) -> Iterator[LoadSession]:
+        """The loaded session of `lease`, while its Forward stream is open. Raises HearthError."""
+        with self._changed:
+            self._refuse_closed()
+            self._state.check(lease, time.monotonic())
+            session = self._session
+            if session is None or not session.complete:
+                raise HearthError(Reason.NOT_LOADED, "the plan's weights are not all loaded yet")
+            self._enter("Forward", lease, end)
+        try:
+            yield session
+        finally:
+            self._leave("Forward", lease)
+
+    def release(self, lease: LeaseId) -> None:
+        """Ends the lease, its streams and its shard, if there are any. Raises HearthError."""
+        with self._changed:
+            self._expire()
+            if self._state.holder is None:
+                return
+            self._state.check(lease, time.monotonic())
+            self._end(HearthError(Reason.CANCELLED, "the root released this worker"))
+
+    def close(self) -> None:
+        """The worker stops: ends everything, and refuses what comes."""
+        with self._changed:
+            self._closed = True
+            self._end(HearthError(Reason.SHUTTING_DOWN, "this worker is shutting down"))
+
+    def _end(self, error: HearthError) -> None:
+        self._state.end()
+        self._end_streams(error)
+        if not self._streams:  # else the last of them does, when nothing uses the shard any more
+            self._free()
+
+    def _evict(self, lease: LeaseId) -> None:
+        """Waits until the former plan's streams have left: two plans never share the memory."""
+        self._end_streams(
+            HearthError(Reason.STALE_EPOCH, f"replaced by epoch {lease.epoch} of the same root")
+        )
+        if not self._changed.wait_for(lambda: not self._streams, _LEAVE_SECONDS):
+            if self._state.holder == lease:
+                self._state.end()
+            raise HearthError(Reason.WORKER_BUSY, "busy: the former plan's step has not ended yet")
+        if self._state.holder != lease:
+            raise HearthError(
+                Reason.STALE_EPOCH, "replaced while waiting for the former plan's end"
+            )
+        self._free()
+
+    def _end_streams(self, error: HearthError) -> None:
+        for end in self._streams.values():
+            end(error)
+
+    def _free(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _enter(self, name: str, lease: LeaseId, end: End) -> None:
+        if name in self._streams:
+            problem = f"a {name} stream of this lease is open already"
+            raise HearthError(Reason.STREAM_IN_USE, problem)
+        self._streams[name] = end
+        self._state.stream_opened(lease)
+
+    def _leave(self, name: str, lease: LeaseId) -> None:
+        with self._changed:
+            self._streams.pop(name, None)
+            if self._state.holder == lease:
+                if self._session is None:
+                    self._state.end()  # refused before there was anything to keep
+                else:
+                    self._state.stream_closed(lease, time.monotonic())
+                    self._reap_later()
+            elif self._state.holder is None and not self._streams:
+                self._free()
+            self._changed.notify_all()
+
+    def _reap_later(self) -> None:
+        def reap() -> None:
+            with self._changed:
+                self._expire()
+
+        timer = threading.Timer(self._state.grace_seconds + 0.05, reap)
+        timer.daemon = True
+        timer.start()
+
+    def _expire(self) -> None:
+        holder = self._state.holder
+        if self._state.expire(time.monotonic()) and holder is not None:
+            log.info("lease of root %s ended: no stream came back", holder.root_name)
+            self._free()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise HearthError(Reason.SHUTTING_DOWN, "this worker is shutting down")
