@@ -52,7 +52,7 @@ def stream_weights(
     """Loads the plan of `begin` into the worker; returns when its shard can step.
 
     Open Forward next, within the worker's grace period, or the lease ends. `on_progress` is called
-    in the calling thread. `worker` is the name for messages, `deadline` limits the whole, in seconds.
+    in the calling thread. `worker` is the name for messages, `deadline` limits the whole (seconds).
     Raises HearthError naming the worker, or what `read_slice` raises.
     """
     sender = _Sender(begin, read_slice, stall_seconds)

@@ -1,0 +1,133 @@
+"""What tests share: worker processes, and small plans with random weights to load into them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.common.channels import PROTOCOL_VERSION
+from hearth.v1 import common_pb2, worker_pb2
+from hearth.worker.shard import NodeShard
+
+_START_SECONDS = 60
+
+
+class WorkerProcess:
+    """A `hearth worker` on a free port of the loopback; `end` it by its id."""
+
+    def __init__(self, *options: str, log: Path) -> None:
+        self.log = log
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")}
+        command = [sys.executable, "-m", "hearth.cli.main", "worker", "--listen", "127.0.0.1:0"]
+        command += ["--threads", "1", "--exit-with-parent", str(os.getpid())]
+        if "--cache-dir" not in options:
+            command += ["--cache-dir", "none"]
+        self.process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            env=environ,
+            text=True,
+        )
+        timer = threading.Timer(_START_SECONDS, self.process.kill)
+        timer.start()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        timer.cancel()
+        assert line.startswith("hearth worker listening on "), f"{line!r}\n{log.read_text()}"
+        self.address = line.split()[-1]
+
+    def kill(self) -> None:
+        """As if the machine lost power."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self, seconds: float = 20.0) -> int:
+        """SIGTERM, then waits; the exit code. Harmless when it has ended already."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return self.process.returncode
+
+
+def shard_config(hidden: int = 128, layers: int = 2, ffn: int = 256) -> common_pb2.ShardConfig:
+    """One stage, one rank, no embedding: what the last of two nodes could hold."""
+    head_size = 32
+    return common_pb2.ShardConfig(
+        hidden_size=hidden,
+        layers=common_pb2.Range(begin=0, end=layers),
+        heads=common_pb2.Range(begin=0, end=hidden // head_size),
+        kv_heads=common_pb2.Range(begin=0, end=hidden // head_size),
+        head_size=head_size,
+        ffn=common_pb2.Range(begin=0, end=ffn),
+        vocab=common_pb2.Range(begin=0, end=256),
+        norm_epsilon=1e-5,
+        rope_frequencies=[1.0 / 10000 ** (2 * i / head_size) for i in range(head_size // 2)],
+        kv_type=common_pb2.KV_TYPE_F32,
+        page_size=16,
+        max_pages=16,
+        max_step_tokens=32,
+        vocab_size=256,
+    )
+
+
+class Plan:
+    """A LoadBegin with random f32 weights, the same for the same config, and its slices' bytes."""
+
+    def __init__(
+        self,
+        config: common_pb2.ShardConfig | None = None,
+        root_id: str = "root-a",
+        epoch: int = 1,
+        ranks: int = 2,
+    ) -> None:
+        self.config = config or shard_config()
+        self.begin = worker_pb2.LoadBegin(
+            protocol_version=PROTOCOL_VERSION,
+            lease=worker_pb2.Lease(root_id=root_id, root_name=root_id, epoch=epoch),
+            placement=common_pb2.Placement(stage=0, stages=1, rank=ranks - 1, ranks=ranks),
+            shard=self.config,
+            lane=common_pb2.LANE_GRPC,
+            sync_type=common_pb2.SYNC_TYPE_F32,
+        )
+        self.slices: list[npt.NDArray[np.uint8]] = []
+        self.reads: list[int] = []
+        for seed, (name, shape) in enumerate(NodeShard(self.config).expected().items()):
+            rows, columns = shape
+            values = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
+            data = (values / np.float32(np.sqrt(columns))).view(np.uint8).reshape(-1)
+            self.slices.append(data)
+            self.begin.manifest.add(
+                name=name,
+                type=common_pb2.WEIGHT_TYPE_F32,
+                rows=rows,
+                columns=columns,
+                identity=hashlib.sha256(f"{name} {rows} {columns} {seed}".encode()).digest(),
+                size_bytes=data.size,
+            )
+        self.total = sum(data.size for data in self.slices)
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        """The SliceReader of this plan; remembers what was read."""
+        self.reads.append(index)
+        return self.slices[index]
+
+    def local_shard(self) -> NodeShard:
+        """The same shard in this process, to compare with."""
+        shard = NodeShard(self.config)
+        for entry, data in zip(self.begin.manifest, self.slices, strict=True):
+            shard.load(entry, data)
+        return shard

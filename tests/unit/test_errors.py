@@ -1,0 +1,99 @@
+"""A HearthError crosses a real gRPC call intact; a stranger's status becomes one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+
+import grpc
+import pytest
+
+from hearth.common import channels
+from hearth.common.errors import CODES, HearthError, Reason, abort, from_rpc_error
+
+
+class _Service(grpc.GenericRpcHandler):
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if isinstance(self._error, HearthError):
+                abort(context, self._error)
+            raise self._error
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _call(error: Exception) -> HearthError:
+    server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
+    server.add_generic_rpc_handlers((_Service(error),))
+    port = channels.bind(server, "127.0.0.1:0")
+    server.start()
+    try:
+        with channels.dial(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.RpcError) as raised:
+                channel.unary_unary("/x/Y")(b"", timeout=10)
+            return from_rpc_error(raised.value, "worker nas:7717")
+    finally:
+        server.stop(0).wait()
+
+
+def test_reason_code_message_and_numbers_arrive() -> None:
+    sent = HearthError(Reason.OUT_OF_MEMORY, "needs 5, has 3; use more", {"needed": 5, "has": 3})
+    got = _call(sent)
+    assert got.reason == "OUT_OF_MEMORY"
+    assert got.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert got.message == "worker nas:7717: needs 5, has 3; use more"
+    assert got.metadata == {"needed": "5", "has": "3", "peer": "worker nas:7717"}
+
+
+def test_long_messages_fit_the_trailers() -> None:
+    got = _call(HearthError(Reason.BAD_SHARD, "x" * 50_000, {"y": "z" * 50_000}))
+    assert got.reason == "BAD_SHARD"
+    assert len(got.message) < 3000
+
+
+def test_a_foreign_status_gets_a_reason() -> None:
+    got = _call(RuntimeError("a bug"))
+    assert got.reason == Reason.INTERNAL
+    assert "a bug" in got.message
+
+
+def test_nobody_there_is_unreachable_and_says_what_to_do() -> None:
+    with channels.dial("127.0.0.1:1") as channel:
+        with pytest.raises(grpc.RpcError) as raised:
+            channel.unary_unary("/x/Y")(b"", timeout=10)
+    got = from_rpc_error(raised.value, "worker 127.0.0.1:1")
+    assert got.reason == Reason.UNREACHABLE
+    assert "worker 127.0.0.1:1: cannot be reached" in got.message
+
+
+def test_every_reason_has_a_code() -> None:
+    assert set(CODES) == set(Reason)
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
+    port = channels.bind(server, "127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_a_port_in_use_is_an_error_that_names_it(taken: str) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
+    for address in (taken, taken.replace("127.0.0.1", "localhost")):
+        with pytest.raises(HearthError, match=address) as error:
+            channels.bind(server, address)
+        assert error.value.reason == Reason.PORT_IN_USE
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", ":80", "host:", "host:99999", "host:x", "::1:80", "[::1]:-1", "h:٣"]
+)
+def test_bad_addresses(address: str) -> None:
+    with pytest.raises(HearthError) as error:
+        channels.dial(address)
+    assert error.value.reason == Reason.BAD_ADDRESS
