@@ -1,0 +1,245 @@
+"""Small models as files, for tests: written by other code than the readers that are under test."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import serialize_file
+
+from hearth import _native
+from hearth.converter.spec import ModelSpec, is_norm
+
+Tensors = dict[str, npt.NDArray[np.float32]]
+
+HF_NAMES = {
+    "attn_norm": "input_layernorm",
+    "wq": "self_attn.q_proj",
+    "wk": "self_attn.k_proj",
+    "wv": "self_attn.v_proj",
+    "wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "w1": "mlp.gate_proj",
+    "w2": "mlp.down_proj",
+    "w3": "mlp.up_proj",
+}
+GGUF_NAMES = {
+    "attn_norm": "attn_norm",
+    "wq": "attn_q",
+    "wk": "attn_k",
+    "wv": "attn_v",
+    "wo": "attn_output",
+    "ffn_norm": "ffn_norm",
+    "w1": "ffn_gate",
+    "w2": "ffn_down",
+    "w3": "ffn_up",
+}
+GGUF_TYPES = {"f32": 0, "f16": 1, "q40": 2, "q80": 8, "bf16": 30}
+
+
+def tiny_spec(**changes: Any) -> ModelSpec:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "hidden_size": 64,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_size": 16,
+        "ffn_size": 96,
+        "vocab_size": 300,
+        "norm_epsilon": 1e-5,
+        "rope_theta": 10000.0,
+        "context_size": 128,
+        "tied": False,
+    }
+    return ModelSpec(**(settings | changes))
+
+
+def random_tensors(spec: ModelSpec, seed: int = 0) -> Tensors:
+    """f32 [rows, columns] of every tensor, in Hearth's names and order of rows."""
+    random = np.random.default_rng(seed)
+    return {
+        name: random.standard_normal(spec.tensor_shape(name), dtype=np.float32)
+        for name in spec.tensor_names()
+    }
+
+
+def encode(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.uint8]:
+    """Rows as bytes of a type; bf16 by cutting off the low half of each number."""
+    if kind == "bf16":
+        return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    return np.asarray(_native.quantize(np.ascontiguousarray(values), kind))
+
+
+def hf_name(name: str) -> str:
+    top = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+    if name in top:
+        return f"{top[name]}.weight"
+    _, layer, part = name.split(".")
+    return f"model.layers.{layer}.{HF_NAMES[part]}.weight"
+
+
+def hf_config(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_size,
+        "intermediate_size": spec.ffn_size,
+        "vocab_size": spec.vocab_size,
+        "rms_norm_eps": spec.norm_epsilon,
+        "rope_theta": spec.rope_theta,
+        "max_position_embeddings": spec.context_size,
+        "tie_word_embeddings": spec.tied,
+        "hidden_act": "silu",
+        "torch_dtype": "float32",
+    }
+
+
+def write_hf(
+    directory: Path,
+    spec: ModelSpec,
+    tensors: Tensors,
+    kind: str = "f32",
+    shards: int = 1,
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """A Hugging Face directory, its tensors dealt out over `shards` files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[kind]
+    parts: list[dict[str, Any]] = [{} for _ in range(shards)]
+    for place, (name, values) in enumerate(tensors.items()):
+        parts[place % shards][hf_name(name)] = {
+            "dtype": dtype,
+            "shape": [values.shape[1]] if is_norm(name) else list(values.shape),
+            "data": encode(values, kind).tobytes(),
+        }
+    weight_map = {}
+    for number, part in enumerate(parts, 1):
+        name = (
+            f"model-{number:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
+        )
+        serialize_file(part, directory / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    if shards > 1:
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (directory / "model.safetensors.index.json").write_text(index)
+    (directory / "config.json").write_text(json.dumps(config or hf_config(spec)))
+    return directory
+
+
+def gguf_value(value: Any) -> bytes:
+    """A metadata value with its type before it."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + gguf_string(value)
+    items = [gguf_value(item) for item in value]
+    return (
+        struct.pack("<I", 9)
+        + items[0][:4]
+        + struct.pack("<Q", len(items))
+        + b"".join(item[4:] for item in items)
+    )
+
+
+def gguf_string(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def gguf_bytes(
+    values: dict[str, Any],
+    tensors: dict[str, tuple[int, tuple[int, ...], bytes]],
+    version: int = 3,
+    alignment: int = 32,
+) -> bytes:
+    """A GGUF file. tensors: name to (ggml type, shape with rows first, bytes)."""
+    out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values))
+    for key, value in values.items():
+        out += gguf_string(key) + gguf_value(value)
+    body = b""
+    for name, (kind, shape, data) in tensors.items():
+        out += gguf_string(name) + struct.pack("<I", len(shape))
+        out += b"".join(struct.pack("<Q", size) for size in reversed(shape))
+        out += struct.pack("<IQ", kind, len(body))
+        body += data + b"\0" * (-len(data) % alignment)
+    return out + b"\0" * (-len(out) % alignment) + body
+
+
+def interleave(values: npt.NDArray[Any], head_size: int) -> npt.NDArray[Any]:
+    """Rows of Q or K as GGUF files of Llama models hold them: rotary pairs side by side."""
+    heads, columns = values.shape[0] // head_size, values.shape[1]
+    halves = values.reshape(heads, 2, head_size // 2, columns)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+
+
+def gguf_metadata(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "general.architecture": "llama",
+        "general.name": spec.name,
+        "llama.context_length": spec.context_size,
+        "llama.embedding_length": spec.hidden_size,
+        "llama.block_count": spec.layers,
+        "llama.feed_forward_length": spec.ffn_size,
+        "llama.attention.head_count": spec.heads,
+        "llama.attention.head_count_kv": spec.kv_heads,
+        "llama.attention.key_length": spec.head_size,
+        "llama.attention.value_length": spec.head_size,
+        "llama.rope.dimension_count": spec.head_size,
+        "llama.rope.freq_base": spec.rope_theta,
+        "llama.attention.layer_norm_rms_epsilon": spec.norm_epsilon,
+    }
+
+
+def spm_metadata(vocab_size: int = 300) -> dict[str, Any]:
+    """A SentencePiece vocabulary: controls, the 256 bytes, then pieces."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += ["▁", "a", "b", "▁a", "ab", "▁ab", "e", "t", "th", "▁th", "▁the"]
+    tokens += [f"<pad{number}>" for number in range(len(tokens), vocab_size)]
+    types = [2, 3, 3, *[6] * 256, *[1] * 11, *[5] * (vocab_size - 270)]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [float(-place) for place in range(vocab_size)],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def gguf_tensors(
+    spec: ModelSpec, tensors: Tensors, kind: str
+) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
+    """Tensors as gguf_bytes takes them; norms, and rows that blocks do not fit, as F32."""
+    top = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
+    stored = {}
+    for name, values in tensors.items():
+        if name in top:
+            stored_name = f"{top[name]}.weight"
+        else:
+            _, layer, part = name.split(".")
+            stored_name = f"blk.{layer}.{GGUF_NAMES[part]}.weight"
+        fits = kind not in ("q80", "q40") or values.shape[1] % 32 == 0
+        used = kind if fits and not is_norm(name) else "f32"
+        if name.endswith((".wq", ".wk")):
+            values = interleave(values, spec.head_size)
+        shape = (values.shape[1],) if is_norm(name) else values.shape
+        stored[stored_name] = GGUF_TYPES[used], shape, encode(values, used).tobytes()
+    return stored
+
+
+def write_gguf(path: Path, spec: ModelSpec, tensors: Tensors, kind: str = "f32") -> Path:
+    """A GGUF file of a whole model, with a SentencePiece tokenizer."""
+    values = gguf_metadata(spec) | spm_metadata(spec.vocab_size)
+    path.write_bytes(gguf_bytes(values, gguf_tensors(spec, tensors, kind)))
+    return path

@@ -1,0 +1,219 @@
+"""A model's shape: rotary frequencies, names, sizes, limits; and the forms of config.json."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from converter_builders import hf_config, tiny_spec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hearth.converter import ModelError, ModelSpec, RopeScaling
+from hearth.converter.hf_config import read_config, write_config
+from hearth.converter.readers.random import SHAPES
+
+# From the models' cards and files.
+PARAMETERS = {
+    "tinyllama-1.1b": 1_100_048_384,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+}
+
+
+def test_published_shapes_have_their_published_sizes() -> None:
+    assert {name: spec.parameters for name, spec in SHAPES.items()} == PARAMETERS
+
+
+def test_tensor_shapes_are_rows_and_columns() -> None:
+    spec = tiny_spec(head_size=24)
+    assert spec.tensor_shape("layers.1.wq") == (96, 64)
+    assert spec.tensor_shape("layers.1.wk") == (48, 64)
+    assert spec.tensor_shape("layers.1.wo") == (64, 96)
+    assert spec.tensor_shape("layers.0.w2") == (64, 96)
+    assert spec.tensor_shape("layers.0.w1") == (96, 64)
+    assert spec.tensor_shape("head") == (300, 64)
+    assert len(spec.tensor_names()) == len(set(spec.tensor_names())) == 2 * 9 + 3
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.2.wq", "layers.-1.wq", "layers.0.wz", "layers.0", "layers.².wq", "head", ""]
+)
+def test_tensors_that_a_model_has_not(name: str) -> None:
+    with pytest.raises(KeyError):
+        tiny_spec(tied=True).tensor_shape(name)
+
+
+def test_plain_and_linear_frequencies() -> None:
+    expected = [10000 ** (-2 * i / 16) for i in range(8)]
+    assert np.allclose(tiny_spec().rope_frequencies(), expected, rtol=1e-6)
+    halved = tiny_spec(rope_scaling=RopeScaling("linear", 2.0)).rope_frequencies()
+    assert np.allclose(halved, np.array(expected) / 2, rtol=1e-6)
+    assert halved.dtype == np.float32 and halved.shape == (8,)
+
+
+def test_llama3_frequencies_keep_fast_ones_divide_slow_ones_and_blend_between() -> None:
+    spec = SHAPES["llama-3.2-1b"]
+    plain = [500000.0 ** (-2 * i / 64) for i in range(32)]
+    expected = []
+    for frequency in plain:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 8192 / 4:
+            expected.append(frequency)
+        elif wavelength > 8192 / 1:
+            expected.append(frequency / 32)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected.append((1 - smooth) * frequency / 32 + smooth * frequency)
+    frequencies = spec.rope_frequencies()
+    assert np.allclose(frequencies, expected, rtol=1e-6)
+    ratios = frequencies / np.array(plain)
+    assert np.isclose(ratios, 1).any() and np.isclose(ratios, 1 / 32).any()
+    assert ((ratios < 0.99) & (ratios > 1.01 / 32)).any()
+
+
+def test_listed_rope_factors_divide() -> None:
+    factors = tuple(float(i) for i in range(1, 9))
+    plain = tiny_spec().rope_frequencies()
+    divided = tiny_spec(rope_factors=factors).rope_frequencies()
+    assert np.allclose(divided, plain / np.array(factors), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"layers": 10**9}, "1 to 1024"),
+        ({"vocab_size": -1}, "vocab_size is -1"),
+        ({"heads": 4, "kv_heads": 3}, "4 heads cannot be shared equally by 3 KV heads"),
+        ({"head_size": 15}, "even"),
+        ({"norm_epsilon": math.nan}, "norm_epsilon"),
+        ({"rope_theta": math.inf}, "rope_theta"),
+        ({"architecture": "gpt2"}, "'gpt2' is not supported; Hearth runs llama"),
+        ({"rope_factors": (1.0,)}, "1 rope factors for a head of 16; there must be 8"),
+        ({"rope_factors": (0.0,) * 8}, "rope factor"),
+        ({"hidden_size": True}, "whole number"),
+        ({"hidden_size": 64.0}, "whole number"),
+    ],
+)
+def test_impossible_shapes_are_refused_with_their_numbers(
+    changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        tiny_spec(**changes)
+
+
+def write(directory: Path, config: Any) -> Path:
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def read(directory: Path, **changes: Any) -> ModelSpec:
+    config = hf_config(tiny_spec()) | changes
+    return read_config(write(directory, {k: v for k, v in config.items() if v != "absent"})).spec
+
+
+def test_config_defaults(tmp_path: Path) -> None:
+    spec = read(tmp_path, num_key_value_heads="absent", head_dim=None, rope_theta="absent")
+    assert (spec.kv_heads, spec.head_size, spec.rope_theta) == (4, 16, 10000.0)
+    assert not read(tmp_path, tie_word_embeddings="absent").tied
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_rope_settings_of_transformers_4_and_5_mean_the_same(tmp_path: Path) -> None:
+    old = read(tmp_path, rope_theta=500000.0, rope_scaling=LLAMA3)
+    new = read(tmp_path, rope_theta="absent", rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
+    assert old == new
+    assert old.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    older = read(tmp_path, rope_scaling={"type": "linear", "factor": 4.0})
+    assert older.rope_scaling == RopeScaling("linear", 4.0)
+    plain = read(tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 77.0})
+    assert (plain.rope_theta, plain.rope_scaling) == (77.0, None)
+
+
+def test_config_that_is_written_is_read_back(tmp_path: Path) -> None:
+    for spec in [*SHAPES.values(), tiny_spec(rope_scaling=RopeScaling("linear", 2.0))]:
+        write(tmp_path, write_config(spec, 5, frozenset({7, 9})))
+        config = read_config(tmp_path)
+        expected = {**vars(spec), "name": tmp_path.name}
+        assert vars(config.spec) == expected
+        assert (config.bos_id, config.eos_ids) == (5, {7, 9})
+
+
+def test_generation_config_adds_its_ends_of_text(tmp_path: Path) -> None:
+    write(tmp_path, hf_config(tiny_spec()) | {"bos_token_id": 1, "eos_token_id": 2})
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4], "bos_token_id": 9}')
+    config = read_config(tmp_path)
+    assert (config.bos_id, config.eos_ids) == (1, {2, 3, 4})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM' is not supported.*llama"),
+        ({"model_type": "mistral"}, "'mistral' is not supported.*llama"),
+        ({"architectures": "absent", "model_type": "absent"}, "neither"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "'gelu'.*'silu'"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"hidden_size": "absent"}, "hidden_size is missing"),
+        ({"num_hidden_layers": 10**30}, "layers"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing"),
+        ({"rope_scaling": [1]}, "an object is needed"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+        ({"head_dim": None, "num_attention_heads": 0}, "num_attention_heads 0"),
+        ({"head_dim": None, "num_attention_heads": 3}, "no multiple"),
+        ({"tie_word_embeddings": "yes"}, "true or false"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ],
+)
+def test_configs_that_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=f"(?s)config.json.*{words}"):
+        read(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "[" * 100_000, '{"a": 1e999999}'])
+def test_text_that_is_no_config(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@given(
+    key=st.sampled_from([*sorted(hf_config(tiny_spec())), "rope_scaling", "rope_parameters",
+                         "eos_token_id", "bos_token_id", "hearth"]),
+    value=json_values,
+)  # fmt: skip
+def test_any_value_in_a_config_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    write(directory, hf_config(tiny_spec()) | {key: value})
+    try:
+        spec = read_config(directory).spec
+    except ModelError:
+        return
+    assert spec.parameters > 0 and np.isfinite(spec.rope_frequencies()).all()
