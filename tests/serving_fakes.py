@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
+from hearth.root.engine import Engine
 from hearth.root.params import Sampling
-from hearth.root.scheduler import Batch
+from hearth.root.scheduler import Batch, Limits
+from hearth.root.server import RootServer
+from hearth.v1 import root_pb2
 
 BOS, EOS = 256, 257
 VOCAB = 258
@@ -141,3 +145,81 @@ def expected(prompt: Sequence[int], count: int, next_token: NextToken = letters)
     for _ in range(count):
         history.append(next_token(tuple(history)))
     return history[len(prompt) :]
+
+
+@dataclass
+class FakeCluster:
+    """A cluster that is what the test says."""
+
+    state: root_pb2.ClusterState.ValueType = root_pb2.CLUSTER_STATE_SERVING
+    reason: str = ""
+    callbacks: list[Callable[[root_pb2.ClusterStatus], object]] = field(default_factory=list)
+
+    def status(self) -> root_pb2.ClusterStatus:
+        return root_pb2.ClusterStatus(state=self.state, reason=self.reason, epoch=1)
+
+    def subscribe(
+        self, callback: Callable[[root_pb2.ClusterStatus], object]
+    ) -> Callable[[], object]:
+        self.callbacks.append(callback)
+        return lambda: self.callbacks.remove(callback)
+
+    def change(self, state: root_pb2.ClusterState.ValueType, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+        for callback in list(self.callbacks):
+            callback(self.status())
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    spec: ModelSpec
+    weight_type: str = "q40"
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+class Root:
+    """A root on a free port of the loopback, with a stand-in for the model and the workers."""
+
+    def __init__(
+        self,
+        runner: FakeRunner | None = None,
+        *,
+        chat_template: str | None = TEMPLATE,
+        max_streams: int = 256,
+        **limits: int,
+    ) -> None:
+        self.runner = runner or FakeRunner()
+        values = {"context_size": 64, "max_pages": 256, "page_size": 4, **limits}
+        tokenizer = ByteTokenizer(chat_template)
+        self.engine = Engine(self.runner, tokenizer, Limits(**values), sampler_factory=Greedy)
+        self.cluster = FakeCluster()
+        spec = ModelSpec("tiny", 8, 2, 2, 1, 4, 16, VOCAB, 1e-5, 10000.0, 64, True)
+        self.server = RootServer(
+            "127.0.0.1:0", self.engine, FakeModel(spec), self.cluster, max_streams=max_streams
+        )
+        self.address = ""
+
+    def __enter__(self) -> "Root":
+        self.engine.start()
+        self.address = f"127.0.0.1:{self.server.start()}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.runner.gate is not None:
+            self.runner.gate.set()
+        self.server.stop(0)
+        assert self.engine.stop(drain=False)
+
+    def steps_when_quiet(self) -> int:
+        """Steps made, once no more are made."""
+        for _ in range(200):
+            before = len(self.runner.batches)
+            time.sleep(0.05)
+            if len(self.runner.batches) == before:
+                return before
+        raise AssertionError("the engine never came to rest")

@@ -20,10 +20,15 @@ from hearth.common.channels import (
     server_options,
 )
 from hearth.root.engine import Engine
-from hearth.root.service import MAX_STREAMS, Cluster, RootService, ServedModel
+from hearth.root.service import (
+    MAX_STREAMS,
+    SERVICE,
+    Cluster,
+    RootService,
+    ServedModel,
+    Unreadable,
+)
 from hearth.v1 import root_pb2, root_pb2_grpc
-
-SERVICE = root_pb2.DESCRIPTOR.services_by_name["RootService"].full_name
 
 
 class RootServer:
@@ -79,6 +84,7 @@ class RootServer:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         server = grpc.aio.server(
+            interceptors=[Unreadable()],
             options=server_options(MAX_CLIENT_MESSAGE_BYTES),
             # The service refuses streams with a reason; this only bounds everything else.
             maximum_concurrent_rpcs=2 * self._max_streams,

@@ -12,6 +12,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
+import grpc
+from google.protobuf.message import DecodeError
+
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.spec import ModelSpec
@@ -25,6 +28,8 @@ from hearth.root.params import (
     prompt_ids,
 )
 from hearth.v1 import common_pb2, root_pb2, root_pb2_grpc
+
+SERVICE = root_pb2.DESCRIPTOR.services_by_name["RootService"].full_name
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,8 @@ def _answers_errors(handler: Callable[[Any, Q, Context], Awaitable[A]]) -> Handl
     @functools.wraps(handler)
     async def wrapped(self: Any, request: Q, context: Context) -> A:
         try:
+            if isinstance(request, HearthError):
+                raise request  # see Unreadable
             return await handler(self, request, context)
         except HearthError as error:
             failure = error
@@ -88,6 +95,35 @@ def _answers_errors(handler: Callable[[Any, Q, Context], Awaitable[A]]) -> Handl
     return wrapped
 
 
+class Unreadable(grpc.aio.ServerInterceptor):
+    """Hands a message that is not what root.proto says (text that is not UTF-8) to its handler as a
+    HearthError, so that the client gets INVALID_ARGUMENT; gRPC's own answer would be UNKNOWN."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(f"/{SERVICE}/"):
+            return handler
+        parse = handler.request_deserializer
+
+        def parse_or_error(data: bytes) -> Any:
+            try:
+                return parse(data)
+            except DecodeError as error:
+                return HearthError(
+                    Reason.INVALID_ARGUMENT,
+                    f"the message of {len(data)} bytes cannot be read: {error}",
+                    {"bytes": len(data)},
+                )
+
+        return handler._replace(request_deserializer=parse_or_error)
+
+
 class RootService(root_pb2_grpc.RootServiceServicer):
     """See root.proto. Lives on one event loop."""
 
@@ -104,7 +140,9 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         self._watchers: set[asyncio.Event] = set()
 
     @_answers_errors
-    async def Generate(self, request: root_pb2.GenerateRequest, context: Context) -> None:  # noqa: N802
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request: root_pb2.GenerateRequest, context: Context
+    ) -> None:
         """Writes to the context itself, so that cancellation always ends it at once."""
         with self._stream():
             self._generating += 1
@@ -184,7 +222,9 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         return root_pb2.GetClusterResponse(cluster=self._cluster.status())
 
     @_answers_errors
-    async def WatchCluster(self, request: root_pb2.WatchClusterRequest, context: Context) -> None:  # noqa: N802
+    async def WatchCluster(  # type: ignore[override]  # noqa: N802
+        self, request: root_pb2.WatchClusterRequest, context: Context
+    ) -> None:
         """Changes that come faster than the client reads are skipped, the last one never."""
         with self._stream(), self._changes() as changed:
             told: root_pb2.ClusterStatus | None = None
