@@ -25,7 +25,7 @@ import numpy.typing as npt
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
 from hearth.root.mailbox import Delta, Done, Event, Failed, Mailbox, Sink, Usage
-from hearth.root.params import GenerateParams, Sampling, check_ids
+from hearth.root.params import GenerateParams, Sampling, check_ids, prompt_ids
 from hearth.root.scheduler import Batch, FinishReason, Limits, Request, Sampled, Scheduler
 from hearth.root.stopping import StopMatcher
 
@@ -224,6 +224,10 @@ class Engine:
     def resume(self) -> None:
         """The runner can run steps again, with an empty KV cache."""
         self._post(self._on_resume)
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError."""
+        return prompt_ids(self.tokenizer, text)
 
     def generate(self, params: GenerateParams) -> Iterator[Delta | Done]:
         """Submits and iterates over what comes: deltas, then Done; HearthError when it fails.
