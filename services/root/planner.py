@@ -18,8 +18,6 @@ from hearth.converter.spec import ModelSpec
 
 Span = tuple[int, int]
 BLOCK = 32
-# A node's memory beside weights and KV cache: the interpreter, gRPC, and buffers of a step.
-OVERHEAD_BYTES = 120 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,34 +259,30 @@ def pages_for(
     plan: Plan,
     kv_type: str,
     page_size: int,
-    wanted_positions: int,
     context: int,
-    memory: Sequence[int],
+    sequences: int,
+    rooms: Sequence[tuple[str, int]],
 ) -> int:
-    """Pages of KV cache: enough for `wanted_positions`, fewer where a node's memory is short.
+    """Pages of KV cache: for `sequences` of `context` positions, fewer where memory is short.
 
-    memory: bytes each rank may use, root first; 0 is unknown. Raises HearthError OUT_OF_MEMORY,
-    with the numbers, when a node has no room for its weights and one sequence of `context`.
+    rooms: each rank's name and the bytes it can give to weights and KV cache, root first. Raises
+    HearthError OUT_OF_MEMORY, with the numbers, when one has no room for a single sequence.
     """
-    pages = -(-wanted_positions // page_size)
     least = -(-context // page_size)
-    for node, available in zip(plan.nodes, memory, strict=True):
-        if not available:
-            continue
+    pages = least * sequences
+    for node, (name, room) in zip(plan.nodes, rooms, strict=True):
         per_page = node.kv_bytes_per_position(spec, kv_type) * page_size
-        room = available - node.weight_bytes - OVERHEAD_BYTES
-        if room < least * per_page:
+        left = room - node.weight_bytes
+        if left < least * per_page:
             raise HearthError(
                 Reason.OUT_OF_MEMORY,
-                f"node {node.rank} ({'the root' if node.rank == 0 else 'a worker'}) has "
-                f"{format_size(available)} of memory; its shard of {spec.name} needs "
-                f"{format_size(node.weight_bytes)} for weights, "
-                f"{format_size(least * per_page)} for {context} positions of KV cache and "
-                f"{format_size(OVERHEAD_BYTES)} beside: use more nodes, smaller --weights, a "
-                f"smaller --context or other --shares",
-                {"rank": node.rank, "availableBytes": available, "weightBytes": node.weight_bytes},
+                f"{name} has {format_size(room)} of memory for its shard of {spec.name}, which "
+                f"needs {format_size(node.weight_bytes)} for weights and "
+                f"{format_size(least * per_page)} for {context} positions of KV cache: use more "
+                "nodes, smaller --weights, a smaller --context or other --shares",
+                {"node": name, "roomBytes": room, "weightBytes": node.weight_bytes},
             )
-        pages = min(pages, room // per_page)
+        pages = min(pages, left // per_page)
     return pages
 
 

@@ -1,0 +1,150 @@
+"""`hearth generate`: prints what a model makes from a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from hearth.cli import options as common
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declares the subcommand's options."""
+    parser = subparsers.add_parser("generate", help="print the text that a model makes")
+    common.add_source(parser)
+    common.add_cluster(parser)
+    common.add_local_nodes(parser)
+    common.add_sampling(parser)
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what to go on from")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens to make at most; 0: until the model ends or the context is full",
+    )
+    parser.add_argument("--stop", action="append", default=[], help="a text that ends the output")
+    parser.add_argument(
+        "--ignore-eos", action="store_true", help="go on past the end-of-sequence token"
+    )
+    parser.add_argument("--json", action="store_true", help="print one object, and nothing before")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Streams text to stdout; progress and figures go to stderr."""
+    if options.root:
+        return _run_remote(options)
+    from hearth.cli.session import open_session, sampling_of
+    from hearth.root.mailbox import Done
+    from hearth.root.params import GenerateParams, prompt_ids
+
+    sampling = sampling_of(options)
+    with open_session(options, quiet=options.json) as session:
+        params = GenerateParams(
+            prompt=prompt_ids(session.engine.tokenizer, options.prompt),
+            max_tokens=options.steps,
+            sampling=sampling,
+            stop=tuple(options.stop),
+            ignore_eos=options.ignore_eos,
+        )
+        texts: list[str] = []
+        ids: list[int] = []
+        if not options.json:
+            _write(options.prompt)
+        started = time.perf_counter()
+        for event in session.engine.generate(params):
+            if isinstance(event, Done):
+                usage = event.usage
+                finish = event.finish_reason.name.lower()
+                continue
+            texts.append(event.text)
+            ids.extend(event.token_ids)
+            if not options.json:
+                _write(event.text)
+        total = time.perf_counter() - started
+        timing = {
+            "load_seconds": session.load_seconds,
+            "prefill_seconds": usage.prefill_seconds,
+            "decode_seconds": usage.decode_seconds,
+            "total_seconds": total,
+        }
+        _finish(options, "".join(texts), ids, finish, usage.prompt_tokens, timing)
+    return 0
+
+
+def _run_remote(options: argparse.Namespace) -> int:
+    """The same from a running root."""
+    from hearth.client import Client
+
+    with Client(options.root) as client:
+        stream = client.generate(
+            options.prompt,
+            max_tokens=options.steps,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed,
+            stop=options.stop,
+            ignore_eos=options.ignore_eos,
+        )
+        if not options.json:
+            _write(options.prompt)
+        texts: list[str] = []
+        started = time.perf_counter()
+        for text in stream:
+            texts.append(text)
+            if not options.json:
+                _write(text)
+        total = time.perf_counter() - started
+        usage = stream.usage
+        assert usage is not None
+        assert stream.finish_reason is not None
+        timing = {
+            "load_seconds": 0.0,
+            "prefill_seconds": usage.prefill_seconds,
+            "decode_seconds": usage.decode_seconds,
+            "total_seconds": total,
+        }
+        finish = str(stream.finish_reason).lower()
+        _finish(
+            options, "".join(texts), list(stream.token_ids), finish, usage.prompt_tokens, timing
+        )
+    return 0
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _finish(
+    options: argparse.Namespace,
+    text: str,
+    ids: list[int],
+    finish: str,
+    prompt_tokens: int,
+    timing: dict[str, float],
+) -> None:
+    if options.json:
+        answer = {
+            "text": text,
+            "token_ids": ids,
+            "finish_reason": finish,
+            "prompt_tokens": prompt_tokens,
+            "timing": {name: round(value, 6) for name, value in timing.items()},
+        }
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    _write("\n")
+    decode = timing["decode_seconds"]
+    rate = f"{(len(ids) - 1) / decode:.1f} tokens/s" if decode > 0 else "one step"
+    print(
+        f"{len(ids)} tokens, {rate}, first after {timing['prefill_seconds']:.3f} s "
+        f"({prompt_tokens} prompt tokens), ended by {finish}",
+        file=sys.stderr,
+    )

@@ -1,0 +1,105 @@
+"""Workers on this machine's loopback, as processes of their own, ended with the command."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from types import TracebackType
+
+from hearth.common import system
+from hearth.common.errors import HearthError, Reason
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_READY = "hearth worker listening on "
+
+
+class LocalWorkers:
+    """Starts `count` workers on free ports; `addresses` in rank order."""
+
+    def __init__(
+        self, count: int, threads: int | None, cache_dir: str, pin: list[list[int]]
+    ) -> None:
+        """threads: of each; None divides the cores. pin: cores of each, or empty."""
+        self.threads = threads or max(1, system.cores() // (count + 1))
+        self.addresses: tuple[str, ...] = ()
+        self.processes: list[subprocess.Popen[str]] = []
+        self._count = count
+        self._cache_dir = cache_dir
+        self._pin = pin
+
+    def __enter__(self) -> LocalWorkers:
+        try:
+            for rank in range(1, self._count + 1):
+                self.processes.append(self._start(rank))
+            self.addresses = tuple(self._address(process) for process in self.processes)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def _start(self, rank: int) -> subprocess.Popen[str]:
+        command = [
+            *(sys.executable, "-m", "hearth.cli.main", "worker"),
+            *("--listen", "127.0.0.1:0", "--threads", str(self.threads)),
+            *("--cache-dir", self._cache_dir, "--name", f"node{rank}"),
+            *("--exit-with-parent", str(os.getpid())),
+        ]
+        if self._pin:
+            command += ["--pin", ",".join(map(str, self._pin[rank - 1]))]
+        # The environment's settings are meant for the root; two cannot share a metrics port.
+        environment = {k: v for k, v in os.environ.items() if k != "HEARTH_METRICS"}
+        # An interrupt at the terminal goes to the whole group: workers are to outlive the root's
+        # last step, and are ended by it.
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+
+    @staticmethod
+    def _address(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            ready, _, _ = select.select([process.stdout], [], [], left)
+            line = process.stdout.readline() if ready else ""
+            if line.startswith(_READY):
+                return line.removeprefix(_READY).strip()
+            if not line:
+                break
+        raise HearthError(
+            Reason.WORKER_UNREACHABLE,
+            f"a worker of --nodes did not start (exit code {process.poll()}): its message is above",
+        )
+
+    def _stop(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def cores_of(nodes: int, threads: int) -> list[list[int]]:
+    """The cores of each node, root first, each its own where there are enough."""
+    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not known:
+        raise HearthError(Reason.BAD_SETTING, "--pin works on Linux only")
+    return [
+        [known[(node * threads + i) % len(known)] for i in range(threads)] for node in range(nodes)
+    ]

@@ -1,0 +1,170 @@
+"""Options that several subcommands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from hearth.common.sizes import parse_size
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def size(text: str) -> int:
+    """Bytes of "512MiB"."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """(3.0, 1.0) of "3,1"."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 3,1") from None
+
+
+def cores(text: str) -> list[int]:
+    """[0, 1, 4] of "0-1,4"; only cores that this process may use."""
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        chosen.extend(range(int(first), int(last or first) + 1))
+    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(chosen)
+    absent = sorted(set(chosen) - known)
+    if absent or not chosen:
+        raise argparse.ArgumentTypeError(
+            f"cores {absent} are not usable; there are {sorted(known)}"
+        )
+    return chosen
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """A model to run here, or a root that runs one."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    _add_model(group)
+    group.add_argument("--root", metavar="HOST:PORT", help="ask a running root")
+    _add_weights(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and how its weights are held."""
+    _add_model(parser, required=True)
+    _add_weights(parser)
+
+
+def _add_model(parser: argparse._ActionsContainer, **settings: bool) -> None:
+    parser.add_argument(
+        "--model",
+        **settings,
+        metavar="MODEL",
+        help="a Hugging Face or Hearth directory, a .gguf file, demo, or random:SHAPE",
+    )
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=("f32", "f16", "q80", "q40"),
+        help="weight type in memory (default: as stored)",
+    )
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """How a root divides a model over nodes."""
+    parser.add_argument(
+        "--workers", nargs="+", metavar="HOST:PORT", default=[], help="workers, in rank order"
+    )
+    parser.add_argument(
+        "--shares",
+        type=shares,
+        metavar="A,B,...",
+        help="what each node holds, root first, in proportion (default: equal)",
+    )
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of each node")
+    parser.add_argument(
+        "--context",
+        type=count,
+        metavar="N",
+        help="positions of one sequence (default: the model's, at most 4096)",
+    )
+    parser.add_argument(
+        "--sync-type",
+        choices=("f32", "f16", "q80"),
+        default="f32",
+        help="what a sync carries: q80 is a quarter of f32's bytes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lane",
+        choices=("grpc",),
+        default="grpc",
+        help="how syncs travel (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kv-type",
+        choices=("f32", "f16"),
+        default="f16",
+        help="what the KV cache holds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-step-tokens",
+        type=count,
+        metavar="N",
+        default=128,
+        help="rows of one step: how long a prompt's chunks are (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--step-seconds",
+        type=float,
+        metavar="S",
+        default=120.0,
+        help="a step that takes longer is given up (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        type=size,
+        metavar="SIZE",
+        help="bytes for the root's weights and KV cache at most (default: what is free)",
+    )
+    parser.add_argument(
+        "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
+    )
+
+
+def add_local_nodes(parser: argparse.ArgumentParser) -> None:
+    """Workers started on this machine, for this command only."""
+    parser.add_argument(
+        "--nodes",
+        type=count,
+        metavar="N",
+        help="start N-1 workers on this machine: N nodes in all",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        default="none",
+        help="slice cache of the workers started (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pin", action="store_true", help="pin each node's threads to cores of its own (Linux)"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen; the defaults are greedy."""
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="keep the K best; 0 keeps all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="keep the best of this sum")
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="drop below this share of the best"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off")
+    parser.add_argument("--seed", type=int, help="same seed, same text")

@@ -1,0 +1,111 @@
+"""A model running for the length of one command: workers, cluster and engine, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from hearth.cli.local_workers import LocalWorkers, cores_of
+from hearth.cli.progress import LoadProgress
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.converter import Model, open_model
+from hearth.root.cluster import Cluster, ClusterSettings
+from hearth.root.engine import Engine
+from hearth.root.params import Sampling
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command works with. `workers` are those started for it."""
+
+    model: Model
+    cluster: Cluster
+    engine: Engine
+    metrics: Metrics
+    workers: LocalWorkers
+    load_seconds: float
+
+
+def settings_of(options: argparse.Namespace, workers: tuple[str, ...]) -> ClusterSettings:
+    """The cluster that the options ask for."""
+    return ClusterSettings(
+        workers=workers,
+        shares=options.shares,
+        threads=options.threads,
+        lane=options.lane,
+        sync_type=options.sync_type,
+        kv_type=options.kv_type,
+        context=options.context,
+        max_step_tokens=options.max_step_tokens,
+        step_seconds=options.step_seconds,
+        memory_limit=options.memory_limit,
+    )
+
+
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """The sampling that the options ask for. Raises HearthError."""
+    return Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+
+
+@contextmanager
+def open_session(
+    options: argparse.Namespace, *, quiet: bool = False, sequences: int = 1
+) -> Iterator[Session]:
+    """Everything from the model's files to an engine that runs; all of it is ended after.
+
+    quiet: no progress. sequences: of full context that the KV cache has room for.
+    """
+    import dataclasses
+    import time
+
+    nodes = getattr(options, "nodes", None)
+    if nodes is not None and options.workers:
+        raise HearthError(
+            Reason.BAD_SETTING, "give --nodes (workers started here) or --workers, not both"
+        )
+    with ExitStack() as stack:
+        model = stack.enter_context(open_model(options.model, options.weights))
+        # Errors of the plan come before anything is started.
+        planned = settings_of(
+            options, tuple(options.workers) or ("planned:1",) * ((nodes or 1) - 1)
+        )
+        if nodes is not None:
+            Cluster(model, planned)
+        tokenizer = model.tokenizer()
+        started = time.perf_counter()
+        count = (nodes or 1) - 1
+        pin = cores_of(nodes or 1, options.threads or 1) if options.pin else []
+        workers = stack.enter_context(
+            LocalWorkers(count, options.threads, options.cache_dir, pin[1:])
+        )
+        settings = dataclasses.replace(
+            settings_of(options, tuple(options.workers) + workers.addresses),
+            sequences=sequences,
+            threads=options.threads or (workers.threads if count else None),
+            pin=tuple(pin[0]) if pin else (),
+        )
+        metrics = Metrics()
+        if options.metrics:
+            metrics.serve(options.metrics)
+            stack.callback(metrics.stop)
+        with LoadProgress(None if quiet else sys.stderr) as progress:
+            cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
+            stack.callback(cluster.close)
+            limits = cluster.form()
+        engine = Engine(
+            cluster, tokenizer, limits, vocab_size=model.spec.vocab_size, metrics=metrics
+        )
+        engine.start()
+        stack.callback(engine.stop, drain=False)
+        yield Session(model, cluster, engine, metrics, workers, time.perf_counter() - started)

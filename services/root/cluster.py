@@ -1,0 +1,444 @@
+"""Forms a cluster and runs its steps: the I/O around the planner.
+
+`form` dials every worker, makes a plan, loads all shards at once (the root's own among them) and
+opens the Forward streams. `run` is one step on all nodes. When a worker is lost, the step that is
+running fails with an error that names it, and nothing runs until `form` has been called again.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.common import system, wire
+from hearth.common.channels import PROTOCOL_VERSION
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.converter import Model
+from hearth.root import messages
+from hearth.root.board import Board
+from hearth.root.lanes import HubLane
+from hearth.root.links import WorkerLink, expect_result
+from hearth.root.planner import Plan, check_shares, make_plan, pages_for
+from hearth.root.scheduler import Batch, Limits
+from hearth.root.streaming import LoadEvent
+from hearth.v1 import common_pb2, root_pb2, worker_pb2
+from hearth.worker.shard import NodeShard
+
+log = logging.getLogger(__name__)
+
+F32 = npt.NDArray[np.float32]
+# The root's process beside weights and KV cache: Python, gRPC, tokenizer, buffers of a step.
+_OVERHEAD_BYTES = 256 << 20
+_LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """How to form a cluster. Types by name: "f32", "f16", "q80"; lane "grpc"."""
+
+    workers: tuple[str, ...] = ()
+    shares: tuple[float, ...] | None = None
+    threads: int | None = None
+    pin: tuple[int, ...] = ()
+    lane: str = "grpc"
+    sync_type: str = "f32"
+    kv_type: str = "f16"
+    # Positions of one sequence; None: the model's, 4,096 at most.
+    context: int | None = None
+    # Sequences of full context that the KV cache has room for, where memory allows.
+    sequences: int = 4
+    page_size: int = 32
+    max_step_tokens: int = 128
+    # A step that takes longer is given up: some node hangs.
+    step_seconds: float = 120.0
+    memory_limit: int | None = None
+    name: str = "root"
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """A step's logits, and where its time went. Seconds of the root's clock."""
+
+    # f32 [output rows, vocab_size]
+    logits: F32
+    wall_seconds: float
+    # The slowest node's computing; the rest of the wall time is sync, transport and waiting.
+    compute_seconds: float
+    sent_bytes: int
+    received_bytes: int
+
+
+# Bytes of one node's shard that are there: (address or "local", event).
+LoadListener = Callable[[str, LoadEvent], None]
+
+
+class Cluster:
+    """One model over the root and its workers. `run` and `form` are for one thread at a time."""
+
+    def __init__(
+        self,
+        model: Model,
+        settings: ClusterSettings,
+        *,
+        metrics: Metrics | None = None,
+        on_load: LoadListener = lambda address, event: None,
+        on_lost: Callable[[HearthError], None] = lambda error: None,
+    ) -> None:
+        """`on_lost` is called, in any thread, when a worker of a serving cluster is lost."""
+        self._model = model
+        self._settings = settings
+        self._metrics = metrics or Metrics()
+        self._on_load = on_load
+        self._on_lost = on_lost
+        self._root_id = secrets.token_hex(16)
+        self._epoch = 0
+        self._board = Board()
+        self._links: list[WorkerLink] = []
+        self._shard: NodeShard | None = None
+        self._lane: HubLane | None = None
+        self._step_id = 0
+        self._room = self._own_room()
+        self._lost: HearthError | None = None
+        self._losing = threading.Lock()
+        self._deadline: float | None = None
+        self._closed = threading.Event()
+        self._giving_up = threading.Event()
+        self._watchdog: threading.Thread | None = None
+        self._last: StepOutput | None = None
+        messages.check(settings.lane, settings.sync_type, settings.kv_type, model.spec)
+        self.context = self._context()
+        # Before anything is dialled: what cannot be cut is an error of the command line.
+        check_shares(1 + len(settings.workers), settings.shares)
+        self._plan = self._make_plan()
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @property
+    def last_step(self) -> StepOutput | None:
+        """The step that ran last; for measurements."""
+        return self._last
+
+    def status(self) -> root_pb2.ClusterStatus:
+        """See GetCluster."""
+        return self._board.status()
+
+    def subscribe(
+        self, callback: Callable[[root_pb2.ClusterStatus], object]
+    ) -> Callable[[], object]:
+        """See WatchCluster; the function returned ends it."""
+        return self._board.subscribe(callback)
+
+    def form(self) -> Limits:
+        """Dials, plans, loads and opens; what the scheduler may use then.
+
+        Raises HearthError naming the worker that is absent, busy, of another version, short of
+        memory or lost on the way; the cluster is then as if it had not been called.
+        """
+        self._release()
+        self._epoch += 1
+        self._lost = None
+        lease = self._lease()
+        with self._board.change() as status:
+            status.CopyFrom(messages.forming(self._epoch, self._settings, self._plan))
+        links = [WorkerLink(address) for address in self._settings.workers]
+        self._links = links
+        try:
+            infos = self._describe(links)
+            limits = self._limits(infos)
+            self._load(links, lease, limits)
+        except BaseException as error:
+            self._release()
+            message = error.message if isinstance(error, HearthError) else str(error)
+            self._degrade(message or type(error).__name__, self._culprit(error))
+            raise
+        self._step_id = 0
+        self._lane = HubLane(links, messages.SYNC[self._settings.sync_type]) if links else None
+        if self._watchdog is None and links:
+            self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._watchdog.start()
+        with self._board.change() as status:
+            status.state = root_pb2.CLUSTER_STATE_SERVING
+            status.reason = ""
+            for node in status.nodes:
+                node.state = root_pb2.NODE_STATE_SERVING
+                node.reason = ""
+        if self._lost is not None:
+            raise self._lost
+        return limits
+
+    def run(self, batch: Batch) -> StepOutput:
+        """One step on all nodes. Raises HearthError when a worker is lost: then `form` again."""
+        if self._lost is not None:
+            raise self._lost
+        if self._shard is None:
+            raise HearthError(Reason.CLUSTER_NOT_READY, "the cluster has not been formed")
+        start = time.perf_counter()
+        if self._links:
+            self._deadline = time.monotonic() + self._settings.step_seconds
+        try:
+            output = self._run(batch, start)
+        except HearthError as error:
+            if not self._links:
+                raise
+            self._lose(error)
+            raise
+        finally:
+            self._deadline = None
+        phase = "decode" if batch.decode_rows == batch.rows else "prefill"
+        sync = output.wall_seconds - output.compute_seconds if self._links else 0.0
+        self._metrics.step(phase, output.wall_seconds, sync)
+        self._metrics.traffic(output.sent_bytes, output.received_bytes)
+        self._last = output
+        return output
+
+    def close(self) -> None:
+        """Ends the streams and gives the leases back; ends a `form` that is under way."""
+        self._closed.set()
+        self._giving_up.set()
+        self._release()
+
+    def _run(self, batch: Batch, start: float) -> StepOutput:
+        assert self._shard is not None
+        shard, links, lane = self._shard, self._links, self._lane
+        x = shard.embed(np.array(batch.tokens, np.uint32))
+        sequences = [(len(s.tokens), s.position, list(s.pages)) for s in batch.sequences]
+        sent = received = 0
+        self._step_id += 1
+        if lane is not None:
+            kind = messages.activation_type(self._settings.sync_type)
+            data = wire.encode(x, kind)
+            if kind != common_pb2.SYNC_TYPE_F32:
+                x = wire.decode(data, kind, *x.shape)
+            request = messages.step(self._step_id, batch, data, kind)
+            for link in links:
+                link.send(request)
+            lane.begin(self._step_id)
+            sent = len(data) * len(links)
+        own = shard.step(x, sequences, batch.output_rows, lane)
+        parts, slowest = [own.logits], own.compute_ns
+        for link, node in zip(links, self._plan.nodes[1:], strict=True):
+            result = expect_result(link.receive(), link, self._step_id)
+            parts.append(self._logits(result, link, len(batch.output_rows), node.vocab))
+            slowest = max(slowest, result.timing.compute_ns)
+            received += len(result.logits)
+        if lane is not None:
+            sent += lane.sent_bytes
+            received += lane.received_bytes
+        logits = np.concatenate(parts, axis=1) if links else own.logits
+        wall = time.perf_counter() - start
+        return StepOutput(logits, wall, min(slowest / 1e9, wall), sent, received)
+
+    @staticmethod
+    def _logits(
+        result: worker_pb2.StepResult, link: WorkerLink, rows: int, vocab: tuple[int, int]
+    ) -> F32:
+        """f32 [rows, this rank's vocabulary rows]."""
+        columns = vocab[1] - vocab[0]
+        if len(result.logits) != rows * columns * 4:
+            raise HearthError(
+                Reason.WORKER_LOST,
+                f"worker {link.name} sent {len(result.logits)} bytes of logits where "
+                f"[{rows}, {columns}] are {rows * columns * 4}",
+            )
+        return np.frombuffer(result.logits, "<f4").reshape(rows, columns)
+
+    def _context(self) -> int:
+        spec, wanted = self._model.spec, self._settings.context
+        return min(spec.context_size, 4096) if wanted is None else wanted
+
+    def _own_room(self) -> int:
+        free = max(0, system.memory_available() - _OVERHEAD_BYTES)
+        limit = self._settings.memory_limit
+        return free if limit is None else min(free, limit)
+
+    def _make_plan(self) -> Plan:
+        settings = self._settings
+        nodes = 1 + len(settings.workers)
+        return make_plan(self._model.spec, self._model.tensor_type, nodes, settings.shares)
+
+    def _lease(self) -> worker_pb2.Lease:
+        return worker_pb2.Lease(
+            root_id=self._root_id, root_name=self._settings.name, epoch=self._epoch
+        )
+
+    def _describe(self, links: list[WorkerLink]) -> list[common_pb2.NodeInfo]:
+        """What every worker is. Raises HearthError when one is absent or busy."""
+        if not links:
+            return []
+
+        def ask(link: WorkerLink) -> common_pb2.NodeInfo:
+            answer = link.describe()
+            if answer.held_by and answer.held_by != self._settings.name:
+                log.info("worker %s is held by root %s", link.name, answer.held_by)
+            return answer.node
+
+        with ThreadPoolExecutor(len(links), "describe") as pool:
+            infos = list(pool.map(ask, links))
+        with self._board.change() as status:
+            for node, info in zip(status.nodes[1:], infos, strict=True):
+                node.info.CopyFrom(info)
+                node.state = root_pb2.NODE_STATE_READY
+        return infos
+
+    def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
+        settings = self._settings
+        rooms = [("the root", self._room)]
+        rooms += [(f"worker {info.name}", info.memory_available_bytes) for info in infos]
+        pages = pages_for(
+            self._model.spec,
+            self._plan,
+            settings.kv_type,
+            settings.page_size,
+            self.context,
+            settings.sequences,
+            rooms,
+        )
+        return Limits(
+            context_size=self.context,
+            max_pages=pages,
+            page_size=settings.page_size,
+            max_step_tokens=settings.max_step_tokens,
+            max_running=min(16, settings.max_step_tokens),
+        )
+
+    def _load(self, links: list[WorkerLink], lease: worker_pb2.Lease, limits: Limits) -> None:
+        """All shards at once, each in its own thread; the first failure ends the others."""
+        with self._board.change() as status:
+            for node in status.nodes:
+                node.state = root_pb2.NODE_STATE_LOADING
+        self._giving_up.clear()
+        failure: BaseException | None = None
+        with ThreadPoolExecutor(1 + len(links), "load") as pool:
+            loading = [pool.submit(self._load_own, limits)]
+            for rank, link in enumerate(links, 1):
+                loading.append(pool.submit(self._load_worker, link, rank, lease, limits))
+            for future in as_completed(loading):
+                failure = failure or future.exception()
+                if failure is not None and not self._giving_up.is_set():
+                    self._giving_up.set()
+                    for link in links:
+                        link.close()
+        if failure is not None:
+            raise failure
+
+    def _load_own(self, limits: Limits) -> None:
+        config = messages.shard_config(self._model.spec, self._plan, 0, self._settings, limits)
+        if self._shard is not None and self._shard.config == config and not self._shard.missing():
+            return  # a worker was lost, this shard was not
+        self._shard = None
+        shard = NodeShard(config, self._settings.threads or system.cores(), self._settings.pin)
+        plan = self._plan.nodes[0]
+        loaded = 0
+        for part in plan.slices:
+            entry = messages.slice_entry(part, self._model.fingerprint)
+            shard.load(entry, self._model.read(part.tensor, part.kind, part.rows, part.columns))
+            loaded += part.size_bytes
+            self._metrics.weights("local", part.size_bytes)
+            self._progress(0, _LOCAL, LoadEvent(plan.weight_bytes, 0, loaded))
+            if self._giving_up.is_set():
+                raise HearthError(Reason.CANCELLED, "loading was given up")
+        self._shard = shard
+
+    def _load_worker(
+        self, link: WorkerLink, rank: int, lease: worker_pb2.Lease, limits: Limits
+    ) -> None:
+        plan = self._plan.nodes[rank]
+        fingerprint = self._model.fingerprint
+        begin = worker_pb2.LoadBegin(
+            protocol_version=PROTOCOL_VERSION,
+            lease=lease,
+            placement=messages.placement(self._plan, rank),
+            shard=messages.shard_config(self._model.spec, self._plan, rank, self._settings, limits),
+            manifest=[messages.slice_entry(part, fingerprint) for part in plan.slices],
+            lane=common_pb2.LANE_GRPC,
+            sync_type=messages.SYNC[self._settings.sync_type],
+        )
+
+        def read(index: int) -> npt.NDArray[np.uint8]:
+            part = plan.slices[index]
+            return self._model.read(part.tensor, part.kind, part.rows, part.columns)
+
+        done = link.load(begin, read, lambda event: self._progress(rank, link.address, event))
+        # What the plan's owner counts: weights that left this machine.
+        self._metrics.weights("network", done.network_bytes)
+        total = plan.weight_bytes
+        self._progress(rank, link.address, LoadEvent(total, done.network_bytes, done.cache_bytes))
+        # At once: a worker gives its lease up when no stream holds it.
+        link.open(lease, lambda error: self._stream_ended(link, error))
+
+    def _progress(self, rank: int, address: str, event: LoadEvent) -> None:
+        with self._board.change() as status:
+            node = status.nodes[rank]
+            node.weight_bytes_loaded = event.network_bytes + event.cache_bytes
+            node.weight_bytes_from_network = event.network_bytes
+            node.weight_bytes_from_cache = event.cache_bytes if rank else 0
+        self._on_load(address, event)
+
+    def _stream_ended(self, link: WorkerLink, error: HearthError) -> None:
+        """A Forward stream ended, by our doing or not; in a thread of gRPC's."""
+        if link in self._links and not self._closed.is_set():
+            self._lose(error)
+
+    def _lose(self, error: HearthError) -> None:
+        """The cluster cannot go on: ends every stream, and tells."""
+        with self._losing:
+            if self._lost is not None:
+                return
+            self._lost = error
+        culprit = error.metadata.get("worker", "")
+        log.warning("cluster lost: %s", error.message)
+        for link in self._links:
+            if link.address != culprit:
+                link.fail(error)
+        self._degrade(error.message, culprit)
+        self._on_lost(error)
+
+    def _degrade(self, reason: str, culprit: str) -> None:
+        with self._board.change() as status:
+            status.state = root_pb2.CLUSTER_STATE_DEGRADED
+            status.reason = reason
+            for node in status.nodes:
+                if node.address == culprit:
+                    node.state = root_pb2.NODE_STATE_LOST
+                    node.reason = reason
+                elif node.state == root_pb2.NODE_STATE_SERVING:
+                    node.state = root_pb2.NODE_STATE_READY
+                    node.reason = "waiting for the others"
+
+    @staticmethod
+    def _culprit(error: BaseException) -> str:
+        return error.metadata.get("worker", "") if isinstance(error, HearthError) else ""
+
+    def _release(self) -> None:
+        links, self._links = self._links, []
+        lease = self._lease()
+        with ThreadPoolExecutor(max(1, len(links)), "release") as pool:
+            for link in links:
+                pool.submit(link.close, lease)
+
+    def _watch(self) -> None:
+        """Ends the streams of a step that takes too long; wakes up once a second."""
+        while not self._closed.wait(1.0):
+            deadline = self._deadline
+            if deadline is None or time.monotonic() < deadline:
+                continue
+            self._deadline = None
+            seconds = self._settings.step_seconds
+            with suppress(RuntimeError):
+                for link in self._links:
+                    link.fail(
+                        HearthError(
+                            Reason.WORKER_LOST,
+                            f"worker {link.name} did not answer a step within {seconds:g} s",
+                        )
+                    )

@@ -1,0 +1,150 @@
+"""The cluster's words as messages: names of types, and plans as hearth.v1 has them. No I/O."""
+
+from typing import TYPE_CHECKING
+
+from hearth import _native
+from hearth.common import channels, system
+from hearth.common.errors import HearthError, Reason
+from hearth.converter.spec import ModelSpec
+from hearth.root.planner import Plan, Slice
+from hearth.root.scheduler import Batch, Limits
+from hearth.v1 import common_pb2, root_pb2, worker_pb2
+
+if TYPE_CHECKING:
+    from hearth.root.cluster import ClusterSettings
+
+WEIGHT = {
+    "f32": common_pb2.WEIGHT_TYPE_F32,
+    "f16": common_pb2.WEIGHT_TYPE_F16,
+    "q80": common_pb2.WEIGHT_TYPE_Q80,
+    "q40": common_pb2.WEIGHT_TYPE_Q40,
+}
+SYNC = {
+    "f32": common_pb2.SYNC_TYPE_F32,
+    "f16": common_pb2.SYNC_TYPE_F16,
+    "q80": common_pb2.SYNC_TYPE_Q80,
+}
+KV = {"f32": common_pb2.KV_TYPE_F32, "f16": common_pb2.KV_TYPE_F16}
+LANE = {"grpc": common_pb2.LANE_GRPC}
+
+
+def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
+    """Raises HearthError INVALID_ARGUMENT for a name that there is not, or that does not fit."""
+    for what, name, known in (
+        ("lane", lane, LANE),
+        ("sync type", sync_type, SYNC),
+        ("KV type", kv_type, KV),
+    ):
+        if name not in known:
+            raise HearthError(
+                Reason.INVALID_ARGUMENT, f"unknown {what} {name!r}: there are {', '.join(known)}"
+            )
+    if sync_type == "q80" and spec.hidden_size % 32:
+        raise HearthError(
+            Reason.INVALID_ARGUMENT,
+            f"sync type q80 needs a hidden size that is a multiple of 32; {spec.name} has "
+            f"{spec.hidden_size}: use --sync-type f16",
+        )
+
+
+def activation_type(sync_type: str) -> common_pb2.SyncType:
+    """How a step's input travels. Embeddings are a step's only input: q80 would be too coarse."""
+    return SYNC["f32"] if sync_type == "f32" else SYNC["f16"]
+
+
+def shard_config(
+    spec: ModelSpec, plan: Plan, rank: int, settings: "ClusterSettings", limits: Limits
+) -> common_pb2.ShardConfig:
+    """All that rank `rank` learns of the model."""
+    node = plan.nodes[rank]
+    return common_pb2.ShardConfig(
+        hidden_size=spec.hidden_size,
+        layers=_range((0, spec.layers)),
+        heads=_range(node.heads),
+        kv_heads=_range(node.kv_heads),
+        head_size=spec.head_size,
+        ffn=_range(node.ffn),
+        vocab=_range(node.vocab),
+        norm_epsilon=spec.norm_epsilon,
+        rope_frequencies=spec.rope_frequencies().tolist(),
+        kv_type=KV[settings.kv_type],
+        page_size=limits.page_size,
+        max_pages=limits.max_pages,
+        max_step_tokens=limits.max_step_tokens,
+        embedding=node.embedding,
+        vocab_size=spec.vocab_size,
+        head_from_embedding=node.head_from_embedding,
+    )
+
+
+def placement(plan: Plan, rank: int) -> common_pb2.Placement:
+    return common_pb2.Placement(stage=0, stages=1, rank=rank, ranks=len(plan.nodes))
+
+
+def slice_entry(part: Slice, fingerprint: bytes) -> worker_pb2.SliceEntry:
+    return worker_pb2.SliceEntry(
+        name=part.name,
+        type=WEIGHT[part.kind],
+        rows=part.rows[1] - part.rows[0],
+        columns=part.columns[1] - part.columns[0],
+        identity=part.identity(fingerprint),
+        size_bytes=part.size_bytes,
+    )
+
+
+def step(
+    step_id: int, batch: Batch, activations: bytes, activation_type: common_pb2.SyncType
+) -> worker_pb2.ForwardRequest:
+    return worker_pb2.ForwardRequest(
+        step=worker_pb2.Step(
+            step_id=step_id,
+            sequences=[
+                worker_pb2.SequenceStep(rows=len(s.tokens), position=s.position, pages=s.pages)
+                for s in batch.sequences
+            ],
+            activations=activations,
+            output_rows=batch.output_rows,
+            activation_type=activation_type,
+        )
+    )
+
+
+def forming(epoch: int, settings: "ClusterSettings", plan: Plan) -> root_pb2.ClusterStatus:
+    """The status of a cluster whose nodes are being dialled."""
+    status = root_pb2.ClusterStatus(
+        state=root_pb2.CLUSTER_STATE_FORMING,
+        reason="dialling workers",
+        epoch=epoch,
+        lane=LANE[settings.lane],
+        sync_type=SYNC[settings.sync_type],
+        notes=plan.notes,
+    )
+    for rank, address in enumerate(("local", *settings.workers)):
+        status.nodes.add(
+            address=address,
+            state=root_pb2.NODE_STATE_DIALING if rank else root_pb2.NODE_STATE_READY,
+            placement=placement(plan, rank),
+            weight_bytes=plan.nodes[rank].weight_bytes,
+        )
+    status.nodes[0].info.CopyFrom(own_info(settings))
+    return status
+
+
+def own_info(settings: "ClusterSettings") -> common_pb2.NodeInfo:
+    """What the root itself is."""
+    cores = system.cores()
+    return common_pb2.NodeInfo(
+        name=settings.name,
+        version=system.version(),
+        protocol_version=channels.PROTOCOL_VERSION,
+        cores=cores,
+        threads=settings.threads or cores,
+        instruction_set=_native.instruction_set(),
+        memory_total_bytes=system.memory_total(),
+        memory_available_bytes=system.memory_available(),
+        architecture=system.architecture(),
+    )
+
+
+def _range(span: tuple[int, int]) -> common_pb2.Range:
+    return common_pb2.Range(begin=span[0], end=span[1])

@@ -1,0 +1,65 @@
+"""Keeps a cluster formed: forms it, hands the engine its steps, and forms it again after a loss."""
+
+import logging
+import threading
+
+from hearth.common.errors import HearthError
+from hearth.converter import ModelError
+from hearth.root.cluster import Cluster
+from hearth.root.engine import Engine
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 2.0
+
+
+class Supervisor:
+    """In its own thread, from `start` to `stop`, after the cluster was formed a first time."""
+
+    def __init__(self, cluster: Cluster, engine: Engine) -> None:
+        self._cluster = cluster
+        self._engine = engine
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def lost(self, error: HearthError) -> None:
+        """For Cluster's `on_lost`: requests end with `error`, new ones are refused until then."""
+        self._engine.suspend(error)
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            if self._stopping.is_set():
+                return
+            self._wake.clear()
+            if self._form_again():
+                log.info("the cluster serves again")
+                self._engine.resume()
+
+    def _form_again(self) -> bool:
+        said = ""
+        while not self._stopping.wait(_RETRY_SECONDS):
+            try:
+                limits = self._cluster.form()
+            except (HearthError, ModelError) as error:
+                if str(error) != said:
+                    log.warning("not formed again yet: %s", error)
+                    said = str(error)
+                continue
+            if limits == self._engine.limits:
+                return True
+            # Other memory than before: the engine's pages would not be those of the shards.
+            log.warning("a node has less memory than before: restart the root for a new plan")
+            return False
+        return False
