@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import serialize_file
+from safetensors.numpy import save_file
 
 from hearth import _native
 from hearth.converter.spec import ModelSpec, is_norm
@@ -101,6 +101,22 @@ def hf_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def write_safetensors(path: Path, tensors: Tensors, kind: str) -> None:
+    """A safetensors file: by the library where numpy has the type, by hand for bf16."""
+    if kind != "bf16":
+        dtype = {"f32": np.float32, "f16": np.float16, "f64": np.float64}[kind]
+        save_file({name: values.astype(dtype) for name, values in tensors.items()}, path)
+        return
+    header, body = {}, b""
+    for name, values in tensors.items():
+        data = encode(np.atleast_2d(values), "bf16").tobytes()
+        offsets = [len(body), len(body) + len(data)]
+        header[name] = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": offsets}
+        body += data
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + body)
+
+
 def write_hf(
     directory: Path,
     spec: ModelSpec,
@@ -111,20 +127,15 @@ def write_hf(
 ) -> Path:
     """A Hugging Face directory, its tensors dealt out over `shards` files."""
     directory.mkdir(parents=True, exist_ok=True)
-    dtype = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[kind]
-    parts: list[dict[str, Any]] = [{} for _ in range(shards)]
+    parts: list[Tensors] = [{} for _ in range(shards)]
     for place, (name, values) in enumerate(tensors.items()):
-        parts[place % shards][hf_name(name)] = {
-            "dtype": dtype,
-            "shape": [values.shape[1]] if is_norm(name) else list(values.shape),
-            "data": encode(values, kind).tobytes(),
-        }
+        parts[place % shards][hf_name(name)] = values[0] if is_norm(name) else values
     weight_map = {}
     for number, part in enumerate(parts, 1):
         name = (
             f"model-{number:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"
         )
-        serialize_file(part, directory / name, {"format": "pt"})
+        write_safetensors(directory / name, part, kind)
         weight_map |= dict.fromkeys(part, name)
     if shards > 1:
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
