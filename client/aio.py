@@ -182,7 +182,7 @@ class AsyncClient:
 
     async def _call(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Any, T],
+        method: "grpc.aio.UnaryUnaryMultiCallable[Any, T]",
         request: Any,
         timeout: float | None,
     ) -> T:

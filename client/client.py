@@ -175,7 +175,7 @@ class Client:
         self.close()
 
     def _call(
-        self, method: grpc.UnaryUnaryMultiCallable[Any, T], request: Any, timeout: float | None
+        self, method: "grpc.UnaryUnaryMultiCallable[Any, T]", request: Any, timeout: float | None
     ) -> T:
         try:
             return method(request, timeout=self._timeout if timeout is None else timeout)

@@ -48,7 +48,7 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
-    seed: int
+    seed: int | None
     stop: str | Sequence[str]
     ignore_eos: bool
     timeout: float | None

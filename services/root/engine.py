@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 
@@ -46,7 +47,8 @@ class StepRunner(Protocol):
     """Computes steps; `hearth.root.cluster` does it with all nodes."""
 
     def run(self, batch: Batch) -> StepOutput:
-        """One forward pass. HearthError when a worker is lost: the KV cache is then gone."""
+        """One forward pass. HearthError ends every request, for the KV cache is then gone; one of
+        code UNAVAILABLE (a worker is lost) also refuses new ones until `Engine.resume`."""
 
 
 class TokenSampler(Protocol):
@@ -340,7 +342,10 @@ class Engine:
             logits = self._runner.run(batch).logits
         except HearthError as error:
             log.warning("engine: step failed: %s", error.message)
-            self._on_suspend(error)
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                self._on_suspend(error)
+            else:
+                self._fail_all(error)
             return
         if len(logits) != len(batch.output_rows):
             raise RuntimeError(

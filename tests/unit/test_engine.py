@@ -257,6 +257,16 @@ def test_resume_during_the_failing_step_wins() -> None:
         assert again.finish is FinishReason.LENGTH
 
 
+def test_an_error_of_the_step_alone_does_not_suspend() -> None:
+    with engine(FakeRunner(fail_with=HearthError(Reason.OUT_OF_MEMORY, "no room"))) as e:
+        sink = Sink()
+        e.submit(params("ab"), sink)
+        assert sink.error.reason == "OUT_OF_MEMORY"
+        again = Sink()
+        e.submit(params("ab", 2), again)
+        assert again.finish is FinishReason.LENGTH
+
+
 def test_a_mistake_in_the_runner_is_an_internal_error_and_the_engine_goes_on() -> None:
     with engine(FakeRunner(fail_with=ZeroDivisionError("oh"))) as e:
         sink = Sink()
