@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -14,8 +17,13 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model, open_model
 from hearth.root.cluster import Cluster, ClusterSettings
-from hearth.root.engine import Engine
+from hearth.root.engine import Engine, StepRunner
 from hearth.root.params import Sampling
+from hearth.root.scheduler import Limits
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -60,15 +68,18 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
 
 @contextmanager
 def open_session(
-    options: argparse.Namespace, *, quiet: bool = False, sequences: int = 1
+    options: argparse.Namespace,
+    *,
+    quiet: bool = False,
+    sequences: int = 1,
+    join_seconds: float = 0.0,
+    observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Session]:
     """Everything from the model's files to an engine that runs; all of it is ended after.
 
-    quiet: no progress. sequences: of full context that the KV cache has room for.
+    quiet: no progress. sequences: of full context that the KV cache has room for. join_seconds: how
+    long absent or busy workers are waited for. observe: puts something between engine and cluster.
     """
-    import dataclasses
-    import time
-
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
         raise HearthError(
@@ -102,10 +113,27 @@ def open_session(
         with LoadProgress(None if quiet else sys.stderr) as progress:
             cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
             stack.callback(cluster.close)
-            limits = cluster.form()
+            limits = _form(cluster, join_seconds)
         engine = Engine(
-            cluster, tokenizer, limits, vocab_size=model.spec.vocab_size, metrics=metrics
+            observe(cluster), tokenizer, limits, vocab_size=model.spec.vocab_size, metrics=metrics
         )
         engine.start()
         stack.callback(engine.stop, drain=False)
         yield Session(model, cluster, engine, metrics, workers, time.perf_counter() - started)
+
+
+def _form(cluster: Cluster, join_seconds: float) -> Limits:
+    """Forms the cluster, waiting for workers that are not there yet. Raises HearthError."""
+    deadline = time.monotonic() + join_seconds
+    said = ""
+    while True:
+        try:
+            return cluster.form()
+        except HearthError as error:
+            waits = error.reason in (Reason.WORKER_UNREACHABLE, Reason.WORKER_BUSY)
+            if not waits or time.monotonic() + _RETRY_SECONDS > deadline:
+                raise
+            if error.message != said:
+                log.warning("waiting up to %g s: %s", join_seconds, error.message)
+                said = error.message
+            time.sleep(_RETRY_SECONDS)

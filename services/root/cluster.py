@@ -90,14 +90,13 @@ class Cluster:
         *,
         metrics: Metrics | None = None,
         on_load: LoadListener = lambda address, event: None,
-        on_lost: Callable[[HearthError], None] = lambda error: None,
     ) -> None:
-        """`on_lost` is called, in any thread, when a worker of a serving cluster is lost."""
         self._model = model
         self._settings = settings
         self._metrics = metrics or Metrics()
         self._on_load = on_load
-        self._on_lost = on_lost
+        # Called, in any thread, when a worker of a serving cluster is lost.
+        self.on_lost: Callable[[HearthError], None] = lambda error: None
         self._root_id = secrets.token_hex(16)
         self._epoch = 0
         self._board = Board()
@@ -122,6 +121,11 @@ class Cluster:
     @property
     def plan(self) -> Plan:
         return self._plan
+
+    @property
+    def lost(self) -> HearthError | None:
+        """Why nothing runs until `form` is called again; None while all is well."""
+        return self._lost
 
     @property
     def last_step(self) -> StepOutput | None:
@@ -401,7 +405,7 @@ class Cluster:
             if link.address != culprit:
                 link.fail(error)
         self._degrade(error.message, culprit)
-        self._on_lost(error)
+        self.on_lost(error)
 
     def _degrade(self, reason: str, culprit: str) -> None:
         with self._board.change() as status:

@@ -25,9 +25,12 @@ class Supervisor:
 
     def start(self) -> None:
         self._thread.start()
+        self._cluster.on_lost = self._lost
+        if self._cluster.lost is not None:  # before we listened
+            self._lost(self._cluster.lost)
 
-    def lost(self, error: HearthError) -> None:
-        """For Cluster's `on_lost`: requests end with `error`, new ones are refused until then."""
+    def _lost(self, error: HearthError) -> None:
+        """Requests end with `error`, new ones are refused until then."""
         self._engine.suspend(error)
         self._wake.set()
 

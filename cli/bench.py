@@ -1,0 +1,158 @@
+"""`hearth bench`: how fast a model runs here, and what it costs in bytes and memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hearth.cli import options as common
+
+if TYPE_CHECKING:
+    from hearth.cli.session import Session
+    from hearth.root.cluster import Cluster, StepOutput
+    from hearth.root.scheduler import Batch
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declares the subcommand's options."""
+    parser = subparsers.add_parser("bench", help="measure speed, bytes and memory")
+    common.add_model(parser)
+    common.add_cluster(parser)
+    common.add_local_nodes(parser)
+    parser.add_argument(
+        "--prompt-tokens", type=common.count, default=128, metavar="P", help="prompt of each run"
+    )
+    parser.add_argument(
+        "--new-tokens", type=common.count, default=32, metavar="N", help="tokens to make"
+    )
+    parser.add_argument(
+        "--repeats", type=common.count, default=3, metavar="R", help="runs after one warm-up"
+    )
+    parser.add_argument("--json", action="store_true", help="print one object")
+    parser.set_defaults(run=run)
+
+
+class Recorder:
+    """Stands between engine and cluster, and keeps what each step cost."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.decode: list[StepOutput] = []
+
+    def run(self, batch: Batch) -> StepOutput:
+        output = self._cluster.run(batch)
+        if batch.decode_rows == batch.rows:
+            self.decode.append(output)
+        return output
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints medians over the repeats."""
+    from hearth.cli.session import open_session
+
+    needed = options.prompt_tokens + options.new_tokens
+    options.context = max(options.context or 0, needed)
+    recorders: list[Recorder] = []
+
+    def observe(cluster: Cluster) -> Recorder:
+        recorders.append(Recorder(cluster))
+        return recorders[-1]
+
+    with open_session(options, quiet=options.json, observe=observe) as session:
+        result = measure(session, recorders[0], options)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        width = max(map(len, result))
+        for name, value in result.items():
+            print(f"{name:{width}}  {value}")
+    return 0
+
+
+def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -> dict[str, Any]:
+    """One warm-up, then the repeats; rates are medians."""
+    from hearth.common import system
+
+    prefill: list[float] = []
+    decode: list[float] = []
+    for repeat in range(1 + options.repeats):
+        recorder.decode.clear()
+        prefill_rate, decode_rate = _generate(session, options, repeat)
+        if repeat:
+            prefill.append(prefill_rate)
+            decode.append(decode_rate)
+    steps = recorder.decode
+    status = session.cluster.status()
+    compute = [step.compute_seconds * 1e3 for step in steps]
+    rest = [(step.wall_seconds - step.compute_seconds) * 1e3 for step in steps]
+    peaks: list[float | None] = [_mib(system.peak_rss_bytes())]
+    peaks += [_peak(process.pid) for process in session.workers.processes]
+    peaks += [None] * (len(status.nodes) - len(peaks))  # of other machines we do not know
+    return {
+        "model": options.model,
+        "nodes": len(status.nodes),
+        "threads": status.nodes[0].info.threads,
+        "weights": session.model.weight_type,
+        "sync_type": options.sync_type,
+        "lane": options.lane,
+        "parallel": "tensor",
+        "prefill_tokens_per_second": _round(statistics.median(prefill)),
+        "prefill_spread": [_round(min(prefill)), _round(max(prefill))],
+        "decode_tokens_per_second": _round(statistics.median(decode)),
+        "decode_spread": [_round(min(decode)), _round(max(decode))],
+        "compute_ms_per_token": _round(_median(compute)),
+        "sync_ms_per_token": _round(_median(rest)),
+        "sent_kib_per_token": _round(_median([step.sent_bytes / 1024 for step in steps])),
+        "received_kib_per_token": _round(_median([step.received_bytes / 1024 for step in steps])),
+        "load_seconds": _round(session.load_seconds),
+        "weights_sent_bytes": sum(node.weight_bytes_from_network for node in status.nodes),
+        "peak_rss_mib": peaks,
+    }
+
+
+def _generate(session: Session, options: argparse.Namespace, repeat: int) -> tuple[float, float]:
+    """Tokens per second of prefill and of decode in one run."""
+    import numpy as np
+
+    from hearth.root.mailbox import Done
+    from hearth.root.params import GenerateParams
+
+    # Another prompt for each run: nothing can be remembered from the last.
+    rng = np.random.default_rng(repeat)
+    limit = min(session.model.spec.vocab_size, session.engine.tokenizer.vocab_size)
+    prompt = tuple(rng.integers(0, limit, options.prompt_tokens).tolist())
+    params = GenerateParams(prompt=prompt, max_tokens=options.new_tokens, ignore_eos=True)
+    for event in session.engine.generate(params):
+        if isinstance(event, Done):
+            usage = event.usage
+    decoded = usage.completion_tokens - 1
+    return (
+        usage.prompt_tokens / usage.prefill_seconds,
+        decoded / usage.decode_seconds if decoded else 0.0,
+    )
+
+
+def _peak(pid: int) -> float | None:
+    """The most resident memory that a process has had."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return _mib(int(line.split()[1]) * 1024)
+    except OSError:
+        pass
+    return None
+
+
+def _mib(size: int) -> float:
+    return _round(size / (1 << 20))
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+def _round(value: float) -> float:
+    return round(value, 3)

@@ -1,0 +1,101 @@
+"""`hearth chat`: a conversation in the terminal. An empty line is ignored, Ctrl-C stops an answer,
+Ctrl-D ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+
+from hearth.cli import options as common
+
+Messages = list[dict[str, str]]
+# What answers: from the conversation so far to pieces of text.
+Answer = Callable[[Messages], Iterator[str]]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declares the subcommand's options."""
+    parser = subparsers.add_parser("chat", help="talk with a model in the terminal")
+    common.add_source(parser)
+    common.add_cluster(parser)
+    common.add_local_nodes(parser)
+    common.add_sampling(parser)
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
+    parser.add_argument(
+        "--steps", type=int, default=0, metavar="N", help="tokens of one answer at most; 0: all"
+    )
+    parser.set_defaults(run=run, temperature=0.7, top_p=0.9)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Reads lines until the input ends."""
+    if options.root:
+        from hearth.client import Client
+
+        with Client(options.root) as client:
+
+            def ask(messages: Messages) -> Iterator[str]:
+                pairs = [(message["role"], message["content"]) for message in messages]
+                return iter(
+                    client.generate(
+                        messages=pairs,
+                        max_tokens=options.steps,
+                        temperature=options.temperature,
+                        top_k=options.top_k,
+                        top_p=options.top_p,
+                        min_p=options.min_p,
+                        repetition_penalty=options.repetition_penalty,
+                        seed=options.seed,
+                    )
+                )
+
+            return converse(options.system, ask)
+    from hearth.cli.session import Session, open_session, sampling_of
+    from hearth.root.mailbox import Done
+    from hearth.root.params import GenerateParams, conversation_ids, prompt_ids
+
+    sampling = sampling_of(options)
+
+    def answer(session: Session, messages: Messages) -> Iterator[str]:
+        tokenizer = session.engine.tokenizer
+        if tokenizer.chat_template:
+            ids = conversation_ids(tokenizer, messages)
+        else:
+            # A model that was never taught to converse goes on with the text so far.
+            ids = prompt_ids(tokenizer, "\n".join(message["content"] for message in messages))
+        params = GenerateParams(prompt=ids, max_tokens=options.steps, sampling=sampling)
+        for event in session.engine.generate(params):
+            if not isinstance(event, Done):
+                yield event.text
+
+    with open_session(options) as session:
+        if not session.engine.tokenizer.chat_template:
+            print("This model has no chat template: it goes on with your text.", file=sys.stderr)
+        return converse(options.system, lambda messages: answer(session, messages))
+
+
+def converse(system: str | None, answer: Answer) -> int:
+    """Asks and answers in turn."""
+    messages: Messages = [{"role": "system", "content": system}] if system else []
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return 0
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line})
+        texts: list[str] = []
+        stream = answer(messages)
+        try:
+            for text in stream:
+                texts.append(text)
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            close = getattr(stream, "cancel", None) or getattr(stream, "close", None)
+            if close is not None:
+                close()
+        print()
+        messages.append({"role": "assistant", "content": "".join(texts)})

@@ -1,0 +1,82 @@
+"""`hearth cluster`: shows what a running root and its workers are doing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hearth.v1 import root_pb2
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declares the subcommand's options."""
+    parser = subparsers.add_parser("cluster", help="show a running cluster")
+    parser.add_argument(
+        "--root",
+        metavar="HOST:PORT",
+        default="127.0.0.1:7716",
+        help="the root to ask (default: %(default)s)",
+    )
+    parser.add_argument("--watch", action="store_true", help="show it again at every change")
+    parser.add_argument("--json", action="store_true", help="print the message as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 when the cluster serves, 3 when it does not."""
+    from hearth.client import Client
+    from hearth.v1 import root_pb2
+
+    with Client(options.root) as client:
+        status = client.cluster()
+        _show(options, status)
+        if options.watch:
+            for status in client.watch_cluster():
+                _show(options, status)
+    return 0 if status.state == root_pb2.CLUSTER_STATE_SERVING else 3
+
+
+def _show(options: argparse.Namespace, status: root_pb2.ClusterStatus) -> None:
+    if options.json:
+        from google.protobuf.json_format import MessageToJson
+
+        print(MessageToJson(status, preserving_proto_field_name=True))
+    else:
+        print("\n".join(describe(status)))
+    sys.stdout.flush()
+
+
+def describe(status: root_pb2.ClusterStatus) -> list[str]:
+    """The status as lines for people."""
+    from hearth.common.sizes import format_size
+    from hearth.v1 import common_pb2, root_pb2
+
+    state = root_pb2.ClusterState.Name(status.state).removeprefix("CLUSTER_STATE_").lower()
+    lane = common_pb2.Lane.Name(status.lane).removeprefix("LANE_").lower()
+    sync = common_pb2.SyncType.Name(status.sync_type).removeprefix("SYNC_TYPE_").lower()
+    reason = f": {status.reason}" if status.reason else ""
+    lines = [f"{state}{reason} (plan {status.epoch}, lane {lane}, sync {sync})"]
+    rows = [("rank", "node", "address", "state", "cores", "kernels", "weights", "KV heads")]
+    for node in status.nodes:
+        shard = node.shard
+        heads = f"{shard.kv_heads.begin}-{shard.kv_heads.end - 1}" if shard.hidden_size else ""
+        rows.append(
+            (
+                str(node.placement.rank),
+                node.info.name,
+                node.address,
+                root_pb2.NodeState.Name(node.state).removeprefix("NODE_STATE_").lower(),
+                f"{node.info.threads}/{node.info.cores}",
+                node.info.instruction_set,
+                format_size(node.weight_bytes),
+                heads,
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    lines += [f"{node.address}: {node.reason}" for node in status.nodes if node.reason]
+    return lines + [f"note: {note}" for note in status.notes]

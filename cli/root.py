@@ -1,0 +1,92 @@
+"""`hearth root`: serves a model to clients, alone or with workers, until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import threading
+from types import FrameType
+
+from hearth.cli import options as common
+
+log = logging.getLogger(__name__)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declares the subcommand's options."""
+    parser = subparsers.add_parser("root", help="serve a model to clients")
+    common.add_model(parser)
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:7716",
+        help="address to serve; 0.0.0.0:7716 for other machines (default: %(default)s)",
+    )
+    common.add_cluster(parser)
+    common.add_local_nodes(parser)
+    parser.add_argument(
+        "--sequences",
+        type=common.count,
+        default=4,
+        metavar="N",
+        help="sequences of full context that the KV cache has room for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--join-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long to wait for absent workers at the start (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="how long running requests may take after SIGTERM (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
+    from hearth.cli.session import open_session
+    from hearth.common import logging as hearth_logging
+    from hearth.common.channels import split_address
+    from hearth.root.server import RootServer
+    from hearth.root.supervisor import Supervisor
+
+    hearth_logging.setup()
+    stop = threading.Event()
+    host, _ = split_address(options.listen)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt  # a second one means: now
+        stop.set()
+        if not serving:
+            raise KeyboardInterrupt
+
+    serving = False
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    with open_session(
+        options, sequences=options.sequences, join_seconds=options.join_seconds
+    ) as session:
+        for note in session.cluster.plan.notes:
+            log.warning("%s", note)
+        server = RootServer(options.listen, session.engine, session.model, session.cluster)
+        supervisor = Supervisor(session.cluster, session.engine)
+        port = server.start()
+        serving = True
+        supervisor.start()
+        shown = f"[{host}]" if ":" in host else host
+        print(f"hearth root listening on {shown}:{port}", flush=True)
+        try:
+            stop.wait()
+            log.info("draining, for %g s at most", options.drain_seconds)
+        finally:
+            supervisor.stop()
+            server.stop(options.drain_seconds)
+    return 0
