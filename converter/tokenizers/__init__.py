@@ -119,10 +119,7 @@ def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> 
         (raw[name], name, True) for name in ("<|endoftext|>",) if name in raw
     )
     what = str(vocabulary_path.parent)
-    tokenizer = byte_pair_tokenizer(raw, merges, rules, added, settings, what)
-    if tokenizer.chat_template is None and not tokenizer.eos_ids and "<|endoftext|>" in raw:
-        tokenizer.eos_ids = frozenset([raw["<|endoftext|>"]])
-    return tokenizer
+    return byte_pair_tokenizer(raw, merges, rules, added, settings, what)
 
 
 _CLASSES = {

@@ -16,14 +16,9 @@ from hearth.converter.tokenizers.sentencepiece import (
     SentencePieceTokenizer,
     build_model,
 )
-from hearth.converter.tokenizers.settings import Settings
+from hearth.converter.tokenizers.settings import END_NAMES, Settings
 
 _MAX_TOKENS = 1 << 22
-# A GGUF file names one end of text, but models made for conversation end their turns with these.
-_END_NAMES = (
-    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
-    "<end_of_turn>",
-)  # fmt: skip
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -45,7 +40,7 @@ def gguf_eos_ids(values: dict[str, Any]) -> frozenset[int]:
         ids |= {
             id
             for id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind == CONTROL and token in _END_NAMES
+            if kind == CONTROL and token in END_NAMES
         }
     return frozenset(ids)
 

@@ -36,10 +36,7 @@ class LibraryTokenizer(Tokenizer):
         self._literal: library.Tokenizer | None = None
         self._added = {id: (token.content, token.special) for id, token in added.items()}
         self.strip_space = self._rules.strip_space
-        names = {content: id for id, (content, _) in self._added.items()}
-        # Specials that the configuration names by their text need not be in `added_tokens`.
-        find = vocabulary | names
-        self.bos_id, self.eos_ids = settings.special_ids(find)
+        self.bos_id, self.eos_ids = settings.special_ids(vocabulary)
         if self.bos_id is None and begin and self._is_control(begin[0]):
             self.bos_id = begin[0]
         adds = bool(begin) and begin[0] == self.bos_id

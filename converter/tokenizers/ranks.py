@@ -34,17 +34,15 @@ class _Family:
     pattern: str
     specials: list[str]
     bos: str | None
-    eos: tuple[str, ...]
 
 
 _FAMILIES = {
-    50256: _Family("gpt2", GPT2, ["<|endoftext|>"], None, ("<|endoftext|>",)),
+    50256: _Family("gpt2", GPT2, ["<|endoftext|>"], None),
     128000: _Family(
         "llama3",
         LLAMA3,
         _llama3_specials(),
         "<|begin_of_text|>",
-        ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
     ),
 }
 
@@ -74,8 +72,6 @@ class RankTokenizer(Tokenizer):
         self.bos_id, self.eos_ids = settings.special_ids(specials)
         if self.bos_id is None and family.bos is not None:
             self.bos_id = specials[family.bos]
-        if not self.eos_ids:
-            self.eos_ids = frozenset(specials[name] for name in family.eos)
         self.add_bos = family.bos is not None if settings.add_bos is None else settings.add_bos
         self.chat_template = settings.chat_template
 

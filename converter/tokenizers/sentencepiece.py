@@ -22,6 +22,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, model: bytes, settings: Settings, what: str) -> None:
         """model: a serialized ModelProto."""
+        if not model:
+            raise ModelError(f"{what} is no SentencePiece model: it is empty")
         with library_errors(f"{what} is no SentencePiece model"):
             inner = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size = inner.vocab_size()

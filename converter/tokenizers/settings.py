@@ -17,6 +17,18 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _MAX_BYTES = 32 << 20
 
+# Models made for conversation end their turns with these, besides the one end of text that a GGUF
+# file names; and where no file names any, these are what ends a text.
+END_NAMES = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<end_of_turn>",
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -42,6 +54,8 @@ class Settings:
         eos_ids = self.eos_ids
         if self.eos_token is not None and self.eos_token in vocabulary:
             eos_ids |= {vocabulary[self.eos_token]}
+        if not eos_ids:
+            eos_ids = frozenset(vocabulary[name] for name in END_NAMES if name in vocabulary)
         return bos_id, eos_ids
 
 
