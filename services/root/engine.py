@@ -32,6 +32,9 @@ from hearth.root.stopping import StopMatcher
 
 log = logging.getLogger(__name__)
 
+# Tokens of the prompt that the detokenizer is shown before the answer's.
+_TAIL = 64
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -195,12 +198,12 @@ class Engine:
         HearthError at once for token ids out of range or after `stop`; what only the scheduler
         knows (queue full, prompt too long, cluster not serving) comes to the sink as Failed.
         """
-        check_ids(params.prompt, self._vocab_size)
+        # A prompt that is too long is not worth reading: the scheduler will refuse it.
+        seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
+        check_ids(seen, self._vocab_size)
         sampling = params.sampling
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         sampler = self._sampler_factory(sampling, seed)
-        # A prompt that is too long is not worth reading: the scheduler will refuse it.
-        seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
         if sampling.repetition_penalty != 1:
             for token in seen:
                 sampler.accept(token)
@@ -209,7 +212,8 @@ class Engine:
             params,
             sink,
             sampler,
-            self.tokenizer.stream(seen),
+            # Enough to know how text goes on: a character has at most 4 bytes.
+            self.tokenizer.stream(seen[-_TAIL:]),
             StopMatcher(params.stop),
             time.perf_counter(),
         )
@@ -223,9 +227,9 @@ class Engine:
         """Ends every request with `error` and refuses new ones until `resume`: a worker is lost."""
         self._post(partial(self._on_suspend, error))
 
-    def resume(self) -> None:
-        """The runner can run steps again, with an empty KV cache."""
-        self._post(self._on_resume)
+    def resume(self, limits: Limits | None = None) -> None:
+        """The runner can run steps again, with an empty KV cache; of other `limits` when given."""
+        self._post(partial(self._on_resume, limits))
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError."""
@@ -321,8 +325,13 @@ class Engine:
         )
         self._fail_all(error)
 
-    def _on_resume(self) -> None:
+    def _on_resume(self, limits: Limits | None) -> None:
         self._suspended = None
+        if limits is not None and limits != self.limits:
+            # Page numbers of the old limits mean nothing to the new shards.
+            self._fail_all(_reformed())
+            self.limits = limits
+            self._scheduler = Scheduler(limits)
 
     def _on_drain(self) -> None:
         self._draining = True
@@ -420,6 +429,12 @@ def _shutting_down() -> HearthError:
     return HearthError(
         Reason.SHUTTING_DOWN,
         "the root is shutting down and takes no new requests; connect again when it is back",
+    )
+
+
+def _reformed() -> HearthError:
+    return HearthError(
+        Reason.CLUSTER_NOT_READY, "the cluster was formed anew while the request ran; try again"
     )
 
 

@@ -151,6 +151,8 @@ def conversation_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tu
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """HearthError when a token id is outside the vocabulary."""
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return
     for index, token in enumerate(ids):
         if not 0 <= token < vocab_size:
             raise _invalid(

@@ -233,6 +233,18 @@ def test_a_lost_worker_ends_all_and_the_engine_refuses_until_resumed() -> None:
         assert again.wait().tokens == expected((BOS, *b"ab"), 5)
 
 
+def test_resume_with_other_limits() -> None:
+    runner = FakeRunner(page_size=8)
+    with engine(runner) as e:
+        e.suspend(HearthError(Reason.WORKER_LOST, "worker pi3 does not answer"))
+        e.resume(Limits(context_size=32, max_pages=8, page_size=8))
+        sink = Sink()
+        e.submit(params("ab", 0), sink)
+        assert sink.finish is FinishReason.CONTEXT
+        assert sink.tokens == expected((BOS, *b"ab"), 29)
+        assert e.limits.context_size == 32
+
+
 def test_suspend_while_idle() -> None:
     with engine() as e:
         e.suspend(HearthError(Reason.WORKER_LOST, "worker pi3 does not answer"))
@@ -428,6 +440,38 @@ def test_a_slow_reader_gets_merged_deltas() -> None:
     delta, end = mailbox.take()
     assert delta == Delta("d", (100,))
     assert isinstance(end, Failed)
+
+
+def test_the_core_s_sampler_draws_the_same_whatever_runs_beside() -> None:
+    pytest.importorskip("hearth._native")
+
+    class Noise(FakeRunner):
+        """Logits that leave the sampler something to choose."""
+
+        def run(self, batch: Batch) -> FakeOutput:
+            peaks = super().run(batch).logits.argmax(axis=1)
+            rows = [np.random.default_rng(int(p)).normal(size=258) for p in peaks]
+            return FakeOutput(np.array(rows, np.float32).reshape(len(peaks), 258))
+
+    def texts(requests: list[GenerateParams], together: bool) -> list[list[int]]:
+        e = Engine(Noise(), ByteTokenizer(), LIMITS)
+        e.start()
+        sinks = [Sink() for _ in requests]
+        for request, sink in zip(requests, sinks, strict=True):
+            e.submit(request, sink)
+            if not together:
+                sink.wait()
+        made = [sink.wait().tokens for sink in sinks]
+        assert e.stop(drain=False)
+        return made
+
+    warm = Sampling(temperature=0.9, top_k=50, top_p=0.9, repetition_penalty=1.2, seed=11)
+    cold = Sampling()
+    requests = [params("ab", 20, sampling=s, ignore_eos=True) for s in (warm, cold, warm)]
+    alone = texts(requests, together=False)
+    assert alone[0] == alone[2]
+    assert alone[0] != alone[1]
+    assert texts(requests, together=True) == alone
 
 
 def test_the_repetition_penalty_sees_the_prompt() -> None:
