@@ -47,7 +47,8 @@ float sum_in_order(__m256 v) {
 
 // e^x for x <= about 88; Cephes' polynomial after x = n ln 2 + r. Below -87 the result is near 0.
 __m256 exp8(__m256 x) {
-  x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(88.0f)), _mm256_set1_ps(-87.3f));
+  // min and max give their second operand where one is NaN: so NaN stays NaN.
+  x = _mm256_max_ps(_mm256_set1_ps(-87.3f), _mm256_min_ps(_mm256_set1_ps(88.0f), x));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341f)),
                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
@@ -65,19 +66,26 @@ __m256 exp8(__m256 x) {
 }
 
 void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums) {
-  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   for (size_t b = 0; b < columns / kBlock; ++b, x += kBlock, q += kBlock) {
     __m256 v[4];
-    __m256 top = _mm256_setzero_ps();
+    // Compared as bits, in which infinity is above every number and NaN above infinity.
+    __m256i top = _mm256_setzero_si256();
     for (int i = 0; i < 4; ++i) {
       v[i] = _mm256_loadu_ps(x + 8 * i);
-      top = _mm256_max_ps(top, _mm256_and_ps(v[i], magnitude));
+      top = _mm256_max_epi32(top, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
     }
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    half = _mm_max_ss(half, _mm_movehdup_ps(half));
-    const float largest = _mm_cvtss_f32(half);
-    const __m256 inverse = _mm256_set1_ps(largest > 0.0f ? 127.0f / largest : 0.0f);
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+    half = _mm_max_epi32(half, _mm_unpackhi_epi64(half, half));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 1));
+    const float largest = _mm_cvtss_f32(_mm_castsi128_ps(half));
+    if (_mm_cvtsi128_si32(half) >= 0x7f800000) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_setzero_si256());
+      scales[b] = __builtin_nanf("");
+      sums[b] = 0;
+      continue;
+    }
+    const __m256 inverse = _mm256_set1_ps(largest >= kSmallestQuantized ? 127.0f / largest : 0.0f);
     __m256i whole[4];
     for (int i = 0; i < 4; ++i) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
     __m256i sum = _mm256_add_epi32(_mm256_add_epi32(whole[0], whole[1]),

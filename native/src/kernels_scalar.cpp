@@ -1,8 +1,10 @@
 // The definition of every kernel, in plain code. Orders of summation and fused multiply-adds are
 // spelled out, because the vector variants must give the same bits.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "hearth/kernels.h"
 #include "hearth/quant.h"
@@ -18,9 +20,18 @@ float half_at(const uint8_t* bytes) {
 
 void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums) {
   for (size_t b = 0; b < columns / kBlock; ++b, x += kBlock, q += kBlock) {
-    float largest = 0.0f;
-    for (size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    // Compared as bits, in which infinity is above every number and NaN above infinity.
+    uint32_t top = 0;
+    for (size_t i = 0; i < kBlock; ++i)
+      top = std::max(top, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+    const float largest = std::bit_cast<float>(top);
+    if (!std::isfinite(largest)) {
+      std::fill_n(q, kBlock, int8_t{0});
+      scales[b] = std::numeric_limits<float>::quiet_NaN();
+      sums[b] = 0;
+      continue;
+    }
+    const float inverse = largest >= kSmallestQuantized ? 127.0f / largest : 0.0f;
     int32_t sum = 0;
     for (size_t i = 0; i < kBlock; ++i) {
       q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));

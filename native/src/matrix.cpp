@@ -54,7 +54,7 @@ Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> 
         std::memcpy(to + (c * kGroupRows + lane) * bytes, from + c * bytes, bytes);
       continue;
     }
-    const size_t quarters = (stride / (columns / kBlock) - 2) / 4;
+    const size_t quarters = ((type == Type::q80 ? kQ80BlockBytes : kQ40BlockBytes) - 2) / 4;
     for (size_t b = 0; b < columns / kBlock; ++b) {
       std::memcpy(to + 2 * lane, from, 2);
       for (size_t i = 0; i < quarters; ++i)

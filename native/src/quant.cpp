@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -92,6 +93,11 @@ float load_f16(const uint8_t* in) {
   return f16_to_f32(half);
 }
 
+// 1 / scale, or 0 where that would be infinite: such a block is all zeros.
+float inverse_of(float scale) {
+  return std::abs(scale) >= std::numeric_limits<float>::min() ? 1.0f / scale : 0.0f;
+}
+
 // Not a number would poison the comparison and then the whole block: it counts as 0.
 float finite_or_zero(float x) { return std::isfinite(x) ? x : 0.0f; }
 
@@ -99,7 +105,7 @@ void quantize_q80_block(const float* x, uint8_t* out) {
   float largest = 0.0f;
   for (size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::abs(finite_or_zero(x[i])));
   const float scale = largest / 127.0f;
-  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  const float inverse = inverse_of(scale);
   store_f16(out, scale);
   for (size_t i = 0; i < kBlock; ++i) {
     const float q = std::nearbyint(finite_or_zero(x[i]) * inverse);
@@ -113,7 +119,7 @@ void quantize_q40_block(const float* x, uint8_t* out) {
     if (std::abs(finite_or_zero(x[i])) > std::abs(extreme)) extreme = x[i];
   }
   const float scale = extreme / -8.0f;
-  const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
+  const float inverse = inverse_of(scale);
   store_f16(out, scale);
   const auto nibble = [&](float value) {
     return static_cast<uint32_t>(

@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "hearth/quant.h"
 
@@ -34,6 +36,11 @@ constexpr float kNibbleDeviation = 4.61f;
 
 void random_rows(Type type, const RandomCut& cut, uint8_t* out) {
   const size_t stride = row_bytes(type, cut.columns);
+  if (is_quantized(type) && cut.column_begin % kBlock != 0) {
+    throw std::invalid_argument("a cut of a quantized row begins on a block of " +
+                                std::to_string(kBlock) + " columns, not at column " +
+                                std::to_string(cut.column_begin));
+  }
   const uint16_t byte_scale = f32_to_f16(cut.scale / kByteDeviation);
   const uint16_t nibble_scale = f32_to_f16(cut.scale / kNibbleDeviation);
   for (size_t r = 0; r < cut.rows; ++r, out += stride) {

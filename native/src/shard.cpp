@@ -99,6 +99,7 @@ Shard::Shard(ShardConfig config, size_t threads, std::vector<int> pin)
 }
 
 std::vector<std::string> Shard::missing() const {
+  const std::lock_guard lock(loading_);
   std::vector<std::string> names;
   for (const auto& [name, shape] : expected_) {
     if (!loaded_.contains(name)) names.push_back(name);
@@ -126,7 +127,13 @@ Matrix* Shard::matrix_slot(const std::string& name) {
   return slots.at(name.substr(name.rfind('.') + 1));
 }
 
+size_t Shard::weight_bytes() const {
+  const std::lock_guard lock(loading_);
+  return weight_bytes_;
+}
+
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data) {
+  const std::lock_guard lock(loading_);
   const auto found = expected_.find(name);
   if (found == expected_.end())
     throw std::invalid_argument("this shard has no slice '" + name.substr(0, 64) + "'");

@@ -38,10 +38,16 @@ class Shard::Pass {
         logits_(logits),
         lane_(lane) {
     place(x.size(), sequences);
-    for (uint32_t row : output_rows) {
-      if (row >= rows_.size()) {
-        throw std::invalid_argument("output row " + std::to_string(row) + " of a step of " +
-                                    std::to_string(rows_.size()) + " rows");
+    for (size_t i = 0; i < output_rows.size(); ++i) {
+      if (output_rows[i] >= rows_.size()) {
+        throw std::invalid_argument("output row " + std::to_string(output_rows[i]) +
+                                    " of a step of " + std::to_string(rows_.size()) + " rows");
+      }
+      // Also what keeps them within the workspace, which has room for each row once.
+      if (i > 0 && output_rows[i] <= output_rows[i - 1]) {
+        throw std::invalid_argument("output row " + std::to_string(output_rows[i]) +
+                                    " comes after " + std::to_string(output_rows[i - 1]) +
+                                    ": they must ascend");
       }
     }
     if (!output_rows.empty() && config_.vocab.size() == 0)
@@ -435,9 +441,11 @@ class Shard::Pass {
 
 StepTiming Shard::step(std::span<float> x, const std::vector<SequenceStep>& sequences,
                        std::span<const uint32_t> output_rows, float* logits, Lane* lane) {
-  if (loaded_.size() != expected_.size()) {
-    throw std::logic_error("the shard lacks " + std::to_string(expected_.size() - loaded_.size()) +
-                           " slices, the first is '" + missing().front() + "'");
+  const std::unique_lock alone(stepping_, std::try_to_lock);
+  if (!alone.owns_lock()) throw std::logic_error("the shard is in the middle of another step");
+  if (const auto names = missing(); !names.empty()) {
+    throw std::logic_error("the shard lacks " + std::to_string(names.size()) +
+                           " slices, the first is '" + names.front() + "'");
   }
   return Pass(*this, x, sequences, output_rows, logits, lane).run();
 }

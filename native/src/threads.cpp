@@ -67,10 +67,17 @@ ThreadPool::ThreadPool(size_t threads, std::vector<int> pin)
   }
 #endif
   threads_.reserve(threads - 1);
-  for (size_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { loop(t); });
+  try {
+    for (size_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { loop(t); });
+  } catch (...) {  // the system gave some of them and no more
+    join();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { join(); }
+
+void ThreadPool::join() {
   stop_.store(true, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_acq_rel);
   generation_.notify_all();

@@ -14,6 +14,8 @@
 namespace hearth {
 
 inline constexpr size_t kGroupRows = 8;
+// Below this, 127 / magnitude would be infinite.
+inline constexpr float kSmallestQuantized = 1e-36f;
 
 // y[t][r] = sum over c of w[r][c] * x[t][c], for a run of groups of eight rows.
 struct MatmulArgs {
@@ -52,6 +54,8 @@ struct Kernels {
 
   // Activations to int8 in blocks of 32: q = round(x / scale), scale = largest magnitude / 127,
   // sum = 8 * (sum of q), the offset that unsigned 4-bit weights carry. columns % 32 == 0.
+  // A block with a number that is not finite gets zeros and the scale NaN, so that every product
+  // with it says so; one whose numbers are all below kSmallestQuantized gets zeros.
   void (*quantize)(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums);
 
   void (*matmul_f32)(const MatmulArgs&);

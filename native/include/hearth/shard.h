@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <exception>
 #include <map>
+#include <mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -68,9 +69,10 @@ class Shard {
   // Slices that the shard needs, with their shapes.
   const std::map<std::string, std::pair<size_t, size_t>>& expected() const { return expected_; }
   std::vector<std::string> missing() const;
+  // Packs one slice. Several threads may load at once; they take turns.
   void load(const std::string& name, Type type, std::span<const uint8_t> data);
 
-  size_t weight_bytes() const { return weight_bytes_; }
+  size_t weight_bytes() const;
   const KvCache& kv() const { return kv_; }
   size_t threads() const { return pool_.size(); }
 
@@ -79,8 +81,8 @@ class Shard {
 
   // x: [rows, hidden_size], the stage's input and then its output. output_rows: rows whose logits
   // are wanted, ascending; logits: [output_rows.size(), vocab.size()]. lane: nullptr when alone.
-  // Throws std::invalid_argument for what does not fit, std::logic_error when slices are missing,
-  // and whatever the lane throws.
+  // Throws std::invalid_argument for what does not fit, std::logic_error when slices are missing or
+  // another step is under way, and whatever the lane throws.
   StepTiming step(std::span<float> x, const std::vector<SequenceStep>& sequences,
                   std::span<const uint32_t> output_rows, float* logits, Lane* lane);
 
@@ -119,6 +121,8 @@ class Shard {
   ThreadPool pool_;
   KvCache kv_;
   std::map<std::string, std::pair<size_t, size_t>> expected_;
+  mutable std::mutex loading_;  // over loaded_ and weight_bytes_
+  std::mutex stepping_;
   std::map<std::string, bool> loaded_;
   std::vector<Layer> layers_;
   std::vector<float> norm_;

@@ -45,6 +45,7 @@ class ThreadPool {
 
  private:
   void loop(size_t thread);
+  void join();
 
   const std::vector<int> pin_;
   Barrier barrier_;

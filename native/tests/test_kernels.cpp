@@ -1,0 +1,448 @@
+// Every kernel of every instruction set against the scalar table, and the scalar table against
+// plain sums in double: on odd sizes, at the ends of the number ranges, and never a byte outside.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "hearth/cpu.h"
+#include "hearth/kernels.h"
+#include "hearth/matrix.h"
+#include "hearth/quant.h"
+
+using namespace hearth;
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
+constexpr float kUntouched = -12345.0f;
+
+std::mt19937 generator(42);
+
+std::vector<float> random_floats(size_t count, float deviation = 1.0f) {
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> x(count);
+  for (float& each : x) each = normal(generator);
+  return x;
+}
+
+struct Quantized {
+  std::vector<int8_t> q;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+};
+
+Quantized quantize(const Kernels& kernels, const std::vector<float>& x) {
+  const size_t blocks = x.size() / kBlock;
+  Quantized out{std::vector<int8_t>(x.size()), std::vector<float>(blocks),
+                std::vector<int32_t>(blocks)};
+  kernels.quantize(x.data(), x.size(), out.q.data(), out.scales.data(), out.sums.data());
+  return out;
+}
+
+void test_quantize(const Kernels& kernels) {
+  const float tiny = std::numeric_limits<float>::denorm_min();
+  const float large = std::numeric_limits<float>::max();
+  std::vector<std::vector<float>> inputs;
+  for (size_t blocks : {1, 2, 5})
+    for (float deviation : {1e-38f, 1e-20f, 1.0f, 1e20f})
+      inputs.push_back(random_floats(blocks * kBlock, deviation));
+  for (float value : {0.0f, -0.0f, tiny, -tiny, 1e-40f, 9e-37f, 1.1e-36f, 3.7e-37f, large, -large})
+    inputs.emplace_back(kBlock, value);
+  for (float value : {kInfinity, -kInfinity, kNan, -kNan, large, tiny}) {
+    for (size_t at : {0, 7, 8, 31}) {
+      inputs.push_back(random_floats(2 * kBlock));
+      inputs.back()[at] = value;
+    }
+  }
+  inputs.emplace_back();  // all ties: halves round to even
+  for (int i = 0; i < 32; ++i) inputs.back().push_back(static_cast<float>(i) + 0.5f);
+  inputs.back()[31] = 127.0f;
+
+  for (const auto& x : inputs) {
+    const test::Case each("quantize, first number ", x[0]);
+    const Quantized got = quantize(kernels, x), expected = quantize(kScalarKernels, x);
+    CHECK(got.q == expected.q);
+    CHECK(got.sums == expected.sums);
+    CHECK_SAME(got.scales, expected.scales);
+    for (size_t b = 0; b < got.scales.size(); ++b) {
+      bool finite = true;
+      float largest = 0.0f;
+      int32_t sum = 0;
+      for (size_t i = 0; i < kBlock; ++i) {
+        const float value = x[b * kBlock + i];
+        finite = finite && std::isfinite(value);
+        largest = std::max(largest, std::abs(value));
+        sum += got.q[b * kBlock + i];
+        CHECK(got.q[b * kBlock + i] != -128);  // q40's sums of pairs leave no room for it
+      }
+      CHECK_EQUAL(got.sums[b], 8 * sum);
+      CHECK_EQUAL(std::isnan(got.scales[b]), !finite);
+      if (!finite || largest < kSmallestQuantized) {
+        CHECK_EQUAL(got.sums[b], 0);
+        continue;
+      }
+      for (size_t i = 0; i < kBlock; ++i) {
+        CHECK_NEAR(static_cast<double>(got.scales[b]) * got.q[b * kBlock + i], x[b * kBlock + i],
+                   static_cast<double>(largest) / 127.0 * 0.5001);
+      }
+    }
+  }
+}
+
+struct Weights {
+  Type type;
+  size_t rows, columns;
+  std::vector<uint8_t> bytes;
+
+  Matrix packed() const { return Matrix(type, rows, columns, bytes); }
+};
+
+Weights random_weights(Type type, size_t rows, size_t columns) {
+  Weights weights{type, rows, columns, {}};
+  weights.bytes.resize(rows * row_bytes(type, columns));
+  for (size_t r = 0; r < rows; ++r) {
+    const std::vector<float> row = random_floats(columns, 0.1f);
+    quantize_row(type, row.data(), columns, weights.bytes.data() + r * row_bytes(type, columns));
+  }
+  return weights;
+}
+
+// Y of [tokens, stride], of which the kernel may write `rows` a token.
+std::vector<float> multiply(const Kernels& kernels, const Matrix& matrix,
+                            const std::vector<float>& x, const Quantized& q, size_t tokens) {
+  const size_t stride = matrix.rows() + 3;
+  std::vector<float> y(tokens * stride, kUntouched);
+  const MatmulArgs args = {.weights = matrix.group(0),
+                           .group_bytes = matrix.group_bytes(),
+                           .groups = matrix.groups(),
+                           .columns = matrix.columns(),
+                           .rows = matrix.rows(),
+                           .tokens = tokens,
+                           .x = x.data(),
+                           .xq = q.q.data(),
+                           .x_scales = q.scales.data(),
+                           .x_sums = q.sums.data(),
+                           .y = y.data(),
+                           .y_stride = stride};
+  switch (matrix.type()) {
+    case Type::f32:
+      kernels.matmul_f32(args);
+      break;
+    case Type::f16:
+      kernels.matmul_f16(args);
+      break;
+    case Type::q80:
+      kernels.matmul_q80(args);
+      break;
+    case Type::q40:
+      kernels.matmul_q40(args);
+      break;
+  }
+  return y;
+}
+
+// The order of f32 sums costs at most one rounding for each term: columns * epsilon of the sum of
+// magnitudes. Activations are taken as the kernel has them (quantized, where it has them so).
+void check_product(const Kernels& kernels, const Weights& weights, size_t tokens,
+                   const std::vector<float>& x) {
+  const Matrix matrix = weights.packed();
+  const Quantized q = is_quantized(weights.type) ? quantize(kScalarKernels, x) : Quantized{};
+  const std::vector<float> y = multiply(kernels, matrix, x, q, tokens);
+  CHECK_SAME(y, multiply(kScalarKernels, matrix, x, q, tokens));
+  const size_t stride = weights.rows + 3;
+  std::vector<float> row(weights.columns);
+  for (size_t r = 0; r < weights.rows; ++r) {
+    matrix.read_row(r, row.data());
+    for (size_t t = 0; t < tokens; ++t) {
+      double sum = 0.0, magnitude = 0.0;
+      for (size_t c = 0; c < weights.columns; ++c) {
+        const size_t at = t * weights.columns + c;
+        const double value =
+            q.q.empty() ? x[at] : static_cast<double>(q.scales[at / kBlock]) * q.q[at];
+        sum += row[c] * value;
+        magnitude += std::abs(row[c] * value);
+      }
+      if (std::isnan(sum)) {
+        CHECK(std::isnan(y[t * stride + r]));
+      } else {
+        CHECK_NEAR(y[t * stride + r], sum,
+                   static_cast<double>(weights.columns) * kEpsilon * magnitude + 1e-37);
+      }
+    }
+  }
+  for (size_t t = 0; t < tokens; ++t)
+    for (size_t i = weights.rows; i < stride; ++i) CHECK_EQUAL(y[t * stride + i], kUntouched);
+}
+
+void test_matmul(const Kernels& kernels) {
+  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+    for (size_t rows : {1, 3, 7, 8, 9, 15, 16, 17, 24, 29}) {
+      for (size_t columns : {1, 2, 3, 31, 32, 33, 96, 160}) {
+        if (is_quantized(type) && columns % kBlock != 0) continue;
+        const Weights weights = random_weights(type, rows, columns);
+        for (size_t tokens = 1; tokens <= 9; ++tokens) {
+          const test::Case each(type_name(type), " ", rows, " x ", columns, ", ", tokens,
+                                " tokens");
+          check_product(kernels, weights, tokens, random_floats(tokens * columns));
+        }
+      }
+    }
+  }
+}
+
+// Where integers come closest to overflow: every weight and every activation at an end of its
+// range. Sixteen blocks in a row, so that sums of blocks would show it too.
+void test_matmul_extremes(const Kernels& kernels) {
+  constexpr size_t kColumns = 16 * kBlock;
+  for (Type type : {Type::q80, Type::q40}) {
+    const size_t block_bytes = type == Type::q80 ? kQ80BlockBytes : kQ40BlockBytes;
+    for (int byte : {0x00, 0x7f, 0x80, 0x81, 0xff, 0x0f, 0xf0, 0x88}) {
+      for (int pattern = 0; pattern < 3; ++pattern) {
+        const test::Case each(type_name(type), " bytes ", byte, " pattern ", pattern);
+        Weights weights{type, 9, kColumns, {}};
+        weights.bytes.assign(9 * row_bytes(type, kColumns), static_cast<uint8_t>(byte));
+        for (size_t at = 0; at < weights.bytes.size(); at += block_bytes) {
+          weights.bytes[at] = 0x00;
+          weights.bytes[at + 1] = 0x3c;  // scale 1
+        }
+        std::vector<float> x(5 * kColumns);
+        for (size_t i = 0; i < x.size(); ++i) {
+          const bool minus = pattern == 1 || (pattern == 2 && i % 2 == 1);
+          x[i] = minus ? -127.0f : 127.0f;
+        }
+        check_product(kernels, weights, 5, x);
+      }
+    }
+  }
+  for (float value : {kNan, kInfinity}) {  // what is not a number stays visible, in its row only
+    for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+      const test::Case each(type_name(type), " with ", value);
+      std::vector<float> x = random_floats(3 * 64);
+      x[64 + 5] = value;
+      const Weights weights = random_weights(type, 9, 64);
+      const Matrix matrix = weights.packed();
+      const Quantized q = quantize(kernels, x);
+      const std::vector<float> y = multiply(kernels, matrix, x, q, 3);
+      CHECK_SAME(y, multiply(kScalarKernels, matrix, x, q, 3));
+      for (size_t r = 0; r < 9; ++r) {
+        CHECK(std::isfinite(y[r]));
+        CHECK(!std::isfinite(y[12 + r]));
+        CHECK(std::isfinite(y[24 + r]));
+      }
+    }
+  }
+}
+
+void test_elementwise(const Kernels& kernels) {
+  for (size_t size = 1; size <= 70; ++size) {
+    const test::Case each("size ", size);
+    const std::vector<float> x = random_floats(size), w = random_floats(size);
+    std::vector<float> got(size + 1, kUntouched), expected(size + 1, kUntouched);
+    kernels.rms_norm(x.data(), w.data(), size, 1e-5f, got.data());
+    kScalarKernels.rms_norm(x.data(), w.data(), size, 1e-5f, expected.data());
+    CHECK_SAME(got, expected);
+    double squares = 0.0;
+    for (float value : x) squares += static_cast<double>(value) * value;
+    const double scale = 1.0 / std::sqrt(squares / static_cast<double>(size) + 1e-5);
+    for (size_t i = 0; i < size; ++i)
+      CHECK_NEAR(got[i], x[i] * scale * w[i], 8 * kEpsilon * std::abs(x[i] * scale * w[i]));
+
+    got = expected = x;
+    got.push_back(kUntouched);
+    expected.push_back(kUntouched);
+    kernels.add(got.data(), w.data(), size);
+    for (size_t i = 0; i < size; ++i) expected[i] += w[i];
+    CHECK_SAME(got, expected);
+
+    const size_t half = size;
+    const std::vector<float> angles = random_floats(half), head = random_floats(2 * half);
+    std::vector<float> cos(half), sin(half);
+    for (size_t i = 0; i < half; ++i) cos[i] = std::cos(angles[i]), sin[i] = std::sin(angles[i]);
+    got = expected = head;
+    got.push_back(kUntouched);
+    expected.push_back(kUntouched);
+    kernels.rope(got.data(), cos.data(), sin.data(), half);
+    kScalarKernels.rope(expected.data(), cos.data(), sin.data(), half);
+    CHECK_SAME(got, expected);
+    for (size_t i = 0; i < half; ++i) {  // a rotation keeps the length
+      const double before = std::hypot(head[i], head[i + half]);
+      CHECK_NEAR(std::hypot(got[i], got[i + half]), before, 4 * kEpsilon * before);
+    }
+  }
+}
+
+// exp of a vector kernel is a polynomial good to about two units in the last place; the quotient
+// and the product add one each: four epsilons. Below gate = -88 exp is held at e^88, where the
+// true result is under |gate| * e^-88 * |up| anyway.
+void test_swiglu(const Kernels& kernels) {
+  for (size_t size = 1; size <= 33; ++size) {
+    const test::Case each("swiglu of ", size);
+    std::vector<float> gate = random_floats(size, 30.0f), up = random_floats(size, 3.0f);
+    if (size > 20) gate[0] = 100.0f, gate[1] = -100.0f, gate[2] = 0.0f, gate[3] = -87.9f;
+    std::vector<float> got = gate;
+    got.push_back(kUntouched);
+    kernels.swiglu(got.data(), up.data(), size);
+    CHECK_EQUAL(got[size], kUntouched);
+    for (size_t i = 0; i < size; ++i) {
+      const double g = gate[i], expected = g / (1.0 + std::exp(-g)) * up[i];
+      CHECK_NEAR(got[i], expected,
+                 4 * kEpsilon * std::abs(expected) + std::abs(g * up[i]) * std::exp(-87.9));
+    }
+    gate.assign(size, 1.0f);
+    gate[size / 2] = kNan;
+    kernels.swiglu(gate.data(), up.data(), size);
+    for (size_t i = 0; i < size; ++i) CHECK_EQUAL(std::isnan(gate[i]), i == size / 2);
+  }
+}
+
+struct Attention {
+  size_t heads, size, slots;
+  std::vector<float> q, keys, values;  // keys and values: [slots, size]
+};
+
+// [heads, size]: pages of `page` slots, one after another, then divided by the sums.
+std::vector<float> attend(const Kernels& kernels, const Attention& a, size_t page, bool half) {
+  std::vector<float> scratch(a.heads * page + 1, kUntouched), largest(a.heads, -kInfinity),
+      sum(a.heads, 0.0f), out(a.heads * a.size + 1, 0.0f);
+  out.back() = kUntouched;
+  std::vector<uint16_t> keys(a.keys.size()), values(a.values.size());
+  kernels.to_f16(a.keys.data(), keys.size(), keys.data());
+  kernels.to_f16(a.values.data(), values.size(), values.data());
+  for (size_t s = 0; s < a.slots; s += page) {
+    const AttendArgs args = {.q = a.q.data(),
+                             .keys = half ? static_cast<const void*>(keys.data() + s * a.size)
+                                          : a.keys.data() + s * a.size,
+                             .values = half ? static_cast<const void*>(values.data() + s * a.size)
+                                            : a.values.data() + s * a.size,
+                             .heads = a.heads,
+                             .head_size = a.size,
+                             .slots = std::min(page, a.slots - s),
+                             .scratch = scratch.data(),
+                             .largest = largest.data(),
+                             .sum = sum.data(),
+                             .out = out.data()};
+    half ? kernels.attend_f16(args) : kernels.attend_f32(args);
+  }
+  CHECK_EQUAL(scratch.back(), kUntouched);
+  CHECK_EQUAL(out.back(), kUntouched);
+  out.pop_back();
+  for (size_t i = 0; i < out.size(); ++i) out[i] /= sum[i / a.size];
+  return out;
+}
+
+// A score is a sum of `size` products: its error is at most size * epsilon * sum |q k|. That is a
+// relative error of its weight, twice over (the largest is taken off), beside the few roundings of
+// exp and of two sums over the slots; the result is a mean of values under these weights.
+void test_attend(const Kernels& kernels) {
+  for (size_t size : {2, 6, 8, 16, 20, 24, 32, 40, 64, 100, 128}) {
+    for (size_t slots : {1, 2, 7, 8, 9, 16, 33}) {
+      for (size_t heads : {1, 3}) {
+        Attention a{heads,
+                    size,
+                    slots,
+                    random_floats(heads * size, 0.7f),
+                    random_floats(slots * size),
+                    random_floats(slots * size)};
+        for (bool half : {false, true}) {
+          if (half) {  // numbers that f16 has, so that one reference serves both
+            for (auto* each : {&a.keys, &a.values})
+              for (float& x : *each) x = f16_to_f32(f32_to_f16(x));
+          }
+          for (size_t page : {size_t{8}, size_t{5}, slots}) {
+            const test::Case each("attend size ", size, " slots ", slots, " heads ", heads,
+                                  " page ", page, half ? " f16" : " f32");
+            const std::vector<float> out = attend(kernels, a, page, half);
+            for (size_t h = 0; h < heads; ++h) {
+              std::vector<double> scores(slots);
+              double worst = 0.0, largest = -1e300, total = 0.0, most = 0.0;
+              for (size_t s = 0; s < slots; ++s) {
+                double magnitude = 0.0;
+                for (size_t i = 0; i < size; ++i) {
+                  const double product =
+                      static_cast<double>(a.q[h * size + i]) * a.keys[s * size + i];
+                  scores[s] += product;
+                  magnitude += std::abs(product);
+                }
+                worst = std::max(worst, magnitude);
+                largest = std::max(largest, scores[s]);
+              }
+              for (double& score : scores) total += score = std::exp(score - largest);
+              for (float value : a.values) most = std::max<double>(most, std::abs(value));
+              const double relative = 2 * static_cast<double>(size) * kEpsilon * worst +
+                                      static_cast<double>(2 * slots + 8) * kEpsilon;
+              for (size_t i = 0; i < size; ++i) {
+                double expected = 0.0;
+                for (size_t s = 0; s < slots; ++s)
+                  expected += scores[s] / total * a.values[s * size + i];
+                CHECK_NEAR(out[h * size + i], expected, relative * most);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  Attention a{2, 32, 19, random_floats(64), random_floats(19 * 32), random_floats(19 * 32)};
+  a.keys[3 * 32 + 1] = kNan;  // must not vanish in a clamp
+  for (float value : attend(kernels, a, 8, false)) CHECK(std::isnan(value));
+  a.keys[3 * 32 + 1] = 1e30f;  // one position takes all; e^-1e30 is 0
+  a.q[1] = 1.0f;
+  const std::vector<float> out = attend(kernels, a, 8, false);
+  for (size_t i = 0; i < 32; ++i)
+    CHECK_NEAR(out[i], a.values[3 * 32 + i], 1e-6 * std::abs(out[i]) + 1e-30);
+}
+
+void test_to_f16(const Kernels& kernels) {
+  std::vector<float> x = random_floats(1001, 100.0f);
+  for (uint32_t i = 0; i < 20000; ++i)
+    x.push_back(std::bit_cast<float>(static_cast<uint32_t>(generator())));
+  for (float value : {0.0f, -0.0f, 65504.0f, 65519.9f, 65520.0f, 1e-8f, 3e-8f, kInfinity, kNan})
+    x.push_back(value);
+  std::vector<uint16_t> got(x.size());
+  kernels.to_f16(x.data(), x.size(), got.data());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const test::Case each("to_f16 of ", x[i]);
+    if (std::isnan(x[i])) {
+      CHECK((got[i] & 0x7fff) > 0x7c00);
+    } else {
+      CHECK_EQUAL(got[i], f32_to_f16(x[i]));
+    }
+  }
+}
+
+void test_choice() {
+  const std::string first = kernels_in_use().name;
+  CHECK_EQUAL(instruction_sets().back(), std::string("scalar"));
+  CHECK(find_kernels("no such thing") == nullptr);
+  CHECK_THROWS(use_kernels("mmx"), std::invalid_argument, "scalar");
+  CHECK_EQUAL(std::string(kernels_in_use().name), first);
+  use_kernels("scalar");
+  CHECK_EQUAL(std::string(kernels_in_use().name), std::string("scalar"));
+  use_kernels(first);
+}
+
+}  // namespace
+
+int main() {
+  test_choice();
+  for (const auto& name : instruction_sets()) {
+    const test::Case each("instruction set ", name);
+    const Kernels& kernels = *find_kernels(name);
+    test_quantize(kernels);
+    test_matmul(kernels);
+    test_matmul_extremes(kernels);
+    test_elementwise(kernels);
+    test_swiglu(kernels);
+    test_attend(kernels);
+    test_to_f16(kernels);
+  }
+  return test::finish();
+}

@@ -1,0 +1,459 @@
+// A shard and its steps: what it refuses, that threads, cuts of the prompt and company in the batch
+// change no bit, and ranks that add up over a lane, or lose it half-way. That the numbers are those
+// of a Llama is for the tests in Python, against references written apart.
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "hearth/cpu.h"
+#include "hearth/quant.h"
+#include "hearth/shard.h"
+
+using namespace hearth;
+
+namespace {
+
+constexpr size_t kHidden = 64, kLayers = 2, kHeads = 4, kKvHeads = 2, kHeadSize = 16, kFfn = 96,
+                 kVocab = 37;
+
+ShardConfig whole() {
+  ShardConfig config = {.hidden_size = kHidden,
+                        .layers = {0, kLayers},
+                        .heads = {0, kHeads},
+                        .kv_heads = {0, kKvHeads},
+                        .head_size = kHeadSize,
+                        .ffn = {0, kFfn},
+                        .vocab = {0, kVocab},
+                        .norm_epsilon = 1e-5f,
+                        .rope_frequencies = {},
+                        .kv_type = KvType::f32,
+                        .page_size = 4,
+                        .max_pages = 16,
+                        .max_step_tokens = 12,
+                        .embedding = true,
+                        .vocab_size = kVocab,
+                        .head_from_embedding = false};
+  for (size_t i = 0; i < kHeadSize / 2; ++i)
+    config.rope_frequencies.push_back(std::pow(10000.0f, -static_cast<float>(i) / 8.0f));
+  return config;
+}
+
+// Rank `rank` of two: half the heads, a third or two thirds of the feed-forward, a part of the
+// vocabulary.
+ShardConfig half(size_t rank) {
+  ShardConfig config = whole();
+  config.heads = rank == 0 ? Span{0, 2} : Span{2, 4};
+  config.kv_heads = rank == 0 ? Span{0, 1} : Span{1, 2};
+  config.ffn = rank == 0 ? Span{0, 32} : Span{32, kFfn};
+  config.vocab = rank == 0 ? Span{0, 16} : Span{16, kVocab};
+  config.embedding = rank == 0;
+  return config;
+}
+
+// The rows and columns of the whole tensor that a slice of this shard has.
+std::pair<Span, Span> cut_of(const ShardConfig& c, const std::string& name) {
+  const std::string last = name.substr(name.rfind('.') + 1);
+  const Span all{0, kHidden};
+  const auto heads = [&](Span span) { return Span{span.begin * kHeadSize, span.end * kHeadSize}; };
+  if (last == "wq") return {heads(c.heads), all};
+  if (last == "wk" || last == "wv") return {heads(c.kv_heads), all};
+  if (last == "wo") return {all, heads(c.heads)};
+  if (last == "w1" || last == "w3") return {c.ffn, all};
+  if (last == "w2") return {all, c.ffn};
+  if (last == "head") return {c.vocab, all};
+  if (last == "embedding") return {{0, kVocab}, all};
+  return {{0, 1}, all};
+}
+
+std::vector<uint8_t> slice(const ShardConfig& config, const std::string& name, Type type) {
+  const auto [rows, columns] = cut_of(config, name);
+  std::vector<uint8_t> bytes(rows.size() * row_bytes(type, columns.size()));
+  if (name.ends_with("norm")) {
+    const std::vector<float> ones(kHidden, 1.0f);
+    std::memcpy(bytes.data(), ones.data(), bytes.size());
+    return bytes;
+  }
+  const uint64_t seed = std::hash<std::string>{}(name);
+  random_rows(type, {seed, rows.begin, rows.size(), columns.begin, columns.size(), 0.15f},
+              bytes.data());
+  return bytes;
+}
+
+Type type_of(const std::string& name, Type type) {
+  return name.ends_with("norm") ? Type::f32 : type;
+}
+
+std::unique_ptr<Shard> make(const ShardConfig& config, Type type, size_t threads) {
+  auto shard = std::make_unique<Shard>(config, threads);
+  for (const auto& [name, shape] : shard->expected())
+    shard->load(name, type_of(name, type), slice(config, name, type_of(name, type)));
+  return shard;
+}
+
+struct Output {
+  std::vector<float> x, logits;
+};
+
+Output run(Shard& shard, std::vector<float> x, const std::vector<SequenceStep>& sequences,
+           const std::vector<uint32_t>& output_rows, Lane* lane = nullptr) {
+  Output out{std::move(x), std::vector<float>(output_rows.size() * shard.config().vocab.size())};
+  const StepTiming timing = shard.step(out.x, sequences, output_rows, out.logits.data(), lane);
+  CHECK(timing.compute_ns + timing.sync_ns == timing.wall_ns);
+  return out;
+}
+
+std::vector<float> embed(const Shard& shard, const std::vector<uint32_t>& tokens) {
+  std::vector<float> x(tokens.size() * kHidden);
+  shard.embed(tokens, x.data());
+  return x;
+}
+
+const std::vector<uint32_t> kPrompt = {5, 0, 36, 17, 17, 2, 30, 9, 11};
+const std::vector<uint32_t> kPages = {3, 0, 7};
+const std::vector<uint32_t> kAllRows = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+
+Output run_prompt(Shard& shard, Lane* lane = nullptr) {
+  return run(shard, embed(shard, kPrompt), {{kPrompt.size(), 0, kPages}}, kAllRows, lane);
+}
+
+std::vector<float> rows_of(const std::vector<float>& all, size_t width, size_t begin, size_t end) {
+  return {all.begin() + static_cast<std::ptrdiff_t>(begin * width),
+          all.begin() + static_cast<std::ptrdiff_t>(end * width)};
+}
+
+// The same bits on any number of threads, with the prompt cut anywhere, and in any company.
+void test_invariance() {
+  for (const auto& name : instruction_sets()) {
+    use_kernels(name);
+    for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+      const test::Case each(name, " ", type_name(type));
+      const auto single = make(whole(), type, 1);
+      const Output expected = run_prompt(*single);
+      for (float logit : expected.logits) CHECK(std::isfinite(logit));
+      for (size_t threads : {2, 3, 8}) {
+        const test::Case with(threads, " threads");
+        const Output got = run_prompt(*make(whole(), type, threads));
+        CHECK_SAME(got.logits, expected.logits);
+        CHECK_SAME(got.x, expected.x);
+      }
+      for (size_t cut = 1; cut < kPrompt.size(); ++cut) {
+        const test::Case at("prompt cut at ", cut);
+        const auto shard = make(whole(), type, 2);
+        const std::vector<float> x = embed(*shard, kPrompt);
+        run(*shard, rows_of(x, kHidden, 0, cut), {{cut, 0, kPages}}, {});
+        // With another sequence before it in the batch, on other pages.
+        const size_t rest = kPrompt.size() - cut;
+        std::vector<float> batch = embed(*shard, {1, 2});
+        batch.insert(batch.end(), x.begin() + static_cast<std::ptrdiff_t>(cut * kHidden), x.end());
+        const Output got = run(*shard, batch, {{2, 0, {9}}, {rest, cut, kPages}},
+                               {static_cast<uint32_t>(rest + 1)});
+        CHECK_SAME(got.logits,
+                   rows_of(expected.logits, kVocab, kPrompt.size() - 1, kPrompt.size()));
+      }
+    }
+  }
+  use_kernels(instruction_sets().front());
+}
+
+// Kernels agree bit for bit in the products; exp differs in the last places, which a few layers of
+// quantized activations can raise to a step of a quantized number, a 127th.
+void test_instruction_sets_agree() {
+  for (Type type : {Type::f32, Type::q80, Type::q40}) {
+    use_kernels("scalar");
+    const Output expected = run_prompt(*make(whole(), type, 1));
+    for (const auto& name : instruction_sets()) {
+      const test::Case each(name, " ", type_name(type));
+      use_kernels(name);
+      const Output got = run_prompt(*make(whole(), type, 1));
+      for (size_t i = 0; i < got.logits.size(); ++i)
+        CHECK_NEAR(got.logits[i], expected.logits[i], is_quantized(type) ? 0.02 : 1e-4);
+    }
+  }
+}
+
+void test_tied_head() {
+  ShardConfig config = whole();
+  config.head_from_embedding = true;
+  const auto tied = make(config, Type::q40, 2);
+  CHECK(!tied->expected().contains("head"));
+  const auto untied = std::make_unique<Shard>(whole(), 2);
+  for (const auto& [name, shape] : untied->expected()) {
+    const std::string source = name == "head" ? "embedding" : name;
+    untied->load(name, type_of(name, Type::q40), slice(whole(), source, type_of(name, Type::q40)));
+  }
+  CHECK_SAME(run_prompt(*tied).logits, run_prompt(*untied).logits);
+}
+
+// Adds up over two ranks in the order of their numbers; gives up when one of them does.
+class Meeting {
+ public:
+  void all_reduce(size_t rank, float* x, size_t count) {
+    std::unique_lock lock(mutex_);
+    if (lost_) throw std::runtime_error("rank lost");
+    parts_[rank] = {x, x + count};
+    const uint64_t round = round_;
+    if (++arrived_ == 2) {
+      arrived_ = 0;
+      for (size_t i = 0; i < count; ++i) parts_[0][i] += parts_[1][i];
+      ++round_;
+      all_.notify_all();
+    } else {
+      all_.wait(lock, [&] { return round_ != round || lost_; });
+    }
+    if (round_ == round) throw std::runtime_error("rank lost");
+    std::copy(parts_[0].begin(), parts_[0].end(), x);
+  }
+  void lose() {
+    const std::lock_guard lock(mutex_);
+    lost_ = true;
+    all_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_;
+  std::vector<float> parts_[2];
+  size_t arrived_ = 0;
+  uint64_t round_ = 0;
+  bool lost_ = false;
+};
+
+class MeetingLane : public Lane {
+ public:
+  MeetingLane(Meeting& meeting, size_t rank, int syncs_before_loss = 1 << 30)
+      : meeting_(meeting), rank_(rank), left_(syncs_before_loss) {}
+  void all_reduce(float* x, size_t rows, size_t columns) override {
+    CHECK_EQUAL(columns, kHidden);
+    if (left_-- == 0) {
+      meeting_.lose();
+      throw std::runtime_error("this rank gives up");
+    }
+    meeting_.all_reduce(rank_, x, rows * columns);
+  }
+
+ private:
+  Meeting& meeting_;
+  size_t rank_;
+  int left_;
+};
+
+// Sums over ranks are in another order than sums over columns: rounding only, in f32.
+void test_two_ranks() {
+  const Output expected = run_prompt(*make(whole(), Type::f32, 1));
+  Meeting meeting;
+  Output outputs[2];
+  const auto embedder = make(whole(), Type::f32, 1);
+  const std::vector<float> x = embed(*embedder, kPrompt);
+  std::thread ranks[2];
+  for (size_t rank = 0; rank < 2; ++rank) {
+    ranks[rank] = std::thread([&, rank] {
+      const auto shard = make(half(rank), Type::f32, 2);
+      MeetingLane lane(meeting, rank);
+      outputs[rank] = run(*shard, x, {{kPrompt.size(), 0, kPages}}, kAllRows, &lane);
+    });
+  }
+  for (auto& rank : ranks) rank.join();
+  CHECK_SAME(outputs[0].x, outputs[1].x);
+  for (size_t r = 0; r < kPrompt.size(); ++r) {
+    for (size_t v = 0; v < kVocab; ++v) {
+      const float got = v < 16 ? outputs[0].logits[r * 16 + v] : outputs[1].logits[r * 21 + v - 16];
+      CHECK_NEAR(got, expected.logits[r * kVocab + v], 1e-4);
+    }
+  }
+}
+
+// Lost at any sync of the step: both ranks throw, nothing hangs, and the shard can take another
+// step, whose bits are right.
+void test_lost_rank() {
+  for (int syncs = 0; syncs < 4; ++syncs) {
+    const test::Case each("lost at sync ", syncs);
+    Meeting meeting;
+    std::unique_ptr<Shard> shards[2] = {make(half(0), Type::q80, 3), make(half(1), Type::q80, 2)};
+    const std::vector<float> x = embed(*shards[0], kPrompt);
+    std::thread ranks[2];
+    std::string errors[2];
+    for (size_t rank = 0; rank < 2; ++rank) {
+      ranks[rank] = std::thread([&, rank] {
+        MeetingLane lane(meeting, rank, rank == 1 ? syncs : 1 << 30);
+        try {
+          run(*shards[rank], x, {{kPrompt.size(), 0, kPages}}, kAllRows, &lane);
+        } catch (const std::runtime_error& error) {
+          errors[rank] = error.what();
+        }
+      });
+    }
+    for (auto& rank : ranks) rank.join();
+    CHECK_EQUAL(errors[0], std::string("rank lost"));
+    CHECK_EQUAL(errors[1], std::string("this rank gives up"));
+    const Output again = run(*shards[0], x, {{kPrompt.size(), 0, kPages}}, kAllRows);
+    const auto fresh = make(half(0), Type::q80, 1);
+    CHECK_SAME(again.logits, run(*fresh, x, {{kPrompt.size(), 0, kPages}}, kAllRows).logits);
+  }
+}
+
+void test_bad_steps() {
+  const auto shard = make(whole(), Type::f32, 2);
+  const std::vector<float> two = embed(*shard, {1, 2});
+  const auto bad = [&](std::vector<float> x, std::vector<SequenceStep> sequences,
+                       std::vector<uint32_t> output_rows, const char* part) {
+    std::vector<float> logits((output_rows.size() + 1) * kVocab);
+    CHECK_THROWS(shard->step(x, sequences, output_rows, logits.data(), nullptr),
+                 std::invalid_argument, part);
+  };
+  bad(two, {{3, 0, {0}}}, {}, "3 rows of 64");
+  bad(two, {{1, 0, {0}}}, {}, "1 rows of 64");
+  bad({}, {}, {}, "0 numbers");
+  bad(two, {{0, 0, {0}}}, {}, "0 rows");
+  bad(two, {{2, 3, {0}}}, {}, "positions up to 5 do not fit 1 pages of 4");
+  bad(two, {{2, 0, {}}}, {}, "0 pages");
+  bad(two, {{2, ~size_t{0}, {0}}}, {}, "do not fit");
+  bad(two, {{~size_t{0}, 0, {0}}}, {}, "rows");
+  bad(two, {{2, 0, {16}}}, {}, "page 16");
+  bad(two, {{2, 0, {0}}}, {2}, "output row 2");
+  bad(two, {{2, 0, {0}}}, {1, 1}, "must ascend");  // more rows than the workspace has
+  bad(two, {{2, 0, {0}}}, {1, 0}, "must ascend");
+  bad(std::vector<float>(13 * kHidden), {{12, 0, {0, 1, 2}}, {1, 0, {3}}}, {}, "more than 12");
+  std::vector<float> x(kHidden);
+  const std::vector<uint32_t> token = {kVocab};
+  CHECK_THROWS(shard->embed(token, x.data()), std::invalid_argument,
+               "token 37 of a vocabulary of 37");
+  // After all that, a step is still right.
+  CHECK_SAME(run_prompt(*shard).logits, run_prompt(*make(whole(), Type::f32, 1)).logits);
+
+  ShardConfig config = whole();
+  config.vocab = {0, 0};
+  const auto headless = make(config, Type::f32, 1);
+  std::vector<float> copy = two;
+  const std::vector<uint32_t> row = {0};
+  CHECK_THROWS(headless->step(copy, {{2, 0, {0}}}, row, nullptr, nullptr), std::invalid_argument,
+               "no output head");
+  CHECK_SAME(run(*headless, two, {{2, 0, {0}}}, {}).x, run(*shard, two, {{2, 0, {0}}}, {}).x);
+  const auto without = make(half(1), Type::f32, 1);
+  CHECK_THROWS(without->embed(row, x.data()), std::logic_error, "no embedding");
+}
+
+void test_bad_slices() {
+  Shard shard(whole(), 1);
+  const auto load = [&](const std::string& name, Type type, size_t bytes) {
+    shard.load(name, type, std::vector<uint8_t>(bytes));
+  };
+  CHECK_EQUAL(shard.missing().size(), shard.expected().size());
+  CHECK_THROWS(load("layers.2.wq", Type::f32, 4), std::invalid_argument, "no slice 'layers.2.wq'");
+  CHECK_THROWS(load("", Type::f32, 4), std::invalid_argument, "no slice");
+  CHECK_THROWS(load("layers.0.wq", Type::f32, 64 * 64 * 4 - 1), std::invalid_argument, "16383");
+  CHECK_THROWS(load("layers.0.wq", Type::q40, 0), std::invalid_argument, "layers.0.wq");
+  CHECK_THROWS(load("norm", Type::f16, 128), std::invalid_argument, "f32");
+  CHECK_THROWS(load("norm", Type::f32, 252), std::invalid_argument, "252");
+  CHECK_EQUAL(shard.weight_bytes(), size_t{0});
+  load("layers.0.wq", Type::q40, 64 * 36);
+  CHECK_THROWS(load("layers.0.wq", Type::q40, 64 * 36), std::invalid_argument, "twice");
+  CHECK_EQUAL(shard.missing().size(), shard.expected().size() - 1);
+  std::vector<float> x(kHidden);
+  CHECK_THROWS(shard.step(x, {{1, 0, {0}}}, {}, nullptr, nullptr), std::logic_error, "lacks");
+  ShardConfig config = whole();
+  config.hidden_size = 33;  // no whole number of blocks
+  Shard odd(config, 1);
+  CHECK_THROWS(odd.load("layers.0.wq", Type::q80, {}), std::invalid_argument, "33 columns");
+}
+
+void test_bad_configs() {
+  const auto bad = [](auto change, const char* part) {
+    ShardConfig config = whole();
+    change(config);
+    CHECK_THROWS(Shard(config, 1), std::invalid_argument, part);
+  };
+  bad([](auto& c) { c.hidden_size = 0; }, "hidden_size is 0");
+  bad([](auto& c) { c.hidden_size = ~size_t{0}; }, "hidden_size");
+  bad([](auto& c) { c.layers = {2, 2}; }, "layers");
+  bad([](auto& c) { c.layers = {3, 2}; }, "layers [3, 2)");
+  bad([](auto& c) { c.layers = {0, ~size_t{0}}; }, "layers");
+  bad([](auto& c) { c.heads = {0, 3}; }, "3 query heads cannot share 2 KV heads");
+  bad([](auto& c) { c.kv_heads = {0, 0}; }, "kv_heads");
+  bad([](auto& c) { c.head_size = 15; }, "rope");
+  bad([](auto& c) { c.rope_frequencies.pop_back(); }, "wants 8 rope frequencies, not 7");
+  bad([](auto& c) { c.ffn = {0, size_t{1} << 40}; }, "ffn");
+  bad([](auto& c) { c.vocab = {0, kVocab + 1}; }, "vocab [0, 38)");
+  bad([](auto& c) { c.page_size = 0; }, "page_size");
+  bad([](auto& c) { c.max_pages = size_t{1} << 40; }, "max_pages");
+  bad([](auto& c) { c.max_step_tokens = 0; }, "max_step_tokens");
+  bad([](auto& c) { c.norm_epsilon = std::nanf(""); }, "norm_epsilon");
+  bad([](auto& c) { c.head_from_embedding = true, c.embedding = false; }, "embedding");
+  CHECK_THROWS(Shard(whole(), 0), std::invalid_argument, "threads");
+}
+
+// Slices may come from several threads at once, and somebody may ask meanwhile how far it is.
+void test_parallel_loading() {
+  Shard shard(whole(), 1);
+  std::vector<std::string> names = shard.missing();
+  std::atomic<size_t> next{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (size_t i = next++; i < names.size(); i = next++) {
+        const Type type = type_of(names[i], Type::q40);
+        shard.load(names[i], type, slice(whole(), names[i], type));
+      }
+    });
+  }
+  while (!shard.missing().empty()) std::this_thread::yield();
+  for (auto& thread : threads) thread.join();
+  const auto expected = make(whole(), Type::q40, 1);
+  CHECK_EQUAL(shard.weight_bytes(), expected->weight_bytes());
+  CHECK_SAME(run_prompt(shard).logits, run_prompt(*expected).logits);
+}
+
+// A second step while one is under way is refused, not run into the first one's workspace.
+void test_one_step_at_a_time() {
+  class Asking : public Lane {
+   public:
+    explicit Asking(Shard& shard) : shard_(shard) {}
+    void all_reduce(float*, size_t, size_t) override {
+      std::vector<float> x(kHidden);
+      CHECK_THROWS(shard_.step(x, {{1, 0, {5}}}, {}, nullptr, nullptr), std::logic_error,
+                   "another step");
+    }
+
+   private:
+    Shard& shard_;
+  };
+  const auto shard = make(whole(), Type::f32, 2);
+  Asking lane(*shard);
+  const Output expected = run_prompt(*shard);
+  CHECK_SAME(run_prompt(*shard, &lane).logits, expected.logits);
+}
+
+void test_kv_memory() {
+  const auto shard = make(whole(), Type::f32, 1);
+  CHECK_EQUAL(shard->kv().pages(), size_t{0});
+  run_prompt(*shard);
+  CHECK_EQUAL(shard->kv().pages(), size_t{3});
+  run(*shard, embed(*shard, {4}), {{1, 9, kPages}}, {});
+  CHECK_EQUAL(shard->kv().pages(), size_t{3});
+}
+
+}  // namespace
+
+int main() {
+  test_invariance();
+  test_instruction_sets_agree();
+  test_tied_head();
+  test_two_ranks();
+  test_lost_rank();
+  test_bad_steps();
+  test_bad_slices();
+  test_bad_configs();
+  test_parallel_loading();
+  test_one_step_at_a_time();
+  test_kv_memory();
+  return test::finish();
+}

@@ -1,0 +1,141 @@
+// The pool and its barrier with more threads than cores. The data that the threads pass one another
+// are plain numbers, not atomics: the thread sanitizer then sees whether the barrier orders them.
+#include <chrono>
+#include <cstdint>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "hearth/threads.h"
+
+using namespace hearth;
+
+namespace {
+
+void test_split() {
+  for (size_t items : {0, 1, 5, 8, 1000}) {
+    for (size_t threads : {1, 2, 3, 8}) {
+      size_t next = 0;
+      for (size_t t = 0; t < threads; ++t) {
+        const auto [begin, end] = split(items, threads, t);
+        CHECK_EQUAL(begin, next);
+        CHECK(end - begin <= items / threads + 1);
+        next = end;
+      }
+      CHECK_EQUAL(next, items);
+    }
+  }
+}
+
+// Every thread runs every time, exactly once. A wakeup that is lost hangs here: ctest's limit ends
+// it and says so.
+void test_runs(size_t threads, int runs) {
+  const test::Case each(threads, " threads, ", runs, " runs");
+  ThreadPool pool(threads);
+  CHECK_EQUAL(pool.size(), threads);
+  std::vector<int> counts(threads, 0);
+  for (int i = 0; i < runs; ++i) pool.run([&](size_t thread) { ++counts[thread]; });
+  for (int count : counts) CHECK_EQUAL(count, runs);
+}
+
+// Each phase, a thread writes its number and reads what its neighbour wrote in the phase before.
+void test_phases(size_t threads, int runs, int phases) {
+  const test::Case each(threads, " threads, ", phases, " phases");
+  ThreadPool pool(threads);
+  std::vector<uint64_t> slots(threads), wrong(threads);
+  for (int run = 0; run < runs; ++run) {
+    pool.run([&](size_t thread) {
+      for (int phase = 0; phase < phases; ++phase) {
+        slots[thread] = static_cast<uint64_t>(run * phases + phase) * 64 + thread;
+        pool.barrier();
+        const size_t other = (thread + static_cast<size_t>(phase) + 1) % threads;
+        wrong[thread] += slots[other] != static_cast<uint64_t>(run * phases + phase) * 64 + other;
+        pool.barrier();
+      }
+    });
+  }
+  for (uint64_t count : wrong) CHECK_EQUAL(count, uint64_t{0});
+}
+
+// One thread is late, by more than the others spin: they sleep, and must be woken.
+void test_late_thread() {
+  constexpr size_t kThreads = 4;
+  ThreadPool pool(kThreads);
+  std::vector<int> counts(kThreads, 0);
+  for (size_t late = 0; late < kThreads; ++late) {
+    for (int i = 0; i < 5; ++i) {
+      pool.run([&](size_t thread) {
+        if (thread == late) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        pool.barrier();
+        ++counts[thread];
+      });
+      // Between runs the pool sleeps too.
+      if (i == 2) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  }
+  for (int count : counts) CHECK_EQUAL(count, 20);
+}
+
+// Made and ended at once, used or not: no thread is left behind (the sanitizers would tell).
+void test_short_lives() {
+  for (int i = 0; i < 200; ++i) {
+    ThreadPool pool(1 + static_cast<size_t>(i) % 5);
+    if (i % 2 == 0) continue;
+    int ran = 0;
+    pool.run([&](size_t thread) {
+      if (thread == 0) ++ran;
+    });
+    CHECK_EQUAL(ran, 1);
+  }
+}
+
+void test_limits() {
+  CHECK_THROWS(ThreadPool(0), std::invalid_argument, "0 is not in 1 .. 1024");
+  CHECK_THROWS(ThreadPool(1025), std::invalid_argument, "1025");
+  CHECK_THROWS(ThreadPool(2, {-1}), std::invalid_argument, "-1");
+  CHECK_THROWS(ThreadPool(2, {1 << 20}), std::invalid_argument, "1048576");
+  // A core that is not there, though it could be: the threads run all the same.
+  ThreadPool pool(3, {0, 1023});
+  std::vector<int> counts(3, 0);
+  pool.run([&](size_t thread) { ++counts[thread]; });
+  for (int count : counts) CHECK_EQUAL(count, 1);
+}
+
+// The barrier by itself, among threads that are no pool.
+void test_barrier() {
+  constexpr size_t kThreads = 6;
+  constexpr int kRounds = 300;
+  Barrier barrier(kThreads);
+  std::vector<int> at(kThreads, 0);
+  std::vector<int> wrong(kThreads, 0);
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int round = 1; round <= kRounds; ++round) {
+        at[t] = round;
+        barrier.wait();
+        for (int other : at) wrong[t] += other != round;
+        barrier.wait();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (int count : wrong) CHECK_EQUAL(count, 0);
+  Barrier alone(1);
+  for (int i = 0; i < 10; ++i) alone.wait();
+}
+
+}  // namespace
+
+int main() {
+  test_split();
+  for (size_t threads : {1, 2, 8}) test_runs(threads, 2000);
+  test_phases(2, 50, 40);
+  test_phases(8, 20, 40);
+  test_late_thread();
+  test_short_lives();
+  test_limits();
+  test_barrier();
+  return test::finish();
+}
