@@ -34,12 +34,14 @@ def run(options: argparse.Namespace) -> int:
         from hearth.client import Client
 
         with Client(options.root) as client:
+            template = client.model().has_chat_template
+            _warn(template)
 
             def ask(messages: Messages) -> Iterator[str]:
-                pairs = [(message["role"], message["content"]) for message in messages]
                 return iter(
                     client.generate(
-                        messages=pairs,
+                        None if template else plain(messages),
+                        messages=messages if template else None,
                         max_tokens=options.steps,
                         temperature=options.temperature,
                         top_k=options.top_k,
@@ -62,17 +64,25 @@ def run(options: argparse.Namespace) -> int:
         if tokenizer.chat_template:
             ids = conversation_ids(tokenizer, messages)
         else:
-            # A model that was never taught to converse goes on with the text so far.
-            ids = prompt_ids(tokenizer, "\n".join(message["content"] for message in messages))
+            ids = prompt_ids(tokenizer, plain(messages))
         params = GenerateParams(prompt=ids, max_tokens=options.steps, sampling=sampling)
         for event in session.engine.generate(params):
             if not isinstance(event, Done):
                 yield event.text
 
     with open_session(options) as session:
-        if not session.engine.tokenizer.chat_template:
-            print("This model has no chat template: it goes on with your text.", file=sys.stderr)
+        _warn(bool(session.engine.tokenizer.chat_template))
         return converse(options.system, lambda messages: answer(session, messages))
+
+
+def plain(messages: Messages) -> str:
+    """The conversation as one text, for a model that was never taught to converse."""
+    return "\n".join(message["content"] for message in messages)
+
+
+def _warn(template: bool) -> None:
+    if not template:
+        print("This model has no chat template: it goes on with your text.", file=sys.stderr)
 
 
 def converse(system: str | None, answer: Answer) -> int:

@@ -61,13 +61,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
 
 
-def _add_model(parser: argparse._ActionsContainer, **settings: bool) -> None:
-    parser.add_argument(
+def _add_model(parser: argparse._ActionsContainer, required: bool = False) -> None:
+    action = parser.add_argument(
         "--model",
-        **settings,
         metavar="MODEL",
         help="a Hugging Face or Hearth directory, a .gguf file, demo, or random:SHAPE",
     )
+    action.required = required
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

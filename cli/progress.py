@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import TextIO
+from typing import Never, TextIO
 
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ class LoadProgress:
 
     def __init__(self, out: TextIO | None) -> None:
         self._out = out
-        self._bars: dict[str, tqdm[object]] = {}
+        self._bars: dict[str, tqdm[Never]] = {}
         self._done: set[str] = set()
         self._lock = threading.Lock()
 

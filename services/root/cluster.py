@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth.common import system, wire
-from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model
@@ -26,6 +25,7 @@ from hearth.root import messages
 from hearth.root.board import Board
 from hearth.root.lanes import HubLane
 from hearth.root.links import WorkerLink, expect_result
+from hearth.root.loading import Loading
 from hearth.root.planner import Plan, check_shares, make_plan, pages_for
 from hearth.root.scheduler import Batch, Limits
 from hearth.root.streaming import LoadEvent
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 F32 = npt.NDArray[np.float32]
 # The root's process beside weights and KV cache: Python, gRPC, tokenizer, buffers of a step.
 _OVERHEAD_BYTES = 256 << 20
-_LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class Cluster:
         self._losing = threading.Lock()
         self._deadline: float | None = None
         self._closed = threading.Event()
-        self._giving_up = threading.Event()
+        self._loading: Loading | None = None
         self._watchdog: threading.Thread | None = None
         self._last: StepOutput | None = None
         messages.check(settings.lane, settings.sync_type, settings.kv_type, model.spec)
@@ -208,7 +207,8 @@ class Cluster:
     def close(self) -> None:
         """Ends the streams and gives the leases back; ends a `form` that is under way."""
         self._closed.set()
-        self._giving_up.set()
+        if self._loading is not None:
+            self._loading.give_up()
         self._release()
 
     def _run(self, batch: Batch, start: float) -> StepOutput:
@@ -316,76 +316,40 @@ class Cluster:
         )
 
     def _load(self, links: list[WorkerLink], lease: worker_pb2.Lease, limits: Limits) -> None:
-        """All shards at once, each in its own thread; the first failure ends the others."""
+        """All shards at once; the workers' Forward streams are open after."""
+        configs = [
+            messages.shard_config(self._model.spec, self._plan, rank, self._settings, limits)
+            for rank in range(1 + len(links))
+        ]
         with self._board.change() as status:
-            for node in status.nodes:
+            for node, config in zip(status.nodes, configs, strict=True):
                 node.state = root_pb2.NODE_STATE_LOADING
-        self._giving_up.clear()
-        failure: BaseException | None = None
-        with ThreadPoolExecutor(1 + len(links), "load") as pool:
-            loading = [pool.submit(self._load_own, limits)]
-            for rank, link in enumerate(links, 1):
-                loading.append(pool.submit(self._load_worker, link, rank, lease, limits))
-            for future in as_completed(loading):
-                failure = failure or future.exception()
-                if failure is not None and not self._giving_up.is_set():
-                    self._giving_up.set()
-                    for link in links:
-                        link.close()
-        if failure is not None:
-            raise failure
-
-    def _load_own(self, limits: Limits) -> None:
-        config = messages.shard_config(self._model.spec, self._plan, 0, self._settings, limits)
-        if self._shard is not None and self._shard.config == config and not self._shard.missing():
-            return  # a worker was lost, this shard was not
-        self._shard = None
-        shard = NodeShard(config, self._settings.threads or system.cores(), self._settings.pin)
-        plan = self._plan.nodes[0]
-        loaded = 0
-        for part in plan.slices:
-            entry = messages.slice_entry(part, self._model.fingerprint)
-            shard.load(entry, self._model.read(part.tensor, part.kind, part.rows, part.columns))
-            loaded += part.size_bytes
-            self._metrics.weights("local", part.size_bytes)
-            self._progress(0, _LOCAL, LoadEvent(plan.weight_bytes, 0, loaded))
-            if self._giving_up.is_set():
-                raise HearthError(Reason.CANCELLED, "loading was given up")
+                node.shard.CopyFrom(config)
+        held = self._shard
+        if held is not None and held.config != configs[0]:
+            held = self._shard = None
+        threads = self._settings.threads or system.cores()
+        loading = Loading(self._model, self._plan, self._progress, self._metrics)
+        self._loading = loading
+        begins = [
+            messages.load_begin(self._model, self._plan, rank, configs[rank], lease, self._settings)
+            for rank in range(1, 1 + len(links))
+        ]
+        shard = loading.run(
+            held or (lambda: NodeShard(configs[0], threads, self._settings.pin)),
+            links,
+            begins,
+            self._stream_ended,
+        )
         self._shard = shard
 
-    def _load_worker(
-        self, link: WorkerLink, rank: int, lease: worker_pb2.Lease, limits: Limits
-    ) -> None:
-        plan = self._plan.nodes[rank]
-        fingerprint = self._model.fingerprint
-        begin = worker_pb2.LoadBegin(
-            protocol_version=PROTOCOL_VERSION,
-            lease=lease,
-            placement=messages.placement(self._plan, rank),
-            shard=messages.shard_config(self._model.spec, self._plan, rank, self._settings, limits),
-            manifest=[messages.slice_entry(part, fingerprint) for part in plan.slices],
-            lane=common_pb2.LANE_GRPC,
-            sync_type=messages.SYNC[self._settings.sync_type],
-        )
-
-        def read(index: int) -> npt.NDArray[np.uint8]:
-            part = plan.slices[index]
-            return self._model.read(part.tensor, part.kind, part.rows, part.columns)
-
-        done = link.load(begin, read, lambda event: self._progress(rank, link.address, event))
-        # What the plan's owner counts: weights that left this machine.
-        self._metrics.weights("network", done.network_bytes)
-        total = plan.weight_bytes
-        self._progress(rank, link.address, LoadEvent(total, done.network_bytes, done.cache_bytes))
-        # At once: a worker gives its lease up when no stream holds it.
-        link.open(lease, lambda error: self._stream_ended(link, error))
-
-    def _progress(self, rank: int, address: str, event: LoadEvent) -> None:
+    def _progress(self, rank: int, event: LoadEvent) -> None:
         with self._board.change() as status:
             node = status.nodes[rank]
             node.weight_bytes_loaded = event.network_bytes + event.cache_bytes
             node.weight_bytes_from_network = event.network_bytes
             node.weight_bytes_from_cache = event.cache_bytes if rank else 0
+            address = node.address
         self._on_load(address, event)
 
     def _stream_ended(self, link: WorkerLink, error: HearthError) -> None:

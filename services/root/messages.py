@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from hearth import _native
 from hearth.common import channels, system
 from hearth.common.errors import HearthError, Reason
-from hearth.converter.spec import ModelSpec
+from hearth.converter import Model, ModelSpec
 from hearth.root.planner import Plan, Slice
 from hearth.root.scheduler import Batch, Limits
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
@@ -47,7 +47,7 @@ def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
         )
 
 
-def activation_type(sync_type: str) -> common_pb2.SyncType:
+def activation_type(sync_type: str) -> common_pb2.SyncType.ValueType:
     """How a step's input travels. Embeddings are a step's only input: q80 would be too coarse."""
     return SYNC["f32"] if sync_type == "f32" else SYNC["f16"]
 
@@ -81,6 +81,26 @@ def placement(plan: Plan, rank: int) -> common_pb2.Placement:
     return common_pb2.Placement(stage=0, stages=1, rank=rank, ranks=len(plan.nodes))
 
 
+def load_begin(
+    model: Model,
+    plan: Plan,
+    rank: int,
+    config: common_pb2.ShardConfig,
+    lease: worker_pb2.Lease,
+    settings: "ClusterSettings",
+) -> worker_pb2.LoadBegin:
+    """The first message of rank `rank`'s weight stream."""
+    return worker_pb2.LoadBegin(
+        protocol_version=channels.PROTOCOL_VERSION,
+        lease=lease,
+        placement=placement(plan, rank),
+        shard=config,
+        manifest=[slice_entry(part, model.fingerprint) for part in plan.nodes[rank].slices],
+        lane=LANE[settings.lane],
+        sync_type=SYNC[settings.sync_type],
+    )
+
+
 def slice_entry(part: Slice, fingerprint: bytes) -> worker_pb2.SliceEntry:
     return worker_pb2.SliceEntry(
         name=part.name,
@@ -93,7 +113,7 @@ def slice_entry(part: Slice, fingerprint: bytes) -> worker_pb2.SliceEntry:
 
 
 def step(
-    step_id: int, batch: Batch, activations: bytes, activation_type: common_pb2.SyncType
+    step_id: int, batch: Batch, activations: bytes, activation_type: common_pb2.SyncType.ValueType
 ) -> worker_pb2.ForwardRequest:
     return worker_pb2.ForwardRequest(
         step=worker_pb2.Step(

@@ -188,7 +188,7 @@ class _Sender:
             with self._changed:
                 if (index, offset) != self._next():
                     continue  # rejected meanwhile: go back
-                self._advance(chunk)
+                self._advance(index, min(CHUNK_BYTES, held[1].size - offset))
             yield worker_pb2.LoadWeightsRequest(chunk=chunk)
         yield worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish())
         with self._changed:
@@ -199,12 +199,11 @@ class _Sender:
             return -1, 0
         return self._needs[self._place].slice, self._offset
 
-    def _advance(self, chunk: worker_pb2.WeightChunk) -> None:
-        size = len(chunk.data)
+    def _advance(self, index: int, size: int) -> None:
         self._offset += size
-        self._flying.append((chunk.slice, self._offset, size))
+        self._flying.append((index, self._offset, size))
         self._flying_bytes += size
-        if self._needs and self._offset == self._size(chunk.slice):
+        if self._needs and self._offset == self._size(index):
             self._place += 1
             self._offset = self._needs[self._place].offset if self._place < len(self._needs) else 0
 

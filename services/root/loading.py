@@ -1,0 +1,111 @@
+"""Brings every node's shard in, all at once: the root's own from files, the workers' by stream."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.converter import Model
+from hearth.root import messages
+from hearth.root.links import WorkerLink
+from hearth.root.planner import Plan, Slice
+from hearth.root.streaming import LoadEvent
+from hearth.v1 import worker_pb2
+from hearth.worker.shard import NodeShard
+
+
+class Loading:
+    """One loading of a plan; `run` it once."""
+
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        on_progress: Callable[[int, LoadEvent], None],
+        metrics: Metrics,
+    ) -> None:
+        """on_progress: (rank, event), called in several threads."""
+        self._model = model
+        self._plan = plan
+        self._on_progress = on_progress
+        self._metrics = metrics
+        self._giving_up = threading.Event()
+        self._links: Sequence[WorkerLink] = ()
+
+    def run(
+        self,
+        own: NodeShard | Callable[[], NodeShard],
+        links: Sequence[WorkerLink],
+        begins: Sequence[worker_pb2.LoadBegin],
+        on_end: Callable[[WorkerLink, HearthError], None],
+    ) -> NodeShard:
+        """The root's shard, complete; every link's Forward stream is open, with `on_end` to come.
+
+        own: the root's shard where it is loaded already, else what makes it. begins: of each link.
+        The first failure ends all others and is raised.
+        """
+        self._links = links
+        failure: BaseException | None = None
+        with ThreadPoolExecutor(1 + len(links), "load") as pool:
+            first = pool.submit(self._load_own, own)
+            others = [
+                pool.submit(self._load_worker, link, rank, begin, on_end)
+                for rank, (link, begin) in enumerate(zip(links, begins, strict=True), 1)
+            ]
+            everyone: list[Future[Any]] = [first, *others]
+            for future in as_completed(everyone):
+                failure = failure or future.exception()
+                if failure is not None:
+                    self.give_up()
+        if failure is not None:
+            raise failure
+        return first.result()
+
+    def give_up(self) -> None:
+        """Ends a `run` that is under way, from any thread."""
+        if not self._giving_up.is_set():
+            self._giving_up.set()
+            for link in self._links:
+                link.close()
+
+    def _load_own(self, own: NodeShard | Callable[[], NodeShard]) -> NodeShard:
+        if isinstance(own, NodeShard):
+            return own  # a worker was lost, this shard was not
+        shard = own()
+        plan = self._plan.nodes[0]
+        loaded = 0
+        for part in plan.slices:
+            shard.load(messages.slice_entry(part, self._model.fingerprint), self._read(part))
+            loaded += part.size_bytes
+            self._metrics.weights("local", part.size_bytes)
+            self._on_progress(0, LoadEvent(plan.weight_bytes, 0, loaded))
+            if self._giving_up.is_set():
+                raise HearthError(Reason.CANCELLED, "loading was given up")
+        return shard
+
+    def _load_worker(
+        self,
+        link: WorkerLink,
+        rank: int,
+        begin: worker_pb2.LoadBegin,
+        on_end: Callable[[WorkerLink, HearthError], None],
+    ) -> None:
+        plan = self._plan.nodes[rank]
+        done = link.load(
+            begin,
+            lambda index: self._read(plan.slices[index]),
+            lambda event: self._on_progress(rank, event),
+        )
+        self._metrics.weights("network", done.network_bytes)
+        self._metrics.weights("cache", done.cache_bytes)
+        self._on_progress(rank, LoadEvent(plan.weight_bytes, done.network_bytes, done.cache_bytes))
+        # At once: a worker gives its lease up when no stream holds it.
+        link.open(begin.lease, lambda error: on_end(link, error))
+
+    def _read(self, part: Slice) -> npt.NDArray[np.uint8]:
+        return self._model.read(part.tensor, part.kind, part.rows, part.columns)
