@@ -178,13 +178,15 @@ def gguf_bytes(
     out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values))
     for key, value in values.items():
         out += gguf_string(key) + gguf_value(value)
-    body = b""
+    body, size = [], 0
     for name, (kind, shape, data) in tensors.items():
         out += gguf_string(name) + struct.pack("<I", len(shape))
-        out += b"".join(struct.pack("<Q", size) for size in reversed(shape))
-        out += struct.pack("<IQ", kind, len(body))
-        body += data + b"\0" * (-len(data) % alignment)
-    return out + b"\0" * (-len(out) % alignment) + body
+        out += b"".join(struct.pack("<Q", length) for length in reversed(shape))
+        out += struct.pack("<IQ", kind, size)
+        padded = data + b"\0" * (-len(data) % alignment)
+        body.append(padded)
+        size += len(padded)
+    return b"".join([out, b"\0" * (-len(out) % alignment), *body])
 
 
 def interleave(values: npt.NDArray[Any], head_size: int) -> npt.NDArray[Any]:
