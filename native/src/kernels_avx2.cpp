@@ -394,6 +394,25 @@ void to_f16(const float* x, size_t size, uint16_t* out) {
   for (; i < size; ++i) out[i] = _cvtss_sh(x[i], _MM_FROUND_TO_NEAREST_INT);
 }
 
+void from_f16(const uint16_t* in, size_t size, float* x, bool add) {
+  size_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m256 before = add ? _mm256_loadu_ps(x + i) : _mm256_setzero_ps();
+    _mm256_storeu_ps(x + i, _mm256_add_ps(before, load8<Type::f16>(in, i)));
+  }
+  for (; i < size; ++i) x[i] = (add ? x[i] : 0.0f) + _cvtsh_ss(in[i]);
+}
+
+void from_q80(const int8_t* q, const float* scales, size_t size, float* x, bool add) {
+  for (size_t i = 0; i < size; i += 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q + i));
+    const __m256 numbers = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    const __m256 before = add ? _mm256_loadu_ps(x + i) : _mm256_setzero_ps();
+    const __m256 scaled = _mm256_mul_ps(numbers, _mm256_set1_ps(scales[i / kBlock]));
+    _mm256_storeu_ps(x + i, _mm256_add_ps(before, scaled));
+  }
+}
+
 }  // namespace
 
 const Kernels kAvx2Kernels = {
@@ -410,6 +429,8 @@ const Kernels kAvx2Kernels = {
     .attend_f32 = attend<Type::f32>,
     .attend_f16 = attend<Type::f16>,
     .to_f16 = to_f16,
+    .from_f16 = from_f16,
+    .from_q80 = from_q80,
 };
 
 }  // namespace hearth

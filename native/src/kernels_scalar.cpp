@@ -176,6 +176,15 @@ void to_f16(const float* x, size_t size, uint16_t* out) {
   for (size_t i = 0; i < size; ++i) out[i] = f32_to_f16(x[i]);
 }
 
+void from_f16(const uint16_t* in, size_t size, float* x, bool add) {
+  for (size_t i = 0; i < size; ++i) x[i] = (add ? x[i] : 0.0f) + f16_to_f32(in[i]);
+}
+
+void from_q80(const int8_t* q, const float* scales, size_t size, float* x, bool add) {
+  for (size_t i = 0; i < size; ++i)
+    x[i] = (add ? x[i] : 0.0f) + static_cast<float>(q[i]) * scales[i / kBlock];
+}
+
 }  // namespace
 
 const Kernels kScalarKernels = {
@@ -192,6 +201,8 @@ const Kernels kScalarKernels = {
     .attend_f32 = attend_f32,
     .attend_f16 = attend_f16,
     .to_f16 = to_f16,
+    .from_f16 = from_f16,
+    .from_q80 = from_q80,
 };
 
 }  // namespace hearth

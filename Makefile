@@ -1,0 +1,146 @@
+# What one does with a checkout of Hearth. Every target does its own set-up, in .venv and build/.
+#
+#   make demo            a story, made by three nodes on this machine
+#   make test            native tests (plain, and under the sanitizers), then Python tests
+#   make test PARITY=1   with the comparison with transformers too (installs PyTorch)
+#   make lint            everything that reads code without running it
+#   make bench           memory and matrix product speed of this machine
+#   make fresh-test      make demo and make test in an empty container
+#   make clean           removes what was built; make distclean removes .venv too
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: demo test test-native test-python lint bench fresh-test clean distclean help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+comma := ,
+JOBS ?= $(shell nproc)
+PARITY ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+# Done steps leave a file here; beside what they installed, so that they go with it.
+DONE := $(VENV)/done
+LOGS := build/logs
+export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+# $(call quietly,NAME,COMMAND): the output of COMMAND goes to a file, and is shown when it fails.
+quietly = mkdir -p $(LOGS); \
+  $(2) >$(LOGS)/$(1).log 2>&1 || { tail -n 60 $(LOGS)/$(1).log >&2; \
+  echo "hearth: failed: $(1) (all of it: $(LOGS)/$(1).log)" >&2; exit 1; }
+# $(call listed,EXPRESSION): what EXPRESSION over pyproject.toml, `p`, gives, one in a line.
+listed = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*$(1), sep="\n")'
+# $(call install,NAME,EXPRESSION): installs the requirements that EXPRESSION lists.
+install = $(call listed,$(2)) >$(DONE)/$(1).txt; \
+  $(call quietly,install-$(1),$(BIN)/pip install -q -r $(DONE)/$(1).txt); touch $@
+
+demo: $(DONE)/installed
+	@$(BIN)/hearth generate --model demo --nodes 3 --prompt "Once upon a time" \
+	  --steps 200 --temperature 0.8 --seed 7
+
+test: test-native test-python
+
+test-native: build/native-release/build.ninja build/native-asan/build.ninja build/native-tsan/build.ninja
+	@for preset in release asan tsan; do \
+	  echo "hearth: native tests, $$preset"; \
+	  $(call quietly,build-$$preset,$(BIN)/cmake --build --preset $$preset); \
+	  run=(); \
+	  if [[ $$preset == tsan ]] && setarch $$(uname -m) -R true 2>/dev/null; then \
+	    run=(setarch $$(uname -m) -R); \
+	  fi; \
+	  "$${run[@]}" $(BIN)/ctest --preset $$preset --progress; \
+	done
+# (setarch: the thread sanitizer of older compilers cannot place itself in the far apart addresses
+# that newer kernels deal out.)
+
+build/native-%/build.ninja: CMakePresets.json | $(DONE)/build
+	@$(call quietly,configure-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --preset $* --fresh)
+
+test-python: $(DONE)/installed $(DONE)/test $(if $(PARITY),$(DONE)/parity)
+	@echo "hearth: Python tests$(if $(PARITY),$(comma) with parity)"
+	@$(BIN)/python -m pytest -q $(if $(PARITY),,-m "not parity") $(PYTEST_ARGS)
+
+lint: $(DONE)/installed $(DONE)/test $(DONE)/lint
+	@echo "hearth: ruff"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || \
+	  { echo "hearth: ruff format would change files: $(BIN)/ruff format ." >&2; exit 1; }
+	@echo "hearth: clang-format"
+	@find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	@echo "hearth: mypy"
+	@$(BIN)/python .ci/check_types.py
+	@command -v npm >/dev/null || \
+	  { echo "hearth: buf needs npm, which is missing: apt-get install npm" >&2; exit 1; }
+	@$(MAKE) build/buf/node_modules/.bin/buf
+	@echo "hearth: buf"
+	@build/buf/node_modules/.bin/buf lint
+
+build/buf/node_modules/.bin/buf:
+	@echo "hearth: fetching buf"
+	@mkdir -p build/buf
+	@$(call quietly,install-buf,npm install --silent --no-save --prefix build/buf @bufbuild/buf@1.75.0)
+
+bench: build/native-release/build.ninja
+	@$(call quietly,build-bench,$(BIN)/cmake --build --preset release --target bench_kernels)
+	@build/native-release/native/bench_kernels $(BENCH_ARGS)
+
+fresh-test:
+	@deploy/docker/fresh-test.sh
+
+# -- set-up ----------------------------------------------------------------------------------------
+
+# What only the system can give is looked for first, so that nobody waits for an obscure error.
+$(DONE)/venv:
+	@need() { echo "hearth: $$1" >&2; exit 1; }; \
+	command -v $(PYTHON) >/dev/null || \
+	  need "$(PYTHON) is missing: apt-get install python3 python3-venv python3-dev"; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  need "Python 3.11 or newer is needed, this is $$($(PYTHON) -V): Debian 12 and Ubuntu 24.04 have one; or set PYTHON=python3.X"; \
+	missing=(); \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || \
+	  missing+=(python3-dev); \
+	command -v $${CXX:-c++} >/dev/null || missing+=(g++); \
+	[[ $${#missing[@]} -eq 0 ]] || \
+	  need "the system lacks $${missing[*]}: apt-get install $${missing[*]}"; \
+	echo "hearth: making $(VENV)"; \
+	$(PYTHON) -m venv $(VENV); \
+	mkdir -p $(DONE); touch $@
+
+$(DONE)/build: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing the tools that the build needs"
+	@$(call install,build,p["build-system"]["requires"] + ["cmake>=3.25"$(comma) "ninja>=1.11"])
+
+# Python files are used where they lie; only the extension and the stubs are built.
+BUILT_FROM := pyproject.toml CMakeLists.txt \
+  $(shell find native protos -type f -not -path 'native/tests/*' -not -path 'native/bench/*')
+$(DONE)/installed: $(BUILT_FROM) | $(DONE)/build
+	@echo "hearth: building the core and installing (about a minute the first time)"
+	@$(call quietly,install-hearth,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e .)
+	@touch $@
+
+$(DONE)/test: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing the test tools"
+	@$(call install,test,p["project"]["optional-dependencies"]["test"])
+
+$(DONE)/lint: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing the lint tools"
+	@$(call install,lint,p["project"]["optional-dependencies"]["lint"])
+
+$(DONE)/parity: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing PyTorch and transformers, for the parity tests"
+	@$(call install,parity,p["project"]["optional-dependencies"]["parity"])
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DONE)/installed
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+help:
+	@sed -n '3,9s/^#   //p' Makefile

@@ -1,0 +1,134 @@
+// How fast this machine reads memory, and how close the matrix products come to that: GB/s of
+// weights read, and billions of multiply-adds a second, for each weight type and number of tokens.
+// Each figure is the median of repeats. Memory is measured in the same run, with as many threads,
+// because a machine shared with others has a different speed every minute.
+//
+//   bench_kernels [threads] [megabytes]     defaults: all cores, 256
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "hearth/cpu.h"
+#include "hearth/kernels.h"
+#include "hearth/matrix.h"
+#include "hearth/quant.h"
+#include "hearth/threads.h"
+
+using namespace hearth;
+
+namespace {
+
+constexpr int kRepeats = 7;
+constexpr size_t kColumns = 4096;
+
+double median_seconds(const std::function<void()>& work) {
+  std::vector<double> seconds;
+  for (int i = 0; i < kRepeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    seconds.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + kRepeats / 2, seconds.end());
+  return seconds[kRepeats / 2];
+}
+
+// GB/s of plain reading: eight sums at once, so that additions are not what is measured.
+double read_bandwidth(ThreadPool& pool, const Buffer& buffer) {
+  const auto* words = reinterpret_cast<const uint64_t*>(buffer.data());
+  const size_t count = buffer.size() / 64;
+  std::vector<uint64_t> totals(pool.size() * 8);
+  const double seconds = median_seconds([&] {
+    pool.run([&](size_t thread) {
+      const auto [begin, end] = split(count, pool.size(), thread);
+      uint64_t sums[8] = {};
+      for (size_t line = begin; line < end; ++line)
+        for (size_t i = 0; i < 8; ++i) sums[i] += words[line * 8 + i];
+      for (uint64_t sum : sums) totals[thread * 8] += sum;
+    });
+  });
+  volatile uint64_t keep = 0;
+  for (uint64_t total : totals) keep = keep + total;
+  return static_cast<double>(buffer.size()) / seconds * 1e-9;
+}
+
+struct Speed {
+  double gigabytes, gigamacs;
+};
+
+Speed product(ThreadPool& pool, const Kernels& kernels, const Matrix& matrix, size_t tokens) {
+  std::vector<float> x(tokens * kColumns), y(tokens * matrix.rows());
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 255) - 127.0f;
+  std::vector<int8_t> q(x.size());
+  std::vector<float> scales(x.size() / kBlock);
+  std::vector<int32_t> sums(x.size() / kBlock);
+  kernels.quantize(x.data(), x.size(), q.data(), scales.data(), sums.data());
+  const auto multiply = [&](size_t thread) {
+    const auto [begin, end] = split(matrix.groups(), pool.size(), thread);
+    if (begin == end) return;
+    const MatmulArgs args = {.weights = matrix.group(begin),
+                             .group_bytes = matrix.group_bytes(),
+                             .groups = end - begin,
+                             .columns = kColumns,
+                             .rows = std::min(end * kGroupRows, matrix.rows()) - begin * kGroupRows,
+                             .tokens = tokens,
+                             .x = x.data(),
+                             .xq = q.data(),
+                             .x_scales = scales.data(),
+                             .x_sums = sums.data(),
+                             .y = y.data() + begin * kGroupRows,
+                             .y_stride = matrix.rows()};
+    switch (matrix.type()) {
+      case Type::f32:
+        return kernels.matmul_f32(args);
+      case Type::f16:
+        return kernels.matmul_f16(args);
+      case Type::q80:
+        return kernels.matmul_q80(args);
+      case Type::q40:
+        return kernels.matmul_q40(args);
+    }
+  };
+  const double seconds = median_seconds([&] { pool.run(multiply); });
+  return {static_cast<double>(matrix.size_bytes()) / seconds * 1e-9,
+          static_cast<double>(matrix.rows() * kColumns * tokens) / seconds * 1e-9};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  const size_t threads = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : cores;
+  const size_t megabytes = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 256;
+  if (threads < 1 || threads > 1024 || megabytes < 1 || megabytes > 65536) {
+    std::fprintf(stderr, "bench_kernels [threads 1..1024] [megabytes 1..65536]\n");
+    return 2;
+  }
+  const Kernels& kernels = kernels_in_use();
+  ThreadPool pool(threads);
+  Buffer buffer(megabytes << 20);
+  std::fill_n(buffer.data(), buffer.size(), uint8_t{1});
+  const double memory = read_bandwidth(pool, buffer);
+  std::printf("%s, %zu threads; reading memory: %.1f GB/s\n", kernels.name, threads, memory);
+  std::printf("%-6s %-7s %9s %10s %9s\n", "type", "tokens", "GB/s", "of memory", "GMAC/s");
+  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+    const size_t rows = (megabytes << 20) / row_bytes(type, kColumns) / kGroupRows * kGroupRows;
+    std::vector<uint8_t> data(rows * row_bytes(type, kColumns));
+    random_rows(type, {1, 0, rows, 0, kColumns, 0.02f}, data.data());
+    const Matrix matrix(type, rows, kColumns, data);
+    data = {};
+    for (size_t tokens : {1, 4, 16, 64}) {
+      const Speed speed = product(pool, kernels, matrix, tokens);
+      std::printf("%-6s %-7zu %9.1f %9.0f%% %9.1f\n", std::string(type_name(type)).c_str(), tokens,
+                  speed.gigabytes, 100.0 * speed.gigabytes / memory, speed.gigamacs);
+      std::fflush(stdout);
+    }
+  }
+  return 0;
+}

@@ -1,0 +1,93 @@
+// The mesh lane: every rank has a TCP connection to every other, and the core drives them itself.
+//
+// The connections come connected and proven (services/common/mesh.py): here they only carry frames.
+// A frame is a header of four u32 (magic, step, index, bytes), little-endian, and then its bytes.
+// Both sides know the shape of the sync that is due, so a header is compared, never trusted.
+//
+// Two ways to all-reduce, the same on all ranks for the same shape:
+//   direct    every rank sends its whole part to every other: one latency, (n - 1) parts sent
+//   scattered reduce-scatter, then all-gather: two latencies, 2 (n - 1) / n parts sent
+// In both the parts are added in rank order, and what was rounded for the wire is used rounded by
+// everyone, its maker too: all ranks end with the same bits.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "hearth/kernels.h"
+#include "hearth/lane.h"
+
+namespace hearth {
+
+// A rank that is lost, silent or out of step.
+class LaneError : public std::runtime_error {
+ public:
+  LaneError(size_t rank, const std::string& what)
+      : std::runtime_error("rank " + std::to_string(rank) + " " + what), rank_(rank) {}
+  size_t rank() const { return rank_; }
+
+ private:
+  size_t rank_;
+};
+
+enum class WireType : uint8_t { f32, f16, q80 };
+
+struct MeshConfig {
+  size_t rank;
+  std::vector<int> sockets;  // of each rank; -1 at this rank's own place. Owned by the lane.
+  WireType wire;
+  double deadline_seconds;  // for one sync
+  // Parts of at most this many bytes go direct (always so between two ranks).
+  size_t direct_bytes;
+};
+
+class MeshLane : public Lane {
+ public:
+  // Throws std::invalid_argument for sockets that cannot be, std::system_error when they fail.
+  explicit MeshLane(MeshConfig config);
+  ~MeshLane() override;
+  MeshLane(const MeshLane&) = delete;
+  MeshLane& operator=(const MeshLane&) = delete;
+
+  // The next syncs are those of step `step`, counted from 0.
+  void begin(uint32_t step);
+  void all_reduce(float* x, size_t rows, size_t columns) override;
+
+  // Ends a sync that is under way, from any thread: it throws within a tenth of a second.
+  void abort() { aborted_.store(true); }
+
+  uint64_t sent_bytes() const { return sent_; }
+  uint64_t received_bytes() const { return received_; }
+
+ private:
+  struct Transfer;
+
+  size_t ranks() const { return config_.sockets.size(); }
+  // Bytes of `numbers` on the wire; numbers % 32 == 0 for q80.
+  size_t wire_bytes(size_t numbers) const;
+  void encode(const float* x, size_t numbers, uint8_t* out);
+  // x = or x += what is encoded.
+  void decode(const uint8_t* in, size_t numbers, float* x, bool add);
+  // Where rank `rank`'s segment of `numbers` begins, on block borders.
+  size_t segment(size_t numbers, size_t rank) const;
+  void direct(float* x, size_t numbers);
+  void scattered(float* x, size_t numbers);
+  // Sends `out[r]` to and fills `in[r]` from every other rank r, all at once.
+  void exchange(const std::vector<std::pair<const uint8_t*, size_t>>& out,
+                const std::vector<std::pair<uint8_t*, size_t>>& in);
+
+  MeshConfig config_;
+  const Kernels& kernels_;
+  uint32_t step_ = 0, index_ = 0;
+  uint64_t sent_ = 0, received_ = 0;
+  std::atomic<bool> aborted_{false};
+  std::vector<std::vector<uint8_t>> outgoing_, incoming_;
+  std::vector<int32_t> sums_;  // quantize wants a place for them
+};
+
+}  // namespace hearth
