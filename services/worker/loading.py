@@ -3,14 +3,18 @@
 Knows the messages, not gRPC. One LoadSession lives as long as its plan: when a stream is cut, the
 next one of the same lease goes on where it was. Chunks come strictly in order; after a rejected
 chunk all others are dropped until the rejected one comes again.
+
+A slice is packed while the next one arrives: at most two slices are in memory besides the shard.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from hearth.common import system
@@ -125,11 +129,13 @@ class LoadSession:
         self._assembly: _Assembly | None = None
         self._pending: list[int] = []
         self._network_bytes = 0
+        self._packer = ThreadPoolExecutor(1, "pack")
+        self._packing: Future[None] | None = None
 
     @property
     def complete(self) -> bool:
         """Whether every slice is in its place."""
-        return all(self._loaded)
+        return all(self._loaded) and self._packing is None
 
     def matches(self, begin: worker_pb2.LoadBegin) -> bool:
         """Whether `begin` asks for what this session builds."""
@@ -144,14 +150,14 @@ class LoadSession:
             data = self._cache.read(entry.identity, entry.size_bytes)
             if data is None:
                 continue
-            self.shard.load(entry, data)
-            self._loaded[index] = True
+            self._pack(index, data)
             self._metrics.weights("cache", entry.size_bytes)
             since += entry.size_bytes
             if since >= _PROGRESS_BYTES:
                 yield _progress(since)
                 since = 0
         self._cache_read = True
+        self._finish_packing()
         if since:
             yield _progress(since)
 
@@ -189,18 +195,19 @@ class LoadSession:
                 f"{assembly.index} at {assembly.held} was next"
             )
         assembly.rejecting = False
-        end = assembly.held + len(chunk.data)
+        data = chunk.data  # once: every access of a bytes field is a copy
+        end = assembly.held + len(data)
         size = assembly.entry.size_bytes
-        if not 0 < len(chunk.data) <= CHUNK_BYTES or end > size:
+        if not 0 < len(data) <= CHUNK_BYTES or end > size:
             raise _out_of_order(
-                f"a chunk of {len(chunk.data)} bytes at {chunk.offset} does not fit slice "
+                f"a chunk of {len(data)} bytes at {chunk.offset} does not fit slice "
                 f"{assembly.entry.name!r} of {size} bytes, or the limit of {CHUNK_BYTES} a chunk"
             )
-        self._network_bytes += len(chunk.data)
-        if xxhash.xxh3_64_intdigest(chunk.data) != chunk.checksum:
+        self._network_bytes += len(data)
+        if xxhash.xxh3_64_intdigest(data) != chunk.checksum:
             assembly.wrong_chunks += 1
             return self._reject(assembly, "checksum", assembly.wrong_chunks)
-        assembly.add(chunk.data)
+        assembly.add(data)
         if end == size:
             if assembly.digest() != chunk.digest:
                 assembly.restart()
@@ -218,6 +225,7 @@ class LoadSession:
             raise _out_of_order(
                 f"finish came although {len(lacking)} slices are lacking, the first {lacking[0]!r}"
             )
+        self._finish_packing()
         done = worker_pb2.LoadDone(
             network_bytes=self._network_bytes,
             cache_bytes=max(0, self.weight_bytes - self._network_bytes),
@@ -227,6 +235,7 @@ class LoadSession:
 
     def close(self) -> None:
         """The plan is over. A part on disk stays for a later one."""
+        self._packer.shutdown(wait=True)
         if self._assembly is not None and self._assembly.part is not None:
             self._assembly.part.close()
         self._assembly = None
@@ -262,13 +271,23 @@ class LoadSession:
 
     def _complete(self, assembly: _Assembly) -> None:
         assembly.finish()
-        self.shard.load(assembly.entry, assembly.buffer)
-        self._loaded[assembly.index] = True
+        self._pack(assembly.index, assembly.buffer)
         self._metrics.weights("network", assembly.entry.size_bytes - assembly.resumed)
         self._metrics.weights("cache", assembly.resumed)
         self._metrics.traffic(0, assembly.entry.size_bytes - assembly.resumed)
         self._pending.pop(0)
         self._assembly = None
+
+    def _pack(self, index: int, data: npt.NDArray[np.uint8]) -> None:
+        self._finish_packing()
+        self._packing = self._packer.submit(self.shard.load, self.manifest[index], data)
+        self._loaded[index] = True
+
+    def _finish_packing(self) -> None:
+        """Raises what packing the last slice raised."""
+        if self._packing is not None:
+            self._packing.result()
+            self._packing = None
 
     def _check_memory(self, limit: int) -> None:
         cache = kv_bytes(self.begin.shard)

@@ -53,9 +53,15 @@ _MAX_POSITIONS = 1 << 31
 
 def check_config(config: common_pb2.ShardConfig) -> None:
     """Raises HearthError BAD_SHARD naming the first number of `config` that cannot be."""
-    for name in ("hidden_size", "head_size", "page_size", "max_pages", "max_step_tokens"):
+    for name in (
+        "hidden_size",
+        "head_size",
+        "page_size",
+        "max_pages",
+        "max_step_tokens",
+        "vocab_size",
+    ):
         _in_range(name, getattr(config, name), 1)
-    _in_range("vocab_size", config.vocab_size, 1 if config.embedding else 0)
     for name in ("layers", "heads", "kv_heads", "ffn"):
         _range_in_range(name, getattr(config, name), 1)
     _range_in_range("vocab", config.vocab, 0)

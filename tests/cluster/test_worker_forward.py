@@ -1,0 +1,238 @@
+"""Steps on a real worker: the same numbers as in this process, and every way a stream ends."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import numpy as np
+import pytest
+from harness import Plan, WorkerProcess, shard_config
+
+from hearth.common import wire
+from hearth.common.channels import dial
+from hearth.common.errors import HearthError, Reason, from_rpc_error
+from hearth.root.streaming import stream_weights
+from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+
+Start = Callable[..., WorkerProcess]
+F32 = common_pb2.SYNC_TYPE_F32
+
+
+class Root:
+    """The other end of a Forward stream, one message at a time."""
+
+    def __init__(self, worker: WorkerProcess, plan: Plan) -> None:
+        self.plan = plan
+        self.channel = dial(worker.address)
+        self.stub = worker_pb2_grpc.WorkerServiceStub(self.channel)
+        stream_weights(self.stub, plan.begin, plan.read, worker=worker.address)
+        self._out: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
+        self.call = self.stub.Forward(iter(self._out.get, None), timeout=60)
+        self.send(open=worker_pb2.ForwardOpen(lease=plan.begin.lease))
+        assert self.receive().HasField("ready")
+        self.step_id = 0
+
+    def send(self, **message: object) -> None:
+        self._out.put(worker_pb2.ForwardRequest(**message))  # type: ignore[arg-type]
+
+    def receive(self) -> worker_pb2.ForwardResponse:
+        return next(self.call)
+
+    def begin_step(
+        self, x: wire.F32, sequences: list[tuple[int, int, list[int]]], output_rows: list[int]
+    ) -> None:
+        self.step_id += 1
+        step = worker_pb2.Step(
+            step_id=self.step_id,
+            activations=wire.encode(x, F32),
+            activation_type=F32,
+            output_rows=output_rows,
+        )
+        for rows, position, pages in sequences:
+            step.sequences.add(rows=rows, position=position, pages=pages)
+        self.send(step=step)
+
+    def finish_step(self) -> worker_pb2.StepResult:
+        """Answers every sync with what came, as if this rank were the only one."""
+        while True:
+            response = self.receive()
+            if response.HasField("result"):
+                return response.result
+            self.send(sync=response.sync)
+
+    def refused(self) -> HearthError:
+        with pytest.raises(grpc.RpcError) as error:
+            while True:
+                self.receive()
+        return from_rpc_error(error.value)
+
+    def close(self) -> None:
+        self._out.put(None)
+        self.call.cancel()
+        self.channel.close()
+
+
+@pytest.fixture
+def root(start_worker: Start) -> Iterator[Root]:
+    root = Root(start_worker(), Plan())
+    yield root
+    root.close()
+
+
+def rows(count: int, hidden: int = 128) -> wire.F32:
+    return np.random.default_rng(count).standard_normal((count, hidden), dtype=np.float32)
+
+
+def test_the_same_numbers_as_in_this_process(root: Root) -> None:
+    shard = root.plan.local_shard()
+    steps = [
+        (rows(20), [(20, 0, [0, 1])], [19]),
+        (rows(9), [(1, 20, [0, 1]), (8, 0, [2])], [0, 8]),
+        (rows(2), [(1, 21, [0, 1]), (1, 8, [2])], [0, 1]),
+    ]
+    for x, sequences, output_rows in steps:
+        root.begin_step(x, sequences, output_rows)
+        result = root.finish_step()
+        expected = shard.step(x, sequences, output_rows, None).logits
+        got = wire.decode(result.logits, F32, *expected.shape)
+        assert np.array_equal(got, expected)
+        assert result.step_id == root.step_id
+        assert 0 < result.timing.compute_ns <= result.timing.wall_ns
+
+
+def test_candidates_are_the_best_with_their_ids(root: Root) -> None:
+    x = rows(3)
+    root.begin_step(x, [(3, 0, [0])], [0, 2])
+    whole = wire.decode(root.finish_step().logits, F32, 2, 256)
+    root.step_id += 1
+    step = worker_pb2.Step(
+        step_id=root.step_id,
+        activations=wire.encode(x, F32),
+        activation_type=F32,
+        output_rows=[0, 2],
+        candidates=worker_pb2.Candidates(count=5),
+    )
+    step.sequences.add(rows=3, position=0, pages=[0])
+    root.send(step=step)
+    result = root.finish_step()
+    ids = np.frombuffer(result.candidate_ids, "<u4").reshape(2, 5)
+    assert np.array_equal(np.take_along_axis(whole, ids, 1), wire.decode(result.logits, F32, 2, 5))
+    assert {*ids[0]} == {*np.argsort(whole[0])[-5:]}
+
+
+def test_an_aborted_step_is_answered_and_the_next_one_runs(root: Root) -> None:
+    root.begin_step(rows(1), [(1, 0, [0])], [0])
+    assert root.receive().sync.index == 0
+    root.send(abort=worker_pb2.StepAbort(step_id=1))
+    result = root.receive().result
+    assert result.aborted
+    assert result.step_id == 1
+    root.send(abort=worker_pb2.StepAbort(step_id=1))  # late ones do no harm
+    root.begin_step(rows(1), [(1, 0, [0])], [0])
+    assert len(root.finish_step().logits) == 256 * 4
+
+
+@pytest.mark.parametrize(
+    "sync",
+    [
+        worker_pb2.SyncFrame(step_id=1, index=1, data=bytes(512)),
+        worker_pb2.SyncFrame(step_id=2, index=0, data=bytes(512)),
+        worker_pb2.SyncFrame(step_id=1, index=0, data=bytes(511)),
+    ],
+)
+def test_a_sync_that_is_not_the_awaited_ends_the_stream(
+    root: Root, sync: worker_pb2.SyncFrame
+) -> None:
+    root.begin_step(rows(1), [(1, 0, [0])], [0])
+    root.receive()
+    root.send(sync=sync)
+    assert root.refused().reason == Reason.BAD_STEP
+
+
+@pytest.mark.parametrize(
+    ("count", "sequences", "output_rows"),
+    [
+        (1, [(2, 0, [0])], [0]),  # more rows than activations
+        (1, [(1, 0, [99])], [0]),  # a page that the plan does not have
+        (1, [(1, 1 << 30, [0])], [0]),  # a position without a page
+        (1, [(1, 0, [])], [0]),
+        (1, [(1, 0, [0])], [7]),  # a row that is not there
+        (33, [(33, 0, [0, 1, 2])], [0]),  # more than max_step_tokens
+        (0, [], []),
+    ],
+)
+def test_a_step_that_cannot_be_computed_is_refused(
+    root: Root, count: int, sequences: list[tuple[int, int, list[int]]], output_rows: list[int]
+) -> None:
+    root.begin_step(rows(count), sequences, output_rows)
+    assert root.refused().reason == Reason.BAD_STEP
+
+
+def test_a_step_out_of_order_is_refused(root: Root) -> None:
+    root.step_id = 5
+    root.begin_step(rows(1), [(1, 0, [0])], [0])
+    assert "step 6 came where 1 was next" in root.refused().message
+
+
+def test_a_higher_epoch_ends_the_stream_even_in_mid_step(start_worker: Start) -> None:
+    worker = start_worker()
+    old = Root(worker, Plan())
+    old.begin_step(rows(1), [(1, 0, [0])], [0])
+    old.receive()  # the worker now waits for a sync that never comes
+    new = Root(worker, Plan(epoch=2))
+    assert old.refused().reason == Reason.STALE_EPOCH
+    new.begin_step(rows(1), [(1, 0, [0])], [0])
+    assert new.finish_step().step_id == 1
+    old.close()
+    new.close()
+
+
+def test_a_second_forward_stream_is_refused(root: Root) -> None:
+    call = root.stub.Forward(
+        iter([worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=root.plan.begin.lease))]),
+        timeout=10,
+    )
+    with pytest.raises(grpc.RpcError) as error:
+        next(call)
+    assert from_rpc_error(error.value).reason == Reason.STREAM_IN_USE
+
+
+def test_a_closed_stream_frees_the_worker_after_the_grace_period(start_worker: Start) -> None:
+    worker = start_worker("--lease-grace", "0.2")
+    root = Root(worker, Plan())
+    root.begin_step(rows(1), [(1, 0, [0])], [0])
+    root.receive()
+    root.close()  # in mid-step, as a root that dies does
+    deadline = 20
+    with dial(worker.address) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        for _ in range(deadline * 10):
+            answer = stub.Describe(worker_pb2.DescribeRequest(protocol_version=1), timeout=5)
+            if not answer.held_by:
+                break
+            time.sleep(0.1)
+        assert answer.held_by == ""
+    other = Root(worker, Plan(shard_config(), root_id="barn"))
+    other.close()
+
+
+def test_a_worker_that_stops_says_so(start_worker: Start) -> None:
+    worker = start_worker()
+    root = Root(worker, Plan())
+    assert worker.end() == 0
+    assert root.refused().reason == Reason.SHUTTING_DOWN
+    root.close()
+
+
+def test_forward_without_a_plan_is_refused(start_worker: Start) -> None:
+    worker = start_worker()
+    with dial(worker.address) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        lease = worker_pb2.Lease(root_id="a", root_name="attic", epoch=1)
+        opening = worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease))
+        with pytest.raises(grpc.RpcError) as error:
+            next(stub.Forward(iter([opening]), timeout=10))
+    assert from_rpc_error(error.value).reason == Reason.NOT_LOADED
