@@ -1,0 +1,192 @@
+"""Slices on disk: what is read is what was written, or nothing; a full disk is no catastrophe."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hearth.common.errors import HearthError, Reason
+from hearth.worker.cache import Part, SliceCache
+
+
+def identity(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def data(size: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+def store(cache: SliceCache, number: int, content: bytes) -> None:
+    part = cache.part(identity(number), len(content))
+    assert part is not None
+    part.write(0, content)
+    part.finish(xxhash.xxh3_128_digest(content))
+
+
+def read(cache: SliceCache, number: int, size: int) -> bytes | None:
+    found = cache.read(identity(number), size)
+    return None if found is None else found.tobytes()
+
+
+def test_what_was_stored_is_read(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path / "deep" / "folder")
+    store(cache, 1, data(10_000))
+    assert read(cache, 1, 10_000) == data(10_000)
+    assert read(cache, 2, 10_000) is None
+    assert cache.usage()[0] == 1
+
+
+@given(content=st.binary(min_size=1, max_size=200), damage=st.data())
+def test_any_damage_is_noticed(content: bytes, damage: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cache = SliceCache(Path(folder))
+        store(cache, 1, content)
+        (path,) = Path(folder).glob("*.slice")
+        stored = bytearray(path.read_bytes())
+        place = damage.draw(st.integers(0, len(stored) - 1))
+        if damage.draw(st.booleans()):
+            stored[place] ^= damage.draw(st.integers(1, 255))
+        else:
+            del stored[place:]
+        path.write_bytes(stored)
+        assert read(cache, 1, len(content)) is None
+        assert not path.exists()
+
+
+def test_an_entry_of_another_size_is_dropped(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path)
+    store(cache, 1, data(100))
+    assert read(cache, 1, 101) is None
+    assert cache.usage() == (0, 0)
+
+
+def test_a_part_goes_on_where_it_was_and_survives_its_process(tmp_path: Path) -> None:
+    content = data(3000)
+    cache = SliceCache(tmp_path)
+    part = cache.part(identity(1), 3000)
+    assert part is not None
+    part.write(0, content[:1000])
+    os.close(part._file)  # what a crash leaves: the bytes, and no lock
+    again = SliceCache(tmp_path)
+    assert again.has_part(identity(1))
+    resumed = again.part(identity(1), 3000)
+    assert resumed is not None
+    buffer = np.zeros(3000, dtype=np.uint8)
+    assert resumed.read(buffer) == 1000
+    assert buffer[:1000].tobytes() == content[:1000]
+    resumed.write(1000, content[1000:])
+    resumed.finish(xxhash.xxh3_128_digest(content))
+    assert read(again, 1, 3000) == content
+    assert not again.has_part(identity(1))
+
+
+def test_a_part_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    content = data(3000)
+    first = SliceCache(tmp_path).part(identity(1), 3000)
+    second = SliceCache(tmp_path).part(
+        identity(1), 3000
+    )  # a lock is of the open file: as two processes
+    assert first is not None
+    assert second is not None
+    first.write(0, content[:2000])
+    second.write(0, content)
+    second.finish(xxhash.xxh3_128_digest(content))
+    first.write(2000, content[2000:])
+    first.finish(xxhash.xxh3_128_digest(content))
+    assert read(SliceCache(tmp_path), 1, 3000) == content
+    assert [path.suffix for path in tmp_path.iterdir()] == [".slice"]
+
+
+def test_a_given_up_private_part_leaves_nothing(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path)
+    first = cache.part(identity(1), 3000)
+    second = cache.part(identity(1), 3000)
+    assert first is not None
+    assert second is not None
+    second.close()
+    first.close()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{identity(1).hex()}.part"]
+
+
+def test_the_oldest_use_is_evicted_and_pins_are_not(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path, limit_bytes=5000)
+    for number in range(3):
+        store(cache, number, data(1500, number))
+        os.utime(tmp_path / f"{identity(number).hex()}.slice", (number, number))
+    assert read(cache, 0, 1500) is not None  # used now: no longer the oldest
+    cache.pin([identity(1)])
+    store(cache, 3, data(1500, 3))
+    assert [read(cache, number, 1500) is not None for number in range(4)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_limit_that_the_plan_exceeds_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = SliceCache(tmp_path, limit_bytes=4000)
+    cache.pin(identity(number) for number in range(9))
+    with caplog.at_level(logging.WARNING):
+        kept = 0
+        for number in range(9):
+            part = cache.part(identity(number), 1500)
+            if part is not None:
+                part.write(0, data(1500))
+                part.finish(xxhash.xxh3_128_digest(data(1500)))
+                kept += 1
+    assert kept == 2
+    assert len([record for record in caplog.records if "full" in record.message]) == 1
+
+
+def test_a_full_disk_means_no_caching(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = SliceCache(tmp_path)
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    part = cache.part(identity(1), 100)
+    assert isinstance(part, Part)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        part.write(0, b"x" * 100)
+    monkeypatch.undo()
+    part.close()
+    monkeypatch.setattr(os, "open", full)
+    with caplog.at_level(logging.WARNING):
+        assert cache.part(identity(2), 100) is None
+    assert "going on without" in caplog.text
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HearthError, match="file/cache") as error:
+        SliceCache(tmp_path / "file" / "cache")
+    assert error.value.reason == Reason.BAD_SETTING
+
+
+def test_identities_are_names_that_cannot_leave_the_folder(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path / "cache")
+    content = data(10)
+    part = cache.part(b"../../../etc/passwd", 10)
+    assert part is not None
+    part.write(0, content)
+    part.finish(xxhash.xxh3_128_digest(content))
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.suffix == ".slice"
+    assert time.time() - path.stat().st_mtime < 60
