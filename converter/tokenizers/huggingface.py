@@ -24,8 +24,9 @@ class LibraryTokenizer(Tokenizer):
     def __init__(self, inner: library.Tokenizer, settings: Settings, what: str) -> None:
         """what: where it came from, for errors."""
         with library_errors(what):
-            description = json.loads(inner.to_str())
-            self._rules = _DecoderRules(description.get("decoder"), what)
+            decoder = inner.decoder
+            state = None if decoder is None else json.loads(decoder.__getstate__())
+            self._rules = _DecoderRules(state, what)
             added = inner.get_added_tokens_decoder()
             vocabulary = inner.get_vocab(with_added_tokens=True)
             begin = inner.encode("", add_special_tokens=True).ids

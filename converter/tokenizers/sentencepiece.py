@@ -29,9 +29,10 @@ class SentencePieceTokenizer(Tokenizer):
             self.vocab_size = inner.vocab_size()
             if self.vocab_size < 1:
                 raise ModelError(f"{what} has an empty vocabulary")
-            controls = {
-                inner.id_to_piece(id): id for id in range(self.vocab_size) if inner.is_control(id)
-            }
+            # All at once: a damaged piece is found now, and not in the midst of a text.
+            self._pieces: list[str] = inner.id_to_piece(list(range(self.vocab_size)))
+            self._bytes = [_piece_bytes(inner, id, piece) for id, piece in enumerate(self._pieces)]
+            controls = {piece: id for id, piece in enumerate(self._pieces) if inner.is_control(id)}
             first = inner.encode("a", out_type=str)
             self.strip_space = bool(first) and first[0].startswith(_SPACE)
         self._inner = inner
@@ -49,7 +50,6 @@ class SentencePieceTokenizer(Tokenizer):
             self.eos_ids = frozenset([inner.eos_id()])
         self.add_bos = settings.add_bos is not False
         self.chat_template = settings.chat_template
-        self._bytes: dict[int, bytes] = {}
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         if not parse_special or self._split is None:
@@ -63,24 +63,20 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def token_bytes(self, token: int) -> bytes:
-        known = self._bytes.get(token)
-        if known is None:
-            known = self._bytes[token] = self._lookup(token)
-        return known
-
-    def _lookup(self, token: int) -> bytes:
-        inner = self._inner
-        if not 0 <= token < self.vocab_size or inner.is_control(token) or inner.is_unused(token):
-            return b""
-        if inner.is_unknown(token):
-            return _UNKNOWN_TEXT
-        piece: str = inner.id_to_piece(token)
-        if inner.is_byte(token):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(_SPACE, " ").encode()
+        return self._bytes[token] if 0 <= token < self.vocab_size else b""
 
     def _name(self, token: int) -> str:
-        return str(self._inner.id_to_piece(token)) if 0 <= token < self.vocab_size else ""
+        return self._pieces[token] if 0 <= token < self.vocab_size else ""
+
+
+def _piece_bytes(inner: sentencepiece.SentencePieceProcessor, token: int, piece: str) -> bytes:
+    if inner.is_control(token) or inner.is_unused(token):
+        return b""
+    if inner.is_unknown(token):
+        return _UNKNOWN_TEXT
+    if inner.is_byte(token):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace(_SPACE, " ").encode()
 
 
 def load_sentencepiece(path: Path, settings: Settings) -> SentencePieceTokenizer:
