@@ -1,0 +1,155 @@
+"""What holds the repository together: every package is in the wheel, the arrows between packages
+point down, and the commands that the README shows exist."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
+PACKAGES: dict[str, str] = PROJECT["tool"]["scikit-build"]["wheel"]["packages"]
+
+# Which packages a package may import, besides itself, the stubs and what is not Hearth's.
+ALLOWED = {
+    "cli": {"root", "worker", "converter", "client", "common", "models", "_native"},
+    "root": {"worker", "converter", "common", "_native"},
+    "worker": {"common", "_native"},
+    "common": {"_native"},
+    "client": set(),
+    "converter": {"models", "_native"},
+    "models": {"converter", "_native"},
+}
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files of the repository, committed or about to be."""
+    found = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        pytest.skip(f"not a git checkout: {found.stderr.strip()}")
+    return [TOP / line for line in found.stdout.splitlines() if (TOP / line).is_file()]
+
+
+def test_every_package_folder_is_in_the_wheel() -> None:
+    roots = {
+        path.parent
+        for path in tracked("*__init__.py")
+        if not (path.parent.parent / "__init__.py").exists()
+        and path.relative_to(TOP).parts[0] not in ("tests", "examples", "bench")
+    }
+    assert {str(path.relative_to(TOP)) for path in roots} <= set(PACKAGES.values())
+
+
+def test_import_path_ends_like_its_folder() -> None:
+    for path, folder in PACKAGES.items():
+        assert (TOP / folder).is_dir(), folder
+        assert path.split("/")[-1] == Path(folder).name
+
+
+def imported(path: Path) -> set[str]:
+    """First-level names under `hearth` that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("hearth.")}
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_dependencies_point_down(package: str) -> None:
+    folder = PACKAGES[f"hearth/{package}"]
+    files = list((TOP / folder).rglob("*.py"))
+    assert files, folder
+    for path in files:
+        wrong = imported(path) - ALLOWED[package] - {package, "v1"}
+        assert not wrong, f"{path.relative_to(TOP)} imports {', '.join(sorted(wrong))}"
+
+
+def test_the_core_knows_no_python_and_no_grpc() -> None:
+    for path in tracked("native/include/*", "native/src/*"):
+        found = re.search(r"#include <(pybind11|Python|grpc)[^>]*>", path.read_text())
+        assert found is None, f"{path.relative_to(TOP)}: {found and found[0]}"
+
+
+def test_readme_commands_exist() -> None:
+    readme = (TOP / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (TOP / "Makefile").read_text(), re.MULTILINE))
+    commands = commands_of_the_command_line()
+    for target in re.findall(r"^\s*\$?\s*make ([a-z-]+)", readme, re.MULTILINE):
+        assert target in targets, f"README says `make {target}`"
+    for command in re.findall(r"^\s*\$?\s*(?:\.venv/bin/)?hearth ([a-z]+)", readme, re.MULTILINE):
+        assert command in commands, f"README says `hearth {command}`"
+
+
+def run_hearth(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hearth.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def commands_of_the_command_line() -> set[str]:
+    done = run_hearth("--help")
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"^    ([a-z]+) ", done.stdout, re.MULTILINE))
+
+
+def test_help_lists_every_command_and_each_explains_itself() -> None:
+    commands = commands_of_the_command_line()
+    assert {
+        "worker",
+        "root",
+        "generate",
+        "chat",
+        "bench",
+        "convert",
+        "pull",
+        "cluster",
+    } <= commands
+    for command in sorted(commands):
+        done = run_hearth(command, "--help")
+        assert done.returncode == 0, f"hearth {command} --help: {done.stderr}"
+        assert f"hearth {command}" in done.stdout
+        lines = [*done.stdout.splitlines(), ""]
+        for line, after in zip(lines, lines[1:], strict=False):
+            # A long option has its help on the next line.
+            if re.match(r"^  --[a-z-]+( [A-Z:]+)?$", line):
+                assert after.startswith(" " * 20), f"{command}: no help for{line}"
+
+
+def test_wrong_command_names_those_there_are() -> None:
+    done = run_hearth("genrate")
+    assert done.returncode == 2
+    assert "generate" in done.stderr
+
+
+def test_stubs_are_generated_and_never_committed() -> None:
+    assert not tracked("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
+
+
+def test_sanitizer_presets_build_what_they_say() -> None:
+    presets = json.loads((TOP / "CMakePresets.json").read_text())
+    sanitizers = {
+        preset["name"]: preset["cacheVariables"].get("HEARTH_SANITIZE")
+        for preset in presets["configurePresets"]
+    }
+    assert sanitizers["asan"] == "address,undefined"
+    assert sanitizers["tsan"] == "thread"
+    makefile = (TOP / "Makefile").read_text()
+    assert "for preset in release asan tsan" in makefile
