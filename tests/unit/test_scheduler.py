@@ -109,6 +109,19 @@ def test_the_newest_is_preempted_and_prefilled_again_with_what_it_made() -> None
     assert sampled == [Sampled(2, 3, FinishReason.LENGTH)]
 
 
+def test_a_waiting_sequence_is_let_in_when_its_known_tokens_have_pages() -> None:
+    scheduler = Scheduler(limits(max_pages=6))
+    scheduler.submit(Request(1, prompt(16), max_tokens=4))
+    scheduler.submit(Request(2, prompt(8)))
+    scheduler.submit(Request(3, prompt(8)))
+    batch, _ = step(scheduler)
+    # Four pages are owed to the first and two to the second, though only three are taken yet.
+    assert rows(batch) == {1: 4, 2: 4}
+    assert (scheduler.pool.free, scheduler.running, scheduler.waiting) == (4, 2, 1)
+    step(scheduler)
+    assert (scheduler.running, scheduler.waiting, scheduler.preemptions) == (2, 1, 0)
+
+
 def test_finish_reasons() -> None:
     scheduler = Scheduler(limits(context_size=8))
     scheduler.submit(Request(1, prompt(3), eos_ids=EOS))
