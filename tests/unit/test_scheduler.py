@@ -122,6 +122,24 @@ def test_a_waiting_sequence_is_let_in_when_its_known_tokens_have_pages() -> None
     assert (scheduler.running, scheduler.waiting, scheduler.preemptions) == (2, 1, 0)
 
 
+def test_a_sequence_preempted_while_the_step_is_made_gets_no_pages() -> None:
+    """A prefill that was given a share is preempted by an older one before its turn comes.
+
+    The history was found by a random search; it takes such pages away from a waiting sequence.
+    """
+    scheduler = Scheduler(
+        Limits(context_size=24, max_pages=8, page_size=3, max_step_tokens=5, max_running=3)
+    )
+    for seq_id, (length, max_tokens) in enumerate([(17, 12), (11, 2), (2, 8), (9, 0)]):
+        scheduler.submit(Request(seq_id, prompt(length), max_tokens))
+        step(scheduler)
+        scheduler.check()
+    while not scheduler.idle:
+        step(scheduler)
+        scheduler.check()
+    assert scheduler.preemptions > 0
+
+
 def test_finish_reasons() -> None:
     scheduler = Scheduler(limits(context_size=8))
     scheduler.submit(Request(1, prompt(3), eos_ids=EOS))
