@@ -2,6 +2,7 @@
 point down, and the commands that the README shows exist."""
 
 import ast
+import itertools
 import json
 import re
 import subprocess
@@ -127,7 +128,7 @@ def test_help_lists_every_command_and_each_explains_itself() -> None:
         assert done.returncode == 0, f"hearth {command} --help: {done.stderr}"
         assert f"hearth {command}" in done.stdout
         lines = [*done.stdout.splitlines(), ""]
-        for line, after in zip(lines, lines[1:], strict=False):
+        for line, after in itertools.pairwise(lines):
             # A long option has its help on the next line.
             if re.match(r"^  --[a-z-]+( [A-Z:]+)?$", line):
                 assert after.startswith(" " * 20), f"{command}: no help for{line}"
