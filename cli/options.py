@@ -104,9 +104,10 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lane",
-        choices=("grpc",),
-        default="grpc",
-        help="how syncs travel (default: %(default)s)",
+        choices=("mesh", "grpc"),
+        default="mesh",
+        help="how syncs travel: between the nodes themselves, or through the root, which needs one "
+        "port only (default: %(default)s)",
     )
     parser.add_argument(
         "--kv-type",

@@ -51,6 +51,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--pin", type=_cores, metavar="CORES", help="cores to compute on, for example 0,1 or 0-3"
     )
     parser.add_argument(
+        "--mesh-port",
+        type=int,
+        metavar="PORT",
+        default=0,
+        help="port for the other ranks' syncs (default: any free one; name it for a firewall)",
+    )
+    parser.add_argument(
         "--lease-grace",
         type=float,
         metavar="SECONDS",
@@ -97,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
         pin=options.pin or (),
         metrics=metrics,
         lease_grace=options.lease_grace,
+        mesh_port=options.mesh_port,
     )
     port = server.start()
     try:

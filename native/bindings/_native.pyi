@@ -42,6 +42,38 @@ class Lane:
     def all_reduce(self, x: NDArray[np.float32]) -> None:
         """Adds up x over all ranks, in place: f32 [rows, hidden_size], valid during the call only."""
 
+class LaneError(RuntimeError):
+    """A rank that is lost, silent or out of step; or this rank itself, told to give up."""
+
+    rank: int
+
+class MeshLane(Lane):
+    """Syncs over the ranks' own TCP connections, driven without the GIL."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        sockets: Sequence[int],
+        wire: str,
+        deadline_seconds: float,
+        direct_bytes: int,
+    ) -> None:
+        """sockets: descriptor of each rank's connection, -1 in one's own place; they are the lane's."""
+
+    def begin(self, step_id: int) -> None:
+        """The next syncs are those of step `step_id`, counted from 0."""
+
+    def abort(self) -> None:
+        """Ends a sync that is under way, from any thread, with LaneError."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Since `begin`."""
+
+    @property
+    def received_bytes(self) -> int: ...
+
 class StepOutput:
     """What a step gives: on the last stage logits, on the others activations."""
 

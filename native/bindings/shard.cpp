@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "hearth/cpu.h"
+#include "hearth/mesh.h"
 #include "hearth/sampler.h"
 
 namespace py = pybind11;
@@ -41,6 +42,14 @@ KvType parse_kv_type(const std::string& name) {
   if (name == "f32") return KvType::f32;
   if (name == "f16") return KvType::f16;
   throw std::invalid_argument("unknown KV type '" + name.substr(0, 32) + "': there are f32, f16");
+}
+
+WireType parse_wire_type(const std::string& name) {
+  if (name == "f32") return WireType::f32;
+  if (name == "f16") return WireType::f16;
+  if (name == "q80") return WireType::q80;
+  throw std::invalid_argument("unknown sync type '" + name.substr(0, 32) +
+                              "': there are f32, f16, q80");
 }
 
 StepOutput step(Shard& shard, const Floats& activations,
@@ -87,6 +96,39 @@ void bind_shard(py::module_& module) {
             lane.all_reduce(x.mutable_data(), x.shape(0), x.shape(1));
           },
           "x"_a, "Adds up x over all ranks, in place: f32 [rows, hidden_size].");
+
+  static py::exception<LaneError> lane_error(module, "LaneError", PyExc_RuntimeError);
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const LaneError& error) {
+      py::object instance = py::reinterpret_borrow<py::object>(lane_error)(error.what());
+      instance.attr("rank") = error.rank();
+      PyErr_SetObject(lane_error.ptr(), instance.ptr());
+    }
+  });
+  py::class_<MeshLane, Lane, py::smart_holder>(module, "MeshLane",
+                                               "Syncs over the ranks' own TCP connections.")
+      .def(py::init([](size_t rank, const std::vector<int>& sockets, const std::string& wire,
+                       double deadline_seconds, size_t direct_bytes) {
+             return std::make_unique<MeshLane>(
+                 MeshConfig{rank, sockets, parse_wire_type(wire), deadline_seconds, direct_bytes});
+           }),
+           py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a, "direct_bytes"_a)
+      .def("begin", &MeshLane::begin, "step_id"_a, "The next syncs are those of this step.")
+      .def("abort", &MeshLane::abort, "Ends a sync that is under way, from any thread.")
+      .def(
+          "all_reduce",
+          [](MeshLane& lane, Floats& x) {
+            if (x.ndim() != 2) throw std::invalid_argument("all_reduce takes [rows, columns]");
+            float* data = x.mutable_data();
+            const size_t rows = x.shape(0), columns = x.shape(1);
+            py::gil_scoped_release release;
+            lane.all_reduce(data, rows, columns);
+          },
+          "x"_a, "Adds up x over all ranks, in place.")
+      .def_property_readonly("sent_bytes", &MeshLane::sent_bytes)
+      .def_property_readonly("received_bytes", &MeshLane::received_bytes);
 
   py::class_<StepOutput>(module, "StepOutput", "Logits on the last stage, activations on others.")
       .def_readonly("logits", &StepOutput::logits)

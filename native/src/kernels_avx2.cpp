@@ -11,6 +11,7 @@
 namespace hearth {
 namespace {
 
+constexpr float kLargestHalf = 65504.0f;
 constexpr size_t kBlockSums = 4;  // loads of 32 bytes in the nibbles of eight rows' blocks
 
 __m256i load32(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
@@ -386,12 +387,20 @@ void attend(const AttendArgs& a) {
 }
 
 void to_f16(const float* x, size_t size, uint16_t* out) {
+  // With the number as second operand, min and max let a NaN through.
+  const __m256 top = _mm256_set1_ps(kLargestHalf), bottom = _mm256_set1_ps(-kLargestHalf);
   size_t i = 0;
   for (; i + 8 <= size; i += 8) {
+    const __m256 v = _mm256_max_ps(bottom, _mm256_min_ps(top, _mm256_loadu_ps(x + i)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
-  for (; i < size; ++i) out[i] = _cvtss_sh(x[i], _MM_FROUND_TO_NEAREST_INT);
+  for (; i < size; ++i) {
+    const float v = x[i] > kLargestHalf    ? kLargestHalf
+                    : x[i] < -kLargestHalf ? -kLargestHalf
+                                           : x[i];
+    out[i] = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT);
+  }
 }
 
 void from_f16(const uint16_t* in, size_t size, float* x, bool add) {

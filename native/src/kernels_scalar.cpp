@@ -12,6 +12,8 @@
 namespace hearth {
 namespace {
 
+constexpr float kLargestHalf = 65504.0f;
+
 float half_at(const uint8_t* bytes) {
   uint16_t half;
   std::memcpy(&half, bytes, 2);
@@ -173,7 +175,8 @@ void attend_f32(const AttendArgs& a) {
 void attend_f16(const AttendArgs& a) { attend<uint16_t>(a, f16_to_f32); }
 
 void to_f16(const float* x, size_t size, uint16_t* out) {
-  for (size_t i = 0; i < size; ++i) out[i] = f32_to_f16(x[i]);
+  for (size_t i = 0; i < size; ++i)
+    out[i] = f32_to_f16(std::clamp(x[i], -kLargestHalf, kLargestHalf));
 }
 
 void from_f16(const uint16_t* in, size_t size, float* x, bool add) {

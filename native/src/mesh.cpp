@@ -155,7 +155,8 @@ size_t MeshLane::wire_bytes(size_t numbers) const {
   return 0;
 }
 
-// q80 on the wire: all f32 scales, then all int8, as the kernel that quantizes activations has them.
+// q80 on the wire: all f32 scales, then all int8, as the kernel that quantizes activations has
+// them.
 void MeshLane::encode(const float* x, size_t numbers, uint8_t* out) {
   switch (config_.wire) {
     case WireType::f32:
@@ -304,8 +305,8 @@ void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& ou
     for (const Transfer& transfer : transfers) {
       if (transfer.done()) continue;
       if (std::chrono::duration<double>(now - start).count() > config_.deadline_seconds) {
-        throw LaneError(transfer.rank, "did not answer within " +
-                                           std::to_string(config_.deadline_seconds) + " s");
+        throw LaneError(transfer.rank,
+                        "did not answer within " + std::to_string(config_.deadline_seconds) + " s");
       }
       const short events = static_cast<short>((transfer.sending() ? POLLOUT : 0) |
                                               (transfer.receiving() ? POLLIN : 0));

@@ -11,19 +11,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from hearth import _native
 from hearth.common import system, wire
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model
 from hearth.root import messages
 from hearth.root.board import Board
-from hearth.root.lanes import HubLane
+from hearth.root.lanes import HubLane, open_mesh
 from hearth.root.links import WorkerLink, expect_result
 from hearth.root.loading import Loading
 from hearth.root.planner import Plan, check_shares, make_plan, pages_for
@@ -37,17 +37,20 @@ log = logging.getLogger(__name__)
 F32 = npt.NDArray[np.float32]
 # The root's process beside weights and KV cache: Python, gRPC, tokenizer, buffers of a step.
 _OVERHEAD_BYTES = 256 << 20
+# How long the stream of a lost worker may take to say so, when another rank noticed first.
+_TELL_SECONDS = 0.5
+_WATCHDOG_GRACE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """How to form a cluster. Types by name: "f32", "f16", "q80"; lane "grpc"."""
+    """How to form a cluster. Types by name: "f32", "f16", "q80"; lanes "mesh", "grpc"."""
 
     workers: tuple[str, ...] = ()
     shares: tuple[float, ...] | None = None
     threads: int | None = None
     pin: tuple[int, ...] = ()
-    lane: str = "grpc"
+    lane: str = "mesh"
     sync_type: str = "f32"
     kv_type: str = "f16"
     # Positions of one sequence; None: the model's, 4,096 at most.
@@ -101,11 +104,12 @@ class Cluster:
         self._board = Board()
         self._links: list[WorkerLink] = []
         self._shard: NodeShard | None = None
-        self._lane: HubLane | None = None
+        self._lane: HubLane | _native.MeshLane | None = None
         self._step_id = 0
         self._room = self._own_room()
         self._lost: HearthError | None = None
         self._losing = threading.Lock()
+        self._told = threading.Event()
         self._deadline: float | None = None
         self._closed = threading.Event()
         self._loading: Loading | None = None
@@ -150,6 +154,7 @@ class Cluster:
         self._release()
         self._epoch += 1
         self._lost = None
+        self._told.clear()
         lease = self._lease()
         with self._board.change() as status:
             status.CopyFrom(messages.forming(self._epoch, self._settings, self._plan))
@@ -159,13 +164,13 @@ class Cluster:
             infos = self._describe(links)
             limits = self._limits(infos)
             self._load(links, lease, limits)
+            self._lane = self._open_lane(links)
         except BaseException as error:
             self._release()
             message = error.message if isinstance(error, HearthError) else str(error)
             self._degrade(message or type(error).__name__, self._culprit(error))
             raise
         self._step_id = 0
-        self._lane = HubLane(links, messages.SYNC[self._settings.sync_type]) if links else None
         if self._watchdog is None and links:
             self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._watchdog.start()
@@ -187,14 +192,20 @@ class Cluster:
             raise HearthError(Reason.CLUSTER_NOT_READY, "the cluster has not been formed")
         start = time.perf_counter()
         if self._links:
-            self._deadline = time.monotonic() + self._settings.step_seconds
+            # A lane that waits too long says so itself, and better: this is for everything else.
+            grace = _WATCHDOG_GRACE if self._settings.lane == "mesh" else 0.0
+            self._deadline = time.monotonic() + self._settings.step_seconds + grace
         try:
             output = self._run(batch, start)
+        except _native.LaneError as error:
+            raise self._peer_lost(error.rank, str(error)) from None
         except HearthError as error:
             if not self._links:
                 raise
+            if error.reason == Reason.PEER_LOST:
+                raise self._peer_lost(int(error.metadata["rank"]), error.message) from None
             self._lose(error)
-            raise
+            raise self._lost or error from None
         finally:
             self._deadline = None
         phase = "decode" if batch.decode_rows == batch.rows else "prefill"
@@ -207,8 +218,9 @@ class Cluster:
     def close(self) -> None:
         """Ends the streams and gives the leases back; ends a `form` that is under way."""
         self._closed.set()
-        if self._loading is not None:
-            self._loading.give_up()
+        loading = self._loading
+        if loading is not None:
+            loading.give_up()
         self._release()
 
     def _run(self, batch: Batch, start: float) -> StepOutput:
@@ -264,6 +276,14 @@ class Cluster:
         free = max(0, system.memory_available() - _OVERHEAD_BYTES)
         limit = self._settings.memory_limit
         return free if limit is None else min(free, limit)
+
+    def _open_lane(self, links: list[WorkerLink]) -> HubLane | _native.MeshLane | None:
+        if not links:
+            return None
+        sync_type = messages.SYNC[self._settings.sync_type]
+        if self._settings.lane == "mesh":
+            return open_mesh(links, sync_type, self._settings.step_seconds)
+        return HubLane(links, sync_type)
 
     def _make_plan(self) -> Plan:
         settings = self._settings
@@ -335,13 +355,15 @@ class Cluster:
             messages.load_begin(self._model, self._plan, rank, configs[rank], lease, self._settings)
             for rank in range(1, 1 + len(links))
         ]
-        shard = loading.run(
-            held or (lambda: NodeShard(configs[0], threads, self._settings.pin)),
-            links,
-            begins,
-            self._stream_ended,
-        )
-        self._shard = shard
+        try:
+            self._shard = loading.run(
+                held or (lambda: NodeShard(configs[0], threads, self._settings.pin)),
+                links,
+                begins,
+                self._stream_ended,
+            )
+        finally:
+            self._loading = None
 
     def _progress(self, rank: int, event: LoadEvent) -> None:
         with self._board.change() as status:
@@ -354,8 +376,25 @@ class Cluster:
 
     def _stream_ended(self, link: WorkerLink, error: HearthError) -> None:
         """A Forward stream ended, by our doing or not; in a thread of gRPC's."""
-        if link in self._links and not self._closed.is_set():
+        if link not in self._links or self._closed.is_set():
+            return
+        if error.reason == Reason.PEER_LOST:
+            # It names another; that one's own stream tells why, if it ends at all.
+            rank = int(error.metadata.get("rank", "0"))
+            threading.Thread(target=self._peer_lost, args=(rank, error.message)).start()
+        else:
             self._lose(error)
+
+    def _peer_lost(self, rank: int, problem: str) -> HearthError:
+        """Why a mesh broke at `rank`: what that worker's own stream says, if it says so soon."""
+        if self._told.wait(_TELL_SECONDS) and self._lost is not None:
+            return self._lost
+        # Rank 0 is the root: it gave up, for a reason that it has told.
+        link = self._links[rank - 1] if 1 <= rank <= len(self._links) else None
+        name, metadata = ("the root", {}) if link is None else (link.name, {"worker": link.address})
+        error = HearthError(Reason.WORKER_LOST, f"worker {name} was lost: {problem}", metadata)
+        self._lose(error)
+        return self._lost or error
 
     def _lose(self, error: HearthError) -> None:
         """The cluster cannot go on: ends every stream, and tells."""
@@ -363,6 +402,9 @@ class Cluster:
             if self._lost is not None:
                 return
             self._lost = error
+            self._told.set()
+        if isinstance(self._lane, _native.MeshLane):
+            self._lane.abort()
         culprit = error.metadata.get("worker", "")
         log.warning("cluster lost: %s", error.message)
         for link in self._links:
@@ -389,6 +431,7 @@ class Cluster:
 
     def _release(self) -> None:
         links, self._links = self._links, []
+        self._lane = None  # closes the mesh's connections
         lease = self._lease()
         with ThreadPoolExecutor(max(1, len(links)), "release") as pool:
             for link in links:
@@ -402,11 +445,11 @@ class Cluster:
                 continue
             self._deadline = None
             seconds = self._settings.step_seconds
-            with suppress(RuntimeError):
-                for link in self._links:
-                    link.fail(
-                        HearthError(
-                            Reason.WORKER_LOST,
-                            f"worker {link.name} did not answer a step within {seconds:g} s",
-                        )
-                    )
+            # The one that is waited for; where none is, the root's own computing takes that long.
+            waited = next((link for link in self._links if link.waiting), None)
+            if waited is not None:
+                problem = f"worker {waited.name} did not answer a step within {seconds:g} s"
+                waited.fail(HearthError(Reason.WORKER_LOST, problem))
+            elif self._links:
+                problem = f"a step took longer than {seconds:g} s: see --step-seconds"
+                self._lose(HearthError(Reason.DEADLINE, problem))

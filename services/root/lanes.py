@@ -1,5 +1,10 @@
-"""The root's end of the grpc lane: every rank's partial sum comes in, their sum goes out."""
+"""The root's end of both lanes.
 
+grpc: every rank's partial sum comes in over its Forward stream, their sum goes out.
+mesh: the root hands out addresses and a key, and is then one rank among others (native/mesh.h).
+"""
+
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,8 +12,16 @@ import numpy.typing as npt
 
 from hearth import _native
 from hearth.common import wire
+from hearth.common.errors import HearthError, Reason
+from hearth.common.mesh import KEY_BYTES, connect_all
 from hearth.root.links import WorkerLink, expect_sync
 from hearth.v1 import worker_pb2
+
+# How long the ranks may take to find each other; a worker gives up a little earlier, and says why.
+MESH_SECONDS = 15.0
+# Where two latencies and half the bytes begin to pay: at 0.1 ms and 100 MB/s (a wired home network)
+# a latency is worth 10 KB of each peer's part.
+_LATENCY_BYTES = 10_000
 
 
 class HubLane(_native.Lane):
@@ -52,3 +65,47 @@ class HubLane(_native.Lane):
             x[:] = wire.decode(data, self._sync_type, *x.shape)
         self.sent_bytes += len(data) * len(self._links)
         self._index += 1
+
+
+def open_mesh(
+    links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float
+) -> _native.MeshLane:
+    """Connects all ranks to each other; links: the workers in rank order. Raises HearthError."""
+    for link in links:
+        if not link.mesh_address:
+            problem = f"worker {link.name} has no mesh port: use --lane grpc"
+            raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": link.address})
+    key = secrets.token_bytes(KEY_BYTES)
+    addresses = ["", *(link.mesh_address for link in links)]
+    ranks = len(addresses)
+    direct = 1 << 62 if ranks == 2 else int(_LATENCY_BYTES / ((ranks - 1) * (1 - 2 / ranks)))
+    request = worker_pb2.ForwardRequest(
+        mesh_open=worker_pb2.MeshOpen(
+            addresses=addresses,
+            session_key=key,
+            direct_bytes=direct,
+            deadline_seconds=deadline_seconds,
+        )
+    )
+    for link in links:
+        link.send(request)
+    try:
+        sockets = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS)
+    except HearthError as error:
+        rank = int(error.metadata.get("rank", "0"))
+        if 1 <= rank <= len(links):
+            error.metadata["worker"] = links[rank - 1].address
+        raise
+    lane = _native.MeshLane(
+        rank=0,
+        sockets=sockets,
+        wire=wire.type_name(sync_type),
+        deadline_seconds=deadline_seconds,
+        direct_bytes=direct,
+    )
+    for link in links:
+        answer = link.receive_within(MESH_SECONDS, "join the mesh")
+        if answer.WhichOneof("message") != "mesh_ready":
+            problem = f"worker {link.name} answered {answer.WhichOneof('message')!r} to mesh_open"
+            raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
+    return lane

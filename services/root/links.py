@@ -30,6 +30,10 @@ class WorkerLink:
         """Raises HearthError BAD_ADDRESS; connects when first used."""
         self.address = address
         self.name = address
+        # host:port where other ranks connect; known after `describe`.
+        self.mesh_address = ""
+        # Whether a thread is in `receive` now.
+        self.waiting = False
         self._channel = dial(address)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
@@ -59,6 +63,8 @@ class WorkerLink:
             )
             raise self._named(HearthError(Reason.PROTOCOL_VERSION, problem))
         self.name = f"{answer.node.name} ({self.address})"
+        host = self.address.rpartition(":")[0]
+        self.mesh_address = f"{host}:{answer.mesh_port}" if answer.mesh_port else ""
         return answer
 
     def load(
@@ -68,7 +74,7 @@ class WorkerLink:
         on_progress: Callable[[LoadEvent], None],
     ) -> worker_pb2.LoadDone:
         """Streams what the worker lacks; its shard is ready after. Raises HearthError."""
-        return stream_weights(self._stub, begin, read_slice, on_progress, worker=self.name)
+        return stream_weights(self._channel, begin, read_slice, on_progress, worker=self.name)
 
     def open(self, lease: worker_pb2.Lease, on_end: Callable[[HearthError], None]) -> None:
         """Opens the Forward stream. `on_end` is called, in a thread of gRPC's, when it ends."""
@@ -76,16 +82,7 @@ class WorkerLink:
         self._failure = None
         self._call = call = self._stub.Forward(self._requests(self._outgoing))
         self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
-        silence = HearthError(
-            Reason.WORKER_LOST,
-            f"worker {self.name} did not open its Forward stream within {OPEN_SECONDS:g} s",
-        )
-        watchdog = threading.Timer(OPEN_SECONDS, self.fail, (silence,))
-        watchdog.start()
-        try:
-            answer = self.receive()
-        finally:
-            watchdog.cancel()
+        answer = self.receive_within(OPEN_SECONDS, "open its Forward stream")
         if answer.WhichOneof("message") != "ready":
             raise self._named(_violation(self.name, "it did not begin with `ready`"))
         call.add_callback(lambda: on_end(self._ended()))
@@ -103,11 +100,25 @@ class WorkerLink:
 
     def receive(self) -> worker_pb2.ForwardResponse:
         """The worker's next message; blocks. Raises HearthError when the stream has ended."""
+        self.waiting = True
         try:
             response: worker_pb2.ForwardResponse = next(self._call)
         except (StopIteration, grpc.RpcError):
             raise self._ended() from None
+        self.waiting = False
         return response
+
+    def receive_within(self, seconds: float, what: str) -> worker_pb2.ForwardResponse:
+        """`receive`, given up after `seconds`; `what` says what the worker did not do by then."""
+        silence = HearthError(
+            Reason.WORKER_LOST, f"worker {self.name} did not {what} within {seconds:g} s"
+        )
+        watchdog = threading.Timer(seconds, self.fail, (silence,))
+        watchdog.start()
+        try:
+            return self.receive()
+        finally:
+            watchdog.cancel()
 
     def fail(self, error: HearthError) -> None:
         """Ends the stream; whoever waits in `receive` gets `error`."""

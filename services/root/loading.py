@@ -35,7 +35,7 @@ class Loading:
         self._on_progress = on_progress
         self._metrics = metrics
         self._giving_up = threading.Event()
-        self._links: Sequence[WorkerLink] = ()
+        self._leases: Sequence[tuple[WorkerLink, worker_pb2.Lease]] = ()
 
     def run(
         self,
@@ -49,7 +49,7 @@ class Loading:
         own: the root's shard where it is loaded already, else what makes it. begins: of each link.
         The first failure ends all others and is raised.
         """
-        self._links = links
+        self._leases = [(link, begin.lease) for link, begin in zip(links, begins, strict=True)]
         failure: BaseException | None = None
         with ThreadPoolExecutor(1 + len(links), "load") as pool:
             first = pool.submit(self._load_own, own)
@@ -67,11 +67,11 @@ class Loading:
         return first.result()
 
     def give_up(self) -> None:
-        """Ends a `run` that is under way, from any thread."""
+        """Ends a `run` that is under way, from any thread, and gives the leases back."""
         if not self._giving_up.is_set():
             self._giving_up.set()
-            for link in self._links:
-                link.close()
+            for link, lease in self._leases:
+                link.close(lease)
 
     def _load_own(self, own: NodeShard | Callable[[], NodeShard]) -> NodeShard:
         if isinstance(own, NodeShard):

@@ -25,7 +25,7 @@ SYNC = {
     "q80": common_pb2.SYNC_TYPE_Q80,
 }
 KV = {"f32": common_pb2.KV_TYPE_F32, "f16": common_pb2.KV_TYPE_F16}
-LANE = {"grpc": common_pb2.LANE_GRPC}
+LANE = {"grpc": common_pb2.LANE_GRPC, "mesh": common_pb2.LANE_MESH}
 
 
 def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:

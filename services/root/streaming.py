@@ -18,11 +18,15 @@ import xxhash
 
 from hearth.common.channels import CHUNK_BYTES
 from hearth.common.errors import HearthError, Reason, from_rpc_error
-from hearth.v1 import worker_pb2, worker_pb2_grpc
+from hearth.common.frames import ChunkFrame, encode_request
+from hearth.v1 import worker_pb2
 
 Bytes = npt.NDArray[np.uint8]
 # Index in the manifest -> the slice's bytes, uint8, C-contiguous, size_bytes in all.
 SliceReader = Callable[[int], Bytes]
+
+_METHOD = "/hearth.v1.WorkerService/LoadWeights"
+Request = worker_pb2.LoadWeightsRequest | ChunkFrame
 
 # Sent and not yet acknowledged: enough for a fast network's delay, little enough for any memory.
 WINDOW_BYTES = 8 * CHUNK_BYTES
@@ -40,7 +44,7 @@ class LoadEvent:
 
 
 def stream_weights(
-    stub: worker_pb2_grpc.WorkerServiceStub,
+    channel: grpc.Channel,
     begin: worker_pb2.LoadBegin,
     read_slice: SliceReader,
     on_progress: Callable[[LoadEvent], None] = lambda event: None,
@@ -56,7 +60,12 @@ def stream_weights(
     Raises HearthError naming the worker, or what `read_slice` raises.
     """
     sender = _Sender(begin, read_slice, stall_seconds)
-    call = stub.LoadWeights(sender.requests(), timeout=deadline)
+    load_weights = channel.stream_stream(
+        _METHOD,
+        request_serializer=encode_request,
+        response_deserializer=worker_pb2.LoadWeightsResponse.FromString,
+    )
+    call = load_weights(sender.requests(), timeout=deadline)
     sender.cancel = call.cancel
     try:
         for response in call:
@@ -107,7 +116,7 @@ class _Sender:
             self._closed = True
             self._changed.notify_all()
 
-    def requests(self) -> Iterator[worker_pb2.LoadWeightsRequest]:
+    def requests(self) -> Iterator[Request]:
         """What gRPC sends. A failure in here ends the call; the caller's thread raises it."""
         try:
             yield worker_pb2.LoadWeightsRequest(begin=self._begin)
@@ -171,7 +180,7 @@ class _Sender:
                 return
         raise _violation(f"it rejects slice {reject.slice} at {reject.offset}, which was not sent")
 
-    def _chunks(self) -> Iterator[worker_pb2.LoadWeightsRequest]:
+    def _chunks(self) -> Iterator[Request]:
         held: tuple[int, Bytes] | None = None
         while True:
             with self._changed:
@@ -189,7 +198,7 @@ class _Sender:
                 if (index, offset) != self._next():
                     continue  # rejected meanwhile: go back
                 self._advance(index, min(CHUNK_BYTES, held[1].size - offset))
-            yield worker_pb2.LoadWeightsRequest(chunk=chunk)
+            yield chunk
         yield worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish())
         with self._changed:
             self._wait(lambda: False)  # watches for a stall until the call is over
@@ -241,14 +250,11 @@ class _Sender:
         return self._manifest[index].size_bytes
 
 
-def _chunk(index: int, offset: int, slice_: Bytes) -> worker_pb2.WeightChunk:
-    data = slice_[offset : offset + CHUNK_BYTES].tobytes()
-    chunk = worker_pb2.WeightChunk(
-        slice=index, offset=offset, data=data, checksum=xxhash.xxh3_64_intdigest(data)
-    )
-    if offset + len(data) == slice_.size:
-        chunk.digest = xxhash.xxh3_128_digest(slice_.data)
-    return chunk
+def _chunk(index: int, offset: int, slice_: Bytes) -> ChunkFrame:
+    data = slice_[offset : offset + CHUNK_BYTES].data
+    last = offset + data.nbytes == slice_.size
+    digest = xxhash.xxh3_128_digest(slice_.data) if last else b""
+    return ChunkFrame(index, offset, data, xxhash.xxh3_64_intdigest(data), digest)
 
 
 def _violation(problem: str) -> HearthError:

@@ -7,6 +7,7 @@ from hearth.common.errors import HearthError
 from hearth.converter import ModelError
 from hearth.root.cluster import Cluster
 from hearth.root.engine import Engine
+from hearth.root.scheduler import Limits
 
 log = logging.getLogger(__name__)
 
@@ -46,23 +47,19 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             self._wake.clear()
-            if self._form_again():
+            limits = self._form_again()
+            if limits is not None:
                 log.info("the cluster serves again")
-                self._engine.resume()
+                self._engine.resume(limits)
 
-    def _form_again(self) -> bool:
+    def _form_again(self) -> Limits | None:
+        """What the scheduler may use now; None when told to stop."""
         said = ""
         while not self._stopping.wait(_RETRY_SECONDS):
             try:
-                limits = self._cluster.form()
+                return self._cluster.form()
             except (HearthError, ModelError) as error:
                 if str(error) != said:
                     log.warning("not formed again yet: %s", error)
                     said = str(error)
-                continue
-            if limits == self._engine.limits:
-                return True
-            # Other memory than before: the engine's pages would not be those of the shards.
-            log.warning("a node has less memory than before: restart the root for a new plan")
-            return False
-        return False
+        return None

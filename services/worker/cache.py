@@ -51,7 +51,7 @@ class Part:
         self.held = _read(self._file, into[: self.held])
         return self.held
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Stores verified bytes at `offset`."""
         view = memoryview(data)
         while view:

@@ -13,10 +13,15 @@ import numpy as np
 from hearth import _native
 from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
+from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all
 from hearth.common.metrics import Metrics
-from hearth.v1 import worker_pb2
+from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StepAborted, StreamEnded
 from hearth.worker.shard import NodeShard
+
+# How long the ranks of a new plan may take to find each other.
+MESH_SECONDS = 10.0
+MAX_DEADLINE_SECONDS = 3600.0
 
 Send = Callable[[worker_pb2.ForwardResponse], None]
 Receive = Callable[[], worker_pb2.ForwardRequest]
@@ -32,6 +37,7 @@ class ForwardLoop:
         send: Send,
         receive: Receive,
         metrics: Metrics,
+        mesh: MeshListener,
     ) -> None:
         self._shard = shard
         self._send = send
@@ -42,8 +48,12 @@ class ForwardLoop:
         self._first_rank = begin.placement.rank == 0
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
-        self._lane: GrpcLane | None = None
-        if begin.placement.ranks > 1:
+        self._placement = begin.placement
+        self._sync_type = begin.sync_type
+        self._mesh = mesh
+        self._lane: GrpcLane | _native.MeshLane | None = None
+        self._needs_mesh = begin.placement.ranks > 1 and begin.lane == common_pb2.LANE_MESH
+        if begin.placement.ranks > 1 and not self._needs_mesh:
             self._lane = GrpcLane(send, receive, begin.sync_type)
 
     def run(self) -> None:
@@ -52,8 +62,10 @@ class ForwardLoop:
             while True:
                 request = self._receive()
                 kind = request.WhichOneof("message")
-                if kind == "step":
+                if kind == "step" and not self._needs_mesh:
                     self._step(request.step)
+                elif kind == "mesh_open" and self._needs_mesh:
+                    self._open_mesh(request.mesh_open)
                 elif kind == "abort" and request.abort.step_id <= self._step_id:
                     pass  # crossed our answer on the way
                 elif kind == "sync" and request.sync.step_id <= self._step_id:
@@ -62,6 +74,42 @@ class ForwardLoop:
                     raise HearthError(Reason.BAD_STEP, f"a message {kind!r} came between two steps")
         except StreamEnded:
             return
+
+    def abort(self) -> None:
+        """Ends a step that waits for other ranks; from any thread, when the stream has ended."""
+        lane = self._lane
+        if isinstance(lane, _native.MeshLane):
+            lane.abort()
+
+    def _open_mesh(self, request: worker_pb2.MeshOpen) -> None:
+        """Connects to every other rank, as MeshOpen says. Raises HearthError."""
+        place = self._placement
+        if len(request.addresses) != place.ranks or len(request.session_key) != KEY_BYTES:
+            problem = (
+                f"a mesh of {len(request.addresses)} ranks with a key of "
+                f"{len(request.session_key)} bytes where {place.ranks} and {KEY_BYTES} are due"
+            )
+            raise HearthError(Reason.INVALID_ARGUMENT, problem)
+        if not 0 < request.deadline_seconds <= MAX_DEADLINE_SECONDS:
+            problem = f"a sync deadline of {request.deadline_seconds} s is not within 1 hour"
+            raise HearthError(Reason.INVALID_ARGUMENT, problem)
+        self._mesh.expect(request.session_key, place.rank)
+        sockets = connect_all(
+            list(request.addresses),
+            request.session_key,
+            place.rank,
+            self._mesh.take,
+            MESH_SECONDS,
+        )
+        self._lane = _native.MeshLane(
+            rank=place.rank,
+            sockets=sockets,
+            wire=wire.type_name(self._sync_type),
+            deadline_seconds=request.deadline_seconds,
+            direct_bytes=request.direct_bytes,
+        )
+        self._needs_mesh = False
+        self._send(worker_pb2.ForwardResponse(mesh_ready=worker_pb2.MeshReady()))
 
     def _step(self, step: worker_pb2.Step) -> None:
         if step.step_id != self._step_id + 1:
@@ -78,6 +126,9 @@ class ForwardLoop:
             aborted = worker_pb2.StepResult(step_id=step.step_id, aborted=True)
             self._send(worker_pb2.ForwardResponse(result=aborted))
             return
+        except _native.LaneError as error:
+            # Named by rank: only the root knows which worker that is.
+            raise HearthError(Reason.PEER_LOST, str(error), {"rank": error.rank}) from None
         result = self._result(step, output)
         self._send(worker_pb2.ForwardResponse(result=result))
         self._observe(step, result, output)

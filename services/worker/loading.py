@@ -20,6 +20,7 @@ import xxhash
 from hearth.common import system
 from hearth.common.channels import CHUNK_BYTES
 from hearth.common.errors import HearthError, Reason
+from hearth.common.frames import ChunkFrame
 from hearth.common.metrics import Metrics
 from hearth.common.sizes import format_size
 from hearth.v1 import worker_pb2
@@ -60,7 +61,7 @@ class _Assembly:
             except OSError as error:
                 self._give_up_caching(error)
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: memoryview) -> None:
         end = self.held + len(data)
         self.buffer[self.held : end] = np.frombuffer(data, dtype=np.uint8)
         self._hasher.update(data)
@@ -177,7 +178,7 @@ class LoadSession:
             needs.slices.add(slice=index, offset=current.held if current else 0)
         return worker_pb2.LoadWeightsResponse(needs=needs)
 
-    def accept(self, chunk: worker_pb2.WeightChunk) -> worker_pb2.LoadWeightsResponse | None:
+    def accept(self, chunk: ChunkFrame) -> worker_pb2.LoadWeightsResponse | None:
         """Verifies and stores one chunk: an ack, a reject, or None for one dropped after a reject.
 
         Raises HearthError: BAD_CHUNK for one that stays wrong, INVALID_ARGUMENT out of order.
@@ -195,7 +196,7 @@ class LoadSession:
                 f"{assembly.index} at {assembly.held} was next"
             )
         assembly.rejecting = False
-        data = chunk.data  # once: every access of a bytes field is a copy
+        data = chunk.data
         end = assembly.held + len(data)
         size = assembly.entry.size_bytes
         if not 0 < len(data) <= CHUNK_BYTES or end > size:

@@ -15,11 +15,12 @@ from grpc_reflection.v1alpha import reflection
 from hearth import _native
 from hearth.common import channels, system
 from hearth.common.errors import HearthError, Reason
+from hearth.common.mesh import MeshListener
 from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
 from hearth.worker.loading import LoadSession
-from hearth.worker.service import WorkerService
+from hearth.worker.service import ChunkFrames, WorkerService
 from hearth.worker.tenancy import Tenancy
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class WorkerServer:
     """A worker on `listen`. Raises HearthError PORT_IN_USE, BAD_ADDRESS or BAD_SETTING.
 
     `memory_limit` bytes at most for weights and KV cache (None: what the machine has free);
-    `threads` compute (None: all cores); `lease_grace` seconds a root may stay away.
+    `threads` compute (None: all cores); `lease_grace` seconds a root may stay away;
+    `mesh_port` is where other ranks connect (0: any free port).
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class WorkerServer:
         pin: Sequence[int] = (),
         metrics: Metrics | None = None,
         lease_grace: float = 5.0,
+        mesh_port: int = 0,
     ) -> None:
         self._listen = listen
         self._cores = system.cores()
@@ -63,6 +66,8 @@ class WorkerServer:
             experimental_non_blocking=True,
             experimental_thread_pool=futures.ThreadPoolExecutor(2, "health"),
         )
+        self._mesh_port = mesh_port
+        self._mesh: MeshListener | None = None
         self._server: grpc.Server | None = None
         self._metrics.build_info(
             "worker", system.version(), _native.instruction_set(), system.architecture()
@@ -72,10 +77,15 @@ class WorkerServer:
         """Serves; the port it listens on."""
         server = grpc.server(
             futures.ThreadPoolExecutor(_RPC_THREADS, "rpc"),
+            interceptors=(ChunkFrames(),),
             options=channels.server_options(),
             maximum_concurrent_rpcs=_RPC_THREADS,
         )
-        service = WorkerService(self._tenancy, self.describe, self._make_session, self._metrics)
+        host, _ = channels.split_address(self._listen)
+        self._mesh = MeshListener(host, self._mesh_port)
+        service = WorkerService(
+            self._tenancy, self.describe, self._make_session, self._metrics, self._mesh
+        )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if channels.is_loopback(self._listen):
@@ -94,6 +104,8 @@ class WorkerServer:
         self._tenancy.close()
         if self._server is not None:
             self._server.stop(grace).wait()
+        if self._mesh is not None:
+            self._mesh.close()
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""

@@ -10,6 +10,8 @@ import grpc
 
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason, abort
+from hearth.common.frames import ChunkFrame, decode_request
+from hearth.common.mesh import MeshListener
 from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.forward import ForwardLoop
@@ -24,7 +26,8 @@ FIRST_MESSAGE_SECONDS = 10.0
 # Streams at once, refused ones included: the server's other threads are for control calls.
 MAX_STREAMS = 12
 
-LoadStream = Exchange[worker_pb2.LoadWeightsRequest, worker_pb2.LoadWeightsResponse]
+LoadRequest = worker_pb2.LoadWeightsRequest | ChunkFrame
+LoadStream = Exchange[LoadRequest, worker_pb2.LoadWeightsResponse]
 ForwardStream = Exchange[worker_pb2.ForwardRequest, worker_pb2.ForwardResponse]
 
 
@@ -37,7 +40,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         describe: Callable[[], common_pb2.NodeInfo],
         make_session: Callable[[worker_pb2.LoadBegin], LoadSession],
         metrics: Metrics,
+        mesh: MeshListener,
     ) -> None:
+        self._mesh = mesh
         self._tenancy = tenancy
         self._describe = describe
         self._make_session = make_session
@@ -53,7 +58,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         except HearthError as error:
             abort(context, error)
         name, epoch = self._tenancy.held_by()
-        return worker_pb2.DescribeResponse(node=self._describe(), held_by=name, epoch=epoch)
+        return worker_pb2.DescribeResponse(
+            node=self._describe(), held_by=name, epoch=epoch, mesh_port=self._mesh.port
+        )
 
     def LoadWeights(  # noqa: N802
         self,
@@ -85,7 +92,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
     def _load(self, stream: LoadStream) -> None:
         first = stream.receive()
-        if first.WhichOneof("message") != "begin":
+        if isinstance(first, ChunkFrame) or first.WhichOneof("message") != "begin":
             raise HearthError(Reason.INVALID_ARGUMENT, "the first message must be begin")
         begin = first.begin
         _check_protocol(begin.protocol_version)
@@ -96,15 +103,15 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             stream.send(session.needs())
             while True:
                 request = stream.receive()
-                kind = request.WhichOneof("message")
-                if kind == "chunk":
-                    answer = session.accept(request.chunk)
+                if isinstance(request, ChunkFrame):
+                    answer = session.accept(request)
                     if answer is not None:
                         stream.send(answer)
-                elif kind == "finish":
+                elif request.HasField("finish"):
                     stream.send(session.finish())
                     return
                 else:
+                    kind = request.WhichOneof("message")
                     problem = f"a message {kind!r} came where a chunk or finish was next"
                     raise HearthError(Reason.INVALID_ARGUMENT, problem)
 
@@ -115,8 +122,14 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         with self._tenancy.forwarding(lease_id(first.open.lease), stream.end) as session:
             stream.send(worker_pb2.ForwardResponse(ready=worker_pb2.ForwardReady()))
             loop = ForwardLoop(
-                session.shard, session.begin, stream.send, stream.receive, self._metrics
+                session.shard,
+                session.begin,
+                stream.send,
+                stream.receive,
+                self._metrics,
+                self._mesh,
             )
+            stream.on_close(loop.abort)
             loop.run()
 
     def _slot(self, context: grpc.ServicerContext) -> _Slot:
@@ -124,6 +137,25 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             problem = f"busy: {MAX_STREAMS} streams are open on this worker already"
             abort(context, HearthError(Reason.WORKER_BUSY, problem))
         return _Slot(self._slots)
+
+
+class ChunkFrames(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Lets LoadWeights read its chunks as views (see common/frames.py)."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """The method's handler, LoadWeights' with another deserializer."""
+        handler = continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.endswith("/LoadWeights"):
+            return handler
+        return grpc.stream_stream_rpc_method_handler(
+            handler.stream_stream,
+            request_deserializer=decode_request,
+            response_serializer=handler.response_serializer,
+        )
 
 
 class _Slot:
@@ -154,6 +186,5 @@ def _check_plan(begin: worker_pb2.LoadBegin) -> None:
     if not (place.rank < place.ranks and place.stage < place.stages):
         problem = f"rank {place.rank} of {place.ranks}, stage {place.stage} of {place.stages}"
         raise HearthError(Reason.BAD_SHARD, f"a placement that cannot be: {problem}")
-    if begin.lane != common_pb2.LANE_GRPC:
-        problem = "this version syncs over the grpc lane only: use --lane grpc"
-        raise HearthError(Reason.INVALID_ARGUMENT, problem)
+    if begin.lane not in (common_pb2.LANE_GRPC, common_pb2.LANE_MESH):
+        raise HearthError(Reason.INVALID_ARGUMENT, f"this version knows no lane {begin.lane}")

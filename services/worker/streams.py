@@ -55,6 +55,11 @@ class Exchange(Generic[Request, Response]):
         """Ends the stream with `error`; from any thread."""
         self._out.put(error)
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Calls back, in a thread of gRPC's, when the stream is over however it ended."""
+        if not self._context.add_callback(callback):
+            callback()
+
     def run(
         self, work: Callable[[Exchange[Request, Response]], None], first_seconds: float
     ) -> Iterator[Response]:

@@ -1,0 +1,231 @@
+"""How the ranks of a mesh find and trust each other; what flows then is the core's (native/mesh.h).
+
+The handshake, fixed sizes only, each side proving the session key before the other reads on:
+
+    listener -> dialler   32 bytes  nonce A
+    dialler  -> listener  80 bytes  magic, own rank, peer's rank (u32 each), nonce B, proof
+    listener -> dialler   32 bytes  proof
+
+A proof is HMAC-SHA256(session key, role | A | B | ranks). The key is made anew for every epoch and
+handed out over gRPC, so a connection of an older epoch proves nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from hearth.common.channels import split_address
+from hearth.common.errors import HearthError, Reason
+
+log = logging.getLogger(__name__)
+
+KEY_BYTES = 32
+_MAGIC = b"HRTHMSH1"
+_HELLO = struct.Struct("<8sII32s32s")
+# A dialler that says nothing for so long is dropped; it holds a thread.
+_HANDSHAKE_SECONDS = 2.0
+# Handshakes at once; more are closed unheard.
+_MOST_HANDSHAKES = 16
+_RETRY_SECONDS = 0.05
+
+
+class MeshListener:
+    """Takes in connections of lower ranks. One mesh is expected at a time."""
+
+    def __init__(self, host: str, port: int = 0) -> None:
+        """Listens on host:port, 0 for any free one. Raises HearthError PORT_IN_USE."""
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._socket = socket.create_server((host, port), family=family, backlog=64)
+        except OSError as error:
+            problem = f"cannot listen for the mesh on {host}:{port}: {error.strerror or error}"
+            raise HearthError(Reason.PORT_IN_USE, problem) from None
+        self.port = int(self._socket.getsockname()[1])
+        self._changed = threading.Condition()
+        # What is expected now: key, own rank, and the ranks that have come.
+        self._key: bytes | None = None
+        self._rank = 0
+        self._arrived: dict[int, socket.socket] = {}
+        self._slots = threading.BoundedSemaphore(_MOST_HANDSHAKES)
+        self._thread = threading.Thread(target=self._accept, name="mesh-listener", daemon=True)
+        self._thread.start()
+
+    def expect(self, key: bytes, rank: int) -> None:
+        """From now on lower ranks that prove `key` are let in; what came before is closed."""
+        with self._changed:
+            self._drop()
+            self._key, self._rank = key, rank
+            self._changed.notify_all()
+
+    def take(self, deadline: float) -> dict[int, socket.socket]:
+        """The connections of all lower ranks, by rank; they are the caller's then.
+
+        deadline: of time.monotonic(). Raises HearthError WORKER_LOST naming a rank that is absent.
+        """
+        with self._changed:
+            while len(self._arrived) < self._rank:
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                    absent = min(set(range(self._rank)) - set(self._arrived))
+                    raise unreachable(absent, "it did not connect in time")
+            arrived, self._arrived = self._arrived, {}
+            self._key = None
+            return arrived
+
+    def close(self) -> None:
+        """Ends the listener."""
+        # Closing alone does not wake up a thread in accept().
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        with self._changed:
+            self._drop()
+
+    def _drop(self) -> None:
+        for connection in self._arrived.values():
+            connection.close()
+        self._arrived = {}
+        self._key = None
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, where = self._socket.accept()
+            except OSError:
+                if self._socket.fileno() < 0:
+                    return
+                time.sleep(_RETRY_SECONDS)  # no descriptors left, most likely
+                continue
+            if not self._slots.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(
+                target=self._greet, args=(connection, where), name="mesh-greet", daemon=True
+            ).start()
+
+    def _greet(self, connection: socket.socket, where: tuple[object, ...]) -> None:
+        try:
+            connection.settimeout(_HANDSHAKE_SECONDS)
+            if not self._admit(connection):
+                log.warning("mesh: a connection from %s did not prove the key", where[0])
+                connection.close()
+        except OSError:
+            connection.close()
+        finally:
+            self._slots.release()
+
+    def _admit(self, connection: socket.socket) -> bool:
+        ours = secrets.token_bytes(32)
+        connection.sendall(ours)
+        magic, rank, peer, theirs, proof = _HELLO.unpack(_receive(connection, _HELLO.size))
+        with self._changed:
+            # A dialler may be told of the mesh a moment before we are.
+            self._changed.wait_for(lambda: self._key is not None, _HANDSHAKE_SECONDS)
+            key = self._key
+            if key is None or magic != _MAGIC or peer != self._rank or rank >= self._rank:
+                return False
+            if not hmac.compare_digest(proof, _proof(key, b"dial", ours, theirs, rank, peer)):
+                return False
+            if rank in self._arrived:
+                return False
+            connection.sendall(_proof(key, b"accept", ours, theirs, rank, peer))
+            connection.settimeout(None)
+            self._arrived[rank] = connection
+            self._changed.notify_all()
+        return True
+
+
+def connect(address: str, key: bytes, rank: int, peer: int, deadline: float) -> socket.socket:
+    """A proven connection to rank `peer` at host:port, tried until `deadline` (time.monotonic()).
+
+    Raises HearthError WORKER_LOST naming the rank.
+    """
+    host, port = split_address(address)
+    problem = "there was no time"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            connection = socket.create_connection((host, port), timeout=min(left, 5.0))
+            try:
+                _prove(connection, key, rank, peer)
+            except BaseException:
+                connection.close()
+                raise
+            connection.settimeout(None)
+            return connection
+        except OSError as error:
+            problem = error.strerror or str(error) or type(error).__name__
+        time.sleep(_RETRY_SECONDS)
+    raise unreachable(peer, f"its mesh address {address}: {problem}")
+
+
+def connect_all(
+    addresses: list[str],
+    key: bytes,
+    rank: int,
+    lower: Callable[[float], dict[int, socket.socket]],
+    seconds: float,
+) -> list[int]:
+    """Descriptors of the connections to every rank, -1 in one's own place; they are the caller's.
+
+    lower: gives the connections of the lower ranks, which dial us. Raises HearthError WORKER_LOST.
+    """
+    deadline = time.monotonic() + seconds
+    connections: dict[int, socket.socket] = {}
+    try:
+        for peer in range(rank + 1, len(addresses)):
+            connections[peer] = connect(addresses[peer], key, rank, peer, deadline)
+        connections.update(lower(deadline))
+    except BaseException:
+        for connection in connections.values():
+            connection.close()
+        raise
+    return [-1 if r == rank else connections[r].detach() for r in range(len(addresses))]
+
+
+def unreachable(rank: int, problem: str) -> HearthError:
+    """The error of a rank that cannot be reached over the mesh."""
+    return HearthError(
+        Reason.WORKER_LOST,
+        f"rank {rank} cannot be reached over the mesh ({problem}): are the workers' mesh ports "
+        "open to each other? `--lane grpc` needs none",
+        {"rank": rank},
+    )
+
+
+def _prove(connection: socket.socket, key: bytes, rank: int, peer: int) -> None:
+    connection.settimeout(_HANDSHAKE_SECONDS * 2)
+    theirs = _receive(connection, 32)
+    ours = secrets.token_bytes(32)
+    proof = _proof(key, b"dial", theirs, ours, rank, peer)
+    connection.sendall(_HELLO.pack(_MAGIC, rank, peer, ours, proof))
+    answer = _receive(connection, 32)
+    if not hmac.compare_digest(answer, _proof(key, b"accept", theirs, ours, rank, peer)):
+        raise OSError("it did not prove the session key")
+
+
+def _proof(key: bytes, role: bytes, listener: bytes, dialler: bytes, rank: int, peer: int) -> bytes:
+    text = role + listener + dialler + struct.pack("<II", rank, peer)
+    return hmac.digest(key, text, "sha256")
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes, within the handshake's time as a whole. Raises OSError."""
+    deadline = time.monotonic() + (connection.gettimeout() or _HANDSHAKE_SECONDS)
+    data = b""
+    while len(data) < size:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the handshake took too long")
+        connection.settimeout(left)
+        part = connection.recv(size - len(data))
+        if not part:
+            raise OSError("it closed the connection during the handshake")
+        data += part
+    return data
