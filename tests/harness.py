@@ -1,4 +1,4 @@
-"""What tests share: worker processes, and small plans with random weights to load into them."""
+"""What tests share: `hearth` as processes, small plans with random weights to load into them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +20,20 @@ from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
 
 _START_SECONDS = 60
+_HEARTH = (sys.executable, "-m", "hearth.cli.main")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class WorkerProcess:
-    """A `hearth worker` on a free port of the loopback; `end` it by its id."""
+class ServiceProcess:
+    """A `hearth` service that says "hearth NAME listening on ADDRESS"; `end` it by its id."""
 
-    def __init__(self, *options: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, environ: Mapping[str, str] = _NOTHING) -> None:
         self.log = log
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")}
-        command = [sys.executable, "-m", "hearth.cli.main", "worker", "--listen", "127.0.0.1:0"]
-        command += ["--threads", "1", "--exit-with-parent", str(os.getpid())]
-        if "--cache-dir" not in options:
-            command += ["--cache-dir", "none"]
         self.process = subprocess.Popen(
-            [*command, *options],
+            [*_HEARTH, *arguments],
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
-            env=environ,
+            env=clean_environ(environ),
             text=True,
         )
         timer = threading.Timer(_START_SECONDS, self.process.kill)
@@ -42,8 +41,15 @@ class WorkerProcess:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         timer.cancel()
-        assert line.startswith("hearth worker listening on "), f"{line!r}\n{log.read_text()}"
+        if not line.startswith(f"hearth {arguments[0]} listening on "):
+            self.kill()
+            self.process.stdout.close()
+            raise AssertionError(f"{line!r}\n{log.read_text()}")
         self.address = line.split()[-1]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def kill(self) -> None:
         """As if the machine lost power."""
@@ -61,6 +67,44 @@ class WorkerProcess:
         if self.process.stdout is not None:
             self.process.stdout.close()
         return self.process.returncode
+
+
+class WorkerProcess(ServiceProcess):
+    """A `hearth worker` of one thread on a free port of the loopback, unless options say other."""
+
+    def __init__(self, *options: str, log: Path, environ: Mapping[str, str] = _NOTHING) -> None:
+        settings = ["--listen", "127.0.0.1:0", "--threads", "1"]
+        settings += ["--exit-with-parent", str(os.getpid())]
+        if "--cache-dir" not in options:
+            settings += ["--cache-dir", "none"]
+        super().__init__("worker", *settings, *options, log=log, environ=environ)
+
+
+def clean_environ(more: Mapping[str, str] = _NOTHING) -> dict[str, str]:
+    """This environment without settings of Hearth but those of `more`."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")} | dict(more)
+
+
+def hearth(
+    *arguments: str | bytes, environ: Mapping[str, str] = _NOTHING, seconds: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end; its exit code, stdout and stderr."""
+    return subprocess.run(
+        [*_HEARTH, *arguments],
+        env=clean_environ(environ),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def peak_bytes(pid: int) -> int:
+    """The most resident memory that a running process has had (Linux: VmHWM)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} has no VmHWM")
 
 
 def shard_config(hidden: int = 128, layers: int = 2, ffn: int = 256) -> common_pb2.ShardConfig:

@@ -1,0 +1,79 @@
+"""What a cluster makes of a given text: logits of every position, and perplexity.
+
+The text is given token by token (nothing is sampled), in windows that know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.converter import open_model
+from hearth.root.cluster import Cluster, ClusterSettings
+from hearth.root.scheduler import Batch, Limits, SequenceStep
+
+F32 = npt.NDArray[np.float32]
+
+
+@contextmanager
+def formed(
+    source: str,
+    addresses: Sequence[str] = (),
+    weights: str | None = None,
+    **settings: object,
+) -> Iterator[tuple[Cluster, Limits]]:
+    """A cluster that serves model `source` on this process and the workers at `addresses`."""
+    given = {"threads": 1, "kv_type": "f32", "sequences": 1} | settings
+    with open_model(source, weights) as model:
+        cluster = Cluster(
+            model,
+            ClusterSettings(workers=tuple(addresses), **given),  # type: ignore[arg-type]
+        )
+        try:
+            yield cluster, cluster.form()
+        finally:
+            cluster.close()
+
+
+def step(limits: Limits, sequences: Sequence[tuple[int, int, Sequence[int]]]) -> Batch:
+    """A step of (first page, position, tokens) sequences that wants the logits of every row.
+
+    Sequence pages are consecutive from the first, so the caller leaves room between them.
+    """
+    parts = []
+    for number, (page, position, tokens) in enumerate(sequences):
+        count = -(-(position + len(tokens)) // limits.page_size)
+        pages = tuple(range(page, page + count))
+        parts.append(SequenceStep(number, tuple(tokens), position, pages, True))
+    rows = tuple(token for part in parts for token in part.tokens)
+    decode = sum(len(part.tokens) == 1 for part in parts)
+    return Batch(tuple(parts), rows, tuple(range(len(rows))), decode)
+
+
+def logits_of(cluster: Cluster, limits: Limits, ids: Sequence[int]) -> F32:
+    """Logits after each of `ids`, float32 [len(ids), vocabulary], in steps as long as may be."""
+    length = limits.max_step_tokens
+    return np.concatenate(
+        [
+            cluster.run(step(limits, [(0, at, ids[at : at + length])])).logits
+            for at in range(0, len(ids), length)
+        ]
+    )
+
+
+def perplexity(
+    logits: Callable[[Sequence[int]], F32], ids: Sequence[int], window: int, bos: int
+) -> float:
+    """exp of the mean loss of `ids`, in windows of `window` tokens that each begin with `bos`."""
+    total = 0.0
+    for at in range(0, len(ids), window):
+        part = ids[at : at + window]
+        rows = logits([bos, *part[:-1]]).astype(np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(part)), part]
+        total += float(losses.sum())
+    return math.exp(total / len(ids))
