@@ -413,7 +413,43 @@ void test_to_f16(const Kernels& kernels) {
     if (std::isnan(x[i])) {
       CHECK((got[i] & 0x7fff) > 0x7c00);
     } else {
-      CHECK_EQUAL(got[i], f32_to_f16(x[i]));
+      CHECK_EQUAL(got[i], f32_to_f16(std::clamp(x[i], -65504.0f, 65504.0f)));
+    }
+  }
+}
+
+// What comes over the wire, placed or added: on sizes that leave a tail, and with every f16 there
+// is.
+void test_from_wire(const Kernels& kernels) {
+  for (bool add : {false, true}) {
+    for (size_t size : {size_t{1}, size_t{7}, size_t{8}, size_t{33}, size_t{65536}}) {
+      const test::Case each(add ? "add" : "place", " f16 x ", size);
+      std::vector<uint16_t> halves(size);
+      for (size_t i = 0; i < size; ++i) halves[i] = static_cast<uint16_t>(i * 257);
+      const std::vector<float> before = random_floats(size);
+      std::vector<float> got = before, expected = before;
+      got.push_back(kUntouched);
+      expected.push_back(kUntouched);
+      kernels.from_f16(halves.data(), size, got.data(), add);
+      kScalarKernels.from_f16(halves.data(), size, expected.data(), add);
+      CHECK_SAME(got, expected);
+      for (size_t i = 0; i < size; ++i) {
+        const float number = f16_to_f32(halves[i]);
+        if (!std::isnan(number)) CHECK_EQUAL(got[i], add ? before[i] + number : number);
+      }
+    }
+    for (size_t blocks : {1, 2, 5}) {
+      const test::Case each(add ? "add" : "place", " q80 x ", blocks);
+      std::vector<int8_t> q(blocks * kBlock);
+      for (size_t i = 0; i < q.size(); ++i) q[i] = static_cast<int8_t>(i * 37);
+      std::vector<float> scales = random_floats(blocks);
+      if (blocks == 5) scales[3] = kNan;
+      std::vector<float> got = random_floats(q.size()), expected = got;
+      got.push_back(kUntouched);
+      expected.push_back(kUntouched);
+      kernels.from_q80(q.data(), scales.data(), q.size(), got.data(), add);
+      kScalarKernels.from_q80(q.data(), scales.data(), q.size(), expected.data(), add);
+      CHECK_SAME(got, expected);
     }
   }
 }
@@ -443,6 +479,7 @@ int main() {
     test_swiglu(kernels);
     test_attend(kernels);
     test_to_f16(kernels);
+    test_from_wire(kernels);
   }
   return test::finish();
 }
