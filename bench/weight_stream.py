@@ -35,7 +35,7 @@ from hearth.common.channels import (
     server_options,
 )
 from hearth.root.streaming import stream_weights
-from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.shard import NodeShard, slice_bytes
 
 _HIDDEN, _FFN, _HEAD = 2048, 5632, 64
@@ -93,10 +93,9 @@ def load_seconds(
         worker = _serve([*command, "--exit-with-parent", str(os.getpid()), *options])
         try:
             with dial(worker[1]) as channel:
-                stub = worker_pb2_grpc.WorkerServiceStub(channel)
                 _ready(channel)
                 started = time.perf_counter()
-                stream_weights(stub, begin, slices.__getitem__, worker=worker[1])
+                stream_weights(channel, begin, slices.__getitem__, worker=worker[1])
                 return time.perf_counter() - started
         finally:
             worker[0].terminate()

@@ -115,22 +115,25 @@ class SliceCache:
         self._pinned = {identity.hex() for identity in identities}
         self._full_told = False
 
-    def read(self, identity: bytes, size: int) -> Bytes | None:
-        """The slice's `size` bytes, verified; None when absent. Removes a corrupt entry."""
+    def read(self, identity: bytes, into: Bytes) -> bool:
+        """Fills `into`, as large as the slice, with its verified bytes; False when it is absent.
+
+        Removes a corrupt entry.
+        """
         path = self._path(identity)
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return None
+            return False
         except OSError as error:
             log.warning("cache: cannot open %s: %s", path, error)
-            return None
+            return False
         try:
-            data = self._verified(path, file, size)
-            if data is not None:
-                with contextlib.suppress(OSError):
-                    os.utime(path)  # when it was used last: what eviction goes by
-            return data
+            if not self._verified(path, file, into):
+                return False
+            with contextlib.suppress(OSError):
+                os.utime(path)  # when it was used last: what eviction goes by
+            return True
         finally:
             os.close(file)
 
@@ -151,30 +154,29 @@ class SliceCache:
     def _path(self, identity: bytes) -> Path:
         return self.folder / f"{identity.hex()}.slice"
 
-    def _verified(self, path: Path, file: int, size: int) -> Bytes | None:
+    def _verified(self, path: Path, file: int, into: Bytes) -> bool:
         problem = ""
+        size = into.size
         try:
             stored = os.fstat(file).st_size
             if stored != size + _TRAILER.size:
                 problem = f"{stored} bytes in place of {size + _TRAILER.size}"
             else:
-                data = np.empty(size, dtype=np.uint8)
                 trailer = np.empty(_TRAILER.size, dtype=np.uint8)
-                if _read(file, data) + _read(file, trailer, size) != stored:
+                if _read(file, into) + _read(file, trailer, size) != stored:
                     problem = "cannot be read to its end"
                 else:
                     magic, written, digest = _TRAILER.unpack(trailer.tobytes())
                     if magic != _MAGIC or written != size:
                         problem = "its trailer is not ours"
-                    elif xxhash.xxh3_128_digest(data.data) != digest:
+                    elif xxhash.xxh3_128_digest(into.data) != digest:
                         problem = "its bytes do not match its digest"
         except OSError as error:
             problem = str(error)
         if problem:
             log.warning("cache: dropping %s (%s): it will be fetched again", path.name, problem)
             path.unlink(missing_ok=True)
-            return None
-        return data
+        return not problem
 
     def _open_part(self, identity: bytes, size: int) -> Part:
         shared = self.folder / f"{identity.hex()}.part"

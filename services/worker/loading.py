@@ -31,17 +31,24 @@ log = logging.getLogger(__name__)
 
 # A chunk that arrives wrong this many times more is given up.
 MAX_RESENDS = 3
+# Bytes stored between two acks: half of what the sender lets fly (streaming.py), or less.
+_ACK_BYTES = 4 * CHUNK_BYTES
 # How much is read from the cache between two LoadProgress messages.
 _PROGRESS_BYTES = 32 << 20
+
+
+Bytes = npt.NDArray[np.uint8]
 
 
 class _Assembly:
     """One slice on its way in: `buffer` uint8 [size_bytes], its first `held` bytes verified."""
 
-    def __init__(self, index: int, entry: worker_pb2.SliceEntry, part: Part | None) -> None:
+    def __init__(
+        self, index: int, entry: worker_pb2.SliceEntry, part: Part | None, buffer: Bytes
+    ) -> None:
         self.index = index
         self.entry = entry
-        self.buffer = np.empty(entry.size_bytes, dtype=np.uint8)
+        self.buffer = buffer
         self.part = part
         self.held = 0
         self.resumed = 0
@@ -132,6 +139,10 @@ class LoadSession:
         self._network_bytes = 0
         self._packer = ThreadPoolExecutor(1, "pack")
         self._packing: Future[None] | None = None
+        # Two, in turns: one slice is packed while the next arrives. New memory for each slice would
+        # cost more in page faults than its checksums.
+        self._buffers: list[Bytes] = []
+        self._unacknowledged = 0
 
     @property
     def complete(self) -> bool:
@@ -148,8 +159,8 @@ class LoadSession:
             return
         since = 0
         for index, entry in enumerate(self.manifest):
-            data = self._cache.read(entry.identity, entry.size_bytes)
-            if data is None:
+            data = self._buffer(entry)
+            if not self._cache.read(entry.identity, data):
                 continue
             self._pack(index, data)
             self._metrics.weights("cache", entry.size_bytes)
@@ -165,6 +176,7 @@ class LoadSession:
     def needs(self) -> worker_pb2.LoadWeightsResponse:
         """What is lacking, in the order in which it must come. Begins a stream's counting anew."""
         self._network_bytes = 0
+        self._unacknowledged = 0
         self._pending = [index for index, loaded in enumerate(self._loaded) if not loaded]
         if self._assembly is None:
             self._resume_part()
@@ -179,8 +191,10 @@ class LoadSession:
         return worker_pb2.LoadWeightsResponse(needs=needs)
 
     def accept(self, chunk: ChunkFrame) -> worker_pb2.LoadWeightsResponse | None:
-        """Verifies and stores one chunk: an ack, a reject, or None for one dropped after a reject.
+        """Verifies and stores one chunk: an ack, a reject, or None.
 
+        An ack stands for all chunks before it. None where the next ack will do, and for what was
+        on its way when a chunk was rejected.
         Raises HearthError: BAD_CHUNK for one that stays wrong, INVALID_ARGUMENT out of order.
         """
         if not self._pending:
@@ -216,6 +230,10 @@ class LoadSession:
                 return self._reject(assembly, "digest", assembly.wrong_digests)
             self._complete(assembly)
         assembly.wrong_chunks = 0
+        self._unacknowledged += len(data)
+        if self._pending and self._unacknowledged < _ACK_BYTES:
+            return None
+        self._unacknowledged = 0
         ack = worker_pb2.ChunkAck(slice=chunk.slice, held_bytes=end)
         return worker_pb2.LoadWeightsResponse(ack=ack)
 
@@ -227,6 +245,7 @@ class LoadSession:
                 f"finish came although {len(lacking)} slices are lacking, the first {lacking[0]!r}"
             )
         self._finish_packing()
+        self._buffers.clear()
         done = worker_pb2.LoadDone(
             network_bytes=self._network_bytes,
             cache_bytes=max(0, self.weight_bytes - self._network_bytes),
@@ -254,7 +273,14 @@ class LoadSession:
     def _open(self, index: int) -> _Assembly:
         entry = self.manifest[index]
         part = self._cache.part(entry.identity, entry.size_bytes) if self._cache else None
-        return _Assembly(index, entry, part)
+        return _Assembly(index, entry, part, self._buffer(entry))
+
+    def _buffer(self, entry: worker_pb2.SliceEntry) -> Bytes:
+        """Memory for one slice, until `_pack` hands it to the packer."""
+        if not self._buffers:
+            largest = max(item.size_bytes for item in self.manifest)
+            self._buffers = [np.empty(largest, dtype=np.uint8) for _ in range(2)]
+        return self._buffers[0][: entry.size_bytes]
 
     def _reject(self, assembly: _Assembly, why: str, times: int) -> worker_pb2.LoadWeightsResponse:
         name, offset = assembly.entry.name, assembly.held
@@ -279,10 +305,11 @@ class LoadSession:
         self._pending.pop(0)
         self._assembly = None
 
-    def _pack(self, index: int, data: npt.NDArray[np.uint8]) -> None:
+    def _pack(self, index: int, data: Bytes) -> None:
         self._finish_packing()
         self._packing = self._packer.submit(self.shard.load, self.manifest[index], data)
         self._loaded[index] = True
+        self._buffers.reverse()  # the other one's slice has been packed: waited for above
 
     def _finish_packing(self) -> None:
         """Raises what packing the last slice raised."""

@@ -77,7 +77,7 @@ class WorkerServer:
         """Serves; the port it listens on."""
         server = grpc.server(
             futures.ThreadPoolExecutor(_RPC_THREADS, "rpc"),
-            interceptors=(ChunkFrames(),),
+            interceptors=[ChunkFrames()],
             options=channels.server_options(),
             maximum_concurrent_rpcs=_RPC_THREADS,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 
@@ -139,20 +140,21 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         return _Slot(self._slots)
 
 
-class ChunkFrames(grpc.ServerInterceptor):  # type: ignore[misc]
+class ChunkFrames(grpc.ServerInterceptor):
     """Lets LoadWeights read its chunks as views (see common/frames.py)."""
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The method's handler, LoadWeights' with another deserializer."""
         handler = continuation(handler_call_details)
         if handler is None or not handler_call_details.method.endswith("/LoadWeights"):
             return handler
+        load: Any = handler.stream_stream
         return grpc.stream_stream_rpc_method_handler(
-            handler.stream_stream,
+            load,
             request_deserializer=decode_request,
             response_serializer=handler.response_serializer,
         )

@@ -28,7 +28,7 @@ class Root:
         self.plan = plan
         self.channel = dial(worker.address)
         self.stub = worker_pb2_grpc.WorkerServiceStub(self.channel)
-        stream_weights(self.stub, plan.begin, plan.read, worker=worker.address)
+        stream_weights(self.channel, plan.begin, plan.read, worker=worker.address)
         self._out: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
         self.call = self.stub.Forward(iter(self._out.get, None), timeout=60)
         self.send(open=worker_pb2.ForwardOpen(lease=plan.begin.lease))

@@ -35,8 +35,8 @@ def store(cache: SliceCache, number: int, content: bytes) -> None:
 
 
 def read(cache: SliceCache, number: int, size: int) -> bytes | None:
-    found = cache.read(identity(number), size)
-    return None if found is None else found.tobytes()
+    into = np.empty(size, dtype=np.uint8)
+    return into.tobytes() if cache.read(identity(number), into) else None
 
 
 def test_what_was_stored_is_read(tmp_path: Path) -> None:

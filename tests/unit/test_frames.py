@@ -1,0 +1,85 @@
+"""Chunks without copies are the messages that protobuf writes and reads, whatever the bytes."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hearth.common.frames import ChunkFrame, decode_request, encode_request
+from hearth.v1 import worker_pb2
+
+_chunks = st.builds(
+    worker_pb2.WeightChunk,
+    slice=st.integers(0, 2**32 - 1),
+    offset=st.integers(0, 2**64 - 1),
+    data=st.binary(max_size=300),
+    checksum=st.integers(0, 2**64 - 1),
+    digest=st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)),
+)
+
+
+def as_chunk(frame: ChunkFrame) -> worker_pb2.WeightChunk:
+    return worker_pb2.WeightChunk(
+        slice=frame.slice,
+        offset=frame.offset,
+        data=bytes(frame.data),
+        checksum=frame.checksum,
+        digest=frame.digest,
+    )
+
+
+@given(_chunks)
+def test_protobuf_reads_what_is_written(chunk: worker_pb2.WeightChunk) -> None:
+    view = memoryview(chunk.data)
+    frame = ChunkFrame(chunk.slice, chunk.offset, view, chunk.checksum, chunk.digest)
+    assert worker_pb2.LoadWeightsRequest.FromString(encode_request(frame)).chunk == chunk
+
+
+@given(_chunks)
+def test_what_protobuf_writes_is_read(chunk: worker_pb2.WeightChunk) -> None:
+    raw = worker_pb2.LoadWeightsRequest(chunk=chunk).SerializeToString()
+    frame = decode_request(raw)
+    assert isinstance(frame, ChunkFrame)
+    assert as_chunk(frame) == chunk
+
+
+def test_fields_may_come_in_any_order() -> None:
+    data = worker_pb2.WeightChunk(data=b"abc").SerializeToString()
+    offset = worker_pb2.WeightChunk(offset=300).SerializeToString()
+    raw = bytes([0x12, len(data) + len(offset)]) + data + offset
+    assert decode_request(raw) == ChunkFrame(0, 300, memoryview(b"abc"), 0)
+
+
+def test_other_messages_are_protobufs() -> None:
+    for message in (
+        worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish()),
+        worker_pb2.LoadWeightsRequest(begin=worker_pb2.LoadBegin(protocol_version=7)),
+        worker_pb2.LoadWeightsRequest(),
+    ):
+        assert decode_request(encode_request(message)) == message
+
+
+@given(_chunks, st.data())
+def test_any_bytes_read_as_protobuf_reads_them(
+    chunk: worker_pb2.WeightChunk, data: st.DataObject
+) -> None:
+    raw = bytearray(worker_pb2.LoadWeightsRequest(chunk=chunk).SerializeToString())
+    for _ in range(data.draw(st.integers(1, 3))):
+        if raw:
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del raw[data.draw(st.integers(0, len(raw))) :]
+    try:
+        expected = worker_pb2.LoadWeightsRequest.FromString(bytes(raw))
+    except DecodeError:
+        expected = None
+    try:
+        got = decode_request(bytes(raw))
+    except DecodeError:
+        got = None
+    if isinstance(got, ChunkFrame):
+        assert expected is not None
+        assert expected.chunk == as_chunk(got)
+    else:
+        assert got == expected
