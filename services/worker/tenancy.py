@@ -99,11 +99,16 @@ class Tenancy:
             self._state.check(lease, time.monotonic())
             self._end(HearthError(Reason.CANCELLED, "the root released this worker"))
 
-    def close(self) -> None:
-        """The worker stops: ends everything, and refuses what comes."""
+    def close(self, seconds: float = 5.0) -> None:
+        """The worker stops: ends everything, and refuses what comes.
+
+        Waits up to `seconds` for streams to leave: a thread that computes when the interpreter goes
+        away would take the process down with it.
+        """
         with self._changed:
             self._closed = True
             self._end(HearthError(Reason.SHUTTING_DOWN, "this worker is shutting down"))
+            self._changed.wait_for(lambda: not self._streams, seconds)
 
     def _end(self, error: HearthError) -> None:
         self._state.end()
