@@ -1,0 +1,228 @@
+"""Workers that are lost while a root serves or loads: real processes, killed or stopped for good.
+
+Each time the request ends with a status that names the worker, the root stays up and says which
+worker is lost and why, and it serves again by itself when the worker is back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness import ServiceProcess, WorkerProcess
+
+from hearth.client import Client, ClusterUnavailable, GenerateStream, WorkerLost
+from hearth.common.errors import HearthError
+from hearth.converter import open_model
+from hearth.root.cluster import Cluster, ClusterSettings
+from hearth.root.streaming import LoadEvent
+from hearth.v1 import root_pb2, worker_pb2, worker_pb2_grpc
+
+Start = Callable[..., ServiceProcess]
+PROMPT = "Once upon a time"
+# Far more tokens than can be made while a signal is on its way: what is lost is lost in the middle.
+LONG = ("--context", "50000", "--sequences", "1")
+# No request here may outlast this; nothing is decided by it but that something hangs.
+SECONDS = 60.0
+
+
+@pytest.fixture
+def serve(start_root: Start) -> Iterator[Callable[..., Client]]:
+    """Starts a root of the demo model over workers; a client of it."""
+    clients: list[Client] = []
+
+    def start(workers: list[ServiceProcess], *options: str) -> Client:
+        addresses = [worker.address for worker in workers]
+        root = start_root("--model", "demo", "--workers", *addresses, *LONG, *options)
+        clients.append(Client(root.address, timeout=SECONDS))
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+def endless(client: Client) -> GenerateStream:
+    """A generation that goes on and on, of which one piece of text has arrived."""
+    stream = client.generate(PROMPT, max_tokens=40000, ignore_eos=True, timeout=SECONDS)
+    assert next(stream)
+    return stream
+
+
+def story(client: Client) -> list[int]:
+    """20 greedy tokens: the same whenever the cluster works."""
+    with client.generate(PROMPT, max_tokens=20, ignore_eos=True, timeout=SECONDS) as stream:
+        for _ in stream:
+            pass
+    return stream.token_ids
+
+
+def until(client: Client, state: int) -> root_pb2.ClusterStatus:
+    """The cluster's status once it is in `state`."""
+    for status in client.watch_cluster(timeout=SECONDS):
+        if status.state == state:
+            return status
+    raise AssertionError("the root stopped telling")
+
+
+def node(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> root_pb2.ClusterNode:
+    return next(node for node in status.nodes if node.address == worker.address)
+
+
+@pytest.mark.parametrize("lane", ["mesh", "grpc"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_worker_killed_in_mid_generation(
+    start_worker: Start, serve: Callable[..., Client], lane: str, lost: int
+) -> None:
+    workers = [start_worker("--name", f"node{rank}") for rank in (1, 2)]
+    client = serve(workers, "--lane", lane)
+    before = story(client)
+    victim, survivor = workers[lost], workers[1 - lost]
+    stream = endless(client)
+    victim.kill()
+    with pytest.raises(WorkerLost, match=victim.address) as error:
+        for _ in stream:
+            pass
+    assert error.value.metadata["worker"] == victim.address
+    assert f"node{lost + 1}" in error.value.message
+    assert survivor.address not in error.value.message
+
+    status = until(client, root_pb2.CLUSTER_STATE_DEGRADED)
+    assert victim.address in status.reason
+    assert node(status, victim).state == root_pb2.NODE_STATE_LOST
+    assert victim.address in node(status, victim).reason
+    assert node(status, survivor).state != root_pb2.NODE_STATE_LOST
+    with pytest.raises(ClusterUnavailable, match=victim.address):
+        story(client)
+    assert client.model().name == "demo"  # what needs no cluster is served all the same
+
+    start_worker("--listen", victim.address)
+    until(client, root_pb2.CLUSTER_STATE_SERVING)
+    assert story(client) == before
+    assert survivor.process.poll() is None
+
+
+def test_every_request_ends_when_a_worker_is_lost(
+    start_worker: Start, serve: Callable[..., Client]
+) -> None:
+    """Requests in the batch and in the queue alike."""
+    worker = start_worker()
+    client = serve([worker])
+    streams = [endless(client)]
+    streams += [
+        client.generate(PROMPT, max_tokens=40000, ignore_eos=True, timeout=SECONDS)
+        for _ in range(3)
+    ]
+    worker.kill()
+    for stream in streams:
+        # Those that reached the root after the loss are refused, with the same cause.
+        with pytest.raises(ClusterUnavailable, match=worker.address):
+            for _ in stream:
+                pass
+
+
+def test_an_idle_cluster_notices_too(start_worker: Start, serve: Callable[..., Client]) -> None:
+    worker = start_worker()
+    client = serve([worker])
+    worker.kill()
+    status = until(client, root_pb2.CLUSTER_STATE_DEGRADED)
+    assert node(status, worker).state == root_pb2.NODE_STATE_LOST
+
+
+@pytest.mark.parametrize("lane", ["mesh", "grpc"])
+def test_a_worker_that_hangs(start_worker: Start, serve: Callable[..., Client], lane: str) -> None:
+    """Stopped, not dead: its connections stay open, so only the step's watchdog can tell."""
+    workers = [start_worker(), start_worker()]
+    client = serve(workers, "--lane", lane, "--step-seconds", "1")
+    before = story(client)
+    hanging = workers[1]
+    stream = endless(client)
+    os.kill(hanging.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(WorkerLost, match=hanging.address) as error:
+            for _ in stream:
+                pass
+        assert error.value.metadata["worker"] == hanging.address
+        assert "did not answer" in error.value.message
+        status = until(client, root_pb2.CLUSTER_STATE_DEGRADED)
+        assert node(status, hanging).state == root_pb2.NODE_STATE_LOST
+    finally:
+        os.kill(hanging.pid, signal.SIGCONT)
+    until(client, root_pb2.CLUSTER_STATE_SERVING)
+    assert story(client) == before
+
+
+def test_a_worker_that_leaves_on_purpose(start_worker: Start, serve: Callable[..., Client]) -> None:
+    """SIGTERM: the worker says why, the request ends with that, and the worker's exit is clean."""
+    worker = start_worker()
+    client = serve([worker])
+    stream = endless(client)
+    ended = threading.Thread(target=worker.end)
+    ended.start()
+    with pytest.raises(ClusterUnavailable, match=worker.address):
+        for _ in stream:
+            pass
+    ended.join()
+    assert worker.process.returncode == 0
+
+
+@pytest.mark.parametrize("state", ["killed", "stopped"])
+def test_the_root_ends_well_without_its_worker(
+    start_worker: Start, start_root: Start, state: str
+) -> None:
+    worker = start_worker()
+    root = start_root("--model", "demo", "--workers", worker.address, "--drain-seconds", "1")
+    os.kill(worker.pid, signal.SIGKILL if state == "killed" else signal.SIGSTOP)
+    try:
+        assert root.end(60) == 0
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+
+
+def test_a_worker_that_dies_during_loading(start_worker: Callable[..., WorkerProcess]) -> None:
+    """The other worker is let go at once, and the next attempt loads both."""
+    dying, other = start_worker(), start_worker()
+    settings = ClusterSettings(workers=(other.address, dying.address), threads=1, context=64)
+
+    def kill(address: str, event: LoadEvent) -> None:
+        # The demo's half in f32 is several chunks; the first of them has arrived.
+        if address == dying.address and 0 < event.network_bytes < event.total_bytes:
+            dying.kill()
+
+    with open_model("demo", "f32") as model:
+        cluster = Cluster(model, settings, on_load=kill)
+        try:
+            with pytest.raises(HearthError, match=dying.address) as error:
+                cluster.form()
+            assert error.value.reason in ("WORKER_LOST", "UNREACHABLE", "WORKER_UNREACHABLE")
+            assert error.value.metadata["worker"] == dying.address
+            status = cluster.status()
+            assert status.state == root_pb2.CLUSTER_STATE_DEGRADED
+            assert node(status, dying).state == root_pb2.NODE_STATE_LOST
+            assert dying.address in node(status, dying).reason
+            assert holder(other) == ""
+            start_worker("--listen", dying.address)
+            cluster.form()
+            assert cluster.status().state == root_pb2.CLUSTER_STATE_SERVING
+        finally:
+            cluster.close()
+    assert holder(other) == ""
+
+
+def holder(worker: ServiceProcess) -> str:
+    """The root that holds a worker, once its streams have had time to leave; "" when free."""
+    from hearth.common.channels import PROTOCOL_VERSION, dial
+
+    with dial(worker.address) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        deadline = time.monotonic() + 3.0  # less than the lease's grace period
+        while True:
+            request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+            held_by = str(stub.Describe(request, timeout=10).held_by)
+            if not held_by or time.monotonic() > deadline:
+                return held_by
+            time.sleep(0.05)
