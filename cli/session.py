@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from hearth import _native
 from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
+from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model, open_model
@@ -107,6 +109,9 @@ def open_session(
             pin=tuple(pin[0]) if pin else (),
         )
         metrics = Metrics()
+        metrics.build_info(
+            "root", system.version(), _native.instruction_set(), system.architecture()
+        )
         if options.metrics:
             metrics.serve(options.metrics)
             stack.callback(metrics.stop)

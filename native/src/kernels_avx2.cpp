@@ -114,8 +114,20 @@ __m256 load_column(const uint8_t* at) {
 
 // kTokens x kGroups tiles; two sums for each (even and odd columns), as in the scalar twin.
 template <Type kType, size_t kTokens, size_t kGroups>
-void float_tile(const MatmulArgs& a, size_t token, size_t group) {
+void add_column(const MatmulArgs& a, const uint8_t* w, const float* x, size_t c,
+                __m256 (&sums)[kTokens][kGroups]) {
   constexpr size_t kColumn = kGroupRows * (kType == Type::f32 ? 4 : 2);
+  __m256 column[kGroups];
+  for (size_t g = 0; g < kGroups; ++g)
+    column[g] = load_column<kType>(w + g * a.group_bytes + c * kColumn);
+  for (size_t t = 0; t < kTokens; ++t) {
+    const __m256 value = _mm256_broadcast_ss(x + t * a.columns + c);
+    for (size_t g = 0; g < kGroups; ++g) sums[t][g] = _mm256_fmadd_ps(column[g], value, sums[t][g]);
+  }
+}
+
+template <Type kType, size_t kTokens, size_t kGroups>
+void float_tile(const MatmulArgs& a, size_t token, size_t group) {
   __m256 even[kTokens][kGroups], odd[kTokens][kGroups];
   for (size_t t = 0; t < kTokens; ++t) {
     for (size_t g = 0; g < kGroups; ++g) even[t][g] = odd[t][g] = _mm256_setzero_ps();
@@ -124,26 +136,13 @@ void float_tile(const MatmulArgs& a, size_t token, size_t group) {
   const uint8_t* w = a.weights + group * a.group_bytes;
   size_t c = 0;
   for (; c + 2 <= a.columns; c += 2) {
-    __m256 w0[kGroups], w1[kGroups];
-    for (size_t g = 0; g < kGroups; ++g) {
-      w0[g] = load_column<kType>(w + g * a.group_bytes + c * kColumn);
-      w1[g] = load_column<kType>(w + g * a.group_bytes + (c + 1) * kColumn);
-    }
-    for (size_t t = 0; t < kTokens; ++t) {
-      const __m256 x0 = _mm256_broadcast_ss(x + t * a.columns + c);
-      const __m256 x1 = _mm256_broadcast_ss(x + t * a.columns + c + 1);
-      for (size_t g = 0; g < kGroups; ++g) {
-        even[t][g] = _mm256_fmadd_ps(w0[g], x0, even[t][g]);
-        odd[t][g] = _mm256_fmadd_ps(w1[g], x1, odd[t][g]);
-      }
-    }
+    // Column by column: with both at once, a tile of 3 x 2 has no registers left.
+    add_column<kType, kTokens, kGroups>(a, w, x, c, even);
+    add_column<kType, kTokens, kGroups>(a, w, x, c + 1, odd);
   }
+  if (c < a.columns) add_column<kType, kTokens, kGroups>(a, w, x, c, even);
   for (size_t t = 0; t < kTokens; ++t) {
     for (size_t g = 0; g < kGroups; ++g) {
-      if (c < a.columns) {
-        even[t][g] = _mm256_fmadd_ps(load_column<kType>(w + g * a.group_bytes + c * kColumn),
-                                     _mm256_broadcast_ss(x + t * a.columns + c), even[t][g]);
-      }
       const size_t row = (group + g) * kGroupRows;
       store_rows(a.y + (token + t) * a.y_stride + row, _mm256_add_ps(even[t][g], odd[t][g]),
                  a.rows - row);
@@ -151,21 +150,21 @@ void float_tile(const MatmulArgs& a, size_t token, size_t group) {
   }
 }
 
+template <Type kType, size_t kGroups>
+void float_groups(const MatmulArgs& a, size_t group) {
+  size_t t = 0;
+  for (; t + 3 <= a.tokens; t += 3) float_tile<kType, 3, kGroups>(a, t, group);
+  if (t + 2 == a.tokens) float_tile<kType, 2, kGroups>(a, t, group);
+  if (t + 1 == a.tokens) float_tile<kType, 1, kGroups>(a, t, group);
+}
+
+// Two groups at once: for one token their four chains of additions hide the latency; for three, six
+// fused multiply-adds share five loads.
 template <Type kType>
 void matmul_floats(const MatmulArgs& a) {
-  if (a.tokens == 1) {
-    // Two groups at once: four independent chains of additions hide their latency.
-    size_t g = 0;
-    for (; g + 2 <= a.groups; g += 2) float_tile<kType, 1, 2>(a, 0, g);
-    if (g < a.groups) float_tile<kType, 1, 1>(a, 0, g);
-    return;
-  }
-  for (size_t g = 0; g < a.groups; ++g) {
-    size_t t = 0;
-    for (; t + 4 <= a.tokens; t += 4) float_tile<kType, 4, 1>(a, t, g);
-    for (; t + 2 <= a.tokens; t += 2) float_tile<kType, 2, 1>(a, t, g);
-    if (t < a.tokens) float_tile<kType, 1, 1>(a, t, g);
-  }
+  size_t g = 0;
+  for (; g + 2 <= a.groups; g += 2) float_groups<kType, 2>(a, g);
+  if (g < a.groups) float_groups<kType, 1>(a, g);
 }
 
 // Four bits: nibbles stay unsigned, the offset of 8 is taken off once per block by x_sums. The sums
