@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hearth.common.errors import HearthError
 from hearth.converter.spec import ModelSpec, is_norm
-from hearth.root.planner import OVERHEAD_BYTES, Plan, divide, make_plan, pages_for
+from hearth.root.planner import Plan, divide, make_plan, pages_for
 
 
 def spec_of(**changes: object) -> ModelSpec:
@@ -166,11 +166,12 @@ def test_memory_bounds_the_pages() -> None:
     plan = make_plan(spec, lambda _: "f32", 2)
     per_page = plan.nodes[1].kv_bytes_per_position(spec, "f16") * 16
     assert per_page == 2 * 2 * 2 * 8 * 2 * 16  # K and V, layers, heads, head_size, bytes, positions
-    room = plan.nodes[1].weight_bytes + OVERHEAD_BYTES + 40 * per_page
-    assert pages_for(spec, plan, "f16", 16, 4 * 512, 512, [0, 0]) == 128
-    assert pages_for(spec, plan, "f16", 16, 4 * 512, 512, [0, room]) == 40
-    with pytest.raises(HearthError, match=r"node 1 \(a worker\) has .* of memory"):
-        pages_for(spec, plan, "f16", 16, 4 * 512, 512, [0, room - 9 * per_page])
+    room = plan.nodes[1].weight_bytes + 40 * per_page
+    much = ("root", 1 << 40)
+    assert pages_for(spec, plan, "f16", 16, 512, 4, [much, much]) == 128
+    assert pages_for(spec, plan, "f16", 16, 512, 4, [much, ("pi", room)]) == 40
+    with pytest.raises(HearthError, match=r"pi has .* of memory for its shard of test"):
+        pages_for(spec, plan, "f16", 16, 512, 4, [much, ("pi", room - 9 * per_page)])
 
 
 def test_identity_tells_cuts_and_models_apart() -> None:
