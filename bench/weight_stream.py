@@ -34,6 +34,7 @@ from hearth.common.channels import (
     dial,
     server_options,
 )
+from hearth.common.system import keep_message_memory
 from hearth.root.streaming import stream_weights
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.shard import NodeShard, slice_bytes
@@ -172,6 +173,7 @@ def main() -> None:
     if options.serve:
         _serve_sink()
         return
+    keep_message_memory()
     begin, slices = plan(options.layers, options.weights)
     size = sum(data.size for data in slices)
     load, bare = [], []

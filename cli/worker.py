@@ -79,11 +79,13 @@ def run(options: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
     # Late: `hearth worker --help` needs neither gRPC nor the core.
     from hearth.common import logging as hearth_logging
+    from hearth.common import system
     from hearth.common.channels import split_address
     from hearth.common.metrics import Metrics
     from hearth.worker.server import WorkerServer
 
     hearth_logging.setup()
+    system.keep_message_memory()
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -113,7 +115,9 @@ def run(options: argparse.Namespace) -> int:
         host, _ = split_address(options.listen)
         shown = f"[{host}]" if ":" in host else host
         print(f"hearth worker listening on {shown}:{port}", flush=True)
-        stop.wait()
+        # Not for ever: a signal may be given to a thread that does not wake this one.
+        while not stop.wait(1.0):
+            pass
     finally:
         server.stop()
         metrics.stop()

@@ -1,10 +1,11 @@
-"""What this machine gives the process: cores, memory, its own footprint. Reads, never changes.
+"""What this machine gives the process: cores, memory, its own footprint.
 
 Honours Linux control groups (containers): their limits, not the machine's, are what may be used.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,9 @@ import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 def version() -> str:
@@ -70,6 +74,20 @@ def peak_rss_bytes() -> int:
     """The most resident memory that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_message_memory() -> None:
+    """Lets the allocator keep the memory of freed messages (up to 32 MiB) for the next ones.
+
+    glibc gives a block of 1 MiB back when it is freed, and the next one is then faulted in page by
+    page: with weights streaming, a third of the process's time. Other allocators are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_TRIM_THRESHOLD, 32 << 20)
+    mallopt(_M_MMAP_THRESHOLD, 8 << 20)
 
 
 def _meminfo(field: str) -> int:
