@@ -206,7 +206,8 @@ void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
   if (numbers > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
   // Fewer numbers than ranks have blocks for: segments would be empty.
-  if (ranks() == 2 || wire_bytes(numbers) <= config_.direct_bytes || numbers % kBlock != 0) {
+  if (ranks() == 2 || wire_bytes(numbers) <= config_.direct_bytes || numbers % kBlock != 0 ||
+      numbers / kBlock < ranks()) {
     direct(x, numbers);
   } else {
     scattered(x, numbers);
