@@ -74,7 +74,10 @@ class WorkerLink:
         on_progress: Callable[[LoadEvent], None],
     ) -> worker_pb2.LoadDone:
         """Streams what the worker lacks; its shard is ready after. Raises HearthError."""
-        return stream_weights(self._channel, begin, read_slice, on_progress, worker=self.name)
+        try:
+            return stream_weights(self._channel, begin, read_slice, on_progress, worker=self.name)
+        except HearthError as error:
+            raise self._named(error) from None
 
     def open(self, lease: worker_pb2.Lease, on_end: Callable[[HearthError], None]) -> None:
         """Opens the Forward stream. `on_end` is called, in a thread of gRPC's, when it ends."""
