@@ -111,9 +111,21 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kv-type",
-        choices=("f32", "f16"),
+        choices=("f32", "f16", "q80"),
         default="f16",
         help="what the KV cache holds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=("ram",),
+        default="ram",
+        help="where the KV cache lies (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--parallel",
+        choices=("auto", "tensor"),
+        default="auto",
+        help="how the model is divided; auto is tensor so far (default: %(default)s)",
     )
     parser.add_argument(
         "--max-step-tokens",

@@ -17,6 +17,9 @@ def set_instruction_set(name: str) -> None:
 def row_bytes(type: str, columns: int) -> int:
     """Bytes of one row of `columns` numbers; ValueError when they are no whole number of blocks."""
 
+def kv_row_bytes(type: str, head_size: int) -> int:
+    """Bytes of one position's key (or value) of one head; ValueError when q80 finds no whole blocks."""
+
 def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)]."""
 
@@ -40,7 +43,7 @@ class Lane:
 
     def __init__(self) -> None: ...
     def all_reduce(self, x: NDArray[np.float32]) -> None:
-        """Adds up x over all ranks, in place: f32 [rows, hidden_size], valid during the call only."""
+        """Adds up x over all ranks, in place: f32 [rows, hidden_size], of this call only."""
 
 class LaneError(RuntimeError):
     """A rank that is lost, silent or out of step; or this rank itself, told to give up."""
@@ -59,7 +62,7 @@ class MeshLane(Lane):
         deadline_seconds: float,
         direct_bytes: int,
     ) -> None:
-        """sockets: descriptor of each rank's connection, -1 in one's own place; they are the lane's."""
+        """sockets: the descriptor of each rank's connection, -1 for oneself; the lane's own."""
 
     def begin(self, step_id: int) -> None:
         """The next syncs are those of step `step_id`, counted from 0."""
@@ -121,7 +124,7 @@ class Shard:
         """Every slice that the shard needs: name -> (rows, columns)."""
 
     def load(self, name: str, type: str, data: object) -> None:
-        """Packs a slice for this CPU; ValueError on an unknown name, a second time, or a wrong size."""
+        """Packs a slice for this CPU; ValueError on an unknown name, twice, or a wrong size."""
 
     def missing(self) -> list[str]:
         """Slices not loaded yet."""
@@ -144,9 +147,9 @@ class Shard:
     ) -> StepOutput:
         """One forward pass of a batch.
 
-        activations: f32 [rows, hidden_size]; sequences: (rows, position, pages) of each sequence, in
-        row order. Raises ValueError for shapes, positions or pages that do not fit, RuntimeError when
-        slices are missing, and whatever the lane raises.
+        activations: f32 [rows, hidden_size]; sequences: (rows, position, pages) of each sequence,
+        in row order. Raises ValueError for shapes, positions or pages that do not fit, RuntimeError
+        when slices are missing, and whatever the lane raises.
         """
 
 class Sampler:

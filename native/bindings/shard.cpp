@@ -41,7 +41,9 @@ using Pair = std::pair<size_t, size_t>;
 KvType parse_kv_type(const std::string& name) {
   if (name == "f32") return KvType::f32;
   if (name == "f16") return KvType::f16;
-  throw std::invalid_argument("unknown KV type '" + name.substr(0, 32) + "': there are f32, f16");
+  if (name == "q80") return KvType::q80;
+  throw std::invalid_argument("unknown KV type '" + name.substr(0, 32) +
+                              "': there are f32, f16, q80");
 }
 
 WireType parse_wire_type(const std::string& name) {
@@ -85,6 +87,13 @@ void bind_shard(py::module_& module) {
   module.def("instruction_sets", &instruction_sets, "The kernels that this CPU can run.");
   module.def("set_instruction_set", &use_kernels, "name"_a,
              "Chooses the kernels of shards made from now on.");
+
+  module.def(
+      "kv_row_bytes",
+      [](const std::string& type, size_t head_size) {
+        return kv_row_bytes(parse_kv_type(type), head_size);
+      },
+      "type"_a, "head_size"_a, "Bytes of one position's key (or value) of one head.");
 
   py::class_<Lane, PythonLane, py::smart_holder>(module, "Lane",
                                                  "How a sync travels; define all_reduce.")

@@ -316,72 +316,126 @@ float load1(const void* numbers, size_t index) {
   return _cvtsh_ss(static_cast<const uint16_t*>(numbers)[index]);
 }
 
+// Sums of eight numbers each, of four vectors at once: every sum is ((0+1)+(2+3)) + ((4+5)+(6+7)).
+__m128 sum_four(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+// Scores of kHeads heads (from `head`) with kSlots slots (from `slot`). Each score is summed in the
+// same order whatever the tile: how heads are dealt to threads must not show in the numbers.
+template <Type kType, size_t kHeads, size_t kSlots>
+void score_tile(const AttendArgs& a, size_t head, size_t slot) {
+  const size_t size = a.head_size, wide = size / 8 * 8;
+  const float* q = a.q + head * size;
+  __m256 sums[kSlots][4];
+  for (size_t s = 0; s < kSlots; ++s) {
+    for (__m256& sum : sums[s]) sum = _mm256_setzero_ps();
+  }
+  for (size_t i = 0; i < wide; i += 8) {
+    __m256 key[kSlots];
+    for (size_t s = 0; s < kSlots; ++s) key[s] = load8<kType>(a.keys, (slot + s) * size + i);
+    for (size_t h = 0; h < kHeads; ++h) {
+      const __m256 query = _mm256_loadu_ps(q + h * size + i);
+      for (size_t s = 0; s < kSlots; ++s) sums[s][h] = _mm256_fmadd_ps(query, key[s], sums[s][h]);
+    }
+  }
+  for (size_t s = 0; s < kSlots; ++s) {
+    alignas(16) float scores[4];
+    _mm_store_ps(scores, sum_four(sums[s][0], sums[s][1], sums[s][2], sums[s][3]));
+    for (size_t h = 0; h < kHeads; ++h) {
+      for (size_t i = wide; i < size; ++i)
+        scores[h] += q[h * size + i] * load1<kType>(a.keys, (slot + s) * size + i);
+      a.scratch[(head + h) * a.slots + slot + s] = scores[h];
+    }
+  }
+}
+
+template <Type kType, size_t kHeads>
+void score_heads(const AttendArgs& a, size_t head) {
+  size_t s = 0;
+  for (; s + 2 <= a.slots; s += 2) score_tile<kType, kHeads, 2>(a, head, s);
+  if (s < a.slots) score_tile<kType, kHeads, 1>(a, head, s);
+}
+
+// scratch = e^(score - largest); returns how much what was summed before shrinks.
+float weigh(const AttendArgs& a, size_t head) {
+  float* scores = a.scratch + head * a.slots;
+  float largest = a.largest[head];
+  for (size_t s = 0; s < a.slots; ++s) largest = scores[s] > largest ? scores[s] : largest;
+  const float shrink = std::exp(a.largest[head] - largest);
+  float sum = a.sum[head] * shrink;
+  size_t s = 0;
+  for (; s + 8 <= a.slots; s += 8) {
+    const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + s), _mm256_set1_ps(largest)));
+    _mm256_storeu_ps(scores + s, e);
+    sum += sum_in_order(e);
+  }
+  for (; s < a.slots; ++s) {
+    scores[s] = std::exp(scores[s] - largest);
+    sum += scores[s];
+  }
+  a.largest[head] = largest;
+  a.sum[head] = sum;
+  return shrink;
+}
+
+// out = out * shrink + weights x values for kHeads heads; 8 * kWide numbers of each head at a time
+// stay in registers over the whole page.
+template <Type kType, size_t kHeads, size_t kWide>
+void mix_tile(const AttendArgs& a, size_t head, const float* shrink, size_t i) {
+  __m256 acc[kHeads][kWide];
+  for (size_t h = 0; h < kHeads; ++h) {
+    for (size_t k = 0; k < kWide; ++k) {
+      const float* at = a.out + (head + h) * a.head_size + i + 8 * k;
+      acc[h][k] = _mm256_mul_ps(_mm256_loadu_ps(at), _mm256_set1_ps(shrink[h]));
+    }
+  }
+  for (size_t s = 0; s < a.slots; ++s) {
+    __m256 value[kWide];
+    for (size_t k = 0; k < kWide; ++k)
+      value[k] = load8<kType>(a.values, s * a.head_size + i + 8 * k);
+    for (size_t h = 0; h < kHeads; ++h) {
+      const __m256 weight = _mm256_broadcast_ss(a.scratch + (head + h) * a.slots + s);
+      for (size_t k = 0; k < kWide; ++k) acc[h][k] = _mm256_fmadd_ps(weight, value[k], acc[h][k]);
+    }
+  }
+  for (size_t h = 0; h < kHeads; ++h) {
+    for (size_t k = 0; k < kWide; ++k)
+      _mm256_storeu_ps(a.out + (head + h) * a.head_size + i + 8 * k, acc[h][k]);
+  }
+}
+
+template <Type kType, size_t kHeads>
+void mix_heads(const AttendArgs& a, size_t head, const float* shrink) {
+  size_t i = 0;
+  for (; i + 32 <= a.head_size; i += 32) mix_tile<kType, kHeads, 4>(a, head, shrink, i);
+  for (; i + 8 <= a.head_size; i += 8) mix_tile<kType, kHeads, 1>(a, head, shrink, i);
+  for (; i < a.head_size; ++i) {
+    for (size_t h = 0; h < kHeads; ++h) {
+      float* out = a.out + (head + h) * a.head_size + i;
+      float acc = *out * shrink[h];
+      for (size_t s = 0; s < a.slots; ++s) {
+        const float weight = a.scratch[(head + h) * a.slots + s];
+        acc = std::fma(weight, load1<kType>(a.values, s * a.head_size + i), acc);
+      }
+      *out = acc;
+    }
+  }
+}
+
 template <Type kType>
 void attend(const AttendArgs& a) {
-  const size_t size = a.head_size;
-  const size_t wide = size / 8 * 8;
-  for (size_t h = 0; h < a.heads; ++h) {
-    const float* q = a.q + h * size;
-    float* scores = a.scratch + h * a.slots;
-    float largest = a.largest[h];
-    for (size_t s = 0; s < a.slots; ++s) {
-      __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
-      size_t i = 0;
-      for (; i + 16 <= wide; i += 16) {
-        even = _mm256_fmadd_ps(_mm256_loadu_ps(q + i), load8<kType>(a.keys, s * size + i), even);
-        odd = _mm256_fmadd_ps(_mm256_loadu_ps(q + i + 8), load8<kType>(a.keys, s * size + i + 8),
-                              odd);
-      }
-      for (; i < wide; i += 8)
-        even = _mm256_fmadd_ps(_mm256_loadu_ps(q + i), load8<kType>(a.keys, s * size + i), even);
-      const __m256 both = _mm256_add_ps(even, odd);
-      __m128 four = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
-      four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-      float score = _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
-      for (; i < size; ++i) score += q[i] * load1<kType>(a.keys, s * size + i);
-      scores[s] = score;
-      largest = score > largest ? score : largest;
-    }
-    const float shrink = std::exp(a.largest[h] - largest);
-    float sum = a.sum[h] * shrink;
-    size_t s = 0;
-    for (; s + 8 <= a.slots; s += 8) {
-      const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + s), _mm256_set1_ps(largest)));
-      _mm256_storeu_ps(scores + s, e);
-      sum += sum_in_order(e);
-    }
-    for (; s < a.slots; ++s) {
-      scores[s] = std::exp(scores[s] - largest);
-      sum += scores[s];
-    }
-    float* out = a.out + h * size;
-    size_t i = 0;
-    // 32 numbers of the head at a time stay in registers over the whole page.
-    for (; i + 32 <= size; i += 32) {
-      __m256 acc[4];
-      for (size_t k = 0; k < 4; ++k)
-        acc[k] = _mm256_mul_ps(_mm256_loadu_ps(out + i + 8 * k), _mm256_set1_ps(shrink));
-      for (s = 0; s < a.slots; ++s) {
-        const __m256 weight = _mm256_broadcast_ss(scores + s);
-        for (size_t k = 0; k < 4; ++k)
-          acc[k] = _mm256_fmadd_ps(weight, load8<kType>(a.values, s * size + i + 8 * k), acc[k]);
-      }
-      for (size_t k = 0; k < 4; ++k) _mm256_storeu_ps(out + i + 8 * k, acc[k]);
-    }
-    for (; i + 8 <= size; i += 8) {
-      __m256 acc = _mm256_mul_ps(_mm256_loadu_ps(out + i), _mm256_set1_ps(shrink));
-      for (s = 0; s < a.slots; ++s)
-        acc = _mm256_fmadd_ps(_mm256_broadcast_ss(scores + s), load8<kType>(a.values, s * size + i),
-                              acc);
-      _mm256_storeu_ps(out + i, acc);
-    }
-    for (; i < size; ++i) {
-      float acc = out[i] * shrink;
-      for (s = 0; s < a.slots; ++s) acc += scores[s] * load1<kType>(a.values, s * size + i);
-      out[i] = acc;
-    }
-    a.largest[h] = largest;
-    a.sum[h] = sum;
+  size_t h = 0;
+  for (; h + 4 <= a.heads; h += 4) score_heads<kType, 4>(a, h);
+  for (; h < a.heads; ++h) score_heads<kType, 1>(a, h);
+  for (h = 0; h + 2 <= a.heads; h += 2) {
+    const float shrink[2] = {weigh(a, h), weigh(a, h + 1)};
+    mix_heads<kType, 2>(a, h, shrink);
+  }
+  if (h < a.heads) {
+    const float shrink[1] = {weigh(a, h)};
+    mix_heads<kType, 1>(a, h, shrink);
   }
 }
 

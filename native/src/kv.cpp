@@ -6,10 +6,21 @@
 
 namespace hearth {
 
+size_t kv_row_bytes(KvType type, size_t head_size) {
+  if (type == KvType::f32) return head_size * 4;
+  if (type == KvType::f16) return head_size * 2;
+  if (head_size % kBlock != 0) {
+    throw std::invalid_argument("KV type q80 needs a head size that is a multiple of 32, not " +
+                                std::to_string(head_size));
+  }
+  return head_size + head_size / kBlock * sizeof(float);
+}
+
 KvCache::KvCache(const KvShape& shape) : shape_(shape), pages_(shape.max_pages) {}
 
 size_t KvCache::page_bytes() const {
-  return shape_.layers * shape_.kv_heads * 2 * shape_.page_size * shape_.head_size * number_bytes();
+  return shape_.layers * shape_.kv_heads * 2 * shape_.page_size *
+         kv_row_bytes(shape_.type, shape_.head_size);
 }
 
 void KvCache::ensure(uint32_t page) {
@@ -23,17 +34,34 @@ void KvCache::ensure(uint32_t page) {
 }
 
 void* KvCache::at(uint32_t page, size_t layer, size_t head, size_t which) {
-  const size_t strip = shape_.page_size * shape_.head_size * number_bytes();
+  const size_t strip = shape_.page_size * kv_row_bytes(shape_.type, shape_.head_size);
   return pages_[page].data() + ((layer * shape_.kv_heads + head) * 2 + which) * strip;
 }
 
 void KvCache::store(const Kernels& kernels, void* rows, size_t slot, const float* x) const {
-  const size_t offset = slot * shape_.head_size;
-  if (shape_.type == KvType::f32) {
-    std::memcpy(static_cast<float*>(rows) + offset, x, shape_.head_size * 4);
-  } else {
-    kernels.to_f16(x, shape_.head_size, static_cast<uint16_t*>(rows) + offset);
+  const size_t size = shape_.head_size, offset = slot * size;
+  switch (shape_.type) {
+    case KvType::f32:
+      std::memcpy(static_cast<float*>(rows) + offset, x, size * 4);
+      return;
+    case KvType::f16:
+      kernels.to_f16(x, size, static_cast<uint16_t*>(rows) + offset);
+      return;
+    case KvType::q80: {
+      auto* numbers = static_cast<int8_t*>(rows);
+      auto* scales = reinterpret_cast<float*>(numbers + shape_.page_size * size);
+      int32_t sums[4096 / kBlock];  // the largest head there can be; not needed here
+      kernels.quantize(x, size, numbers + offset, scales + offset / kBlock, sums);
+      return;
+    }
   }
+}
+
+void KvCache::read_q80(const Kernels& kernels, const void* rows, size_t slots, float* out) const {
+  const auto* numbers = static_cast<const int8_t*>(rows);
+  const auto* scales =
+      reinterpret_cast<const float*>(numbers + shape_.page_size * shape_.head_size);
+  kernels.from_q80(numbers, scales, slots * shape_.head_size, out, false);
 }
 
 }  // namespace hearth

@@ -64,6 +64,7 @@ void ShardConfig::validate() const {
   }
   if (!(norm_epsilon >= 0.0f && norm_epsilon < 1.0f))
     throw std::invalid_argument("shard: norm_epsilon is not in [0, 1)");
+  kv_row_bytes(kv_type, head_size);  // throws for a type that does not fit the head
   if (head_from_embedding && (!embedding || vocab.begin != 0))
     throw std::invalid_argument("shard: the head can be the embedding's first rows only");
 }

@@ -106,6 +106,8 @@ class Shard::Pass {
     const size_t widest = std::max(hidden, q);
     const size_t per_head = config_.heads.size() / config_.kv_heads.size();
     scratch_size_ = per_head * config_.page_size + 2 * per_head;
+    // q80 pages are widened before they are attended to: keys, then values.
+    if (config_.kv_type == KvType::q80) scratch_size_ += 2 * config_.page_size * config_.head_size;
 
     size_t floats = 0;
     const auto reserve = [&](size_t count) {
@@ -353,20 +355,34 @@ class Shard::Pass {
     std::fill_n(out, heads * size, 0.0f);
     const auto& pages = rows_[row].sequence->pages;
     const size_t positions = rows_[row].position + 1;
+    AttendArgs args = {
+        .q = q_ + row * width + head * size,
+        .keys = nullptr,
+        .values = nullptr,
+        .heads = heads,
+        .head_size = size,
+        .slots = 0,
+        .scratch = sum + heads,
+        .largest = largest,
+        .sum = sum,
+        .out = out,
+    };
+    float* widened = args.scratch + heads * page_size;
     for (size_t p = 0; p * page_size < positions; ++p) {
-      const AttendArgs args = {
-          .q = q_ + row * width + head * size,
-          .keys = shard_.kv_.keys(pages[p], layer, kv),
-          .values = shard_.kv_.values(pages[p], layer, kv),
-          .heads = heads,
-          .head_size = size,
-          .slots = std::min(page_size, positions - p * page_size),
-          .scratch = sum + heads,
-          .largest = largest,
-          .sum = sum,
-          .out = out,
-      };
-      config_.kv_type == KvType::f32 ? kernels_.attend_f32(args) : kernels_.attend_f16(args);
+      args.slots = std::min(page_size, positions - p * page_size);
+      args.keys = shard_.kv_.keys(pages[p], layer, kv);
+      args.values = shard_.kv_.values(pages[p], layer, kv);
+      if (config_.kv_type == KvType::f16) {
+        kernels_.attend_f16(args);
+        continue;
+      }
+      if (config_.kv_type == KvType::q80) {
+        shard_.kv_.read_q80(kernels_, args.keys, args.slots, widened);
+        shard_.kv_.read_q80(kernels_, args.values, args.slots, widened + page_size * size);
+        args.keys = widened;
+        args.values = widened + page_size * size;
+      }
+      kernels_.attend_f32(args);
     }
     for (size_t h = 0; h < heads; ++h) {
       const float inverse = 1.0f / sum[h];

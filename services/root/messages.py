@@ -24,7 +24,11 @@ SYNC = {
     "f16": common_pb2.SYNC_TYPE_F16,
     "q80": common_pb2.SYNC_TYPE_Q80,
 }
-KV = {"f32": common_pb2.KV_TYPE_F32, "f16": common_pb2.KV_TYPE_F16}
+KV = {
+    "f32": common_pb2.KV_TYPE_F32,
+    "f16": common_pb2.KV_TYPE_F16,
+    "q80": common_pb2.KV_TYPE_Q80,
+}
 LANE = {"grpc": common_pb2.LANE_GRPC, "mesh": common_pb2.LANE_MESH}
 
 
@@ -39,6 +43,12 @@ def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
             raise HearthError(
                 Reason.INVALID_ARGUMENT, f"unknown {what} {name!r}: there are {', '.join(known)}"
             )
+    if kv_type == "q80" and spec.head_size % 32:
+        raise HearthError(
+            Reason.INVALID_ARGUMENT,
+            f"KV type q80 needs a head size that is a multiple of 32; {spec.name} has "
+            f"{spec.head_size}: use --kv-type f16",
+        )
     if sync_type == "q80" and spec.hidden_size % 32:
         raise HearthError(
             Reason.INVALID_ARGUMENT,

@@ -64,7 +64,7 @@ class NodePlan:
     def kv_bytes_per_position(self, spec: ModelSpec, kv_type: str) -> int:
         """Bytes of K and V of one position, all layers."""
         heads = self.kv_heads[1] - self.kv_heads[0]
-        return 2 * spec.layers * heads * _native.row_bytes(kv_type, spec.head_size)
+        return 2 * spec.layers * heads * _native.kv_row_bytes(kv_type, spec.head_size)
 
 
 @dataclass(frozen=True, slots=True)

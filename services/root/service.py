@@ -51,7 +51,8 @@ Handler = Callable[[Any, Q, Context], Coroutine[Any, Any, A]]
 class ServedModel(Protocol):
     """What the service tells of a model; hearth.converter.Model is one."""
 
-    spec: ModelSpec
+    @property
+    def spec(self) -> ModelSpec: ...
 
     @property
     def weight_type(self) -> str: ...

@@ -102,7 +102,7 @@ def check_config(config: common_pb2.ShardConfig) -> None:
 
 def kv_bytes(config: common_pb2.ShardConfig) -> int:
     """Bytes of KV cache when all pages are in use: K and V of every layer and KV head held."""
-    per_head = _native.row_bytes(KV_TYPES[config.kv_type], config.head_size)
+    per_head = _native.kv_row_bytes(KV_TYPES[config.kv_type], config.head_size)
     per_position = 2 * _size(config.kv_heads) * per_head * _size(config.layers)
     return per_position * config.page_size * config.max_pages
 

@@ -76,7 +76,8 @@ def reference_logits(
     n, size, group = len(tokens), shape.head_size, shape.heads // shape.kv_heads
 
     def norm(x: F64, weight: F64) -> F64:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON) * weight
+        normed: F64 = x / np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON) * weight
+        return normed
 
     angle = np.arange(n)[:, None] * frequencies(shape).astype(np.float64)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
@@ -242,15 +243,16 @@ def test_logits_match_the_reference(shape: Shape, ranks: int, instruction_set: s
     np.testing.assert_allclose(second, [whole_b[1], whole_b[6], whole_a[10]], atol=3e-5)
 
 
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q80"])
 @pytest.mark.parametrize("type", ["f32", "f16", "q80", "q40"])
-def test_bits_do_not_depend_on_batch_threads_or_kernels(type: str) -> None:
+def test_bits_do_not_depend_on_batch_threads_or_kernels(type: str, kv_type: str) -> None:
     """The same sequence gives the same bits alone, in pieces, in company, and with more threads."""
     shape = SHAPES[3]
     weights = random_weights(shape)
     tokens = np.random.default_rng(2).integers(0, shape.vocab, 13).tolist()
-    alone = make_shard(shape, weights, type=type)
+    alone = make_shard(shape, weights, type=type, kv_type=kv_type)
     expected = run_step([alone], tokens, [(13, 0, [0, 1, 2, 3])], [12])
-    shard = make_shard(shape, weights, type=type, threads=3)
+    shard = make_shard(shape, weights, type=type, kv_type=kv_type, threads=3)
     other = [1, 2, 3, 4, 5]
     run_step([shard], other + tokens[:3], [(5, 0, [8, 9]), (3, 0, [4, 5])], [])
     pages = [4, 5, 6, 7]
@@ -271,6 +273,20 @@ def test_quantized_weights_stay_near_the_reference(type: str, bound: float) -> N
     assert np.sqrt(np.mean((got - expected) ** 2)) < bound * np.sqrt(np.mean(expected**2))
 
 
+def test_a_q80_cache_stays_near_the_reference() -> None:
+    """Keys and values in 8 bits: errors of 1/254 of a block's largest, averaged by attention."""
+    shape = SHAPES[3]
+    weights = random_weights(shape)
+    tokens = np.random.default_rng(3).integers(0, shape.vocab, 23).tolist()
+    shard = make_shard(shape, weights, kv_type="q80", threads=2)
+    run_step([shard], tokens[:20], [(20, 0, [5, 3, 1, 0, 2, 4])], [])
+    got = run_step([shard], tokens[20:], [(3, 20, [5, 3, 1, 0, 2, 4])], [2])[0]
+    expected = reference_logits(shape, weights, tokens)[22]
+    assert np.sqrt(np.mean((got - expected) ** 2)) < 0.02 * np.sqrt(np.mean(expected**2))
+    with pytest.raises(ValueError, match="q80 needs a head size that is a multiple of 32, not 8"):
+        make_shard(SHAPES[0], random_weights(SHAPES[0]), kv_type="q80")
+
+
 def test_stages_hand_activations_on() -> None:
     """Layers cut into two shards give the logits of the whole."""
     shape = SHAPES[0]
@@ -289,7 +305,7 @@ def test_what_does_not_fit_is_refused() -> None:
     shape = SHAPES[0]
     shard = make_shard(shape, random_weights(shape))
     x = shard.embed(np.arange(3, dtype=np.uint32))
-    for sequences, rows, message in [
+    cases: list[tuple[list[tuple[int, int, list[int]]], list[int], str]] = [
         ([(2, 0, [0])], [], "activations have"),
         ([(3, 2, [0])], [], "do not fit 1 pages"),
         ([(3, 0, [64])], [], "page 64 of a KV cache of 64"),
@@ -297,7 +313,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ([(3, 2**60, [0])], [], "do not fit"),
         ([(0, 0, [0])], [], "0 rows"),
         ([(3, 0, [0])], [3], "output row 3"),
-    ]:
+    ]
+    for sequences, rows, message in cases:
         with pytest.raises(ValueError, match=message):
             shard.step(x, sequences, rows, None)
     with pytest.raises(ValueError, match="token 40 of a vocabulary of 40"):

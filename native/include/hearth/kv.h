@@ -12,7 +12,13 @@
 
 namespace hearth {
 
-enum class KvType : uint8_t { f32, f16 };
+// q80: int8 in blocks of 32 with an f32 scale each, as the kernel that quantizes activations makes
+// them.
+enum class KvType : uint8_t { f32, f16, q80 };
+
+// Bytes of one position's key (or value) of one head. Throws std::invalid_argument when q80 finds
+// no whole blocks.
+size_t kv_row_bytes(KvType type, size_t head_size);
 
 struct KvShape {
   size_t layers, kv_heads, head_size;
@@ -35,16 +41,18 @@ class KvCache {
   // std::bad_alloc when there is no memory.
   void ensure(uint32_t page);
 
-  // [page_size, head_size] of one page, layer (counted from the shard's first) and KV head.
+  // [page_size, head_size] of one page, layer (counted from the shard's first) and KV head; in q80
+  // the int8 of all positions, then the scales of all.
   void* keys(uint32_t page, size_t layer, size_t head) { return at(page, layer, head, 0); }
   void* values(uint32_t page, size_t layer, size_t head) { return at(page, layer, head, 1); }
 
   // Writes one position's key or value, [head_size] of f32, at `slot` of what keys/values gave.
   void store(const Kernels& kernels, void* rows, size_t slot, const float* x) const;
+  // The first `slots` positions of what keys/values gave in q80, as f32: [slots, head_size].
+  void read_q80(const Kernels& kernels, const void* rows, size_t slots, float* out) const;
 
  private:
   void* at(uint32_t page, size_t layer, size_t head, size_t which);
-  size_t number_bytes() const { return shape_.type == KvType::f32 ? 4 : 2; }
 
   KvShape shape_;
   std::vector<Buffer> pages_;
