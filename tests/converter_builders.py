@@ -130,7 +130,7 @@ def write_hf(
     parts: list[Tensors] = [{} for _ in range(shards)]
     for place, (name, values) in enumerate(tensors.items()):
         parts[place % shards][hf_name(name)] = values[0] if is_norm(name) else values
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         name = (
             f"model-{number:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors"

@@ -28,7 +28,7 @@ from hearth.common.errors import HearthError as ServiceError
 from hearth.common.errors import Reason
 from hearth.v1 import root_pb2
 
-LONG = {"context_size": 4096, "max_pages": 2000}
+LONG: dict[str, Any] = {"context_size": 4096, "max_pages": 2000}
 
 
 @pytest.fixture
@@ -76,9 +76,14 @@ def test_inputs_and_options(root: Root) -> None:
 
 def test_exactly_one_input() -> None:
     with Client("127.0.0.1:1") as client:
-        for inputs in ({}, {"prompt": "a", "tokens": [1]}, {"messages": [], "tokens": []}):
+        cases: list[dict[str, Any]] = [
+            {},
+            {"prompt": "a", "tokens": [1]},
+            {"messages": [], "tokens": []},
+        ]
+        for inputs in cases:
             with pytest.raises(TypeError, match="exactly one of prompt"):
-                client.generate(**inputs)  # type: ignore[arg-type]
+                client.generate(**inputs)
         with pytest.raises(TypeError, match="no option max_token"):
             client.generate("a", max_token=3)  # type: ignore[call-arg]
 

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -106,12 +107,12 @@ def test_bad_requests_are_refused_with_both_numbers(stub: Stub) -> None:
 
 def test_a_message_that_is_not_utf8_is_refused(root: Root) -> None:
     with grpc.insecure_channel(root.address) as channel:
-        call = channel.unary_unary("/hearth.v1.RootService/Tokenize")
+        call: Any = channel.unary_unary("/hearth.v1.RootService/Tokenize")
         with pytest.raises(grpc.RpcError) as error:
             call(b"\x0a\x02\xff\xfe", timeout=20)
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "4 bytes cannot be read" in error.value.details()
-        assert "UTF-8" in error.value.details()
+        assert "4 bytes cannot be read" in str(error.value.details())
+        assert "UTF-8" in str(error.value.details())
         assert info_of(error.value).reason == "INVALID_ARGUMENT"
 
 
@@ -134,7 +135,7 @@ def test_tokenize_and_detokenize(stub: Stub) -> None:
     assert stub.Detokenize(root_pb2.DetokenizeRequest(ids=ids)).text == text
     with pytest.raises(grpc.RpcError) as error:
         stub.Detokenize(root_pb2.DetokenizeRequest(ids=[0, 4_000_000_000]))
-    assert "token id 4000000000 at index 1" in error.value.details()
+    assert "token id 4000000000 at index 1" in str(error.value.details())
     assert info_of(error.value).metadata["vocabSize"] == "258"
 
 

@@ -334,7 +334,7 @@ def _size(plan: Plan) -> None:
 
 
 def _kind(plan: Plan) -> None:
-    plan.begin.manifest[1].type = 99
+    plan.begin.manifest[1].type = 99  # type: ignore[assignment]
 
 
 def _foreign(plan: Plan) -> None:

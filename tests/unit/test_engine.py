@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,8 +173,8 @@ def test_requests_really_run_together() -> None:
 def test_cancel_takes_effect_before_the_next_step() -> None:
     runner = FakeRunner()
     with engine(runner) as e:
-        handles = []
-        cancelled_at = []
+        handles: list[Any] = []
+        cancelled_at: list[int] = []
 
         def cancel_at_third() -> None:
             if len(sink.tokens) == 3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent import futures
+from typing import Any
 
 import grpc
 import pytest
@@ -16,13 +17,18 @@ class _Service(grpc.GenericRpcHandler):
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
             if isinstance(self._error, HearthError):
                 abort(context, self._error)
             raise self._error
 
         return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _raw_call(channel: grpc.Channel) -> None:
+    call: Any = channel.unary_unary("/x/Y")
+    call(b"", timeout=10)
 
 
 def _call(error: Exception) -> HearthError:
@@ -33,7 +39,7 @@ def _call(error: Exception) -> HearthError:
     try:
         with channels.dial(f"127.0.0.1:{port}") as channel:
             with pytest.raises(grpc.RpcError) as raised:
-                channel.unary_unary("/x/Y")(b"", timeout=10)
+                _raw_call(channel)
             return from_rpc_error(raised.value, "worker nas:7717")
     finally:
         server.stop(0).wait()
@@ -63,7 +69,7 @@ def test_a_foreign_status_gets_a_reason() -> None:
 def test_nobody_there_is_unreachable_and_says_what_to_do() -> None:
     with channels.dial("127.0.0.1:1") as channel:
         with pytest.raises(grpc.RpcError) as raised:
-            channel.unary_unary("/x/Y")(b"", timeout=10)
+            _raw_call(channel)
     got = from_rpc_error(raised.value, "worker 127.0.0.1:1")
     assert got.reason == Reason.UNREACHABLE
     assert "worker 127.0.0.1:1: cannot be reached" in got.message
