@@ -1,4 +1,4 @@
-"""`hearth worker` as people start and stop it: one clear line when it cannot, 0 when it is told to."""
+"""`hearth worker` as people start and stop it: one clear line when it cannot, 0 when it is done."""
 
 from __future__ import annotations
 
