@@ -344,7 +344,7 @@ std::vector<float> attend(const Kernels& kernels, const Attention& a, size_t pag
 void test_attend(const Kernels& kernels) {
   for (size_t size : {2, 6, 8, 16, 20, 24, 32, 40, 64, 100, 128}) {
     for (size_t slots : {1, 2, 7, 8, 9, 16, 33}) {
-      for (size_t heads : {1, 3}) {
+      for (size_t heads : {1, 2, 5, 8}) {
         Attention a{heads,
                     size,
                     slots,
@@ -360,6 +360,17 @@ void test_attend(const Kernels& kernels) {
             const test::Case each("attend size ", size, " slots ", slots, " heads ", heads,
                                   " page ", page, half ? " f16" : " f32");
             const std::vector<float> out = attend(kernels, a, page, half);
+            // How heads are dealt to threads must not show in the numbers.
+            std::vector<float> alone;
+            for (size_t h = 0; h < heads; ++h) {
+              Attention one = a;
+              one.heads = 1;
+              one.q = {a.q.begin() + static_cast<std::ptrdiff_t>(h * size),
+                       a.q.begin() + static_cast<std::ptrdiff_t>((h + 1) * size)};
+              const std::vector<float> its = attend(kernels, one, page, half);
+              alone.insert(alone.end(), its.begin(), its.end());
+            }
+            CHECK_SAME(out, alone);
             for (size_t h = 0; h < heads; ++h) {
               std::vector<double> scores(slots);
               double worst = 0.0, largest = -1e300, total = 0.0, most = 0.0;
@@ -392,6 +403,7 @@ void test_attend(const Kernels& kernels) {
   }
   Attention a{2, 32, 19, random_floats(64), random_floats(19 * 32), random_floats(19 * 32)};
   a.keys[3 * 32 + 1] = kNan;  // must not vanish in a clamp
+  a.q[1] = a.q[33] = 0.5f;
   for (float value : attend(kernels, a, 8, false)) CHECK(std::isnan(value));
   a.keys[3 * 32 + 1] = 1e30f;  // one position takes all; e^-1e30 is 0
   a.q[1] = 1.0f;

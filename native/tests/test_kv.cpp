@@ -1,5 +1,5 @@
 // The KV cache: which page has memory, where a position's numbers lie, and that no two share any.
-#include <cstring>
+#include <cmath>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -102,6 +102,34 @@ void test_store() {
   }
 }
 
+// q80: within half a step of what went in, in its own position only, and in no other's scales.
+void test_q80() {
+  CHECK_EQUAL(kv_row_bytes(KvType::q80, 64), size_t{72});
+  CHECK_THROWS(kv_row_bytes(KvType::q80, 10), std::invalid_argument, "not 10");
+  KvShape shape = shape_of(KvType::q80);
+  shape.head_size = 64;
+  for (const auto& name : instruction_sets()) {
+    const Kernels& kernels = *find_kernels(name);
+    const test::Case each(name);
+    KvCache cache(shape);
+    CHECK_EQUAL(cache.page_bytes(), size_t{3 * 2 * 2 * 4 * 72});
+    cache.ensure(4);
+    for (size_t slot = 0; slot < 4; ++slot) {
+      std::vector<float> x(64);
+      for (size_t i = 0; i < 64; ++i) x[i] = std::sin(static_cast<float>(slot * 64 + i));
+      cache.store(kernels, cache.keys(4, 2, 0), slot, x.data());
+    }
+    std::vector<float> out(4 * 64);
+    cache.read_q80(kernels, cache.keys(4, 2, 0), 4, out.data());
+    for (size_t i = 0; i < out.size(); ++i)
+      CHECK_NEAR(out[i], std::sin(static_cast<float>(i)), 0.5001 / 127.0);
+    for (const void* other : {cache.values(4, 2, 0), cache.keys(4, 2, 1), cache.values(4, 1, 1)}) {
+      cache.read_q80(kernels, other, 4, out.data());
+      for (float number : out) CHECK_EQUAL(number, 0.0f);
+    }
+  }
+}
+
 void test_buffer() {
   CHECK_EQUAL(Buffer(0).size(), size_t{0});
   Buffer buffer(100);
@@ -120,6 +148,7 @@ int main() {
   test_memory();
   test_places();
   test_store();
+  test_q80();
   test_buffer();
   return test::finish();
 }

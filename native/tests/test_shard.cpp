@@ -23,10 +23,10 @@ using namespace hearth;
 
 namespace {
 
-constexpr size_t kHidden = 64, kLayers = 2, kHeads = 4, kKvHeads = 2, kHeadSize = 16, kFfn = 96,
+constexpr size_t kHidden = 64, kLayers = 2, kHeads = 8, kKvHeads = 2, kHeadSize = 32, kFfn = 96,
                  kVocab = 37;
 
-ShardConfig whole() {
+ShardConfig whole(KvType kv_type = KvType::f32) {
   ShardConfig config = {.hidden_size = kHidden,
                         .layers = {0, kLayers},
                         .heads = {0, kHeads},
@@ -36,7 +36,7 @@ ShardConfig whole() {
                         .vocab = {0, kVocab},
                         .norm_epsilon = 1e-5f,
                         .rope_frequencies = {},
-                        .kv_type = KvType::f32,
+                        .kv_type = kv_type,
                         .page_size = 4,
                         .max_pages = 16,
                         .max_step_tokens = 12,
@@ -44,7 +44,7 @@ ShardConfig whole() {
                         .vocab_size = kVocab,
                         .head_from_embedding = false};
   for (size_t i = 0; i < kHeadSize / 2; ++i)
-    config.rope_frequencies.push_back(std::pow(10000.0f, -static_cast<float>(i) / 8.0f));
+    config.rope_frequencies.push_back(std::pow(10000.0f, -static_cast<float>(i) / 16.0f));
   return config;
 }
 
@@ -52,7 +52,7 @@ ShardConfig whole() {
 // vocabulary.
 ShardConfig half(size_t rank) {
   ShardConfig config = whole();
-  config.heads = rank == 0 ? Span{0, 2} : Span{2, 4};
+  config.heads = rank == 0 ? Span{0, 4} : Span{4, 8};
   config.kv_heads = rank == 0 ? Span{0, 1} : Span{1, 2};
   config.ffn = rank == 0 ? Span{0, 32} : Span{32, kFfn};
   config.vocab = rank == 0 ? Span{0, 16} : Span{16, kVocab};
@@ -135,20 +135,26 @@ std::vector<float> rows_of(const std::vector<float>& all, size_t width, size_t b
 void test_invariance() {
   for (const auto& name : instruction_sets()) {
     use_kernels(name);
-    for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
-      const test::Case each(name, " ", type_name(type));
-      const auto single = make(whole(), type, 1);
+    const std::pair<Type, KvType> kinds[] = {{Type::f32, KvType::f32},
+                                             {Type::f16, KvType::f16},
+                                             {Type::q80, KvType::f32},
+                                             {Type::q40, KvType::f16},
+                                             {Type::q40, KvType::q80}};
+    for (const auto& [type, kv_type] : kinds) {
+      const test::Case each(name, " ", type_name(type), ", KV type ", static_cast<int>(kv_type));
+      const ShardConfig config = whole(kv_type);
+      const auto single = make(config, type, 1);
       const Output expected = run_prompt(*single);
       for (float logit : expected.logits) CHECK(std::isfinite(logit));
       for (size_t threads : {2, 3, 8}) {
         const test::Case with(threads, " threads");
-        const Output got = run_prompt(*make(whole(), type, threads));
+        const Output got = run_prompt(*make(config, type, threads));
         CHECK_SAME(got.logits, expected.logits);
         CHECK_SAME(got.x, expected.x);
       }
       for (size_t cut = 1; cut < kPrompt.size(); ++cut) {
         const test::Case at("prompt cut at ", cut);
-        const auto shard = make(whole(), type, 2);
+        const auto shard = make(config, type, 2);
         const std::vector<float> x = embed(*shard, kPrompt);
         run(*shard, rows_of(x, kHidden, 0, cut), {{cut, 0, kPages}}, {});
         // With another sequence before it in the batch, on other pages.
@@ -350,13 +356,13 @@ void test_bad_slices() {
   CHECK_EQUAL(shard.missing().size(), shard.expected().size());
   CHECK_THROWS(load("layers.2.wq", Type::f32, 4), std::invalid_argument, "no slice 'layers.2.wq'");
   CHECK_THROWS(load("", Type::f32, 4), std::invalid_argument, "no slice");
-  CHECK_THROWS(load("layers.0.wq", Type::f32, 64 * 64 * 4 - 1), std::invalid_argument, "16383");
+  CHECK_THROWS(load("layers.0.wq", Type::f32, 256 * 64 * 4 - 1), std::invalid_argument, "65535");
   CHECK_THROWS(load("layers.0.wq", Type::q40, 0), std::invalid_argument, "layers.0.wq");
   CHECK_THROWS(load("norm", Type::f16, 128), std::invalid_argument, "f32");
   CHECK_THROWS(load("norm", Type::f32, 252), std::invalid_argument, "252");
   CHECK_EQUAL(shard.weight_bytes(), size_t{0});
-  load("layers.0.wq", Type::q40, 64 * 36);
-  CHECK_THROWS(load("layers.0.wq", Type::q40, 64 * 36), std::invalid_argument, "twice");
+  load("layers.0.wq", Type::q40, 256 * 36);
+  CHECK_THROWS(load("layers.0.wq", Type::q40, 256 * 36), std::invalid_argument, "twice");
   CHECK_EQUAL(shard.missing().size(), shard.expected().size() - 1);
   std::vector<float> x(kHidden);
   CHECK_THROWS(shard.step(x, {{1, 0, {0}}}, {}, nullptr, nullptr), std::logic_error, "lacks");
@@ -377,16 +383,23 @@ void test_bad_configs() {
   bad([](auto& c) { c.layers = {2, 2}; }, "layers");
   bad([](auto& c) { c.layers = {3, 2}; }, "layers [3, 2)");
   bad([](auto& c) { c.layers = {0, ~size_t{0}}; }, "layers");
-  bad([](auto& c) { c.heads = {0, 3}; }, "3 query heads cannot share 2 KV heads");
+  bad([](auto& c) { c.heads = {0, 7}; }, "7 query heads cannot share 2 KV heads");
   bad([](auto& c) { c.kv_heads = {0, 0}; }, "kv_heads");
-  bad([](auto& c) { c.head_size = 15; }, "rope");
-  bad([](auto& c) { c.rope_frequencies.pop_back(); }, "wants 8 rope frequencies, not 7");
+  bad([](auto& c) { c.head_size = 31; }, "rope");
+  bad([](auto& c) { c.rope_frequencies.pop_back(); }, "wants 16 rope frequencies, not 15");
   bad([](auto& c) { c.ffn = {0, size_t{1} << 40}; }, "ffn");
   bad([](auto& c) { c.vocab = {0, kVocab + 1}; }, "vocab [0, 38)");
   bad([](auto& c) { c.page_size = 0; }, "page_size");
   bad([](auto& c) { c.max_pages = size_t{1} << 40; }, "max_pages");
   bad([](auto& c) { c.max_step_tokens = 0; }, "max_step_tokens");
   bad([](auto& c) { c.norm_epsilon = std::nanf(""); }, "norm_epsilon");
+  bad(
+      [](auto& c) {
+        c.kv_type = KvType::q80;
+        c.head_size = 16;
+        c.rope_frequencies.resize(8);
+      },
+      "multiple of 32, not 16");
   bad([](auto& c) { c.head_from_embedding = true, c.embedding = false; }, "embedding");
   CHECK_THROWS(Shard(whole(), 0), std::invalid_argument, "threads");
 }
