@@ -81,7 +81,8 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
-    if not colon or not bare or not 0 <= number <= 65535 or (":" in bare and bare == host):
+    named = bare.isascii() and bare.isprintable() and bool(bare.strip())
+    if not colon or not named or not 0 <= number <= 65535 or (":" in bare and bare == host):
         problem = f"{address!r} is not HOST:PORT (for example 192.168.1.20:7717, or [::1]:7717)"
         raise HearthError(Reason.BAD_ADDRESS, problem, {"address": address})
     return bare, number

@@ -54,7 +54,7 @@ class WorkerLink:
                     f"there, and is the port open? ({failure.message})"
                 )
                 raise self._named(HearthError(Reason.WORKER_UNREACHABLE, problem)) from None
-            raise self._named(failure) from None
+            raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
         if answer.node.protocol_version != PROTOCOL_VERSION:
             problem = (
                 f"worker {self.address} speaks version {answer.node.protocol_version} of the "

@@ -87,6 +87,7 @@ class GenerateParams:
                     f"{MAX_STOP_CHARACTERS}",
                     characters=len(text),
                 )
+            check_text("stop text", text)
 
     def with_prompt(self, prompt: tuple[int, ...]) -> "GenerateParams":
         return replace(self, prompt=prompt)
