@@ -1,0 +1,296 @@
+"""What people can get wrong on the command line, and files that are broken: one clear line each.
+
+The line says what failed, the numbers, and what would do; it goes to stderr, nothing to stdout, and
+the exit code is 1 (2 where the command itself was written wrongly, as argparse has it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from converter_builders import (
+    gguf_bytes,
+    gguf_metadata,
+    gguf_tensors,
+    random_tensors,
+    spm_metadata,
+    tiny_spec,
+    write_gguf,
+)
+from harness import hearth
+
+from hearth.cli.main import main
+from hearth.converter.readers import demo_directory
+
+
+class Command:
+    """`hearth generate`, in this process: what it prints is what a process of its own would.
+
+    An error that is not meant for people would come out of `main` as an exception, and fail a test.
+    """
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def refused(self, *options: str, code: int = 1) -> str:
+        """The error's one line."""
+        returned = main(["generate", *options])
+        printed = self._capsys.readouterr()
+        return one_line(returned, printed.out, printed.err, code)
+
+
+def one_line(returned: int, out: str, err: str, code: int = 1) -> str:
+    """The one line that is on stderr, where nothing is on stdout and the exit code is `code`."""
+    assert returned == code, err
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("hearth: ")
+    return lines[0].removeprefix("hearth: ")
+
+
+def refused(*arguments: str | bytes, code: int = 1) -> str:
+    """The same of a process of its own."""
+    ran = hearth(*arguments)
+    return one_line(ran.returncode, ran.stdout, ran.stderr, code)
+
+
+@pytest.fixture
+def generate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    for name in [name for name in os.environ if name.startswith("HEARTH_")]:
+        monkeypatch.delenv(name)
+    return Command(capsys)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    """A copy of the demo model that may be broken."""
+    return Path(shutil.copytree(demo_directory(), tmp_path / "demo"))
+
+
+def edit(path: Path, **values: object) -> None:
+    """Changes keys of a JSON file; None takes one out."""
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+# How a model is divided.
+
+
+@pytest.mark.parametrize("nodes", ["5", "9", "1000"])
+def test_a_node_count_that_cannot_be_cut(generate: Command, nodes: str) -> None:
+    line = generate.refused("--model", "demo", "--nodes", nodes)
+    assert f"over {nodes} nodes" in line
+    assert "4 KV heads allow 1 to 4" in line
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ("1,2,3", "3 shares (1,2,3) for 2 nodes"),
+        ("1", "1 shares (1) for 2 nodes"),
+        ("0,1", "a share is 0"),
+        ("1,-1", "a share is -1"),
+        ("nan,1", "a share is nan"),
+        ("inf,1", "a share is inf"),
+    ],
+)
+def test_shares_that_cannot_be_cut(generate: Command, shares: str, said: str) -> None:
+    assert said in generate.refused("--model", "demo", "--nodes", "2", f"--shares={shares}")
+
+
+def test_nodes_and_workers_together(generate: Command) -> None:
+    line = generate.refused("--model", "demo", "--nodes", "2", "--workers", "127.0.0.1:1", code=2)
+    assert "--nodes" in line
+
+
+# What a request asks for.
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("temperature", "-0.1", "[0, 100]"),
+        ("temperature", "101", "[0, 100]"),
+        ("temperature", "nan", "[0, 100]"),
+        ("top-k", "-1", "[0, 4294967295]"),
+        ("top-p", "0", "(0, 1]"),
+        ("top-p", "1.5", "(0, 1]"),
+        ("min-p", "-0.5", "[0, 1]"),
+        ("min-p", "2", "[0, 1]"),
+        ("repetition-penalty", "0", "(0, 10]"),
+        ("repetition-penalty", "inf", "(0, 10]"),
+        ("seed", "-1", "[0, 18446744073709551615]"),
+        ("seed", "18446744073709551616", "[0, 18446744073709551615]"),
+    ],
+)
+def test_sampling_out_of_range(generate: Command, option: str, value: str, allowed: str) -> None:
+    line = generate.refused("--model", "demo", f"--{option}={value}")
+    assert option.replace("-", "_") in line
+    assert allowed in line
+
+
+def test_steps_out_of_range(generate: Command) -> None:
+    assert "-5" in generate.refused("--model", "demo", "--steps=-5", "--json")
+
+
+def test_an_empty_stop(generate: Command) -> None:
+    assert "1 to 256" in generate.refused("--model", "demo", "--stop", "", "--json")
+
+
+def test_a_prompt_longer_than_the_context(generate: Command) -> None:
+    line = generate.refused(
+        "--model", "demo", "--context", "8", "--prompt", "so many words " * 9, "--json"
+    )
+    assert "8" in line
+    assert "context" in line
+
+
+@pytest.mark.parametrize("text", [b"caf\xe9", b"\xff\xfe", b"\xed\xa0\x80", b"a\xc3"])
+def test_a_prompt_that_is_no_utf8(text: bytes) -> None:
+    ran = ("generate", "--model", "demo", "--json", "--prompt", b"good " + text)
+    assert "UTF-8" in refused(*ran)
+
+
+def test_invalid_utf8_elsewhere_on_the_command_line() -> None:
+    assert refused("generate", "--model", b"no\xffthere")
+    assert "stop text" in refused("generate", "--model", "demo", "--json", "--stop", b"\xff")
+    assert refused("worker", "--listen", b"127.0.0.1\xff:0", "--cache-dir", "none")
+
+
+# Which model.
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("/nonexistent/model", "/nonexistent/model"),
+        ("random:llama-9-9b", "llama-3-8b"),
+        ("random:tinyllama-1.1b:minus", "minus"),
+        ("", "config.json"),
+    ],
+)
+def test_a_model_that_is_not_there(generate: Command, model: str, said: str) -> None:
+    assert said in generate.refused("--model", model)
+
+
+def test_an_empty_directory(generate: Command, tmp_path: Path) -> None:
+    assert "config.json" in generate.refused("--model", str(tmp_path))
+
+
+def test_an_unknown_weight_type_is_the_command_s_own_error() -> None:
+    ran = hearth("generate", "--model", "demo", "--weights", "q7")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "q40" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+# Files that are truncated, foreign or mis-shaped.
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = tiny_spec()
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "t.gguf", spec, random_tensors(spec))
+
+
+def test_the_gguf_that_the_tests_break_runs(gguf: Path) -> None:
+    assert hearth("generate", "--model", str(gguf), "--steps", "2").returncode == 0
+
+
+@pytest.mark.parametrize("part", [0, 3, 4, 12, 100, 0.1, 0.5, 0.99])
+def test_a_truncated_gguf(generate: Command, gguf: Path, tmp_path: Path, part: float) -> None:
+    """Cut to so many bytes, or to that part of its length."""
+    whole = gguf.read_bytes()
+    broken = tmp_path / "cut.gguf"
+    broken.write_bytes(whole[: int(part if part >= 1 else part * len(whole))])
+    assert "cut.gguf" in generate.refused("--model", str(broken))
+
+
+def test_a_gguf_of_another_architecture_or_type(generate: Command, tmp_path: Path) -> None:
+    spec = tiny_spec()
+    tensors = gguf_tensors(spec, random_tensors(spec), "f32")
+    path = tmp_path / "other.gguf"
+    metadata = gguf_metadata(spec) | spm_metadata()
+    path.write_bytes(gguf_bytes(metadata | {"general.architecture": "mamba"}, tensors))
+    line = generate.refused("--model", str(path))
+    assert "mamba" in line
+    assert "llama" in line
+    name = "blk.1.ffn_up.weight"
+    _, shape, data = tensors[name]
+    path.write_bytes(gguf_bytes(metadata, tensors | {name: (10, shape, data)}))  # Q2_K
+    line = generate.refused("--model", str(path))
+    assert name in line
+    assert "Q2_K" in line or "10" in line
+
+
+def test_a_file_that_is_no_model(generate: Command, tmp_path: Path) -> None:
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(1000))
+    assert "holiday.jpg" in generate.refused("--model", str(path))
+    path.rename(tmp_path / "holiday.gguf")
+    assert "holiday.gguf" in generate.refused("--model", str(tmp_path / "holiday.gguf"))
+
+
+@pytest.mark.parametrize("part", [0, 4, 0.001, 0.5, 0.999])
+def test_a_truncated_safetensors(generate: Command, demo: Path, part: float) -> None:
+    path = demo / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part if part >= 1 else part * len(whole))])
+    assert "model.safetensors" in generate.refused("--model", str(demo))
+
+
+def test_weights_that_are_missing(generate: Command, demo: Path) -> None:
+    (demo / "model.safetensors").unlink()
+    assert "safetensors" in generate.refused("--model", str(demo))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"hidden_size": 1e400}', "\x00"])
+def test_a_broken_config(generate: Command, demo: Path, text: str) -> None:
+    (demo / "config.json").write_text(text)
+    assert "config.json" in generate.refused("--model", str(demo))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "mamba"),
+        ("hidden_size", 0),
+        ("hidden_size", -256),
+        ("hidden_size", "256"),
+        ("hidden_size", None),
+        ("hidden_size", 1 << 70),
+        ("num_hidden_layers", 6),  # one more than there are tensors of
+        ("num_key_value_heads", 3),
+        ("vocab_size", 2047),
+        ("rope_theta", 0),
+        ("rms_norm_eps", -1),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("hidden_act", "relu"),
+        ("attention_bias", True),
+    ],
+)
+def test_a_config_that_cannot_be(generate: Command, demo: Path, key: str, value: object) -> None:
+    edit(demo / "config.json", **{key: value})
+    assert generate.refused("--model", str(demo))
+
+
+def test_a_tokenizer_that_does_not_fit(generate: Command, demo: Path) -> None:
+    """More tokens than the model has rows: some text would have no embedding."""
+    path = demo / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] |= {f"<extra{n}>": 2048 + n for n in range(3)}
+    path.write_text(json.dumps(content))
+    line = generate.refused("--model", str(demo))
+    assert "2051" in line
+    assert "2048" in line
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "{", '{"model": {"type": "BPE"}}'])
+def test_a_broken_tokenizer(generate: Command, demo: Path, text: str) -> None:
+    (demo / "tokenizer.json").write_text(text)
+    assert "tokenizer.json" in generate.refused("--model", str(demo))
