@@ -74,8 +74,10 @@ def run(options: argparse.Namespace) -> int:
 
 def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -> dict[str, Any]:
     """One warm-up, then the repeats; rates are medians."""
+    from hearth import _native
     from hearth.common import system
 
+    threads = session.cluster.status().nodes[0].info.threads
     prefill: list[float] = []
     decode: list[float] = []
     for repeat in range(1 + options.repeats):
@@ -91,10 +93,12 @@ def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -
     peaks: list[float | None] = [_mib(system.peak_rss_bytes())]
     peaks += [_peak(process.pid) for process in session.workers.processes]
     peaks += [None] * (len(status.nodes) - len(peaks))  # of other machines we do not know
+    # Last: it takes memory of its own.
+    bandwidth = _native.read_bandwidth(threads)
     return {
         "model": options.model,
         "nodes": len(status.nodes),
-        "threads": status.nodes[0].info.threads,
+        "threads": threads,
         "weights": session.model.weight_type,
         "sync_type": options.sync_type,
         "lane": options.lane,
@@ -107,10 +111,24 @@ def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -
         "sync_ms_per_token": _round(_median(rest)),
         "sent_kib_per_token": _round(_median([step.sent_bytes / 1024 for step in steps])),
         "received_kib_per_token": _round(_median([step.received_bytes / 1024 for step in steps])),
+        # The root's weights are read once a token: the share of what plain reading reaches.
+        "memory_gb_per_second": _round(bandwidth / 1e9),
+        "memory_share": _round(_weights_read(session) / (_median(compute) / 1e3) / bandwidth),
         "load_seconds": _round(session.load_seconds),
         "weights_sent_bytes": sum(node.weight_bytes_from_network for node in status.nodes),
         "peak_rss_mib": peaks,
     }
+
+
+def _weights_read(session: Session) -> int:
+    """Bytes of the root's shard that one decode step reads: all but the rows of an embedding."""
+    parts = session.cluster.plan.nodes[0].slices
+    read = sum(part.size_bytes for part in parts if part.name != "embedding")
+    if session.cluster.plan.nodes[0].head_from_embedding:
+        embedding = next(part for part in parts if part.name == "embedding")
+        vocab = session.cluster.plan.nodes[0].vocab
+        read += embedding.size_bytes * (vocab[1] - vocab[0]) // embedding.rows[1]
+    return read
 
 
 def _generate(session: Session, options: argparse.Namespace, repeat: int) -> tuple[float, float]:

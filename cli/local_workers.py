@@ -14,6 +14,7 @@ from hearth.common.errors import HearthError, Reason
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
+_INHERITED = {"HEARTH_INSTRUCTION_SET", "HEARTH_LOG_LEVEL"}
 _READY = "hearth worker listening on "
 
 
@@ -58,8 +59,12 @@ class LocalWorkers:
         ]
         if self._pin:
             command += ["--pin", ",".join(map(str, self._pin[rank - 1]))]
-        # The environment's settings are meant for the root; two cannot share a metrics port.
-        environment = {k: v for k, v in os.environ.items() if k != "HEARTH_METRICS"}
+        # The environment's options are meant for the root; two cannot share a metrics port.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("HEARTH_") or name in _INHERITED
+        }
         # An interrupt at the terminal goes to the whole group: workers are to outlive the root's
         # last step, and are ended by it.
         return subprocess.Popen(

@@ -87,6 +87,7 @@ def open_session(
         raise HearthError(
             Reason.BAD_SETTING, "give --nodes (workers started here) or --workers, not both"
         )
+    system.keep_message_memory()
     with ExitStack() as stack:
         model = stack.enter_context(open_model(options.model, options.weights))
         # Errors of the plan come before anything is started.

@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "hearth/bandwidth.h"
 #include "hearth/cpu.h"
 #include "hearth/kernels.h"
 #include "hearth/matrix.h"
@@ -37,25 +38,6 @@ double median_seconds(const std::function<void()>& work) {
   }
   std::nth_element(seconds.begin(), seconds.begin() + kRepeats / 2, seconds.end());
   return seconds[kRepeats / 2];
-}
-
-// GB/s of plain reading: eight sums at once, so that additions are not what is measured.
-double read_bandwidth(ThreadPool& pool, const Buffer& buffer) {
-  const auto* words = reinterpret_cast<const uint64_t*>(buffer.data());
-  const size_t count = buffer.size() / 64;
-  std::vector<uint64_t> totals(pool.size() * 8);
-  const double seconds = median_seconds([&] {
-    pool.run([&](size_t thread) {
-      const auto [begin, end] = split(count, pool.size(), thread);
-      uint64_t sums[8] = {};
-      for (size_t line = begin; line < end; ++line)
-        for (size_t i = 0; i < 8; ++i) sums[i] += words[line * 8 + i];
-      for (uint64_t sum : sums) totals[thread * 8] += sum;
-    });
-  });
-  volatile uint64_t keep = 0;
-  for (uint64_t total : totals) keep = keep + total;
-  return static_cast<double>(buffer.size()) / seconds * 1e-9;
 }
 
 struct Speed {
@@ -112,9 +94,7 @@ int main(int argc, char** argv) {
   }
   const Kernels& kernels = kernels_in_use();
   ThreadPool pool(threads);
-  Buffer buffer(megabytes << 20);
-  std::fill_n(buffer.data(), buffer.size(), uint8_t{1});
-  const double memory = read_bandwidth(pool, buffer);
+  const double memory = read_bandwidth(pool, megabytes << 20, kRepeats) * 1e-9;
   std::printf("%s, %zu threads; reading memory: %.1f GB/s\n", kernels.name, threads, memory);
   std::printf("%-6s %-7s %9s %10s %9s\n", "type", "tokens", "GB/s", "of memory", "GMAC/s");
   for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {

@@ -17,6 +17,11 @@ def set_instruction_set(name: str) -> None:
 def row_bytes(type: str, columns: int) -> int:
     """Bytes of one row of `columns` numbers; ValueError when they are no whole number of blocks."""
 
+def read_bandwidth(
+    threads: int, bytes: int = ..., repeats: int = ..., pin: Sequence[int] = ()
+) -> float:
+    """Bytes per second that so many threads read from memory; takes about a tenth of a second."""
+
 def kv_row_bytes(type: str, head_size: int) -> int:
     """Bytes of one position's key (or value) of one head; ValueError when q80 finds no whole blocks."""
 

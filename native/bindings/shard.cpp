@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "bindings.h"
+#include "hearth/bandwidth.h"
 #include "hearth/cpu.h"
 #include "hearth/mesh.h"
 #include "hearth/sampler.h"
@@ -88,6 +89,15 @@ void bind_shard(py::module_& module) {
   module.def("set_instruction_set", &use_kernels, "name"_a,
              "Chooses the kernels of shards made from now on.");
 
+  module.def(
+      "read_bandwidth",
+      [](size_t threads, size_t bytes, size_t repeats, const std::vector<int>& pin) {
+        py::gil_scoped_release release;
+        ThreadPool pool(threads, pin);
+        return read_bandwidth(pool, bytes, repeats);
+      },
+      "threads"_a, "bytes"_a = size_t{256} << 20, "repeats"_a = 5, "pin"_a = std::vector<int>{},
+      "Bytes per second that so many threads read from memory.");
   module.def(
       "kv_row_bytes",
       [](const std::string& type, size_t head_size) {

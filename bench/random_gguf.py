@@ -1,0 +1,96 @@
+"""Writes a GGUF file of a model's shape with random weights, for engines that read nothing else.
+
+It has Q4_0 or F16 matrices and a sentencepiece vocabulary of made-up words: for speed, not text.
+Needs the package gguf (see compare.py, which gives it an environment of its own).
+"""
+
+import argparse
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+# hidden, layers, heads, KV heads, head size, feed-forward, vocabulary, rope theta, tied
+SHAPES = {
+    "tinyllama-1.1b": (2048, 22, 32, 4, 64, 5632, 32000, 10000.0, False),
+    "llama-3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256, 500000.0, True),
+    "llama-3-8b": (4096, 32, 32, 8, 128, 14336, 128256, 500000.0, False),
+}
+
+
+def random_matrix(rng: np.random.Generator, rows: int, columns: int, kind: str) -> np.ndarray:
+    """uint8 [rows, columns / 32 * 18] for q40, float16 [rows, columns] for f16."""
+    scale = columns**-0.5
+    if kind == "f16":
+        # A quarter of a million numbers, repeated: half a gigabyte of normals takes minutes.
+        some = (rng.standard_normal(1 << 18) * scale).astype(np.float16)
+        return np.resize(some, (rows, columns))
+    blocks = np.empty((rows * columns // 32, 18), np.uint8)
+    blocks[:, :2] = np.frombuffer(np.float16(scale / 4.61).tobytes(), np.uint8)
+    blocks[:, 2:] = rng.integers(0, 256, (len(blocks), 16), dtype=np.uint8)
+    return blocks.reshape(rows, columns // 32 * 18)
+
+
+def write(path: Path, shape: str, kind: str) -> None:
+    """Makes the file; `kind` is q40 or f16."""
+    hidden, layers, heads, kv_heads, size, ffn, vocab, theta, tied = SHAPES[shape]
+    rng = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(f"random {shape}")
+    writer.add_context_length(8192)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(ffn)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(theta)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocab)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    kinds = [2, 3, 3] + [6] * 256
+    tokens += [f"\u2581w{index}" for index in range(vocab - len(tokens))]
+    kinds += [1] * (vocab - len(kinds))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(index) for index in range(vocab)])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    raw = gguf.GGMLQuantizationType.Q4_0 if kind == "q40" else gguf.GGMLQuantizationType.F16
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        writer.add_tensor(name, random_matrix(rng, rows, columns, kind), raw_dtype=raw)
+
+    matrix("token_embd.weight", vocab, hidden)
+    for layer in range(layers):
+        at = f"blk.{layer}."
+        matrix(at + "attn_q.weight", heads * size, hidden)
+        matrix(at + "attn_k.weight", kv_heads * size, hidden)
+        matrix(at + "attn_v.weight", kv_heads * size, hidden)
+        matrix(at + "attn_output.weight", hidden, heads * size)
+        matrix(at + "ffn_gate.weight", ffn, hidden)
+        matrix(at + "ffn_up.weight", ffn, hidden)
+        matrix(at + "ffn_down.weight", hidden, ffn)
+        writer.add_tensor(at + "attn_norm.weight", np.ones(hidden, np.float32))
+        writer.add_tensor(at + "ffn_norm.weight", np.ones(hidden, np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    if not tied:
+        matrix("output.weight", vocab, hidden)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
+    parser.add_argument("--weights", choices=("q40", "f16"), default="q40")
+    options = parser.parse_args()
+    write(options.path, options.shape, options.weights)
+
+
+if __name__ == "__main__":
+    main()

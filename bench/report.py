@@ -1,0 +1,62 @@
+"""The table of compare.py, as Markdown."""
+
+from pathlib import Path
+from typing import Any
+
+
+def write_markdown(results: dict[str, Any], path: Path) -> None:
+    """Writes the page: the machine, a table for each model and thread count, the plots."""
+    machine = results["machine"]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `bench/compare.py`; do not edit. Every round runs each side once, in turn, on",
+        "the same GGUF file with random weights of the shape named; figures are medians with the",
+        f"lowest and highest of {results['rounds']} rounds, after a warm-up. "
+        f"Prefill: {results['prompt_tokens']} tokens; decode: {results['new_tokens']} tokens.",
+        "",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
+        f"Hearth's kernels: {machine['kernels']}. KV cache in f16 on all sides.",
+        "",
+    ]
+    for run in results["runs"]:
+        lines += table(run)
+    lines += [
+        "![tokens per second](benchmarks/speed.png)",
+        "",
+        "![time against tokens generated](benchmarks/curve.png)",
+        "",
+    ]
+    path.write_text("\n".join(lines))
+
+
+def table(run: dict[str, Any]) -> list[str]:
+    """One model with one number of threads."""
+    lines = [
+        f"## {run['shape']}, {run['weights']}, {run['threads']} threads in all",
+        "",
+        f"So many threads read {run['memory_gb_per_second']:.1f} GB/s of memory (same run).",
+        "",
+        "| side | prefill tokens/s | against llama.cpp | decode tokens/s | against llama.cpp | "
+        "sync ms/token |",
+        "|---|---|---|---|---|---|",
+    ]
+    base = run["sides"][0]
+    for side in run["sides"]:
+        sync = f"{side['sync_ms']:.2f}" if "sync_ms" in side else ""
+        lines.append(
+            f"| {side['label']} | {spread(side['prefill'])} | {ratio(side, base, 'prefill')} | "
+            f"{spread(side['decode'])} | {ratio(side, base, 'decode')} | {sync} |"
+        )
+    return [*lines, ""]
+
+
+def spread(values: list[float]) -> str:
+    """ "39.9 (38.1 to 40.2)"."""
+    middle, low, high = values
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+def ratio(side: dict[str, Any], base: dict[str, Any], what: str) -> str:
+    """ "2.31x"."""
+    return f"{side[what][0] / base[what][0]:.2f}x"

@@ -1,0 +1,42 @@
+#include "hearth/bandwidth.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "hearth/matrix.h"
+
+namespace hearth {
+
+double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
+  using Clock = std::chrono::steady_clock;
+  Buffer buffer(bytes / 64 * 64);
+  // Written first: untouched memory is all the same page of zeros.
+  std::fill_n(buffer.data(), buffer.size(), uint8_t{1});
+  const auto* words = reinterpret_cast<const uint64_t*>(buffer.data());
+  const size_t lines = buffer.size() / 64;
+  std::vector<uint64_t> totals(pool.size() * 8);
+  std::vector<double> seconds;
+  for (size_t i = 0; i < std::max<size_t>(repeats, 1); ++i) {
+    const auto start = Clock::now();
+    pool.run([&](size_t thread) {
+      const auto [begin, end] = split(lines, pool.size(), thread);
+      // Eight sums at once, so that additions are not what is measured.
+      uint64_t sums[8] = {};
+      for (size_t line = begin; line < end; ++line) {
+        for (size_t k = 0; k < 8; ++k) sums[k] += words[line * 8 + k];
+      }
+      for (uint64_t sum : sums) totals[thread * 8] += sum;
+    });
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  // What was summed is used, or the compiler would leave the reading out.
+  volatile uint64_t keep = 0;
+  for (uint64_t total : totals) keep = keep + total;
+  std::nth_element(seconds.begin(), seconds.begin() + static_cast<long>(seconds.size() / 2),
+                   seconds.end());
+  return static_cast<double>(buffer.size()) / seconds[seconds.size() / 2];
+}
+
+}  // namespace hearth
