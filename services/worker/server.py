@@ -62,9 +62,12 @@ class WorkerServer:
         self._metrics = metrics or Metrics()
         self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None
         self._tenancy = Tenancy(lease_grace)
+        self._pools = (
+            futures.ThreadPoolExecutor(_RPC_THREADS, "rpc"),
+            futures.ThreadPoolExecutor(2, "health"),
+        )
         self._health = health.HealthServicer(
-            experimental_non_blocking=True,
-            experimental_thread_pool=futures.ThreadPoolExecutor(2, "health"),
+            experimental_non_blocking=True, experimental_thread_pool=self._pools[1]
         )
         self._mesh_port = mesh_port
         self._mesh: MeshListener | None = None
@@ -76,7 +79,7 @@ class WorkerServer:
     def start(self) -> int:
         """Serves; the port it listens on."""
         server = grpc.server(
-            futures.ThreadPoolExecutor(_RPC_THREADS, "rpc"),
+            self._pools[0],
             interceptors=[ChunkFrames()],
             options=channels.server_options(),
             maximum_concurrent_rpcs=_RPC_THREADS,
@@ -106,6 +109,8 @@ class WorkerServer:
             self._server.stop(grace).wait()
         if self._mesh is not None:
             self._mesh.close()
+        for pool in self._pools:
+            pool.shutdown(wait=False)
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""
