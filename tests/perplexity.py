@@ -39,16 +39,16 @@ def formed(
             cluster.close()
 
 
-def step(limits: Limits, sequences: Sequence[tuple[int, int, Sequence[int]]]) -> Batch:
-    """A step of (first page, position, tokens) sequences that wants the logits of every row.
+def step(limits: Limits, sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]]) -> Batch:
+    """A step of (pages, position, tokens) sequences that wants the logits of every row.
 
-    Sequence pages are consecutive from the first, so the caller leaves room between them.
+    `pages` may hold more than the step needs yet.
     """
     parts = []
-    for number, (page, position, tokens) in enumerate(sequences):
+    for number, (pages, position, tokens) in enumerate(sequences):
         count = -(-(position + len(tokens)) // limits.page_size)
-        pages = tuple(range(page, page + count))
-        parts.append(SequenceStep(number, tuple(tokens), position, pages, True))
+        assert count <= len(pages)
+        parts.append(SequenceStep(number, tuple(tokens), position, tuple(pages[:count]), True))
     rows = tuple(token for part in parts for token in part.tokens)
     decode = sum(len(part.tokens) == 1 for part in parts)
     return Batch(tuple(parts), rows, tuple(range(len(rows))), decode)
@@ -56,10 +56,10 @@ def step(limits: Limits, sequences: Sequence[tuple[int, int, Sequence[int]]]) ->
 
 def logits_of(cluster: Cluster, limits: Limits, ids: Sequence[int]) -> F32:
     """Logits after each of `ids`, float32 [len(ids), vocabulary], in steps as long as may be."""
-    length = limits.max_step_tokens
+    length, pages = limits.max_step_tokens, range(limits.max_pages)
     return np.concatenate(
         [
-            cluster.run(step(limits, [(0, at, ids[at : at + length])])).logits
+            cluster.run(step(limits, [(pages, at, ids[at : at + length])])).logits
             for at in range(0, len(ids), length)
         ]
     )
