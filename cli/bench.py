@@ -42,8 +42,8 @@ class Recorder:
         self._cluster = cluster
         self.decode: list[StepOutput] = []
 
-    def run(self, batch: Batch) -> StepOutput:
-        output = self._cluster.run(batch)
+    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        output = self._cluster.run(batch, candidates)
         if batch.decode_rows == batch.rows:
             self.decode.append(output)
         return output

@@ -71,6 +71,7 @@ def script(text: str | bytes, prompt: str = "") -> NextToken:
 @dataclass(frozen=True)
 class FakeOutput:
     logits: npt.NDArray[np.float32]
+    ids: None = None
 
 
 @dataclass
@@ -88,7 +89,7 @@ class FakeRunner:
     batches: list[Batch] = field(default_factory=list)
     cache: dict[int, list[int | None]] = field(default_factory=dict)
 
-    def run(self, batch: Batch) -> FakeOutput:
+    def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
         self.entered.set()
         if self.gate is not None:
             assert self.gate.wait(30)
@@ -132,7 +133,9 @@ class Greedy:
     def __init__(self, sampling: Sampling, seed: int) -> None:
         self.accepted: list[int] = []
 
-    def sample(self, logits: npt.NDArray[np.float32]) -> int:
+    def sample(
+        self, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.uint32] | None = None
+    ) -> int:
         return int(logits.argmax())
 
     def accept(self, token: int) -> None:

@@ -23,7 +23,7 @@ def read_bandwidth(
     """Bytes per second that so many threads read from memory; takes about a tenth of a second."""
 
 def kv_row_bytes(type: str, head_size: int) -> int:
-    """Bytes of one position's key (or value) of one head; ValueError when q80 finds no whole blocks."""
+    """Bytes of one position's key (or value) of one head; ValueError when q80 has no whole blocks."""
 
 def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)]."""
@@ -42,6 +42,14 @@ def random_slice(
     scale: float,
 ) -> NDArray[np.uint8]:
     """A cut of a random matrix: the same bytes as that place of the whole."""
+
+def best(
+    logits: NDArray[np.float32], count: int, first_id: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+    """The best `count` of each row [rows, n], better first: f32 and u32 ids, [rows, count].
+
+    ValueError when a row has fewer than `count`.
+    """
 
 class Lane:
     """How a sync travels. Subclass it and define all_reduce."""
@@ -169,8 +177,8 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None: ...
-    def sample(self, logits: NDArray[np.float32]) -> int:
-        """f32 [vocab_size] -> token id."""
+    def sample(self, logits: NDArray[np.float32], ids: NDArray[np.uint32] | None = None) -> int:
+        """f32 [n] -> token id; logits of all tokens in order, or of the candidates `ids`."""
 
     def accept(self, token: int) -> None:
         """Counts a token as seen (prompt and answer alike), for the repetition penalty."""

@@ -8,6 +8,7 @@
 namespace hearth::bindings {
 
 using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+using Ids = pybind11::array_t<uint32_t, pybind11::array::c_style | pybind11::array::forcecast>;
 using Bytes = pybind11::array_t<uint8_t, pybind11::array::c_style>;
 
 void bind_numbers(pybind11::module_& module);

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -55,6 +56,18 @@ WireType parse_wire_type(const std::string& name) {
                               "': there are f32, f16, q80");
 }
 
+py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
+  if (logits.ndim() != 2) throw std::invalid_argument("best takes [rows, n] logits");
+  const size_t rows = logits.shape(0), columns = logits.shape(1);
+  Floats values({rows, count});
+  Ids ids({rows, count});
+  for (size_t r = 0; r < rows; ++r) {
+    best_candidates({logits.data() + r * columns, columns}, count, first_id,
+                    values.mutable_data() + r * count, ids.mutable_data() + r * count);
+  }
+  return py::make_tuple(values, ids);
+}
+
 StepOutput step(Shard& shard, const Floats& activations,
                 const std::vector<std::tuple<size_t, size_t, std::vector<uint32_t>>>& sequences,
                 const std::vector<uint32_t>& output_rows, Lane* lane) {
@@ -89,6 +102,8 @@ void bind_shard(py::module_& module) {
   module.def("set_instruction_set", &use_kernels, "name"_a,
              "Chooses the kernels of shards made from now on.");
 
+  module.def("best", &best, "logits"_a, "count"_a, "first_id"_a,
+             "The best of each row: f32 [rows, count] and u32 [rows, count] ids.");
   module.def(
       "read_bandwidth",
       [](size_t threads, size_t bytes, size_t repeats, const std::vector<int>& pin) {
@@ -208,8 +223,7 @@ void bind_shard(py::module_& module) {
       .def_property_readonly("kv_pages", [](const Shard& shard) { return shard.kv().pages(); })
       .def(
           "embed",
-          [](const Shard& shard,
-             const py::array_t<uint32_t, py::array::c_style | py::array::forcecast>& tokens) {
+          [](const Shard& shard, const Ids& tokens) {
             if (tokens.ndim() != 1) throw std::invalid_argument("embed takes [n] token ids");
             Floats out({static_cast<size_t>(tokens.size()), shard.config().hidden_size});
             shard.embed({tokens.data(), static_cast<size_t>(tokens.size())}, out.mutable_data());
@@ -234,11 +248,14 @@ void bind_shard(py::module_& module) {
           "repetition_penalty"_a = 1.0f, "seed"_a = 0)
       .def(
           "sample",
-          [](Sampler& sampler, const Floats& logits) {
-            if (logits.ndim() != 1) throw std::invalid_argument("sample takes [vocab_size] logits");
-            return sampler.sample({logits.data(), static_cast<size_t>(logits.size())});
+          [](Sampler& sampler, const Floats& logits, const std::optional<Ids>& ids) {
+            if (logits.ndim() != 1 || (ids && ids->ndim() != 1))
+              throw std::invalid_argument("sample takes [n] logits, and as many ids if any");
+            const std::span<const float> row(logits.data(), static_cast<size_t>(logits.size()));
+            if (!ids) return sampler.sample(row);
+            return sampler.sample(row, {ids->data(), static_cast<size_t>(ids->size())});
           },
-          "logits"_a, "f32 [vocab_size] -> token id.")
+          "logits"_a, "ids"_a = py::none(), "f32 [n], and u32 [n] ids if not all -> token id.")
       .def("accept", &Sampler::accept, "token"_a, "Counts a token as seen.");
 }
 

@@ -5,24 +5,46 @@
 #include <stdexcept>
 
 #include "hearth/kernels.h"
+#ifdef HEARTH_HAVE_NEON
+#include "kernels_arm.h"
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+#endif
 
 namespace hearth {
 namespace {
 
-bool runs_avx2() {
-#ifdef HEARTH_HAVE_AVX2
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-#else
-  return false;
+#if defined(HEARTH_HAVE_NEON) && defined(__linux__)
+bool runs_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+// Its kernels leave small products to those of dotprod.
+bool runs_i8mm() { return runs_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #endif
+
+// What this CPU can run, best first.
+std::vector<const Kernels*> runnable_kernels() {
+  std::vector<const Kernels*> kernels;
+#ifdef HEARTH_HAVE_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    kernels.push_back(&kAvx2Kernels);
+#endif
+#ifdef HEARTH_HAVE_NEON
+#ifdef __linux__
+  if (runs_i8mm()) kernels.push_back(&kI8mmKernels);
+  if (runs_dotprod()) kernels.push_back(&kDotprodKernels);
+#endif
+  kernels.push_back(&kNeonKernels);
+#endif
+  kernels.push_back(&kScalarKernels);
+  return kernels;
 }
 
 const Kernels* default_kernels() {
   if (const char* name = std::getenv("HEARTH_INSTRUCTION_SET")) {
     if (const Kernels* kernels = find_kernels(name)) return kernels;
   }
-  return find_kernels(instruction_sets().front());
+  return runnable_kernels().front();
 }
 
 std::atomic<const Kernels*>& current() {
@@ -34,16 +56,14 @@ std::atomic<const Kernels*>& current() {
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  if (runs_avx2()) names.emplace_back("avx2");
-  names.emplace_back("scalar");
+  for (const Kernels* each : runnable_kernels()) names.emplace_back(each->name);
   return names;
 }
 
 const Kernels* find_kernels(const std::string& name) {
-  if (name == "scalar") return &kScalarKernels;
-#ifdef HEARTH_HAVE_AVX2
-  if (name == "avx2" && runs_avx2()) return &kAvx2Kernels;
-#endif
+  for (const Kernels* each : runnable_kernels()) {
+    if (name == each->name) return each;
+  }
   return nullptr;
 }
 

@@ -34,20 +34,23 @@ void SamplerConfig::validate() const {
 Sampler::Sampler(const SamplerConfig& config)
     : config_((config.validate(), config)), random_(config.seed) {}
 
-float Sampler::penalized(std::span<const float> logits, size_t token) const {
-  const float logit = logits[token];
+float Sampler::penalized(float logit, uint32_t token) const {
   if (std::isnan(logit)) return -std::numeric_limits<float>::infinity();
-  if (config_.repetition_penalty == 1.0f || !seen_.contains(static_cast<uint32_t>(token)))
-    return logit;
+  if (config_.repetition_penalty == 1.0f || !seen_.contains(token)) return logit;
   return logit > 0.0f ? logit / config_.repetition_penalty : logit * config_.repetition_penalty;
 }
 
-uint32_t Sampler::sample(std::span<const float> logits) {
+uint32_t Sampler::sample(std::span<const float> logits, std::span<const uint32_t> ids) {
   constexpr float kImpossible = -std::numeric_limits<float>::infinity();
-  std::pair<float, uint32_t> best{kImpossible, 0};
+  if (!ids.empty() && ids.size() != logits.size())
+    throw std::invalid_argument("candidates need an id for each logit");
+  const auto at = [&](size_t i) {
+    const uint32_t token = ids.empty() ? static_cast<uint32_t>(i) : ids[i];
+    return std::pair{penalized(logits[i], token), token};
+  };
+  std::pair<float, uint32_t> best{kImpossible, std::numeric_limits<uint32_t>::max()};
   for (size_t i = 0; i < logits.size(); ++i) {
-    const float logit = penalized(logits, i);
-    if (logit > best.first) best = {logit, static_cast<uint32_t>(i)};
+    if (const auto candidate = at(i); better(candidate, best)) best = candidate;
   }
   if (best.first == kImpossible)
     throw std::runtime_error("no token can be sampled: every logit is -inf or not a number");
@@ -60,8 +63,8 @@ uint32_t Sampler::sample(std::span<const float> logits) {
                        std::max(-30.0f, config_.min_p > 0.0f ? std::log(config_.min_p) : -30.0f);
   candidates_.clear();
   for (size_t i = 0; i < logits.size(); ++i) {
-    const float logit = penalized(logits, i);
-    if (logit >= floor_logit) candidates_.emplace_back(logit, static_cast<uint32_t>(i));
+    if (const auto candidate = at(i); candidate.first >= floor_logit)
+      candidates_.push_back(candidate);
   }
   if (config_.top_k > 0 && config_.top_k < candidates_.size()) {
     std::nth_element(candidates_.begin(), candidates_.begin() + (config_.top_k - 1),
@@ -90,6 +93,33 @@ uint32_t Sampler::sample(std::span<const float> logits) {
     if (left < 0.0) return token;
   }
   return candidates_.back().second;
+}
+
+void best_candidates(std::span<const float> logits, size_t count, uint32_t first_id, float* best,
+                     uint32_t* ids) {
+  if (count == 0 || count > logits.size()) {
+    throw std::invalid_argument(std::to_string(count) + " candidates of " +
+                                std::to_string(logits.size()) + " logits");
+  }
+  // A heap of the best so far, the worst of them on top: most of a row is turned away by one look.
+  std::vector<std::pair<float, uint32_t>> kept;
+  kept.reserve(count);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float logit = std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity() : logits[i];
+    const std::pair candidate{logit, first_id + static_cast<uint32_t>(i)};
+    if (kept.size() == count) {
+      if (!better(candidate, kept.front())) continue;
+      std::pop_heap(kept.begin(), kept.end(), better);
+      kept.pop_back();
+    }
+    kept.push_back(candidate);
+    std::push_heap(kept.begin(), kept.end(), better);
+  }
+  std::sort(kept.begin(), kept.end(), better);
+  for (size_t i = 0; i < count; ++i) {
+    best[i] = kept[i].first;
+    ids[i] = kept[i].second;
+  }
 }
 
 }  // namespace hearth

@@ -466,6 +466,15 @@ void test_from_wire(const Kernels& kernels) {
   }
 }
 
+// Where the CPU is known (an emulated one), so is what it offers.
+void test_offer() {
+  const char* expected = std::getenv("HEARTH_EXPECTED_INSTRUCTION_SETS");
+  if (expected == nullptr) return;
+  std::string names;
+  for (const auto& name : instruction_sets()) names += (names.empty() ? "" : " ") + name;
+  CHECK_EQUAL(names, std::string(expected));
+}
+
 void test_choice() {
   const std::string first = kernels_in_use().name;
   CHECK_EQUAL(instruction_sets().back(), std::string("scalar"));
@@ -480,6 +489,7 @@ void test_choice() {
 }  // namespace
 
 int main() {
+  test_offer();
   test_choice();
   for (const auto& name : instruction_sets()) {
     const test::Case each("instruction set ", name);

@@ -69,8 +69,9 @@ class ClusterSettings:
 class StepOutput:
     """A step's logits, and where its time went. Seconds of the root's clock."""
 
-    # f32 [output rows, vocab_size]
+    # f32 [output rows, vocab_size]; of candidates: [output rows, n], and their u32 token ids.
     logits: F32
+    ids: npt.NDArray[np.uint32] | None
     wall_seconds: float
     # The slowest node's computing; the rest of the wall time is sync, transport and waiting.
     compute_seconds: float
@@ -184,8 +185,11 @@ class Cluster:
             raise self._lost
         return limits
 
-    def run(self, batch: Batch) -> StepOutput:
-        """One step on all nodes. Raises HearthError when a worker is lost: then `form` again."""
+    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        """One step on all nodes. Raises HearthError when a worker is lost: then `form` again.
+
+        candidates: how many of each row's best tokens are enough; 0 means whole rows.
+        """
         if self._lost is not None:
             raise self._lost
         if self._shard is None:
@@ -196,7 +200,7 @@ class Cluster:
             grace = _WATCHDOG_GRACE if self._settings.lane == "mesh" else 0.0
             self._deadline = time.monotonic() + self._settings.step_seconds + grace
         try:
-            output = self._run(batch, start)
+            output = self._run(batch, candidates, start)
         except _native.LaneError as error:
             raise self._peer_lost(error.rank, str(error)) from None
         except HearthError as error:
@@ -223,7 +227,7 @@ class Cluster:
             loading.give_up()
         self._release()
 
-    def _run(self, batch: Batch, start: float) -> StepOutput:
+    def _run(self, batch: Batch, candidates: int, start: float) -> StepOutput:
         assert self._shard is not None
         shard, links, lane = self._shard, self._links, self._lane
         x = shard.embed(np.array(batch.tokens, np.uint32))
@@ -235,38 +239,26 @@ class Cluster:
             data = wire.encode(x, kind)
             if kind != common_pb2.SYNC_TYPE_F32:
                 x = wire.decode(data, kind, *x.shape)
-            request = messages.step(self._step_id, batch, data, kind)
+            request = messages.step(self._step_id, batch, data, kind, candidates)
             for link in links:
                 link.send(request)
             lane.begin(self._step_id)
             sent = len(data) * len(links)
         own = shard.step(x, sequences, batch.output_rows, lane)
-        parts, slowest = [own.logits], own.compute_ns
+        slowest = own.compute_ns
+        parts = [messages.own_logits(own.logits, candidates if links else 0)]
         for link, node in zip(links, self._plan.nodes[1:], strict=True):
             result = expect_result(link.receive(), link, self._step_id)
-            parts.append(self._logits(result, link, len(batch.output_rows), node.vocab))
+            rows = len(batch.output_rows)
+            parts.append(messages.logits(result, link.name, rows, node.vocab, candidates))
             slowest = max(slowest, result.timing.compute_ns)
-            received += len(result.logits)
+            received += len(result.logits) + len(result.candidate_ids)
         if lane is not None:
             sent += lane.sent_bytes
             received += lane.received_bytes
-        logits = np.concatenate(parts, axis=1) if links else own.logits
+        logits, ids = messages.join_logits(parts)
         wall = time.perf_counter() - start
-        return StepOutput(logits, wall, min(slowest / 1e9, wall), sent, received)
-
-    @staticmethod
-    def _logits(
-        result: worker_pb2.StepResult, link: WorkerLink, rows: int, vocab: tuple[int, int]
-    ) -> F32:
-        """f32 [rows, this rank's vocabulary rows]."""
-        columns = vocab[1] - vocab[0]
-        if len(result.logits) != rows * columns * 4:
-            raise HearthError(
-                Reason.WORKER_LOST,
-                f"worker {link.name} sent {len(result.logits)} bytes of logits where "
-                f"[{rows}, {columns}] are {rows * columns * 4}",
-            )
-        return np.frombuffer(result.logits, "<f4").reshape(rows, columns)
+        return StepOutput(logits, ids, wall, min(slowest / 1e9, wall), sent, received)
 
     def _context(self) -> int:
         spec, wanted = self._model.spec, self._settings.context

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _TAIL = 64
 
 Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.uint32]
 
 
 class StepOutput(Protocol):
@@ -43,7 +44,11 @@ class StepOutput(Protocol):
 
     @property
     def logits(self) -> Logits:
-        """[len(batch.output_rows), vocab_size]."""
+        """[len(batch.output_rows), vocab_size], or of the candidates only."""
+
+    @property
+    def ids(self) -> Ids | None:
+        """Token ids of candidates, in the shape of `logits`; None for whole rows."""
 
 
 class StepRunner(Protocol):
@@ -57,7 +62,7 @@ class StepRunner(Protocol):
 class TokenSampler(Protocol):
     """Chooses tokens for one request; `hearth._native.Sampler` is one."""
 
-    def sample(self, logits: Logits) -> int: ...
+    def sample(self, logits: Logits, ids: Ids | None = None) -> int: ...
 
     def accept(self, token: int) -> None: ...
 
@@ -348,7 +353,7 @@ class Engine:
             if not active[step.seq_id].started:
                 active[step.seq_id].started = begin
         try:
-            logits = self._runner.run(batch).logits
+            output = self._runner.run(batch, self._candidates(batch))
         except HearthError as error:
             log.warning("engine: step failed: %s", error.message)
             if error.code is grpc.StatusCode.UNAVAILABLE:
@@ -356,6 +361,7 @@ class Engine:
             else:
                 self._fail_all(error)
             return
+        logits, ids = output.logits, output.ids
         if len(logits) != len(batch.output_rows):
             raise RuntimeError(
                 f"the step gave {len(logits)} rows of logits, {len(batch.output_rows)} were wanted"
@@ -364,13 +370,28 @@ class Engine:
         for step in batch.sequences:
             if step.wants_logits:
                 sampler = active[step.seq_id].sampler
-                token = sampler.sample(logits[len(tokens), : self._sampled_columns])
+                row = len(tokens)
+                if ids is None:
+                    token = sampler.sample(logits[row, : self._sampled_columns])
+                else:
+                    token = sampler.sample(logits[row], ids[row])
                 sampler.accept(token)
                 tokens[step.seq_id] = token
         now = time.perf_counter()
         for sampled in self._scheduler.step_finished(tokens):
             self._deliver(active[sampled.seq_id], sampled, now)
         self._report_load()
+
+    def _candidates(self, batch: Batch) -> int:
+        """How many of the best tokens every sampler of the batch is content with; 0: all."""
+        if self._sampled_columns < self._vocab_size:
+            return 0  # padding could be among the best
+        wanted = [
+            self._active[step.seq_id].params.sampling.candidates
+            for step in batch.sequences
+            if step.wants_logits
+        ]
+        return max(wanted) if wanted and all(wanted) else 0
 
     def _deliver(self, active: _Active, sampled: Sampled, now: float) -> None:
         if not active.made:

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from hearth import _native
 from hearth.common import channels, system
 from hearth.common.errors import HearthError, Reason
@@ -123,7 +126,11 @@ def slice_entry(part: Slice, fingerprint: bytes) -> worker_pb2.SliceEntry:
 
 
 def step(
-    step_id: int, batch: Batch, activations: bytes, activation_type: common_pb2.SyncType.ValueType
+    step_id: int,
+    batch: Batch,
+    activations: bytes,
+    activation_type: common_pb2.SyncType.ValueType,
+    candidates: int,
 ) -> worker_pb2.ForwardRequest:
     return worker_pb2.ForwardRequest(
         step=worker_pb2.Step(
@@ -135,8 +142,53 @@ def step(
             activations=activations,
             output_rows=batch.output_rows,
             activation_type=activation_type,
+            candidates=worker_pb2.Candidates(count=candidates),
         )
     )
+
+
+# Logits of one rank: f32 [rows, n], and u32 ids where they are of candidates only.
+Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32] | None]
+
+
+def own_logits(whole: npt.NDArray[np.float32], candidates: int) -> Logits:
+    """The root's part; its vocabulary rows begin at 0."""
+    if not candidates:
+        return whole, None
+    return _native.best(whole, min(candidates, whole.shape[1]), 0)
+
+
+def logits(
+    result: worker_pb2.StepResult, name: str, rows: int, vocab: tuple[int, int], candidates: int
+) -> Logits:
+    """A worker's part, checked. Raises HearthError WORKER_LOST when it is not what is due."""
+    columns = min(candidates, vocab[1] - vocab[0]) or vocab[1] - vocab[0]
+    size = rows * columns * 4
+    if len(result.logits) != size or len(result.candidate_ids) != (size if candidates else 0):
+        raise HearthError(
+            Reason.WORKER_LOST,
+            f"worker {name} sent {len(result.logits)} bytes of logits and "
+            f"{len(result.candidate_ids)} of ids where [{rows}, {columns}] are {size}",
+        )
+    values = np.frombuffer(result.logits, "<f4").reshape(rows, columns)
+    if not candidates:
+        return values, None
+    ids = np.frombuffer(result.candidate_ids, "<u4").reshape(rows, columns)
+    if rows and not (vocab[0] <= int(ids.min()) and int(ids.max()) < vocab[1]):
+        raise HearthError(
+            Reason.WORKER_LOST,
+            f"worker {name} sent token ids outside its vocabulary rows {vocab[0]} to {vocab[1]}",
+        )
+    return values, ids
+
+
+def join_logits(parts: list[Logits]) -> Logits:
+    """All ranks' logits, side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    values = np.concatenate([part[0] for part in parts], axis=1)
+    ids = [part[1] for part in parts if part[1] is not None]
+    return values, np.concatenate(ids, axis=1) if ids else None
 
 
 def forming(epoch: int, settings: "ClusterSettings", plan: Plan) -> root_pb2.ClusterStatus:

@@ -11,6 +11,8 @@ from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer
 
+# More candidates than this are hardly less than a whole row.
+MAX_CANDIDATES = 256
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 
@@ -35,6 +37,15 @@ class Sampling:
     repetition_penalty: float = 1.0
     # Same seed, same text; None draws one.
     seed: int | None = None
+
+    @property
+    def candidates(self) -> int:
+        """How many of the best tokens are all that this can choose from; 0: any may be chosen."""
+        if self.repetition_penalty != 1:
+            return 0
+        if self.temperature == 0:
+            return 1
+        return self.top_k if self.top_k <= MAX_CANDIDATES else 0
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, "[0, 100]", lambda v: 0 <= v <= 100)

@@ -154,10 +154,8 @@ class ForwardLoop:
             logits = output.logits
             count = min(step.candidates.count, logits.shape[1])
             if count:
-                # The best `count` of each row, in no order: [output rows, count].
-                best = np.argpartition(logits, -count, axis=1)[:, -count:]
-                logits = np.take_along_axis(logits, best, axis=1)
-                result.candidate_ids = (best + self._vocab_begin).astype("<u4").tobytes()
+                logits, ids = _native.best(logits, count, self._vocab_begin)
+                result.candidate_ids = ids.astype("<u4").tobytes()
             result.logits = np.ascontiguousarray(logits, dtype="<f4").tobytes()
         return result
 

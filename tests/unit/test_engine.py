@@ -293,7 +293,7 @@ def test_a_mistake_in_the_runner_is_an_internal_error_and_the_engine_goes_on() -
 
 def test_a_runner_with_too_few_rows_is_noticed() -> None:
     class Short(FakeRunner):
-        def run(self, batch: Batch) -> FakeOutput:
+        def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
             super().run(batch)
             return FakeOutput(np.zeros((0, 258), np.float32))
 
@@ -449,7 +449,7 @@ def test_the_core_s_sampler_draws_the_same_whatever_runs_beside() -> None:
     class Noise(FakeRunner):
         """Logits that leave the sampler something to choose."""
 
-        def run(self, batch: Batch) -> FakeOutput:
+        def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
             peaks = super().run(batch).logits.argmax(axis=1)
             rows = [np.random.default_rng(int(p)).normal(size=258) for p in peaks]
             return FakeOutput(np.array(rows, np.float32).reshape(len(peaks), 258))

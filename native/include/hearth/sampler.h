@@ -28,18 +28,25 @@ class Sampler {
  public:
   explicit Sampler(const SamplerConfig& config);
 
+  // logits: of all tokens in order; or, with `ids`, of those tokens only (see best_candidates).
   // Order: repetition penalty, temperature, top-k, min-p, top-p, then a draw. Ties go to the lower
   // id. Not-a-number counts as impossible; when nothing is possible, throws std::runtime_error.
-  uint32_t sample(std::span<const float> logits);
+  uint32_t sample(std::span<const float> logits, std::span<const uint32_t> ids = {});
   void accept(uint32_t token) { seen_.insert(token); }
 
  private:
-  float penalized(std::span<const float> logits, size_t token) const;
+  float penalized(float logit, uint32_t token) const;
 
   SamplerConfig config_;
   std::mt19937_64 random_;
   std::unordered_set<uint32_t> seen_;
   std::vector<std::pair<float, uint32_t>> candidates_;
 };
+
+// The best `count` of a row of logits, better first (ties: lower id first; not-a-number is worst).
+// Token ids begin at first_id. A sampler that is greedy, or keeps the `count` best, and has no
+// repetition penalty chooses the same token from the candidates of all ranks as from the whole row.
+void best_candidates(std::span<const float> logits, size_t count, uint32_t first_id, float* best,
+                     uint32_t* ids);
 
 }  // namespace hearth

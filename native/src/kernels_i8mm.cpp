@@ -1,0 +1,179 @@
+// FEAT_I8MM (Arm servers and phones since about 2021), for products with several tokens: one
+// instruction multiplies two rows of eight int8 with two tokens' eight activations, twice the
+// multiply-adds of FEAT_DotProd's. Entered only after a look at the CPU; fewer than four tokens are
+// kernels_dotprod.cpp's, everything else is kernels_neon.cpp's.
+#include "kernels_arm.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kChunk = 8;       // blocks of 32 columns that are laid out at once
+constexpr size_t kTileGroups = 4;  // groups of rows that share what was laid out
+constexpr size_t kOperands = 4;    // of eight columns, in a block
+constexpr size_t kRowPairs = 2;    // in half a group
+
+// Activations of kPairs pairs of tokens as the instruction wants them: eight columns of one token,
+// then the same columns of the other; scales and offsets as its 2 x 2 results lie.
+template <size_t kPairs>
+struct Panel {
+  int8x16_t x[kChunk][kPairs][kOperands];
+  float32x4_t scales[kChunk][kPairs];
+  int32x4_t offsets[kChunk][kPairs];
+};
+
+template <size_t kPairs>
+void lay_out(const MatmulArgs& a, size_t token, size_t begin, size_t count, Panel<kPairs>& panel) {
+  const size_t blocks = a.columns / kBlock;
+  for (size_t p = 0; p < kPairs; ++p) {
+    const size_t first = token + 2 * p, second = first + 1;
+    for (size_t b = 0; b < count; ++b) {
+      const int8_t* x = a.xq + first * a.columns + (begin + b) * kBlock;
+      unrolled<2>([&](auto k) {
+        const int64x2_t one = vreinterpretq_s64_s8(vld1q_s8(x + 16 * k));
+        const int64x2_t two = vreinterpretq_s64_s8(vld1q_s8(x + a.columns + 16 * k));
+        panel.x[b][p][2 * k] = vreinterpretq_s8_s64(vzip1q_s64(one, two));
+        panel.x[b][p][2 * k + 1] = vreinterpretq_s8_s64(vzip2q_s64(one, two));
+      });
+      const size_t at = first * blocks + begin + b, next = second * blocks + begin + b;
+      panel.scales[b][p] =
+          vzip1q_f32(vld1q_dup_f32(a.x_scales + at), vld1q_dup_f32(a.x_scales + next));
+      panel.offsets[b][p] =
+          vnegq_s32(vzip1q_s32(vld1q_dup_s32(a.x_sums + at), vld1q_dup_s32(a.x_sums + next)));
+    }
+  }
+}
+
+// Four columns of four rows, and the next four, become eight columns of two rows, twice.
+void pair_rows(const uint8_t* at, uint8x16_t (&rows)[kRowPairs]) {
+  const uint32x4_t these = vreinterpretq_u32_u8(vld1q_u8(at));
+  const uint32x4_t next = vreinterpretq_u32_u8(vld1q_u8(at + 32));
+  rows[0] = vreinterpretq_u8_u32(vzip1q_u32(these, next));
+  rows[1] = vreinterpretq_u8_u32(vzip2q_u32(these, next));
+}
+
+// Half a group's block. Nibble bytes are paired before they are taken apart.
+template <Type kType>
+void load_operands(const uint8_t* at, int8x16_t (&w)[kRowPairs][kOperands]) {
+  if constexpr (kType == Type::q40) {
+    unrolled<2>([&](auto k) {
+      uint8x16_t rows[kRowPairs];
+      pair_rows(at + 64 * k, rows);
+      unrolled<kRowPairs>([&](auto r) {
+        w[r][k] = low_nibbles(rows[r]);
+        w[r][k + 2] = high_nibbles(rows[r]);
+      });
+    });
+  } else {
+    unrolled<kOperands>([&](auto k) {
+      uint8x16_t rows[kRowPairs];
+      pair_rows(at + 64 * k, rows);
+      unrolled<kRowPairs>([&](auto r) { w[r][k] = vreinterpretq_s8_u8(rows[r]); });
+    });
+  }
+}
+
+// Sums of a group: [half][pair of rows][pair of tokens], each two rows x two tokens.
+template <size_t kPairs>
+using Sums = float32x4_t[kHalves][kRowPairs][kPairs];
+
+template <Type kType, size_t kPairs>
+void add_chunk(const uint8_t* block, const Panel<kPairs>& panel, size_t count,
+               Sums<kPairs>& totals) {
+  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40BlockBytes : kQ80BlockBytes;
+  Sums<kPairs> sums;  // in registers
+  const auto each = [](auto step) __attribute__((always_inline)) {
+    unrolled<kHalves>([&](auto h) {
+      unrolled<kRowPairs>([&](auto r) { unrolled<kPairs>([&](auto p) { step(h, r, p); }); });
+    });
+  };
+  each([&](auto h, auto r, auto p) { sums[h][r][p] = totals[h][r][p]; });
+  for (size_t b = 0; b < count; ++b, block += kGroupRows * kBlockBytes) {
+    unrolled<kHalves>([&](auto h) {
+      const float32x4_t scales = load_halves(block + 8 * h);
+      const float32x4_t row_scales[kRowPairs] = {vzip1q_f32(scales, scales),
+                                                 vzip2q_f32(scales, scales)};
+      int8x16_t w[kRowPairs][kOperands];
+      load_operands<kType>(block + 16 + 16 * h, w);
+      unrolled<kRowPairs>([&](auto r) {
+        unrolled<kPairs>([&](auto p) {
+          int32x4_t whole = kType == Type::q40 ? panel.offsets[b][p] : vdupq_n_s32(0);
+          unrolled<kOperands>(
+              [&](auto k) { whole = vmmlaq_s32(whole, w[r][k], panel.x[b][p][k]); });
+          sums[h][r][p] = vfmaq_f32(sums[h][r][p], vcvtq_f32_s32(whole),
+                                    vmulq_f32(row_scales[r], panel.scales[b][p]));
+        });
+      });
+    });
+  }
+  each([&](auto h, auto r, auto p) { totals[h][r][p] = sums[h][r][p]; });
+}
+
+template <Type kType, size_t kPairs>
+void tile(const MatmulArgs& a, size_t token, size_t group, size_t groups) {
+  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40BlockBytes : kQ80BlockBytes;
+  const size_t blocks = a.columns / kBlock;
+  Sums<kPairs> sums[kTileGroups] = {};
+  Panel<kPairs> panel;
+  for (size_t begin = 0; begin < blocks; begin += kChunk) {
+    const size_t count = blocks - begin < kChunk ? blocks - begin : kChunk;
+    lay_out(a, token, begin, count, panel);
+    for (size_t g = 0; g < groups; ++g) {
+      const uint8_t* block =
+          a.weights + (group + g) * a.group_bytes + begin * kGroupRows * kBlockBytes;
+      add_chunk<kType, kPairs>(block, panel, count, sums[g]);
+    }
+  }
+  for (size_t g = 0; g < groups; ++g) {
+    const size_t row = (group + g) * kGroupRows;
+    for (size_t p = 0; p < kPairs; ++p) {
+      float* y = a.y + (token + 2 * p) * a.y_stride + row;
+      for (size_t h = 0; h < kHalves; ++h) {
+        const float32x4_t one = sums[g][h][0][p], two = sums[g][h][1][p];
+        store_rows(y, vuzp1q_f32(one, two), h, a.rows - row);
+        store_rows(y + a.y_stride, vuzp2q_f32(one, two), h, a.rows - row);
+      }
+    }
+  }
+}
+
+template <Type kType, auto kRest>
+void matmul_blocks(const MatmulArgs& a) {
+  const size_t whole = a.tokens / 4 * 4;
+  for (size_t g = 0; g < a.groups && whole > 0; g += kTileGroups) {
+    const size_t groups = a.groups - g < kTileGroups ? a.groups - g : kTileGroups;
+    size_t t = 0;
+    for (; t + 8 <= whole; t += 8) tile<kType, 4>(a, t, g, groups);
+    if (t < whole) tile<kType, 2>(a, t, g, groups);
+  }
+  if (whole == a.tokens) return;
+  const size_t blocks = a.columns / kBlock;
+  MatmulArgs rest = a;
+  rest.tokens -= whole;
+  rest.xq += whole * a.columns;
+  rest.x_scales += whole * blocks;
+  rest.x_sums += whole * blocks;
+  rest.y += whole * a.y_stride;
+  kRest(rest);
+}
+
+}  // namespace
+
+const Kernels kI8mmKernels = {
+    .name = "i8mm",
+    .quantize = neon::quantize,
+    .matmul_f32 = neon::matmul_f32,
+    .matmul_f16 = neon::matmul_f16,
+    .matmul_q80 = matmul_blocks<Type::q80, dotprod::matmul_q80>,
+    .matmul_q40 = matmul_blocks<Type::q40, dotprod::matmul_q40>,
+    .rms_norm = neon::rms_norm,
+    .add = neon::add,
+    .swiglu = neon::swiglu,
+    .rope = neon::rope,
+    .attend_f32 = neon::attend_f32,
+    .attend_f16 = neon::attend_f16,
+    .to_f16 = neon::to_f16,
+    .from_f16 = neon::from_f16,
+    .from_q80 = neon::from_q80,
+};
+
+}  // namespace hearth
