@@ -54,9 +54,12 @@ class StepOutput(Protocol):
 class StepRunner(Protocol):
     """Computes steps; `hearth.root.cluster` does it with all nodes."""
 
-    def run(self, batch: Batch) -> StepOutput:
+    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
         """One forward pass. HearthError ends every request, for the KV cache is then gone; one of
-        code UNAVAILABLE (a worker is lost) also refuses new ones until `Engine.resume`."""
+        code UNAVAILABLE (a worker is lost) also refuses new ones until `Engine.resume`.
+
+        With `candidates` the logits may be of each row's best tokens only, at least so many.
+        """
 
 
 class TokenSampler(Protocol):
