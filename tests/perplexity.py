@@ -1,12 +1,12 @@
 """What a cluster makes of a given text: logits of every position, and perplexity.
 
-The text is given token by token (nothing is sampled), in windows that know nothing of each other.
+The text is given token by token: nothing is sampled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -65,15 +65,17 @@ def logits_of(cluster: Cluster, limits: Limits, ids: Sequence[int]) -> F32:
     )
 
 
-def perplexity(
-    logits: Callable[[Sequence[int]], F32], ids: Sequence[int], window: int, bos: int
-) -> float:
-    """exp of the mean loss of `ids`, in windows of `window` tokens that each begin with `bos`."""
-    total = 0.0
-    for at in range(0, len(ids), window):
-        part = ids[at : at + window]
-        rows = logits([bos, *part[:-1]]).astype(np.float64)
+def perplexity(cluster: Cluster, limits: Limits, texts: Sequence[Sequence[int]]) -> float:
+    """exp of the mean loss of the tokens of `texts`, each text after the first of its own tokens.
+
+    Every text stands alone; what is beyond the context is left out.
+    """
+    total, count = 0.0, 0
+    for text in texts:
+        ids = text[: limits.capacity + 1]
+        rows = logits_of(cluster, limits, ids[:-1]).astype(np.float64)
         rows -= rows.max(axis=1, keepdims=True)
-        losses = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(part)), part]
+        losses = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), ids[1:]]
         total += float(losses.sum())
-    return math.exp(total / len(ids))
+        count += len(rows)
+    return math.exp(total / count)

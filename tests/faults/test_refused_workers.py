@@ -113,7 +113,7 @@ class OtherVersion(worker_pb2_grpc.WorkerServiceServicer):
 
 @pytest.mark.parametrize("polite", [True, False])
 def test_another_protocol_version(polite: bool) -> None:
-    with fake_worker(OtherVersion(polite)) as address:
+    with fake_worker(OtherVersion(polite)) as address:  # type: ignore[abstract]
         line = refusal(generate("--workers", address))
     assert address in line
     assert "99" in line

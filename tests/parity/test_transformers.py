@@ -141,16 +141,17 @@ def make_reference(case: Case, path: Path, seed: int) -> Reference:
     model.to(getattr(torch, case.dtype)).save_pretrained(path, max_shard_size=case.shard_size)
     files = len(list(path.glob("*.safetensors")))
     assert (files > 1) == (case.shard_size != "1GB")
-    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    loaded: Any = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+    loaded.eval()
     random = np.random.default_rng(seed)
     texts = (
         random.integers(0, case.vocab, 40).tolist(),
         random.integers(0, case.vocab, 27).tolist(),
     )
     with torch.no_grad():
-        logits = tuple(model(torch.tensor([ids])).logits[0].numpy() for ids in texts)
+        logits = tuple(loaded(torch.tensor([ids])).logits[0].numpy() for ids in texts)
     assert min(rows.std() for rows in logits) > 0.5
-    return Reference(path, model, texts, (logits[0], logits[1]))
+    return Reference(path, loaded, texts, (logits[0], logits[1]))
 
 
 @pytest.fixture(scope="module")
