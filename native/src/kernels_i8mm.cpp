@@ -53,7 +53,7 @@ void pair_rows(const uint8_t* at, uint8x16_t (&rows)[kRowPairs]) {
 
 // Half a group's block. Nibble bytes are paired before they are taken apart.
 template <Type kType>
-void load_operands(const uint8_t* at, int8x16_t (&w)[kRowPairs][kOperands]) {
+[[gnu::always_inline]] inline void load_operands(const uint8_t* at, int8x16_t (&w)[kRowPairs][kOperands]) {
   if constexpr (kType == Type::q40) {
     unrolled<2>([&](auto k) {
       uint8x16_t rows[kRowPairs];

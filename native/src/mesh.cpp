@@ -25,6 +25,8 @@ constexpr size_t kHeaderBytes = 16;
 constexpr size_t kMostRanks = 1024;
 // A sync over loopback or a switch is done sooner than a sleeper wakes up; past that, sleep.
 constexpr auto kSpin = std::chrono::microseconds(50);
+// Numbers: while they are still in the second-level cache.
+constexpr size_t kAddAtOnce = 8192;
 // How soon an abort is seen.
 constexpr int kPollMilliseconds = 100;
 
@@ -48,6 +50,11 @@ struct MeshLane::Transfer {
   bool sending() const { return sent < kHeaderBytes + out_size; }
   bool receiving() const { return received < kHeaderBytes + in_size; }
   bool done() const { return !sending() && !receiving(); }
+  // Bytes that are both sent and received.
+  size_t ready() const {
+    const size_t least = std::min(sent, received);
+    return least > kHeaderBytes ? least - kHeaderBytes : 0;
+  }
 
   // What can be done without waiting; true when anything moved.
   bool move(uint32_t step, uint32_t index) {
@@ -206,13 +213,34 @@ void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
   if (numbers > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
   // Fewer numbers than ranks have blocks for: segments would be empty.
-  if (ranks() == 2 || wire_bytes(numbers) <= config_.direct_bytes || numbers % kBlock != 0 ||
-      numbers / kBlock < ranks()) {
+  if (ranks() == 2 && config_.wire == WireType::f32) {
+    pairwise(x, numbers);
+  } else if (ranks() == 2 || wire_bytes(numbers) <= config_.direct_bytes || numbers % kBlock != 0 ||
+             numbers / kBlock < ranks()) {
     direct(x, numbers);
   } else {
     scattered(x, numbers);
   }
   ++index_;
+}
+
+void MeshLane::pairwise(float* x, size_t numbers) {
+  const size_t size = numbers * 4, peer = 1 - config_.rank;
+  auto& part = incoming_[peer];
+  part.resize(size);
+  std::vector<std::pair<const uint8_t*, size_t>> out(2);
+  std::vector<std::pair<uint8_t*, size_t>> in(2);
+  out[peer] = {reinterpret_cast<const uint8_t*>(x), size};
+  in[peer] = {part.data(), size};
+  const auto* theirs = reinterpret_cast<const float*>(part.data());
+  size_t added = 0;
+  // Only what has been sent may be changed. Of two numbers the order does not matter.
+  exchange(out, in, [&](const Transfer& transfer) {
+    const size_t ready = transfer.ready() / 4;
+    if (ready < numbers && ready - added < kAddAtOnce) return;
+    kernels_.add(x + added, theirs + added, ready - added);
+    added = ready;
+  });
 }
 
 void MeshLane::direct(float* x, size_t numbers) {
@@ -233,33 +261,44 @@ void MeshLane::direct(float* x, size_t numbers) {
 }
 
 void MeshLane::scattered(float* x, size_t numbers) {
+  const bool exact = config_.wire == WireType::f32;
   const auto size_of = [&](size_t rank) {
     return segment(numbers, rank + 1) - segment(numbers, rank);
   };
-  const size_t mine = size_of(config_.rank), at = segment(numbers, config_.rank);
+  const auto place = [&](size_t rank) {
+    return reinterpret_cast<uint8_t*>(x + segment(numbers, rank));
+  };
+  const size_t mine = size_of(config_.rank);
   std::vector<std::pair<const uint8_t*, size_t>> out(ranks());
   std::vector<std::pair<uint8_t*, size_t>> in(ranks());
   for (size_t r = 0; r < ranks(); ++r) {
-    outgoing_[r].resize(wire_bytes(size_of(r)));
-    encode(x + segment(numbers, r), size_of(r), outgoing_[r].data());
-    out[r] = {outgoing_[r].data(), outgoing_[r].size()};
+    const size_t size = wire_bytes(size_of(r));
+    if (exact && r != config_.rank) {
+      out[r] = {place(r), size};  // as it lies
+    } else {
+      outgoing_[r].resize(size);
+      encode(x + segment(numbers, r), size_of(r), outgoing_[r].data());
+      out[r] = {outgoing_[r].data(), size};
+    }
     incoming_[r].resize(wire_bytes(mine));
     in[r] = {incoming_[r].data(), incoming_[r].size()};
   }
   exchange(out, in);
+  float* own = x + segment(numbers, config_.rank);
   for (size_t r = 0; r < ranks(); ++r) {
     const auto& part = r == config_.rank ? outgoing_[r] : incoming_[r];
-    decode(part.data(), mine, x + at, r > 0);
+    decode(part.data(), mine, own, r > 0);
   }
 
   auto& sum = outgoing_[config_.rank];
-  encode(x + at, mine, sum.data());
+  encode(own, mine, sum.data());
   for (size_t r = 0; r < ranks(); ++r) {
     out[r] = {sum.data(), sum.size()};
-    incoming_[r].resize(wire_bytes(size_of(r)));
-    in[r] = {incoming_[r].data(), incoming_[r].size()};
+    incoming_[r].resize(exact ? 0 : wire_bytes(size_of(r)));
+    in[r] = {exact ? place(r) : incoming_[r].data(), wire_bytes(size_of(r))};
   }
   exchange(out, in);
+  if (exact) return;  // everything came to where it belongs
   for (size_t r = 0; r < ranks(); ++r) {
     const auto& part = r == config_.rank ? sum : incoming_[r];
     decode(part.data(), size_of(r), x + segment(numbers, r), false);
@@ -267,7 +306,8 @@ void MeshLane::scattered(float* x, size_t numbers) {
 }
 
 void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& out,
-                        const std::vector<std::pair<uint8_t*, size_t>>& in) {
+                        const std::vector<std::pair<uint8_t*, size_t>>& in,
+                        const std::function<void(const Transfer&)>& progress) {
   std::vector<Transfer> transfers;
   transfers.reserve(ranks() - 1);
   for (size_t r = 0; r < ranks(); ++r) {
@@ -294,6 +334,7 @@ void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& ou
       moved = transfer.move(step_, index_) || moved;
       done = done && transfer.done();
     }
+    if (moved && progress) progress(transfers.front());
     if (done) return;
     const auto now = Clock::now();
     if (moved) {

@@ -198,6 +198,20 @@ void test_matmul(const Kernels& kernels) {
   }
 }
 
+// Tiles of a larger product: more groups, tokens and columns than any variant takes at once, with a
+// rest of each.
+void test_matmul_tiles(const Kernels& kernels) {
+  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+    for (size_t columns : {9 * kBlock, 17 * kBlock}) {
+      const Weights weights = random_weights(type, 43, columns);
+      for (size_t tokens : {1, 8, 12, 15, 19}) {
+        const test::Case each(type_name(type), " 43 x ", columns, ", ", tokens, " tokens");
+        check_product(kernels, weights, tokens, random_floats(tokens * columns));
+      }
+    }
+  }
+}
+
 // Where integers come closest to overflow: every weight and every activation at an end of its
 // range. Sixteen blocks in a row, so that sums of blocks would show it too.
 void test_matmul_extremes(const Kernels& kernels) {
@@ -496,6 +510,7 @@ int main() {
     const Kernels& kernels = *find_kernels(name);
     test_quantize(kernels);
     test_matmul(kernels);
+    test_matmul_tiles(kernels);
     test_matmul_extremes(kernels);
     test_elementwise(kernels);
     test_swiglu(kernels);

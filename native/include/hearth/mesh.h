@@ -15,6 +15,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -75,11 +76,15 @@ class MeshLane : public Lane {
   void decode(const uint8_t* in, size_t numbers, float* x, bool add);
   // Where rank `rank`'s segment of `numbers` begins, on block borders.
   size_t segment(size_t numbers, size_t rank) const;
+  // f32 between two: sent from where it lies, added as it comes in.
+  void pairwise(float* x, size_t numbers);
   void direct(float* x, size_t numbers);
   void scattered(float* x, size_t numbers);
-  // Sends `out[r]` to and fills `in[r]` from every other rank r, all at once.
+  // Sends `out[r]` to and fills `in[r]` from every other rank r, all at once. `progress` is called
+  // with the first rank's transfer whenever something moved.
   void exchange(const std::vector<std::pair<const uint8_t*, size_t>>& out,
-                const std::vector<std::pair<uint8_t*, size_t>>& in);
+                const std::vector<std::pair<uint8_t*, size_t>>& in,
+                const std::function<void(const Transfer&)>& progress = {});
 
   MeshConfig config_;
   const Kernels& kernels_;
