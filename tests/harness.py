@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -97,6 +98,20 @@ def hearth(
         timeout=seconds,
         check=False,
     )
+
+
+def launch(*arguments: str) -> subprocess.Popen[bytes]:
+    """The command as a process that is not waited for; its output goes nowhere."""
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(
+        [*_HEARTH, *arguments], env=clean_environ(), stdout=nowhere, stderr=nowhere
+    )
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def peak_bytes(pid: int) -> int:
