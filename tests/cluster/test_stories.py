@@ -44,9 +44,11 @@ def run(stories: Path, *options: str, environ: dict[str, str] | None = None) -> 
     return answer
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 3, 4])
-def test_200_greedy_steps(stories: Path, greedy_ids: list[int], nodes: int) -> None:
-    answer = run(stories, "--nodes", str(nodes))
+@pytest.mark.parametrize(
+    ("nodes", "lane"), [(1, "mesh"), (2, "mesh"), (3, "mesh"), (4, "mesh"), (3, "grpc")]
+)
+def test_200_greedy_steps(stories: Path, greedy_ids: list[int], nodes: int, lane: str) -> None:
+    answer = run(stories, "--nodes", str(nodes), "--lane", lane)
     assert answer["token_ids"] == greedy_ids
     assert answer["text"] == (stories / "expected_200_steps.txt").read_text()
     assert (answer["finish_reason"], answer["prompt_tokens"]) == ("length", 1)
