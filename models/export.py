@@ -45,7 +45,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the folder; each file appears whole or not at all."""
+    """Write the folder; the weights appear whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     bos, eos = special_id(tokenizer, BOS), special_id(tokenizer, EOS)
     config = {
@@ -82,6 +82,7 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     }
     partial = folder / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # The library makes it private.
     partial.replace(folder / "model.safetensors")
 
 
