@@ -8,8 +8,9 @@ namespace {
 
 // Two vectors of weights (rows 0 .. 3, rows 4 .. 7) by lane kLane of each token's activations.
 template <size_t kLane, size_t kTokens>
-[[gnu::always_inline]] inline void add_products(const int8x16_t (&w)[kHalves], const int8x16_t (&x)[kTokens],
-                  int32x4_t (&whole)[kTokens][kHalves]) {
+[[gnu::always_inline]] inline void add_products(const int8x16_t (&w)[kHalves],
+                                                const int8x16_t (&x)[kTokens],
+                                                int32x4_t (&whole)[kTokens][kHalves]) {
   unrolled<kTokens>([&](auto t) {
     unrolled<kHalves>(
         [&](auto h) { whole[t][h] = vdotq_laneq_s32(whole[t][h], w[h], x[t], kLane); });

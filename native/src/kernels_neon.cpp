@@ -78,18 +78,16 @@ void float_tile(const MatmulArgs& a, size_t token, size_t group) {
       });
     });
   }
-  for (size_t i = 0; i < a.columns % 4; ++i, ++c) {
+  unrolled<3>([&](auto i) {
+    if (i >= a.columns % 4) return;
     unrolled<kVectors>([&](auto v) {
-      const float32x4_t column = weights(c, v);
+      const float32x4_t column = weights(c + i, v);
       unrolled<kTokens>([&](auto t) {
-        const float value = x[t * a.columns + c];
-        const bool odd = i % 2 == 1;  // as a choice of values, so that the sums stay in registers
-        const float32x4_t sum = vfmaq_n_f32(odd ? sums[1][t][v] : sums[0][t][v], column, value);
-        sums[0][t][v] = odd ? sums[0][t][v] : sum;
-        sums[1][t][v] = odd ? sum : sums[1][t][v];
+        float32x4_t& sum = sums[i % 2][t][v];
+        sum = vfmaq_n_f32(sum, column, x[t * a.columns + c + i]);
       });
     });
-  }
+  });
   unrolled<kTokens>([&](auto t) {
     unrolled<kVectors>([&](auto v) {
       const size_t row = (group + v / kHalves) * kGroupRows;
