@@ -3,6 +3,7 @@
 #   make demo            a story, made by three nodes on this machine
 #   make test            native tests (plain, and under the sanitizers), then Python tests
 #   make test PARITY=1   with the comparison with transformers too (installs PyTorch)
+#   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated (Pi 4, Pi 5, newest)
 #   make lint            everything that reads code without running it
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
@@ -11,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python lint bench fresh-test clean distclean help
+.PHONY: demo test test-native test-python test-arm lint bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -56,6 +57,20 @@ test-native: build/native-release/build.ninja build/native-asan/build.ninja buil
 	done
 # (setarch: the thread sanitizer of older compilers cannot place itself in the far apart addresses
 # that newer kernels deal out.)
+
+# Emulated CPUs: all instruction sets that there are kernels for, then what each Pi has of them.
+test-arm:
+	@missing=(); \
+	command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu); \
+	command -v qemu-aarch64-static >/dev/null || missing+=(qemu-user-static); \
+	[[ $${#missing[@]} -eq 0 ]] || { echo "hearth: the Arm tests lack $${missing[*]}:" \
+	  "apt-get install $${missing[*]}" >&2; exit 1; }
+	@$(MAKE) build/native-arm64/build.ninja
+	@$(call quietly,build-arm64,$(BIN)/cmake --build --preset arm64)
+	@for preset in arm64 arm64-pi5 arm64-pi4; do \
+	  echo "hearth: native tests, $$preset"; \
+	  $(BIN)/ctest --preset $$preset --progress; \
+	done
 
 build/native-%/build.ninja: CMakePresets.json | $(DONE)/build
 	@$(call quietly,configure-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --preset $* --fresh)
@@ -143,4 +158,4 @@ distclean: clean
 	rm -rf $(VENV)
 
 help:
-	@sed -n '3,9s/^#   //p' Makefile
+	@sed -n '3,10s/^#   //p' Makefile

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 def instruction_set() -> str:
-    """The kernels in use: "scalar", "avx2"."""
+    """The kernels in use: "avx2"; "i8mm", "dotprod" or "neon" on Arm; "scalar"."""
 
 def instruction_sets() -> list[str]:
-    """The kernels that this CPU can run."""
+    """The kernels that this CPU can run, best first; "scalar" is always the last."""
 
 def set_instruction_set(name: str) -> None:
     """Chooses the kernels of shards made from now on; ValueError when the CPU lacks them."""
