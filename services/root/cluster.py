@@ -40,6 +40,14 @@ _OVERHEAD_BYTES = 256 << 20
 # How long the stream of a lost worker may take to say so, when another rank noticed first.
 _TELL_SECONDS = 0.5
 _WATCHDOG_GRACE = 2.0
+# A worker that is there and answers, and cannot be used as things are.
+_REFUSALS = {
+    Reason.WORKER_BUSY,
+    Reason.PROTOCOL_VERSION,
+    Reason.OUT_OF_MEMORY,
+    Reason.STREAM_IN_USE,
+    Reason.BAD_SHARD,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,20 +177,23 @@ class Cluster:
         except BaseException as error:
             self._release()
             message = error.message if isinstance(error, HearthError) else str(error)
-            self._degrade(message or type(error).__name__, self._culprit(error))
+            reason = error.reason if isinstance(error, HearthError) else ""
+            state = root_pb2.NODE_STATE_REFUSED if reason in _REFUSALS else root_pb2.NODE_STATE_LOST
+            self._degrade(message or type(error).__name__, self._culprit(error), state)
             raise
         self._step_id = 0
         if self._watchdog is None and links:
             self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._watchdog.start()
-        with self._board.change() as status:
-            status.state = root_pb2.CLUSTER_STATE_SERVING
-            status.reason = ""
-            for node in status.nodes:
-                node.state = root_pb2.NODE_STATE_SERVING
-                node.reason = ""
-        if self._lost is not None:
-            raise self._lost
+        with self._losing:  # what is lost meanwhile must have the last word
+            if self._lost is not None:
+                raise self._lost
+            with self._board.change() as status:
+                status.state = root_pb2.CLUSTER_STATE_SERVING
+                status.reason = ""
+                for node in status.nodes:
+                    node.state = root_pb2.NODE_STATE_SERVING
+                    node.reason = ""
         return limits
 
     def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
@@ -309,16 +320,25 @@ class Cluster:
     def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
         settings = self._settings
         rooms = [("the root", self._room)]
-        rooms += [(f"worker {info.name}", info.memory_available_bytes) for info in infos]
-        pages = pages_for(
-            self._model.spec,
-            self._plan,
-            settings.kv_type,
-            settings.page_size,
-            self.context,
-            settings.sequences,
-            rooms,
-        )
+        rooms += [
+            (f"worker {link.name}", info.memory_available_bytes)
+            for link, info in zip(self._links, infos, strict=True)
+        ]
+        try:
+            pages = pages_for(
+                self._model.spec,
+                self._plan,
+                settings.kv_type,
+                settings.page_size,
+                self.context,
+                settings.sequences,
+                rooms,
+            )
+        except HearthError as error:
+            for link, (name, _) in zip(self._links, rooms[1:], strict=True):
+                if error.metadata.get("node") == name:
+                    error.metadata["worker"] = link.address
+            raise
         return Limits(
             context_size=self.context,
             max_pages=pages,
@@ -405,13 +425,18 @@ class Cluster:
         self._degrade(error.message, culprit)
         self.on_lost(error)
 
-    def _degrade(self, reason: str, culprit: str) -> None:
+    def _degrade(
+        self,
+        reason: str,
+        culprit: str,
+        culprit_state: root_pb2.NodeState = root_pb2.NODE_STATE_LOST,
+    ) -> None:
         with self._board.change() as status:
             status.state = root_pb2.CLUSTER_STATE_DEGRADED
             status.reason = reason
             for node in status.nodes:
                 if node.address == culprit:
-                    node.state = root_pb2.NODE_STATE_LOST
+                    node.state = culprit_state
                     node.reason = reason
                 elif node.state == root_pb2.NODE_STATE_SERVING:
                     node.state = root_pb2.NODE_STATE_READY
