@@ -100,11 +100,14 @@ def hearth(
     )
 
 
-def launch(*arguments: str) -> subprocess.Popen[bytes]:
-    """The command as a process that is not waited for; its output goes nowhere."""
-    nowhere = subprocess.DEVNULL
+def begin(*arguments: str) -> subprocess.Popen[str]:
+    """The command as a process that is not waited for."""
     return subprocess.Popen(
-        [*_HEARTH, *arguments], env=clean_environ(), stdout=nowhere, stderr=nowhere
+        [*_HEARTH, *arguments],
+        env=clean_environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import ServiceProcess, free_port, launch
+from harness import ServiceProcess, begin, free_port
 
 from hearth.client import Client
 from hearth.common.errors import HearthError
@@ -139,7 +139,7 @@ def test_a_root_killed_while_loading_resumes(
     """The worker's lease ends with its grace period; the next root sends only what is lacking."""
     worker = start_worker("--cache-dir", str(tmp_path / "cache"), "--lease-grace", "0.2")
     model = ("--model", "random:tinyllama-1.1b", "--weights", "q40", "--context", "64")
-    first = launch("root", "--listen", "127.0.0.1:0", *model, "--workers", worker.address)
+    first = begin("root", "--listen", "127.0.0.1:0", *model, "--workers", worker.address)
     try:
         deadline = time.monotonic() + 60
         held = 0
@@ -148,7 +148,7 @@ def test_a_root_killed_while_loading_resumes(
             time.sleep(0.01)
     finally:
         first.kill()
-        first.wait()
+        first.communicate()
     root = start_root(*model, "--workers", worker.address)
     node = nodes(root)[1]
     assert node.weight_bytes_from_cache > 0

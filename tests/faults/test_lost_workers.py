@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import ServiceProcess, WorkerProcess
+from harness import ServiceProcess, WorkerProcess, begin
 
 from hearth.client import Client, ClusterUnavailable, GenerateStream, WorkerLost
 from hearth.common.errors import HearthError
@@ -104,6 +104,49 @@ def test_a_worker_killed_in_mid_generation(
     until(client, root_pb2.CLUSTER_STATE_SERVING)
     assert story(client) == before
     assert survivor.process.poll() is None
+
+
+def test_a_worker_that_comes_back_without_the_memory(
+    start_worker: Start, serve: Callable[..., Client]
+) -> None:
+    """The root goes on saying what it lacks, and takes it as soon as it has enough."""
+    worker = start_worker()
+    client = serve([worker])
+    before = story(client)
+    worker.kill()
+    small = start_worker("--listen", worker.address, "--memory-limit", "1MiB", "--name", "small")
+    for status in client.watch_cluster(timeout=SECONDS):
+        if node(status, worker).state == root_pb2.NODE_STATE_REFUSED:
+            break
+    assert status.state == root_pb2.CLUSTER_STATE_DEGRADED
+    assert "small" in status.reason
+    assert "1.0 MiB" in node(status, worker).reason
+    small.end()
+    start_worker("--listen", worker.address)
+    until(client, root_pb2.CLUSTER_STATE_SERVING)
+    assert story(client) == before
+
+
+def test_the_command_ends_with_its_worker(start_worker: Start) -> None:
+    """`hearth generate` with a worker elsewhere: what there was of the text, then one line."""
+    worker = start_worker()
+    command = begin(
+        *("generate", "--model", "demo", "--prompt", PROMPT, "--ignore-eos", "--threads", "1"),
+        *("--context", "50000", "--workers", worker.address),
+    )
+    try:
+        assert command.stdout is not None
+        assert command.stdout.read(len(PROMPT) + 10).startswith(PROMPT)
+        worker.kill()
+        _, said = command.communicate(timeout=SECONDS)
+    finally:
+        command.kill()
+        command.wait()
+    assert command.returncode == 1
+    last = said.splitlines()[-1]
+    assert last.startswith("hearth: ")
+    assert worker.address in last
+    assert "Traceback" not in said
 
 
 def test_every_request_ends_when_a_worker_is_lost(
