@@ -429,7 +429,7 @@ class Cluster:
         self,
         reason: str,
         culprit: str,
-        culprit_state: root_pb2.NodeState = root_pb2.NODE_STATE_LOST,
+        culprit_state: "root_pb2.NodeState.ValueType" = root_pb2.NODE_STATE_LOST,
     ) -> None:
         with self._board.change() as status:
             status.state = root_pb2.CLUSTER_STATE_DEGRADED
