@@ -6,7 +6,6 @@
 #include <arm_neon.h>
 
 #include <cstring>
-#include <type_traits>
 #include <utility>
 
 #include "hearth/kernels.h"
@@ -44,12 +43,18 @@ namespace {
 inline constexpr size_t kHalves = 2;    // vectors of four rows in a group of eight
 inline constexpr size_t kHalfRows = 4;  // rows in each
 
+// Not std::integral_constant, whose code all files would share.
+template <size_t kValue>
+struct Index {
+  constexpr operator size_t() const { return kValue; }
+};
+
 // step(0), step(1), ... as constants: arrays of vectors stay in registers, and a constant can be
 // the index of a lane.
 template <size_t kCount, typename Step>
 [[gnu::always_inline]] inline void unrolled(Step step) {
   [&]<size_t... kIndex>(std::index_sequence<kIndex...>) __attribute__((always_inline)) {
-    (step(std::integral_constant<size_t, kIndex>{}), ...);
+    (step(Index<kIndex>{}), ...);
   }(std::make_index_sequence<kCount>{});
 }
 
