@@ -12,7 +12,8 @@ from hearth.cli import options as common
 
 if TYPE_CHECKING:
     from hearth.cli.session import Session
-    from hearth.root.cluster import Cluster, StepOutput
+    from hearth.root.cluster import Cluster
+    from hearth.root.formation import StepOutput
     from hearth.root.scheduler import Batch
 
 

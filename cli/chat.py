@@ -23,7 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     common.add_sampling(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
     parser.add_argument(
-        "--steps", type=int, default=0, metavar="N", help="tokens of one answer at most; 0: all"
+        "--steps",
+        type=common.steps,
+        default=0,
+        metavar="N",
+        help="tokens of an answer at most; 0: all",
     )
     parser.set_defaults(run=run, temperature=0.7, top_p=0.9)
 

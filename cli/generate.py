@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what to go on from")
     parser.add_argument(
         "--steps",
-        type=int,
+        type=common.steps,
         default=0,
         metavar="N",
         help="tokens to make at most; 0: until the model ends or the context is full",

@@ -57,7 +57,7 @@ def _run(arguments: list[str]) -> int:
         if name == chosen:
             module = importlib.import_module(f"hearth.cli.{name}")
             module.add_parser(subparsers)
-            _finish(subparsers.choices[name])
+            _finish(subparsers.choices[name], arguments)
         else:
             subparsers.add_parser(name, help=text)
     options = parser.parse_args(arguments)
@@ -72,10 +72,10 @@ def _run(arguments: list[str]) -> int:
     return int(options.run(options) or 0)
 
 
-def _finish(parser: argparse.ArgumentParser) -> None:
+def _finish(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     from hearth.common.settings import apply_environment
 
-    apply_environment(parser)
+    apply_environment(parser, arguments=arguments)
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
     )

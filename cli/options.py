@@ -16,6 +16,30 @@ def count(text: str) -> int:
     return value
 
 
+def seconds(text: str) -> float:
+    """Above 0, at most an hour."""
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 s and at most 3600 s")
+    return value
+
+
+def port(text: str) -> int:
+    """A port number; 0 stands for any free one."""
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0 .. 65535")
+    return value
+
+
+def steps(text: str) -> int:
+    """Tokens to make; 0 stands for as many as there is room for."""
+    value = int(text)
+    if not 0 <= value < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of tokens")
+    return value
+
+
 def size(text: str) -> int:
     """Bytes of "512MiB"."""
     try:
@@ -136,7 +160,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--step-seconds",
-        type=float,
+        type=seconds,
         metavar="S",
         default=120.0,
         help="a step that takes longer is given up (default: %(default)s)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Never, TextIO
 
 from tqdm import tqdm
@@ -21,17 +20,13 @@ class LoadProgress:
         self._done: set[str] = set()
         self._lock = threading.Lock()
 
-    def __enter__(self) -> LoadProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for bar in self._bars.values():
-            bar.close()
+    def close(self) -> None:
+        """Leaves the bars as they are; what comes later begins new ones."""
+        with self._lock:
+            for bar in self._bars.values():
+                bar.close()
+            self._bars.clear()
+            self._done.clear()
 
     def __call__(self, address: str, event: LoadEvent) -> None:
         if self._out is None:

@@ -34,14 +34,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--join-seconds",
-        type=float,
+        type=common.seconds,
         default=60.0,
         metavar="S",
         help="how long to wait for absent workers at the start (default: %(default)s)",
     )
     parser.add_argument(
         "--drain-seconds",
-        type=float,
+        type=common.seconds,
         default=10.0,
         metavar="S",
         help="how long running requests may take after SIGTERM (default: %(default)s)",
@@ -55,40 +55,36 @@ def run(options: argparse.Namespace) -> int:
     from hearth.common import logging as hearth_logging
     from hearth.common.channels import split_address
     from hearth.root.server import RootServer
-    from hearth.root.supervisor import Supervisor
+    from hearth.root.supervisor import Supervisor, form_patiently
 
     hearth_logging.setup()
     stop = threading.Event()
     host, _ = split_address(options.listen)
+    serving = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt  # a second one means: now
+        if not serving or stop.is_set():
+            raise SystemExit(128 + number)  # nothing to drain yet, or asked a second time
         stop.set()
-        if not serving:
-            raise KeyboardInterrupt
 
-    serving = False
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    with open_session(
-        options, sequences=options.sequences, join_seconds=options.join_seconds
-    ) as session:
+    with open_session(options, sequences=options.sequences, form=False) as session:
         for note in session.cluster.plan.notes:
             log.warning("%s", note)
         server = RootServer(options.listen, session.engine, session.model, session.cluster)
         supervisor = Supervisor(session.cluster, session.engine)
+        # Before the cluster is formed: who asks is told how far it is.
         port = server.start()
-        serving = True
-        supervisor.start()
-        shown = f"[{host}]" if ":" in host else host
-        print(f"hearth root listening on {shown}:{port}", flush=True)
         try:
-            # Not for ever: a signal may be given to a thread that does not wake this one.
-            while not stop.wait(1.0):
-                pass
+            session.engine.resume(form_patiently(session.cluster, options.join_seconds))
+            supervisor.start()
+            serving = True
+            shown = f"[{host}]" if ":" in host else host
+            print(f"hearth root listening on {shown}:{port}", flush=True)
+            stop.wait()
             log.info("draining, for %g s at most", options.drain_seconds)
         finally:
             supervisor.stop()
-            server.stop(options.drain_seconds)
+            server.stop(options.drain_seconds if serving else 0.0)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +21,6 @@ from hearth.converter import Model, open_model
 from hearth.root.cluster import Cluster, ClusterSettings
 from hearth.root.engine import Engine, StepRunner
 from hearth.root.params import Sampling
-from hearth.root.scheduler import Limits
-
-log = logging.getLogger(__name__)
-
-_RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,7 @@ def settings_of(options: argparse.Namespace, workers: tuple[str, ...]) -> Cluste
         max_step_tokens=options.max_step_tokens,
         step_seconds=options.step_seconds,
         memory_limit=options.memory_limit,
+        name=platform.node() or "root",
     )
 
 
@@ -74,13 +70,14 @@ def open_session(
     *,
     quiet: bool = False,
     sequences: int = 1,
-    join_seconds: float = 0.0,
+    form: bool = True,
     observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Session]:
     """Everything from the model's files to an engine that runs; all of it is ended after.
 
-    quiet: no progress. sequences: of full context that the KV cache has room for. join_seconds: how
-    long absent or busy workers are waited for. observe: puts something between engine and cluster.
+    quiet: no progress. sequences: of full context that the KV cache has room for. form: whether the
+    cluster is formed already; else the engine refuses requests until it is told to resume. observe:
+    puts something between engine and cluster.
     """
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
@@ -116,30 +113,17 @@ def open_session(
         if options.metrics:
             metrics.serve(options.metrics)
             stack.callback(metrics.stop)
-        with LoadProgress(None if quiet else sys.stderr) as progress:
-            cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
-            stack.callback(cluster.close)
-            limits = _form(cluster, join_seconds)
+        progress = LoadProgress(None if quiet else sys.stderr)
+        stack.callback(progress.close)
+        cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
+        stack.callback(cluster.close)
+        limits = cluster.form() if form else cluster.expected_limits()
+        progress.close()
         engine = Engine(
             observe(cluster), tokenizer, limits, vocab_size=model.spec.vocab_size, metrics=metrics
         )
         engine.start()
         stack.callback(engine.stop, drain=False)
+        if cluster.lost is not None:
+            engine.suspend(cluster.lost)
         yield Session(model, cluster, engine, metrics, workers, time.perf_counter() - started)
-
-
-def _form(cluster: Cluster, join_seconds: float) -> Limits:
-    """Forms the cluster, waiting for workers that are not there yet. Raises HearthError."""
-    deadline = time.monotonic() + join_seconds
-    said = ""
-    while True:
-        try:
-            return cluster.form()
-        except HearthError as error:
-            waits = error.reason in (Reason.WORKER_UNREACHABLE, Reason.WORKER_BUSY)
-            if not waits or time.monotonic() + _RETRY_SECONDS > deadline:
-                raise
-            if error.message != said:
-                log.warning("waiting up to %g s: %s", join_seconds, error.message)
-                said = error.message
-            time.sleep(_RETRY_SECONDS)

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from hearth.common.sizes import parse_size
+from hearth.cli import options as common
 
 _PARENT_SECONDS = 0.25
 
@@ -25,7 +25,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--threads", type=_count, metavar="N", help="threads that compute (default: all cores)"
+        "--threads",
+        type=common.count,
+        metavar="N",
+        help="threads to compute with (default: all)",
     )
     parser.add_argument(
         "--cache-dir",
@@ -35,11 +38,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--cache-limit", type=_size, metavar="SIZE", help="bytes of slices to keep at most"
+        "--cache-limit", type=common.size, metavar="SIZE", help="bytes of slices to keep at most"
     )
     parser.add_argument(
         "--memory-limit",
-        type=_size,
+        type=common.size,
         metavar="SIZE",
         help="bytes for weights and KV cache at most (default: what the machine has free)",
     )
@@ -48,18 +51,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
     )
     parser.add_argument(
-        "--pin", type=_cores, metavar="CORES", help="cores to compute on, for example 0,1 or 0-3"
+        "--pin",
+        type=common.cores,
+        metavar="CORES",
+        help="cores to compute on: 0,1 or 0-3",
     )
     parser.add_argument(
         "--mesh-port",
-        type=int,
+        type=common.port,
         metavar="PORT",
         default=0,
         help="port for the other ranks' syncs (default: any free one; name it for a firewall)",
     )
     parser.add_argument(
         "--lease-grace",
-        type=float,
+        type=common.seconds,
         metavar="SECONDS",
         default=5.0,
         help="how long a root may stay away before its shard is freed (default: %(default)s)",
@@ -139,32 +145,3 @@ def _watch_parent(parent: int, stop: threading.Event) -> None:
                 stop.set()
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} is not within 1 to 1024")
-    return value
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _cores(text: str) -> list[int]:
-    """[0, 1, 4] of "0-1,4"."""
-    cores: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        cores.extend(range(int(first), int(last or first) + 1))
-    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(cores)
-    absent = sorted(set(cores) - known)
-    if absent or not cores:
-        raise argparse.ArgumentTypeError(
-            f"cores {absent} are not usable; there are {sorted(known)}"
-        )
-    return cores

@@ -39,6 +39,8 @@ _KEEPALIVE: Options = [
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # gRPC waits a minute for the answer to a ping unless told otherwise here too.
+    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
 ]
 
 
@@ -62,7 +64,7 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     """Options of a server; `max_message_bytes` limits what it takes and what it sends."""
     return [
         *_KEEPALIVE,
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # A port that another server holds is an error, not a second listener.

@@ -44,9 +44,13 @@ class MeshListener:
         """Listens on host:port, 0 for any free one. Raises HearthError PORT_IN_USE."""
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._socket = socket.create_server((host, port), family=family, backlog=64)
-        except OSError as error:
-            problem = f"cannot listen for the mesh on {host}:{port}: {error.strerror or error}"
+            # All addresses means those of IPv4 too, as it does for gRPC.
+            both = host == "::" and socket.has_dualstack_ipv6()
+            self._socket = socket.create_server(
+                (host, port), family=family, backlog=64, dualstack_ipv6=both
+            )
+        except (OSError, UnicodeError) as error:
+            problem = f"cannot listen for the mesh on {host}:{port}: {error}"
             raise HearthError(Reason.PORT_IN_USE, problem) from None
         self.port = int(self._socket.getsockname()[1])
         self._changed = threading.Condition()
@@ -159,8 +163,8 @@ def connect(address: str, key: bytes, rank: int, peer: int, deadline: float) -> 
                 raise
             connection.settimeout(None)
             return connection
-        except OSError as error:
-            problem = error.strerror or str(error) or type(error).__name__
+        except (OSError, UnicodeError) as error:
+            problem = str(error) or type(error).__name__
         time.sleep(_RETRY_SECONDS)
     raise unreachable(peer, f"its mesh address {address}: {problem}")
 

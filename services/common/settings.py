@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hearth.common.errors import HearthError, Reason
@@ -27,12 +27,15 @@ def variable(action: argparse.Action) -> str | None:
 
 
 def apply_environment(
-    parser: argparse.ArgumentParser, environ: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser,
+    environ: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> None:
     """Gives each option of `parser` its default from `environ`, and names the variable in its help.
 
     List options are separated by spaces or commas; flags take 1/0, true/false, yes/no, on/off.
-    Call it once, after all options were added. Raises HearthError BAD_SETTING naming the variable.
+    Of options that exclude each other, one that is among `arguments` leaves the others unset. Call
+    it once, after all options were added. Raises HearthError BAD_SETTING naming the variable.
     """
     environ = os.environ if environ is None else environ
     for action in parser._actions:
@@ -42,7 +45,7 @@ def apply_environment(
         if action.help is not argparse.SUPPRESS:
             action.help = f"{action.help or ''} [{name}]".strip()
         text = environ.get(name)
-        if text is None:
+        if text is None or _excluded(parser, action, arguments):
             continue
         try:
             action.default = _value(action, text)
@@ -50,6 +53,20 @@ def apply_environment(
             problem = f"{name}={text!r} is not a value for {action.option_strings[-1]}: {error}"
             raise HearthError(Reason.BAD_SETTING, problem, {"variable": name}) from None
         action.required = False
+
+
+def _excluded(
+    parser: argparse.ArgumentParser, action: argparse.Action, arguments: Sequence[str]
+) -> bool:
+    """Whether another option that `action` excludes was given."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    return any(
+        not given.isdisjoint(other.option_strings)
+        for group in parser._mutually_exclusive_groups
+        if action in group._group_actions
+        for other in group._group_actions
+        if other is not action
+    )
 
 
 def _value(action: argparse.Action, text: str) -> Any:

@@ -335,9 +335,9 @@ class Engine:
 
     def _on_resume(self, limits: Limits | None) -> None:
         self._suspended = None
+        # What still runs, runs on a KV cache that is gone.
+        self._fail_all(_reformed())
         if limits is not None and limits != self.limits:
-            # Page numbers of the old limits mean nothing to the new shards.
-            self._fail_all(_reformed())
             self.limits = limits
             self._scheduler = Scheduler(limits)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hearth import _native
 from hearth.common import wire
+from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh import KEY_BYTES, connect_all
 from hearth.root.links import WorkerLink, expect_sync
@@ -75,6 +76,13 @@ def open_mesh(
         if not link.mesh_address:
             problem = f"worker {link.name} has no mesh port: use --lane grpc"
             raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": link.address})
+    here = [link for link in links if is_loopback(link.address)]
+    if here and len(here) < len(links):
+        problem = (
+            f"worker {here[0].name} is named by a loopback address, which means another machine to "
+            "the workers elsewhere: give its address on the network, or use --lane grpc"
+        )
+        raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": here[0].address})
     key = secrets.token_bytes(KEY_BYTES)
     addresses = ["", *(link.mesh_address for link in links)]
     ranks = len(addresses)

@@ -48,6 +48,9 @@ class WorkerLink:
             answer = self._stub.Describe(request, timeout=DESCRIBE_SECONDS)
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                problem = f"{self.address} is no Hearth worker: something else answers there"
+                raise self._named(HearthError(Reason.BAD_ADDRESS, problem)) from None
             if failure.reason in _GONE:
                 problem = (
                     f"worker {self.address} cannot be reached: is `hearth worker --listen` running "

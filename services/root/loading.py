@@ -58,13 +58,23 @@ class Loading:
                 for rank, (link, begin) in enumerate(zip(links, begins, strict=True), 1)
             ]
             everyone: list[Future[Any]] = [first, *others]
-            for future in as_completed(everyone):
-                failure = failure or future.exception()
-                if failure is not None:
-                    self.give_up()
+            try:
+                for future in as_completed(everyone):
+                    failure = failure or future.exception()
+                    if failure is not None:
+                        self.give_up()
+            except BaseException:
+                # An interrupt: the pool waits for its threads, so they must end.
+                self.give_up()
+                raise
         if failure is not None:
             raise failure
         return first.result()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether what ends now ends because of `give_up`."""
+        return self._giving_up.is_set()
 
     def give_up(self) -> None:
         """Ends a `run` that is under way, from any thread, and gives the leases back."""
@@ -80,12 +90,12 @@ class Loading:
         plan = self._plan.nodes[0]
         loaded = 0
         for part in plan.slices:
+            if self._giving_up.is_set():
+                raise HearthError(Reason.CANCELLED, "loading was given up")
             shard.load(messages.slice_entry(part, self._model.fingerprint), self._read(part))
             loaded += part.size_bytes
             self._metrics.weights("local", part.size_bytes)
             self._on_progress(0, LoadEvent(plan.weight_bytes, 0, loaded))
-            if self._giving_up.is_set():
-                raise HearthError(Reason.CANCELLED, "loading was given up")
         return shard
 
     def _load_worker(

@@ -212,6 +212,35 @@ def forming(epoch: int, settings: "ClusterSettings", plan: Plan) -> root_pb2.Clu
     return status
 
 
+def serving(status: root_pb2.ClusterStatus) -> None:
+    """Every node serves."""
+    status.state = root_pb2.CLUSTER_STATE_SERVING
+    status.reason = ""
+    for node in status.nodes:
+        node.state = root_pb2.NODE_STATE_SERVING
+        node.reason = ""
+
+
+def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
+    """The cluster does not serve because of `error`; the node that it names says why."""
+    reason = str(error) or type(error).__name__
+    culprit = ""
+    state = root_pb2.NODE_STATE_LOST
+    if isinstance(error, HearthError):
+        culprit = error.metadata.get("worker", "")
+        if error.reason in (Reason.WORKER_BUSY, Reason.PROTOCOL_VERSION, Reason.OUT_OF_MEMORY):
+            state = root_pb2.NODE_STATE_REFUSED
+    status.state = root_pb2.CLUSTER_STATE_DEGRADED
+    status.reason = reason
+    for node in status.nodes:
+        if node.address == culprit:
+            node.state = state
+            node.reason = reason
+        elif node.info.name:
+            node.state = root_pb2.NODE_STATE_READY
+            node.reason = "waiting for the others"
+
+
 def own_info(settings: "ClusterSettings") -> common_pb2.NodeInfo:
     """What the root itself is."""
     cores = system.cores()

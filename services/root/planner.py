@@ -280,7 +280,7 @@ def pages_for(
                 f"needs {format_size(node.weight_bytes)} for weights and "
                 f"{format_size(least * per_page)} for {context} positions of KV cache: use more "
                 "nodes, smaller --weights, a smaller --context or other --shares",
-                {"node": name, "roomBytes": room, "weightBytes": node.weight_bytes},
+                {"rank": node.rank, "roomBytes": room, "weightBytes": node.weight_bytes},
             )
         pages = min(pages, left // per_page)
     return pages

@@ -1,10 +1,10 @@
-"""Keeps a cluster formed: forms it, hands the engine its steps, and forms it again after a loss."""
+"""Keeps a cluster formed: forms it again after a loss, and hands the engine its steps."""
 
 import logging
 import threading
+import time
 
-from hearth.common.errors import HearthError
-from hearth.converter import ModelError
+from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster import Cluster
 from hearth.root.engine import Engine
 from hearth.root.scheduler import Limits
@@ -12,10 +12,36 @@ from hearth.root.scheduler import Limits
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2.0
+# What may pass without anyone changing a setting.
+_PASSING = {
+    Reason.WORKER_UNREACHABLE,
+    Reason.WORKER_BUSY,
+    Reason.WORKER_LOST,
+    Reason.UNREACHABLE,
+    Reason.DEADLINE,
+    Reason.PEER_LOST,
+    Reason.STREAM_IN_USE,
+}
+
+
+def form_patiently(cluster: Cluster, seconds: float) -> Limits:
+    """Forms the cluster, trying for `seconds` what may pass. Raises HearthError."""
+    deadline = time.monotonic() + seconds
+    said = ""
+    while True:
+        try:
+            return cluster.form()
+        except HearthError as error:
+            if error.reason not in _PASSING or time.monotonic() + _RETRY_SECONDS > deadline:
+                raise
+            if error.message != said:
+                log.warning("waiting up to %g s: %s", seconds, error.message)
+                said = error.message
+        time.sleep(_RETRY_SECONDS)
 
 
 class Supervisor:
-    """In its own thread, from `start` to `stop`, after the cluster was formed a first time."""
+    """In its own thread, from `start`, when the cluster has been formed, to `stop`."""
 
     def __init__(self, cluster: Cluster, engine: Engine) -> None:
         self._cluster = cluster
@@ -30,16 +56,18 @@ class Supervisor:
         if self._cluster.lost is not None:  # before we listened
             self._lost(self._cluster.lost)
 
-    def _lost(self, error: HearthError) -> None:
-        """Requests end with `error`, new ones are refused until then."""
-        self._engine.suspend(error)
-        self._wake.set()
-
     def stop(self) -> None:
+        """Ends a forming that is under way; what serves goes on."""
         self._stopping.set()
         self._wake.set()
+        self._cluster.interrupt()
         if self._thread.is_alive():
             self._thread.join()
+
+    def _lost(self, error: HearthError) -> None:
+        """Requests end with `error`; new ones are refused until the cluster is back."""
+        self._engine.suspend(error)
+        self._wake.set()
 
     def _run(self) -> None:
         while True:
@@ -58,8 +86,9 @@ class Supervisor:
         while not self._stopping.wait(_RETRY_SECONDS):
             try:
                 return self._cluster.form()
-            except (HearthError, ModelError) as error:
-                if str(error) != said:
-                    log.warning("not formed again yet: %s", error)
+            except Exception as error:
+                # Whatever it was, a root that gives up is of no use to anyone.
+                if str(error) != said and not self._stopping.is_set():
+                    log.warning("not formed again yet: %s", error or type(error).__name__)
                     said = str(error)
         return None

@@ -1,0 +1,114 @@
+"""One epoch of a cluster: shard, links and lane that belong together, and the steps they run."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth import _native
+from hearth.common import wire
+from hearth.common.errors import HearthError
+from hearth.root import messages
+from hearth.root.lanes import HubLane
+from hearth.root.links import WorkerLink, expect_result
+from hearth.root.planner import Plan
+from hearth.root.scheduler import Batch
+from hearth.v1 import common_pb2, worker_pb2
+from hearth.worker.shard import NodeShard
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """A step's logits, and where its time went. Seconds of the root's clock."""
+
+    # f32 [output rows, vocab_size]; of candidates: [output rows, n], and their u32 token ids.
+    logits: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.uint32] | None
+    wall_seconds: float
+    # The slowest node's computing; the rest of the wall time is sync, transport and waiting.
+    compute_seconds: float
+    sent_bytes: int
+    received_bytes: int
+
+
+class Formation:
+    """Lives from one forming of the cluster to its end; `fail` may be called by any thread."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        shard: NodeShard,
+        links: Sequence[WorkerLink],
+        lane: HubLane | _native.MeshLane | None,
+        sync_type: str,
+    ) -> None:
+        """links: the workers in rank order; lane: None when the root is alone."""
+        self.links = tuple(links)
+        self._plan = plan
+        self._shard = shard
+        self._lane = lane
+        self._sync_type = sync_type
+        self._step_id = 0
+
+    def step(self, batch: Batch, candidates: int) -> StepOutput:
+        """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh."""
+        start = time.perf_counter()
+        links, lane = self.links, self._lane
+        x = self._shard.embed(np.array(batch.tokens, np.uint32))
+        sequences = [(len(s.tokens), s.position, list(s.pages)) for s in batch.sequences]
+        sent = received = 0
+        self._step_id += 1
+        if lane is not None:
+            kind = messages.activation_type(self._sync_type)
+            data = wire.encode(x, kind)
+            if kind != common_pb2.SYNC_TYPE_F32:
+                x = wire.decode(data, kind, *x.shape)
+            request = messages.step(self._step_id, batch, data, kind, candidates)
+            for link in links:
+                link.send(request)
+            lane.begin(self._step_id)
+            sent = len(data) * len(links)
+        own = self._shard.step(x, sequences, batch.output_rows, lane)
+        slowest = own.compute_ns
+        parts = [messages.own_logits(own.logits, candidates if links else 0)]
+        for link, node in zip(links, self._plan.nodes[1:], strict=True):
+            result = expect_result(link.receive(), link, self._step_id)
+            rows = len(batch.output_rows)
+            parts.append(messages.logits(result, link.name, rows, node.vocab, candidates))
+            slowest = max(slowest, result.timing.compute_ns)
+            received += len(result.logits) + len(result.candidate_ids)
+        if lane is not None:
+            sent += lane.sent_bytes
+            received += lane.received_bytes
+        logits, ids = messages.join_logits(parts)
+        wall = time.perf_counter() - start
+        return StepOutput(logits, ids, wall, min(slowest / 1e9, wall), sent, received)
+
+    def fail(self, error: HearthError) -> None:
+        """Ends every stream with `error`, and a step that is under way."""
+        if isinstance(self._lane, _native.MeshLane):
+            self._lane.abort()
+        culprit = error.metadata.get("worker", "")
+        for link in self.links:
+            if link.address != culprit:
+                link.fail(error)
+
+    def worker(self, rank: int) -> WorkerLink | None:
+        """The worker of a rank; None for the root and for ranks that there are not."""
+        return self.links[rank - 1] if 1 <= rank <= len(self.links) else None
+
+    def release(self, lease: worker_pb2.Lease) -> None:
+        """Closes the connections and gives the leases back; nothing may run."""
+        self._lane = None  # closes the mesh's connections
+        close_all(self.links, lease)
+
+
+def close_all(links: Sequence[WorkerLink], lease: worker_pb2.Lease) -> None:
+    """Closes links and gives their leases back, all at once."""
+    if links:
+        with ThreadPoolExecutor(len(links), "release") as pool:
+            for link in links:
+                pool.submit(link.close, lease)
