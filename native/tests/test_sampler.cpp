@@ -171,6 +171,41 @@ void test_repetition_penalty() {
   CHECK_EQUAL(off.sample(logits), 0u);
 }
 
+// The best of each rank's part of the vocabulary, put together, say what the whole row says.
+void test_candidates() {
+  std::vector<float> best(3);
+  std::vector<uint32_t> ids(3);
+  best_candidates(Logits{1.0f, kNan, 7.0f, 7.0f, -kInfinity}, 3, 10, best.data(), ids.data());
+  CHECK((best == std::vector<float>{7.0f, 7.0f, 1.0f}));
+  CHECK((ids == std::vector<uint32_t>{12, 13, 10}));
+  best_candidates(Logits{kNan, -kInfinity, 5.0f}, 3, 0, best.data(), ids.data());
+  CHECK((ids == std::vector<uint32_t>{2, 0, 1}));
+  CHECK_THROWS(best_candidates(Logits{1.0f}, 2, 0, best.data(), ids.data()), std::invalid_argument,
+               "2 candidates of 1 logits");
+  CHECK_THROWS(best_candidates(Logits{1.0f}, 0, 0, best.data(), ids.data()), std::invalid_argument,
+               "0 candidates");
+
+  std::mt19937 random(4);
+  Logits logits(300);
+  for (float& each : logits) each = static_cast<float>(random() % 50) * 0.1f;  // many ties
+  constexpr uint32_t kKept = 20;
+  Logits merged(3 * kKept);
+  std::vector<uint32_t> tokens(3 * kKept);
+  const uint32_t cuts[] = {0, 37, 180, 300};
+  for (size_t rank = 0; rank < 3; ++rank) {
+    const std::span part(logits.begin() + cuts[rank], logits.begin() + cuts[rank + 1]);
+    best_candidates(part, kKept, cuts[rank], &merged[rank * kKept], &tokens[rank * kKept]);
+  }
+  for (const SamplerConfig& config :
+       {SamplerConfig{}, SamplerConfig{.temperature = 1.0f, .top_k = kKept, .seed = 3},
+        SamplerConfig{.temperature = 0.7f, .top_k = 5, .top_p = 0.9f, .seed = 4}}) {
+    Sampler whole(config), parts(config);
+    for (int i = 0; i < 200; ++i) CHECK_EQUAL(parts.sample(merged, tokens), whole.sample(logits));
+  }
+  CHECK_THROWS(Sampler({}).sample(merged, std::span(tokens).first(1)), std::invalid_argument,
+               "an id for each logit");
+}
+
 void test_limits() {
   for (float bad : {-0.1f, 101.0f, kNan, kInfinity})
     CHECK_THROWS(Sampler({.temperature = bad}), std::invalid_argument, "temperature");
@@ -191,6 +226,7 @@ int main() {
   test_distribution();
   test_seeds();
   test_repetition_penalty();
+  test_candidates();
   test_limits();
   return test::finish();
 }
