@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
     parser.add_argument(
         "--steps",
-        type=common.steps,
+        type=int,
         default=0,
         metavar="N",
         help="tokens of an answer at most; 0: all",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what to go on from")
     parser.add_argument(
         "--steps",
-        type=common.steps,
+        type=int,
         default=0,
         metavar="N",
         help="tokens to make at most; 0: until the model ends or the context is full",
@@ -39,17 +40,20 @@ def run(options: argparse.Namespace) -> int:
         return _run_remote(options)
     from hearth.cli.session import open_session, sampling_of
     from hearth.root.mailbox import Done
-    from hearth.root.params import GenerateParams, prompt_ids
+    from hearth.root.params import GenerateParams, check_text, prompt_ids
 
-    sampling = sampling_of(options)
+    # What cannot be asked for is refused before a model is loaded.
+    check_text("prompt", options.prompt)
+    wanted = GenerateParams(
+        prompt=(),
+        max_tokens=options.steps,
+        sampling=sampling_of(options),
+        stop=tuple(options.stop),
+        ignore_eos=options.ignore_eos,
+    )
     with open_session(options, quiet=options.json) as session:
-        params = GenerateParams(
-            prompt=prompt_ids(session.engine.tokenizer, options.prompt),
-            max_tokens=options.steps,
-            sampling=sampling,
-            stop=tuple(options.stop),
-            ignore_eos=options.ignore_eos,
-        )
+        prompt = prompt_ids(session.engine.tokenizer, options.prompt)
+        params = dataclasses.replace(wanted, prompt=prompt)
         texts: list[str] = []
         ids: list[int] = []
         if not options.json:

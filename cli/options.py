@@ -32,14 +32,6 @@ def port(text: str) -> int:
     return value
 
 
-def steps(text: str) -> int:
-    """Tokens to make; 0 stands for as many as there is room for."""
-    value = int(text)
-    if not 0 <= value < 1 << 32:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of tokens")
-    return value
-
-
 def size(text: str) -> int:
     """Bytes of "512MiB"."""
     try:
