@@ -243,74 +243,111 @@ float load1(const void* numbers, size_t index) {
   return half_to_float(static_cast<const uint16_t*>(numbers)[index]);
 }
 
-template <Type kType>
-float dot(const float* q, const void* keys, size_t begin, size_t size) {
-  float32x4_t sums[4];
-  unrolled<4>([&](auto k) { sums[k] = vdupq_n_f32(0.0f); });
-  size_t i = 0;
-  for (; i + 16 <= size; i += 16) {
-    unrolled<4>([&](auto k) {
-      const size_t at = i + 4 * k;
-      sums[k] = vfmaq_f32(sums[k], vld1q_f32(q + at), load4<kType>(keys, begin + at));
+// Scores of kHeads heads from `head` on: they share each key, whose conversion from f16 is what
+// small cores are slowest at. A head's own order of sums is the same whatever its company.
+template <Type kType, size_t kHeads>
+void score_heads(const AttendArgs& a, size_t head) {
+  const size_t size = a.head_size;
+  const float* q = a.q + head * size;
+  for (size_t s = 0; s < a.slots; ++s) {
+    const size_t key = s * size;
+    float32x4_t sums[kHeads][4];
+    unrolled<kHeads>([&](auto h) { unrolled<4>([&](auto k) { sums[h][k] = vdupq_n_f32(0.0f); }); });
+    size_t i = 0;
+    for (; i + 16 <= size; i += 16) {
+      unrolled<4>([&](auto k) {
+        const float32x4_t keys = load4<kType>(a.keys, key + i + 4 * k);
+        unrolled<kHeads>([&](auto h) {
+          sums[h][k] = vfmaq_f32(sums[h][k], vld1q_f32(q + h * size + i + 4 * k), keys);
+        });
+      });
+    }
+    for (; i + 4 <= size; i += 4) {
+      const float32x4_t keys = load4<kType>(a.keys, key + i);
+      unrolled<kHeads>(
+          [&](auto h) { sums[h][0] = vfmaq_f32(sums[h][0], vld1q_f32(q + h * size + i), keys); });
+    }
+    unrolled<kHeads>([&](auto h) {
+      float sum = vaddvq_f32(
+          vaddq_f32(vaddq_f32(sums[h][0], sums[h][1]), vaddq_f32(sums[h][2], sums[h][3])));
+      for (size_t j = i; j < size; ++j) sum += q[h * size + j] * load1<kType>(a.keys, key + j);
+      a.scratch[(head + h) * a.slots + s] = sum;
     });
   }
-  for (; i + 4 <= size; i += 4)
-    sums[0] = vfmaq_f32(sums[0], vld1q_f32(q + i), load4<kType>(keys, begin + i));
-  float sum = vaddvq_f32(vaddq_f32(vaddq_f32(sums[0], sums[1]), vaddq_f32(sums[2], sums[3])));
-  for (; i < size; ++i) sum += q[i] * load1<kType>(keys, begin + i);
-  return sum;
 }
 
-// out = out * shrink + sum over slots of weight * value, for 4 * kVectors numbers of a head, which
-// stay in registers over the whole page.
-template <Type kType, size_t kVectors>
-void mix(const AttendArgs& a, const float* weights, float shrink, size_t i, float* out) {
-  float32x4_t sums[kVectors];
-  unrolled<kVectors>([&](auto k) { sums[k] = vmulq_n_f32(vld1q_f32(out + i + 4 * k), shrink); });
+// Scores become weights; what was summed before must be multiplied by the result.
+float weigh(const AttendArgs& a, size_t head) {
+  float* scores = a.scratch + head * a.slots;
+  float largest = a.largest[head];
+  for (size_t s = 0; s < a.slots; ++s) largest = scores[s] > largest ? scores[s] : largest;
+  const float shrink = std::exp(a.largest[head] - largest);
+  float sum = a.sum[head] * shrink;
+  size_t s = 0;
+  for (; s + 4 <= a.slots; s += 4) {
+    const float32x4_t e = exp4(vsubq_f32(vld1q_f32(scores + s), vdupq_n_f32(largest)));
+    vst1q_f32(scores + s, e);
+    sum += vaddvq_f32(e);
+  }
+  for (; s < a.slots; ++s) {
+    scores[s] = std::exp(scores[s] - largest);
+    sum += scores[s];
+  }
+  a.largest[head] = largest;
+  a.sum[head] = sum;
+  return shrink;
+}
+
+// out = out * shrink + sum over slots of weight * value, for 4 * kVectors numbers from `begin` of
+// each head, which stay in registers over the whole page.
+template <Type kType, size_t kHeads, size_t kVectors>
+void mix(const AttendArgs& a, size_t head, const float (&shrink)[kHeads], size_t begin) {
+  float* out = a.out + head * a.head_size + begin;
+  const float* weights = a.scratch + head * a.slots;
+  float32x4_t sums[kHeads][kVectors];
+  unrolled<kHeads>([&](auto h) {
+    unrolled<kVectors>([&](auto k) {
+      sums[h][k] = vmulq_n_f32(vld1q_f32(out + h * a.head_size + 4 * k), shrink[h]);
+    });
+  });
   for (size_t s = 0; s < a.slots; ++s) {
     unrolled<kVectors>([&](auto k) {
-      const float32x4_t values = load4<kType>(a.values, s * a.head_size + i + 4 * k);
-      sums[k] = vfmaq_n_f32(sums[k], values, weights[s]);
+      const float32x4_t values = load4<kType>(a.values, s * a.head_size + begin + 4 * k);
+      unrolled<kHeads>(
+          [&](auto h) { sums[h][k] = vfmaq_n_f32(sums[h][k], values, weights[h * a.slots + s]); });
     });
   }
-  unrolled<kVectors>([&](auto k) { vst1q_f32(out + i + 4 * k, sums[k]); });
+  unrolled<kHeads>([&](auto h) {
+    unrolled<kVectors>([&](auto k) { vst1q_f32(out + h * a.head_size + 4 * k, sums[h][k]); });
+  });
+}
+
+template <Type kType, size_t kHeads>
+void mix_heads(const AttendArgs& a, size_t head) {
+  float shrink[kHeads];
+  for (size_t h = 0; h < kHeads; ++h) shrink[h] = weigh(a, head + h);
+  const size_t size = a.head_size;
+  size_t i = 0;
+  for (; i + 32 <= size; i += 32) mix<kType, kHeads, 8>(a, head, shrink, i);
+  for (; i + 16 <= size; i += 16) mix<kType, kHeads, 4>(a, head, shrink, i);
+  for (; i + 4 <= size; i += 4) mix<kType, kHeads, 1>(a, head, shrink, i);
+  for (; i < size; ++i) {
+    for (size_t h = 0; h < kHeads; ++h) {
+      float& out = a.out[(head + h) * size + i];
+      out *= shrink[h];
+      for (size_t s = 0; s < a.slots; ++s)
+        out += a.scratch[(head + h) * a.slots + s] * load1<kType>(a.values, s * size + i);
+    }
+  }
 }
 
 template <Type kType>
 void attend(const AttendArgs& a) {
-  const size_t size = a.head_size;
-  for (size_t h = 0; h < a.heads; ++h) {
-    float* scores = a.scratch + h * a.slots;
-    float largest = a.largest[h];
-    for (size_t s = 0; s < a.slots; ++s) {
-      scores[s] = dot<kType>(a.q + h * size, a.keys, s * size, size);
-      largest = scores[s] > largest ? scores[s] : largest;
-    }
-    const float shrink = std::exp(a.largest[h] - largest);
-    float sum = a.sum[h] * shrink;
-    size_t s = 0;
-    for (; s + 4 <= a.slots; s += 4) {
-      const float32x4_t e = exp4(vsubq_f32(vld1q_f32(scores + s), vdupq_n_f32(largest)));
-      vst1q_f32(scores + s, e);
-      sum += vaddvq_f32(e);
-    }
-    for (; s < a.slots; ++s) {
-      scores[s] = std::exp(scores[s] - largest);
-      sum += scores[s];
-    }
-    float* out = a.out + h * size;
-    size_t i = 0;
-    for (; i + 64 <= size; i += 64) mix<kType, 16>(a, scores, shrink, i, out);
-    for (; i + 16 <= size; i += 16) mix<kType, 4>(a, scores, shrink, i, out);
-    for (; i + 4 <= size; i += 4) mix<kType, 1>(a, scores, shrink, i, out);
-    for (; i < size; ++i) {
-      float number = out[i] * shrink;
-      for (s = 0; s < a.slots; ++s) number += scores[s] * load1<kType>(a.values, s * size + i);
-      out[i] = number;
-    }
-    a.largest[h] = largest;
-    a.sum[h] = sum;
-  }
+  size_t h = 0;
+  for (; h + 4 <= a.heads; h += 4) score_heads<kType, 4>(a, h);
+  for (; h < a.heads; ++h) score_heads<kType, 1>(a, h);
+  for (h = 0; h + 2 <= a.heads; h += 2) mix_heads<kType, 2>(a, h);
+  if (h < a.heads) mix_heads<kType, 1>(a, h);
 }
 
 }  // namespace
