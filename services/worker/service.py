@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,7 +131,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 self._metrics,
                 self._mesh,
             )
-            stream.on_close(loop.abort)
+            # Weakly: gRPC keeps the callbacks of a call that is over, and the loop has the shard.
+            abort_loop = weakref.WeakMethod(loop.abort)
+            stream.on_close(lambda: (abort_loop() or (lambda: None))())
             loop.run()
 
     def _slot(self, context: grpc.ServicerContext) -> _Slot:
