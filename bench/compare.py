@@ -39,7 +39,11 @@ class Side:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if "hearth" in self.command[1] else subprocess.DEVNULL,
+            text=True,
         )
         self.engine = self._read()["engine"]
 
@@ -92,7 +96,7 @@ def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -
     common = ["--model", str(path), "--prompt-tokens", str(options.prompt_tokens)]
     common += ["--new-tokens", str(options.new_tokens)]
     hearth = [sys.executable, str(HERE / "sides" / "hearth_engine.py"), *common]
-    theirs = [str(python), str(HERE / "sides" / "llama_cpp.py"), *common]
+    theirs = [str(python), str(HERE / "sides" / "llama_cpp_engine.py"), *common]
     found = [
         Side(f"llama.cpp, {threads} threads", [*theirs, "--threads", str(threads)]),
         Side(f"Hearth, {threads} threads", [*hearth, "--threads", str(threads)]),

@@ -5,7 +5,6 @@ each token was there. Runs in an environment of its own, without hearth.
 """
 
 import argparse
-import ctypes
 import json
 import sys
 import time
@@ -22,18 +21,15 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, required=True)
     options = parser.parse_args()
     llama_cpp.llama_backend_init()
-    silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-    quiet = silent(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, None)
-    model = llama_cpp.llama_load_model_from_file(
+    model = llama_cpp.llama_model_load_from_file(
         options.model.encode(), llama_cpp.llama_model_default_params()
     )
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = options.prompt_tokens + options.new_tokens + 32
     settings.n_batch = settings.n_ubatch = 512
     settings.n_threads = settings.n_threads_batch = options.threads
-    context = llama_cpp.llama_new_context_with_model(model, settings)
-    vocab = llama_cpp.llama_n_vocab(llama_cpp.llama_model_get_vocab(model))
+    context = llama_cpp.llama_init_from_model(model, settings)
+    vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
     def decode(tokens: list[int]) -> int:
         array = (llama_cpp.llama_token * len(tokens))(*tokens)
