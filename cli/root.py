@@ -70,8 +70,6 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     with open_session(options, sequences=options.sequences, form=False) as session:
-        for note in session.cluster.plan.notes:
-            log.warning("%s", note)
         server = RootServer(options.listen, session.engine, session.model, session.cluster)
         supervisor = Supervisor(session.cluster, session.engine)
         # Before the cluster is formed: who asks is told how far it is.

@@ -117,6 +117,9 @@ def open_session(
         stack.callback(progress.close)
         cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
         stack.callback(cluster.close)
+        if not quiet:
+            for note in cluster.plan.notes:
+                print(f"note: {note}", file=sys.stderr)
         limits = cluster.form() if form else cluster.expected_limits()
         progress.close()
         engine = Engine(

@@ -5,6 +5,7 @@ opens the Forward streams. `run` is one step on all nodes. When a worker is lost
 running fails with an error that names it, and nothing runs until `form` has been called again.
 """
 
+import dataclasses
 import logging
 import secrets
 import threading
@@ -122,6 +123,12 @@ class Cluster:
         # Before anything is dialled: what cannot be cut is an error of the command line.
         check_shares(1 + len(settings.workers), settings.shares)
         self._plan = self._make_plan()
+        if self.context > model.spec.context_size:
+            note = (
+                f"a context of {self.context} positions is more than the {model.spec.context_size} "
+                f"that {model.spec.name} was made for: text past that may be poor"
+            )
+            self._plan = dataclasses.replace(self._plan, notes=(*self._plan.notes, note))
         with self._board.change() as status:
             status.CopyFrom(messages.forming(0, settings, self._plan))
 

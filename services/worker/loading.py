@@ -25,7 +25,13 @@ from hearth.common.metrics import Metrics
 from hearth.common.sizes import format_size
 from hearth.v1 import worker_pb2
 from hearth.worker.cache import Part, SliceCache
-from hearth.worker.shard import NodeShard, check_manifest, kv_bytes
+from hearth.worker.shard import (
+    NodeShard,
+    check_config,
+    check_manifest,
+    kv_bytes,
+    slice_bytes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +133,12 @@ class LoadSession:
         self.manifest = list(begin.manifest)
         self._cache = cache
         self._metrics = metrics
-        self.shard = NodeShard(begin.shard, threads, pin)
-        self.weight_bytes = check_manifest(self.manifest, self.shard.expected())
+        # By the numbers of the manifest, before anything of their size is made.
+        check_config(begin.shard)
+        self.weight_bytes = sum(slice_bytes(entry) for entry in self.manifest)
         self._check_memory(memory_limit())
+        self.shard = NodeShard(begin.shard, threads, pin)
+        check_manifest(self.manifest, self.shard.expected())
         if cache is not None:
             cache.pin(entry.identity for entry in self.manifest)
         self._loaded = [False] * len(self.manifest)
