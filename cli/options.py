@@ -16,6 +16,14 @@ def count(text: str) -> int:
     return value
 
 
+def threads(text: str) -> int:
+    """Threads of a node, as many as the core can start."""
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not in 1 to 1024")
+    return value
+
+
 def seconds(text: str) -> float:
     """Above 0, at most an hour."""
     value = float(text)
@@ -105,7 +113,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help="what each node holds, root first, in proportion (default: equal)",
     )
-    parser.add_argument("--threads", type=count, metavar="N", help="threads of each node")
+    parser.add_argument("--threads", type=threads, metavar="N", help="threads of each node")
     parser.add_argument(
         "--context",
         type=count,

@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--threads",
-        type=common.count,
+        type=common.threads,
         metavar="N",
         help="threads to compute with (default: all)",
     )
