@@ -19,7 +19,8 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model, open_model
 from hearth.root.cluster import Cluster, ClusterSettings
-from hearth.root.engine import Engine, StepRunner
+from hearth.root.engine import Engine
+from hearth.root.interfaces import StepRunner
 from hearth.root.params import Sampling
 
 

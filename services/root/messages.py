@@ -14,7 +14,7 @@ from hearth.root.scheduler import Batch, Limits
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
 
 if TYPE_CHECKING:
-    from hearth.root.cluster import ClusterSettings
+    from hearth.root.settings import ClusterSettings
 
 WEIGHT = {
     "f32": common_pb2.WEIGHT_TYPE_F32,
@@ -31,6 +31,14 @@ KV = {
     "f32": common_pb2.KV_TYPE_F32,
     "f16": common_pb2.KV_TYPE_F16,
     "q80": common_pb2.KV_TYPE_Q80,
+}
+# A worker that is there and answers, and cannot be used as things are.
+_REFUSALS = {
+    Reason.WORKER_BUSY,
+    Reason.PROTOCOL_VERSION,
+    Reason.OUT_OF_MEMORY,
+    Reason.STREAM_IN_USE,
+    Reason.BAD_SHARD,
 }
 LANE = {"grpc": common_pb2.LANE_GRPC, "mesh": common_pb2.LANE_MESH}
 
@@ -228,7 +236,7 @@ def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
     state = root_pb2.NODE_STATE_LOST
     if isinstance(error, HearthError):
         culprit = error.metadata.get("worker", "")
-        if error.reason in (Reason.WORKER_BUSY, Reason.PROTOCOL_VERSION, Reason.OUT_OF_MEMORY):
+        if error.reason in _REFUSALS:
             state = root_pb2.NODE_STATE_REFUSED
     status.state = root_pb2.CLUSTER_STATE_DEGRADED
     status.reason = reason

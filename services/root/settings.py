@@ -1,0 +1,26 @@
+"""How a cluster is to be formed; the command line's options, as values."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """How to form a cluster. Types by name: "f32", "f16", "q80"; lanes "mesh", "grpc"."""
+
+    workers: tuple[str, ...] = ()
+    shares: tuple[float, ...] | None = None
+    threads: int | None = None
+    pin: tuple[int, ...] = ()
+    lane: str = "mesh"
+    sync_type: str = "f32"
+    kv_type: str = "f16"
+    # Positions of one sequence; None: the model's, 4,096 at most.
+    context: int | None = None
+    # Sequences of full context that the KV cache has room for, where memory allows.
+    sequences: int = 4
+    page_size: int = 32
+    max_step_tokens: int = 128
+    # A step that takes longer is given up: some node hangs.
+    step_seconds: float = 120.0
+    memory_limit: int | None = None
+    name: str = "root"
