@@ -21,6 +21,27 @@ size_t bytes_of_number(Type type) { return type == Type::f32 ? 4 : 2; }
 // Where bytes [4 i, 4 i + 4) of row `lane` stand behind a block's scales.
 size_t place(size_t i, size_t lane) { return i * 32 + lane * 4; }
 
+// Eight rows become one group; written from front to back, in one pass.
+template <size_t kBytes>
+void pack_numbers(const uint8_t* const (&from)[kGroupRows], size_t columns, uint8_t* to) {
+  for (size_t c = 0; c < columns; ++c) {
+    for (size_t lane = 0; lane < kGroupRows; ++lane, to += kBytes)
+      std::memcpy(to, from[lane] + c * kBytes, kBytes);
+  }
+}
+
+template <size_t kBlockBytes>
+void pack_blocks(const uint8_t* const (&from)[kGroupRows], size_t blocks, uint8_t* to) {
+  for (size_t b = 0; b < blocks; ++b) {
+    const size_t at = b * kBlockBytes;
+    for (size_t lane = 0; lane < kGroupRows; ++lane, to += 2) std::memcpy(to, from[lane] + at, 2);
+    for (size_t i = 2; i < kBlockBytes; i += 4) {
+      for (size_t lane = 0; lane < kGroupRows; ++lane, to += 4)
+        std::memcpy(to, from[lane] + at + i, 4);
+    }
+  }
+}
+
 }  // namespace
 
 void Buffer::Free::operator()(uint8_t* at) const { munmap(at, size); }
@@ -44,23 +65,27 @@ Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> 
   }
   group_bytes_ = stride * kGroupRows;
   data_ = Buffer(groups() * group_bytes_);
-  for (size_t r = 0; r < rows; ++r) {
-    const uint8_t* from = data.data() + r * stride;
-    uint8_t* to = data_.data() + r / kGroupRows * group_bytes_;
-    const size_t lane = r % kGroupRows;
-    if (!is_quantized(type)) {
-      const size_t bytes = bytes_of_number(type);
-      for (size_t c = 0; c < columns; ++c)
-        std::memcpy(to + (c * kGroupRows + lane) * bytes, from + c * bytes, bytes);
-      continue;
+  const std::vector<uint8_t> zeros(rows % kGroupRows ? stride : 0);
+  for (size_t g = 0; g < groups(); ++g) {
+    const uint8_t* from[kGroupRows];
+    for (size_t lane = 0; lane < kGroupRows; ++lane) {
+      const size_t row = g * kGroupRows + lane;
+      from[lane] = row < rows ? data.data() + row * stride : zeros.data();
     }
-    const size_t quarters = ((type == Type::q80 ? kQ80BlockBytes : kQ40BlockBytes) - 2) / 4;
-    for (size_t b = 0; b < columns / kBlock; ++b) {
-      std::memcpy(to + 2 * lane, from, 2);
-      for (size_t i = 0; i < quarters; ++i)
-        std::memcpy(to + 2 * kGroupRows + place(i, lane), from + 2 + 4 * i, 4);
-      from += 2 + 4 * quarters;
-      to += kGroupRows * (2 + 4 * quarters);
+    uint8_t* to = data_.data() + g * group_bytes_;
+    switch (type) {
+      case Type::f32:
+        pack_numbers<4>(from, columns, to);
+        break;
+      case Type::f16:
+        pack_numbers<2>(from, columns, to);
+        break;
+      case Type::q80:
+        pack_blocks<kQ80BlockBytes>(from, columns / kBlock, to);
+        break;
+      case Type::q40:
+        pack_blocks<kQ40BlockBytes>(from, columns / kBlock, to);
+        break;
     }
   }
 }
