@@ -50,11 +50,15 @@ Buffer::Buffer(size_t size) : size_(size) {
   if (size == 0) return;
   void* at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) throw std::bad_alloc();
-  if (size >= kHugePage) madvise(at, size, MADV_HUGEPAGE);
   data_ = {static_cast<uint8_t*>(at), Free{size}};
 }
 
-Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data)
+void Buffer::prefer_huge_pages() {
+  if (size_ >= kHugePage) madvise(data_.get(), size_, MADV_HUGEPAGE);
+}
+
+Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data,
+               ThreadPool* pool)
     : type_(type), rows_(rows), columns_(columns) {
   const size_t stride = row_bytes(type, columns);
   if (data.size() != rows * stride) {
@@ -65,26 +69,42 @@ Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> 
   }
   group_bytes_ = stride * kGroupRows;
   data_ = Buffer(groups() * group_bytes_);
+  // Made here: what runs on the pool must not throw.
   const std::vector<uint8_t> zeros(rows % kGroupRows ? stride : 0);
-  for (size_t g = 0; g < groups(); ++g) {
+  if (pool == nullptr) {
+    pack(data, zeros.data(), 0, groups());
+  } else {
+    pool->run([&](size_t thread) {
+      const auto [begin, end] = split(groups(), pool->size(), thread);
+      pack(data, zeros.data(), begin, end);
+    });
+  }
+  // Only now: a kernel that must make huge pages while they are first written can take several
+  // times as long over it. What is filled already it gathers in the background.
+  data_.prefer_huge_pages();
+}
+
+void Matrix::pack(std::span<const uint8_t> data, const uint8_t* zeros, size_t begin, size_t end) {
+  const size_t stride = group_bytes_ / kGroupRows;
+  for (size_t g = begin; g < end; ++g) {
     const uint8_t* from[kGroupRows];
     for (size_t lane = 0; lane < kGroupRows; ++lane) {
       const size_t row = g * kGroupRows + lane;
-      from[lane] = row < rows ? data.data() + row * stride : zeros.data();
+      from[lane] = row < rows_ ? data.data() + row * stride : zeros;
     }
     uint8_t* to = data_.data() + g * group_bytes_;
-    switch (type) {
+    switch (type_) {
       case Type::f32:
-        pack_numbers<4>(from, columns, to);
+        pack_numbers<4>(from, columns_, to);
         break;
       case Type::f16:
-        pack_numbers<2>(from, columns, to);
+        pack_numbers<2>(from, columns_, to);
         break;
       case Type::q80:
-        pack_blocks<kQ80BlockBytes>(from, columns / kBlock, to);
+        pack_blocks<kQ80BlockBytes>(from, columns_ / kBlock, to);
         break;
       case Type::q40:
-        pack_blocks<kQ40BlockBytes>(from, columns / kBlock, to);
+        pack_blocks<kQ40BlockBytes>(from, columns_ / kBlock, to);
         break;
     }
   }

@@ -152,7 +152,7 @@ void Shard::load(const std::string& name, Type type, std::span<const uint8_t> da
       weight_bytes_ += data.size();
     } else {
       Matrix* matrix = matrix_slot(name);
-      *matrix = Matrix(type, rows, columns, data);
+      *matrix = Matrix(type, rows, columns, data, &pool_);
       weight_bytes_ += matrix->size_bytes();
     }
   } catch (const std::invalid_argument& error) {

@@ -16,11 +16,12 @@
 #include <span>
 
 #include "hearth/kernels.h"
+#include "hearth/threads.h"
 #include "hearth/types.h"
 
 namespace hearth {
 
-// Memory aligned to 64 bytes; large ones ask for huge pages, which spare TLB misses when streamed.
+// Memory aligned to 64 bytes.
 class Buffer {
  public:
   Buffer() = default;
@@ -28,6 +29,8 @@ class Buffer {
   uint8_t* data() { return data_.get(); }
   const uint8_t* data() const { return data_.get(); }
   size_t size() const { return size_; }
+  // Asks for huge pages, which spare TLB misses when a large buffer is streamed.
+  void prefer_huge_pages();
 
  private:
   struct Free {
@@ -44,7 +47,9 @@ class Matrix {
  public:
   Matrix() = default;
   // data: [rows, row_bytes(type, columns)]; throws std::invalid_argument when its size differs.
-  Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data);
+  // pool: threads to pack with; most of packing is the first touch of new memory.
+  Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data,
+         ThreadPool* pool = nullptr);
 
   Type type() const { return type_; }
   size_t rows() const { return rows_; }
@@ -59,6 +64,10 @@ class Matrix {
   void read_row(size_t row, float* out) const;
 
  private:
+  // Groups [begin, end) of what the constructor was given; zeros: a row to fill the last group
+  // with.
+  void pack(std::span<const uint8_t> data, const uint8_t* zeros, size_t begin, size_t end);
+
   Type type_ = Type::f32;
   size_t rows_ = 0, columns_ = 0, group_bytes_ = 0;
   Buffer data_;
