@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.spec import ModelSpec
+from hearth.root import messages
 from hearth.root.engine import Engine
 from hearth.root.mailbox import Delta, Done, Failed, Mailbox
 from hearth.root.params import (
@@ -27,18 +28,12 @@ from hearth.root.params import (
     conversation_ids,
     prompt_ids,
 )
-from hearth.v1 import common_pb2, root_pb2, root_pb2_grpc
+from hearth.v1 import root_pb2, root_pb2_grpc
 
 SERVICE = root_pb2.DESCRIPTOR.services_by_name["RootService"].full_name
 
 log = logging.getLogger(__name__)
 
-WEIGHT_TYPES = {
-    "f32": common_pb2.WEIGHT_TYPE_F32,
-    "f16": common_pb2.WEIGHT_TYPE_F16,
-    "q80": common_pb2.WEIGHT_TYPE_Q80,
-    "q40": common_pb2.WEIGHT_TYPE_Q40,
-}
 # Streams (Generate and WatchCluster) open at once. Each costs a mailbox of at most one answer.
 MAX_STREAMS = 256
 
@@ -210,7 +205,7 @@ class RootService(root_pb2_grpc.RootServiceServicer):
             kv_heads=spec.kv_heads,
             vocab_size=spec.vocab_size,
             context_size=self._engine.limits.context_size,
-            weight_type=WEIGHT_TYPES[self._model.weight_type],
+            weight_type=messages.WEIGHT[self._model.weight_type],
             has_chat_template=self._engine.tokenizer.chat_template is not None,
         )
 
