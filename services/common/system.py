@@ -13,7 +13,8 @@ import resource
 import sys
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from hearth.common import cgroups
+
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -37,28 +38,19 @@ def cores() -> int:
     count = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    for folder in _cgroup_folders():
-        count = min(count, _quota_cores(folder) or count)
-    return max(1, count)
+    return max(1, min(count, cgroups.quota_cores() or count))
 
 
 def memory_total() -> int:
     """Bytes of memory: the machine's or the container's limit, the lower."""
     total = _meminfo("MemTotal")
-    for folder in _cgroup_folders():
-        limit, _ = _cgroup_memory(folder)
-        total = min(total, limit or total)
-    return total
+    return min([total, *(group.limit for group in cgroups.memory_limits())])
 
 
 def memory_available() -> int:
     """Bytes that could be taken now without swapping, within the container's limit."""
     free = _meminfo("MemAvailable")
-    for folder in _cgroup_folders():
-        limit, used = _cgroup_memory(folder)
-        if limit:
-            free = min(free, max(0, limit - used))
-    return free
+    return min([free, *(max(0, g.limit - g.used) for g in cgroups.memory_limits())])
 
 
 def resident_bytes() -> int:
@@ -99,42 +91,3 @@ def _meminfo(field: str) -> int:
     except (OSError, ValueError, IndexError):
         pass
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_folders() -> list[Path]:
-    """This process's control groups (version 2), innermost first; a container sees its own as /."""
-    path = "/"
-    try:
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                path = line[3:]
-    except OSError:
-        return []
-    inner = _CGROUP / path.lstrip("/")
-    folders = [inner, *inner.parents]
-    return [folder for folder in folders if folder == _CGROUP or _CGROUP in folder.parents]
-
-
-def _quota_cores(folder: Path) -> int:
-    """Cores of cpu.max ("200000 100000" is 2), rounded up; 0 when unlimited."""
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return -(-int(quota) // int(period)) if quota != "max" else 0
-    except (OSError, ValueError, ZeroDivisionError):
-        return 0
-
-
-def _cgroup_memory(folder: Path) -> tuple[int, int]:
-    """(limit, used) bytes, file cache that can be dropped left out; limit 0 when unlimited."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        if limit == "max":
-            return 0, 0
-        used = int((folder / "memory.current").read_text())
-        for line in (folder / "memory.stat").read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name == "inactive_file":
-                used -= int(value)
-        return int(limit), max(0, used)
-    except (OSError, ValueError):
-        return 0, 0
