@@ -21,6 +21,7 @@ from hearth.converter import Model, open_model
 from hearth.root.cluster import Cluster, ClusterSettings
 from hearth.root.engine import Engine
 from hearth.root.interfaces import StepRunner
+from hearth.root.observing import Observer
 from hearth.root.params import Sampling
 
 
@@ -118,6 +119,7 @@ def open_session(
         stack.callback(progress.close)
         cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
         stack.callback(cluster.close)
+        cluster.subscribe(Observer(metrics))
         if not quiet:
             for note in cluster.plan.notes:
                 print(f"note: {note}", file=sys.stderr)

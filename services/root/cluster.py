@@ -178,6 +178,7 @@ class Cluster:
         phase = "decode" if batch.decode_rows == batch.rows else "prefill"
         sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
         self._metrics.step(phase, output.wall_seconds, sync)
+        self._metrics.node_times(output.node_seconds)
         self._metrics.traffic(output.sent_bytes, output.received_bytes)
         return output
 
@@ -252,6 +253,7 @@ class Cluster:
             self._lost = error
             self._told.set()
         log.warning("cluster lost: %s", error.message)
+        self._metrics.fault(error.reason)
         formation.fail(error)
         with self._board.change() as status:
             messages.degraded(status, error)

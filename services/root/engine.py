@@ -243,13 +243,14 @@ class Engine:
         try:
             refusal = _shutting_down() if self._draining else self._suspended
             if refusal is not None:
-                self._emit(active, Failed(refusal))
-                return
+                raise refusal
             eos_ids = frozenset() if params.ignore_eos else self.tokenizer.eos_ids
             self._scheduler.submit(
                 Request(active.seq_id, params.prompt, params.max_tokens, eos_ids)
             )
         except HearthError as error:
+            if self._metrics is not None:
+                self._metrics.request_refused(error.reason)
             self._emit(active, Failed(error))
         else:
             self._active[active.seq_id] = active
@@ -336,6 +337,8 @@ class Engine:
             active.first = now
             if self._metrics is not None:
                 self._metrics.first_token(now - active.submitted)
+        elif self._metrics is not None:
+            self._metrics.next_token(now - active.last)
         active.last = now
         active.made += 1
         finish = sampled.finish
@@ -360,6 +363,7 @@ class Engine:
         if self._metrics is not None:
             usage = active.usage()
             self._metrics.request_done(
+                event.error.reason if isinstance(event, Failed) else event.finish.name,
                 usage.prompt_tokens,
                 usage.completion_tokens,
                 usage.prefill_seconds,

@@ -30,6 +30,8 @@ class StepOutput:
     wall_seconds: float
     # The slowest node's computing; the rest of the wall time is sync, transport and waiting.
     compute_seconds: float
+    # (compute, sync) of each node, in rank order, by its own clock.
+    node_seconds: tuple[tuple[float, float], ...]
     sent_bytes: int
     received_bytes: int
 
@@ -73,19 +75,23 @@ class Formation:
             sent = len(data) * len(links)
         own = self._shard.step(x, sequences, batch.output_rows, lane)
         slowest = own.compute_ns
+        nodes = [(own.compute_ns / 1e9, own.sync_ns / 1e9)]
         parts = [messages.own_logits(own.logits, candidates if links else 0)]
         for link, node in zip(links, self._plan.nodes[1:], strict=True):
             result = expect_result(link.receive(), link, self._step_id)
             rows = len(batch.output_rows)
             parts.append(messages.logits(result, link.name, rows, node.vocab, candidates))
-            slowest = max(slowest, result.timing.compute_ns)
+            timing = result.timing
+            slowest = max(slowest, timing.compute_ns)
+            nodes.append((timing.compute_ns / 1e9, timing.sync_ns / 1e9))
             received += len(result.logits) + len(result.candidate_ids)
         if lane is not None:
             sent += lane.sent_bytes
             received += lane.received_bytes
         logits, ids = messages.join_logits(parts)
         wall = time.perf_counter() - start
-        return StepOutput(logits, ids, wall, min(slowest / 1e9, wall), sent, received)
+        compute = min(slowest / 1e9, wall)
+        return StepOutput(logits, ids, wall, compute, tuple(nodes), sent, received)
 
     def fail(self, error: HearthError) -> None:
         """Ends every stream with `error`, and a step that is under way."""

@@ -66,8 +66,13 @@ class EngineMetrics(Protocol):
 
     def first_token(self, seconds: float) -> None: ...
 
+    def next_token(self, seconds: float) -> None: ...
+
+    def request_refused(self, reason: str) -> None: ...
+
     def request_done(
         self,
+        outcome: str,
         prompt_tokens: int,
         completion_tokens: int,
         prefill_seconds: float,
