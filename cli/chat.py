@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
     if options.root:
         from hearth.client import Client
 
-        with Client(options.root) as client:
+        tls, key = options.tls or None, options.api_key or None
+        with Client(options.root, tls=tls, api_key=key) as client:
             template = client.model().has_chat_template
             _warn(template)
 

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from hearth.cli import options as common
+
 if TYPE_CHECKING:
     from hearth.v1 import root_pb2
 
@@ -19,6 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="127.0.0.1:7716",
         help="the root to ask (default: %(default)s)",
     )
+    common.add_tls(parser)
+    common.add_api_key(parser)
     parser.add_argument("--watch", action="store_true", help="show it again at every change")
     parser.add_argument("--json", action="store_true", help="print the message as JSON")
     parser.set_defaults(run=run)
@@ -29,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from hearth.client import Client
     from hearth.v1 import root_pb2
 
-    with Client(options.root) as client:
+    with Client(options.root, tls=options.tls or None, api_key=options.api_key or None) as client:
         status = client.cluster()
         _show(options, status)
         if options.watch:

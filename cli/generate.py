@@ -83,7 +83,7 @@ def _run_remote(options: argparse.Namespace) -> int:
     """The same from a running root."""
     from hearth.client import Client
 
-    with Client(options.root) as client:
+    with Client(options.root, tls=options.tls or None, api_key=options.api_key or None) as client:
         stream = client.generate(
             options.prompt,
             max_tokens=options.steps,

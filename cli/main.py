@@ -12,6 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+# Before gRPC is imported: it would write a line of its own for every failed TLS handshake. Ours
+# name the peer, and a scanner cannot fill the log with them (common/admission.py).
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 COMMANDS = {
     "generate": "print the text that a model makes from a prompt",
     "chat": "talk with a model in the terminal",
@@ -19,6 +23,8 @@ COMMANDS = {
     "worker": "give this machine's memory and cores to a root",
     "bench": "measure tokens per second, bytes per token and memory",
     "cluster": "show a running cluster",
+    "certs": "make the certificates and the join token of a cluster",
+    "healthcheck": "ask a service's health port, for container engines",
     "convert": "write a model as a Hearth directory, in another weight type",
     "pull": "fetch a model from Hugging Face and convert it",
 }

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hearth.common.sizes import parse_size
+
+if TYPE_CHECKING:
+    from hearth.common.security import Security
+
+log = logging.getLogger(__name__)
 
 
 def count(text: str) -> int:
@@ -77,6 +85,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     _add_model(group)
     group.add_argument("--root", metavar="HOST:PORT", help="ask a running root")
     _add_weights(parser)
+    add_api_key(parser)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +183,64 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
     )
+    add_security(parser)
+
+
+def add_security(parser: argparse.ArgumentParser) -> None:
+    """Who is trusted. Of a command that asks a running root, --tls is the client's directory."""
+    group = parser.add_mutually_exclusive_group()
+    add_tls(group)
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help="let everybody who reaches an address beyond loopback use it",
+    )
+
+
+def add_tls(parser: argparse._ActionsContainer) -> None:
+    """The directory of certificates."""
+    parser.add_argument(
+        "--tls",
+        metavar="DIR",
+        help="directory with ca.crt, tls.crt, tls.key and token, of `hearth certs init`: speak "
+        "TLS, with those of the same cluster only",
+    )
+
+
+def add_api_key(parser: argparse.ArgumentParser) -> None:
+    """The key of a client."""
+    parser.add_argument("--api-key", metavar="KEY", help="what a running root knows this client by")
+
+
+def add_health(parser: argparse.ArgumentParser) -> None:
+    """The port for probes."""
+    parser.add_argument(
+        "--health",
+        metavar="HOST:PORT",
+        help="answer health checks, and nothing else, on this address, in plaintext",
+    )
+
+
+def security(options: argparse.Namespace, *exposed: str) -> Security | None:
+    """What --tls says, or None without it.
+
+    exposed: the options among "listen" and "metrics" that are addresses to serve. Raises
+    HearthError INSECURE for one beyond loopback without --tls or --insecure, or BAD_SETTING.
+    """
+    from hearth.common.channels import is_loopback, refuse_exposed
+    from hearth.common.errors import HearthError, Reason
+    from hearth.common.security import Security
+
+    if options.tls and options.insecure:
+        raise HearthError(Reason.BAD_SETTING, "give --tls or --insecure, not both")
+    found = Security(Path(options.tls)) if options.tls else None
+    for name in exposed:
+        address = getattr(options, name)
+        if address:
+            refuse_exposed(f"--{name}", address, found, options.insecure)
+        if address and options.insecure and not is_loopback(address):
+            log.warning("--insecure: whoever reaches --%s %s may use it", name, address)
+    return found
 
 
 def add_local_nodes(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 
 from hearth.cli import options as common
@@ -25,6 +26,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     common.add_cluster(parser)
     common.add_local_nodes(parser)
+    common.add_health(parser)
+    parser.add_argument(
+        "--api-keys",
+        metavar="FILE",
+        help="lines NAME KEY: take calls of clients with one of these keys only",
+    )
     parser.add_argument(
         "--sequences",
         type=common.count,
@@ -54,10 +61,13 @@ def run(options: argparse.Namespace) -> int:
     from hearth.cli.session import open_session
     from hearth.common import logging as hearth_logging
     from hearth.common.channels import split_address
+    from hearth.common.security import ApiKeys
     from hearth.root.server import RootServer
     from hearth.root.supervisor import Supervisor, form_patiently
 
     hearth_logging.setup()
+    security = common.security(options, "listen", "metrics")
+    keys = ApiKeys(Path(options.api_keys)) if options.api_keys else None
     stop = threading.Event()
     host, _ = split_address(options.listen)
     serving = False
@@ -70,7 +80,16 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     with open_session(options, sequences=options.sequences, form=False) as session:
-        server = RootServer(options.listen, session.engine, session.model, session.cluster)
+        server = RootServer(
+            options.listen,
+            session.engine,
+            session.model,
+            session.cluster,
+            security=security,
+            api_keys=keys,
+            insecure=options.insecure,
+            health_address=options.health or None,
+        )
         supervisor = Supervisor(session.cluster, session.engine)
         # Before the cluster is formed: who asks is told how far it is.
         port = server.start()

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from hearth import _native
+from hearth.cli import options as common
 from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
 from hearth.common import system
@@ -87,6 +88,10 @@ def open_session(
             Reason.BAD_SETTING, "give --nodes (workers started here) or --workers, not both"
         )
     system.keep_message_memory()
+    # An environment made for services may name a directory that nothing here needs.
+    joining = ("workers", "workers_dns", "workers_mdns", "metrics")
+    needed = any(getattr(options, name, None) for name in joining)
+    security = common.security(options, "metrics") if needed else None
     with ExitStack() as stack:
         model = stack.enter_context(open_model(options.model, options.weights))
         # Errors of the plan come before anything is started.
@@ -105,6 +110,8 @@ def open_session(
         settings = dataclasses.replace(
             settings_of(options, tuple(options.workers) + workers.addresses),
             sequences=sequences,
+            # Workers started here are on loopback, for this command only.
+            security=None if nodes else security,
             threads=options.threads or (workers.threads if count else None),
             pin=tuple(pin[0]) if pin else (),
         )
@@ -113,7 +120,7 @@ def open_session(
             "root", system.version(), _native.instruction_set(), system.architecture()
         )
         if options.metrics:
-            metrics.serve(options.metrics)
+            metrics.serve(options.metrics, security, options.insecure)
             stack.callback(metrics.stop)
         progress = LoadProgress(None if quiet else sys.stderr)
         stack.callback(progress.close)

@@ -50,6 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
     )
+    common.add_security(parser)
+    common.add_health(parser)
     parser.add_argument(
         "--pin",
         type=common.cores,
@@ -101,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, on_signal)
     if options.exit_with_parent is not None:
         _watch_parent(options.exit_with_parent or os.getppid(), stop)
+    security = common.security(options, "listen", "metrics")
     metrics = Metrics()
     server = WorkerServer(
         options.listen,
@@ -113,11 +116,14 @@ def run(options: argparse.Namespace) -> int:
         metrics=metrics,
         lease_grace=options.lease_grace,
         mesh_port=options.mesh_port,
+        security=security,
+        insecure=options.insecure,
+        health_address=options.health or None,
     )
     port = server.start()
     try:
         if options.metrics:
-            metrics.serve(options.metrics)
+            metrics.serve(options.metrics, security, options.insecure)
         host, _ = split_address(options.listen)
         shown = f"[{host}]" if ":" in host else host
         print(f"hearth worker listening on {shown}:{port}", flush=True)

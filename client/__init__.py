@@ -2,7 +2,7 @@
 
     from hearth.client import Client
 
-    with Client("127.0.0.1:7700") as client:
+    with Client("127.0.0.1:7716") as client:
         for text in client.generate("Once upon a time", max_tokens=100):
             print(text, end="", flush=True)
 
@@ -20,6 +20,7 @@ from hearth.client.errors import (
     NoChatTemplate,
     QueueFull,
     ShuttingDown,
+    Unauthenticated,
     Unreachable,
     WorkerLost,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "NoChatTemplate",
     "QueueFull",
     "ShuttingDown",
+    "Unauthenticated",
     "Unreachable",
     "Usage",
     "WorkerLost",

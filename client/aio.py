@@ -2,18 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
+from hearth.client.connection import channel_options, credentials_of, metadata_of
 from hearth.client.errors import cancelled, from_rpc_error
 from hearth.client.messages import (
     FinishReason,
     GenerateOptions,
     Progress,
     Usage,
-    channel_options,
     detokenize_request,
     generate_request,
     tokenize_request,
@@ -95,11 +96,15 @@ class AsyncClient:
         *,
         connect_timeout: float = 5.0,
         timeout: float = 30.0,
+        tls: str | Path | None = None,
+        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.address = address
         self._timeout = timeout
-        options = channel_options(connect_timeout)
+        self._metadata = metadata_of(api_key)
+        credentials, more = credentials_of(tls, credentials)
+        options = channel_options(connect_timeout) + more
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=options)
         else:
@@ -116,7 +121,7 @@ class AsyncClient:
     ) -> AsyncGenerateStream:
         """Streams text after a prompt, token ids, or a conversation of {"role", "content"}."""
         request = generate_request(prompt, tokens, messages, options)
-        call = self._stub.Generate(request, timeout=options.get("timeout"))
+        call = self._stub.Generate(request, timeout=options.get("timeout"), metadata=self._metadata)
         return AsyncGenerateStream(call, self.address)
 
     async def generate_text(
@@ -156,7 +161,9 @@ class AsyncClient:
         self, *, timeout: float | None = None
     ) -> AsyncIterator[root_pb2.ClusterStatus]:
         """The cluster now, then again at every change, until the iterator is closed."""
-        call = self._stub.WatchCluster(root_pb2.WatchClusterRequest(), timeout=timeout)
+        call = self._stub.WatchCluster(
+            root_pb2.WatchClusterRequest(), timeout=timeout, metadata=self._metadata
+        )
         try:
             async for response in call:
                 yield response.cluster
@@ -186,7 +193,8 @@ class AsyncClient:
         request: Any,
         timeout: float | None,
     ) -> T:
+        limit = self._timeout if timeout is None else timeout
         try:
-            return await method(request, timeout=self._timeout if timeout is None else timeout)
+            return await method(request, timeout=limit, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address) from error

@@ -1,18 +1,19 @@
 """The synchronous client."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
+from hearth.client.connection import channel_options, credentials_of, metadata_of
 from hearth.client.errors import from_rpc_error
 from hearth.client.messages import (
     FinishReason,
     GenerateOptions,
     Progress,
     Usage,
-    channel_options,
     detokenize_request,
     generate_request,
     tokenize_request,
@@ -84,6 +85,10 @@ class Client:
     Nothing is dialled before the first call. When nothing listens, a call raises Unreachable: at
     once where the machine refuses, else after `connect_timeout` seconds. `timeout` is the default
     for every call but generate and watch_cluster, which may take as long as they like.
+
+    tls: a directory with `ca.crt`, and `tls.crt` and `tls.key` where the root wants a certificate
+    (`hearth certs init` makes one, DIR/client); None speaks plaintext. api_key: one that the root
+    knows. credentials: gRPC's own, in place of `tls`.
     """
 
     def __init__(
@@ -92,11 +97,15 @@ class Client:
         *,
         connect_timeout: float = 5.0,
         timeout: float = 30.0,
+        tls: str | Path | None = None,
+        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.address = address
         self._timeout = timeout
-        options = channel_options(connect_timeout)
+        self._metadata = metadata_of(api_key)
+        credentials, more = credentials_of(tls, credentials)
+        options = channel_options(connect_timeout) + more
         if credentials is None:
             self._channel = grpc.insecure_channel(address, options=options)
         else:
@@ -113,7 +122,7 @@ class Client:
     ) -> GenerateStream:
         """Streams text after a prompt, token ids, or a conversation of {"role", "content"}."""
         request = generate_request(prompt, tokens, messages, options)
-        call = self._stub.Generate(request, timeout=options.get("timeout"))
+        call = self._stub.Generate(request, timeout=options.get("timeout"), metadata=self._metadata)
         return GenerateStream(call, self.address)
 
     def generate_text(
@@ -150,7 +159,9 @@ class Client:
 
     def watch_cluster(self, *, timeout: float | None = None) -> Iterator[root_pb2.ClusterStatus]:
         """The cluster now, then again at every change, until the iterator is closed."""
-        call = self._stub.WatchCluster(root_pb2.WatchClusterRequest(), timeout=timeout)
+        call = self._stub.WatchCluster(
+            root_pb2.WatchClusterRequest(), timeout=timeout, metadata=self._metadata
+        )
         try:
             for response in call:
                 yield response.cluster
@@ -177,7 +188,8 @@ class Client:
     def _call(
         self, method: "grpc.UnaryUnaryMultiCallable[Any, T]", request: Any, timeout: float | None
     ) -> T:
+        limit = self._timeout if timeout is None else timeout
         try:
-            return method(request, timeout=self._timeout if timeout is None else timeout)
+            return method(request, timeout=limit, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address) from error

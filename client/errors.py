@@ -39,6 +39,10 @@ class NoChatTemplate(HearthError):  # noqa: N818
     """Messages were given to a model that has no chat template; write a prompt."""
 
 
+class Unauthenticated(HearthError):  # noqa: N818
+    """The root does not know the API key, or wants one and got none."""
+
+
 class QueueFull(HearthError):  # noqa: N818
     """The root has all the work it takes; try again later."""
 
@@ -75,6 +79,7 @@ _BY_REASON: dict[str, type[HearthError]] = {
 }
 _BY_CODE: dict[grpc.StatusCode, type[HearthError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.UNAVAILABLE: ClusterUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
@@ -92,9 +97,12 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HearthError:
         return kind(details, reason=info.reason, metadata=dict(info.metadata), code=code)
     # gRPC itself says so: the call never reached a root, or never came back.
     if code is grpc.StatusCode.UNAVAILABLE:
+        # What gRPC says where one end speaks TLS and the other does not, or does not trust it.
+        tls = any(sign in details.lower() for sign in ("handshake", "socket closed"))
+        more = "; a root started with --tls needs it here too (tls=)" if tls else ""
         return Unreachable(
             f"cannot reach a root at {address} ({details}); check that `hearth root` runs there "
-            "and that the address is right",
+            f"and that the address is right{more}",
             reason="UNREACHABLE",
             code=code,
         )

@@ -147,21 +147,6 @@ class Progress:
             )
 
 
-def channel_options(connect_timeout: float) -> list[tuple[str, int]]:
-    """Options of a client's channel; `connect_timeout` seconds bound one attempt to connect."""
-    return [
-        # An idle connection is pinged after 20 s, and given up when 10 s bring no answer.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.min_reconnect_backoff_ms", max(1, round(connect_timeout * 1000))),
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.enable_http_proxy", 0),
-        # Two clients do not share a connection (nor its back-off after a failure).
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-
-
 def _invalid(message: str) -> InvalidArgument:
     return InvalidArgument(
         message, reason="INVALID_ARGUMENT", code=grpc.StatusCode.INVALID_ARGUMENT

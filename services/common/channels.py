@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
+from typing import TYPE_CHECKING
 
 import grpc
 
 from hearth.common.errors import HearthError, Reason
+
+if TYPE_CHECKING:
+    from hearth.common.security import Security
 
 # The contract's version: a root and a worker that differ refuse each other.
 PROTOCOL_VERSION = 1
@@ -31,6 +36,13 @@ MAX_CLIENT_MESSAGE_BYTES = 4 << 20
 # the pings of an agreed client "too many".
 _KEEPALIVE_MS = 10_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
+
+# A connection that has not said by then what it is (TLS, the first frames of HTTP/2) is closed, and
+# so is one without any call for so long: its client connects again by itself.
+HANDSHAKE_SECONDS = 10.0
+_IDLE_MS = 300_000
+# Connections of one server, half-open ones included. Each costs a descriptor and some 100 KiB.
+MAX_CONNECTIONS = 256
 
 Options = list[tuple[str, int | str]]
 
@@ -60,11 +72,16 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     ]
 
 
-def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
-    """Options of a server; `max_message_bytes` limits what it takes and what it sends."""
+def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES, max_streams: int = 100) -> Options:
+    """Options of a server: `max_message_bytes` limits what it takes and what it sends,
+    `max_streams` the calls of one connection at once (more wait on the client)."""
     return [
         *_KEEPALIVE,
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.max_concurrent_streams", max_streams),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # A port that another server holds is an error, not a second listener.
@@ -72,10 +89,20 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     ]
 
 
-def dial(address: str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.Channel:
-    """A channel to host:port; connects when first used. Raises HearthError BAD_ADDRESS."""
+def dial(address: str, security: Security | None = None) -> grpc.Channel:
+    """The root's channel to a worker at host:port; connects when first used.
+
+    With `security`, by mutual TLS, and each call carries the join token. Raises HearthError
+    BAD_ADDRESS.
+    """
     split_address(address)
-    return grpc.insecure_channel(address, options=channel_options(max_message_bytes))
+    if security is None:
+        return grpc.insecure_channel(address, options=channel_options())
+    from hearth.common.security import WORKER_NAME
+
+    # The name in the certificate says that it is a worker of this cluster, wherever it is.
+    options: Options = [*channel_options(), ("grpc.ssl_target_name_override", WORKER_NAME)]
+    return grpc.secure_channel(address, security.worker_channel_credentials(), options=options)
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -93,10 +120,31 @@ def split_address(address: str) -> tuple[str, int]:
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach a server that listens on `address`."""
     host, _ = split_address(address)
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may mean anything
 
 
-def bind(server: grpc.Server, address: str) -> int:
+def refuse_exposed(option: str, address: str, security: Security | None, insecure: bool) -> None:
+    """Raises HearthError INSECURE for an address beyond loopback that nothing protects.
+
+    option: which of the command line's it is, "--listen" or "--metrics".
+    """
+    if security is None and not insecure and not is_loopback(address):
+        problem = (
+            f"{option} {address} would be open to every machine that can reach this one: give "
+            "--tls DIR (`hearth certs init` makes one), or --insecure where you trust the whole "
+            "network"
+        )
+        raise HearthError(Reason.INSECURE, problem, {"address": address})
+
+
+def bind(
+    server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     """Makes `server` listen on host:port (port 0: any free one); the port it has.
 
     Raises HearthError PORT_IN_USE or BAD_ADDRESS, naming the address.
@@ -104,7 +152,10 @@ def bind(server: grpc.Server, address: str) -> int:
     host, port = split_address(address)
     _check_free(address, host, port)
     try:
-        bound = server.add_insecure_port(address)
+        if credentials is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, credentials)
     except RuntimeError:
         bound = 0
     if not bound:

@@ -46,6 +46,8 @@ class Reason(StrEnum):
     PORT_IN_USE = "PORT_IN_USE"
     BAD_ADDRESS = "BAD_ADDRESS"
     BAD_SETTING = "BAD_SETTING"
+    INSECURE = "INSECURE"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
     DEADLINE = "DEADLINE"
     CANCELLED = "CANCELLED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
@@ -77,6 +79,8 @@ CODES: Mapping[str, grpc.StatusCode] = {
     Reason.PORT_IN_USE: _C.ALREADY_EXISTS,
     Reason.BAD_ADDRESS: _C.INVALID_ARGUMENT,
     Reason.BAD_SETTING: _C.INVALID_ARGUMENT,
+    Reason.INSECURE: _C.FAILED_PRECONDITION,
+    Reason.UNAUTHENTICATED: _C.UNAUTHENTICATED,
     Reason.DEADLINE: _C.DEADLINE_EXCEEDED,
     Reason.CANCELLED: _C.CANCELLED,
     Reason.SHUTTING_DOWN: _C.UNAVAILABLE,
@@ -88,7 +92,10 @@ _FOREIGN: Mapping[grpc.StatusCode, Reason] = {
     _C.DEADLINE_EXCEEDED: Reason.DEADLINE,
     _C.CANCELLED: Reason.CANCELLED,
     _C.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
+    _C.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
 }
+# What gRPC says where one end speaks TLS and the other does not, or does not trust it.
+_TLS_SIGNS = ("handshake", "socket closed")
 
 
 class HearthError(Exception):
@@ -152,7 +159,11 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
         reason = info.reason
         metadata = dict(info.metadata)
     elif code is _C.UNAVAILABLE:
-        message = f"cannot be reached ({message}); check that it runs and that the address is right"
+        tls = any(sign in message.lower() for sign in _TLS_SIGNS)
+        more = ", and that both ends have --tls of the same cluster" if tls else ""
+        message = (
+            f"cannot be reached ({message}); check that it runs and that the address is right{more}"
+        )
     if peer:
         metadata.setdefault("peer", peer)
         message = f"{peer}: {message}"

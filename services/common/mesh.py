@@ -13,27 +13,27 @@ handed out over gRPC, so a connection of an older epoch proves nothing.
 from __future__ import annotations
 
 import hmac
-import logging
 import secrets
 import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import split_address
 from hearth.common.errors import HearthError, Reason
-
-log = logging.getLogger(__name__)
 
 KEY_BYTES = 32
 _MAGIC = b"HRTHMSH1"
 _HELLO = struct.Struct("<8sII32s32s")
 # A dialler that says nothing for so long is dropped; it holds a thread.
 _HANDSHAKE_SECONDS = 2.0
-# Handshakes at once; more are closed unheard.
-_MOST_HANDSHAKES = 16
+# Handshakes at once, of all and of one host; more are closed unheard, and ranks try again.
+_MOST_HANDSHAKES = 32
+_MOST_OF_A_HOST = 16
 _RETRY_SECONDS = 0.05
 
 
@@ -58,7 +58,9 @@ class MeshListener:
         self._key: bytes | None = None
         self._rank = 0
         self._arrived: dict[int, socket.socket] = {}
-        self._slots = threading.BoundedSemaphore(_MOST_HANDSHAKES)
+        # Handshakes now, by host.
+        self._greeting: Counter[str] = Counter()
+        self._refusals = Refusals("the mesh port")
         self._thread = threading.Thread(target=self._accept, name="mesh-listener", daemon=True)
         self._thread.start()
 
@@ -107,43 +109,65 @@ class MeshListener:
                     return
                 time.sleep(_RETRY_SECONDS)  # no descriptors left, most likely
                 continue
-            if not self._slots.acquire(blocking=False):
+            peer = peer_address(where)
+            if not self._enter(peer[0]):
+                self._refusals.note(peer, "too many handshakes at once")
                 connection.close()
                 continue
             threading.Thread(
-                target=self._greet, args=(connection, where), name="mesh-greet", daemon=True
+                target=self._greet, args=(connection, peer), name="mesh-greet", daemon=True
             ).start()
 
-    def _greet(self, connection: socket.socket, where: tuple[object, ...]) -> None:
+    def _enter(self, host: str) -> bool:
+        with self._changed:
+            if self._greeting.total() >= _MOST_HANDSHAKES:
+                return False
+            if self._greeting[host] >= _MOST_OF_A_HOST:
+                return False
+            self._greeting[host] += 1
+            return True
+
+    def _greet(self, connection: socket.socket, peer: Peer) -> None:
         try:
             connection.settimeout(_HANDSHAKE_SECONDS)
-            if not self._admit(connection):
-                log.warning("mesh: a connection from %s did not prove the key", where[0])
-                connection.close()
-        except OSError:
+            problem = self._admit(connection)
+        except OSError as error:
+            problem = f"no handshake: {error}"
+        except BaseException:
             connection.close()
+            raise
         finally:
-            self._slots.release()
+            with self._changed:
+                self._greeting[peer[0]] -= 1
+                self._greeting += Counter()  # forgets hosts that have none
+        if problem:
+            connection.close()
+            self._refusals.note(peer, problem)
 
-    def _admit(self, connection: socket.socket) -> bool:
+    def _admit(self, connection: socket.socket) -> str:
+        """Why the connection is refused; empty where it was taken in."""
         ours = secrets.token_bytes(32)
         connection.sendall(ours)
         magic, rank, peer, theirs, proof = _HELLO.unpack(_receive(connection, _HELLO.size))
+        if magic != _MAGIC:
+            return "it does not speak the mesh's handshake"
         with self._changed:
             # A dialler may be told of the mesh a moment before we are.
             self._changed.wait_for(lambda: self._key is not None, _HANDSHAKE_SECONDS)
             key = self._key
-            if key is None or magic != _MAGIC or peer != self._rank or rank >= self._rank:
-                return False
+            if key is None:
+                return "no mesh is being opened"
             if not hmac.compare_digest(proof, _proof(key, b"dial", ours, theirs, rank, peer)):
-                return False
+                return "it did not prove the epoch's key"
+            if peer != self._rank or rank >= self._rank:
+                return f"rank {rank} dialled rank {peer}, and this is rank {self._rank}"
             if rank in self._arrived:
-                return False
+                return f"rank {rank} is connected already"
             connection.sendall(_proof(key, b"accept", ours, theirs, rank, peer))
             connection.settimeout(None)
             self._arrived[rank] = connection
             self._changed.notify_all()
-        return True
+        return ""
 
 
 def connect(address: str, key: bytes, rank: int, peer: int, deadline: float) -> socket.socket:

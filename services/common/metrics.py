@@ -6,10 +6,8 @@ been sent, never inside it. Each Metrics has its own registry: two services fit 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,12 +15,13 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
-    start_http_server,
 )
 
 from hearth.common import system
-from hearth.common.channels import split_address
+from hearth.common.channels import refuse_exposed
 from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics_port import MetricsPort
+from hearth.common.security import Security
 
 # A sync of one step over loopback takes tens of microseconds; over Wi-Fi, tens of milliseconds.
 _FAST = (
@@ -66,7 +65,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._http: tuple[WSGIServer, threading.Thread] | None = None
+        self._http: MetricsPort | None = None
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
@@ -266,24 +265,25 @@ class Metrics:
         self._pages.labels("used").set(used)
         self._pages.labels("free").set(free)
 
-    def serve(self, address: str) -> int:
-        """Answers GET /metrics on host:port; the port it has. Raises HearthError PORT_IN_USE."""
-        host, port = split_address(address)
+    def serve(self, address: str, security: Security | None = None, insecure: bool = False) -> int:
+        """Answers GET /metrics on host:port; the port it has.
+
+        With `security` by mutual TLS; without, beyond loopback only if `insecure`. Raises
+        HearthError PORT_IN_USE or INSECURE.
+        """
+        refuse_exposed("--metrics", address, security, insecure)
         try:
-            self._http = start_http_server(port, host, registry=self.registry)
+            self._http = MetricsPort(address, self.registry, security)
         except OSError as error:
             problem = (
                 f"cannot serve metrics on {address}: {error.strerror or error}; "
                 "choose another --metrics HOST:PORT"
             )
             raise HearthError(Reason.PORT_IN_USE, problem, {"address": address}) from None
-        return int(self._http[0].server_port)
+        return self._http.port
 
     def stop(self) -> None:
         """Ends `serve`, if it was called."""
         if self._http is not None:
-            server, thread = self._http
+            self._http.stop()
             self._http = None
-            server.shutdown()
-            server.server_close()
-            thread.join(timeout=5)

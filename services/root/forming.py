@@ -78,7 +78,10 @@ class Forming:
         self._metrics = metrics
         self._on_load = on_load
         self._on_end = on_end
-        self._links = [WorkerLink(address) for address in blueprint.settings.workers]
+        self._links = [
+            WorkerLink(address, blueprint.settings.security)
+            for address in blueprint.settings.workers
+        ]
         self._loading: Loading | None = None
         self._interrupted = threading.Event()
         # What broke first, where it was not this thread that noticed.

@@ -13,6 +13,7 @@ import grpc
 
 from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason, from_rpc_error
+from hearth.common.security import Security
 from hearth.root.streaming import LoadEvent, SliceReader, stream_weights
 from hearth.v1 import worker_pb2, worker_pb2_grpc
 
@@ -26,7 +27,7 @@ _GONE = {Reason.UNREACHABLE, Reason.CANCELLED, Reason.INTERNAL, Reason.DEADLINE}
 class WorkerLink:
     """A worker at host:port. `receive` and `send` are for one thread; `fail` is for any."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: Security | None = None) -> None:
         """Raises HearthError BAD_ADDRESS; connects when first used."""
         self.address = address
         self.name = address
@@ -34,7 +35,7 @@ class WorkerLink:
         self.mesh_address = ""
         # Whether a thread is in `receive` now.
         self.waiting = False
-        self._channel = dial(address)
+        self._channel = dial(address, security)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
         self._call: Any = None  # grpc's type of a stream-stream call is private

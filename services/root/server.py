@@ -13,13 +13,18 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from hearth.common.admission import Handshakes, Refusals
 from hearth.common.channels import (
     MAX_CLIENT_MESSAGE_BYTES,
     bind,
     is_loopback,
+    refuse_exposed,
     server_options,
 )
+from hearth.common.health import HealthPort
+from hearth.common.security import ApiKeys, Security
 from hearth.root.engine import Engine
+from hearth.root.gate import Gate
 from hearth.root.service import (
     MAX_STREAMS,
     SERVICE,
@@ -46,8 +51,22 @@ class RootServer:
         cluster: Cluster,
         *,
         max_streams: int = MAX_STREAMS,
+        security: Security | None = None,
+        api_keys: ApiKeys | None = None,
+        insecure: bool = False,
+        health_address: str | None = None,
     ) -> None:
+        """With `security` by TLS: clients show an API key, or a certificate where `api_keys` are
+        not given. Without, `listen` must be on loopback unless `insecure`. `health_address` is a
+        plaintext port for probes. Raises HearthError INSECURE."""
+        refuse_exposed("--listen", listen, security, insecure)
         self._listen = listen
+        self._security = security
+        self._health_address = health_address
+        refusals = Refusals("the root's port")
+        self._handshakes = Handshakes(refusals) if security is not None else None
+        self._gate = Gate(api_keys, refusals, self._handshakes)
+        self._certificates = api_keys is None
         self._cluster = cluster
         self._service = RootService(engine, model, cluster, max_streams)
         self._max_streams = max_streams
@@ -84,8 +103,8 @@ class RootServer:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         server = grpc.aio.server(
-            interceptors=[Unreadable()],
-            options=server_options(MAX_CLIENT_MESSAGE_BYTES),
+            interceptors=[self._gate, Unreadable()],
+            options=server_options(MAX_CLIENT_MESSAGE_BYTES, 2 * self._max_streams),
             # The service refuses streams with a reason; this only bounds everything else.
             maximum_concurrent_rpcs=2 * self._max_streams,
         )
@@ -97,7 +116,15 @@ class RootServer:
                 (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
             )
         # Both kinds of server bind alike; their types share no base.
-        port = bind(cast(grpc.Server, server), self._listen)
+        credentials = None
+        if self._security is not None and self._handshakes is not None:
+            credentials = self._security.server_credentials(
+                self._certificates, self._handshakes.began
+            )
+        port = bind(cast(grpc.Server, server), self._listen, credentials)
+        probes = HealthPort(self._health_address, SERVICE) if self._health_address else None
+        if self._handshakes is not None:
+            self._handshakes.start(port)
         changed = asyncio.Event()
 
         def wake(_: root_pb2.ClusterStatus) -> None:
@@ -106,26 +133,38 @@ class RootServer:
 
         unsubscribe = self._cluster.subscribe(wake)
         self._loop, self._stop_grace = loop, loop.create_future()
-        watch = loop.create_task(self._watch_health(checker, changed))
+        watch = loop.create_task(self._watch_health(checker, changed, probes))
         try:
             await server.start()
             self._started.set_result(port)
             grace = await self._stop_grace
             await checker.enter_graceful_shutdown()
+            watch.cancel()
+            if probes is not None:
+                probes.set_serving(False)
             await self._service.drain(grace)
         finally:
             unsubscribe()
             watch.cancel()
             # What is left was given its time; this only sends the last statuses out.
             await server.stop(0.2)
+            if self._handshakes is not None:
+                self._handshakes.stop()
+            if probes is not None:
+                await asyncio.to_thread(probes.stop)
 
     async def _watch_health(
-        self, checker: health.aio.HealthServicer, changed: asyncio.Event
+        self,
+        checker: health.aio.HealthServicer,
+        changed: asyncio.Event,
+        probes: HealthPort | None,
     ) -> None:
         while True:
             serving = self._cluster.status().state == root_pb2.CLUSTER_STATE_SERVING
             answer = health_pb2.HealthCheckResponse
             for name in ("", SERVICE):
                 await checker.set(name, answer.SERVING if serving else answer.NOT_SERVING)
+            if probes is not None:
+                probes.set_serving(serving)
             await changed.wait()
             changed.clear()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hearth.common.security import Security
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
@@ -24,3 +26,5 @@ class ClusterSettings:
     step_seconds: float = 120.0
     memory_limit: int | None = None
     name: str = "root"
+    # Of the root's calls to its workers; None: by plaintext, without a token.
+    security: Security | None = None

@@ -14,11 +14,15 @@ from grpc_reflection.v1alpha import reflection
 
 from hearth import _native
 from hearth.common import channels, system
+from hearth.common.admission import Handshakes, Refusals
 from hearth.common.errors import HearthError, Reason
+from hearth.common.health import HealthPort
 from hearth.common.mesh import MeshListener
 from hearth.common.metrics import Metrics
+from hearth.common.security import Security
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
+from hearth.worker.gate import Gate
 from hearth.worker.loading import LoadSession
 from hearth.worker.service import ChunkFrames, WorkerService
 from hearth.worker.tenancy import Tenancy
@@ -32,11 +36,13 @@ _OVERHEAD_BYTES = 256 << 20
 
 
 class WorkerServer:
-    """A worker on `listen`. Raises HearthError PORT_IN_USE, BAD_ADDRESS or BAD_SETTING.
+    """A worker on `listen`. Raises HearthError PORT_IN_USE, BAD_ADDRESS, BAD_SETTING or INSECURE.
 
     `memory_limit` bytes at most for weights and KV cache (None: what the machine has free);
     `threads` compute (None: all cores); `lease_grace` seconds a root may stay away;
-    `mesh_port` is where other ranks connect (0: any free port).
+    `mesh_port` is where other ranks connect (0: any free port). With `security` only its cluster's
+    root may call; without, `listen` must be on loopback unless `insecure`. `health_address` is a
+    plaintext port for probes.
     """
 
     def __init__(
@@ -52,8 +58,18 @@ class WorkerServer:
         metrics: Metrics | None = None,
         lease_grace: float = 5.0,
         mesh_port: int = 0,
+        security: Security | None = None,
+        insecure: bool = False,
+        health_address: str | None = None,
     ) -> None:
+        channels.refuse_exposed("--listen", listen, security, insecure)
         self._listen = listen
+        self._security = security
+        self._health_address = health_address
+        self._health_port: HealthPort | None = None
+        refusals = Refusals("the worker's port")
+        self._handshakes = Handshakes(refusals) if security is not None else None
+        self._gate = Gate(security, refusals, self._handshakes)
         self._cores = system.cores()
         self._threads = threads or self._cores
         self._pin = tuple(pin)
@@ -80,8 +96,8 @@ class WorkerServer:
         """Serves; the port it listens on."""
         server = grpc.server(
             self._pools[0],
-            interceptors=[ChunkFrames()],
-            options=channels.server_options(),
+            interceptors=[self._gate, ChunkFrames()],
+            options=channels.server_options(max_streams=_RPC_THREADS),
             maximum_concurrent_rpcs=_RPC_THREADS,
         )
         host, _ = channels.split_address(self._listen)
@@ -94,21 +110,36 @@ class WorkerServer:
         if channels.is_loopback(self._listen):
             names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        port = channels.bind(server, self._listen)
+        credentials = None
+        if self._security is not None and self._handshakes is not None:
+            credentials = self._security.server_credentials(on_handshake=self._handshakes.began)
+        port = channels.bind(server, self._listen, credentials)
+        if self._handshakes is not None:
+            self._handshakes.start(port)
+        if self._health_address is not None:
+            self._health_port = HealthPort(self._health_address, _SERVICE)
         server.start()
         self._server = server
         for name in ("", _SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if self._health_port is not None:
+            self._health_port.set_serving(True)
         return port
 
     def stop(self, grace: float = 5.0) -> None:
         """Refuses what comes, ends the streams with SHUTTING_DOWN, waits up to `grace` seconds."""
         self._health.enter_graceful_shutdown()
+        if self._health_port is not None:
+            self._health_port.set_serving(False)
         self._tenancy.close()
         if self._server is not None:
             self._server.stop(grace).wait()
         if self._mesh is not None:
             self._mesh.close()
+        if self._handshakes is not None:
+            self._handshakes.stop()
+        if self._health_port is not None:
+            self._health_port.stop()
         for pool in self._pools:
             pool.shutdown(wait=False)
 

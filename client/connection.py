@@ -1,0 +1,71 @@
+"""How a client connects: TLS from a directory, an API key, and the options of the channel."""
+
+from pathlib import Path
+
+import grpc
+
+from hearth.client.errors import InvalidArgument
+
+# The name in a root's certificate, wherever the root is (`hearth certs init` writes it).
+_ROOT_NAME = "hearth-root"
+_MAX_FILE_BYTES = 1 << 20
+
+Options = list[tuple[str, int | str]]
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+def channel_options(connect_timeout: float) -> Options:
+    """Options of a client's channel; `connect_timeout` seconds bound one attempt to connect."""
+    return [
+        # An idle connection is pinged after 20 s, and given up when 10 s bring no answer.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.min_reconnect_backoff_ms", max(1, round(connect_timeout * 1000))),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.enable_http_proxy", 0),
+        # Two clients do not share a connection (nor its back-off after a failure).
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def credentials_of(
+    tls: str | Path | None, credentials: grpc.ChannelCredentials | None
+) -> tuple[grpc.ChannelCredentials | None, Options]:
+    """Credentials from a directory with ca.crt and, where the root wants a client's certificate,
+    tls.crt and tls.key; or those given; and the options that go with them. InvalidArgument."""
+    if tls is None:
+        return credentials, []
+    if credentials is not None:
+        raise TypeError("give tls= or credentials=, not both")
+    folder = Path(tls)
+    chain = _read(folder / "tls.crt") if (folder / "tls.crt").exists() else None
+    key = _read(folder / "tls.key") if chain is not None else None
+    made = grpc.ssl_channel_credentials(_read(folder / "ca.crt"), key, chain)
+    return made, [("grpc.ssl_target_name_override", _ROOT_NAME)]
+
+
+def metadata_of(api_key: str | None) -> Metadata | None:
+    """What every call carries. InvalidArgument for a key that no header can hold."""
+    if api_key is None:
+        return None
+    if not (api_key.isascii() and api_key.isprintable()) or not api_key or " " in api_key:
+        raise _invalid("the API key must be ASCII text without spaces")
+    return (("authorization", f"Bearer {api_key}"),)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_FILE_BYTES)
+    except OSError as error:
+        raise _invalid(
+            f"cannot read {path}: {error.strerror or error}; tls= (--tls) is a directory with "
+            "ca.crt, and tls.crt and tls.key where the root wants a certificate"
+        ) from None
+
+
+def _invalid(message: str) -> InvalidArgument:
+    return InvalidArgument(
+        message, reason="INVALID_ARGUMENT", code=grpc.StatusCode.INVALID_ARGUMENT
+    )

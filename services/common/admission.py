@@ -1,0 +1,194 @@
+"""Who was refused at a port, and why, in the log: at a bounded rate, with the peer's address.
+
+gRPC finishes TLS handshakes by itself and tells nobody whose failed. What it does call is the
+credentials' fetcher, at the start of each; the process's own descriptors then hold the newcomer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from hearth.common.channels import HANDSHAKE_SECONDS
+
+log = logging.getLogger(__name__)
+
+# Lines in a minute, and of one host and cause once only: a scanner cannot fill the log.
+MOST_LINES = 20
+WINDOW_SECONDS = 60.0
+_LOOK_SECONDS = 0.25
+
+# ("192.168.1.7", 40950)
+Peer = tuple[str, int]
+
+
+class Refusals:
+    """Says who was refused. Thread-safe; holds at most MOST_LINES entries."""
+
+    def __init__(self, port: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """port: what was called, for people: "the worker's port"."""
+        self._port = port
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._begun = float("-inf")
+        self._said: set[tuple[str, str]] = set()
+        self._unsaid = 0
+
+    def note(self, peer: Peer, problem: str) -> None:
+        """Logs that `peer` was refused because of `problem`, unless too much was logged already."""
+        host, number = peer
+        with self._lock:
+            now = self._clock()
+            if now - self._begun >= WINDOW_SECONDS:
+                self._begun = now
+                self._said.clear()
+            if (host, problem) in self._said or len(self._said) >= MOST_LINES:
+                self._unsaid += 1
+                return
+            self._said.add((host, problem))
+            unsaid, self._unsaid = self._unsaid, 0
+        more = f" ({unsaid} more refused since the last line)" if unsaid else ""
+        where = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+        log.warning("refused %s at %s: %s%s", where, self._port, problem, more)
+
+
+def peer_of(text: str) -> Peer:
+    """The address in what gRPC calls a peer: "ipv4:10.0.0.1:5", "ipv6:[::1]:5", percent-encoded."""
+    kind, _, rest = unquote(text).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return text, 0
+    return _plain(host.strip("[]")), int(port)
+
+
+def peer_address(address: tuple[Any, ...]) -> Peer:
+    """What a socket says of its other end."""
+    return _plain(str(address[0])), int(address[1])
+
+
+class Handshakes:
+    """Watches a gRPC server's TLS connections from outside; says whose handshake came to nothing.
+
+    A connection that closes before it made a call, while it was young, is taken for a failed
+    handshake: gRPC itself closes those that are not done within HANDSHAKE_SECONDS.
+    """
+
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
+        self._port = 0
+        self._changed = threading.Condition()
+        # Connections that are open and were looked at; those of them of which nothing is known yet,
+        # since when, and how they began.
+        self._known: set[Peer] = set()
+        self._young: dict[Peer, tuple[float, bytes]] = {}
+        self._stopped = False
+        self._thread = threading.Thread(target=self._watch, name="tls-watch", daemon=True)
+
+    def start(self, port: int) -> None:
+        """Watches the connections that come in on this port."""
+        self._port = port
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the watch."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def began(self) -> None:
+        """A handshake has begun; called by gRPC, and must never fail or wait."""
+        try:
+            found = connections(self._port, peek=True)
+            with self._changed:
+                now = time.monotonic()
+                for peer, first in found.items():
+                    if peer not in self._known:
+                        self._known.add(peer)
+                        self._young[peer] = (now, first)
+                self._changed.notify_all()
+        except Exception:
+            log.exception("could not look at a connection")
+
+    def called(self, peer: Peer) -> None:
+        """This connection has made a call, so its handshake was good."""
+        if peer in self._young:
+            with self._changed:
+                self._young.pop(peer, None)
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._young)
+                if self._stopped:
+                    return
+            time.sleep(_LOOK_SECONDS)
+            self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        with self._changed:
+            still = set(connections(self._port))
+            gone = [peer for peer in self._young if peer not in still]
+            failed = {peer: self._young.pop(peer) for peer in gone}
+            self._known &= still
+            for peer, (since, _) in list(self._young.items()):
+                if now - since > HANDSHAKE_SECONDS + 1:
+                    del self._young[peer]  # gRPC has let it in
+        for peer, (since, first) in failed.items():
+            self._refusals.note(peer, _cause(first, now - since))
+
+
+def _cause(first: bytes, seconds: float) -> str:
+    """What was probably wrong with a handshake that began with these bytes."""
+    if seconds > HANDSHAKE_SECONDS - 1:
+        return f"the TLS handshake was not done within {HANDSHAKE_SECONDS:g} s"
+    if first.startswith(b"PRI"):
+        return "it spoke gRPC without TLS: it needs --tls"
+    if first and not first.startswith(b"\x16\x03"):
+        return "it did not speak TLS"
+    return (
+        "the TLS handshake failed: it has no certificate of this cluster's CA, does not trust "
+        "ours, or went away"
+    )
+
+
+def connections(port: int, peek: bool = False) -> dict[Peer, bytes]:
+    """Who is connected to this process's `port`; with `peek`, the first bytes not read yet.
+
+    Empty where the system does not list a process's descriptors (/proc/self/fd, /dev/fd).
+    """
+    folder = next((f for f in (Path("/proc/self/fd"), Path("/dev/fd")) if f.is_dir()), None)
+    found: dict[Peer, bytes] = {}
+    for entry in folder.iterdir() if folder is not None else ():
+        with suppress(OSError, ValueError):
+            descriptor = int(entry.name)
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                if connection.getsockname()[1] != port:
+                    continue
+                peer = peer_address(connection.getpeername())
+                first = b""
+                if peek:
+                    with suppress(OSError):
+                        first = connection.recv(3, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                found[peer] = first
+    return found
+
+
+def _plain(host: str) -> str:
+    """An IPv4 address as such, where a socket for both kinds gave it as IPv6."""
+    return host.removeprefix("::ffff:") if "." in host else host

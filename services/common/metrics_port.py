@@ -1,0 +1,133 @@
+"""The HTTP server of --metrics: GET /metrics in plain text, or by mutual TLS; bounded throughout.
+
+prometheus_client has a server too; with certificates that one does each handshake in the thread
+that accepts, so that a single half-open connection ends all scraping, and it has no limits.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from hearth.common.admission import Refusals, peer_address
+from hearth.common.channels import split_address
+from hearth.common.security import Security
+
+# A scrape: the handshake, the request and the answer, each read or written within this.
+_SECONDS = 5.0
+# Connections at once; more are closed unheard.
+_MOST_CONNECTIONS = 16
+
+
+class MetricsPort:
+    """Serves a registry on host:port from its construction to `stop`."""
+
+    def __init__(
+        self, address: str, registry: CollectorRegistry, security: Security | None
+    ) -> None:
+        """Raises OSError where the address cannot be had."""
+        host, port = split_address(address)
+        family, _, _, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+
+        class Server(_Server):
+            address_family = family
+
+        self._server: _Server = make_server(
+            str(where[0]), port, make_wsgi_app(registry), Server, _Handler
+        )
+        self._server.security = security
+        self.port = int(self._server.server_port)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Closes the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+class _Server(WSGIServer):
+    """A thread for each connection, of which there are few."""
+
+    security: Security | None = None
+    request_queue_size = 32
+
+    def __init__(self, *arguments: Any) -> None:
+        self._slots = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._refusals = Refusals("the metrics port")
+        super().__init__(*arguments)
+
+    def server_bind(self) -> None:
+        """Without the look-up of the host's name, which may take long, of the base class."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = "hearth", self.server_address[1]
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, if there is a place."""
+        if not self._slots.acquire(blocking=False):
+            self._refuse(client_address, f"{_MOST_CONNECTIONS} connections are open")
+            self.shutdown_request(request)
+            return
+        threading.Thread(
+            target=self._converse,
+            args=(request, client_address),
+            name="metrics-scrape",
+            daemon=True,
+        ).start()
+
+    def _converse(self, connection: socket.socket, client_address: Any) -> None:
+        # By whatever socket it is at the time: TLS makes another one.
+        watchdog = threading.Timer(3 * _SECONDS, lambda: _cut(connection))
+        watchdog.daemon = True
+        try:
+            watchdog.start()
+            connection.settimeout(_SECONDS)
+            if self.security is not None:
+                # Made anew: renewed certificates are taken up, and a scrape is rare.
+                context = self.security.ssl_context()
+                connection = context.wrap_socket(connection, server_side=True)
+            self.finish_request(connection, client_address)
+        except ssl.SSLError as error:
+            self._refuse(client_address, f"the TLS handshake failed: {error.reason or error}")
+        except OSError as error:
+            self._refuse(client_address, f"no scrape: {error or type(error).__name__}")
+        finally:
+            watchdog.cancel()
+            self.shutdown_request(connection)
+            self._slots.release()
+
+    def _refuse(self, client_address: Any, problem: str) -> None:
+        self._refusals.note(peer_address(client_address), problem)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing on standard error: what fails here fails for the scraper alone."""
+
+
+class _Handler(WSGIRequestHandler):
+    """One request, then the connection is closed."""
+
+    timeout = _SECONDS
+    protocol_version = "HTTP/1.0"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a scrape is no event."""
+
+
+def _cut(connection: socket.socket) -> None:
+    """Ends what a slow peer would draw out."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

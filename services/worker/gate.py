@@ -1,0 +1,98 @@
+"""What every call to a worker passes first: who it is from, and that its message comes in time."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from hearth.common.admission import Handshakes, Refusals, peer_of
+from hearth.common.errors import HearthError, Reason, abort
+from hearth.common.security import Security
+
+# A call whose one message does not come holds a thread of the server until then.
+MESSAGE_SECONDS = 10.0
+
+Handler = Any  # grpc.RpcMethodHandler; generic in its types only
+
+
+class Gate(grpc.ServerInterceptor):
+    """Refuses calls without the join token, before any message of theirs is read.
+
+    Without `security` (a worker on loopback, or --insecure) everybody may call.
+    """
+
+    def __init__(
+        self, security: Security | None, refusals: Refusals, handshakes: Handshakes | None
+    ) -> None:
+        self._security = security
+        self._refusals = refusals
+        self._handshakes = handshakes
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The method's handler, watched; or one that refuses."""
+        if self._security is not None:
+            problem = self._security.admits(handler_call_details.invocation_metadata)
+            if problem:
+                return self._refusal(problem, handler_call_details.method)
+        handler: Any = continuation(handler_call_details)
+        return None if handler is None else self._watched(handler)
+
+    def _refusal(self, problem: str, method: str) -> Handler:
+        """A handler of streams, whatever the method is: it is called before a message is read."""
+
+        def refuse(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            peer = self._note(context)
+            self._refusals.note(peer, problem)
+            text = f"{problem}: this worker takes calls with its cluster's join token only"
+            abort(context, HearthError(Reason.UNAUTHENTICATED, text, {"method": method}))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _watched(self, handler: Any) -> Handler:
+        behavior = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+
+        # What the health service says of its handlers by their attributes goes along.
+        @functools.wraps(behavior)
+        def watched(requests: Iterator[Any], context: grpc.ServicerContext, *more: Any) -> Any:
+            self._note(context)
+            if handler.request_streaming:
+                return behavior(requests, context, *more)
+            return behavior(self._only(requests, context), context, *more)
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return make(watched, handler.request_deserializer, handler.response_serializer)
+
+    def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        """The message of a call that has one; the call ends when it does not come."""
+        watchdog = threading.Timer(MESSAGE_SECONDS, context.cancel)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            return next(requests)
+        except StopIteration:
+            abort(context, HearthError(Reason.INVALID_ARGUMENT, "the call came without a message"))
+        finally:
+            watchdog.cancel()
+
+    def _note(self, context: grpc.ServicerContext) -> tuple[str, int]:
+        peer = peer_of(context.peer())
+        if self._handshakes is not None:
+            self._handshakes.called(peer)
+        return peer
