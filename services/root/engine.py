@@ -1,6 +1,6 @@
 """The loop: one step after another, in its own thread, for as long as there are sequences.
 
-    commands (submit, cancel, resume, stop)  ->  inbox
+    commands (submit, cancel, suspend, resume, stop)  ->  inbox
     loop: inbox -> scheduler.schedule() -> runner.run(batch) -> sample -> detokenize -> sinks
 
 Thin on purpose: which sequences run is the scheduler's business, how a step is computed is the
@@ -15,21 +15,21 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import grpc
 
-from hearth.common.errors import HearthError, Reason
-from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
+from hearth.common.errors import HearthError
+from hearth.converter.tokenizers.base import Tokenizer
+from hearth.root import active as requests
+from hearth.root.active import Active, RequestHandle
 from hearth.root.interfaces import (
     EngineMetrics,
     SamplerFactory,
     StepRunner,
-    TokenSampler,
     native_sampler,
 )
-from hearth.root.mailbox import Delta, Done, Event, Failed, Mailbox, Sink, Usage
+from hearth.root.mailbox import Delta, Done, Event, Failed, Mailbox, Sink
 from hearth.root.params import GenerateParams, check_ids, prompt_ids
 from hearth.root.scheduler import Batch, FinishReason, Limits, Request, Sampled, Scheduler
 from hearth.root.stopping import StopMatcher
@@ -38,45 +38,9 @@ log = logging.getLogger(__name__)
 
 # Tokens of the prompt that the detokenizer is shown before the answer's.
 _TAIL = 64
-
-
-@dataclass(slots=True, eq=False)
-class _Active:
-    """A request on its way. Times are time.perf_counter() seconds; 0 where not yet."""
-
-    seq_id: int
-    params: GenerateParams
-    sink: Sink
-    sampler: TokenSampler
-    decoder: StreamDecoder
-    stops: StopMatcher
-    submitted: float
-    started: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
-    made: int = 0
-
-    def usage(self) -> Usage:
-        """Seconds of phases that the request did not reach are 0."""
-        return Usage(
-            len(self.params.prompt),
-            self.made,
-            max(0.0, self.started - self.submitted),
-            max(0.0, self.first - self.started),
-            max(0.0, self.last - self.first),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHandle:
-    """The caller's end of a request."""
-
-    seq_id: int
-    _cancel: Callable[[], object]
-
-    def cancel(self) -> None:
-        """Ends the request with Failed(CANCELLED) before the next step; else does nothing."""
-        self._cancel()
+# A request in whose steps the cluster is lost so often, with no token in between, is given up: it
+# may be what takes the workers down.
+_MOST_SETBACKS = 5
 
 
 class Engine:
@@ -91,8 +55,12 @@ class Engine:
         vocab_size: int | None = None,
         metrics: EngineMetrics | None = None,
         sampler_factory: SamplerFactory = native_sampler,
+        pause_seconds: float = 0.0,
     ) -> None:
-        """`vocab_size` is the model's, where it has more rows than the tokenizer has tokens."""
+        """`vocab_size` is the model's, where it has more rows than the tokenizer has tokens.
+
+        pause_seconds: how long requests wait for a lost cluster to come back; 0: they end at once.
+        """
         self.tokenizer = tokenizer
         self.limits = limits
         self._runner = runner
@@ -102,10 +70,14 @@ class Engine:
         self._metrics = metrics
         self._sampler_factory = sampler_factory
         self._scheduler = Scheduler(limits)
-        self._active: dict[int, _Active] = {}
+        self._active: dict[int, Active] = {}
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._pause_seconds = pause_seconds
+        # Why no steps are made, if so, and until when (time.monotonic()) requests wait for that to
+        # pass; None: they are refused.
         self._suspended: HearthError | None = None
+        self._paused_until: float | None = None
         self._draining = False
         self._reported: tuple[int, int, int] | None = None
         # Guards `_closed`: after it is set nobody reads the inbox, so nothing may be put there.
@@ -131,7 +103,7 @@ class Engine:
             return True
         if drain:
             self._thread.join(timeout)
-        self._post(partial(self._fail_all, _shutting_down()))
+        self._post(partial(self._fail_all, requests.shutting_down()))
         self._thread.join(None if drain and timeout is None else 30.0)
         return not self._thread.is_alive()
 
@@ -150,7 +122,7 @@ class Engine:
         if sampling.repetition_penalty != 1:
             for token in seen:
                 sampler.accept(token)
-        active = _Active(
+        active = Active(
             next(self._ids),
             params,
             sink,
@@ -161,18 +133,39 @@ class Engine:
             time.perf_counter(),
         )
         if not self._post(partial(self._on_submit, active)):
-            raise _shutting_down()
+            raise requests.shutting_down()
         return RequestHandle(
             active.seq_id, partial(self._post, partial(self._on_cancel, active.seq_id))
         )
 
-    def suspend(self, error: HearthError) -> None:
-        """Ends every request with `error` and refuses new ones until `resume`: a worker is lost."""
-        self._post(partial(self._on_suspend, error))
+    def suspend(self, error: HearthError, *, refuse: bool = False) -> threading.Event:
+        """No steps until `resume`, because of `error`; the event is set when none runs any more.
+
+        Requests, new ones too, wait for `pause_seconds` at most, and end with `error` then. With
+        `refuse`, or where `pause_seconds` is 0, they end at once, and new ones are refused. Again
+        while it is suspended: only the error is another one.
+        """
+        done = threading.Event()
+
+        def command() -> None:
+            self._on_suspend(error, refuse)
+            done.set()
+
+        if not self._post(command):
+            done.set()
+        return done
 
     def resume(self, limits: Limits | None = None) -> None:
-        """The runner can run steps again, with an empty KV cache; of other `limits` when given."""
+        """The runner can run steps again, with an empty KV cache; of other `limits` when given.
+
+        Requests that were paused go on: their tokens so far are prefilled again.
+        """
         self._post(partial(self._on_resume, limits))
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are requests, running or waiting."""
+        return bool(self._active)
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError."""
@@ -212,6 +205,8 @@ class Engine:
         while not (self._draining and self._scheduler.idle):
             try:
                 self._take_commands()
+                if self._suspended is not None:
+                    continue
                 batch = self._scheduler.schedule()
                 if batch is not None:
                     self._step(batch)
@@ -220,30 +215,40 @@ class Engine:
             except Exception as error:
                 # A mistake in Hearth itself: say so to those it hits, and go on with a clean slate.
                 log.exception("engine: unexpected error")
-                self._fail_all(_internal(error))
+                self._fail_all(requests.internal(error))
                 self._scheduler = Scheduler(self.limits)
         self._close()
 
     def _take_commands(self) -> None:
-        if self._scheduler.idle:
+        if self._scheduler.idle or self._suspended is not None:
             self._report_load()
-            self._inbox.get()()  # blocks
+            self._wait_for_command()
         while not self._inbox.empty():
             self._inbox.get_nowait()()
+
+    def _wait_for_command(self) -> None:
+        """Blocks; no longer than requests may wait for the cluster."""
+        until = self._paused_until
+        try:
+            self._inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))()
+        except queue.Empty:
+            assert self._suspended is not None
+            self._refuse(requests.waited_too_long(self._suspended, self._pause_seconds))
 
     def _close(self) -> None:
         with self._closing:
             self._closed = True
         while not self._inbox.empty():
             self._inbox.get_nowait()()
-        self._fail_all(_shutting_down())
+        self._fail_all(requests.shutting_down())
 
-    def _on_submit(self, active: _Active) -> None:
+    def _on_submit(self, active: Active) -> None:
         params = active.params
         try:
-            refusal = _shutting_down() if self._draining else self._suspended
-            if refusal is not None:
-                raise refusal
+            if self._draining:
+                raise requests.shutting_down()
+            if self._suspended is not None and self._paused_until is None:
+                raise requests.not_serving(self._suspended)
             eos_ids = frozenset() if params.ignore_eos else self.tokenizer.eos_ids
             self._scheduler.submit(
                 Request(active.seq_id, params.prompt, params.max_tokens, eos_ids)
@@ -259,23 +264,38 @@ class Engine:
         active = self._active.get(seq_id)
         if active is not None:
             self._scheduler.cancel(seq_id)
-            self._end(active, Failed(_cancelled()))
+            self._end(active, Failed(requests.cancelled()))
 
-    def _on_suspend(self, error: HearthError) -> None:
-        self._suspended = HearthError(
-            Reason.CLUSTER_NOT_READY,
-            f"the cluster is not serving: {error.message}",
-            {**error.metadata, "cause": error.reason},
-        )
+    def _on_suspend(self, error: HearthError, refuse: bool = False) -> None:
+        refusing = self._suspended is not None and self._paused_until is None
+        if refuse or refusing or not self._pause_seconds:
+            self._refuse(error)
+            return
+        if self._suspended is None:
+            self._paused_until = time.monotonic() + self._pause_seconds
+        self._suspended = error
+        for seq_id in self._scheduler.rewind():
+            active = self._active[seq_id]
+            active.setbacks += 1
+            if active.setbacks >= _MOST_SETBACKS:
+                self._scheduler.cancel(seq_id)
+                self._end(active, Failed(requests.lost_too_often(error, active.setbacks)))
+
+    def _refuse(self, error: HearthError) -> None:
+        """Ends every request with `error`, and refuses new ones until `resume`."""
+        self._suspended = error
+        self._paused_until = None
         self._fail_all(error)
 
     def _on_resume(self, limits: Limits | None) -> None:
-        self._suspended = None
-        # What still runs, runs on a KV cache that is gone.
-        self._fail_all(_reformed())
-        if limits is not None and limits != self.limits:
-            self.limits = limits
-            self._scheduler = Scheduler(limits)
+        cause = self._suspended or requests.formed_anew()
+        self._suspended = self._paused_until = None
+        if limits is None or limits == self.limits:
+            self._scheduler.rewind()
+            return
+        self.limits = limits
+        for seq_id, problem in self._scheduler.refit(limits):
+            self._end(self._active[seq_id], Failed(requests.fits_no_more(problem, cause)))
 
     def _on_drain(self) -> None:
         self._draining = True
@@ -332,7 +352,7 @@ class Engine:
         ]
         return max(wanted) if wanted and all(wanted) else 0
 
-    def _deliver(self, active: _Active, sampled: Sampled, now: float) -> None:
+    def _deliver(self, active: Active, sampled: Sampled, now: float) -> None:
         if not active.made:
             active.first = now
             if self._metrics is not None:
@@ -341,6 +361,7 @@ class Engine:
             self._metrics.next_token(now - active.last)
         active.last = now
         active.made += 1
+        active.setbacks = 0
         finish = sampled.finish
         # An end-of-sequence token is counted and listed, and has no text.
         text = "" if finish is FinishReason.EOS else active.decoder.push(sampled.token)
@@ -357,7 +378,7 @@ class Engine:
         if finish is not None:
             self._end(active, Done(finish, active.usage()))
 
-    def _end(self, active: _Active, event: Done | Failed) -> None:
+    def _end(self, active: Active, event: Done | Failed) -> None:
         self._active.pop(active.seq_id, None)
         self._emit(active, event)
         if self._metrics is not None:
@@ -370,7 +391,7 @@ class Engine:
                 usage.decode_seconds,
             )
 
-    def _emit(self, active: _Active, event: Event) -> None:
+    def _emit(self, active: Active, event: Event) -> None:
         try:
             active.sink(event)
         except Exception:
@@ -386,28 +407,3 @@ class Engine:
             self._reported = load
             self._metrics.queue(scheduler.waiting, scheduler.running)
             self._metrics.kv_pages(self.limits.max_pages - scheduler.pool.free, scheduler.pool.free)
-
-
-def _shutting_down() -> HearthError:
-    return HearthError(
-        Reason.SHUTTING_DOWN,
-        "the root is shutting down and takes no new requests; connect again when it is back",
-    )
-
-
-def _reformed() -> HearthError:
-    return HearthError(
-        Reason.CLUSTER_NOT_READY, "the cluster was formed anew while the request ran; try again"
-    )
-
-
-def _cancelled() -> HearthError:
-    return HearthError(Reason.CANCELLED, "the request was cancelled by its caller")
-
-
-def _internal(error: Exception) -> HearthError:
-    return HearthError(
-        Reason.INTERNAL,
-        f"a step failed on the root: {type(error).__name__}: {error}; the root goes on serving, "
-        "and its log has the details",
-    )

@@ -29,8 +29,8 @@ class StepRunner(Protocol):
     """Computes steps; `hearth.root.cluster` does it with all nodes."""
 
     def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
-        """One forward pass. HearthError ends every request, for the KV cache is then gone; one of
-        code UNAVAILABLE (a worker is lost) also refuses new ones until `Engine.resume`.
+        """One forward pass. After a HearthError the KV cache is gone: every request ends with it.
+        One of code UNAVAILABLE (a worker is lost) pauses them until `Engine.resume` instead.
 
         With `candidates` the logits may be of each row's best tokens only, at least so many.
         """

@@ -1,6 +1,7 @@
 """Which sequences run in the next step, on which pages: continuous batching, as pure state.
 
-Events come in (`submit`, `cancel`, `step_finished`, `step_failed`), batches come out (`schedule`).
+Events come in (`submit`, `cancel`, `step_finished`, `step_failed`, `rewind`, `refit`), batches come
+out (`schedule`).
 There is no I/O, no clock and no thread here; the engine around it has those. One step is in flight
 at most.
 
@@ -21,104 +22,12 @@ The rules, in order:
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 from hearth.common.errors import HearthError, Reason
+from hearth.root.batches import Batch, FinishReason, Limits, Request, Sampled, SequenceStep
 from hearth.root.pages import PagePool
 
-
-class FinishReason(IntEnum):
-    """Why a sequence ended well; the numbers of hearth.v1.FinishReason."""
-
-    EOS = 1
-    LENGTH = 2
-    STOP = 3
-    CONTEXT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the scheduler may use. Rows and positions count tokens."""
-
-    # Positions of one sequence, prompt and answer together.
-    context_size: int
-    # Pages of KV cache in all, and positions in each.
-    max_pages: int
-    page_size: int = 32
-    # Rows of one step.
-    max_step_tokens: int = 128
-    # Sequences that hold pages, and those that may wait behind them.
-    max_running: int = 16
-    max_waiting: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("context_size", "max_pages", "page_size", "max_step_tokens", "max_running"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_waiting < 0:
-            raise ValueError(f"max_waiting is {self.max_waiting}; it must be at least 0")
-        if self.max_running > self.max_step_tokens:
-            # Else a step full of decode tokens would leave no row for prefill, for ever.
-            raise ValueError(
-                f"max_running is {self.max_running}, max_step_tokens {self.max_step_tokens}: "
-                "a step must have a row for every running sequence"
-            )
-
-    @property
-    def capacity(self) -> int:
-        """Positions that one sequence alone can have."""
-        return min(self.context_size, self.max_pages * self.page_size)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One sequence to make. `max_tokens` 0 means as many as there is room for."""
-
-    seq_id: int
-    prompt: tuple[int, ...]
-    max_tokens: int = 0
-    # Tokens that end the sequence; empty to go on past them.
-    eos_ids: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceStep:
-    """One sequence's rows of a step: `tokens` at positions `position`, `position + 1`, ...
-
-    `pages` cover positions 0 .. position + len(tokens), in order. With `wants_logits` the logits of
-    the last row are wanted.
-    """
-
-    seq_id: int
-    tokens: tuple[int, ...]
-    position: int
-    pages: tuple[int, ...]
-    wants_logits: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step: the rows of `sequences`, one after another; decode first, then prefill."""
-
-    sequences: tuple[SequenceStep, ...]
-    # All rows' tokens, and the rows (ascending) whose logits are wanted.
-    tokens: tuple[int, ...]
-    output_rows: tuple[int, ...]
-    # How many of the rows are decode; the rest is prefill.
-    decode_rows: int
-
-    @property
-    def rows(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A sequence's new token, and why it ended, if it did."""
-
-    seq_id: int
-    token: int
-    finish: FinishReason | None
+__all__ = ["Batch", "FinishReason", "Limits", "Request", "Sampled", "Scheduler", "SequenceStep"]
 
 
 @dataclass(slots=True, eq=False)
@@ -254,6 +163,36 @@ class Scheduler:
             self._end(sequence)
         return [sequence.request.seq_id for sequence in ended]
 
+    def rewind(self) -> list[int]:
+        """The KV cache is gone, no sequence is: all are prefilled again, in the order they had.
+
+        Returns the ids that were in the step in flight, if there was one: it gave no tokens.
+        """
+        batch, self._in_flight = self._in_flight, None
+        for sequence in reversed(self._running.copy()):
+            self._requeue(sequence)
+        steps = batch.sequences if batch is not None else ()
+        return [step.seq_id for step in steps if step.seq_id in self._by_id]
+
+    def refit(self, limits: Limits) -> list[tuple[int, HearthError]]:
+        """Other limits from now on, and an empty KV cache: rewinds.
+
+        Sequences that fit no more are forgotten and returned, with the reason.
+        """
+        self.rewind()
+        self.limits = limits
+        self.pool = PagePool(limits.max_pages)
+        misfits: list[tuple[int, HearthError]] = []
+        for sequence in list(self._waiting):
+            try:
+                sequence.limit, sequence.limit_reason = self._limit(sequence.request)
+                if len(sequence.tokens) >= sequence.limit:
+                    raise self._outgrown(sequence)
+            except HearthError as error:
+                self._end(sequence)
+                misfits.append((sequence.request.seq_id, error))
+        return misfits
+
     def check(self) -> None:
         """Integrity check: RuntimeError says what does not agree. For idle times and tests."""
         self.pool.check({s.request.seq_id: s.pages for s in self._by_id.values()})
@@ -388,14 +327,26 @@ class Scheduler:
             return sequence.limit_reason
         return None
 
+    def _outgrown(self, sequence: _Sequence) -> HearthError:
+        lim, length = self.limits, len(sequence.tokens)
+        return HearthError(
+            Reason.OUT_OF_MEMORY,
+            f"the request has {length} tokens by now, and the KV cache has room for "
+            f"{lim.max_pages * lim.page_size} positions ({lim.max_pages} pages of {lim.page_size})",
+            {"positions": length, "maxPages": lim.max_pages, "pageSize": lim.page_size},
+        )
+
     def _preempt(self, sequence: _Sequence) -> None:
+        self._requeue(sequence)
+        self.preemptions += 1
+
+    def _requeue(self, sequence: _Sequence) -> None:
         self._running.remove(sequence)
         self.pool.release(sequence.request.seq_id, sequence.pages)
         sequence.pages = ()
         sequence.computed = 0
         # It is newer than all that run and older than all that wait: the front keeps the order.
         self._waiting.appendleft(sequence)
-        self.preemptions += 1
 
     def _end(self, sequence: _Sequence) -> None:
         if sequence in self._running:

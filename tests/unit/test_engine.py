@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -489,3 +490,207 @@ def test_the_repetition_penalty_sees_the_prompt() -> None:
     sink.wait()
     e.stop()
     assert samplers[0].accepted == [BOS, *b"ab", *sink.tokens]
+
+
+# A lost worker pauses what runs.
+
+
+def lost(name: str = "nas:7717") -> HearthError:
+    return HearthError(Reason.WORKER_LOST, f"worker {name} was lost", {"worker": name})
+
+
+class Breaking(FakeRunner):
+    """Loses a worker, and the whole cache, in the steps that are named; counted from 0."""
+
+    def __init__(self, broken: set[int]) -> None:
+        super().__init__(page_size=4, max_step_tokens=16)
+        self.broken = broken
+        self.steps = -1
+
+    def reached(self, step: int) -> bool:
+        return self.steps == step
+
+    def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
+        self.steps += 1
+        if self.steps in self.broken:
+            self.cache.clear()
+            raise lost()
+        return super().run(batch)
+
+
+@contextmanager
+def patient(runner: FakeRunner, limits: Limits = LIMITS, seconds: float = 30.0) -> Iterator[Engine]:
+    made = Engine(runner, ByteTokenizer(), limits, sampler_factory=Greedy, pause_seconds=seconds)
+    made.start()
+    try:
+        yield made
+    finally:
+        assert made.stop(drain=False)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("ab", max_size=20), st.integers(1, 20)), min_size=1, max_size=6),
+    # More than four in a row without a token is another test's.
+    st.sets(st.integers(0, 60), max_size=4),
+)
+def test_no_token_is_lost_or_repeated(requests: list[tuple[str, int]], broken: set[int]) -> None:
+    """Whatever steps fail: each request has what it would have had, in the same order."""
+    limits = Limits(
+        context_size=48, max_pages=40, page_size=4, max_step_tokens=8, max_running=4, max_waiting=8
+    )
+    runner = Breaking(broken)
+    with patient(runner, limits) as e:
+        resuming = threading.Event()
+
+        def resume() -> None:
+            while not resuming.wait(0.001):
+                e.resume()
+
+        resumer = threading.Thread(target=resume)
+        resumer.start()
+        try:
+            sinks = [Sink() for _ in requests]
+            for (text, count), sink in zip(requests, sinks, strict=True):
+                e.submit(params(text, count), sink)
+            for (text, count), sink in zip(requests, sinks, strict=True):
+                wanted = min(count, 48 - 1 - len(text))
+                assert sink.wait().tokens == expected((BOS, *text.encode()), wanted, letters)
+                assert isinstance(sink.events[-1], Done)
+        finally:
+            resuming.set()
+            resumer.join()
+
+
+def test_a_pause_keeps_queue_order_and_takes_new_requests() -> None:
+    runner = Breaking({3})
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=8, max_running=1)
+    with patient(runner, limits) as e:
+        order: list[str] = []
+        sinks = {name: Sink(partial(order.append, name)) for name in "abc"}
+        e.submit(params("a", 6), sinks["a"])
+        e.submit(params("b", 3), sinks["b"])
+        wait_for(partial(runner.reached, 3))
+        e.submit(params("c", 3), sinks["c"])
+        time.sleep(0.05)
+        assert not sinks["a"].done.is_set()
+        e.resume()
+        for name, count in (("a", 6), ("b", 3), ("c", 3)):
+            assert sinks[name].wait().tokens == expected((BOS, *name.encode()), count)
+    assert order == list("aaaaaabbbccc")
+
+
+def test_a_pause_s_queue_is_bounded() -> None:
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_running=1, max_waiting=1)
+    with patient(FakeRunner(), limits) as e:
+        e.suspend(lost())
+        sinks = [Sink() for _ in range(3)]
+        for sink in sinks:
+            e.submit(params("ab", 2), sink)
+        assert sinks[2].error.reason == "QUEUE_FULL"
+        e.resume()
+        assert sinks[1].finish is FinishReason.LENGTH
+
+
+def test_cancelling_works_during_a_pause() -> None:
+    runner = Breaking({2})
+    with patient(runner) as e:
+        sink = Sink()
+        handle = e.submit(params("ab", 9), sink)
+        wait_for(partial(runner.reached, 2))
+        handle.cancel()
+        assert sink.error.reason == "CANCELLED"
+        e.resume()
+        again = Sink()
+        e.submit(params("ab", 2), again)
+        assert again.finish is FinishReason.LENGTH
+
+
+def test_a_pause_that_lasts_too_long_names_the_node_and_the_cause() -> None:
+    runner = Breaking({2})
+    with patient(runner, seconds=0.2) as e:
+        sink = Sink()
+        e.submit(params("ab", 9), sink)
+        assert sink.error.reason == "WORKER_LOST"
+        assert sink.error.code.name == "UNAVAILABLE"
+        assert "worker nas:7717 was lost" in sink.error.message
+        assert "0.2 s" in sink.error.message
+        assert sink.error.metadata["worker"] == "nas:7717"
+        assert len(sink.tokens) == 2
+        late = Sink()
+        e.submit(params("ab", 9), late)
+        assert late.error.reason == "CLUSTER_NOT_READY"
+        assert "nas:7717" in late.error.message
+        e.suspend(lost("pi3"))  # tells more of the same loss: what was refused stays so
+        other = Sink()
+        e.submit(params("ab", 9), other)
+        assert "pi3" in other.error.message
+        e.resume()
+        again = Sink()
+        e.submit(params("ab", 2), again)
+        assert again.finish is FinishReason.LENGTH
+
+
+def test_a_request_that_takes_the_cluster_down_is_given_up() -> None:
+    """It alone: the one that waited behind it goes on."""
+
+    class Poisoned(FakeRunner):
+        def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
+            if ord("x") in batch.tokens:
+                raise lost()
+            return super().run(batch)
+
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_running=1)
+    with patient(Poisoned(), limits) as e:
+        poison, good = Sink(), Sink()
+        e.submit(params("x", 9), poison)
+        e.submit(params("ab", 2), good)
+        for _ in range(200):
+            e.resume()
+            if poison.done.wait(0.01):
+                break
+        assert poison.error.reason == "WORKER_LOST"
+        assert "5 times in a row" in poison.error.message
+        e.resume()
+        assert good.wait().tokens == expected((BOS, *b"ab"), 2)
+
+
+def test_less_room_after_a_pause_ends_what_fits_no_more() -> None:
+    runner = Breaking({12})
+    with patient(runner) as e:
+        long = Sink()
+        e.submit(params("a" * 8, 30), long)
+        wait_for(partial(runner.reached, 12))
+        waiting = Sink()
+        e.submit(params("c", 4), waiting)
+        e.suspend(lost())
+        e.resume(
+            Limits(context_size=64, max_pages=4, page_size=4, max_step_tokens=8, max_running=8)
+        )
+        assert long.error.reason == "OUT_OF_MEMORY"
+        assert "nas:7717 was lost" in long.error.message
+        assert "4 pages of 4" in long.error.message
+        assert waiting.wait().tokens == expected((BOS, *b"c"), 4)
+
+
+def test_text_state_survives_a_pause() -> None:
+    """Half a character and half a stop text are still known after it."""
+    text = "Grüße END"
+    for step in range(3, len(text.encode())):
+        runner = Breaking({step})
+        runner.next_token = script(text + "x" * 20, "q")
+        with patient(runner) as e:
+            sink = Sink()
+            e.submit(params("q", 0, stop=("END",)), sink)
+            wait_for(partial(runner.reached, step))
+            e.suspend(lost())
+            e.resume()
+            assert (sink.finish, sink.text) == (FinishReason.STOP, "Grüße ")
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if ready():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never happened")
