@@ -1,0 +1,154 @@
+{{/* Names, labels, ports and the pod settings that root and worker share. Makes no object. */}}
+
+{{/* The release's name, with "hearth" in it once. At most 40: "-worker" and what a StatefulSet
+     adds to its pods' labels must fit into 63. */}}
+{{- define "hearth.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains "hearth" .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-hearth" (.Release.Name | trunc 33 | trimSuffix "-") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "hearth.root" -}}{{ include "hearth.fullname" . }}-root{{- end -}}
+{{- define "hearth.worker" -}}{{ include "hearth.fullname" . }}-worker{{- end -}}
+
+{{/* Of all pods of the release. Selectors cannot be changed later: nothing here may. */}}
+{{- define "hearth.selector" -}}
+app.kubernetes.io/name: hearth
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Of every object. */}}
+{{- define "hearth.labels" -}}
+{{ include "hearth.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "hearth.image" -}}
+{{- $image := .Values.image -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{/* The ports, as every other text of Hearth has them. */}}
+{{- define "hearth.port.root" -}}7716{{- end -}}
+{{- define "hearth.port.worker" -}}7717{{- end -}}
+{{- define "hearth.port.mesh" -}}7718{{- end -}}
+{{- define "hearth.port.health" -}}7719{{- end -}}
+{{- define "hearth.port.metrics" -}}9716{{- end -}}
+
+{{/* How long a pod may take to end: what it is given to drain, and time to leave. */}}
+{{- define "hearth.grace" -}}{{ add (ceil .drainSeconds) 15 }}{{- end -}}
+
+{{/* Of a pod: (dict "top" $ "own" .Values.root). */}}
+{{- define "hearth.pod" -}}
+{{- $top := .top -}}
+{{- $own := .own -}}
+# Kubernetes would put HEARTH_..._PORT=tcp://... into the environment for each Service called
+# hearth-..., and Hearth reads its options from HEARTH_...: a Service hearth-mesh would set --mesh-port.
+enableServiceLinks: false
+# Nothing here talks to the API server.
+automountServiceAccountToken: false
+{{- with $top.Values.serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with $top.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  # New volumes and the keys become readable for the user above, large volumes without a long walk.
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+terminationGracePeriodSeconds: {{ include "hearth.grace" $own }}
+{{- with $own.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+nodeSelector:
+  kubernetes.io/os: linux
+  {{- with $own.nodeSelector }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with $own.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $own.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if ne $top.Values.spread "none" }}
+# Root and workers count alike: each is a node of the cluster and wants a device of its own.
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: {{ $top.Values.spread }}
+    # A device that is tainted away must not count as the one with the fewest pods.
+    nodeTaintsPolicy: Honor
+    labelSelector:
+      matchLabels:
+        {{- include "hearth.selector" $top | nindent 8 }}
+{{- end }}
+{{- end -}}
+
+{{- define "hearth.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Probes, on the port that answers health checks and nothing else. A probe by gRPC cannot present
+     a certificate, which is why that port is plaintext; it also cannot name a port. Patient ones: a
+     small device computing with all its cores answers late. */}}
+{{- define "hearth.probes" -}}
+startupProbe:
+  grpc:
+    port: {{ include "hearth.port.health" . }}
+    service: liveness
+  periodSeconds: 2
+  timeoutSeconds: 5
+  failureThreshold: 90
+livenessProbe:
+  grpc:
+    port: {{ include "hearth.port.health" . }}
+    service: liveness
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  grpc:
+    port: {{ include "hearth.port.health" . }}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 3
+{{- end -}}
+
+{{/* Options that have a value: (list "--context" value "--lane" value ...). 0 is a value; null and ""
+     are none. */}}
+{{- define "hearth.options" -}}
+{{- range chunk 2 . -}}
+{{- $value := last . -}}
+{{- if kindIs "float64" $value -}}
+{{- /* As any number of a values file arrives; never 1e+06. */ -}}
+{{- $value = printf "%.12g" $value -}}
+{{- end -}}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
+- {{ first . }}
+- {{ toString $value | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
