@@ -15,6 +15,9 @@ from hearth.converter.tokenizers.base import Tokenizer
 MAX_CANDIDATES = 256
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+# A prompt of more bytes for each position of the context is refused unread: it cannot fit, and to
+# find that out by tokenizing 4 MiB takes 10 s and 250 MiB. Text has 2 to 6 bytes a token.
+MAX_BYTES_PER_POSITION = 32
 
 
 def _invalid(message: str, **metadata: object) -> HearthError:
@@ -115,6 +118,29 @@ def check_text(what: str, text: str) -> str:
             position=error.start,
         ) from None
     return text
+
+
+def check_size(what: str, size: int, context_size: int) -> None:
+    """HearthError PROMPT_TOO_LONG where a text of `size` bytes is not worth tokenizing."""
+    limit = MAX_BYTES_PER_POSITION * context_size
+    if size > limit:
+        raise HearthError(
+            Reason.PROMPT_TOO_LONG,
+            f"the {what} has {size} bytes, and at most {limit} are read "
+            f"({MAX_BYTES_PER_POSITION} for each of the {context_size} positions of the context); "
+            "shorten it, or start the root with a larger --context",
+            {"bytes": size, "maxBytes": limit, "contextSize": context_size},
+        )
+
+
+def check_count(count: int, context_size: int) -> None:
+    """HearthError PROMPT_TOO_LONG for more token ids than the context has positions."""
+    if count > context_size:
+        raise HearthError(
+            Reason.PROMPT_TOO_LONG,
+            f"{count} token ids were given, and the context has {context_size} positions",
+            {"promptTokens": count, "contextSize": context_size},
+        )
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

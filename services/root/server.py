@@ -148,6 +148,7 @@ class RootServer:
             watch.cancel()
             # What is left was given its time; this only sends the last statuses out.
             await server.stop(0.2)
+            self._service.close()
             if self._handshakes is not None:
                 self._handshakes.stop()
             if probes is not None:

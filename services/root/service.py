@@ -9,8 +9,9 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,7 +25,9 @@ from hearth.root.mailbox import Delta, Done, Failed, Mailbox
 from hearth.root.params import (
     GenerateParams,
     Sampling,
+    check_count,
     check_ids,
+    check_size,
     conversation_ids,
     prompt_ids,
 )
@@ -37,9 +40,14 @@ log = logging.getLogger(__name__)
 # Streams (Generate and WatchCluster) open at once. Each costs a mailbox of at most one answer.
 MAX_STREAMS = 256
 
+# Texts tokenized at once; others wait for their turn.
+_MOST_TOKENIZERS = 2
+
 Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
 Q = TypeVar("Q")
 A = TypeVar("A")
+P = ParamSpec("P")
+T = TypeVar("T")
 Handler = Callable[[Any, Q, Context], Coroutine[Any, Any, A]]
 
 
@@ -130,6 +138,7 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         self._max_streams = max_streams
         self._generating = 0
         self._draining = False
+        self._tokenizers = ThreadPoolExecutor(_MOST_TOKENIZERS, "tokenizing")
         # Set by every change that an open WatchCluster must look at.
         self._watchers: set[asyncio.Event] = set()
 
@@ -146,8 +155,7 @@ class RootService(root_pb2_grpc.RootServiceServicer):
                 self._generating -= 1
 
     async def _generate(self, request: root_pb2.GenerateRequest, context: Context) -> None:
-        # Tokenizing a long prompt takes a while, and would hold up every other stream.
-        params = await asyncio.to_thread(self._params, request)
+        params = await self._tokenizing(self._params, request)
         remaining = context.time_remaining()
         if remaining is not None and remaining <= 0:
             raise HearthError(Reason.DEADLINE, "the deadline passed before the request was queued")
@@ -180,15 +188,16 @@ class RootService(root_pb2_grpc.RootServiceServicer):
     async def Tokenize(  # noqa: N802
         self, request: root_pb2.TokenizeRequest, context: Context
     ) -> root_pb2.TokenizeResponse:
+        check_size("text", len(request.text.encode()), self._engine.limits.context_size)
         tokenizer = self._engine.tokenizer
-        ids = await asyncio.to_thread(tokenizer.encode, request.text, request.add_special)
+        ids = await self._tokenizing(tokenizer.encode, request.text, request.add_special)
         return root_pb2.TokenizeResponse(ids=ids)
 
     @_answers_errors
     async def Detokenize(  # noqa: N802
         self, request: root_pb2.DetokenizeRequest, context: Context
     ) -> root_pb2.DetokenizeResponse:
-        return await asyncio.to_thread(self._detokenize, request)
+        return await self._tokenizing(self._detokenize, request)
 
     @_answers_errors
     async def GetModel(  # noqa: N802
@@ -239,6 +248,17 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         deadline = asyncio.get_running_loop().time() + grace
         while self._generating and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
+
+    async def _tokenizing(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Does `work` in a thread, a few at a time: a long prompt takes a while, and memory."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._tokenizers, functools.partial(work, *args, **kwargs)
+        )
+
+    def close(self) -> None:
+        """Lets its threads go."""
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def _stream(self) -> Iterator[None]:
@@ -291,15 +311,19 @@ class RootService(root_pb2_grpc.RootServiceServicer):
 
     def _prompt(self, request: root_pb2.GenerateRequest) -> tuple[int, ...]:
         tokenizer = self._engine.tokenizer
+        context = self._engine.limits.context_size
         match request.WhichOneof("input"):
             case "tokens":
+                check_count(len(request.tokens.ids), context)
                 return tuple(request.tokens.ids)
             case "conversation":
                 messages = request.conversation.messages
+                check_size("conversation", request.conversation.ByteSize(), context)
                 return conversation_ids(
                     tokenizer, [{"role": m.role, "content": m.content} for m in messages]
                 )
             case "prompt":
+                check_size("prompt", len(request.prompt.encode()), context)
                 return prompt_ids(tokenizer, request.prompt)
         raise HearthError(
             Reason.INVALID_ARGUMENT,
@@ -307,6 +331,7 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         )
 
     def _detokenize(self, request: root_pb2.DetokenizeRequest) -> root_pb2.DetokenizeResponse:
+        check_count(len(request.ids), self._engine.limits.context_size)
         check_ids(request.ids, self._model.spec.vocab_size)
         return root_pb2.DetokenizeResponse(text=self._engine.tokenizer.decode(request.ids))
 
