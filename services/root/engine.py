@@ -384,7 +384,7 @@ class Engine:
         if self._metrics is not None:
             usage = active.usage()
             self._metrics.request_done(
-                event.error.reason if isinstance(event, Failed) else event.finish.name,
+                event.error.reason if isinstance(event, Failed) else event.finish_reason.name,
                 usage.prompt_tokens,
                 usage.completion_tokens,
                 usage.prefill_seconds,

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from serving_fakes import BOS, ByteTokenizer, FakeRunner, Greedy, script
 
+from hearth.common.errors import HearthError
 from hearth.common.metrics import Metrics
+from hearth.root.engine import Engine
 from hearth.root.observing import Observer
+from hearth.root.params import GenerateParams
+from hearth.root.scheduler import Limits
 from hearth.v1 import root_pb2
 
 SERVING = root_pb2.NODE_STATE_SERVING
@@ -117,3 +123,30 @@ def test_tokens_requests_and_memory_are_counted_as_they_come() -> None:
     assert 0 < available < seen[("hearth_memory_total_bytes",)]
     assert seen[("process_resident_memory_bytes",)] > 1 << 20
     assert math.isfinite(seen[("process_start_time_seconds",)])
+
+
+def test_the_engine_tells_of_every_request(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    limits = Limits(context_size=16, max_pages=16, page_size=4, max_step_tokens=8, max_running=4)
+    runner = FakeRunner(script("Once", "H"))
+    engine = Engine(runner, ByteTokenizer(), limits, metrics=metrics, sampler_factory=Greedy)
+    engine.start()
+    try:
+        list(engine.generate(GenerateParams((BOS, ord("H")), 0)))
+        list(engine.generate(GenerateParams((BOS, ord("H")), 2)))
+        with pytest.raises(HearthError):
+            list(engine.generate(GenerateParams((BOS,) * 17, 0)))
+    finally:
+        assert engine.stop(drain=False)
+    seen = scrape(metrics)
+    ended = {key[1]: value for key, value in seen.items() if key[0] == "hearth_requests_total"}
+    assert {outcome: count for outcome, count in ended.items() if count} == {
+        "eos": 1,
+        "length": 1,
+        "prompt_too_long": 1,
+    }
+    # "Once" and its end, then two tokens.
+    assert seen[("hearth_tokens_total", "completion")] == 7
+    assert seen[("hearth_token_gap_seconds_count",)] == 5
+    assert seen[("hearth_time_to_first_token_seconds_count",)] == 2
+    assert not [record for record in caplog.records if record.exc_info]
