@@ -4,6 +4,7 @@
 #   make test            native tests (plain, and under the sanitizers), then Python tests
 #   make test PARITY=1   with the comparison with transformers too (installs PyTorch)
 #   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated (Pi 4, Pi 5, newest)
+#   make fuzz            random bytes for everything that reads bytes from outside (needs clang)
 #   make lint            everything that reads code without running it
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python test-arm lint bench fresh-test clean distclean help
+.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python lint bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -71,6 +72,21 @@ test-arm:
 	  echo "hearth: native tests, $$preset"; \
 	  $(BIN)/ctest --preset $$preset --progress; \
 	done
+
+# FUZZ_RUNS executions over the C++ targets, FUZZ_EXAMPLES or more over the Python readers and services.
+FUZZ_RUNS ?= 1000000
+FUZZ_EXAMPLES ?= 20000
+fuzz: fuzz-native fuzz-python
+
+fuzz-native:
+	@command -v clang++ >/dev/null || \
+	  { echo "hearth: fuzzing needs clang: apt-get install clang" >&2; exit 1; }
+	@$(MAKE) build/native-fuzz/build.ninja
+	@$(call quietly,build-fuzz,$(BIN)/cmake --build --preset fuzz)
+	@native/fuzz/run.sh build/native-fuzz/native $(FUZZ_RUNS) $(JOBS)
+
+fuzz-python: $(DONE)/installed $(DONE)/test
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -s tests/fuzz
 
 build/native-%/build.ninja: CMakePresets.json | $(DONE)/build
 	@$(call quietly,configure-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --preset $* --fresh)
@@ -132,7 +148,8 @@ $(DONE)/build: pyproject.toml | $(DONE)/venv
 
 # Python files are used where they lie; only the extension and the stubs are built.
 BUILT_FROM := pyproject.toml CMakeLists.txt \
-  $(shell find native protos -type f -not -path 'native/tests/*' -not -path 'native/bench/*')
+  $(shell find native protos -type f -not -path 'native/tests/*' -not -path 'native/bench/*' \
+  -not -path 'native/fuzz/*')
 $(DONE)/installed: $(BUILT_FROM) | $(DONE)/build
 	@echo "hearth: building the core and installing (about a minute the first time)"
 	@$(call quietly,install-hearth,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e .)
@@ -158,4 +175,4 @@ distclean: clean
 	rm -rf $(VENV)
 
 help:
-	@sed -n '3,10s/^#   //p' Makefile
+	@sed -n '3,11s/^#   //p' Makefile

@@ -59,6 +59,10 @@ WireType parse_wire_type(const std::string& name) {
 py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
   if (logits.ndim() != 2) throw std::invalid_argument("best takes [rows, n] logits");
   const size_t rows = logits.shape(0), columns = logits.shape(1);
+  if (count == 0 || count > columns) {  // before anything is made that large
+    throw std::invalid_argument(std::to_string(count) + " candidates of " +
+                                std::to_string(columns) + " logits");
+  }
   Floats values({rows, count});
   Ids ids({rows, count});
   for (size_t r = 0; r < rows; ++r) {
@@ -75,6 +79,10 @@ StepOutput step(Shard& shard, const Floats& activations,
   if (activations.ndim() != 2 || static_cast<size_t>(activations.shape(1)) != config.hidden_size) {
     throw std::invalid_argument("activations are [rows, " + std::to_string(config.hidden_size) +
                                 "]");
+  }
+  if (output_rows.size() > static_cast<size_t>(activations.shape(0))) {
+    throw std::invalid_argument(std::to_string(output_rows.size()) + " output rows of a step of " +
+                                std::to_string(activations.shape(0)) + " rows");
   }
   std::vector<SequenceStep> steps;
   steps.reserve(sequences.size());

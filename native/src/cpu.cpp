@@ -5,6 +5,9 @@
 #include <stdexcept>
 
 #include "hearth/kernels.h"
+#ifdef HEARTH_HAVE_AVX2
+#include <cpuid.h>
+#endif
 #ifdef HEARTH_HAVE_NEON
 #include "kernels_arm.h"
 #ifdef __linux__
@@ -21,12 +24,19 @@ bool runs_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 bool runs_i8mm() { return runs_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #endif
 
+#ifdef HEARTH_HAVE_AVX2
+// Not every compiler's __builtin_cpu_supports knows f16c.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // What this CPU can run, best first.
 std::vector<const Kernels*> runnable_kernels() {
   std::vector<const Kernels*> kernels;
 #ifdef HEARTH_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
     kernels.push_back(&kAvx2Kernels);
 #endif
 #ifdef HEARTH_HAVE_NEON

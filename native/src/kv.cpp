@@ -16,26 +16,28 @@ size_t kv_row_bytes(KvType type, size_t head_size) {
   return head_size + head_size / kBlock * sizeof(float);
 }
 
-KvCache::KvCache(const KvShape& shape) : shape_(shape), pages_(shape.max_pages) {}
+KvCache::KvCache(const KvShape& shape) : shape_(shape), leaves_(shape.max_pages / kLeafPages + 1) {}
 
 size_t KvCache::page_bytes() const {
   return shape_.layers * shape_.kv_heads * 2 * shape_.page_size *
          kv_row_bytes(shape_.type, shape_.head_size);
 }
 
-void KvCache::ensure(uint32_t page) {
-  if (page >= shape_.max_pages) {
-    throw std::invalid_argument("page " + std::to_string(page) + " of a KV cache of " +
+void KvCache::ensure(uint32_t number) {
+  if (number >= shape_.max_pages) {
+    throw std::invalid_argument("page " + std::to_string(number) + " of a KV cache of " +
                                 std::to_string(shape_.max_pages) + " pages");
   }
-  if (pages_[page].size() != 0 || page_bytes() == 0) return;
-  pages_[page] = Buffer(page_bytes());
+  auto& leaf = leaves_[number / kLeafPages];
+  if (leaf == nullptr) leaf = std::make_unique<Buffer[]>(kLeafPages);
+  if (page(number).size() != 0 || page_bytes() == 0) return;
+  page(number) = Buffer(page_bytes());
   ++allocated_;
 }
 
-void* KvCache::at(uint32_t page, size_t layer, size_t head, size_t which) {
+void* KvCache::at(uint32_t number, size_t layer, size_t head, size_t which) {
   const size_t strip = shape_.page_size * kv_row_bytes(shape_.type, shape_.head_size);
-  return pages_[page].data() + ((layer * shape_.kv_heads + head) * 2 + which) * strip;
+  return page(number).data() + ((layer * shape_.kv_heads + head) * 2 + which) * strip;
 }
 
 void KvCache::store(const Kernels& kernels, void* rows, size_t slot, const float* x) const {

@@ -14,7 +14,7 @@
 namespace hearth {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
+[[maybe_unused]] constexpr size_t kHugePage = size_t{2} << 20;
 
 size_t bytes_of_number(Type type) { return type == Type::f32 ? 4 : 2; }
 
@@ -44,6 +44,23 @@ void pack_blocks(const uint8_t* const (&from)[kGroupRows], size_t blocks, uint8_
 
 }  // namespace
 
+#ifdef HEARTH_GUARD_BUFFERS
+
+// The address sanitizer sees the end of what comes from the heap, not of a mapping.
+void Buffer::Free::operator()(uint8_t* at) const { ::operator delete(at, std::align_val_t{64}); }
+
+Buffer::Buffer(size_t size) : size_(size) {
+  if (size == 0) return;
+  if (size >> 40 != 0) throw std::bad_alloc();  // which the sanitizer would not throw
+  auto* at = static_cast<uint8_t*>(::operator new(size, std::align_val_t{64}));
+  std::memset(at, 0, size);
+  data_ = {at, Free{size}};
+}
+
+void Buffer::prefer_huge_pages() {}
+
+#else
+
 void Buffer::Free::operator()(uint8_t* at) const { munmap(at, size); }
 
 Buffer::Buffer(size_t size) : size_(size) {
@@ -56,6 +73,8 @@ Buffer::Buffer(size_t size) : size_(size) {
 void Buffer::prefer_huge_pages() {
   if (size_ >= kHugePage) madvise(data_.get(), size_, MADV_HUGEPAGE);
 }
+
+#endif
 
 Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data,
                ThreadPool* pool)

@@ -115,7 +115,8 @@ struct MeshLane::Transfer {
   }
 };
 
-MeshLane::MeshLane(MeshConfig config) : config_(std::move(config)), kernels_(kernels_in_use()) {
+MeshLane::MeshLane(MeshConfig config)
+    : config_(std::move(config)), sockets_(config_.sockets), kernels_(kernels_in_use()) {
   const size_t count = ranks();
   if (count < 2 || count > kMostRanks || config_.rank >= count)
     throw std::invalid_argument("mesh: rank " + std::to_string(config_.rank) + " of " +
@@ -123,14 +124,14 @@ MeshLane::MeshLane(MeshConfig config) : config_(std::move(config)), kernels_(ker
   if (!(config_.deadline_seconds > 0.0))
     throw std::invalid_argument("mesh: the deadline must be above 0 seconds");
   for (size_t r = 0; r < count; ++r) {
-    if ((config_.sockets[r] < 0) != (r == config_.rank))
+    if ((sockets_.all[r] < 0) != (r == config_.rank))
       throw std::invalid_argument("mesh: every rank but one's own needs a socket");
   }
   for (size_t r = 0; r < count; ++r) {
     if (r == config_.rank) continue;
     const int on = 1;
     // A pair of Unix sockets, in tests, has no delay to turn off.
-    if (setsockopt(config_.sockets[r], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0 &&
+    if (setsockopt(sockets_.all[r], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0 &&
         errno != EOPNOTSUPP && errno != ENOPROTOOPT)
       throw std::system_error(errno, std::generic_category(), "mesh: TCP_NODELAY");
   }
@@ -138,8 +139,8 @@ MeshLane::MeshLane(MeshConfig config) : config_(std::move(config)), kernels_(ker
   incoming_.resize(count);
 }
 
-MeshLane::~MeshLane() {
-  for (int socket : config_.sockets) {
+MeshLane::Sockets::~Sockets() {
+  for (int socket : all) {
     if (socket >= 0) close(socket);
   }
 }
@@ -211,6 +212,7 @@ void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
   const size_t numbers = rows * columns;
   if (config_.wire == WireType::q80 && numbers % kBlock != 0)
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
+  if (numbers == 0) throw std::invalid_argument("mesh: a sync of no numbers");
   if (numbers > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
   // Fewer numbers than ranks have blocks for: segments would be empty.
   if (ranks() == 2 && config_.wire == WireType::f32) {
@@ -314,7 +316,7 @@ void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& ou
     if (r == config_.rank) continue;
     Transfer transfer{};
     transfer.rank = r;
-    transfer.socket = config_.sockets[r];
+    transfer.socket = sockets_.all[r];
     transfer.out = out[r].first;
     transfer.out_size = out[r].second;
     transfer.in = in[r].first;
@@ -342,11 +344,14 @@ void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& ou
       continue;
     }
     if (aborted_.load()) throw LaneError(config_.rank, "was told to give the step up");
-    if (now - moved_at < kSpin) continue;
+    const double left =
+        config_.deadline_seconds - std::chrono::duration<double>(now - start).count();
+    // (A rank that sends a byte now and then keeps us spinning, but not beyond the deadline.)
+    if (left > 0.0 && now - moved_at < kSpin) continue;
     waiting.clear();
     for (const Transfer& transfer : transfers) {
       if (transfer.done()) continue;
-      if (std::chrono::duration<double>(now - start).count() > config_.deadline_seconds) {
+      if (left <= 0.0) {
         throw LaneError(transfer.rank,
                         "did not answer within " + std::to_string(config_.deadline_seconds) + " s");
       }
@@ -354,7 +359,8 @@ void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& ou
                                               (transfer.receiving() ? POLLIN : 0));
       waiting.push_back({transfer.socket, events, 0});
     }
-    poll(waiting.data(), waiting.size(), kPollMilliseconds);
+    const double milliseconds = std::min<double>(kPollMilliseconds, left * 1000.0 + 1.0);
+    poll(waiting.data(), waiting.size(), static_cast<int>(milliseconds));
   }
 }
 

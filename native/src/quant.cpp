@@ -34,6 +34,10 @@ std::string_view type_name(Type type) {
 }
 
 size_t row_bytes(Type type, size_t columns) {
+  if (columns > kMostColumns) {
+    throw std::invalid_argument("a row of " + std::to_string(columns) + " columns, more than " +
+                                std::to_string(kMostColumns));
+  }
   if (is_quantized(type) && columns % kBlock != 0) {
     throw std::invalid_argument("a row of " + std::to_string(columns) + " columns cannot be " +
                                 std::string(type_name(type)) + ": blocks have " +
@@ -133,6 +137,7 @@ void quantize_q40_block(const float* x, uint8_t* out) {
 }  // namespace
 
 void quantize_row(Type type, const float* x, size_t columns, uint8_t* out) {
+  if (columns == 0) return;  // pointers to nothing are no business of memcpy's
   switch (type) {
     case Type::f32:
       std::memcpy(out, x, columns * 4);
@@ -152,6 +157,7 @@ void quantize_row(Type type, const float* x, size_t columns, uint8_t* out) {
 }
 
 void dequantize_row(Type type, const uint8_t* in, size_t columns, float* out) {
+  if (columns == 0) return;
   switch (type) {
     case Type::f32:
       std::memcpy(out, in, columns * 4);

@@ -52,6 +52,7 @@ class Shard::Pass {
     }
     if (!output_rows.empty() && config_.vocab.size() == 0)
       throw std::invalid_argument("this shard has no output head, so no output rows");
+    take_pages(sequences);
     lay_out();
   }
 
@@ -67,9 +68,10 @@ class Shard::Pass {
   }
 
  private:
-  // Checks the sequences and gives their pages memory.
+  // Checks the sequences.
   void place(size_t numbers, const std::vector<SequenceStep>& sequences) {
     const size_t page_size = config_.page_size;
+    std::vector<uint32_t> written;
     for (const SequenceStep& sequence : sequences) {
       if (sequence.rows == 0 || sequence.rows > config_.max_step_tokens)
         throw std::invalid_argument("a sequence has " + std::to_string(sequence.rows) +
@@ -82,7 +84,8 @@ class Shard::Pass {
                                     " pages of " + std::to_string(page_size));
       }
       const size_t used = (sequence.position + sequence.rows + page_size - 1) / page_size;
-      for (size_t p = 0; p < used; ++p) shard_.kv_.ensure(sequence.pages[p]);
+      for (size_t p = sequence.position / page_size; p < used; ++p)
+        written.push_back(sequence.pages[p]);
       for (size_t r = 0; r < sequence.rows; ++r)
         rows_.push_back({&sequence, sequence.position + r});
       if (rows_.size() > config_.max_step_tokens) {
@@ -90,10 +93,25 @@ class Shard::Pass {
                                     std::to_string(config_.max_step_tokens) + " rows");
       }
     }
+    // Threads write without looking at each other: two rows must never be meant for one slot.
+    std::sort(written.begin(), written.end());
+    if (const auto twice = std::adjacent_find(written.begin(), written.end());
+        twice != written.end()) {
+      throw std::invalid_argument("page " + std::to_string(*twice) +
+                                  " would be written twice in one step");
+    }
     if (rows_.empty() || numbers != rows_.size() * config_.hidden_size) {
       throw std::invalid_argument("activations have " + std::to_string(numbers) + " numbers, not " +
                                   std::to_string(rows_.size()) + " rows of " +
                                   std::to_string(config_.hidden_size));
+    }
+  }
+
+  // Gives pages memory, once all else is checked: a step that is refused should take none.
+  void take_pages(const std::vector<SequenceStep>& sequences) {
+    for (const SequenceStep& sequence : sequences) {
+      const size_t end = sequence.position + sequence.rows;
+      for (size_t p = 0; p * config_.page_size < end; ++p) shard_.kv_.ensure(sequence.pages[p]);
     }
   }
 

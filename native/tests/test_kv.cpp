@@ -44,6 +44,15 @@ void test_memory() {
   }
 }
 
+// A plan may allow for many more pages than there will be: only those in use cost memory.
+void test_a_large_plan_is_not_made_at_once() {
+  KvShape shape = kShape;
+  shape.max_pages = size_t{1} << 32;
+  KvCache cache(shape);
+  cache.ensure(0xffffffffu);
+  CHECK_EQUAL(cache.pages(), size_t{1});
+}
+
 // Every strip lies within its page and begins where no other does.
 void test_places() {
   for (KvType type : {KvType::f32, KvType::f16}) {
@@ -147,6 +156,7 @@ void test_buffer() {
 int main() {
   test_memory();
   test_places();
+  test_a_large_plan_is_not_made_at_once();
   test_store();
   test_q80();
   test_buffer();

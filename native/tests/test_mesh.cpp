@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <functional>
@@ -167,6 +168,16 @@ void test_bad_peers() {
     CHECK_EQUAL(send(end, header, sizeof header, 0), static_cast<ssize_t>(sizeof header));
   });
   against(0.2, "rank 1 did not answer within 0.2", [](int, MeshLane&) {});
+  // A byte now and then is no answer either.
+  against(0.2, "rank 1 did not answer within 0.2", [](int end, MeshLane&) {
+    const uint32_t header[4] = {0x48525448, 7, 0, 256};
+    const auto* at = reinterpret_cast<const uint8_t*>(header);
+    for (size_t i = 0; i < 280; ++i) {
+      const uint8_t byte = i < sizeof header ? at[i] : 0;
+      if (i >= 200 || send(end, &byte, 1, MSG_NOSIGNAL) != 1) break;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  });
   against(60, "told to give the step up", [](int, MeshLane& mine) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     mine.abort();
@@ -174,7 +185,21 @@ void test_bad_peers() {
 }
 
 void test_limits() {
+  // A descriptor of its own each time: the lane closes it, whether it comes to be or not.
   const auto make = [](size_t rank, std::vector<int> sockets, double deadline = 1.0) {
+    int pair[2];
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    for (int& socket : sockets) {
+      if (socket >= 0) socket = pair[0];
+    }
+    const bool given = std::count(sockets.begin(), sockets.end(), pair[0]) > 0;
+    const std::unique_ptr<int, void (*)(int*)> check(pair, [](int* both) {
+      uint8_t byte;
+      // The other end is told that this one was closed.
+      CHECK_EQUAL(recv(both[1], &byte, 1, MSG_DONTWAIT), 0);
+      close(both[1]);
+    });
+    if (!given) close(pair[0]);
     MeshLane(MeshConfig{.rank = rank,
                         .sockets = std::move(sockets),
                         .wire = WireType::f32,

@@ -97,6 +97,8 @@ void test_names_and_sizes() {
   CHECK_EQUAL(row_bytes(Type::q80, 64), size_t{68});
   CHECK_EQUAL(row_bytes(Type::q40, 64), size_t{36});
   CHECK_THROWS(row_bytes(Type::q40, 33), std::invalid_argument, "33");
+  CHECK_THROWS(row_bytes(Type::f32, size_t{1} << 62), std::invalid_argument, "4611686018427387904");
+  CHECK_THROWS(row_bytes(Type::q80, ~size_t{31}), std::invalid_argument, "more than");
 }
 
 // GGUF's bytes, worked out by hand.

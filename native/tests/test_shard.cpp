@@ -325,9 +325,13 @@ void test_bad_steps() {
   bad(two, {{2, ~size_t{0}, {0}}}, {}, "do not fit");
   bad(two, {{~size_t{0}, 0, {0}}}, {}, "rows");
   bad(two, {{2, 0, {16}}}, {}, "page 16");
+  bad(two, {{1, 0, {3}}, {1, 0, {3}}}, {}, "page 3 would be written twice");
+  bad(std::vector<float>(5 * kHidden), {{5, 0, {6, 6}}}, {}, "page 6 would be written twice");
+  CHECK_EQUAL(shard->kv().pages(), size_t{0});
   bad(two, {{2, 0, {0}}}, {2}, "output row 2");
   bad(two, {{2, 0, {0}}}, {1, 1}, "must ascend");  // more rows than the workspace has
   bad(two, {{2, 0, {0}}}, {1, 0}, "must ascend");
+  CHECK_EQUAL(shard->kv().pages(), size_t{0});  // what is refused takes no memory
   bad(std::vector<float>(13 * kHidden), {{12, 0, {0, 1, 2}}, {1, 0, {3}}}, {}, "more than 12");
   std::vector<float> x(kHidden);
   const std::vector<uint32_t> token = {kVocab};

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "hearth/kernels.h"
@@ -39,7 +40,7 @@ class KvCache {
 
   // Gives the page memory if it has none. Throws std::invalid_argument for a number out of range,
   // std::bad_alloc when there is no memory.
-  void ensure(uint32_t page);
+  void ensure(uint32_t number);
 
   // [page_size, head_size] of one page, layer (counted from the shard's first) and KV head; in q80
   // the int8 of all positions, then the scales of all.
@@ -52,10 +53,14 @@ class KvCache {
   void read_q80(const Kernels& kernels, const void* rows, size_t slots, float* out) const;
 
  private:
-  void* at(uint32_t page, size_t layer, size_t head, size_t which);
+  void* at(uint32_t number, size_t layer, size_t head, size_t which);
 
+  Buffer& page(uint32_t number) const { return leaves_[number / kLeafPages][number % kLeafPages]; }
+
+  // The table grows with the pages in use: a plan may allow for millions that never come.
+  static constexpr size_t kLeafPages = 1024;
   KvShape shape_;
-  std::vector<Buffer> pages_;
+  std::vector<std::unique_ptr<Buffer[]>> leaves_;
   size_t allocated_ = 0;
 };
 

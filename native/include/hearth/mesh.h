@@ -50,8 +50,8 @@ struct MeshConfig {
 class MeshLane : public Lane {
  public:
   // Throws std::invalid_argument for sockets that cannot be, std::system_error when they fail.
+  // The sockets are the lane's from here on: they are closed then too.
   explicit MeshLane(MeshConfig config);
-  ~MeshLane() override;
   MeshLane(const MeshLane&) = delete;
   MeshLane& operator=(const MeshLane&) = delete;
 
@@ -68,7 +68,7 @@ class MeshLane : public Lane {
  private:
   struct Transfer;
 
-  size_t ranks() const { return config_.sockets.size(); }
+  size_t ranks() const { return sockets_.all.size(); }
   // Bytes of `numbers` on the wire; numbers % 32 == 0 for q80.
   size_t wire_bytes(size_t numbers) const;
   void encode(const float* x, size_t numbers, uint8_t* out);
@@ -86,7 +86,17 @@ class MeshLane : public Lane {
                 const std::vector<std::pair<uint8_t*, size_t>>& in,
                 const std::function<void(const Transfer&)>& progress = {});
 
+  // A member of its own, so that they are closed when the constructor throws.
+  struct Sockets {
+    explicit Sockets(const std::vector<int>& sockets) : all(sockets) {}
+    ~Sockets();
+    Sockets(const Sockets&) = delete;
+    Sockets& operator=(const Sockets&) = delete;
+    const std::vector<int> all;
+  };
+
   MeshConfig config_;
+  const Sockets sockets_;
   const Kernels& kernels_;
   uint32_t step_ = 0, index_ = 0;
   uint64_t sent_ = 0, received_ = 0;

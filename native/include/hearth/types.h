@@ -23,7 +23,11 @@ std::string_view type_name(Type type);
 
 inline bool is_quantized(Type type) { return type == Type::q80 || type == Type::q40; }
 
-// Bytes of one row. Throws std::invalid_argument when a quantized row is no whole number of blocks.
+// Longer than any row there is, and short enough that its bytes do not overflow.
+inline constexpr size_t kMostColumns = size_t{1} << 40;
+
+// Bytes of one row. Throws std::invalid_argument when a quantized row is no whole number of blocks,
+// or longer than kMostColumns.
 size_t row_bytes(Type type, size_t columns);
 
 }  // namespace hearth

@@ -1,0 +1,125 @@
+// Any numbers as a shard's shape, any slices loaded into it. A shape is refused in words or small
+// enough for its numbers; a slice is taken when name, type and size fit, and refused otherwise.
+#include <new>
+#include <stdexcept>
+
+#include "hearth/shard.h"
+#include "input.h"
+#include "shards.h"
+
+using namespace hearth;
+
+namespace {
+
+// What one input may make: a shape that is sound and larger is no matter of this target.
+constexpr size_t kMostNumbers = 1 << 16;
+
+ShardConfig any_config(fuzz::Input& in) {
+  const auto span = [&](size_t sensible) {
+    const size_t begin = in.number(2);
+    return Span{begin, begin + in.number(sensible)};
+  };
+  ShardConfig config{};
+  config.hidden_size = in.number(96);
+  config.layers = span(2);
+  config.heads = span(4);
+  config.kv_heads = span(2);
+  config.head_size = in.number(64);
+  config.ffn = span(96);
+  config.vocab = span(16);
+  config.norm_epsilon = in.real();
+  config.rope_frequencies = in.reals(in.upto(1) ? config.head_size / 2 % 4096 : in.upto(40));
+  config.kv_type = static_cast<KvType>(in.upto(2));
+  config.page_size = in.number(16);
+  config.max_pages = in.number(64);
+  config.max_step_tokens = in.number(16);
+  config.embedding = in.upto(1) != 0;
+  config.vocab_size = in.number(32);
+  config.head_from_embedding = in.upto(1) != 0;
+  return config;
+}
+
+bool is_small(const ShardConfig& c) {
+  return c.layers.size() <= 4 && c.hidden_size <= 256 &&
+         c.heads.size() * c.head_size * c.hidden_size <= kMostNumbers &&
+         c.ffn.size() * c.hidden_size <= kMostNumbers &&
+         std::max(c.vocab.size(), c.vocab_size) * c.hidden_size <= kMostNumbers;
+}
+
+void load_any(Shard& shard, fuzz::Input& in) {
+  for (size_t count = in.upto(8); count > 0; --count) {
+    std::vector<std::string> names = shard.missing();
+    names.push_back(in.text(24));
+    const std::string& name = names[in.upto(names.size() - 1)];
+    const Type type = static_cast<Type>(in.upto(3));
+    const auto found = shard.expected().find(name);
+    const bool known = found != shard.expected().end();
+    size_t right = 0;
+    if (known) {
+      const auto [rows, columns] = found->second;
+      if (!is_quantized(type) || columns % kBlock == 0) right = rows * row_bytes(type, columns);
+    }
+    const size_t size = in.upto(3) ? right : in.upto(right + 64);
+    const std::vector<uint8_t> data = in.bytes(size);
+    const size_t lacking = shard.missing().size(), held = shard.weight_bytes();
+    bool taken = false;
+    try {
+      shard.load(name, type, data);
+      taken = true;
+    } catch (const std::invalid_argument& error) {
+      fuzz::demand(error.what()[0] != '\0', "an error has words");
+    }
+    fuzz::demand(shard.missing().size() == lacking - taken, "what is taken is missing no more");
+    fuzz::demand(taken == (shard.weight_bytes() > held), "what is taken, and no more, is held");
+    fuzz::demand(!taken || (known && size == right), "a slice has the size of its shape");
+  }
+}
+
+// Few tokens, and only what the shard can have.
+void use(Shard& shard, fuzz::Input& in) {
+  const ShardConfig& config = shard.config();
+  std::vector<float> x(config.hidden_size);
+  const uint32_t token = in.take<uint32_t>() % 64;
+  try {
+    shard.embed({&token, 1}, x.data());
+    fuzz::demand(token < config.vocab_size, "a token of the vocabulary");
+  } catch (const std::invalid_argument&) {
+  } catch (const std::logic_error&) {
+  }
+  std::vector<float> logits(config.vocab.size());
+  const std::vector<uint32_t> rows(config.vocab.size() > 0 ? 1 : 0);
+  const bool complete = shard.missing().empty();
+  try {
+    shard.step(x, {{1, 0, {0}}}, rows, logits.data(), nullptr);
+    fuzz::demand(complete, "a step has all weights");
+  } catch (const std::logic_error&) {
+    fuzz::demand(!complete, "a shard with all its weights takes a step");
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fuzz::Input in(data, size);
+  const bool any = in.upto(1) != 0;
+  const ShardConfig config =
+      any ? any_config(in) : fuzz::small_config(static_cast<KvType>(in.upto(2)));
+  try {
+    config.validate();
+    if (!is_small(config)) return 0;
+    Shard shard(config, 1);
+    load_any(shard, in);
+    // The rest, so that steps are reached.
+    if (in.upto(1)) {
+      for (const std::string& name : shard.missing()) {
+        const auto [rows, columns] = shard.expected().at(name);
+        shard.load(name, Type::f32, in.bytes(rows * columns * 4));
+      }
+    }
+    use(shard, in);
+  } catch (const std::invalid_argument& error) {
+    fuzz::demand(any, "a sound shape is taken");
+    fuzz::demand(error.what()[0] != '\0', "an error has words");
+  }
+  return 0;
+}

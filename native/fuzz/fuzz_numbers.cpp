@@ -1,0 +1,147 @@
+// Conversions and the KV cache: names, sizes and bytes of any kind, in buffers exactly as large as
+// the headers say.
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "hearth/cpu.h"
+#include "hearth/kv.h"
+#include "hearth/quant.h"
+#include "input.h"
+
+using namespace hearth;
+
+namespace {
+
+void names(fuzz::Input& in) {
+  const std::string name = in.upto(1) ? in.text(40) : std::string(type_name(Type(in.upto(3))));
+  try {
+    fuzz::demand(type_name(parse_type(name)) == name, "a type is its name");
+  } catch (const std::invalid_argument& error) {
+    fuzz::demand(std::string(error.what()).size() < 200, "an error is short");
+  }
+  const Type type = static_cast<Type>(in.upto(3));
+  const size_t columns = in.number(128);
+  try {
+    const size_t bytes = row_bytes(type, columns);
+    fuzz::demand(bytes >= columns / 2 && bytes <= columns * 4, "a row's bytes do not overflow");
+  } catch (const std::invalid_argument&) {
+    fuzz::demand(columns > kMostColumns || (is_quantized(type) && columns % kBlock != 0),
+                 "a row that can be is not refused");
+  }
+}
+
+void rows(fuzz::Input& in) {
+  const Type type = static_cast<Type>(in.upto(3));
+  const size_t columns = is_quantized(type) ? kBlock * in.upto(4) : in.upto(130);
+  const size_t bytes = row_bytes(type, columns);
+  const std::vector<float> x = in.reals(columns);
+  std::vector<uint8_t> packed(bytes);
+  std::vector<float> back(columns);
+  quantize_row(type, x.data(), columns, packed.data());
+  dequantize_row(type, packed.data(), columns, back.data());
+  const auto usual = [](float each) { return std::abs(each) < 60000.0f; };
+  if (std::all_of(x.begin(), x.end(), usual))
+    fuzz::demand(std::all_of(back.begin(), back.end(), usual), "what is finite stays so");
+  // Bytes from elsewhere.
+  const std::vector<uint8_t> foreign = in.bytes(bytes);
+  dequantize_row(type, foreign.data(), columns, back.data());
+}
+
+// Any cut of a random matrix has the bytes of that place in the whole.
+void cuts(fuzz::Input& in) {
+  const Type type = static_cast<Type>(in.upto(3));
+  const size_t unit = is_quantized(type) ? kBlock : 1;
+  RandomCut cut{.seed = in.take<uint64_t>(),
+                .row_begin = in.number(100),
+                .rows = in.upto(3),
+                .column_begin = in.number(100),
+                .columns = unit * in.upto(5),
+                .scale = in.real()};
+  const size_t stride = row_bytes(type, cut.columns);
+  std::vector<uint8_t> out(cut.rows * stride), single(stride);
+  try {
+    random_rows(type, cut, out.data());
+    for (size_t r = 0; r < cut.rows; ++r) {
+      RandomCut one = cut;
+      one.row_begin = cut.row_begin + r;
+      one.rows = 1;
+      random_rows(type, one, single.data());
+      fuzz::demand(stride == 0 || std::memcmp(single.data(), out.data() + r * stride, stride) == 0,
+                   "a row is the same in any cut");
+    }
+  } catch (const std::invalid_argument&) {
+    fuzz::demand(is_quantized(type) && cut.column_begin % kBlock != 0, "a cut that can be is made");
+  }
+}
+
+void cache(fuzz::Input& in) {
+  const auto names = instruction_sets();
+  const Kernels& kernels = *find_kernels(names[in.upto(names.size() - 1)]);
+  const KvType type = static_cast<KvType>(in.upto(2));
+  const size_t head_size = type == KvType::q80 ? kBlock * (1 + in.upto(3)) : 1 + in.upto(70);
+  try {
+    kv_row_bytes(type, in.number(100));
+  } catch (const std::invalid_argument&) {
+  }
+  KvCache kv({.layers = 1 + in.upto(1),
+              .kv_heads = 1 + in.upto(1),
+              .head_size = head_size,
+              .page_size = 1 + in.upto(5),
+              .max_pages = in.upto(1) ? 1 + in.upto(4) : size_t{1} << 24,
+              .type = type});
+  const KvShape& shape = kv.shape();
+  for (size_t uses = in.upto(6); uses > 0; --uses) {
+    const auto page = static_cast<uint32_t>(in.number(3));
+    try {
+      kv.ensure(page);
+      fuzz::demand(page < shape.max_pages, "a page of the plan");
+    } catch (const std::invalid_argument&) {
+      fuzz::demand(page >= shape.max_pages, "a page of the plan is given");
+      continue;
+    }
+    const size_t layer = in.upto(shape.layers - 1), head = in.upto(shape.kv_heads - 1);
+    const size_t slot = in.upto(shape.page_size - 1);
+    void* strip = in.upto(1) ? kv.keys(page, layer, head) : kv.values(page, layer, head);
+    const std::vector<float> x = in.reals(head_size);
+    kv.store(kernels, strip, slot, x.data());
+    std::vector<float> back(shape.page_size * head_size);
+    if (type == KvType::q80) kv.read_q80(kernels, strip, slot + 1, back.data());
+    const size_t query_heads = 1 + in.upto(2), slots = slot + 1;
+    const std::vector<float> q = in.reals(query_heads * head_size);
+    std::vector<float> scratch(query_heads * slots), sum(query_heads),
+        largest(query_heads, -std::numeric_limits<float>::infinity()), out(query_heads * head_size);
+    const AttendArgs args = {.q = q.data(),
+                             .keys = type == KvType::q80 ? back.data() : strip,
+                             .values = type == KvType::q80 ? back.data() : strip,
+                             .heads = query_heads,
+                             .head_size = head_size,
+                             .slots = slots,
+                             .scratch = scratch.data(),
+                             .largest = largest.data(),
+                             .sum = sum.data(),
+                             .out = out.data()};
+    (type == KvType::f16 ? kernels.attend_f16 : kernels.attend_f32)(args);
+  }
+  fuzz::demand(kv.size_bytes() == kv.pages() * kv.page_bytes(), "pages have their bytes");
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fuzz::Input in(data, size);
+  switch (in.upto(3)) {
+    case 0:
+      names(in);
+      break;
+    case 1:
+      rows(in);
+      break;
+    case 2:
+      cuts(in);
+      break;
+    default:
+      cache(in);
+  }
+  return 0;
+}
