@@ -53,6 +53,9 @@ def apply_environment(
             problem = f"{name}={text!r} is not a value for {action.option_strings[-1]}: {error}"
             raise HearthError(Reason.BAD_SETTING, problem, {"variable": name}) from None
         action.required = False
+        for group in parser._mutually_exclusive_groups:
+            if text and action in group._group_actions:
+                group.required = False
 
 
 def _excluded(

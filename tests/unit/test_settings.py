@@ -38,6 +38,24 @@ def test_required_options_can_come_from_the_environment() -> None:
     assert parsed({"HEARTH_MODEL": "demo"}).model == "demo"
 
 
+def one_of_two(environ: dict[str, str], *arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--model")
+    group.add_argument("--root")
+    apply_environment(parser, environ, arguments)
+    return parser.parse_args(arguments)
+
+
+def test_one_of_several_can_come_from_the_environment() -> None:
+    assert one_of_two({"HEARTH_ROOT": "here:1"}).root == "here:1"
+    other = one_of_two({"HEARTH_ROOT": "here:1"}, "--model", "demo")
+    assert (other.model, other.root) == ("demo", None)
+    for environ in ({}, {"HEARTH_ROOT": ""}):
+        with pytest.raises((argparse.ArgumentError, SystemExit)):
+            one_of_two(environ)
+
+
 @pytest.mark.parametrize("text", ["a:1 b:2", "a:1,b:2", " a:1 , b:2 "])
 def test_lists(text: str) -> None:
     assert parsed({"HEARTH_MODEL": "m", "HEARTH_WORKERS": text}).workers == ["a:1", "b:2"]
