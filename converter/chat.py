@@ -1,53 +1,26 @@
 """Conversations to prompts: a model's own Jinja chat template, run in a sandbox.
 
 Templates come with models and are programs, so they get what Hugging Face gives them
-(`raise_exception`, `strftime_now`, `tojson`, loop controls, `generation` blocks) and nothing else.
+(`raise_exception`, `strftime_now`, `tojson`, loop controls, `generation` blocks) and nothing else,
+and they run in a process with limits (chat_sandbox.py), which is started when first needed.
 """
 
-import datetime
-import functools
-import json
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from hearth.converter import chat_sandbox
 from hearth.converter.errors import ModelError
 
-_MAX_TEMPLATE = 1 << 20
-_MAX_REPEAT = 1 << 20
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what the assistant wrote, for training; its body is all we need."""
-
-    tags = {"generation"}  # noqa: RUF012 - the base class declares a set
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Also refuses the arithmetic that makes a short template fill the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise ModelError("the chat template uses '**', which no template needs")
-        for sequence, count in ((left, right), (right, left)):
-            is_repeat = isinstance(sequence, (str, list, tuple)) and isinstance(count, int)
-            if is_repeat and len(sequence) * count > _MAX_REPEAT:
-                raise ModelError(
-                    f"the chat template repeats {len(sequence)} items {count} times; the limit "
-                    f"is {_MAX_REPEAT} items"
-                )
-        return super().call_binop(context, operator, left, right)
+# Of the environment: where Python and its packages are, and what time it is.
+_ENVIRONMENT = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL")
 
 
 def render(
@@ -63,66 +36,94 @@ def render(
     """The prompt of a conversation. Encode it with add_special=False: it holds BOS where needed.
 
     messages: {"role": ..., "content": ...} each. variables: further names a template may ask for.
+    All are values that JSON has.
 
     Raises:
-        ModelError: the template is damaged, or refuses the conversation; the message says why.
+        ModelError: the template is damaged, refuses the conversation, or takes too much time or
+            memory; the message says why.
     """
-    try:
-        return _compile(template).render(
-            messages=messages,
-            tools=tools,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            add_generation_prompt=add_generation_prompt,
-            **(variables or {}),
-        )
-    except ModelError:
-        raise
-    except jinja2.TemplateSyntaxError as error:
-        raise ModelError(
-            f"the chat template has an error in line {error.lineno}: {error}"
-        ) from error
-    except (Exception, RecursionError) as error:
-        raise ModelError(f"the chat template cannot render this conversation: {error}") from error
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
-    if len(template) > _MAX_TEMPLATE:
-        raise ModelError(
-            f"the chat template has {len(template)} characters; at most {_MAX_TEMPLATE}"
-        )
-    environment = _Sandbox(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _Generation],
+    names = dict(variables or {})
+    names |= {"bos_token": bos_token, "eos_token": eos_token}
+    names |= {"add_generation_prompt": add_generation_prompt}
+    answer = _RENDERER.ask(
+        {
+            "template": template,
+            "messages": [dict(message) for message in messages],
+            "tools": None if tools is None else [dict(tool) for tool in tools],
+            "variables": names,
+        }
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(template)
+    if "refusal" in answer:
+        raise ModelError(answer["refusal"])
+    return answer["text"]
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own escapes <, > and & for HTML; a prompt must have them as they are.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+class _Renderer:
+    """The process that runs templates, one at a time; another one after a template that ended it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: dict[str, Any]) -> dict[str, str]:
+        """Its answer: `text` or `refusal`. Raises ModelError."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._end()  # something else ended it while it had nothing to do
+            process = self._process = self._process or self._start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                chat_sandbox.write_frame(process.stdin, request)  # type: ignore[arg-type]
+                answer: dict[str, str] = chat_sandbox.read_frame(process.stdout)  # type: ignore[arg-type]
+                return answer
+            except (OSError, EOFError):
+                code = self._end()
+                if code == -signal.SIGALRM:
+                    limit = f"takes longer than {chat_sandbox.SECONDS:g} s"
+                else:
+                    limit = f"ended the process that ran it (code {code}); it wants too much memory"
+                problem = f"the chat template {limit}: it is damaged, or means harm"
+                raise ModelError(problem) from None
+            except BaseException:
+                self._end()  # an answer that is not taken would be the next one's
+                raise
+
+    def close(self) -> None:
+        """Ends the process, if there is one."""
+        with self._lock:
+            self._end()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-P", str(Path(chat_sandbox.__file__).resolve())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                # Ctrl-C at a terminal is for the command, which then ends this one.
+                start_new_session=True,
+            )
+        except OSError as error:
+            problem = f"cannot start the process that runs chat templates: {error}"
+            raise ModelError(problem) from error
+
+    def _end(self) -> int:
+        """Its exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was left to write has no reader
+                    pipe.close()
+        try:
+            return process.wait(chat_sandbox.SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(form)
+_RENDERER = _Renderer()
+atexit.register(_RENDERER.close)

@@ -1,12 +1,13 @@
 """Chat templates: real ones give the text that other programs give, and none leaves the sandbox."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hearth.converter import ModelError
+from hearth.converter import ModelError, chat
 from hearth.converter.chat import render
 
 USER = [{"role": "user", "content": "Hi <there> & é"}]
@@ -99,3 +100,42 @@ def test_a_template_cannot_change_the_conversation() -> None:
         with pytest.raises(ModelError):
             render(template, messages)
     assert messages == [{"role": "user", "content": "a", "tags": [1]}]
+
+
+DOUBLED = "{% set n = namespace(x=START) %}{% for i in range(60) %}{% set n.x = NEXT %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "longer",
+        ),
+        (
+            DOUBLED.replace("START", "[1]").replace("NEXT", "[n.x, n.x]") + "{{ n.x | tojson }}",
+            "longer than|memory",
+        ),
+        (DOUBLED.replace("START", "'ab'").replace("NEXT", "n.x ~ n.x") + "{{ n.x }}", "memory"),
+        ("{{ 'a' | center(1000000000) }}", "memory"),
+        ("{{ '%1000000000d' % 1 }}", "memory"),
+        ("{{ '{:>1000000000}'.format('') }}", "memory"),
+        ("{{ 'a'.ljust(20000000) }}", "makes 20000000 characters"),
+    ],
+)
+def test_a_template_has_so_much_time_and_memory(template: str, words: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=words):
+        render(template, USER)
+    assert time.monotonic() - began < 30
+    # The next one has all of both again.
+    assert render("{{ messages[0].role }}", USER) == "user"
+
+
+def test_templates_do_not_wait_for_a_process_that_was_ended() -> None:
+    assert render("{{ 1 }}", []) == "1"
+    process = chat._RENDERER._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert render("{{ 2 }}", []) == "2"

@@ -1,0 +1,183 @@
+"""Runs chat templates in a process of its own, with so much memory and time and no more.
+
+Started by chat.py, by its path: it imports nothing of Hearth. Reads requests and writes answers,
+one after another, each a JSON object behind its length; ends when its standard input does, and by a
+signal when a template takes too long. Jinja's sandbox keeps a template from reaching the program
+around it, but not from filling the memory or from going on forever: that is what the process is
+for.
+"""
+
+import datetime
+import functools
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+# What the interpreter takes is in it: a template has some 400 MiB.
+MEMORY_BYTES = 512 << 20
+SECONDS = 5.0
+_MAX_TEMPLATE = 1 << 20
+# Characters; no context is longer.
+_MAX_TEXT = 16 << 20
+_MAX_REPEAT = 1 << 20
+_LENGTH_BYTES = 8
+
+
+class TemplateRefusal(Exception):  # noqa: N818 (what the caller is told, not a fault of this program)
+    """Why there is no text."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant wrote, for training; its body is all we need."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class declares a set
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Also refuses at once the arithmetic that makes a short template fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise TemplateRefusal("the chat template uses '**', which no template needs")
+        for sequence, count in ((left, right), (right, left)):
+            is_repeat = isinstance(sequence, (str, list, tuple)) and isinstance(count, int)
+            if is_repeat and len(sequence) * count > _MAX_REPEAT:
+                raise TemplateRefusal(
+                    f"the chat template repeats {len(sequence)} items {count} times; the limit "
+                    f"is {_MAX_REPEAT} items"
+                )
+        return super().call_binop(context, operator, left, right)
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any],
+) -> str:
+    """The template's text. Raises TemplateRefusal."""
+    try:
+        text = _compile(template).render(messages=messages, tools=tools, **variables)
+    except TemplateRefusal:
+        raise
+    except jinja2.TemplateSyntaxError as error:
+        problem = f"the chat template has an error in line {error.lineno}: {error}"
+        raise TemplateRefusal(problem) from None
+    except MemoryError:
+        problem = f"the chat template needs more than {MEMORY_BYTES >> 20} MiB of memory"
+        raise TemplateRefusal(problem) from None
+    except (Exception, RecursionError) as error:
+        problem = f"the chat template cannot render this conversation: {str(error)[:500]}"
+        raise TemplateRefusal(problem) from None
+    if len(text) > _MAX_TEXT:
+        raise TemplateRefusal(
+            f"the chat template makes {len(text)} characters of this conversation; the limit is "
+            f"{_MAX_TEXT}"
+        )
+    return text
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> jinja2.Template:
+    if len(template) > _MAX_TEMPLATE:
+        raise TemplateRefusal(
+            f"the chat template has {len(template)} characters; at most {_MAX_TEMPLATE}"
+        )
+    environment = _Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _Generation],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(template)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own escapes <, > and & for HTML; a prompt must have them as they are.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().astimezone().strftime(form)
+
+
+def write_frame(stream: BinaryIO, value: Any) -> None:
+    """One JSON value behind its length."""
+    data = json.dumps(value).encode()
+    stream.write(len(data).to_bytes(_LENGTH_BYTES, "little") + data)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> Any:
+    """What write_frame wrote; raises EOFError when the other end is gone."""
+    head = stream.read(_LENGTH_BYTES)
+    data = stream.read(int.from_bytes(head, "little")) if len(head) == _LENGTH_BYTES else b""
+    if not data or len(data) < int.from_bytes(head, "little"):
+        raise EOFError
+    return json.loads(data)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, str]:
+    try:
+        text = render(
+            request["template"], request["messages"], request["tools"], request["variables"]
+        )
+        return {"text": text}
+    except TemplateRefusal as refusal:
+        return {"refusal": str(refusal)}
+
+
+def main() -> None:
+    """Answers until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Answers have a descriptor that nothing else writes to.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            request = read_frame(sys.stdin.buffer)
+        except EOFError:
+            return
+        # Its default action ends the process, whatever it is in the middle of.
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        write_frame(answers, _answer(request))
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+if __name__ == "__main__":
+    main()
