@@ -59,7 +59,7 @@ def render(
 
 
 class _Renderer:
-    """The process that runs templates, one at a time; another one after a template that ended it."""
+    """The process that runs templates, one at a time; another after a template that ended it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
