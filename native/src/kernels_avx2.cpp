@@ -1,42 +1,15 @@
-// AVX2 (with FMA and F16C). Each function is held to its twin in kernels_scalar.cpp by
-// tests/test_kernels.cpp. Only this file is compiled for AVX2: nothing in it may be inline code
-// that other files share, or the linker could keep this copy for all.
-#include <immintrin.h>
+// AVX2 (with FMA and F16C): all but the matrix products, which are in kernels_avx2_products.cpp.
+// Each function is held to its twin in kernels_scalar.cpp by tests/test_kernels.cpp.
+
+#include "kernels_avx2.h"
 
 #include <cmath>
 #include <cstring>
-
-#include "hearth/kernels.h"
 
 namespace hearth {
 namespace {
 
 constexpr float kLargestHalf = 65504.0f;
-constexpr size_t kBlockSums = 4;  // loads of 32 bytes in the nibbles of eight rows' blocks
-
-__m256i load32(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-
-// Eight f16 to f32.
-__m256 load_halves(const uint8_t* at) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-}
-
-// Four int8 activations in each of the eight lanes.
-__m256i broadcast4(const int8_t* at) {
-  int32_t four;
-  std::memcpy(&four, at, 4);
-  return _mm256_set1_epi32(four);
-}
-
-void store_rows(float* y, __m256 sums, size_t rows) {
-  if (rows >= kGroupRows) {
-    _mm256_storeu_ps(y, sums);
-    return;
-  }
-  alignas(32) float all[kGroupRows];
-  _mm256_store_ps(all, sums);
-  std::memcpy(y, all, rows * sizeof(float));
-}
 
 float sum_in_order(__m256 v) {
   alignas(32) float all[8];
@@ -102,150 +75,6 @@ void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t*
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 1));
     scales[b] = largest / 127.0f;
     sums[b] = 8 * _mm_cvtsi128_si32(four);
-  }
-}
-
-// The weights of eight rows in one column, as f32.
-template <Type kType>
-__m256 load_column(const uint8_t* at) {
-  if constexpr (kType == Type::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
-  return load_halves(at);
-}
-
-// kTokens x kGroups tiles; two sums for each (even and odd columns), as in the scalar twin.
-template <Type kType, size_t kTokens, size_t kGroups>
-void add_column(const MatmulArgs& a, const uint8_t* w, const float* x, size_t c,
-                __m256 (&sums)[kTokens][kGroups]) {
-  constexpr size_t kColumn = kGroupRows * (kType == Type::f32 ? 4 : 2);
-  __m256 column[kGroups];
-  for (size_t g = 0; g < kGroups; ++g)
-    column[g] = load_column<kType>(w + g * a.group_bytes + c * kColumn);
-  for (size_t t = 0; t < kTokens; ++t) {
-    const __m256 value = _mm256_broadcast_ss(x + t * a.columns + c);
-    for (size_t g = 0; g < kGroups; ++g) sums[t][g] = _mm256_fmadd_ps(column[g], value, sums[t][g]);
-  }
-}
-
-template <Type kType, size_t kTokens, size_t kGroups>
-void float_tile(const MatmulArgs& a, size_t token, size_t group) {
-  __m256 even[kTokens][kGroups], odd[kTokens][kGroups];
-  for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t g = 0; g < kGroups; ++g) even[t][g] = odd[t][g] = _mm256_setzero_ps();
-  }
-  const float* x = a.x + token * a.columns;
-  const uint8_t* w = a.weights + group * a.group_bytes;
-  size_t c = 0;
-  for (; c + 2 <= a.columns; c += 2) {
-    // Column by column: with both at once, a tile of 3 x 2 has no registers left.
-    add_column<kType, kTokens, kGroups>(a, w, x, c, even);
-    add_column<kType, kTokens, kGroups>(a, w, x, c + 1, odd);
-  }
-  if (c < a.columns) add_column<kType, kTokens, kGroups>(a, w, x, c, even);
-  for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t g = 0; g < kGroups; ++g) {
-      const size_t row = (group + g) * kGroupRows;
-      store_rows(a.y + (token + t) * a.y_stride + row, _mm256_add_ps(even[t][g], odd[t][g]),
-                 a.rows - row);
-    }
-  }
-}
-
-template <Type kType, size_t kGroups>
-void float_groups(const MatmulArgs& a, size_t group) {
-  size_t t = 0;
-  for (; t + 3 <= a.tokens; t += 3) float_tile<kType, 3, kGroups>(a, t, group);
-  if (t + 2 == a.tokens) float_tile<kType, 2, kGroups>(a, t, group);
-  if (t + 1 == a.tokens) float_tile<kType, 1, kGroups>(a, t, group);
-}
-
-// Two groups at once: for one token their four chains of additions hide the latency; for three, six
-// fused multiply-adds share five loads.
-template <Type kType>
-void matmul_floats(const MatmulArgs& a) {
-  size_t g = 0;
-  for (; g + 2 <= a.groups; g += 2) float_groups<kType, 2>(a, g);
-  if (g < a.groups) float_groups<kType, 1>(a, g);
-}
-
-// Four bits: nibbles stay unsigned, the offset of 8 is taken off once per block by x_sums. The sums
-// of pairs stay within int16 over a whole block: 8 additions x 2 x 15 x 127 = 30,480.
-template <size_t kTokens>
-void q40_tile(const MatmulArgs& a, size_t token, size_t group) {
-  const size_t blocks = a.columns / kBlock;
-  const __m256i mask = _mm256_set1_epi8(15);
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256 sums[kTokens];
-  for (size_t t = 0; t < kTokens; ++t) sums[t] = _mm256_setzero_ps();
-  const uint8_t* block = a.weights + group * a.group_bytes;
-  for (size_t b = 0; b < blocks; ++b, block += kGroupRows * kQ40BlockBytes) {
-    const __m256 scales = load_halves(block);
-    __m256i low[kBlockSums], high[kBlockSums];
-    for (size_t i = 0; i < kBlockSums; ++i) {
-      const __m256i bytes = load32(block + 16 + 32 * i);
-      low[i] = _mm256_and_si256(bytes, mask);
-      high[i] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask);
-    }
-    for (size_t t = 0; t < kTokens; ++t) {
-      const int8_t* x = a.xq + (token + t) * a.columns + b * kBlock;
-      __m256i pairs = _mm256_maddubs_epi16(low[0], broadcast4(x));
-      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(high[0], broadcast4(x + 16)));
-      for (size_t i = 1; i < kBlockSums; ++i) {
-        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(low[i], broadcast4(x + 4 * i)));
-        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(high[i], broadcast4(x + 16 + 4 * i)));
-      }
-      const size_t at = (token + t) * blocks + b;
-      const __m256i whole =
-          _mm256_sub_epi32(_mm256_madd_epi16(pairs, ones), _mm256_set1_epi32(a.x_sums[at]));
-      sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole),
-                                _mm256_mul_ps(scales, _mm256_set1_ps(a.x_scales[at])), sums[t]);
-    }
-  }
-  const size_t row = group * kGroupRows;
-  for (size_t t = 0; t < kTokens; ++t)
-    store_rows(a.y + (token + t) * a.y_stride + row, sums[t], a.rows - row);
-}
-
-// Eight bits: maddubs wants one side unsigned, so the weight's sign moves to the activation. A pair
-// is at most 2 x 128 x 127 = 32,512, within int16; pairs are widened before they are added.
-template <size_t kTokens>
-void q80_tile(const MatmulArgs& a, size_t token, size_t group) {
-  const size_t blocks = a.columns / kBlock;
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256 sums[kTokens];
-  for (size_t t = 0; t < kTokens; ++t) sums[t] = _mm256_setzero_ps();
-  const uint8_t* block = a.weights + group * a.group_bytes;
-  for (size_t b = 0; b < blocks; ++b, block += kGroupRows * kQ80BlockBytes) {
-    const __m256 scales = load_halves(block);
-    __m256i whole[kTokens];
-    for (size_t t = 0; t < kTokens; ++t) whole[t] = _mm256_setzero_si256();
-    for (size_t i = 0; i < kBlock / 4; ++i) {
-      const __m256i bytes = load32(block + 16 + 32 * i);
-      const __m256i magnitude = _mm256_abs_epi8(bytes);
-      for (size_t t = 0; t < kTokens; ++t) {
-        const __m256i x = broadcast4(a.xq + (token + t) * a.columns + b * kBlock + 4 * i);
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, bytes));
-        whole[t] = _mm256_add_epi32(whole[t], _mm256_madd_epi16(pairs, ones));
-      }
-    }
-    for (size_t t = 0; t < kTokens; ++t) {
-      const __m256 scale =
-          _mm256_mul_ps(scales, _mm256_set1_ps(a.x_scales[(token + t) * blocks + b]));
-      sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[t]), scale, sums[t]);
-    }
-  }
-  const size_t row = group * kGroupRows;
-  for (size_t t = 0; t < kTokens; ++t)
-    store_rows(a.y + (token + t) * a.y_stride + row, sums[t], a.rows - row);
-}
-
-// A group's weights stay in the first-level cache while all tokens pass over them.
-template <auto kTile4, auto kTile2, auto kTile1>
-void matmul_blocks(const MatmulArgs& a) {
-  for (size_t g = 0; g < a.groups; ++g) {
-    size_t t = 0;
-    for (; t + 4 <= a.tokens; t += 4) kTile4(a, t, g);
-    for (; t + 2 <= a.tokens; t += 2) kTile2(a, t, g);
-    if (t < a.tokens) kTile1(a, t, g);
   }
 }
 
@@ -480,10 +309,10 @@ void from_q80(const int8_t* q, const float* scales, size_t size, float* x, bool 
 const Kernels kAvx2Kernels = {
     .name = "avx2",
     .quantize = quantize,
-    .matmul_f32 = matmul_floats<Type::f32>,
-    .matmul_f16 = matmul_floats<Type::f16>,
-    .matmul_q80 = matmul_blocks<q80_tile<4>, q80_tile<2>, q80_tile<1>>,
-    .matmul_q40 = matmul_blocks<q40_tile<4>, q40_tile<2>, q40_tile<1>>,
+    .matmul_f32 = avx2::matmul_f32,
+    .matmul_f16 = avx2::matmul_f16,
+    .matmul_q80 = avx2::matmul_q80,
+    .matmul_q40 = avx2::matmul_q40,
     .rms_norm = rms_norm,
     .add = add,
     .swiglu = swiglu,

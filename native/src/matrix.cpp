@@ -3,7 +3,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -14,7 +16,16 @@
 namespace hearth {
 namespace {
 
-[[maybe_unused]] constexpr size_t kHugePage = size_t{2} << 20;
+[[maybe_unused]] [[maybe_unused]] constexpr size_t kHugePage = size_t{2} << 20;
+// MADV_COLLAPSE, which older headers lack.
+[[maybe_unused]] constexpr int kCollapse = 25;
+
+// MADV_COLLAPSE would not ask. Where there is no such file there are no huge pages.
+[[maybe_unused]] bool huge_pages_allowed() {
+  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string modes;
+  return std::getline(file, modes) && modes.find("[never]") == std::string::npos;
+}
 
 size_t bytes_of_number(Type type) { return type == Type::f32 ? 4 : 2; }
 
@@ -57,7 +68,7 @@ Buffer::Buffer(size_t size) : size_(size) {
   data_ = {at, Free{size}};
 }
 
-void Buffer::prefer_huge_pages() {}
+void Buffer::gather(const std::atomic<bool>&) const {}
 
 #else
 
@@ -70,8 +81,23 @@ Buffer::Buffer(size_t size) : size_(size) {
   data_ = {static_cast<uint8_t*>(at), Free{size}};
 }
 
-void Buffer::prefer_huge_pages() {
-  if (size_ >= kHugePage) madvise(data_.get(), size_, MADV_HUGEPAGE);
+// Asked for when all is filled, and at once. Before filling, the kernel must make huge pages while
+// they are first written, which can take several times as long; with MADV_HUGEPAGE after filling it
+// gathers them in the background, at 16 MiB in ten seconds.
+void Buffer::gather(const std::atomic<bool>& stop) const {
+#ifdef __linux__
+  static const bool allowed = huge_pages_allowed();
+  if (!allowed) return;
+  const auto start = reinterpret_cast<uintptr_t>(data_.get());
+  const uintptr_t end = (start + size_) / kHugePage * kHugePage;
+  for (uintptr_t at = (start + kHugePage - 1) / kHugePage * kHugePage; at < end; at += kHugePage) {
+    if (stop.load(std::memory_order_relaxed)) return;
+    // Older than Linux 6.1: not known. Short of whole pages: the others may still be had.
+    if (madvise(reinterpret_cast<void*>(at), kHugePage, kCollapse) != 0 && errno == EINVAL) return;
+  }
+#else
+  (void)stop;
+#endif
 }
 
 #endif
@@ -98,9 +124,6 @@ Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> 
       pack(data, zeros.data(), begin, end);
     });
   }
-  // Only now: a kernel that must make huge pages while they are first written can take several
-  // times as long over it. What is filled already it gathers in the background.
-  data_.prefer_huge_pages();
 }
 
 void Matrix::pack(std::span<const uint8_t> data, const uint8_t* zeros, size_t begin, size_t end) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <system_error>
 
 #include "hearth/cpu.h"
 
@@ -99,6 +100,11 @@ Shard::Shard(ShardConfig config, size_t threads, std::vector<int> pin)
   }
 }
 
+Shard::~Shard() {
+  closing_ = true;
+  if (gathering_.joinable()) gathering_.join();
+}
+
 std::vector<std::string> Shard::missing() const {
   const std::lock_guard lock(loading_);
   std::vector<std::string> names;
@@ -159,6 +165,22 @@ void Shard::load(const std::string& name, Type type, std::span<const uint8_t> da
     throw std::invalid_argument("slice '" + name + "': " + error.what());
   }
   loaded_[name] = true;
+  if (loaded_.size() == expected_.size()) {
+    try {
+      gathering_ = std::thread([this] { gather(); });
+    } catch (const std::system_error&) {  // no more threads to be had: it works as well without
+    }
+  }
+}
+
+void Shard::gather() {
+  for (const Layer& layer : layers_) {
+    for (const Matrix* matrix :
+         {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.w1, &layer.w3, &layer.w2})
+      matrix->gather(closing_);
+  }
+  embedding_.gather(closing_);
+  head_.gather(closing_);
 }
 
 void Shard::embed(std::span<const uint32_t> tokens, float* out) const {

@@ -210,6 +210,14 @@ void test_matmul_tiles(const Kernels& kernels) {
       }
     }
   }
+  // More tokens and columns than AVX2 widens floating weights for at a time, and odd ones.
+  for (Type type : {Type::f32, Type::f16}) {
+    const Weights weights = random_weights(type, 19, 613);
+    for (size_t tokens : {63, 65, 128}) {
+      const test::Case each(type_name(type), " 19 x 613, ", tokens, " tokens");
+      check_product(kernels, weights, tokens, random_floats(tokens * 613));
+    }
+  }
 }
 
 // Where integers come closest to overflow: every weight and every activation at an end of its

@@ -8,6 +8,7 @@
 //   .w1, .w3 [ffn, hidden]                      .w2 [hidden, ffn]
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -15,6 +16,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -63,13 +65,17 @@ class Shard {
  public:
   // pin: cores for the threads, or empty.
   Shard(ShardConfig config, size_t threads, std::vector<int> pin = {});
+  ~Shard();
+  Shard(const Shard&) = delete;
+  Shard& operator=(const Shard&) = delete;
 
   const ShardConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   // Slices that the shard needs, with their shapes.
   const std::map<std::string, std::pair<size_t, size_t>>& expected() const { return expected_; }
   std::vector<std::string> missing() const;
-  // Packs one slice. Several threads may load at once; they take turns.
+  // Packs one slice. Several threads may load at once; they take turns. After the last, a thread of
+  // the shard's own gathers the weights into huge pages, while steps run already.
   void load(const std::string& name, Type type, std::span<const uint8_t> data);
 
   size_t weight_bytes() const;
@@ -113,6 +119,7 @@ class Shard {
   };
   class Pass;
 
+  void gather();
   Matrix* matrix_slot(const std::string& name);
   std::vector<float>* vector_slot(const std::string& name);
 
@@ -131,6 +138,8 @@ class Shard {
   std::vector<float> workspace_;  // grown to the largest step seen
   std::vector<int8_t> quantized_;
   std::vector<int32_t> sums_;
+  std::atomic<bool> closing_{false};
+  std::thread gathering_;
 };
 
 }  // namespace hearth
