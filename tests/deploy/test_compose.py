@@ -1,0 +1,317 @@
+"""The image, and compose.yaml with three workers and a Prometheus, for real.
+
+`make deploy-test` runs this: it needs a container engine with Compose, and takes minutes. All of it
+is removed after but the images, so that the next run is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from compose_stack import (
+    PROMETHEUS_DOCKERFILE,
+    PROMETHEUS_IMAGE,
+    WORKERS,
+    Stack,
+    docker,
+    eventually,
+    inspect,
+)
+from compose_stack import run as run_command
+from monitoring import TOP, alerts, expressions, metric_names
+
+# Not in the default run.
+__test__ = bool(os.environ.get("HEARTH_DEPLOY_TEST"))
+
+IMAGE = "hearth:deploy-test"
+PROMPT = "Once upon a time"
+# Past the demo's own end, so that it takes long enough for something to happen on the way.
+LONG = ("--prompt", PROMPT, "--steps", "480", "--ignore-eos")
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    """The image, built from this checkout."""
+    given = os.environ.get("HEARTH_DEPLOY_IMAGE", "")
+    if given:
+        return given
+    started = time.monotonic()
+    dockerfile = str(TOP / "deploy" / "docker" / "Dockerfile")
+    run_command("docker", "build", "-f", dockerfile, "-t", IMAGE, str(TOP), seconds=1500)
+    size, base = (inspect(name)["Size"] for name in (IMAGE, "debian:bookworm-slim"))
+    print(
+        f"\nimage: {size / 1e6:.0f} MB, of which {base / 1e6:.0f} MB are its base; "
+        f"built in {time.monotonic() - started:.0f} s"
+    )
+    return IMAGE
+
+
+@pytest.fixture(scope="module")
+def stack(image: str) -> Iterator[Stack]:
+    """Root, three workers and Prometheus, serving."""
+    run_command(
+        "docker", "build", "-t", PROMETHEUS_IMAGE, "-", input=PROMETHEUS_DOCKERFILE, seconds=600
+    )
+    made = Stack(image)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture(scope="module")
+def expected(image: str) -> str:
+    """The text that as many nodes make where nothing happens to them."""
+    nodes = str(1 + WORKERS)
+    arguments = ("generate", "--model", "demo", "--nodes", nodes, "--threads", "1", "--json")
+    answer = json.loads(docker("run", "--rm", "--network", "none", image, *arguments, *LONG))
+    return PROMPT + str(answer["text"])
+
+
+def generate(stack: Stack) -> str:
+    return str(stack.client("generate", *LONG).stdout.rstrip("\n"))
+
+
+# -- the image -------------------------------------------------------------------------------------
+
+
+def test_the_image_does_something_at_once_with_nothing_writable(image: str) -> None:
+    options = ("--rm", "--read-only", "--network", "none", "--cap-drop", "ALL")
+    arguments = ("generate", "--model", "demo", "--prompt", PROMPT, "--steps", "16")
+    assert docker("run", *options, image, *arguments).startswith(f"{PROMPT}, there was")
+
+
+def test_the_image_holds_no_tools_to_build_with(image: str) -> None:
+    script = "for tool in cc gcc g++ make cmake ninja pip; do command -v $tool; done; id -u"
+    assert docker("run", "--rm", "--entrypoint", "sh", image, "-c", script) == "10001"
+    config = inspect(image)["Config"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["hearth"]
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Healthcheck"]["Test"] == ["CMD", "hearth", "healthcheck"]
+    assert config["Labels"]["org.opencontainers.image.title"] == "Hearth"
+
+
+def test_a_service_that_would_be_open_to_everybody_does_not_start(image: str) -> None:
+    arguments = ("root", "--model", "demo", "--listen", "0.0.0.0:7716")
+    done = run_command("docker", "run", "--rm", image, *arguments, check=False)
+    assert done.returncode != 0
+    assert "--tls" in done.stderr and "--insecure" in done.stderr
+
+
+def test_health_is_no_where_nothing_serves(image: str) -> None:
+    done = run_command("docker", "run", "--rm", image, "healthcheck", check=False)
+    assert done.returncode == 1
+    assert "127.0.0.1:7719" in done.stderr
+
+
+# -- the cluster -----------------------------------------------------------------------------------
+
+
+def test_the_demo_tells_its_story(stack: Stack, expected: str) -> None:
+    assert generate(stack) == expected
+
+
+def test_the_planner_sees_what_the_containers_may_use(stack: Stack) -> None:
+    root, *workers = stack.cluster()["nodes"]
+    assert int(root["info"]["memory_total_bytes"]) == 768 << 20
+    assert len(workers) == WORKERS
+    for node in workers:
+        assert int(node["info"]["memory_total_bytes"]) == 640 << 20
+        # 256 MiB are kept for the process itself.
+        assert 64 << 20 < int(node["info"]["memory_available_bytes"]) <= 384 << 20
+        assert (node["info"]["cores"], node["info"]["threads"]) == (1, 1)
+
+
+def test_containers_can_do_no_more_than_they_must(stack: Stack) -> None:
+    for service in ("root", "worker"):
+        for container in stack.containers(service):
+            facts = inspect(container)
+            assert facts["State"]["Health"]["Status"] in ("healthy", "starting")
+            assert facts["Config"]["User"] == "10001:10001"
+            host = facts["HostConfig"]
+            assert host["ReadonlyRootfs"] is True
+            assert host["CapDrop"] == ["ALL"]
+            assert host["SecurityOpt"] == ["no-new-privileges:true"]
+            assert host["RestartPolicy"]["Name"] == "unless-stopped"
+            for place in ("/opt", "/etc/hearth/tls", "/models"):
+                touched = run_command(
+                    "docker", "exec", container, "touch", f"{place}/x", check=False
+                )
+                assert touched.returncode != 0, place
+            status = docker("exec", container, "grep", "CapEff", "/proc/1/status")
+            assert int(status.split()[1], 16) == 0
+    (root,) = stack.containers("root")
+    files = docker("exec", root, "ls", "/etc/hearth/tls").split()
+    assert files == ["ca.crt", "tls.crt", "tls.key", "token"]
+    mode = docker("exec", root, "stat", "-c", "%a %u", "/etc/hearth/tls/tls.key")
+    assert mode == "600 10001"
+
+
+def test_workers_have_no_way_out(stack: Stack) -> None:
+    worker = stack.containers("worker")[0]
+    (network,) = inspect(worker)["NetworkSettings"]["Networks"]
+    assert network == f"{stack.project}_cluster"
+    assert inspect(network)["Internal"] is True
+    assert not inspect(worker)["HostConfig"]["PortBindings"]
+
+
+# -- Prometheus ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def traffic(stack: Stack) -> Iterator[None]:
+    """One request after another."""
+    stopping = threading.Event()
+
+    def ask() -> None:
+        while not stopping.is_set():
+            stack.client("generate", "--prompt", PROMPT, "--steps", "60", check=False)
+
+    thread = threading.Thread(target=ask, name="traffic")
+    thread.start()
+    yield
+    stopping.set()
+    thread.join()
+
+
+def test_every_target_is_scraped(stack: Stack, traffic: None) -> None:
+    def healthy() -> list[str] | None:
+        targets = stack.prometheus("targets")["activeTargets"]
+        jobs = sorted(t["labels"]["job"] for t in targets if t["health"] == "up")
+        return jobs if len(jobs) == len(targets) == 1 + WORKERS else None
+
+    jobs = eventually("every target up", healthy)
+    assert jobs == ["hearth-root", *["hearth-worker"] * WORKERS]
+
+
+def test_every_panel_shows_something(stack: Stack, traffic: None) -> None:
+    """With traffic, every expression of the dashboard has a value; `faults` come further down."""
+    lacking: list[tuple[str, str]] = []
+
+    def all_answered() -> bool:
+        lacking[:] = [
+            (title, expression)
+            for title, expression in expressions()
+            if title != "Began to serve"
+            and not stack.query(expression.replace("$__rate_interval", "1m"))
+        ]
+        return not lacking
+
+    try:
+        eventually("a value for each", all_answered)
+    except AssertionError:
+        raise AssertionError(f"nothing for {lacking}") from None
+    # And not just something: what the traffic must have made of them.
+    assert stack.total('sum(hearth_workers{state="serving"})') == WORKERS
+    assert stack.total("min(hearth_cluster_serving)") == 1
+    for name in ("compute", "sync"):
+        rates = stack.query(f"rate(hearth_node_{name}_seconds_total[1m])")
+        assert len(rates) == 1 + WORKERS
+        assert all(rate > 0 for rate in rates), (name, rates)
+    # f32 syncs of 256 numbers, twice in each of 5 layers, to three others: 10 syncs of 1 KiB parts
+    # from 4 nodes, and logits besides.
+    sent = dict(expressions())["Bytes per token"].replace("$__rate_interval", "1m")
+    assert 4 * 10 * 1024 < stack.total(sent) < 100 * 4 * 10 * 1024
+
+
+def test_no_alert_fires_where_all_is_well(stack: Stack, traffic: None) -> None:
+    (group,) = eventually(
+        "rules evaluated",
+        lambda: [
+            group
+            for group in stack.prometheus("rules")["groups"]
+            if all(rule["health"] == "ok" for rule in group["rules"])
+        ],
+    )
+    assert {rule["name"] for rule in group["rules"]} == set(alerts())
+    for rule in group["rules"]:
+        assert rule["state"] == "inactive", rule
+        # Inactive because all is well, not because what it reads is not there.
+        for name in metric_names(alerts()[rule["name"]]["expr"]):
+            assert stack.query(name), (rule["name"], name)
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def begin_long(stack: Stack) -> tuple[subprocess.Popen[bytes], bytes]:
+    """A generation that has begun to print, and what it has printed."""
+    process = stack.begin_client("generate", *LONG)
+    assert process.stdout is not None
+    begun = b""
+    while len(begun) < len(PROMPT) + 40:
+        piece = os.read(process.stdout.fileno(), 4096)
+        if not piece:
+            _, problem = process.communicate()
+            raise AssertionError(f"it ended after {begun!r}: {problem.decode()}")
+        begun += piece
+    return process, begun
+
+
+def finish(process: subprocess.Popen[bytes], begun: bytes) -> str:
+    rest, problem = process.communicate(timeout=180)
+    assert process.returncode == 0, problem.decode()
+    return (begun + rest).decode().rstrip("\n")
+
+
+def test_a_killed_worker_changes_no_text(stack: Stack, expected: str) -> None:
+    stack.wait_until_serving()
+    lost, formed = (stack.total(f"hearth_{name}_total") for name in ("worker_losses", "formations"))
+    process, begun = begin_long(stack)
+    victim = stack.containers("worker")[1]
+    docker("kill", victim)
+    # The engine does not restart what its owner killed.
+    docker("start", victim)
+    assert len(begun.decode()) < len(expected) / 2
+    assert finish(process, begun) == expected
+    stack.wait_until_serving()
+    eventually("the loss counted", lambda: stack.total("hearth_worker_losses_total") > lost)
+    eventually("the forming counted", lambda: stack.total("hearth_formations_total") > formed)
+    expression = dict(expressions())["Began to serve"]
+    now = time.time()
+    told = stack.prometheus(
+        "query_range", query=expression, start=str(now - 120), end=str(now), step="5"
+    )
+    assert told["result"], "the dashboard's annotation shows nothing of it"
+    assert generate(stack) == expected
+
+
+def test_a_crashed_worker_is_started_again(stack: Stack, expected: str) -> None:
+    stack.wait_until_serving()
+    process, begun = begin_long(stack)
+    victim = stack.containers("worker")[0]
+    os.kill(inspect(victim)["State"]["Pid"], signal.SIGKILL)
+    assert finish(process, begun) == expected
+    eventually("a restart", lambda: inspect(victim)["RestartCount"] == 1)
+    stack.wait_until_serving()
+
+
+def test_a_stopped_root_lets_its_requests_end(stack: Stack, expected: str) -> None:
+    stack.wait_until_serving()
+    process, begun = begin_long(stack)
+    (root,) = stack.containers("root")
+    docker("stop", "--time", "30", root)
+    assert finish(process, begun) == expected
+    assert inspect(root)["State"]["ExitCode"] == 0
+    docker("start", root)
+    stack.wait_until_serving()
+
+
+def test_containers_made_anew_find_their_weights(stack: Stack, expected: str) -> None:
+    stack.down(volumes=False)
+    stack.up()
+    source = 'sum by (source) (hearth_weight_bytes_total{job="hearth-root",source="%s"})'
+    eventually("a scrape", lambda: stack.query(source % "cache"))
+    assert stack.total(source % "cache") > 1 << 20
+    assert stack.total(source % "network") == 0
+    assert generate(stack) == expected
