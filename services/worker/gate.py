@@ -68,9 +68,12 @@ class Gate(grpc.ServerInterceptor):
         @functools.wraps(behavior)
         def watched(requests: Iterator[Any], context: grpc.ServicerContext, *more: Any) -> Any:
             self._note(context)
-            if handler.request_streaming:
-                return behavior(requests, context, *more)
-            return behavior(self._only(requests, context), context, *more)
+            argument = requests if handler.request_streaming else self._only(requests, context)
+            try:
+                return behavior(argument, context, *more)
+            except NotImplementedError:  # what stubs raise; gRPC would log it as ours each time
+                status = grpc.StatusCode.UNIMPLEMENTED
+                context.abort(status, "this worker does not have this method")
 
         make = (
             grpc.stream_stream_rpc_method_handler

@@ -1,0 +1,221 @@
+"""The ports of a cluster: which may open at all, the one for probes, noise and silence at each."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+from harness import ServiceProcess, WorkerProcess, begin, hearth
+from secured import (
+    PROMPT,
+    ROOT_RPCS,
+    SECONDS,
+    STEPS,
+    WORKER_RPCS,
+    Cluster,
+    local_port,
+    outcome,
+    scrape,
+)
+
+from hearth.client import Client
+from hearth.common.channels import HANDSHAKE_SECONDS
+
+# Health, which needs nothing.
+
+
+def test_health_is_plain_and_nothing_else(cluster: Cluster) -> None:
+    for name in ("root", "worker"):
+        address = cluster.health[name]
+        ran = hearth("healthcheck", address)
+        assert (ran.returncode, ran.stdout) == (0, "SERVING\n"), ran.stderr
+        methods = [m for m in (*WORKER_RPCS, *ROOT_RPCS) if m.containing_service.name != "Health"]
+        with grpc.insecure_channel(address) as plain:
+            for method in methods:
+                error: Any = outcome(plain, method)
+                assert error.code() is grpc.StatusCode.UNIMPLEMENTED, method.full_name
+    ran = hearth("healthcheck", environ={"HEARTH_HEALTH": cluster.health["worker"]})
+    assert ran.returncode == 0
+    # What TLS protects is no health port.
+    assert hearth("healthcheck", cluster.root.address).returncode == 1
+
+
+def test_health_of_a_root_that_waits_for_its_workers() -> None:
+    health = local_port()
+    root = begin(
+        *("root", "--model", "demo", "--listen", local_port(), "--health", health),
+        *("--workers", local_port(), "--join-seconds", "60"),
+    )
+    try:
+        deadline = time.monotonic() + SECONDS
+        while hearth("healthcheck", health, "--liveness").returncode:
+            assert time.monotonic() < deadline
+        ran = hearth("healthcheck", health)
+        assert ran.returncode == 1
+        assert "NOT_SERVING" in ran.stderr
+    finally:
+        root.kill()
+        root.communicate()
+    ran = hearth("healthcheck", health)
+    assert ran.returncode == 1
+    assert health in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+# What does not start.
+
+
+def test_beyond_loopback_without_tls_nothing_starts(cluster: Cluster, tmp_path: Path) -> None:
+    everywhere, keys = "0.0.0.0:0", str(cluster.ours / "api-keys")
+    tries: list[tuple[str, ...]] = [
+        ("worker", "--cache-dir", "none", "--listen", everywhere),
+        ("worker", "--cache-dir", "none", "--listen", "127.0.0.1:0", "--metrics", everywhere),
+        ("root", "--model", "demo", "--listen", everywhere),
+        ("root", "--model", "demo", "--listen", "127.0.0.1:0", "--metrics", everywhere),
+        # Keys alone would be read on their way.
+        ("root", "--model", "demo", "--listen", everywhere, "--api-keys", keys),
+        ("generate", "--model", "demo", "--steps", "1", "--metrics", everywhere),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        for ran in pool.map(lambda arguments: hearth(*arguments), tries):
+            assert (ran.returncode, ran.stdout) == (1, ""), ran.args
+            assert len(ran.stderr.splitlines()) == 1, ran.stderr
+            for word in (everywhere, "--tls", "--insecure"):
+                assert word in ran.stderr
+    ran = hearth("worker", "--tls", str(tmp_path / "nowhere"), "--cache-dir", "none")
+    assert ran.returncode == 2
+    assert str(tmp_path / "nowhere" / "ca.crt") in ran.stderr
+
+
+def test_beyond_loopback_with_what_it_takes(cluster: Cluster, tmp_path: Path) -> None:
+    ways = {
+        "tls": ("--tls", str(cluster.ours / "worker")),
+        "insecure": ("--insecure",),
+    }
+    for name, way in ways.items():
+        options = ("--listen", "0.0.0.0:0", "--threads", "1", "--cache-dir", "none")
+        worker = ServiceProcess("worker", *options, *way, log=tmp_path / f"{name}.log")
+        assert worker.end() == 0
+        assert ("--insecure" in worker.log.read_text()) == (name == "insecure")
+
+
+# What comes to every port of a machine sooner or later.
+
+
+def noise(address: str, data: bytes) -> None:
+    """Connects, says `data`, and reads until the connection is closed or nothing comes."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), SECONDS) as stranger:
+        stranger.settimeout(0.2)
+        try:
+            stranger.sendall(data)
+            while stranger.recv(4096):
+                pass
+        except OSError:
+            pass
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+NOISE = [
+    b"",
+    os.urandom(1),
+    os.urandom(4096),
+    b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET " + b"/" * 100_000,
+    PREFACE + os.urandom(4096),
+    PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00" + b"\xff\xff\xff\x01\x04" + os.urandom(64),
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(500),
+    b"\x16\x03\x01\xff\xff" + os.urandom(70_000),
+]
+
+
+def silent_call(address: str, credentials: grpc.ChannelCredentials | None) -> float:
+    """How long a call lasts whose one message never comes."""
+    options = [("grpc.ssl_target_name_override", "hearth-root")]
+    made = (
+        grpc.insecure_channel(address)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options)
+    )
+    over: list[bool] = []
+
+    def nothing() -> Iterator[bytes]:
+        while not over:
+            time.sleep(0.05)
+            if over:
+                return
+        yield b""
+
+    begun = time.monotonic()
+    with made:
+        call: Any = made.stream_stream("/hearth.v1.RootService/GetModel")(nothing(), timeout=60)
+        error = call.exception(timeout=60)
+        over.append(True)
+        assert error is not None
+        assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "no message within" in call.details()
+    return time.monotonic() - begun
+
+
+def test_noise_and_silence_at_every_port(cluster: Cluster, tmp_path: Path, expected: str) -> None:
+    """With certificates and without: nothing falls, and what says nothing is hung up on."""
+    mesh, health = local_port(), local_port()
+    options = ("--mesh-port", mesh.rpartition(":")[2], "--health", health)
+    worker = WorkerProcess(*options, log=tmp_path / "worker.log")
+    root = ServiceProcess(
+        *("root", "--model", "demo", "--listen", "127.0.0.1:0", "--threads", "1"),
+        *("--workers", worker.address, "--metrics", (metrics := local_port())),
+        log=tmp_path / "root.log",
+    )
+    plain = {"root": root.address, "worker": worker.address, "mesh": mesh}
+    plain |= {"health": health, "metrics": metrics}
+    ports = [*cluster.addresses.values(), *plain.values()]
+    try:
+        silent = [
+            socket.create_connection((host, int(port)), SECONDS)
+            for address in ports
+            for host, _, port in [address.rpartition(":")]
+            for _ in range(3)
+        ]
+        # Half of them say how they would begin, and no more.
+        for connection in silent[::2]:
+            connection.sendall(b"\x16\x03")
+        with ThreadPoolExecutor(16) as pool:
+            quiet = pool.submit(silent_call, root.address, None)
+            for future in [pool.submit(noise, port, data) for port in ports for data in NOISE]:
+                future.result()
+            # Normal requests, while all of the silent ones are still there.
+            own = cluster.ours / "client"
+            with Client(cluster.root.address, tls=own) as secured, Client(root.address) as open_:
+                for client in (secured, open_):
+                    text = client.generate_text(PROMPT, max_tokens=STEPS, timeout=SECONDS)
+                    assert text
+                    assert client is open_ or text == expected
+            assert "hearth_build_info" in scrape(cluster, "worker", own)
+            assert hearth("healthcheck", health).returncode == 0
+            assert hearth("healthcheck", cluster.health["root"]).returncode == 0
+            # A call needs its message within a time, too.
+            assert quiet.result() < 2 * HANDSHAKE_SECONDS
+        for connection in silent:
+            connection.settimeout(3 * HANDSHAKE_SECONDS)
+            try:
+                while connection.recv(4096):
+                    pass
+            except ConnectionError:
+                pass  # hung up on, with something of ours unread
+            connection.close()
+        everybody = [*cluster.processes, worker, root]
+        assert [process.process.poll() for process in everybody] == [None] * 5
+        for process in everybody:
+            log = process.log.read_text()
+            assert "Traceback" not in log
+            assert log.count("refused") < 100
+    finally:
+        root.end()
+        worker.end()
