@@ -76,11 +76,11 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
     running: list[ServiceProcess] = []
     try:
         tls = ("--tls", str(ours / "worker"))
-        first = ("--mesh-port", mesh.rpartition(":")[2], "--metrics", metrics["worker"])
-        first = (*first, "--health", health["worker"])
+        first = ["--mesh-port", mesh.rpartition(":")[2], "--metrics", metrics["worker"]]
+        first += ["--health", health["worker"]]
         workers = [
             WorkerProcess(*tls, *more, log=folder / f"worker-{i}.log")
-            for i, more in enumerate((first, ()))
+            for i, more in enumerate((first, []))
         ]
         running += workers
         root = ServiceProcess(

@@ -154,7 +154,8 @@ def silent_call(address: str, credentials: grpc.ChannelCredentials | None) -> fl
 
     begun = time.monotonic()
     with made:
-        call: Any = made.stream_stream("/hearth.v1.RootService/GetModel")(nothing(), timeout=60)
+        method: Any = made.stream_stream("/hearth.v1.RootService/GetModel")
+        call = method(nothing(), timeout=60)
         error = call.exception(timeout=60)
         over.append(True)
         assert error is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hmac
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -21,7 +23,7 @@ from cryptography import x509
 from prometheus_client import CollectorRegistry, Gauge
 
 from hearth.cli import certs
-from hearth.common import admission, security
+from hearth.common import admission
 from hearth.common.admission import MOST_LINES, WINDOW_SECONDS, Handshakes, Refusals, peer_of
 from hearth.common.channels import is_loopback, refuse_exposed
 from hearth.common.errors import HearthError
@@ -240,13 +242,13 @@ def test_secrets_are_compared_in_constant_time(
     clusters: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[int, int]] = []
-    real = security.hmac.compare_digest
+    real = hmac.compare_digest
 
     def compare(a: bytes, b: bytes) -> bool:
         compared.append((len(a), len(b)))
         return real(a, b)
 
-    monkeypatch.setattr(security.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     ours = Security(clusters[0] / "worker")
     assert ours.admits([("authorization", "Bearer x")])
     assert not ours.admits([("authorization", f"Bearer {ours.token}")])
@@ -361,8 +363,8 @@ def call(port: int, folder: Path, own: Path | None = None) -> bytes:
     credentials = grpc.ssl_channel_credentials((folder / "ca.crt").read_bytes(), *pair)
     options = [("grpc.ssl_target_name_override", "hearth-worker")]
     with grpc.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
-        answer: bytes = channel.unary_unary("/any/Thing")(b"hello", timeout=10)
-        return answer
+        thing: Any = channel.unary_unary("/any/Thing")
+        return bytes(thing(b"hello", timeout=10))
 
 
 @pytest.fixture
