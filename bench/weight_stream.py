@@ -3,7 +3,9 @@
 Both receive in a process of their own. The bare stream sends ready-made bytes and drops them; the
 other is a whole load: checksums, digests, disk cache (unless --cache none), packing for the CPU.
 
-    python bench/weight_stream.py [--layers 12] [--rounds 5] [--cache none] [--json]
+    python bench/weight_stream.py [--layers 12] [--rounds 5] [--cache none] [--tls] [--json]
+
+With --tls the load goes by mutual TLS; the bare stream stays plain.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
+from hearth.cli import certs
 from hearth.common.channels import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
@@ -34,6 +38,7 @@ from hearth.common.channels import (
     dial,
     server_options,
 )
+from hearth.common.security import Security
 from hearth.common.system import keep_message_memory
 from hearth.root.streaming import stream_weights
 from hearth.v1 import common_pb2, worker_pb2
@@ -85,15 +90,20 @@ def plan(layers: int, weights: str) -> tuple[worker_pb2.LoadBegin, list[npt.NDAr
 
 
 def load_seconds(
-    begin: worker_pb2.LoadBegin, slices: list[npt.NDArray[np.uint8]], cache: str
+    begin: worker_pb2.LoadBegin, slices: list[npt.NDArray[np.uint8]], cache: str, tls: bool
 ) -> float:
     """One whole load into a fresh worker with an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--cache-dir", folder if cache == "disk" else "none"]
+        options = ["--cache-dir", f"{folder}/cache" if cache == "disk" else "none"]
+        security = None
+        if tls:
+            certs.make(Path(folder), [], 60)
+            security = Security(Path(folder) / "root")
+            options += ["--tls", f"{folder}/worker"]
         command = [sys.executable, "-m", "hearth.cli.main", "worker", "--listen", "127.0.0.1:0"]
         worker = _serve([*command, "--exit-with-parent", str(os.getpid()), *options])
         try:
-            with dial(worker[1]) as channel:
+            with dial(worker[1], security) as channel:
                 _ready(channel)
                 started = time.perf_counter()
                 stream_weights(channel, begin, slices.__getitem__, worker=worker[1])
@@ -167,6 +177,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=_TYPES, default="q40")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cache", choices=["disk", "none"], default="disk")
+    parser.add_argument("--tls", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -179,11 +190,12 @@ def main() -> None:
     load, bare = [], []
     for _ in range(options.rounds):
         bare.append(size / 1e6 / bare_seconds(size))
-        load.append(size / 1e6 / load_seconds(begin, slices, options.cache))
+        load.append(size / 1e6 / load_seconds(begin, slices, options.cache, options.tls))
     result = {
         "megabytes": round(size / 1e6, 1),
         "weights": options.weights,
         "cache": options.cache,
+        "tls": options.tls,
         "bare_megabytes_per_second": round(statistics.median(bare), 1),
         "load_megabytes_per_second": round(statistics.median(load), 1),
     }
