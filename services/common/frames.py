@@ -1,14 +1,26 @@
-"""WeightChunk messages on the wire without copies of their payload: the bytes protobuf writes.
+"""What the worker's large messages are on the wire: the bytes protobuf writes.
 
-Through protobuf's Python a chunk of 1 MiB is copied five times on the way out and twice on the way
-in, which costs more than sending it. Here it is once, and not at all. Tests hold both to protobuf.
+WeightChunk without copies of its payload: through protobuf's Python a chunk of 1 MiB is copied five
+times on the way out and twice on the way in, which costs more than sending it. Here it is once, and
+not at all. Tests hold both to protobuf.
+
+And a look at messages before protobuf takes them apart: bytes that are many small fields become
+twenty to forty times as large in memory. What is no payload has a limit of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from hearth.v1 import worker_pb2
+
+# A message of weight loading that is no chunk. The manifest of a model of a thousand layers has
+# under 1 MiB; taken apart, 2 MiB are 80 MiB at most.
+MAX_BEGIN_BYTES = 2 << 20
+# A step's page tables: 2 MiB are 128 sequences of 100,000 tokens. 40 MiB at most, taken apart.
+MAX_STRUCTURE_BYTES = 2 << 20
 
 # Tags of LoadWeightsRequest.chunk and of WeightChunk's fields (field number << 3 | wire type).
 _CHUNK = 2 << 3 | 2
@@ -57,6 +69,8 @@ def decode_request(raw: bytes) -> worker_pb2.LoadWeightsRequest | ChunkFrame:
     frame = _decode_chunk(raw)
     if frame is not None:
         return frame
+    if len(raw) > MAX_BEGIN_BYTES:
+        raise DecodeError(f"{len(raw)} bytes of weight loading, at most {MAX_BEGIN_BYTES} are read")
     request = worker_pb2.LoadWeightsRequest.FromString(raw)
     if not request.HasField("chunk"):
         return request
@@ -64,6 +78,52 @@ def decode_request(raw: bytes) -> worker_pb2.LoadWeightsRequest | ChunkFrame:
     return ChunkFrame(
         chunk.slice, chunk.offset, memoryview(chunk.data), chunk.checksum, chunk.digest
     )
+
+
+# Tags of ForwardRequest.step and .sync, and of the payload in each: activations, data.
+_STEP = 2 << 3 | 2
+_SYNC = 3 << 3 | 2
+_PAYLOAD = 3 << 3 | 2
+
+
+def decode_forward(raw: bytes) -> worker_pb2.ForwardRequest:
+    """Reads a message of a Forward stream.
+
+    Raises protobuf's DecodeError for bytes that are no message, or one with too much beside its
+    payload.
+    """
+    if len(raw) > MAX_STRUCTURE_BYTES:
+        structure = len(raw) - _payload_bytes(raw)
+        if structure > MAX_STRUCTURE_BYTES:
+            raise DecodeError(
+                f"{structure} bytes beside the payload, at most {MAX_STRUCTURE_BYTES} are read"
+            )
+    return worker_pb2.ForwardRequest.FromString(raw)
+
+
+def _payload_bytes(raw: bytes) -> int:
+    """The size of the payload of the one step or sync that fills `raw`; 0 for anything else."""
+    if raw[0] not in (_STEP, _SYNC):
+        return 0
+    try:
+        size, place = _read_varint(raw, 1)
+        if place + size != len(raw):
+            return 0
+        begin = place
+        while place < len(raw) and place - begin <= MAX_STRUCTURE_BYTES:
+            tag = raw[place]
+            if tag & 7 == 2:
+                size, start = _read_varint(raw, place + 1)
+                if tag == _PAYLOAD:
+                    return size if start + size <= len(raw) else 0
+                place = start + size
+            elif tag & 7 == 0:
+                _, place = _read_varint(raw, place + 1)
+            else:
+                return 0
+    except (IndexError, ValueError):
+        return 0
+    return 0
 
 
 def _decode_chunk(raw: bytes) -> ChunkFrame | None:

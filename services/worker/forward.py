@@ -93,6 +93,7 @@ class ForwardLoop:
         if not 0 < request.deadline_seconds <= MAX_DEADLINE_SECONDS:
             problem = f"a sync deadline of {request.deadline_seconds} s is not within 1 hour"
             raise HearthError(Reason.INVALID_ARGUMENT, problem)
+        name = wire.type_name(self._sync_type)  # before there are sockets to lose
         self._mesh.expect(request.session_key, place.rank)
         sockets = connect_all(
             list(request.addresses),
@@ -104,7 +105,7 @@ class ForwardLoop:
         self._lane = _native.MeshLane(
             rank=place.rank,
             sockets=sockets,
-            wire=wire.type_name(self._sync_type),
+            wire=name,
             deadline_seconds=request.deadline_seconds,
             direct_bytes=request.direct_bytes,
         )
@@ -116,6 +117,7 @@ class ForwardLoop:
             problem = f"step {step.step_id} came where {self._step_id + 1} was next"
             raise HearthError(Reason.BAD_STEP, problem)
         self._step_id = step.step_id
+        self._check_sizes(step)
         activations = self._activations(step)
         sequences = [(item.rows, item.position, list(item.pages)) for item in step.sequences]
         if self._lane is not None:
@@ -132,6 +134,23 @@ class ForwardLoop:
         result = self._result(step, output)
         self._send(worker_pb2.ForwardResponse(result=result))
         self._observe(step, result, output)
+
+    def _check_sizes(self, step: worker_pb2.Step) -> None:
+        """Before lists of these sizes are made. Raises HearthError BAD_STEP."""
+        config = self._shard.config
+        for what, count, most in (
+            ("sequences", len(step.sequences), config.max_step_tokens),
+            ("output rows", len(step.output_rows), config.max_step_tokens),
+            (
+                "pages of a sequence",
+                max((len(item.pages) for item in step.sequences), default=0),
+                config.max_pages,
+            ),
+        ):
+            if count > most:
+                raise HearthError(
+                    Reason.BAD_STEP, f"a step with {count} {what} where {most} are planned"
+                )
 
     def _activations(self, step: worker_pb2.Step) -> wire.F32:
         rows = sum(item.rows for item in step.sequences)

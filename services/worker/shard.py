@@ -49,6 +49,10 @@ _LIMITS = {
     "vocab": 1 << 21,
 }
 _MAX_POSITIONS = 1 << 31
+# What a step's intermediate numbers may take: 1,024 rows of the widest model known take 0.8 GiB.
+_MAX_STEP_BYTES = 1 << 30
+# The least that a page of KV cache takes: each is a mapping of its own.
+_MAPPING_BYTES = 4096
 
 
 def check_config(config: common_pb2.ShardConfig) -> None:
@@ -98,13 +102,28 @@ def check_config(config: common_pb2.ShardConfig) -> None:
             f"{format_size(payload)}, more than a message's {format_size(MAX_PAYLOAD_BYTES)}: "
             f"use at most {MAX_PAYLOAD_BYTES // 4 // config.hidden_size} tokens a step"
         )
+    step = step_bytes(config)
+    if step > _MAX_STEP_BYTES:
+        raise _bad(
+            f"a step of {config.max_step_tokens} tokens needs {format_size(step)} for what is in "
+            f"between, more than {format_size(_MAX_STEP_BYTES)}: use fewer tokens a step"
+        )
 
 
 def kv_bytes(config: common_pb2.ShardConfig) -> int:
     """Bytes of KV cache when all pages are in use: K and V of every layer and KV head held."""
     per_head = _native.kv_row_bytes(KV_TYPES[config.kv_type], config.head_size)
     per_position = 2 * _size(config.kv_heads) * per_head * _size(config.layers)
-    return per_position * config.page_size * config.max_pages
+    return max(per_position * config.page_size, _MAPPING_BYTES) * config.max_pages
+
+
+def step_bytes(config: common_pb2.ShardConfig) -> int:
+    """Bytes of a step's intermediate numbers at most: the core's workspace (native step.cpp)."""
+    hidden, ffn = config.hidden_size, _size(config.ffn)
+    q, kv = (_size(heads) * config.head_size for heads in (config.heads, config.kv_heads))
+    quantized = max(hidden, q) + ffn  # int8, with a scale and a sum for each block
+    floats = 2 * (hidden + q + kv + ffn) + config.head_size
+    return config.max_step_tokens * (4 * floats + quantized + quantized // 4)
 
 
 class NodeShard:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hearth.common.frames import ChunkFrame, decode_request, encode_request
+from hearth.common.frames import (
+    MAX_BEGIN_BYTES,
+    MAX_STRUCTURE_BYTES,
+    ChunkFrame,
+    decode_forward,
+    decode_request,
+    encode_request,
+)
 from hearth.v1 import worker_pb2
 
 _chunks = st.builds(
@@ -84,3 +92,56 @@ def test_any_bytes_read_as_protobuf_reads_them(
         assert expected.chunk == as_chunk(got)
     else:
         assert got == expected
+
+
+def field(number: int, data: bytes) -> bytes:
+    size, head = len(data), bytearray([number << 3 | 2])
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes(head) + bytes([size]) + data
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        field(2, field(2, b"") * (MAX_STRUCTURE_BYTES // 2)),  # sequences of a step
+        field(2, field(2, field(3, bytes(MAX_STRUCTURE_BYTES + 9)))),  # pages of one
+        field(5, field(1, b"") * (MAX_STRUCTURE_BYTES // 2 + 1)),  # addresses of a mesh
+        field(2, b"") * (MAX_STRUCTURE_BYTES // 2 + 1),
+        field(2, bytes(MAX_STRUCTURE_BYTES)),
+        field(2, b"\x1a\xff\xff\xff\xff\x7f" + bytes(MAX_STRUCTURE_BYTES)),
+    ],
+)
+def test_what_would_unpack_into_much_is_not_unpacked(raw: bytes) -> None:
+    with pytest.raises(DecodeError, match="beside the payload"):
+        decode_forward(raw)
+
+
+def test_a_large_manifest_is_not_unpacked() -> None:
+    raw = field(1, field(5, b"") * (MAX_BEGIN_BYTES // 2))
+    with pytest.raises(DecodeError, match="bytes of weight loading"):
+        decode_request(raw)
+
+
+def test_large_steps_and_syncs_are_read() -> None:
+    payload = bytes(3 * MAX_STRUCTURE_BYTES)
+    step = worker_pb2.Step(step_id=1 << 40, activations=payload, activation_type=1)
+    for _ in range(128):
+        step.sequences.add(rows=1, position=100_000, pages=range(8000, 12000))
+    for request in (
+        worker_pb2.ForwardRequest(step=step),
+        worker_pb2.ForwardRequest(sync=worker_pb2.SyncFrame(step_id=3, index=4, data=payload)),
+    ):
+        assert decode_forward(request.SerializeToString()) == request
+
+
+@given(st.binary(max_size=60))
+def test_small_forward_messages_are_read_as_protobuf_does(raw: bytes) -> None:
+    try:
+        expected = worker_pb2.ForwardRequest.FromString(raw)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            decode_forward(raw)
+    else:
+        assert decode_forward(raw) == expected
