@@ -12,7 +12,7 @@ import grpc
 
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason, abort
-from hearth.common.frames import ChunkFrame, decode_request
+from hearth.common.frames import ChunkFrame, decode_forward, decode_request
 from hearth.common.mesh import MeshListener
 from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -144,21 +144,23 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
 
 class ChunkFrames(grpc.ServerInterceptor):
-    """Lets LoadWeights read its chunks as views (see common/frames.py)."""
+    """Lets the streams read messages as common/frames.py does: chunks as views, and bounded."""
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The method's handler, LoadWeights' with another deserializer."""
+        """The method's handler, the streams' with another deserializer."""
         handler = continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.endswith("/LoadWeights"):
+        method = handler_call_details.method.rpartition("/")[2]
+        decode: Any = {"LoadWeights": decode_request, "Forward": decode_forward}.get(method)
+        if handler is None or decode is None:
             return handler
-        load: Any = handler.stream_stream
+        stream: Any = handler.stream_stream
         return grpc.stream_stream_rpc_method_handler(
-            load,
-            request_deserializer=decode_request,
+            stream,
+            request_deserializer=decode,
             response_serializer=handler.response_serializer,
         )
 
