@@ -240,6 +240,14 @@ def security(options: argparse.Namespace, *exposed: str) -> Security | None:
             refuse_exposed(f"--{name}", address, found, options.insecure)
         if address and options.insecure and not is_loopback(address):
             log.warning("--insecure: whoever reaches --%s %s may use it", name, address)
+    # A name that a resolver gives was chosen by somebody; on a LAN, anybody can announce himself.
+    if getattr(options, "workers_mdns", False) and found is None and not options.insecure:
+        problem = (
+            "--workers-mdns would give the model and its prompts to whoever announces a worker: "
+            "give --tls DIR (`hearth certs init` makes one), or --insecure where you trust the "
+            "whole network"
+        )
+        raise HearthError(Reason.INSECURE, problem)
     return found
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from hearth.common.admission import Handshakes, Refusals, peer_of
 from hearth.common.errors import HearthError, Reason, abort
-from hearth.common.security import Security
+from hearth.common.security import ROOT_NAME, Security
 
 # A call whose one message does not come holds a thread of the server until then.
 MESSAGE_SECONDS = 10.0
@@ -20,7 +20,8 @@ Handler = Any  # grpc.RpcMethodHandler; generic in its types only
 
 
 class Gate(grpc.ServerInterceptor):
-    """Refuses calls without the join token, before any message of theirs is read.
+    """Refuses calls without the join token, or by a certificate that is no root's, before any
+    message of theirs is read.
 
     Without `security` (a worker on loopback, or --insecure) everybody may call.
     """
@@ -41,18 +42,15 @@ class Gate(grpc.ServerInterceptor):
         if self._security is not None:
             problem = self._security.admits(handler_call_details.invocation_metadata)
             if problem:
-                return self._refusal(problem, handler_call_details.method)
+                return self._refusal(problem)
         handler: Any = continuation(handler_call_details)
         return None if handler is None else self._watched(handler)
 
-    def _refusal(self, problem: str, method: str) -> Handler:
+    def _refusal(self, problem: str) -> Handler:
         """A handler of streams, whatever the method is: it is called before a message is read."""
 
         def refuse(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            peer = self._note(context)
-            self._refusals.note(peer, problem)
-            text = f"{problem}: this worker takes calls with its cluster's join token only"
-            abort(context, HearthError(Reason.UNAUTHENTICATED, text, {"method": method}))
+            self._refuse(context, problem)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
@@ -68,6 +66,8 @@ class Gate(grpc.ServerInterceptor):
         @functools.wraps(behavior)
         def watched(requests: Iterator[Any], context: grpc.ServicerContext, *more: Any) -> Any:
             self._note(context)
+            if self._security is not None:
+                self._check_name(context)
             argument = requests if handler.request_streaming else self._only(requests, context)
             try:
                 return behavior(argument, context, *more)
@@ -93,6 +93,18 @@ class Gate(grpc.ServerInterceptor):
             abort(context, HearthError(Reason.INVALID_ARGUMENT, "the call came without a message"))
         finally:
             watchdog.cancel()
+
+    def _check_name(self, context: grpc.ServicerContext) -> None:
+        """Clients and workers have certificates too, and workers have the token."""
+        names = [name.decode("utf-8", "replace") for name in context.peer_identities() or ()]
+        if ROOT_NAME not in names:
+            problem = f"a certificate of {', '.join(names)[:100]}, not of {ROOT_NAME}"
+            self._refuse(context, problem)
+
+    def _refuse(self, context: grpc.ServicerContext, problem: str) -> NoReturn:
+        self._refusals.note(self._note(context), problem)
+        text = f"{problem}: this worker takes calls of its cluster's root only"
+        abort(context, HearthError(Reason.UNAUTHENTICATED, text))
 
     def _note(self, context: grpc.ServicerContext) -> tuple[str, int]:
         peer = peer_of(context.peer())

@@ -64,6 +64,9 @@ WITHOUT_CERTIFICATE: dict[str, Intruder] = {
 # Who has one, and is no root of this cluster's.
 WITHOUT_TOKEN: dict[str, Intruder] = {
     "a client": lambda c, address: channel(address, c.ours, c.ours / "client"),
+    "a client with the token": lambda c, address: channel(
+        address, c.ours, c.ours / "client", Security(c.ours / "root").token
+    ),
     "another cluster's token": lambda c, address: channel(
         address, c.ours, c.ours / "root", Security(c.theirs / "root").token
     ),
@@ -87,7 +90,11 @@ def test_without_the_token_no_call_is_heard(cluster: Cluster, who: str) -> None:
     worker = cluster.workers[0]
     refused = WITHOUT_TOKEN[who](cluster, worker.address)
     assert_refused(refused, WORKER_RPCS, grpc.StatusCode.UNAUTHENTICATED)
-    said = "no join token" if who == "a client" else "a wrong join token"
+    said = {
+        "a client": "no join token",
+        "a client with the token": "a certificate of hearth-client, not of hearth-root",
+        "another cluster's token": "a wrong join token",
+    }[who]
     wait_for_log(worker, "refused 127.0.0.1:", "at the worker's port", said)
 
 
