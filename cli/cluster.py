@@ -1,4 +1,4 @@
-"""`hearth cluster`: shows what a running root and its workers are doing."""
+"""`hearth cluster`: shows what a running root and its workers are doing; takes a worker out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declares the subcommand's options."""
     parser = subparsers.add_parser("cluster", help="show a running cluster")
     parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("drain",),
+        help="drain: take a worker out on purpose; no request fails",
+    )
+    parser.add_argument("worker", nargs="?", help="of drain: its HOST:PORT as shown, or its name")
+    parser.add_argument("--undo", action="store_true", help="of drain: let it in again")
+    parser.add_argument(
+        "--seconds",
+        type=common.seconds,
+        default=600.0,
+        metavar="S",
+        help="of drain: how long dividing the model anew may take (default: %(default)s)",
+    )
+    parser.add_argument(
         "--root",
         metavar="HOST:PORT",
         default="127.0.0.1:7716",
@@ -31,10 +46,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(options: argparse.Namespace) -> int:
     """0 when the cluster serves, 3 when it does not."""
     from hearth.client import Client
+    from hearth.common.errors import HearthError, Reason
     from hearth.v1 import root_pb2
 
+    if (options.action == "drain") != bool(options.worker):
+        problem = "write `hearth cluster drain WORKER`, WORKER as `hearth cluster` shows it"
+        raise HearthError(Reason.BAD_SETTING, problem)
     with Client(options.root, tls=options.tls or None, api_key=options.api_key or None) as client:
-        status = client.cluster()
+        if options.action == "drain":
+            status = client.drain_worker(options.worker, undo=options.undo, timeout=options.seconds)
+        else:
+            status = client.cluster()
         _show(options, status)
         if options.watch:
             for status in client.watch_cluster():
@@ -83,4 +105,20 @@ def describe(status: root_pb2.ClusterStatus) -> list[str]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
     lines += [f"{node.address}: {node.reason}" for node in status.nodes if node.reason]
+    lines += _candidates(status)
     return lines + [f"note: {note}" for note in status.notes]
+
+
+def _candidates(status: root_pb2.ClusterStatus) -> list[str]:
+    """Every worker that the root knows of: in or not, and why."""
+    from hearth.v1 import root_pb2
+
+    lines = []
+    for candidate in status.candidates:
+        state = root_pb2.CandidateState.Name(candidate.state).removeprefix("CANDIDATE_STATE_")
+        name = f"{candidate.name} ({candidate.address})" if candidate.name else candidate.address
+        where = "in" if candidate.state == root_pb2.CANDIDATE_STATE_IN else f"out, {state.lower()}"
+        reason = f": {candidate.reason}" if candidate.reason else ""
+        sources = ", ".join(candidate.sources) or "not listed any more"
+        lines.append(f"worker {name} [{sources}]: {where}{reason}")
+    return lines

@@ -8,8 +8,12 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from hearth.cli import options as common
+
+if TYPE_CHECKING:
+    from hearth.root.settings import Joining
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +44,43 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="sequences of full context that the KV cache has room for (default: %(default)s)",
     )
     parser.add_argument(
+        "--workers-dns",
+        metavar="NAME:PORT",
+        default="",
+        help="take in the workers that this DNS name lists, as it changes",
+    )
+    parser.add_argument(
+        "--workers-mdns",
+        action="store_true",
+        help="take in the workers that announce themselves on the LAN (hearth worker --announce)",
+    )
+    parser.add_argument(
+        "--min-workers",
+        type=int,
+        metavar="N",
+        help="serve as soon as N workers are in (default: all of --workers; else 1)",
+    )
+    parser.add_argument(
         "--join-seconds",
         type=common.seconds,
         default=60.0,
         metavar="S",
         help="how long to wait for absent workers at the start (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--wait-seconds",
+        type=common.seconds,
+        default=30.0,
+        metavar="S",
+        help="how long a lost worker is waited for before the model is divided over the rest "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pause-seconds",
+        type=common.seconds,
+        default=300.0,
+        metavar="S",
+        help="how long requests wait for a cluster that has lost a worker (default: %(default)s)",
     )
     parser.add_argument(
         "--drain-seconds",
@@ -63,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     from hearth.common.channels import split_address
     from hearth.common.security import ApiKeys
     from hearth.root.server import RootServer
-    from hearth.root.supervisor import Supervisor, form_patiently
+    from hearth.root.supervisor import Supervisor
 
     hearth_logging.setup()
     security = common.security(options, "listen", "metrics")
@@ -79,7 +115,10 @@ def run(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    with open_session(options, sequences=options.sequences, form=False) as session:
+    with open_session(
+        options, sequences=options.sequences, form=False, pause_seconds=options.pause_seconds
+    ) as session:
+        supervisor = Supervisor(session.cluster, session.engine, _joining(options))
         server = RootServer(
             options.listen,
             session.engine,
@@ -89,12 +128,12 @@ def run(options: argparse.Namespace) -> int:
             api_keys=keys,
             insecure=options.insecure,
             health_address=options.health or None,
+            drain=supervisor.drain,
         )
-        supervisor = Supervisor(session.cluster, session.engine)
         # Before the cluster is formed: who asks is told how far it is.
         port = server.start()
         try:
-            session.engine.resume(form_patiently(session.cluster, options.join_seconds))
+            supervisor.form_first()
             supervisor.start()
             serving = True
             shown = f"[{host}]" if ":" in host else host
@@ -105,3 +144,19 @@ def run(options: argparse.Namespace) -> int:
             supervisor.stop()
             server.stop(options.drain_seconds if serving else 0.0)
     return 0
+
+
+def _joining(options: argparse.Namespace) -> Joining:
+    from hearth.common.errors import HearthError, Reason
+    from hearth.root.settings import Joining
+
+    if options.shares is not None and (options.workers_dns or options.workers_mdns):
+        problem = "--shares needs a static list: each share is of one of --workers"
+        raise HearthError(Reason.BAD_SETTING, problem)
+    return Joining(
+        dns=options.workers_dns,
+        mdns=options.workers_mdns,
+        min_workers=options.min_workers,
+        join_seconds=options.join_seconds,
+        wait_seconds=options.wait_seconds,
+    )

@@ -74,13 +74,15 @@ def open_session(
     quiet: bool = False,
     sequences: int = 1,
     form: bool = True,
+    pause_seconds: float = 0.0,
     observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Session]:
     """Everything from the model's files to an engine that runs; all of it is ended after.
 
     quiet: no progress. sequences: of full context that the KV cache has room for. form: whether the
-    cluster is formed already; else the engine refuses requests until it is told to resume. observe:
-    puts something between engine and cluster.
+    cluster is formed already; else the engine refuses requests until it is told to resume.
+    pause_seconds: how long requests wait for a lost worker; for one who forms the cluster again.
+    observe: puts something between engine and cluster.
     """
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
@@ -126,17 +128,22 @@ def open_session(
         stack.callback(progress.close)
         cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
         stack.callback(cluster.close)
-        cluster.subscribe(Observer(metrics))
+        cluster.subscribe(Observer(metrics, cluster.status))
         if not quiet:
             for note in cluster.plan.notes:
                 print(f"note: {note}", file=sys.stderr)
         limits = cluster.form() if form else cluster.expected_limits()
         progress.close()
         engine = Engine(
-            observe(cluster), tokenizer, limits, vocab_size=model.spec.vocab_size, metrics=metrics
+            observe(cluster),
+            tokenizer,
+            limits,
+            vocab_size=model.spec.vocab_size,
+            metrics=metrics,
+            pause_seconds=pause_seconds,
         )
         engine.start()
         stack.callback(engine.stop, drain=False)
         if cluster.lost is not None:
-            engine.suspend(cluster.lost)
+            engine.suspend(cluster.lost, refuse=True)
         yield Session(model, cluster, engine, metrics, workers, time.perf_counter() - started)

@@ -66,10 +66,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="port for the other ranks' syncs (default: any free one; name it for a firewall)",
     )
     parser.add_argument(
+        "--announce",
+        action="store_true",
+        help="tell the LAN by mDNS that this worker is here (root: --workers-mdns)",
+    )
+    parser.add_argument(
         "--lease-grace",
         type=common.seconds,
         metavar="SECONDS",
-        default=5.0,
+        default=2.0,
         help="how long a root may stay away before its shard is freed (default: %(default)s)",
     )
     parser.add_argument(
@@ -121,9 +126,14 @@ def run(options: argparse.Namespace) -> int:
         health_address=options.health or None,
     )
     port = server.start()
+    announcement = None
     try:
         if options.metrics:
             metrics.serve(options.metrics, security, options.insecure)
+        if options.announce:
+            from hearth.worker.announce import Announcement
+
+            announcement = Announcement(options.listen, port, server.name, server.instance)
         host, _ = split_address(options.listen)
         shown = f"[{host}]" if ":" in host else host
         print(f"hearth worker listening on {shown}:{port}", flush=True)
@@ -131,6 +141,8 @@ def run(options: argparse.Namespace) -> int:
         while not stop.wait(1.0):
             pass
     finally:
+        if announcement is not None:
+            announcement.stop()
         server.stop()
         metrics.stop()
     return 0

@@ -157,6 +157,16 @@ class AsyncClient:
         request = root_pb2.GetClusterRequest()
         return (await self._call(self._stub.GetCluster, request, timeout)).cluster
 
+    async def drain_worker(
+        self, worker: str, *, undo: bool = False, timeout: float | None = None
+    ) -> root_pb2.ClusterStatus:
+        """Takes a worker out on purpose, by address or name; with `undo` lets it in again.
+
+        Returns the cluster when it serves so. Running requests pause meanwhile, and none fails.
+        """
+        request = root_pb2.DrainWorkerRequest(worker=worker, undo=undo)
+        return (await self._call(self._stub.DrainWorker, request, timeout)).cluster
+
     async def watch_cluster(
         self, *, timeout: float | None = None
     ) -> AsyncIterator[root_pb2.ClusterStatus]:

@@ -5,24 +5,24 @@ Forward streams and the lane open. `run` is one step on all nodes. When a worker
 that is running fails with an error that names it, and nothing runs until `form` is called again.
 """
 
-import dataclasses
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hearth import _native
-from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model
 from hearth.root import messages
+from hearth.root.blueprint import draw
 from hearth.root.board import Board
+from hearth.root.candidates import Candidate
 from hearth.root.formation import Formation, StepOutput
-from hearth.root.forming import Blueprint, Forming, LoadListener
+from hearth.root.forming import Forming, LoadListener
 from hearth.root.links import WorkerLink
-from hearth.root.planner import Plan, check_shares, make_plan
+from hearth.root.planner import Plan
 from hearth.root.scheduler import Batch, Limits
 from hearth.root.settings import ClusterSettings
 from hearth.v1 import root_pb2, worker_pb2
@@ -32,8 +32,6 @@ __all__ = ["Cluster", "ClusterSettings"]
 
 log = logging.getLogger(__name__)
 
-# The root's process beside weights and KV cache: Python, gRPC, tokenizer, buffers of a step.
-_OVERHEAD_BYTES = 256 << 20
 # How long the stream of a lost worker may take to say so, when another rank noticed first.
 _TELL_SECONDS = 0.5
 _WATCHDOG_GRACE = 2.0
@@ -54,13 +52,15 @@ class Cluster:
         metrics: Metrics | None = None,
         on_load: LoadListener = lambda address, event: None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._metrics = metrics or Metrics()
         self._on_load = on_load
         # Called, in any thread, when a worker of a serving cluster is lost.
         self.on_lost: Callable[[HearthError], None] = lambda error: None
         # Before anything is dialled: what cannot be cut is an error of the command line.
-        self._blueprint = _blueprint(model, settings)
+        self.blueprint = draw(model, settings)
+        # Of the workers that it is, or was last tried to be, formed with.
+        self.plan: Plan = self.blueprint.plan(settings.workers)
         self._root_id = secrets.token_hex(16)
         self._epoch = 0
         self._board = Board()
@@ -79,11 +79,7 @@ class Cluster:
         self._deadline: float | None = None
         self._watchdog: threading.Thread | None = None
         with self._board.change() as status:
-            status.CopyFrom(messages.forming(0, settings, self.plan))
-
-    @property
-    def plan(self) -> Plan:
-        return self._blueprint.plan
+            status.CopyFrom(messages.forming(0, settings, self.plan, settings.workers))
 
     @property
     def lost(self) -> HearthError | None:
@@ -102,20 +98,43 @@ class Cluster:
 
     def expected_limits(self) -> Limits:
         """What `form` gives when no node is short of memory."""
-        return self._blueprint.expected_limits()
+        return self.blueprint.expected_limits()
 
-    def form(self) -> Limits:
+    @property
+    def root_id(self) -> str:
+        """Of this root's leases."""
+        return self._root_id
+
+    def show(self, candidates: Sequence[Candidate], why: str | None = None) -> None:
+        """Puts all workers that are known on the board; why: the cluster does not serve."""
+        listed = messages.candidates(candidates)
+        status = self._board.status()
+        told = messages.explain(status, candidates, why) if why is not None else False
+        if told or list(status.candidates) != listed:
+            with self._board.change() as status:
+                del status.candidates[:]
+                status.candidates.extend(listed)
+                if why is not None and self._lost is not None:
+                    messages.explain(status, candidates, why)
+
+    def form(self, workers: Sequence[str] | None = None) -> Limits:
         """Dials, loads and opens; what the scheduler may use then.
 
-        Raises HearthError naming the worker that is absent, busy, of another version, short of
-        memory or lost on the way; nothing runs then, and `form` may be called again.
+        workers: addresses in rank order; those of the settings where not given. Raises HearthError
+        naming the worker that is absent, busy, of another version, short of memory or lost on the
+        way; nothing runs then, and `form` may be called again.
         """
-        self._dissolve()
+        self.dissolve()
+        workers = tuple(self.settings.workers if workers is None else workers)
+        self.plan = self.blueprint.plan(workers)
         self._epoch += 1
         with self._board.change() as status:
-            status.CopyFrom(messages.forming(self._epoch, self._settings, self.plan))
+            known = list(status.candidates)
+            status.CopyFrom(messages.forming(self._epoch, self.settings, self.plan, workers))
+            status.candidates.extend(known)
         forming = Forming(
-            self._blueprint,
+            self.blueprint,
+            workers,
             self._lease(),
             self._shard,
             self._board,
@@ -160,8 +179,8 @@ class Cluster:
                 raise self._lost or HearthError(Reason.CLUSTER_NOT_READY, "not formed")
             if formation.links:
                 # A lane that waits too long says so itself, and better: this is for the rest.
-                grace = _WATCHDOG_GRACE if self._settings.lane == "mesh" else 0.0
-                self._deadline = time.monotonic() + self._settings.step_seconds + grace
+                grace = _WATCHDOG_GRACE if self.settings.lane == "mesh" else 0.0
+                self._deadline = time.monotonic() + self.settings.step_seconds + grace
             try:
                 output = formation.step(batch, candidates)
             except _native.LaneError as error:
@@ -193,10 +212,10 @@ class Cluster:
         """Ends everything and gives the leases back."""
         self.interrupt()
         self._closed.set()
-        self._dissolve()
+        self.dissolve()
 
-    def _dissolve(self) -> None:
-        """Ends the formation, after the step that may be running on it."""
+    def dissolve(self) -> None:
+        """Ends the formation, after the step that may be running on it, and gives leases back."""
         again = HearthError(Reason.CLUSTER_NOT_READY, "the cluster is being formed again")
         with self._changing:
             formation, self._formation = self._formation, None
@@ -216,7 +235,7 @@ class Cluster:
 
     def _lease(self) -> worker_pb2.Lease:
         return worker_pb2.Lease(
-            root_id=self._root_id, root_name=self._settings.name, epoch=self._epoch
+            root_id=self._root_id, root_name=self.settings.name, epoch=self._epoch
         )
 
     def _stream_ended(self, link: WorkerLink, error: HearthError) -> None:
@@ -266,7 +285,7 @@ class Cluster:
             if deadline is None or formation is None or time.monotonic() < deadline:
                 continue
             self._deadline = None
-            seconds = self._settings.step_seconds
+            seconds = self.settings.step_seconds
             # The one that is waited for; where none is, the root's own computing takes that long.
             waited = next((link for link in formation.links if link.waiting), None)
             if waited is not None:
@@ -275,25 +294,6 @@ class Cluster:
             else:
                 problem = f"a step took longer than {seconds:g} s: see --step-seconds"
                 self._lose(formation, HearthError(Reason.DEADLINE, problem))
-
-
-def _blueprint(model: Model, settings: ClusterSettings) -> Blueprint:
-    """The plan and what goes with it. Raises HearthError for what cannot be."""
-    spec, nodes = model.spec, 1 + len(settings.workers)
-    messages.check(settings.lane, settings.sync_type, settings.kv_type, spec)
-    check_shares(nodes, settings.shares)
-    plan = make_plan(spec, model.tensor_type, nodes, settings.shares)
-    context = settings.context or min(spec.context_size, 4096)
-    if context > spec.context_size:
-        note = (
-            f"a context of {context} positions is more than the {spec.context_size} that "
-            f"{spec.name} was made for: text past that may be poor"
-        )
-        plan = dataclasses.replace(plan, notes=(*plan.notes, note))
-    room = max(0, system.memory_available() - _OVERHEAD_BYTES)
-    if settings.memory_limit is not None:
-        room = min(room, settings.memory_limit)
-    return Blueprint(model, settings, plan, context, room)
 
 
 def _rank_of(error: HearthError) -> int:

@@ -54,6 +54,8 @@ class Formation:
         self._lane = lane
         self._sync_type = sync_type
         self._step_id = 0
+        # Of the worker because of which it failed.
+        self._culprit = ""
 
     def step(self, batch: Batch, candidates: int) -> StepOutput:
         """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh."""
@@ -97,9 +99,9 @@ class Formation:
         """Ends every stream with `error`, and a step that is under way."""
         if isinstance(self._lane, _native.MeshLane):
             self._lane.abort()
-        culprit = error.metadata.get("worker", "")
+        self._culprit = error.metadata.get("worker", "")
         for link in self.links:
-            if link.address != culprit:
+            if link.address != self._culprit:
                 link.fail(error)
 
     def worker(self, rank: int) -> WorkerLink | None:
@@ -109,12 +111,12 @@ class Formation:
     def release(self, lease: worker_pb2.Lease) -> None:
         """Closes the connections and gives the leases back; nothing may run."""
         self._lane = None  # closes the mesh's connections
-        close_all(self.links, lease)
+        close_all(self.links, lease, self._culprit)
 
 
-def close_all(links: Sequence[WorkerLink], lease: worker_pb2.Lease) -> None:
-    """Closes links and gives their leases back, all at once."""
+def close_all(links: Sequence[WorkerLink], lease: worker_pb2.Lease, lost: str = "") -> None:
+    """Closes links and gives their leases back, all at once, but that of the worker at `lost`."""
     if links:
         with ThreadPoolExecutor(len(links), "release") as pool:
             for link in links:
-                pool.submit(link.close, lease)
+                pool.submit(link.close, None if link.address == lost else lease)

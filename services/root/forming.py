@@ -1,24 +1,21 @@
 """One attempt to form a cluster: dial the workers, size the KV cache, load shards, open a lane."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from hearth import _native
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
-from hearth.converter import Model
 from hearth.root import messages
+from hearth.root.blueprint import Blueprint
 from hearth.root.board import Board
 from hearth.root.formation import Formation, close_all
 from hearth.root.lanes import HubLane, open_mesh
 from hearth.root.links import WorkerLink
 from hearth.root.loading import Loading
-from hearth.root.planner import Plan, pages_for
 from hearth.root.scheduler import Limits
-from hearth.root.settings import ClusterSettings
 from hearth.root.streaming import LoadEvent
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
@@ -30,39 +27,13 @@ _CONSEQUENCES = {Reason.CANCELLED, Reason.WORKER_LOST, Reason.UNREACHABLE}
 LoadListener = Callable[[str, LoadEvent], None]
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """What stays the same however often a cluster is formed."""
-
-    model: Model
-    settings: ClusterSettings
-    plan: Plan
-    # Positions of one sequence.
-    context: int
-    # Bytes that the root can give to weights and KV cache.
-    room: int
-
-    def limits(self, pages: int) -> Limits:
-        """What the scheduler may use with so many pages of KV cache."""
-        return Limits(
-            context_size=self.context,
-            max_pages=pages,
-            page_size=self.settings.page_size,
-            max_step_tokens=self.settings.max_step_tokens,
-            max_running=min(16, self.settings.max_step_tokens),
-        )
-
-    def expected_limits(self) -> Limits:
-        """The limits when no node is short of memory."""
-        return self.limits(-(-self.context // self.settings.page_size) * self.settings.sequences)
-
-
 class Forming:
     """`run` it once; `interrupt` and `stream_ended` may come from any thread meanwhile."""
 
     def __init__(
         self,
         blueprint: Blueprint,
+        workers: Sequence[str],
         lease: worker_pb2.Lease,
         shard: NodeShard | None,
         board: Board,
@@ -70,18 +41,19 @@ class Forming:
         on_load: LoadListener,
         on_end: Callable[[WorkerLink, HearthError], None],
     ) -> None:
-        """shard: the root's own, where it is loaded already. on_end: a Forward stream has ended."""
+        """workers: addresses in rank order. shard: the root's own, where it is loaded already.
+
+        on_end: a Forward stream has ended. Raises HearthError for what cannot be divided so.
+        """
         self.shard = shard
         self._blueprint = blueprint
+        self._plan = blueprint.plan(workers)
         self._lease = lease
         self._board = board
         self._metrics = metrics
         self._on_load = on_load
         self._on_end = on_end
-        self._links = [
-            WorkerLink(address, blueprint.settings.security)
-            for address in blueprint.settings.workers
-        ]
+        self._links = [WorkerLink(address, blueprint.settings.security) for address in workers]
         self._loading: Loading | None = None
         self._interrupted = threading.Event()
         # What broke first, where it was not this thread that noticed.
@@ -89,7 +61,7 @@ class Forming:
 
     def run(self) -> tuple[Formation, Limits]:
         """What can run steps, and what the scheduler may use. Raises HearthError, or ModelError."""
-        settings, plan = self._blueprint.settings, self._blueprint.plan
+        settings = self._blueprint.settings
         try:
             self.check()
             limits = self._limits(self._describe())
@@ -101,7 +73,7 @@ class Forming:
             links, self._links = self._links, []
             close_all(links, self._lease)
             raise self._reason(error) from None
-        return Formation(plan, shard, self._links, lane, settings.sync_type), limits
+        return Formation(self._plan, shard, self._links, lane, settings.sync_type), limits
 
     def check(self) -> None:
         """Raises HearthError when it has been interrupted, or a worker was lost since."""
@@ -140,11 +112,11 @@ class Forming:
         if not self._links:
             return []
         with ThreadPoolExecutor(len(self._links), "describe") as pool:
-            answers = list(pool.map(WorkerLink.describe, self._links))
+            answers = list(pool.map(self._ask, self._links))
         for link, answer in zip(self._links, answers, strict=True):
             if answer.held_by:
-                # We have given our own leases back: this is another root's, or our dead ancestor's,
-                # which ends by itself. What memory is free can only be said after that.
+                # Not ours, so another root's, or our dead ancestor's, which ends by itself. What
+                # memory is free can only be said after that.
                 problem = f"worker {link.name} is busy: root {answer.held_by!r} holds it"
                 raise HearthError(Reason.WORKER_BUSY, problem, {"worker": link.address})
         infos = [answer.node for answer in answers]
@@ -154,34 +126,29 @@ class Forming:
                 node.state = root_pb2.NODE_STATE_READY
         return infos
 
+    def _ask(self, link: WorkerLink) -> worker_pb2.DescribeResponse:
+        """What a worker is, once it holds nothing of ours any more."""
+        answer = link.describe(self._lease.root_id)
+        if answer.held_by_caller and answer.epoch < self._lease.epoch:
+            # It was out of reach when we gave our leases back.
+            link.release(worker_pb2.Lease(root_id=self._lease.root_id, epoch=answer.epoch))
+            answer = link.describe(self._lease.root_id)
+        return answer
+
     def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
-        blueprint, settings = self._blueprint, self._blueprint.settings
-        rooms = [("the root", blueprint.room)]
-        rooms += [(f"worker {info.name}", info.memory_available_bytes) for info in infos]
         try:
-            pages = pages_for(
-                blueprint.model.spec,
-                blueprint.plan,
-                settings.kv_type,
-                settings.page_size,
-                blueprint.context,
-                settings.sequences,
-                rooms,
+            return self._blueprint.limits(
+                self._plan, [(info.name, info.memory_available_bytes) for info in infos]
             )
         except HearthError as error:
             rank = int(error.metadata["rank"])
             if rank:
                 error.metadata["worker"] = self._links[rank - 1].address
             raise
-        return blueprint.limits(pages)
 
     def _load(self, limits: Limits) -> NodeShard:
         """All shards at once; the workers' Forward streams are open after."""
-        model, settings, plan = (
-            self._blueprint.model,
-            self._blueprint.settings,
-            self._blueprint.plan,
-        )
+        model, settings, plan = self._blueprint.model, self._blueprint.settings, self._plan
         ranks = range(len(plan.nodes))
         configs = [
             messages.shard_config(model.spec, plan, rank, settings, limits) for rank in ranks

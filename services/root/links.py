@@ -42,9 +42,12 @@ class WorkerLink:
         self._failure: HearthError | None = None
         self._failing = threading.Lock()
 
-    def describe(self) -> worker_pb2.DescribeResponse:
-        """What the worker is. Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION."""
-        request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+    def describe(self, root_id: str = "") -> worker_pb2.DescribeResponse:
+        """What the worker is; root_id: of the caller, so that it learns whether it holds the lease.
+
+        Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION.
+        """
+        request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION, root_id=root_id)
         try:
             answer = self._stub.Describe(request, timeout=DESCRIBE_SECONDS)
         except grpc.RpcError as error:
@@ -141,10 +144,14 @@ class WorkerLink:
         if self._call is not None:
             self._call.cancel()
         if lease is not None:
-            # ValueError: the channel was closed before.
-            with suppress(grpc.RpcError, ValueError):
-                self._stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=RELEASE_SECONDS)
+            self.release(lease)
         self._channel.close()
+
+    def release(self, lease: worker_pb2.Lease) -> None:
+        """Gives a lease back, if the worker still listens."""
+        # ValueError: the channel was closed before.
+        with suppress(grpc.RpcError, ValueError):
+            self._stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=RELEASE_SECONDS)
 
     def _ended(self) -> HearthError:
         """Why the stream has ended."""

@@ -1,5 +1,6 @@
 """The cluster's words as messages: names of types, and plans as hearth.v1 has them. No I/O."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ from hearth import _native
 from hearth.common import channels, system
 from hearth.common.errors import HearthError, Reason
 from hearth.converter import Model, ModelSpec
+from hearth.root.candidates import Candidate
 from hearth.root.planner import Plan, Slice
 from hearth.root.scheduler import Batch, Limits
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
@@ -39,6 +41,13 @@ _REFUSALS = {
     Reason.OUT_OF_MEMORY,
     Reason.STREAM_IN_USE,
     Reason.BAD_SHARD,
+}
+# What a candidate's state means for its place in the plan that does not serve.
+_NODE_STATES = {
+    root_pb2.CANDIDATE_STATE_READY: root_pb2.NODE_STATE_READY,
+    root_pb2.CANDIDATE_STATE_LOST: root_pb2.NODE_STATE_LOST,
+    root_pb2.CANDIDATE_STATE_UNREACHABLE: root_pb2.NODE_STATE_LOST,
+    root_pb2.CANDIDATE_STATE_REFUSED: root_pb2.NODE_STATE_REFUSED,
 }
 LANE = {"grpc": common_pb2.LANE_GRPC, "mesh": common_pb2.LANE_MESH}
 
@@ -199,8 +208,10 @@ def join_logits(parts: list[Logits]) -> Logits:
     return values, np.concatenate(ids, axis=1) if ids else None
 
 
-def forming(epoch: int, settings: "ClusterSettings", plan: Plan) -> root_pb2.ClusterStatus:
-    """The status of a cluster whose nodes are being dialled."""
+def forming(
+    epoch: int, settings: "ClusterSettings", plan: Plan, workers: Sequence[str]
+) -> root_pb2.ClusterStatus:
+    """The status of a cluster whose nodes are being dialled; workers: addresses in rank order."""
     status = root_pb2.ClusterStatus(
         state=root_pb2.CLUSTER_STATE_FORMING,
         reason="dialling workers",
@@ -209,7 +220,7 @@ def forming(epoch: int, settings: "ClusterSettings", plan: Plan) -> root_pb2.Clu
         sync_type=SYNC[settings.sync_type],
         notes=plan.notes,
     )
-    for rank, address in enumerate(("local", *settings.workers)):
+    for rank, address in enumerate(("local", *workers)):
         status.nodes.add(
             address=address,
             state=root_pb2.NODE_STATE_DIALING if rank else root_pb2.NODE_STATE_READY,
@@ -247,6 +258,37 @@ def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
         elif node.info.name:
             node.state = root_pb2.NODE_STATE_READY
             node.reason = "waiting for the others"
+
+
+def candidates(known: Sequence[Candidate]) -> list[root_pb2.Candidate]:
+    """All workers that the root knows of, as clients see them."""
+    return [
+        root_pb2.Candidate(
+            address=candidate.address,
+            sources=sorted(candidate.sources),
+            state=root_pb2.CandidateState.ValueType(candidate.shown.value),
+            reason=candidate.reason,
+            name=candidate.name,
+        )
+        for candidate in known
+    ]
+
+
+def explain(status: root_pb2.ClusterStatus, known: Sequence[Candidate], why: str) -> bool:
+    """Says why the cluster does not serve, and what its workers lack; whether that is news."""
+    before = root_pb2.ClusterStatus()
+    before.CopyFrom(status)
+    status.state = root_pb2.CLUSTER_STATE_DEGRADED
+    status.reason = why
+    by_address = {candidate.address: candidate for candidate in known}
+    for node in status.nodes[1:]:
+        candidate = by_address.get(node.address)
+        if candidate is None:
+            continue
+        state = _NODE_STATES.get(root_pb2.CandidateState.ValueType(candidate.shown.value))
+        if state is not None:
+            node.state, node.reason = state, candidate.reason
+    return status != before
 
 
 def own_info(settings: "ClusterSettings") -> common_pb2.NodeInfo:

@@ -114,6 +114,11 @@ def check_shares(nodes: int, shares: Sequence[float] | None) -> list[float]:
     return list(shares)
 
 
+def most_nodes(spec: ModelSpec) -> int:
+    """Nodes that the model can be divided over."""
+    return min(spec.kv_heads, spec.ffn_size, spec.vocab_size)
+
+
 def make_plan(
     spec: ModelSpec,
     tensor_type: Callable[[str], str],
@@ -124,7 +129,7 @@ def make_plan(
 
     Raises HearthError INVALID_ARGUMENT, with the counts that can be, when it cannot be cut.
     """
-    most = min(spec.kv_heads, spec.ffn_size, spec.vocab_size)
+    most = most_nodes(spec)
     if not 1 <= nodes <= most:
         raise _invalid(
             f"{spec.name} cannot be divided over {nodes} nodes: its {spec.kv_heads} KV heads allow "

@@ -29,6 +29,7 @@ from hearth.root.service import (
     MAX_STREAMS,
     SERVICE,
     Cluster,
+    Drain,
     RootService,
     ServedModel,
     Unreadable,
@@ -55,6 +56,7 @@ class RootServer:
         api_keys: ApiKeys | None = None,
         insecure: bool = False,
         health_address: str | None = None,
+        drain: Drain | None = None,
     ) -> None:
         """With `security` by TLS: clients show an API key, or a certificate where `api_keys` are
         not given. Without, `listen` must be on loopback unless `insecure`. `health_address` is a
@@ -68,7 +70,7 @@ class RootServer:
         self._gate = Gate(api_keys, refusals, self._handshakes)
         self._certificates = api_keys is None
         self._cluster = cluster
-        self._service = RootService(engine, model, cluster, max_streams)
+        self._service = RootService(engine, model, cluster, max_streams, drain)
         self._max_streams = max_streams
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_grace: asyncio.Future[float] | None = None

@@ -9,7 +9,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -72,6 +72,9 @@ class Cluster(Protocol):
         """Calls back (from any thread) at every change, until the function returned is called."""
 
 
+Drain = Callable[[str, bool], "Future[root_pb2.ClusterStatus]"]
+
+
 def _answers_errors(handler: Callable[[Any, Q, Context], Awaitable[A]]) -> Handler[Q, A]:
     """Turns a handler's HearthError (or anything unforeseen) into the status of its call."""
 
@@ -130,8 +133,15 @@ class RootService(root_pb2_grpc.RootServiceServicer):
     """See root.proto. Lives on one event loop."""
 
     def __init__(
-        self, engine: Engine, model: ServedModel, cluster: Cluster, max_streams: int = MAX_STREAMS
+        self,
+        engine: Engine,
+        model: ServedModel,
+        cluster: Cluster,
+        max_streams: int = MAX_STREAMS,
+        drain: Drain | None = None,
     ) -> None:
+        """drain: takes a worker out, by address or name, or (True) lets it in again."""
+        self._drain = drain
         self._engine = engine
         self._model = model
         self._cluster = cluster
@@ -239,6 +249,15 @@ class RootService(root_pb2_grpc.RootServiceServicer):
                 await changed.wait()
                 changed.clear()
             raise _shutting_down()
+
+    @_answers_errors
+    async def DrainWorker(  # noqa: N802
+        self, request: root_pb2.DrainWorkerRequest, context: Context
+    ) -> root_pb2.DrainWorkerResponse:
+        if self._drain is None:
+            raise HearthError(Reason.CLUSTER_NOT_READY, "this root has no workers to take out")
+        status = await asyncio.wrap_future(self._drain(request.worker, request.undo))
+        return root_pb2.DrainWorkerResponse(cluster=status)
 
     async def drain(self, grace: float) -> None:
         """Takes no new streams; returns when running ones have ended, or after `grace` seconds."""

@@ -28,3 +28,19 @@ class ClusterSettings:
     name: str = "root"
     # Of the root's calls to its workers; None: by plaintext, without a token.
     security: Security | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How workers come into the cluster, beside the static list."""
+
+    # "name:port" that lists workers, looked up again and again; "" for none.
+    dns: str = ""
+    # Look for workers that announce themselves on the LAN.
+    mdns: bool = False
+    # Workers before the cluster is formed first; None: all of a static list, else 1.
+    min_workers: int | None = None
+    # How long they may take to come at the start.
+    join_seconds: float = 60.0
+    # How long a lost worker is waited for before the model is divided over the rest.
+    wait_seconds: float = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import secrets
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
@@ -56,7 +57,7 @@ class WorkerServer:
         name: str | None = None,
         pin: Sequence[int] = (),
         metrics: Metrics | None = None,
-        lease_grace: float = 5.0,
+        lease_grace: float = 2.0,
         mesh_port: int = 0,
         security: Security | None = None,
         insecure: bool = False,
@@ -87,6 +88,9 @@ class WorkerServer:
         )
         self._mesh_port = mesh_port
         self._mesh: MeshListener | None = None
+        # Of this process, told to roots and to the LAN.
+        self.instance = secrets.token_hex(8)
+        self.name = self._name
         self._server: grpc.Server | None = None
         self._metrics.build_info(
             "worker", system.version(), _native.instruction_set(), system.architecture()
@@ -103,7 +107,12 @@ class WorkerServer:
         host, _ = channels.split_address(self._listen)
         self._mesh = MeshListener(host, self._mesh_port)
         service = WorkerService(
-            self._tenancy, self.describe, self._make_session, self._metrics, self._mesh
+            self._tenancy,
+            self.describe,
+            self._make_session,
+            self._metrics,
+            self._mesh,
+            self.instance,
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -43,6 +43,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         make_session: Callable[[worker_pb2.LoadBegin], LoadSession],
         metrics: Metrics,
         mesh: MeshListener,
+        instance: str,
     ) -> None:
         self._mesh = mesh
         self._tenancy = tenancy
@@ -50,6 +51,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self._make_session = make_session
         self._metrics = metrics
         self._slots = threading.BoundedSemaphore(MAX_STREAMS)
+        self._instance = instance
 
     def Describe(  # noqa: N802 (the contract's name)
         self, request: worker_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -57,11 +59,17 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         """See worker.proto."""
         try:
             _check_protocol(request.protocol_version)
+            self._tenancy.refuse_closed()
         except HearthError as error:
             abort(context, error)
         name, epoch = self._tenancy.held_by()
         return worker_pb2.DescribeResponse(
-            node=self._describe(), held_by=name, epoch=epoch, mesh_port=self._mesh.port
+            node=self._describe(),
+            held_by=name,
+            held_by_caller=self._tenancy.held_by_root(request.root_id),
+            epoch=epoch,
+            mesh_port=self._mesh.port,
+            instance=self._instance,
         )
 
     def LoadWeights(  # noqa: N802

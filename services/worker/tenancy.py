@@ -45,6 +45,17 @@ class Tenancy:
             holder = self._state.holder
             return (holder.root_name or holder.root_id, holder.epoch) if holder else ("", 0)
 
+    def held_by_root(self, root_id: str) -> bool:
+        """Whether the lease is of that root."""
+        with self._changed:
+            holder = self._state.holder
+            return holder is not None and bool(root_id) and holder.root_id == root_id
+
+    def refuse_closed(self) -> None:
+        """Raises HearthError SHUTTING_DOWN when the worker stops."""
+        with self._changed:
+            self._refuse_closed()
+
     @contextmanager
     def loading(
         self,
