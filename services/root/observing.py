@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from hearth.common.metrics import NodeFacts
@@ -23,16 +24,21 @@ class ClusterMetrics(Protocol):
 
 
 class Observer:
-    """Call it with every ClusterStatus, in any thread: `cluster.subscribe(Observer(metrics))`."""
+    """Subscribe it to the cluster; it may be called in any thread."""
 
-    def __init__(self, metrics: ClusterMetrics) -> None:
+    def __init__(self, metrics: ClusterMetrics, look: Callable[[], root_pb2.ClusterStatus]) -> None:
+        """look: the status now."""
         self._metrics = metrics
+        self._look = look
         self._lock = threading.Lock()
         self._serving = False
         self._lost: frozenset[str] = frozenset()
 
-    def __call__(self, status: root_pb2.ClusterStatus) -> None:
+    def __call__(self, _: object = None) -> None:
+        """The status has changed. Which one this tells of does not matter: two threads' changes may
+        come in any order, and what stays must be the newest."""
         with self._lock:
+            status = self._look()
             serving = status.state == root_pb2.CLUSTER_STATE_SERVING
             # The root is a node too, and no worker.
             workers = [node for node in status.nodes if node.address != "local"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from prometheus_client import generate_latest
@@ -32,6 +33,18 @@ def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
     }
 
 
+def observer(metrics: Metrics) -> Callable[[root_pb2.ClusterStatus], None]:
+    """Shows an Observer one status after another."""
+    shown: list[root_pb2.ClusterStatus] = []
+    observe = Observer(metrics, lambda: shown[-1])
+
+    def show(status: root_pb2.ClusterStatus) -> None:
+        shown.append(status)
+        observe(status)
+
+    return show
+
+
 def status(
     state: root_pb2.ClusterState.ValueType,
     *workers: tuple[str, root_pb2.NodeState.ValueType],
@@ -48,7 +61,7 @@ def status(
 
 def test_a_cluster_that_forms_loses_a_worker_and_serves_again() -> None:
     metrics = Metrics()
-    observe = Observer(metrics)
+    observe = observer(metrics)
     assert scrape(metrics)[("hearth_cluster_serving",)] == 0
     observe(status(root_pb2.CLUSTER_STATE_FORMING, ("a", READY), ("b", READY)))
     seen = scrape(metrics)
@@ -79,9 +92,18 @@ def test_a_cluster_that_forms_loses_a_worker_and_serves_again() -> None:
     assert seen[("hearth_worker_losses_total",)] == 3
 
 
+def test_a_status_that_comes_late_does_not_stay() -> None:
+    metrics = Metrics()
+    newest = status(root_pb2.CLUSTER_STATE_SERVING, ("a", SERVING))
+    observe = Observer(metrics, lambda: newest)
+    observe(newest)
+    observe(status(root_pb2.CLUSTER_STATE_FORMING, ("a", READY)))
+    assert scrape(metrics)[("hearth_cluster_serving",)] == 1
+
+
 def test_nodes_times_go_to_their_ranks_and_end_with_their_plan() -> None:
     metrics = Metrics()
-    observe = Observer(metrics)
+    observe = observer(metrics)
     observe(status(root_pb2.CLUSTER_STATE_SERVING, ("a", SERVING), ("b", SERVING)))
     metrics.node_times([(0.5, 0.25), (0.125, 1.0), (0.0, 2.0)])
     metrics.node_times([(0.5, 0.25), (0.125, 1.0), (0.0, 2.0)])
