@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 MOST_LINES = 20
 WINDOW_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
+# New connections are looked at ten times a second at most; of a flood, some are.
+_BETWEEN_SECONDS = 0.1
 
 # ("192.168.1.7", 40950)
 Peer = tuple[str, int]
@@ -90,6 +92,7 @@ class Handshakes:
         # since when, and how they began.
         self._known: set[Peer] = set()
         self._young: dict[Peer, tuple[float, bytes]] = {}
+        self._looked = float("-inf")
         self._stopped = False
         self._thread = threading.Thread(target=self._watch, name="tls-watch", daemon=True)
 
@@ -109,9 +112,13 @@ class Handshakes:
     def began(self) -> None:
         """A handshake has begun; called by gRPC, and must never fail or wait."""
         try:
+            now = time.monotonic()
+            if now - self._looked < _BETWEEN_SECONDS:
+                return  # a look costs milliseconds where hundreds are connected
+            self._looked = now
             found = connections(self._port, peek=True)
             with self._changed:
-                now = time.monotonic()
+                self._known &= found.keys()
                 for peer, first in found.items():
                     if peer not in self._known:
                         self._known.add(peer)
@@ -122,9 +129,10 @@ class Handshakes:
 
     def called(self, peer: Peer) -> None:
         """This connection has made a call, so its handshake was good."""
-        if peer in self._young:
+        if peer in self._young or peer not in self._known:
             with self._changed:
                 self._young.pop(peer, None)
+                self._known.add(peer)
 
     def _watch(self) -> None:
         while True:
