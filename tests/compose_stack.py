@@ -10,13 +10,15 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from harness import free_port
 from monitoring import COMPOSE
 
 T = TypeVar("T")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 SERVICES = ("certs", "root", "worker", "prometheus")
 WORKERS = 3
@@ -69,12 +71,16 @@ def eventually(what: str, look: Callable[[], T | None], seconds: float = 90) -> 
 
 
 class Stack:
-    """The services of one project, from `up` to `down`."""
+    """The services of one file, as a project, from `up` to `down`."""
 
-    def __init__(self, image: str) -> None:
-        self.project = f"hearthtest{os.getpid()}"
+    def __init__(
+        self, image: str, file: str = "compose.yaml", more: Mapping[str, str] = _NOTHING
+    ) -> None:
+        """more: of the environment."""
+        self.image = image
+        self.project = f"hearthtest{os.getpid()}{file.partition('.')[0]}"
         self.prometheus_port = free_port()
-        self._environ = {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")} | {
+        self.environ = {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")} | {
             "HEARTH_IMAGE": image,
             "HEARTH_PORT": str(free_port()),
             # So slow that a generation takes seconds, and something can be killed in its middle.
@@ -85,15 +91,28 @@ class Stack:
             "HEARTH_MIN_WORKERS": str(WORKERS),
             "PROMETHEUS_IMAGE": PROMETHEUS_IMAGE,
             "PROMETHEUS_PORT": str(self.prometheus_port),
+            **more,
         }
-        file = str(COMPOSE / "compose.yaml")
-        self._compose = [*compose_command(), "-p", self.project, "-f", file]
+        self._compose = [*compose_command(), "-p", self.project, "-f", str(COMPOSE / file)]
 
     def compose(
         self, *arguments: str, seconds: float = 180, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """`docker compose ARGUMENTS` of this project."""
-        return run(*self._compose, *arguments, seconds=seconds, check=check, env=self._environ)
+        return run(*self._compose, *arguments, seconds=seconds, check=check, env=self.environ)
+
+    def compose_bytes(self, *arguments: str, given: bytes = b"") -> bytes:
+        """The same, from bytes to bytes."""
+        done = subprocess.run(
+            [*self._compose, *arguments],
+            input=given,
+            capture_output=True,
+            env=self.environ,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
 
     def up(self) -> None:
         """Starts everything, and waits until the root says that it serves with all workers."""
@@ -107,7 +126,7 @@ class Stack:
         profiles = ("--profile", "observability", "--profile", "client")
         self.compose(*profiles, "down", "--remove-orphans", "--timeout", "10", *options)
 
-    def wait_until_serving(self, seconds: float = 120) -> dict[str, Any]:
+    def wait_until_serving(self, workers: int = WORKERS) -> dict[str, Any]:
         """What `hearth cluster --json` says once the root and all workers serve."""
 
         def serving() -> dict[str, Any] | None:
@@ -115,10 +134,10 @@ class Stack:
             states = [node["state"] for node in status.get("nodes", ())]
             if status.get("state") != "CLUSTER_STATE_SERVING":
                 return None
-            return status if states == ["NODE_STATE_SERVING"] * (1 + WORKERS) else None
+            return status if states == ["NODE_STATE_SERVING"] * (1 + workers) else None
 
         try:
-            return eventually("a cluster that serves", serving, seconds)
+            return eventually("a cluster that serves", serving, 120)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
@@ -137,7 +156,7 @@ class Stack:
         """The same, not waited for; its standard output is a pipe."""
         return subprocess.Popen(
             [*self._compose, "run", "--rm", "-T", "hearth", *arguments],
-            env=self._environ,
+            env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -184,8 +203,3 @@ def inspect(container: str) -> dict[str, Any]:
     (found,) = json.loads(docker("inspect", container))
     assert isinstance(found, dict)
     return found
-
-
-def lines(text: str) -> Sequence[str]:
-    """Lines without the empty ones."""
-    return [line for line in text.splitlines() if line.strip()]
