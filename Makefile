@@ -6,6 +6,7 @@
 #   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated (Pi 4, Pi 5, newest)
 #   make fuzz            random bytes for everything that reads bytes from outside (needs clang)
 #   make chart-test      the Helm chart alone (part of make test)
+#   make deploy-test     the image and compose.yaml for real (needs a running Docker with Compose)
 #   make lint            everything that reads code without running it
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
@@ -14,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test lint bench fresh-test clean distclean help
+.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test lint bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -98,7 +99,21 @@ test-python: $(DONE)/installed $(DONE)/test $(DONE)/deploy $(if $(PARITY),$(DONE
 
 chart-test: $(DONE)/installed $(DONE)/test $(DONE)/deploy
 	@echo "hearth: tests of the chart"
-	@$(BIN)/python -m pytest -q tests/deploy -k "chart or probe" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q tests/deploy -k chart $(PYTEST_ARGS)
+
+# Prometheus (promtool) is installed where that is ours to do; without it those tests are skipped.
+deploy-test: $(DONE)/installed $(DONE)/test
+	@docker info >/dev/null 2>&1 && \
+	  { docker compose version || docker-compose version; } >/dev/null 2>&1 || \
+	  { echo "hearth: this needs a running container engine with Compose:" \
+	  "apt-get install docker.io docker-compose" >&2; exit 1; }
+	@if ! command -v promtool >/dev/null && [[ $$(id -u) == 0 ]] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; \
+	fi
+	@echo "hearth: the image and compose.yaml, for real"
+	@HEARTH_DEPLOY_TEST=1 $(BIN)/python -m pytest -q -s tests/deploy/test_compose.py \
+	  tests/deploy/test_compose_files.py $(PYTEST_ARGS)
 
 lint: $(DONE)/installed $(DONE)/test $(DONE)/lint
 	@echo "hearth: ruff"
@@ -188,4 +203,4 @@ distclean: clean
 	rm -rf $(VENV)
 
 help:
-	@sed -n '3,12s/^#   //p' Makefile
+	@sed -n '3,13s/^#   //p' Makefile

@@ -322,7 +322,7 @@ def test_containers_made_anew_find_their_weights(stack: Stack, expected: str) ->
 
 
 def test_a_worker_of_another_machine_joins(stack: Stack, expected: str) -> None:
-    """The recipe for several machines, with this one as the other: worker.yaml on the host's network."""
+    """The recipe for several machines; this one, with worker.yaml, is the other too."""
     ports = [str(free_port()) for _ in range(3)]
     lan = Stack(
         stack.image,
