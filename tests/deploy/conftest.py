@@ -1,4 +1,4 @@
-"""Fixtures of the chart's tests: Helm, started once, and the chart installed with each of OPTIONS."""
+"""Fixtures of the chart's tests: Helm, started once; the chart installed with all OPTIONS."""
 
 from __future__ import annotations
 

@@ -202,7 +202,10 @@ def test_a_new_name_changes_one_certificate_and_not_the_authority(cluster: Clust
     before = _secrets(cluster.install({}))
     after = _secrets(cluster.upgrade({"tls": {"hosts": ["llm.lan", "192.168.1.20"]}}))
     changed = {
-        (name, key) for name, files in after.items() for key in files if before[name][key] != files[key]
+        (name, key)
+        for name, files in after.items()
+        for key in files
+        if before[name][key] != files[key]
     }
     assert changed == {("hearth-root-tls", "tls.crt"), ("hearth-root-tls", "tls.key")}
     certificate = x509.load_pem_x509_certificate(after["hearth-root-tls"]["tls.crt"])

@@ -45,10 +45,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "hearth.port.health" -}}7719{{- end -}}
 {{- define "hearth.port.metrics" -}}9716{{- end -}}
 
-{{/* How long a pod may take to end: what it is given to drain, and time to leave. */}}
-{{- define "hearth.grace" -}}{{ add (ceil .drainSeconds) 15 }}{{- end -}}
-
-{{/* Of a pod: (dict "top" $ "own" .Values.root). */}}
+{{/* Of a pod: (dict "top" $ "own" .Values.root "drain" seconds). */}}
 {{- define "hearth.pod" -}}
 {{- $top := .top -}}
 {{- $own := .own -}}
@@ -73,7 +70,8 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
-terminationGracePeriodSeconds: {{ include "hearth.grace" $own }}
+# What it is given to drain, and time to leave.
+terminationGracePeriodSeconds: {{ add (ceil .drain) 15 }}
 {{- with $own.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}

@@ -1,4 +1,4 @@
-"""What the chart's tests share: the chart installed with some values, and its objects to look at."""
+"""What the chart's tests share: the chart installed with some values, its objects to look at."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helm import Helm
 
 from hearth.common.settings import apply_environment
 
-TOP = Path(__file__).resolve().parents[2]
+TOP = Path(__file__).resolve().parents[1]
 CHART = TOP / "deploy" / "k8s" / "hearth"
 FOUR_PIS = TOP / "deploy" / "k8s" / "values-4pi.yaml"
 NAMESPACE = "home"
@@ -54,7 +54,7 @@ OPTIONS: dict[str, Object] = {
             "minWorkers": 3,
             "joinSeconds": 300,
             "waitSeconds": 45.5,
-            "shares": "2,1,1,1,1",
+            "pauseSeconds": 120,
             "context": 1000000,
             "sequences": 2,
             "lane": "grpc",
@@ -88,7 +88,6 @@ OPTIONS: dict[str, Object] = {
             "replicas": 4,
             "threads": 2,
             "memoryLimit": "1.5GiB",
-            "drainSeconds": 60,
             "minReadySeconds": 0,
             "cache": {"storageClass": "local-path", "size": "20Gi", "limit": "18GiB"},
             "resources": {"limits": {"memory": "2Gi", "cpu": 2}},
@@ -128,7 +127,7 @@ OPTIONS: dict[str, Object] = {
 
 @dataclass
 class Installed:
-    """A release, and what the cluster has of it; `test` is the pod of `helm test`, if there is one."""
+    """A release, and what the cluster has of it; `test` is the pod of `helm test`, if any."""
 
     objects: list[Object]
     notes: str

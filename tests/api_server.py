@@ -1,8 +1,8 @@
 """A Kubernetes API server as far as Helm needs one: it stores what it is sent, and runs nothing.
 
-Discovery, create, read, list by labels, replace, server-side apply (the whole object, without merging
-owners), delete. Knows the kinds of `KINDS` and answers 404 for any other path. No validation: that is
-what kubernetes-validate is for. Plain HTTP on the loopback.
+Discovery, create, read, list by labels, replace, server-side apply (the whole object, without
+merging owners), delete. Knows the kinds of `KINDS` and answers 404 for any other path. Validates
+nothing: that is what kubernetes-validate is for. Plain HTTP on the loopback.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ class ApiServer:
         """Deletes an object, as a person would."""
         with self._lock:
             found = [
-                at for at in self._objects if (at.namespace, at.kind, at.name) == (namespace, kind, name)
+                at
+                for at in self._objects
+                if (at.namespace, at.kind, at.name) == (namespace, kind, name)
             ]
             for at in found:
                 del self._objects[at]
