@@ -87,7 +87,7 @@ class Metrics:
             "hearth_token_gap_seconds", "Between two tokens of one request, pauses included.", _GAPS
         )
         self._pause = histogram(
-            "hearth_pause_seconds", "Requests waited for the cluster to serve again.", _SLOW
+            "hearth_pause_seconds", "From a worker's loss until requests went on.", _SLOW
         )
         self._tokens = Counter("hearth_tokens", "Tokens.", ["kind"], registry=self.registry)
         self._requests = Counter(

@@ -289,6 +289,9 @@ class Engine:
 
     def _on_resume(self, limits: Limits | None) -> None:
         cause = self._suspended or requests.formed_anew()
+        if self._paused_until is not None and self._metrics is not None:
+            since = self._paused_until - self._pause_seconds
+            self._metrics.paused(time.monotonic() - since)
         self._suspended = self._paused_until = None
         if limits is None or limits == self.limits:
             self._scheduler.rewind()

@@ -70,6 +70,8 @@ class EngineMetrics(Protocol):
 
     def request_refused(self, reason: str) -> None: ...
 
+    def paused(self, seconds: float) -> None: ...
+
     def request_done(
         self,
         outcome: str,

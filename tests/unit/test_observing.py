@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving_fakes import BOS, ByteTokenizer, FakeRunner, Greedy, script
 
-from hearth.common.errors import HearthError
+from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.root.engine import Engine
 from hearth.root.observing import Observer
@@ -145,6 +145,25 @@ def test_tokens_requests_and_memory_are_counted_as_they_come() -> None:
     assert 0 < available < seen[("hearth_memory_total_bytes",)]
     assert seen[("process_resident_memory_bytes",)] > 1 << 20
     assert math.isfinite(seen[("process_start_time_seconds",)])
+
+
+def test_the_engine_tells_how_long_requests_were_paused() -> None:
+    metrics = Metrics()
+    limits = Limits(context_size=16, max_pages=16, page_size=4, max_step_tokens=8, max_running=4)
+    engine = Engine(FakeRunner(), ByteTokenizer(), limits, metrics=metrics, pause_seconds=60)
+    engine.start()
+    try:
+        engine.resume()  # nothing was paused
+        lost = HearthError(Reason.WORKER_LOST, "a worker was lost")
+        assert engine.suspend(lost).wait(30)
+        engine.resume()
+        assert engine.suspend(lost, refuse=True).wait(30)  # refused, not paused
+        engine.resume()
+    finally:
+        assert engine.stop(drain=False)
+    seen = scrape(metrics)
+    assert seen[("hearth_pause_seconds_count",)] == 1
+    assert 0 <= seen[("hearth_pause_seconds_sum",)] < 60
 
 
 def test_the_engine_tells_of_every_request(caplog: pytest.LogCaptureFixture) -> None:
