@@ -101,7 +101,9 @@ int main(int argc, char** argv) {
     const size_t rows = (megabytes << 20) / row_bytes(type, kColumns) / kGroupRows * kGroupRows;
     std::vector<uint8_t> data(rows * row_bytes(type, kColumns));
     random_rows(type, {1, 0, rows, 0, kColumns, 0.02f}, data.data());
-    const Matrix matrix(type, rows, kColumns, data);
+    Arena arena;
+    const Matrix matrix(type, rows, kColumns, data, nullptr, &arena);
+    arena.gather(false);
     data = {};
     for (size_t tokens : {1, 4, 16, 64}) {
       const Speed speed = product(pool, kernels, matrix, tokens);

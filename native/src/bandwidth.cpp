@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "hearth/matrix.h"
+#include "hearth/memory.h"
 
 namespace hearth {
 namespace {
@@ -21,7 +21,7 @@ double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
   // Written first: untouched memory is all the same page of zeros. Then as weights lie, and read as
   // they are read: else the measure would be shorter than what is measured with it.
   std::fill_n(buffer.data(), buffer.size(), uint8_t{1});
-  buffer.gather();
+  buffer.gather(buffer.size(), false);
   const auto* words = reinterpret_cast<const uint64_t*>(buffer.data());
   const size_t lines = buffer.size() / 64;
   std::vector<uint64_t> totals(pool.size() * 8);

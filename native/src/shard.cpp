@@ -158,7 +158,7 @@ void Shard::load(const std::string& name, Type type, std::span<const uint8_t> da
       weight_bytes_ += data.size();
     } else {
       Matrix* matrix = matrix_slot(name);
-      *matrix = Matrix(type, rows, columns, data, &pool_);
+      *matrix = Matrix(type, rows, columns, data, &pool_, &arena_);
       weight_bytes_ += matrix->size_bytes();
     }
   } catch (const std::invalid_argument& error) {
@@ -167,20 +167,10 @@ void Shard::load(const std::string& name, Type type, std::span<const uint8_t> da
   loaded_[name] = true;
   if (loaded_.size() == expected_.size()) {
     try {
-      gathering_ = std::thread([this] { gather(); });
+      gathering_ = std::thread([this] { arena_.gather(closing_); });
     } catch (const std::system_error&) {  // no more threads to be had: it works as well without
     }
   }
-}
-
-void Shard::gather() {
-  for (const Layer& layer : layers_) {
-    for (const Matrix* matrix :
-         {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.w1, &layer.w3, &layer.w2})
-      matrix->gather(closing_);
-  }
-  embedding_.gather(closing_);
-  head_.gather(closing_);
 }
 
 void Shard::embed(std::span<const uint32_t> tokens, float* out) const {

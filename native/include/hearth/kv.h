@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "hearth/kernels.h"
-#include "hearth/matrix.h"
+#include "hearth/memory.h"
 
 namespace hearth {
 

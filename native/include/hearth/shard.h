@@ -119,7 +119,6 @@ class Shard {
   };
   class Pass;
 
-  void gather();
   Matrix* matrix_slot(const std::string& name);
   std::vector<float>* vector_slot(const std::string& name);
 
@@ -134,6 +133,7 @@ class Shard {
   std::vector<Layer> layers_;
   std::vector<float> norm_;
   Matrix embedding_, head_;
+  Arena arena_;  // of all matrices
   size_t weight_bytes_ = 0;
   std::vector<float> workspace_;  // grown to the largest step seen
   std::vector<int8_t> quantized_;
