@@ -265,6 +265,7 @@ HEALTHY = {
     f'hearth_node_compute_seconds_total{{{ROOT},rank="2",node="nuc"}}': "0+21x60",
     f'hearth_sync_seconds_sum{{{ROOT},phase="decode"}}': "0+10x60",
     f'hearth_step_seconds_sum{{{ROOT},phase="decode"}}': "0+40x60",
+    f'hearth_step_seconds_count{{{ROOT},phase="decode"}}': "0+400x60",
     f"hearth_memory_available_bytes{{{ROOT}}}": "500x60",
     f"hearth_memory_total_bytes{{{ROOT}}}": "2000x60",
     f'hearth_build_info{{{ROOT},version="1.2"}}': "1x60",
@@ -309,6 +310,14 @@ FAULTS: list[tuple[str, dict[str, str | None], set[str]]] = [
         "slow network",
         {f'hearth_sync_seconds_sum{{{ROOT},phase="decode"}}': "0+36x60"},
         {"HearthSyncDominates"},
+    ),
+    (
+        "slow network beside a small model",
+        {
+            f'hearth_sync_seconds_sum{{{ROOT},phase="decode"}}': "0+36x60",
+            f'hearth_step_seconds_count{{{ROOT},phase="decode"}}': "0+4000x60",
+        },
+        set(),
     ),
     ("memory", {f"hearth_memory_available_bytes{{{ROOT}}}": "60x60"}, {"HearthMemoryLow"}),
     (
