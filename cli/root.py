@@ -138,7 +138,9 @@ def run(options: argparse.Namespace) -> int:
             serving = True
             shown = f"[{host}]" if ":" in host else host
             print(f"hearth root listening on {shown}:{port}", flush=True)
-            stop.wait()
+            # Not for ever: a signal may be given to a thread that does not wake this one.
+            while not stop.wait(0.5):
+                pass
             log.info("draining, for %g s at most", options.drain_seconds)
         finally:
             supervisor.stop()

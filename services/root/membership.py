@@ -6,9 +6,9 @@ now is `decide`'s answer: form with these workers, wait (nothing runs), or serve
 
 The rules:
 
-1. Ranks are given in the order in which workers were first seen (a static list's own order), and
-   kept: a worker's slices belong to its rank. A worker that comes back at another address is known
-   by its name.
+1. Ranks are given by name at the start (of a static list: in its own order), then in the order in
+   which workers were first seen, and kept: a worker's slices belong to its rank. A worker that comes
+   back at another address is known by its name.
 2. Before the first forming, `needed` workers must be there.
 3. A lost worker is waited for, `wait_seconds`, for it has its slices in its cache and nothing moves
    when it comes back. One that left on purpose is not. After that the cluster is formed with what
@@ -249,7 +249,10 @@ class Membership:
         return self._after_loss(now)
 
     def _at_start(self, now: float) -> Decision:
-        rules, ready = self._rules, self._ready(now)
+        rules = self._rules
+        if not rules.static:
+            self._rank_by_name()
+        ready = self._ready(now)
         absent = [c for c in self.candidates if c not in ready and not c.drained]
         if len(ready) < rules.needed:
             first = next((f": {c.title}: {c.reason}" for c in absent), "")
@@ -270,6 +273,13 @@ class Membership:
             return Wait(now + ASK_SECONDS, problem)
         self._spare(ready, chosen)
         return Form(addresses(chosen), f"{len(chosen)} workers are there")
+
+    def _rank_by_name(self) -> None:
+        """Where a name or the LAN lists the workers, addresses may all be others after a power cut:
+        ranks by name, so that a root that starts anew finds the slices in the right caches."""
+        named = sorted(self._candidates.values(), key=lambda c: (not c.name, c.name, c.address))
+        for order, candidate in enumerate(named):
+            candidate.order = order
 
     def _after_loss(self, now: float) -> Decision:
         ready = self._ready(now)
@@ -302,7 +312,7 @@ class Membership:
         ready = self._ready(now)
         # Those that came last may be about to be followed by others.
         coming = [c for c in ready if now < c.ready_since + _JOIN_SECONDS]
-        chosen, misfit = self._choose(sorted([*members, *ready], key=lambda c: c.order))
+        chosen, misfit = self._choose([*members, *ready])
         self._spare(ready, chosen)
         until = now + ASK_SERVING_SECONDS
         joining = [c for c in chosen if c not in members]
@@ -322,12 +332,12 @@ class Membership:
     def _choose(self, candidates: list[Candidate]) -> tuple[list[Candidate], Misfit | None]:
         """As many of the candidates as have room for the model together; or why there are none.
 
-        A worker that lacks memory is left out, and told so.
+        Those who were in come first. A worker that lacks memory is left out, and told so.
         """
-        left = list(candidates)
+        left = sorted(candidates, key=lambda c: (not c.member, c.order))
         first: Misfit | None = None
         while True:
-            chosen = left[: self._rules.most]
+            chosen = sorted(left[: self._rules.most], key=lambda c: c.order)
             misfit = self._fit(tuple(map(member, chosen)))
             if misfit is None:
                 return chosen, None

@@ -1,0 +1,532 @@
+"""Who is in the cluster: each rule by its events, then random histories that hold invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from hearth.common.errors import HearthError, Reason
+from hearth.root.candidates import Decision, Form, Member, Misfit, Rules, Serve, State, Wait
+from hearth.root.membership import Membership
+
+GIB = 1 << 30
+LOST = Reason.WORKER_LOST
+
+
+def roomy(workers: tuple[Member, ...]) -> None:
+    """Any number of nodes has room."""
+
+
+def needs(total: int, root: int) -> Callable[[tuple[Member, ...]], Misfit | None]:
+    """A model of `total` bytes in equal parts, on a root with room for `root` of them."""
+
+    def fit(workers: tuple[Member, ...]) -> Misfit | None:
+        part = total / (1 + len(workers))
+        if root < part:
+            return Misfit("", f"the root has {root} of {part:g}")
+        for worker in workers:
+            if worker.room < part:
+                return Misfit(worker.address, f"{worker.title} has {worker.room} of {part:g}")
+        return None
+
+    return fit
+
+
+class Story:
+    """A membership and a clock; workers answer as the test says, decisions come true."""
+
+    def __init__(
+        self,
+        *static: str,
+        most: int = 3,
+        needed: int | None = None,
+        fit: Callable[[tuple[Member, ...]], Misfit | None] = roomy,
+    ) -> None:
+        rules = Rules(most, len(static) if needed is None else needed, static)
+        self.membership = Membership(rules, fit)
+        self.now = 0.0
+        self.busy = False
+        # What answers: (name, instance, room).
+        self.up: dict[str, tuple[str, str, int]] = {}
+        self.formed: list[tuple[str, ...]] = []
+
+    def start(self, *addresses: str, room: int = GIB, instance: str = "1") -> Story:
+        for address in addresses:
+            self.up[address] = (address.partition(":")[0], f"{address} {instance}", room)
+        return self
+
+    def answer(self) -> None:
+        for address in self.membership.due(self.now):
+            if address in self.up:
+                self.membership.described(address, *self.up[address], self.now)
+            else:
+                self.membership.unreachable(address, f"{address} is silent", self.now)
+
+    def decide(self) -> Decision:
+        return self.membership.decide(self.now, self.busy)
+
+    def run(self, seconds: float) -> Decision:
+        """Answers and does what is decided, for so long; the last decision."""
+        end = self.now + seconds
+        while True:
+            self.answer()
+            decision = self.decide()
+            while isinstance(decision, Form):
+                self.form(decision)
+                decision = self.decide()
+            if self.now >= end:
+                return decision
+            self.now = min(end, self.now + 0.25)
+
+    def form(self, decision: Form) -> None:
+        dead = next((worker for worker in decision.workers if worker not in self.up), None)
+        if dead is None:
+            self.membership.formed(decision.workers, self.now)
+            self.formed.append(decision.workers)
+        else:
+            self.membership.failed(dead, LOST, f"{dead} was lost", self.now)
+
+    def lose(self, address: str, on_purpose: bool = False) -> Story:
+        del self.up[address]
+        self.membership.lost(address, f"{address} was lost", on_purpose, self.now)
+        return self
+
+    def of(self, address: str) -> tuple[State, str]:
+        candidate = next(c for c in self.membership.candidates if c.address == address)
+        return candidate.shown, candidate.reason
+
+
+def serving(*static: str, **options: object) -> Story:
+    """A cluster of a static list that serves, and has for a while."""
+    story = Story(*static, **options)  # type: ignore[arg-type]
+    story.start(*static).run(20)
+    assert story.membership.serving == static
+    return story
+
+
+# The start.
+
+
+def test_a_static_list_waits_for_all_of_it() -> None:
+    story = Story("a:1", "b:1").start("a:1")
+    decision = story.run(20)
+    assert isinstance(decision, Wait)
+    assert "1 of 2" in decision.why
+    assert "b:1 is silent" in decision.why
+    story.start("b:1").run(1)
+    assert story.formed == [("a:1", "b:1")]
+
+
+def test_fewer_may_be_enough() -> None:
+    story = Story("a:1", "b:1", needed=1).start("b:1")
+    story.run(1)
+    assert story.formed == [("b:1",)]
+
+
+def test_no_workers_at_all() -> None:
+    assert isinstance(Story().decide(), Form)
+    assert isinstance(Story(needed=1).run(5), Wait)
+
+
+def test_those_that_are_just_being_asked_come_in_with_the_rest() -> None:
+    story = Story(needed=1)
+    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    assert set(story.membership.due(0.0)) == {"a:1", "b:1"}
+    story.membership.described("a:1", "a", "1", GIB, 0.1)
+    assert isinstance(story.membership.decide(0.1, False), Wait)
+    story.membership.described("b:1", "b", "2", GIB, 0.2)
+    assert story.membership.decide(0.2, False) == Form(("a:1", "b:1"), "2 workers are there")
+
+
+def test_one_that_never_answers_holds_nobody_up_for_long() -> None:
+    story = Story(needed=1)
+    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    story.membership.due(0.0)
+    story.membership.described("a:1", "a", "1", GIB, 0.1)
+    assert isinstance(story.membership.decide(0.2, False), Wait)
+    assert isinstance(story.membership.decide(4.0, False), Form)
+
+
+def test_a_worker_that_refuses_is_told_with_its_reason() -> None:
+    story = Story("a:1")
+    story.membership.due(0.0)
+    story.membership.refused("a:1", "it speaks version 9", 0.1)
+    decision = story.decide()
+    assert isinstance(decision, Wait)
+    assert "it speaks version 9" in decision.why
+    assert story.of("a:1") == (State.REFUSED, "it speaks version 9")
+
+
+def test_more_workers_than_kv_heads() -> None:
+    story = Story(needed=1, most=2).start("a:1", "b:1", "c:1")
+    story.membership.found("dns", ["a:1", "b:1", "c:1"], 0.0)
+    story.run(10)
+    assert story.formed == [("a:1", "b:1")]
+    state, reason = story.of("c:1")
+    assert state is State.READY
+    assert "KV heads allow 2" in reason
+
+
+def test_a_worker_without_the_memory_is_left_out_where_it_may_be() -> None:
+    story = Story(needed=1, fit=needs(3 * GIB, 2 * GIB))
+    story.start("a:1", "b:1").start("c:1", room=GIB // 2)
+    story.membership.found("dns", ["a:1", "b:1", "c:1"], 0.0)
+    story.run(5)
+    assert story.formed == [("a:1", "b:1")]
+    state, reason = story.of("c:1")
+    assert state is State.REFUSED
+    assert str(GIB // 2) in reason
+
+
+def test_two_addresses_of_one_worker_are_one_worker() -> None:
+    story = Story(needed=1)
+    story.up["10.0.0.1:1"] = story.up["[fd00::1]:1"] = ("a", "same", GIB)
+    story.membership.found("dns", ["10.0.0.1:1", "[fd00::1]:1"], 0.0)
+    story.run(10)
+    assert story.formed == [("10.0.0.1:1",)]
+    assert "the same worker as 10.0.0.1:1" in story.of("[fd00::1]:1")[1]
+
+
+# A loss.
+
+
+def test_a_lost_worker_is_waited_for_and_comes_back_at_its_rank() -> None:
+    story = serving("a:1", "b:1")
+    story.lose("a:1")
+    decision = story.run(29)
+    assert isinstance(decision, Wait)
+    assert "30 s" in decision.why
+    assert "a:1" in decision.why
+    assert story.of("a:1")[0] is State.LOST
+    story.start("a:1", instance="2").run(1)
+    assert story.formed == [("a:1", "b:1")] * 2
+
+
+def test_after_the_wait_the_rest_goes_on_without_it() -> None:
+    story = serving("a:1", "b:1")
+    story.lose("a:1").run(31)
+    assert story.formed[1:] == [("b:1",)]
+    assert story.of("a:1")[0] is State.UNREACHABLE
+    # And without anybody.
+    story.lose("b:1").run(31)
+    assert story.formed[2:] == [()]
+
+
+def test_where_the_rest_have_no_room_the_wait_goes_on() -> None:
+    story = serving("a:1", "b:1", fit=needs(3 * GIB, GIB))
+    decision = story.lose("a:1").run(600)
+    assert isinstance(decision, Wait)
+    assert f"the root has {GIB} of {1.5 * GIB:g}" in decision.why
+    story.start("a:1").run(1)
+    assert story.formed == [("a:1", "b:1")] * 2
+
+
+def test_who_comes_back_without_its_memory_is_still_waited_for() -> None:
+    story = serving("a:1", "b:1", fit=needs(2 * GIB, GIB))
+    story.lose("a:1").start("a:1", room=5)
+    decision = story.run(20)
+    assert isinstance(decision, Wait)
+    assert story.of("a:1")[0] is State.REFUSED
+    story.run(11)
+    assert story.formed[1:] == [("b:1",)]
+
+
+def test_two_losses_at_once_are_two_waits() -> None:
+    story = serving("a:1", "b:1")
+    story.lose("a:1")
+    del story.up["b:1"]  # and nobody noticed
+    assert isinstance(story.run(28), Wait)
+    assert {story.of(a)[0] for a in ("a:1", "b:1")} == {State.LOST}
+    story.start("b:1").run(1)
+    assert story.formed[1:] == []
+    story.start("a:1").run(1)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+def test_a_loss_of_nobody_in_particular() -> None:
+    story = serving("a:1", "b:1")
+    story.membership.lost("", "a step took too long", False, story.now)
+    story.run(1)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+def test_a_worker_that_leaves_on_purpose_is_not_waited_for() -> None:
+    story = serving("a:1", "b:1")
+    story.lose("a:1", on_purpose=True).run(1)
+    assert story.formed[1:] == [("b:1",)]
+    # Unless it is needed.
+    tight = serving("a:1", "b:1", fit=needs(3 * GIB, GIB))
+    assert isinstance(tight.lose("a:1", on_purpose=True).run(100), Wait)
+    tight.start("a:1").run(1)
+    assert tight.formed[1:] == [("a:1", "b:1")]
+
+
+def test_a_newcomer_does_not_move_the_weights_of_those_who_return() -> None:
+    story = serving("a:1", "b:1")
+    story.lose("a:1").start("z:1")
+    story.membership.found("dns", ["z:1"], story.now)
+    story.run(1)
+    story.start("a:1").run(1)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+def test_a_worker_that_dies_at_once_again_and_again_is_left_out_for_a_while() -> None:
+    story = serving("a:1", "b:1")
+    for _ in range(12):
+        if story.membership.serving == ("a:1", "b:1"):
+            story.lose("a:1").start("a:1")
+        story.run(0.75)
+    assert story.membership.serving == ("b:1",)
+    assert "times just after it came in" in story.of("a:1")[1]
+    story.run(60)
+    assert story.membership.serving == ("a:1", "b:1")
+
+
+def test_a_worker_killed_now_and_then_is_always_taken_back() -> None:
+    story = serving("a:1", "b:1")
+    for _ in range(20):
+        story.run(1.5)
+        assert story.membership.serving == ("a:1", "b:1")
+        story.lose("a:1").start("a:1").run(1)
+    assert set(story.formed) == {("a:1", "b:1")}
+
+
+def test_a_forming_that_fails_for_nobody_s_fault_is_tried_again_more_and_more_slowly() -> None:
+    story = Story("a:1").start("a:1")
+    tries = 0
+    while story.now < 60:
+        story.answer()
+        if isinstance(story.decide(), Form):
+            tries += 1
+            story.membership.failed("", Reason.INTERNAL, "a bad disk", story.now)
+            decision = story.decide()
+            assert isinstance(decision, Wait)
+            assert decision.why == "a bad disk"
+        story.now += 0.25
+    assert 5 < tries < 15
+
+
+def test_a_worker_that_forming_refuses_is_left_out_and_asked_again() -> None:
+    story = serving("a:1")
+    story.start("b:1")
+    story.membership.found("dns", ["b:1"], story.now)
+    while not isinstance(decision := story.decide(), Form):
+        story.now += 0.25
+        story.answer()
+    assert decision.workers == ("a:1", "b:1")
+    story.membership.failed("b:1", Reason.BAD_SHARD, "it cannot", story.now)
+    story.run(2)
+    assert story.membership.serving == ("a:1",)
+    assert story.of("b:1") == (State.REFUSED, "it cannot")
+    story.run(20)
+    assert story.membership.serving == ("a:1", "b:1")
+
+
+# Coming in while the cluster serves.
+
+
+def test_a_new_worker_is_taken_in_when_no_request_runs() -> None:
+    story = serving("a:1")
+    story.busy = True
+    story.start("b:1")
+    story.membership.found("mdns", ["b:1"], story.now)
+    assert isinstance(story.run(600), Serve)
+    state, reason = story.of("b:1")
+    assert state is State.READY
+    assert "when no request runs" in reason
+    story.busy = False
+    story.run(1)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+def test_one_that_was_in_before_is_taken_in_even_if_requests_never_end() -> None:
+    story = serving("a:1", "b:1")
+    story.lose("a:1").run(31)
+    assert story.membership.serving == ("b:1",)
+    story.busy = True
+    story.start("a:1")
+    assert isinstance(story.run(50), Serve)
+    story.run(15)
+    assert story.membership.serving == ("a:1", "b:1")
+
+
+def test_several_that_come_together_come_in_once() -> None:
+    story = serving("a:1", most=5)
+    story.start("b:1")
+    story.membership.found("dns", ["b:1"], story.now)
+    story.run(1)
+    story.start("c:1")
+    story.membership.found("dns", ["b:1", "c:1"], story.now)
+    story.run(10)
+    assert story.formed[1:] == [("a:1", "b:1", "c:1")]
+
+
+def test_a_worker_at_a_new_address_has_its_old_rank() -> None:
+    story = Story(needed=2)
+    story.up = {"10.0.0.1:1": ("w0", "x", GIB), "10.0.0.2:1": ("w1", "y", GIB)}
+    story.membership.found("dns", list(story.up), 0.0)
+    story.run(5)
+    assert story.formed == [("10.0.0.1:1", "10.0.0.2:1")]
+    story.lose("10.0.0.1:1")
+    story.up["10.0.0.9:1"] = ("w0", "z", GIB)
+    story.membership.found("dns", list(story.up), story.now)
+    story.run(2)
+    assert story.formed[1:] == [("10.0.0.9:1", "10.0.0.2:1")]
+    assert {c.address for c in story.membership.candidates} == {"10.0.0.9:1", "10.0.0.2:1"}
+
+
+def test_what_no_source_lists_is_forgotten_once_it_is_gone() -> None:
+    story = Story(needed=1).start("a:1")
+    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    story.run(5)
+    story.membership.found("dns", [], story.now)
+    story.run(5)
+    assert [c.address for c in story.membership.candidates] == ["a:1"]  # it serves all the same
+    story.lose("a:1").run(31)
+    assert story.membership.candidates == []
+    assert story.membership.serving == ()
+
+
+# Draining.
+
+
+def test_a_drained_worker_is_out_until_it_is_restarted() -> None:
+    story = serving("a:1", "b:1")
+    story.busy = True
+    story.membership.drain("a", False, story.now)
+    story.run(100)
+    assert story.formed[1:] == [("b:1",)]
+    assert story.of("a:1") == (State.DRAINED, "taken out on purpose")
+    story.busy = False
+    story.run(100)
+    assert story.formed[2:] == []
+    story.start("a:1", instance="2").run(10)
+    assert story.formed[2:] == [("a:1", "b:1")]
+
+
+def test_a_drained_worker_may_be_let_in_again() -> None:
+    story = serving("a:1", "b:1")
+    story.membership.drain("a:1", False, story.now)
+    story.run(10)
+    story.membership.drain("a:1", True, story.now)
+    story.run(10)
+    assert story.formed[1:] == [("b:1",), ("a:1", "b:1")]
+
+
+def test_a_worker_that_is_needed_cannot_be_drained() -> None:
+    story = serving("a:1", "b:1", fit=needs(3 * GIB, GIB))
+    with pytest.raises(HearthError, match=f"a .a:1. cannot be taken out: .* {GIB} of") as error:
+        story.membership.drain("a:1", False, story.now)
+    assert error.value.reason == "OUT_OF_MEMORY"
+    assert isinstance(story.run(10), Serve)
+    assert len(story.formed) == 1
+
+
+def test_draining_nobody() -> None:
+    story = serving("a:1")
+    with pytest.raises(HearthError, match=r"no worker is called 'c'.*a:1"):
+        story.membership.drain("c", False, story.now)
+
+
+class Histories(RuleBasedStateMachine):
+    """Any order of starts, deaths, drains and answers that come late."""
+
+    addresses = ("a:1", "b:1", "c:1", "d:1")
+
+    @initialize(static=st.integers(0, 3), rooms=st.lists(st.integers(1, 4), min_size=4, max_size=4))
+    def begin(self, static: int, rooms: list[int]) -> None:
+        self.rooms = dict(zip(self.addresses, rooms, strict=True))
+        self.fit = needs(4, 2)
+        self.story = Story(*self.addresses[:static], most=2, needed=min(static, 2), fit=self.fit)
+        self.instance = 0
+
+    @rule(address=st.sampled_from(addresses))
+    def start(self, address: str) -> None:
+        if address not in self.story.up:
+            self.instance += 1
+            room = self.rooms[address]
+            self.story.start(address, room=room, instance=str(self.instance))
+
+    @rule(address=st.sampled_from(addresses), on_purpose=st.booleans(), noticed=st.booleans())
+    def die(self, address: str, on_purpose: bool, noticed: bool) -> None:
+        if address in self.story.up:
+            if address in (self.story.membership.serving or ()) and noticed:
+                self.story.lose(address, on_purpose)
+            elif address not in (self.story.membership.serving or ()):
+                del self.story.up[address]
+
+    @rule(listed=st.sets(st.sampled_from(addresses)), source=st.sampled_from(("dns", "mdns")))
+    def list(self, listed: set[str], source: str) -> None:
+        self.story.membership.found(source, listed, self.story.now)
+
+    @rule(address=st.sampled_from(addresses), undo=st.booleans())
+    def drain(self, address: str, undo: bool) -> None:
+        try:
+            self.story.membership.drain(address, undo, self.story.now)
+        except HearthError as error:
+            assert error.reason in ("INVALID_ARGUMENT", "OUT_OF_MEMORY")
+
+    @rule()
+    def break_nobody(self) -> None:
+        if self.story.membership.serving is not None:
+            self.story.membership.lost("", "a step took too long", False, self.story.now)
+
+    @rule(seconds=st.floats(0, 40), busy=st.booleans())
+    def pass_time(self, seconds: float, busy: bool) -> None:
+        self.story.busy = busy
+        self.step(seconds)
+
+    def step(self, seconds: float) -> None:
+        end = self.story.now + seconds
+        while self.story.now < end:
+            self.story.answer()
+            decision = self.story.decide()
+            if isinstance(decision, Form):
+                self.check(decision)
+                self.story.form(decision)
+            else:
+                assert decision.until > self.story.now
+            self.story.now += 0.5
+
+    def check(self, decision: Form) -> None:
+        known = {c.address: c for c in self.story.membership.candidates}
+        chosen = [known[address] for address in decision.workers]
+        assert len(chosen) <= 2
+        assert not any(c.drained for c in chosen)
+        assert [c.order for c in chosen] == sorted({c.order for c in chosen})
+        assert decision.workers != self.story.membership.serving
+        instances = [c.instance for c in chosen]
+        assert len(instances) == len(set(instances))
+        members = tuple(Member(c.address, c.title, c.room) for c in chosen)
+        # A static list is formed as it is, and told by forming what it lacks.
+        if self.story.formed:
+            assert self.fit(members) is None
+
+    def teardown(self) -> None:
+        """Whatever was: left alone, with everyone up, all that have a place are in."""
+        if not hasattr(self, "story"):
+            return
+        story, membership = self.story, self.story.membership
+        membership.found("dns", self.addresses, story.now)
+        membership.found("mdns", [], story.now)
+        for address in self.addresses:
+            self.rooms[address] = 4
+            if address in (membership.serving or ()) and address not in story.up:
+                membership.lost(address, "noticed at last", False, story.now)
+            story.start(address, room=4, instance="last")
+        story.busy = False
+        for candidate in membership.candidates:
+            membership.drain(candidate.address, True, story.now)
+        self.step(700)
+        assert membership.serving is not None
+        assert len(membership.serving) == 2
+        orders = [c.order for c in membership.candidates if c.state is State.IN]
+        assert orders == sorted(orders)
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
