@@ -250,6 +250,9 @@ HEALTHY = {
     f"up{{{WORKER}}}": "1x60",
     f"up{{{OTHER}}}": "1x60",
     f"hearth_cluster_serving{{{ROOT}}}": "1x60",
+    # A worker has all metrics too, and knows of no cluster.
+    f"hearth_cluster_serving{{{WORKER}}}": "0x60",
+    f"hearth_queue_depth{{{WORKER}}}": "0x60",
     f"hearth_worker_losses_total{{{ROOT}}}": "0x60",
     f"process_start_time_seconds{{{WORKER}}}": "1000x60",
     f'hearth_requests_total{{{ROOT},outcome="eos"}}': "0+60x60",
