@@ -7,8 +7,8 @@ now is `decide`'s answer: form with these workers, wait (nothing runs), or serve
 The rules:
 
 1. Ranks are given by name at the start (of a static list: in its own order), then in the order in
-   which workers were first seen, and kept: a worker's slices belong to its rank. A worker that comes
-   back at another address is known by its name.
+   which workers were first seen, and kept: a worker's slices belong to its rank. A worker that
+   comes back at another address is known by its name.
 2. Before the first forming, `needed` workers must be there.
 3. A lost worker is waited for, `wait_seconds`, for it has its slices in its cache and nothing moves
    when it comes back. One that left on purpose is not. After that the cluster is formed with what
