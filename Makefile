@@ -99,7 +99,7 @@ test-python: $(DONE)/installed $(DONE)/test $(DONE)/deploy $(if $(PARITY),$(DONE
 
 chart-test: $(DONE)/installed $(DONE)/test $(DONE)/deploy
 	@echo "hearth: tests of the chart"
-	@$(BIN)/python -m pytest -q tests/deploy -k chart $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q tests/deploy/test_chart*.py $(PYTEST_ARGS)
 
 # Prometheus (promtool) is installed where that is ours to do; without it those tests are skipped.
 deploy-test: $(DONE)/installed $(DONE)/test
