@@ -76,7 +76,8 @@ class Part:
         """Ends writing; what is there stays for a later stream (a private part does not)."""
         if self._file >= 0:
             if self._private:
-                self._path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
             os.close(self._file)
             self._file = -1
 
@@ -175,7 +176,8 @@ class SliceCache:
             problem = str(error)
         if problem:
             log.warning("cache: dropping %s (%s): it will be fetched again", path.name, problem)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that is read-only now, or a folder
+                path.unlink()
         return not problem
 
     def _open_part(self, identity: bytes, size: int) -> Part:

@@ -190,3 +190,9 @@ def test_identities_are_names_that_cannot_leave_the_folder(tmp_path: Path) -> No
     (path,) = (tmp_path / "cache").iterdir()
     assert path.suffix == ".slice"
     assert time.time() - path.stat().st_mtime < 60
+
+
+def test_a_slice_that_cannot_be_removed_is_only_absent(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path)
+    (tmp_path / f"{identity(1).hex()}.slice").mkdir()  # as a read-only disk, for the superuser too
+    assert read(cache, 1, 100) is None
