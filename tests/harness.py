@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,10 +28,17 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 class ServiceProcess:
     """A `hearth` service that says "hearth NAME listening on ADDRESS"; `end` it by its id."""
 
-    def __init__(self, *arguments: str, log: Path, environ: Mapping[str, str] = _NOTHING) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        log: Path,
+        environ: Mapping[str, str] = _NOTHING,
+        before: Sequence[str] = (),
+    ) -> None:
+        """before: a command that runs the service, ("ip", "netns", "exec", NAME)."""
         self.log = log
         self.process = subprocess.Popen(
-            [*_HEARTH, *arguments],
+            [*before, *_HEARTH, *arguments],
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             env=clean_environ(environ),
@@ -73,12 +80,18 @@ class ServiceProcess:
 class WorkerProcess(ServiceProcess):
     """A `hearth worker` of one thread on a free port of the loopback, unless options say other."""
 
-    def __init__(self, *options: str, log: Path, environ: Mapping[str, str] = _NOTHING) -> None:
+    def __init__(
+        self,
+        *options: str,
+        log: Path,
+        environ: Mapping[str, str] = _NOTHING,
+        before: Sequence[str] = (),
+    ) -> None:
         settings = ["--listen", "127.0.0.1:0", "--threads", "1"]
         settings += ["--exit-with-parent", str(os.getpid())]
         if "--cache-dir" not in options:
             settings += ["--cache-dir", "none"]
-        super().__init__("worker", *settings, *options, log=log, environ=environ)
+        super().__init__("worker", *settings, *options, log=log, environ=environ, before=before)
 
 
 def clean_environ(more: Mapping[str, str] = _NOTHING) -> dict[str, str]:
