@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import subprocess
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -68,6 +69,56 @@ def eventually(what: str, look: Callable[[], T | None], seconds: float = 90) -> 
             return found
         assert time.monotonic() < until, f"not within {seconds:g} s: {what}; the last: {found!r}"
         time.sleep(0.5)
+
+
+class Telling:
+    """A command whose text is read as it comes, with the time that passed between its pieces."""
+
+    def __init__(self, command: list[str], environ: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._read = b""
+        self.longest_pause = 0.0
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._listen, name="telling")
+        self._thread.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        last = None
+        while piece := os.read(self._process.stdout.fileno(), 65536):
+            now = time.monotonic()
+            with self._changed:
+                self.longest_pause = max(self.longest_pause, now - (last or now))
+                self._read += piece
+                self._changed.notify_all()
+            last = now
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def until(self, count: int, seconds: float = 120) -> None:
+        """Waits for so many bytes; they must come before the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(self._read) >= count, seconds)
+            assert len(self._read) >= count and not self._ended, self._read
+
+    def finish(self, seconds: float = 240) -> str:
+        """The whole text, without the line's end, of a command that ended well."""
+        try:
+            self._process.wait(seconds)
+        finally:
+            self._process.kill()
+            self._thread.join()
+            problem = self._process.stderr.read() if self._process.stderr else b""
+        assert self._process.returncode == 0, problem.decode()
+        return self._read.decode().rstrip("\n")
 
 
 class Stack:
@@ -152,15 +203,10 @@ class Stack:
         """`hearth ARGUMENTS` in the client's container."""
         return self.compose("run", "--rm", "-T", "hearth", *arguments, seconds=seconds, check=check)
 
-    def begin_client(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """The same, not waited for; its standard output is a pipe."""
-        return subprocess.Popen(
-            [*self._compose, "run", "--rm", "-T", "hearth", *arguments],
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    def begin_client(self, *arguments: str) -> Telling:
+        """The same, not waited for."""
+        command = [*self._compose, "run", "--rm", "-T", "hearth", *arguments]
+        return Telling(command, self.environ)
 
     def containers(self, service: str, *options: str) -> list[str]:
         """Ids of a service's running containers."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -250,43 +250,34 @@ def test_no_alert_fires_where_all_is_well(stack: Stack, traffic: None) -> None:
 # -- faults ----------------------------------------------------------------------------------------
 
 
-def begin_long(stack: Stack) -> tuple[subprocess.Popen[bytes], bytes]:
-    """A generation that has begun to print, and what it has printed."""
-    process = stack.begin_client("generate", *LONG)
-    assert process.stdout is not None
-    begun = b""
-    while len(begun) < len(PROMPT) + 40:
-        piece = os.read(process.stdout.fileno(), 4096)
-        if not piece:
-            _, problem = process.communicate()
-            raise AssertionError(f"it ended after {begun!r}: {problem.decode()}")
-        begun += piece
-    return process, begun
-
-
-def finish(process: subprocess.Popen[bytes], begun: bytes) -> str:
-    rest, problem = process.communicate(timeout=180)
-    assert process.returncode == 0, problem.decode()
-    return (begun + rest).decode().rstrip("\n")
-
-
-def test_a_killed_worker_changes_no_text(stack: Stack, expected: str) -> None:
+def test_killed_workers_change_no_text(stack: Stack, expected: str) -> None:
+    """HEARTH_KILLS times (3): at a random moment a random worker is killed, and started again."""
     stack.wait_until_serving()
     lost, formed = (stack.total(f"hearth_{name}_total") for name in ("worker_losses", "formations"))
-    process, begun = begin_long(stack)
-    victim = stack.containers("worker")[1]
-    docker("kill", victim)
-    # The engine does not restart what its owner killed.
-    docker("start", victim)
-    assert len(begun.decode()) < len(expected) / 2
-    assert finish(process, begun) == expected
-    stack.wait_until_serving()
-    eventually("the loss counted", lambda: stack.total("hearth_worker_losses_total") > lost)
-    eventually("the forming counted", lambda: stack.total("hearth_formations_total") > formed)
-    expression = dict(expressions())["Began to serve"]
+    kills = int(os.environ.get("HEARTH_KILLS", "3"))
+    chance = random.Random(4)
+    pauses = []
+    for _ in range(kills):
+        telling = stack.begin_client("generate", *LONG)
+        telling.until(chance.randrange(40, len(expected) * 3 // 4))
+        victim = chance.choice(stack.containers("worker"))
+        docker("kill", victim)
+        # The engine does not restart what its owner killed.
+        docker("start", victim)
+        assert telling.finish() == expected
+        pauses.append(telling.longest_pause)
+        stack.wait_until_serving()
+    print(f"\n{kills} kills, longest pauses: {', '.join(f'{p:.1f}' for p in sorted(pauses))} s")
+    eventually("losses counted", lambda: stack.total("hearth_worker_losses_total") > lost)
+    eventually("formings counted", lambda: stack.total("hearth_formations_total") > formed)
+    assert stack.total("hearth_pause_seconds_count") > 0
     now = time.time()
     told = stack.prometheus(
-        "query_range", query=expression, start=str(now - 120), end=str(now), step="5"
+        "query_range",
+        query=dict(expressions())["Began to serve"],
+        start=str(now - 120),
+        end=str(now),
+        step="5",
     )
     assert told["result"], "the dashboard's annotation shows nothing of it"
     assert generate(stack) == expected
@@ -294,20 +285,22 @@ def test_a_killed_worker_changes_no_text(stack: Stack, expected: str) -> None:
 
 def test_a_crashed_worker_is_started_again(stack: Stack, expected: str) -> None:
     stack.wait_until_serving()
-    process, begun = begin_long(stack)
+    telling = stack.begin_client("generate", *LONG)
+    telling.until(80)
     victim = stack.containers("worker")[0]
     os.kill(inspect(victim)["State"]["Pid"], signal.SIGKILL)
-    assert finish(process, begun) == expected
+    assert telling.finish() == expected
     eventually("a restart", lambda: inspect(victim)["RestartCount"] == 1)
     stack.wait_until_serving()
 
 
 def test_a_stopped_root_lets_its_requests_end(stack: Stack, expected: str) -> None:
     stack.wait_until_serving()
-    process, begun = begin_long(stack)
+    telling = stack.begin_client("generate", *LONG)
+    telling.until(80)
     (root,) = stack.containers("root")
     docker("stop", "--time", "30", root)
-    assert finish(process, begun) == expected
+    assert telling.finish() == expected
     assert inspect(root)["State"]["ExitCode"] == 0
     docker("start", root)
     stack.wait_until_serving()
