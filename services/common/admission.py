@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 MOST_LINES = 20
 WINDOW_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
-# New connections are looked at ten times a second at most; of a flood, some are.
-_BETWEEN_SECONDS = 0.1
+# New connections are looked at so often, and so many at once; of a flood, some are.
+_LOOKS_A_SECOND = 10.0
+_MOST_LOOKS = 20.0
 
 # ("192.168.1.7", 40950)
 Peer = tuple[str, int]
@@ -92,7 +93,9 @@ class Handshakes:
         # since when, and how they began.
         self._known: set[Peer] = set()
         self._young: dict[Peer, tuple[float, bytes]] = {}
-        self._looked = float("-inf")
+        # How many looks may be had at once, as of when.
+        self._looks = _MOST_LOOKS
+        self._looked = time.monotonic()
         self._stopped = False
         self._thread = threading.Thread(target=self._watch, name="tls-watch", daemon=True)
 
@@ -113,9 +116,12 @@ class Handshakes:
         """A handshake has begun; called by gRPC, and must never fail or wait."""
         try:
             now = time.monotonic()
-            if now - self._looked < _BETWEEN_SECONDS:
-                return  # a look costs milliseconds where hundreds are connected
-            self._looked = now
+            # A look costs milliseconds where hundreds are connected.
+            earned = self._looks + (now - self._looked) * _LOOKS_A_SECOND
+            self._looks, self._looked = min(_MOST_LOOKS, earned), now
+            if self._looks < 1:
+                return
+            self._looks -= 1
             found = connections(self._port, peek=True)
             with self._changed:
                 self._known &= found.keys()
