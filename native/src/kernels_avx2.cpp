@@ -3,8 +3,10 @@
 
 #include "kernels_avx2.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace hearth {
 namespace {
@@ -158,17 +160,20 @@ void score_tile(const AttendArgs& a, size_t head, size_t slot) {
   const size_t size = a.head_size, wide = size / 8 * 8;
   const float* q = a.q + head * size;
   __m256 sums[kSlots][4];
-  for (size_t s = 0; s < kSlots; ++s) {
-    for (__m256& sum : sums[s]) sum = _mm256_setzero_ps();
-  }
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 4 * kSlots; ++i) sums[i / 4][i % 4] = _mm256_setzero_ps();
   for (size_t i = 0; i < wide; i += 8) {
     __m256 key[kSlots];
+#pragma GCC unroll 4
     for (size_t s = 0; s < kSlots; ++s) key[s] = load8<kType>(a.keys, (slot + s) * size + i);
+#pragma GCC unroll 4
     for (size_t h = 0; h < kHeads; ++h) {
       const __m256 query = _mm256_loadu_ps(q + h * size + i);
+#pragma GCC unroll 4
       for (size_t s = 0; s < kSlots; ++s) sums[s][h] = _mm256_fmadd_ps(query, key[s], sums[s][h]);
     }
   }
+#pragma GCC unroll 4
   for (size_t s = 0; s < kSlots; ++s) {
     alignas(16) float scores[4];
     _mm_store_ps(scores, sum_four(sums[s][0], sums[s][1], sums[s][2], sums[s][3]));
@@ -187,25 +192,42 @@ void score_heads(const AttendArgs& a, size_t head) {
   if (s < a.slots) score_tile<kType, kHeads, 1>(a, head, s);
 }
 
+// The largest of the eight; a NaN is passed over, as by the comparison in the scalar twin.
+float largest_of(__m256 v) {
+  alignas(32) float all[8];
+  _mm256_store_ps(all, v);
+  float largest = all[0];
+  for (float each : all) largest = each > largest ? each : largest;
+  return largest;
+}
+
 // scratch = e^(score - largest); returns how much what was summed before shrinks.
 float weigh(const AttendArgs& a, size_t head) {
   float* scores = a.scratch + head * a.slots;
-  float largest = a.largest[head];
-  for (size_t s = 0; s < a.slots; ++s) largest = scores[s] > largest ? scores[s] : largest;
-  const float shrink = std::exp(a.largest[head] - largest);
-  float sum = a.sum[head] * shrink;
-  size_t s = 0;
-  for (; s + 8 <= a.slots; s += 8) {
-    const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + s), _mm256_set1_ps(largest)));
+  const size_t whole = a.slots / 8 * 8;
+  // The rest stands in a vector of its own, behind it scores whose weight is nothing.
+  alignas(32) float rest[8];
+  std::fill_n(rest, 8, -std::numeric_limits<float>::infinity());
+  std::memcpy(rest, scores + whole, (a.slots - whole) * sizeof(float));
+  __m256 top = _mm256_max_ps(_mm256_load_ps(rest), _mm256_set1_ps(a.largest[head]));
+  for (size_t s = 0; s < whole; s += 8) top = _mm256_max_ps(_mm256_loadu_ps(scores + s), top);
+  const float largest = largest_of(top);
+  const __m256 offset = _mm256_set1_ps(largest);
+  __m256 sums = _mm256_setzero_ps();
+  for (size_t s = 0; s < whole; s += 8) {
+    const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + s), offset));
     _mm256_storeu_ps(scores + s, e);
-    sum += sum_in_order(e);
+    sums = _mm256_add_ps(sums, e);
   }
-  for (; s < a.slots; ++s) {
-    scores[s] = std::exp(scores[s] - largest);
-    sum += scores[s];
+  if (whole < a.slots) {
+    _mm256_store_ps(rest, exp8(_mm256_sub_ps(_mm256_load_ps(rest), offset)));
+    std::fill_n(rest + (a.slots - whole), 8 - (a.slots - whole), 0.0f);
+    std::memcpy(scores + whole, rest, (a.slots - whole) * sizeof(float));
+    sums = _mm256_add_ps(sums, _mm256_load_ps(rest));
   }
+  const float shrink = std::exp(a.largest[head] - largest);
   a.largest[head] = largest;
-  a.sum[head] = sum;
+  a.sum[head] = a.sum[head] * shrink + sum_in_order(sums);
   return shrink;
 }
 
@@ -214,7 +236,9 @@ float weigh(const AttendArgs& a, size_t head) {
 template <Type kType, size_t kHeads, size_t kWide>
 void mix_tile(const AttendArgs& a, size_t head, const float* shrink, size_t i) {
   __m256 acc[kHeads][kWide];
+#pragma GCC unroll 4
   for (size_t h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
     for (size_t k = 0; k < kWide; ++k) {
       const float* at = a.out + (head + h) * a.head_size + i + 8 * k;
       acc[h][k] = _mm256_mul_ps(_mm256_loadu_ps(at), _mm256_set1_ps(shrink[h]));
@@ -222,23 +246,33 @@ void mix_tile(const AttendArgs& a, size_t head, const float* shrink, size_t i) {
   }
   for (size_t s = 0; s < a.slots; ++s) {
     __m256 value[kWide];
+#pragma GCC unroll 4
     for (size_t k = 0; k < kWide; ++k)
       value[k] = load8<kType>(a.values, s * a.head_size + i + 8 * k);
+#pragma GCC unroll 4
     for (size_t h = 0; h < kHeads; ++h) {
       const __m256 weight = _mm256_broadcast_ss(a.scratch + (head + h) * a.slots + s);
+#pragma GCC unroll 4
       for (size_t k = 0; k < kWide; ++k) acc[h][k] = _mm256_fmadd_ps(weight, value[k], acc[h][k]);
     }
   }
+#pragma GCC unroll 4
   for (size_t h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
     for (size_t k = 0; k < kWide; ++k)
       _mm256_storeu_ps(a.out + (head + h) * a.head_size + i + 8 * k, acc[h][k]);
   }
 }
 
+// kWide vectors of a head at a time: with kHeads of them, eight sums.
 template <Type kType, size_t kHeads>
-void mix_heads(const AttendArgs& a, size_t head, const float* shrink) {
+void mix_heads(const AttendArgs& a, size_t head) {
+  constexpr size_t kWide = kHeads == 4 ? 2 : 4;
+  float shrink[kHeads];
+  for (size_t h = 0; h < kHeads; ++h) shrink[h] = weigh(a, head + h);
   size_t i = 0;
-  for (; i + 32 <= a.head_size; i += 32) mix_tile<kType, kHeads, 4>(a, head, shrink, i);
+  for (; i + 8 * kWide <= a.head_size; i += 8 * kWide)
+    mix_tile<kType, kHeads, kWide>(a, head, shrink, i);
   for (; i + 8 <= a.head_size; i += 8) mix_tile<kType, kHeads, 1>(a, head, shrink, i);
   for (; i < a.head_size; ++i) {
     for (size_t h = 0; h < kHeads; ++h) {
@@ -256,15 +290,13 @@ void mix_heads(const AttendArgs& a, size_t head, const float* shrink) {
 template <Type kType>
 void attend(const AttendArgs& a) {
   size_t h = 0;
-  for (; h + 4 <= a.heads; h += 4) score_heads<kType, 4>(a, h);
-  for (; h < a.heads; ++h) score_heads<kType, 1>(a, h);
-  for (h = 0; h + 2 <= a.heads; h += 2) {
-    const float shrink[2] = {weigh(a, h), weigh(a, h + 1)};
-    mix_heads<kType, 2>(a, h, shrink);
+  for (; h + 4 <= a.heads; h += 4) {
+    score_heads<kType, 4>(a, h);
+    mix_heads<kType, 4>(a, h);
   }
-  if (h < a.heads) {
-    const float shrink[1] = {weigh(a, h)};
-    mix_heads<kType, 1>(a, h, shrink);
+  for (; h < a.heads; ++h) {
+    score_heads<kType, 1>(a, h);
+    mix_heads<kType, 1>(a, h);
   }
 }
 
