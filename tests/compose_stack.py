@@ -140,6 +140,7 @@ class Stack:
             "HEARTH_ROOT_MEMORY": "768m",
             "HEARTH_WORKER_MEMORY": "640m",
             "HEARTH_MIN_WORKERS": str(WORKERS),
+            "HEARTH_WAIT_SECONDS": "10",
             "PROMETHEUS_IMAGE": PROMETHEUS_IMAGE,
             "PROMETHEUS_PORT": str(self.prometheus_port),
             **more,

@@ -294,6 +294,17 @@ def test_a_crashed_worker_is_started_again(stack: Stack, expected: str) -> None:
     stack.wait_until_serving()
 
 
+def test_text_goes_on_without_a_worker_that_is_gone_for_good(stack: Stack, expected: str) -> None:
+    stack.wait_until_serving()
+    telling = stack.begin_client("generate", *LONG)
+    telling.until(80)
+    docker("rm", "--force", stack.containers("worker")[0])
+    assert telling.finish() == expected
+    print(f"\ngone for good, longest pause: {telling.longest_pause:.1f} s")
+    stack.wait_until_serving(workers=WORKERS - 1)
+    stack.up()  # and in comes a new one
+
+
 def test_a_stopped_root_lets_its_requests_end(stack: Stack, expected: str) -> None:
     stack.wait_until_serving()
     telling = stack.begin_client("generate", *LONG)
@@ -309,10 +320,10 @@ def test_a_stopped_root_lets_its_requests_end(stack: Stack, expected: str) -> No
 def test_containers_made_anew_find_their_weights(stack: Stack, expected: str) -> None:
     stack.down(volumes=False)
     stack.up()
-    source = 'sum by (source) (hearth_weight_bytes_total{job="hearth-root",source="%s"})'
-    eventually("a scrape", lambda: stack.query(source % "cache"))
-    assert stack.total(source % "cache") > 1 << 20
-    assert stack.total(source % "network") == 0
+    _, *workers = stack.cluster()["nodes"]
+    for node in workers:
+        assert int(node.get("weight_bytes_from_network", 0)) == 0
+        assert int(node["weight_bytes_from_cache"]) == int(node["weight_bytes"]) > 1 << 20
     assert generate(stack) == expected
 
 
