@@ -391,3 +391,15 @@ def test_the_notes_fetch_a_clients_files(installed: Look, tmp_path: Path) -> Non
         asked = (tmp_path / "hearth-tls" / file).read_text()
         escaped = file.replace(".", r"\.")
         assert asked == f"get secret -n home hearth-client-tls -o jsonpath={{.data['{escaped}']}}"
+
+
+def test_the_readmes_commands_are_ours(installed: Look) -> None:
+    readme = (CHART / "README.md").read_text()
+    commands = re.findall(r"^(?:kubectl exec deploy/hearth-root -- )?hearth (.+)$", readme, re.M)
+    assert [command.split()[0] for command in commands] == ["certs", "cluster"]
+    for command in commands:
+        parse(shlex.split(command), {})
+    drained = parse(shlex.split(commands[1]), {}).worker
+    assert drained.startswith(name_of(installed("four pis").one("StatefulSet", "-worker")) + "-")
+    given = set(re.findall(r"tls\.existingSecrets\.(\w+)=", readme))
+    assert given == {"root", "worker", "client"}
