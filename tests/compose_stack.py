@@ -23,6 +23,8 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 SERVICES = ("certs", "root", "worker", "prometheus")
 WORKERS = 3
+# For how long a lost worker is waited for.
+WAIT_SECONDS = 10
 # Grafana's image comes from a registry; Prometheus is made from Debian's package.
 PROMETHEUS_IMAGE = "hearth-test-prometheus"
 PROMETHEUS_DOCKERFILE = """
@@ -140,7 +142,7 @@ class Stack:
             "HEARTH_ROOT_MEMORY": "768m",
             "HEARTH_WORKER_MEMORY": "640m",
             "HEARTH_MIN_WORKERS": str(WORKERS),
-            "HEARTH_WAIT_SECONDS": "10",
+            "HEARTH_WAIT_SECONDS": str(WAIT_SECONDS),
             "PROMETHEUS_IMAGE": PROMETHEUS_IMAGE,
             "PROMETHEUS_PORT": str(self.prometheus_port),
             **more,

@@ -19,6 +19,7 @@ import pytest
 from compose_stack import (
     PROMETHEUS_DOCKERFILE,
     PROMETHEUS_IMAGE,
+    WAIT_SECONDS,
     WORKERS,
     Stack,
     docker,
@@ -303,6 +304,20 @@ def test_text_goes_on_without_a_worker_that_is_gone_for_good(stack: Stack, expec
     print(f"\ngone for good, longest pause: {telling.longest_pause:.1f} s")
     stack.wait_until_serving(workers=WORKERS - 1)
     stack.up()  # and in comes a new one
+
+
+def test_a_worker_stopped_on_purpose_is_not_waited_for(stack: Stack, expected: str) -> None:
+    stack.wait_until_serving()
+    telling = stack.begin_client("generate", *LONG)
+    telling.until(80)
+    victim = stack.containers("worker")[0]
+    docker("stop", "--time", "30", victim)
+    assert telling.finish() == expected
+    assert inspect(victim)["State"]["ExitCode"] == 0
+    print(f"\nstopped on purpose, longest pause: {telling.longest_pause:.1f} s")
+    assert telling.longest_pause < WAIT_SECONDS
+    docker("start", victim)
+    stack.wait_until_serving()
 
 
 def test_a_stopped_root_lets_its_requests_end(stack: Stack, expected: str) -> None:
