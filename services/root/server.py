@@ -4,6 +4,8 @@ The thread runs the event loop, so that the main thread is free for signals.
 """
 
 import asyncio
+import functools
+import logging
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
@@ -21,6 +23,7 @@ from hearth.common.channels import (
     refuse_exposed,
     server_options,
 )
+from hearth.common.errors import HearthError
 from hearth.common.health import HealthPort
 from hearth.common.security import ApiKeys, Security
 from hearth.root.engine import Engine
@@ -35,6 +38,13 @@ from hearth.root.service import (
     Unreadable,
 )
 from hearth.v1 import root_pb2, root_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+# How soon it is noticed that gRPC has closed the port.
+_LOOK_SECONDS = 0.2
+# How long calls may last on a server whose port it closed: as long as they like.
+_LEAVE_SECONDS = 1e6
 
 
 class RootServer:
@@ -74,6 +84,8 @@ class RootServer:
         self._max_streams = max_streams
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_grace: asyncio.Future[float] | None = None
+        # The one that listens is the last; before it those that gRPC has closed, while calls last.
+        self._servers: list[grpc.aio.Server] = []
         self._started: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="hearth-root-grpc", daemon=True)
 
@@ -102,8 +114,10 @@ class RootServer:
                 raise
             self._started.set_exception(error)
 
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _make(
+        self, checker: health.aio.HealthServicer, address: str
+    ) -> tuple[grpc.aio.Server, int]:
+        """A server that is not started yet, and its port."""
         server = grpc.aio.server(
             interceptors=[self._gate, Unreadable()],
             options=server_options(MAX_CLIENT_MESSAGE_BYTES, 2 * self._max_streams),
@@ -111,7 +125,6 @@ class RootServer:
             maximum_concurrent_rpcs=2 * self._max_streams,
         )
         root_pb2_grpc.add_RootServiceServicer_to_server(self._service, server)
-        checker = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         if is_loopback(self._listen):
             reflection.enable_server_reflection(
@@ -123,7 +136,42 @@ class RootServer:
             credentials = self._security.server_credentials(
                 self._certificates, self._handshakes.began
             )
-        port = bind(cast(grpc.Server, server), self._listen, credentials)
+        return server, bind(cast(grpc.Server, server), address, credentials)
+
+    async def _keep_up(
+        self, server: grpc.aio.Server, checker: health.aio.HealthServicer, address: str
+    ) -> None:
+        """Opens the port again when gRPC has closed it.
+
+        It does when its loop falls over a call that it cannot read, by a name that is no UTF-8 for
+        instance. Calls that run go on, on the server of before.
+        """
+        while True:
+            try:
+                await server.wait_for_termination(_LOOK_SECONDS)
+                continue
+            except Exception as error:
+                log.warning("gRPC closed the root's port, opening it again: %r", error)
+            left = asyncio.create_task(server.stop(_LEAVE_SECONDS))
+            left.add_done_callback(functools.partial(self._forget, server))
+            while True:
+                try:
+                    server, _ = self._make(checker, address)
+                    break
+                except HearthError as error:
+                    log.warning("the root's port is not free yet: %s", error)
+                    await asyncio.sleep(_LOOK_SECONDS)
+            self._servers.append(server)
+            await server.start()
+
+    def _forget(self, server: grpc.aio.Server, _: asyncio.Task[None]) -> None:
+        self._servers.remove(server)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        checker = health.aio.HealthServicer()
+        server, port = self._make(checker, self._listen)
+        self._servers.append(server)
         probes = HealthPort(self._health_address, SERVICE) if self._health_address else None
         if self._handshakes is not None:
             self._handshakes.start(port)
@@ -136,8 +184,11 @@ class RootServer:
         unsubscribe = self._cluster.subscribe(wake)
         self._loop, self._stop_grace = loop, loop.create_future()
         watch = loop.create_task(self._watch_health(checker, changed, probes))
+        address = f"{self._listen.rpartition(':')[0]}:{port}"
+        keep_up = None
         try:
             await server.start()
+            keep_up = loop.create_task(self._keep_up(server, checker, address))
             self._started.set_result(port)
             grace = await self._stop_grace
             await checker.enter_graceful_shutdown()
@@ -148,8 +199,12 @@ class RootServer:
         finally:
             unsubscribe()
             watch.cancel()
+            if keep_up is not None:
+                keep_up.cancel()
             # What is left was given its time; this only sends the last statuses out.
-            await server.stop(0.2)
+            for server in [*self._servers]:
+                with suppress(UnicodeDecodeError):  # what gRPC fell over, once more
+                    await server.stop(0.2)
             self._service.close()
             if self._handshakes is not None:
                 self._handshakes.stop()

@@ -239,3 +239,26 @@ def test_noise_on_every_port(cluster: Cluster) -> None:
         assert service.process.poll() is None
         assert "terminate called" not in log
         assert "Segmentation" not in log
+
+
+def test_a_call_by_a_name_that_is_no_text(start_root: Callable[..., ServiceProcess]) -> None:
+    """gRPC's asyncio server ends at such a call, found by the noise above: it is opened again."""
+    root = start_root("--model", "demo")
+    port = int(root.address.rpartition(":")[2])
+    bad = PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, headers(b"/\xff\xb5"))
+    with Client(root.address) as client:
+        expected = client.generate_text("Once", max_tokens=300)
+        stream = client.generate("Once", max_tokens=300)
+        text = next(stream)
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(bad)
+                connection.settimeout(5)
+                with suppress(OSError):
+                    connection.recv(1000)
+                time.sleep(0.5)
+            with Client(root.address) as other:
+                assert other.generate_text("Once", max_tokens=8, timeout=60)
+        assert text + "".join(stream) == expected
+    assert "opening it again" in root.log.read_text()
+    assert root.end() == 0
