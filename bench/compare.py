@@ -5,6 +5,9 @@ medians over the rounds, with the lowest and highest. llama.cpp is the package l
 built for this CPU in an environment of its own (build/compare), which this program makes.
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
+
+What it measures replaces what an earlier run on this machine measured of the same shape, weights and
+threads; the page and the plots are made from all there is.
 """
 
 import argparse
@@ -21,10 +24,14 @@ from typing import Any
 import report
 
 from hearth import _native
+from hearth.converter import open_model
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "compare"
 PACKAGES = ("llama-cpp-python", "gguf", "numpy", "matplotlib")
+# Both sides with the same instructions. Where a CPU has no more than these it is the native build; where
+# it has AMX, llama.cpp's native build (of llama-cpp-python 0.3.36) ends with a segmentation fault.
+AVX2 = ("NATIVE=OFF", "AVX=ON", "AVX2=ON", "FMA=ON", "F16C=ON", "BMI2=ON")
 
 
 @dataclass
@@ -76,7 +83,11 @@ def environment() -> Path:
     if not python.exists():
         print("making an environment with llama.cpp, built for this CPU", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", BUILD / "venv"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        environ = dict(os.environ)
+        if _native.instruction_set() == "avx2":
+            environ["CMAKE_ARGS"] = " ".join(f"-DGGML_{option}" for option in AVX2)
+        command = [python, "-m", "pip", "install", "-q", *PACKAGES]
+        subprocess.run(command, check=True, env=environ)
     return python
 
 
@@ -108,6 +119,8 @@ def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -
             Side(f"Hearth, {threads} nodes, mesh q80", [*hearth, *nodes, "--sync-type", "q80"])
         )
         found.append(Side(f"Hearth, {threads} nodes, grpc", [*hearth, *nodes, "--lane", "grpc"]))
+        nodes = ["--nodes", str(2 * threads), "--threads", "1"]
+        found.append(Side(f"Hearth, {2 * threads} nodes, mesh", [*hearth, *nodes]))
     return found
 
 
@@ -134,13 +147,32 @@ def measure(
         "shape": shape,
         "weights": weights,
         "threads": threads,
-        "weight_bytes": path.stat().st_size,
+        "prompt_tokens": options.prompt_tokens,
+        "new_tokens": options.new_tokens,
+        "rounds": options.rounds,
+        "bytes_per_token": bytes_per_token(path),
         "memory_gb_per_second": statistics.median(bandwidth),
         "sides": [
             {"label": side.label, "engine": side.engine, **figures(side.runs, options)}
             for side in running
         ],
     }
+
+
+def bytes_per_token(path: Path) -> int:
+    """Bytes of weights that one decode step reads."""
+    model = open_model(str(path))
+    try:
+        names = [
+            name for name in model.spec.tensor_names() if model.spec.tied or name != "embedding"
+        ]
+        return sum(
+            model.spec.tensor_shape(name)[0]
+            * _native.row_bytes(model.tensor_type(name), model.spec.tensor_shape(name)[1])
+            for name in names
+        )
+    finally:
+        model.close()
 
 
 def figures(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
@@ -188,24 +220,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     python = environment()
-    results = {
-        "machine": machine(),
-        "prompt_tokens": options.prompt_tokens,
-        "new_tokens": options.new_tokens,
-        "rounds": options.rounds,
-        "runs": [
-            measure(shape, weights, threads, options, python)
-            for shape in options.shapes
-            for weights in options.weights
-            for threads in options.threads
-        ],
-    }
     data = BUILD / "results.json"
-    data.write_text(json.dumps(results))
+    results: dict[str, Any] = {"machine": machine(), "runs": []}
+    if data.exists():
+        before = json.loads(data.read_text())
+        if before["machine"] == results["machine"]:
+            results = before
+    for shape in options.shapes:
+        for weights in options.weights:
+            for threads in options.threads:
+                keep(results["runs"], measure(shape, weights, threads, options, python))
+                data.write_text(json.dumps(results))
     report.write_markdown(results, options.out / "benchmarks.md")
     command = [str(python), str(HERE / "plots.py"), str(data), str(options.out / "benchmarks")]
     subprocess.run(command, check=True)
+
+
+def keep(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:
+    """Puts `run` in the place of an earlier one of the same kind, or at the end."""
+    kind = [run[name] for name in ("shape", "weights", "threads")]
+    for number, other in enumerate(runs):
+        if [other[name] for name in ("shape", "weights", "threads")] == kind:
+            runs[number] = run
+            return
+    runs.append(run)
 
 
 if __name__ == "__main__":

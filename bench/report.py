@@ -12,11 +12,13 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
         "",
         "Written by `bench/compare.py`; do not edit. Every round runs each side once, in turn, on",
         "the same GGUF file with random weights of the shape named; figures are medians with the",
-        f"lowest and highest of {results['rounds']} rounds, after a warm-up. "
-        f"Prefill: {results['prompt_tokens']} tokens; decode: {results['new_tokens']} tokens.",
+        "lowest and highest of all rounds, after a warm-up. The share of memory counts the weights that a",
+        "decode step reads, against reading memory with as many threads in the same run. Sync is what a",
+        "step takes beyond the root's own computing: lane, waiting for other nodes, and Python.",
         "",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
-        f"Hearth's kernels: {machine['kernels']}. KV cache in f16 on all sides.",
+        f"Hearth's kernels: {machine['kernels']}, and llama.cpp built for the same instructions. "
+        "KV cache in f16 on all sides.",
         "",
     ]
     for run in results["runs"]:
@@ -35,18 +37,19 @@ def table(run: dict[str, Any]) -> list[str]:
     lines = [
         f"## {run['shape']}, {run['weights']}, {run['threads']} threads in all",
         "",
-        f"So many threads read {run['memory_gb_per_second']:.1f} GB/s of memory (same run).",
+        f"Prefill of {run['prompt_tokens']} tokens, then decode of {run['new_tokens']}; "
+        f"{run['rounds']} rounds. Memory is read at {run['memory_gb_per_second']:.1f} GB/s.",
         "",
         "| side | prefill tokens/s | against llama.cpp | decode tokens/s | against llama.cpp | "
-        "sync ms/token |",
-        "|---|---|---|---|---|---|",
+        "of memory | sync ms/token |",
+        "|---|---|---|---|---|---|---|",
     ]
     base = run["sides"][0]
     for side in run["sides"]:
         sync = f"{side['sync_ms']:.2f}" if "sync_ms" in side else ""
         lines.append(
             f"| {side['label']} | {spread(side['prefill'])} | {ratio(side, base, 'prefill')} | "
-            f"{spread(side['decode'])} | {ratio(side, base, 'decode')} | {sync} |"
+            f"{spread(side['decode'])} | {ratio(side, base, 'decode')} | {share(side, run)} | {sync} |"
         )
     return [*lines, ""]
 
@@ -55,6 +58,12 @@ def spread(values: list[float]) -> str:
     """ "39.9 (38.1 to 40.2)"."""
     middle, low, high = values
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+def share(side: dict[str, Any], run: dict[str, Any]) -> str:
+    """ "85 %": weights read in a second of decode, of what memory gives."""
+    read = side["decode"][0] * run["bytes_per_token"] * 1e-9
+    return f"{100 * read / run['memory_gb_per_second']:.0f} %"
 
 
 def ratio(side: dict[str, Any], base: dict[str, Any], what: str) -> str:

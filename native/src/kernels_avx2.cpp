@@ -264,10 +264,9 @@ void mix_tile(const AttendArgs& a, size_t head, const float* shrink, size_t i) {
   }
 }
 
-// kWide vectors of a head at a time: with kHeads of them, eight sums.
 template <Type kType, size_t kHeads>
 void mix_heads(const AttendArgs& a, size_t head) {
-  constexpr size_t kWide = kHeads == 4 ? 2 : 4;
+  constexpr size_t kWide = 4;
   float shrink[kHeads];
   for (size_t h = 0; h < kHeads; ++h) shrink[h] = weigh(a, head + h);
   size_t i = 0;
@@ -290,14 +289,10 @@ void mix_heads(const AttendArgs& a, size_t head) {
 template <Type kType>
 void attend(const AttendArgs& a) {
   size_t h = 0;
-  for (; h + 4 <= a.heads; h += 4) {
-    score_heads<kType, 4>(a, h);
-    mix_heads<kType, 4>(a, h);
-  }
-  for (; h < a.heads; ++h) {
-    score_heads<kType, 1>(a, h);
-    mix_heads<kType, 1>(a, h);
-  }
+  for (; h + 4 <= a.heads; h += 4) score_heads<kType, 4>(a, h);
+  for (; h < a.heads; ++h) score_heads<kType, 1>(a, h);
+  for (h = 0; h + 2 <= a.heads; h += 2) mix_heads<kType, 2>(a, h);
+  if (h < a.heads) mix_heads<kType, 1>(a, h);
 }
 
 void to_f16(const float* x, size_t size, uint16_t* out) {
