@@ -7,6 +7,8 @@
 #   make fuzz            random bytes for everything that reads bytes from outside (needs clang)
 #   make chart-test      the Helm chart alone (part of make test)
 #   make deploy-test     the image and compose.yaml for real (needs a running Docker with Compose)
+#   make survival        three nodes that lose a machine in every way (as root: cut cables too)
+#   make soak SECONDS=N  mixed load while a worker is killed every two minutes (3600 unless given)
 #   make lint            everything that reads code without running it
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
@@ -15,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test lint bench fresh-test clean distclean help
+.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -135,6 +137,14 @@ build/buf/node_modules/.bin/buf:
 	@mkdir -p build/buf
 	@$(call quietly,install-buf,npm install --silent --no-save --prefix build/buf @bufbuild/buf@1.75.0)
 
+STORIES ?= kill gone stop root $(if $(filter 0,$(shell id -u)),cable)
+survival: $(DONE)/installed $(DONE)/test
+	@$(BIN)/python tests/survival/survive.py $(STORIES)
+
+SECONDS ?= 3600
+soak: $(DONE)/installed $(DONE)/test
+	@$(BIN)/python tests/survival/soak.py $(SECONDS)
+
 bench: build/native-release/build.ninja
 	@$(call quietly,build-bench,$(BIN)/cmake --build --preset release --target bench_kernels)
 	@build/native-release/native/bench_kernels $(BENCH_ARGS)
@@ -203,4 +213,4 @@ distclean: clean
 	rm -rf $(VENV)
 
 help:
-	@sed -n '3,13s/^#   //p' Makefile
+	@sed -n '3,16s/^#   //p' Makefile

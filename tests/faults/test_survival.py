@@ -1,0 +1,288 @@
+"""What becomes of a cluster when workers stay away, come, or are taken out: real processes.
+
+`make survival` tells the long stories: many kills, stopped processes, cut cables.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import ServiceProcess, free_port, hearth
+
+from hearth.client import Client, ClusterUnavailable, HearthError
+from hearth.v1 import root_pb2
+
+Start = Callable[..., ServiceProcess]
+PROMPT = "Once upon a time"
+SECONDS = 60.0
+
+
+@pytest.fixture
+def serve(start_root: Start) -> Iterator[Callable[..., Client]]:
+    """Starts a root of the demo model; a client of it."""
+    clients: list[Client] = []
+
+    def start(*options: str) -> Client:
+        root = start_root("--model", "demo", "--kv-type", "f32", *options)
+        clients.append(Client(root.address, timeout=SECONDS))
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+def story(client: Client, tokens: int = 200) -> list[int]:
+    with client.generate(PROMPT, max_tokens=tokens, ignore_eos=True, timeout=SECONDS) as stream:
+        for _ in stream:
+            pass
+    return stream.token_ids
+
+
+class Telling:
+    """A story that runs meanwhile."""
+
+    def __init__(self, client: Client, tokens: int) -> None:
+        self._stream = client.generate(PROMPT, max_tokens=tokens, ignore_eos=True, timeout=SECONDS)
+        assert next(self._stream)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for _ in self._stream:
+                pass
+        except Exception as error:
+            self._error = error
+
+    def end(self) -> list[int]:
+        """All its tokens; raises what ended it otherwise."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._stream.token_ids
+
+
+def until(
+    client: Client, ready: Callable[[root_pb2.ClusterStatus], bool]
+) -> root_pb2.ClusterStatus:
+    for status in client.watch_cluster(timeout=SECONDS):
+        if ready(status):
+            return status
+    raise AssertionError("the root stopped telling")
+
+
+def serves_with(*workers: ServiceProcess) -> Callable[[root_pb2.ClusterStatus], bool]:
+    """Serving, with exactly these in rank order."""
+
+    def ready(status: root_pb2.ClusterStatus) -> bool:
+        nodes = [node.address for node in status.nodes[1:]]
+        serving = status.state == root_pb2.CLUSTER_STATE_SERVING
+        return serving and nodes == [worker.address for worker in workers]
+
+    return ready
+
+
+def candidate(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> root_pb2.Candidate:
+    return next(item for item in status.candidates if item.address == worker.address)
+
+
+def test_a_worker_gone_for_good_is_divided_around_and_taken_in_again(
+    start_worker: Start, serve: Callable[..., Client], tmp_path: Path
+) -> None:
+    caches = [("--cache-dir", str(tmp_path / f"cache{n}")) for n in (1, 2)]
+    one, two = (start_worker("--name", f"node{n}", *caches[n - 1]) for n in (1, 2))
+    client = serve("--workers", one.address, two.address, "--wait-seconds", "1")
+    wanted = story(client, 600)
+    telling = Telling(client, 600)
+    one.kill()
+    until(client, serves_with(two))
+    away = root_pb2.CANDIDATE_STATE_UNREACHABLE
+    until(client, lambda status: candidate(status, one).state == away)
+    assert telling.end() == wanted  # on two nodes from there on
+    shown = hearth("cluster", "--root", client.address)
+    assert shown.returncode == 0
+    line = next(line for line in shown.stdout.splitlines() if one.address in line)
+    assert line.startswith(f"worker node1 ({one.address}) [static]: out, ")
+    assert "cannot be reached" in line or "was lost" in line
+    assert f"worker node2 ({two.address}) [static]: in" in shown.stdout
+
+    again = start_worker("--listen", one.address, "--name", "node1", *caches[0])
+    status = until(client, serves_with(again, two))
+    # At its old rank: its slices were in its cache.
+    assert status.nodes[1].weight_bytes_from_network == 0
+    assert story(client, 600) == wanted
+
+
+def test_draining_a_worker(start_worker: Start, serve: Callable[..., Client]) -> None:
+    one, two = (start_worker("--name", f"node{n}") for n in (1, 2))
+    client = serve("--workers", one.address, two.address)
+    wanted = story(client, 600)
+    telling = Telling(client, 600)
+    drained = hearth("cluster", "drain", "node2", "--root", client.address)
+    assert drained.returncode == 0, drained.stderr
+    assert f"worker node2 ({two.address}) [static]: out, drained" in drained.stdout
+    assert telling.end() == wanted
+    assert serves_with(one)(client.cluster())
+    assert two.end() == 0  # nobody minds
+
+    refused = hearth("cluster", "drain", "node9", "--root", client.address)
+    assert refused.returncode == 1
+    assert "no worker is called 'node9'" in refused.stderr
+    # Restarted, it comes in again by itself.
+    again = start_worker("--listen", two.address, "--name", "node2")
+    until(client, serves_with(one, again))
+    # What was taken out can be let in without that.
+    client.drain_worker(one.address)
+    assert serves_with(again)(client.cluster())
+    client.drain_worker(one.address, undo=True)
+    until(client, serves_with(one, again))
+    assert story(client, 600) == wanted
+
+
+def test_a_worker_that_is_needed_is_not_drained(
+    start_worker: Start, serve: Callable[..., Client]
+) -> None:
+    worker = start_worker()
+    client = serve("--workers", worker.address, "--memory-limit", "8MiB", "--context", "512")
+    with pytest.raises(HearthError, match=r"cannot be taken out: the root has 8.0 MiB") as error:
+        client.drain_worker(worker.address)
+    assert error.value.reason == "OUT_OF_MEMORY"
+    assert len(story(client)) == 200
+
+
+def test_a_worker_that_is_needed_is_waited_for_with_numbers(
+    start_worker: Start, serve: Callable[..., Client]
+) -> None:
+    """The rest have no room: requests wait beyond --wait-seconds, and are told what is lacking."""
+    worker = start_worker()
+    client = serve(
+        *("--workers", worker.address, "--memory-limit", "8MiB", "--context", "512"),
+        *("--wait-seconds", "1", "--pause-seconds", "30"),
+    )
+    wanted = story(client, 400)
+    telling = Telling(client, 400)
+    worker.kill()
+    status = until(client, lambda status: "8.0 MiB" in status.reason)
+    assert status.state == root_pb2.CLUSTER_STATE_DEGRADED
+    start_worker("--listen", worker.address)
+    assert telling.end() == wanted
+
+
+def test_a_worker_stopped_by_its_owner_is_not_waited_for(
+    start_worker: Start, serve: Callable[..., Client]
+) -> None:
+    """SIGTERM, as a container's stop: the rest goes on at once."""
+    one, two = start_worker(), start_worker()
+    client = serve("--workers", one.address, two.address, "--wait-seconds", "3600")
+    wanted = story(client, 600)
+    telling = Telling(client, 600)
+    one.process.send_signal(signal.SIGTERM)
+    until(client, serves_with(two))
+    assert telling.end() == wanted
+    assert one.end() == 0
+
+
+def test_a_root_that_is_killed_finds_its_workers_again(
+    start_worker: Start, start_root: Start, tmp_path: Path
+) -> None:
+    workers = [start_worker("--cache-dir", str(tmp_path / f"cache{n}")) for n in (1, 2)]
+    options = ("--model", "demo", "--workers", *(worker.address for worker in workers))
+    texts = []
+    for turn in range(3):
+        root = start_root(*options)
+        with Client(root.address, timeout=SECONDS) as client:
+            sent = [node.weight_bytes_from_network for node in client.cluster().nodes[1:]]
+            assert not turn or sent == [0, 0]
+            texts.append(story(client))
+        root.kill()
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_workers_of_a_dns_name(start_worker: Start, serve: Callable[..., Client]) -> None:
+    """The name lists addresses, and the root asks each of them."""
+    port = free_port()
+    dns = ("--workers-dns", f"localhost:{port}", "--wait-seconds", "1")
+    worker = start_worker("--listen", f"127.0.0.1:{port}", "--name", "node1")
+    client = serve(*dns)
+    assert serves_with(worker)(client.cluster())
+    listed = json.loads(hearth("cluster", "--json", "--root", client.address).stdout)
+    found = {item["address"]: item for item in listed["candidates"]}
+    assert found[worker.address]["sources"] == ["dns"]
+    assert found[worker.address]["state"] == "CANDIDATE_STATE_IN"
+    assert len(story(client)) == 200
+
+
+def test_too_few_workers_in_time(start_root: Start) -> None:
+    ran = hearth(
+        *("root", "--model", "demo", "--listen", "127.0.0.1:0"),
+        *("--workers-dns", f"localhost:{free_port()}", "--join-seconds", "1"),
+    )
+    assert ran.returncode == 1
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("hearth: ")
+    assert "cannot be reached" in last
+    assert "--join-seconds" in last
+    many = hearth("root", "--model", "demo", "--listen", "127.0.0.1:0", "--min-workers", "9")
+    assert many.returncode == 2
+    assert "more than the 3 workers" in many.stderr
+
+
+def test_workers_that_announce_themselves(
+    start_worker: Start, serve: Callable[..., Client]
+) -> None:
+    """mDNS, over the loopback's multicast; a second worker comes in when no request runs."""
+    one = start_worker("--announce", "--name", "node1")
+    client = serve("--workers-mdns", "--insecure", "--context", "2000")
+    assert one.address in [node.address for node in client.cluster().nodes]
+    telling = Telling(client, 1000)
+    two = start_worker("--announce", "--name", "node2")
+    status = until(client, lambda status: "when no request runs" in candidate_of(status, two))
+    assert serves_with(one)(status)
+    assert len(telling.end()) == 1000
+    # In the order in which they were seen.
+    until(client, serves_with(one, two))
+    assert two.end() == 0
+    until(client, serves_with(one))
+
+
+def candidate_of(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> str:
+    return next((c.reason for c in status.candidates if c.address == worker.address), "")
+
+
+def test_new_requests_are_refused_until_the_first_forming(
+    start_worker: Start, start_root: Start
+) -> None:
+    """Before a start is over nobody knows what there will be room for."""
+    port, late = free_port(), free_port()
+    answers: list[Exception | list[int]] = []
+
+    def ask() -> None:
+        deadline = time.monotonic() + SECONDS
+        with Client(f"127.0.0.1:{port}", timeout=SECONDS) as client:
+            while time.monotonic() < deadline:
+                try:
+                    answers.append(story(client, 5))
+                    return
+                except ClusterUnavailable as error:
+                    answers.append(error)
+                except HearthError:
+                    pass  # nothing listens yet
+                time.sleep(0.1)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    starting = threading.Timer(3.0, lambda: start_worker("--listen", f"127.0.0.1:{late}"))
+    starting.start()
+    start_root("--model", "demo", "--listen", f"127.0.0.1:{port}", "--workers", f"127.0.0.1:{late}")
+    starting.join()
+    asking.join()
+    assert isinstance(answers[0], ClusterUnavailable)
+    assert isinstance(answers[-1], list)

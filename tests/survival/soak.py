@@ -1,0 +1,138 @@
+"""`make soak SECONDS=3600`: mixed load while a worker is killed every two minutes.
+
+    python tests/survival/soak.py SECONDS [SECONDS BETWEEN KILLS]
+
+Requests short and long, of several at once, some cancelled, some read slowly. Fails for a text that
+is not the undisturbed one, and for a request without an end. Prints memory, descriptors and threads
+of the root and of the worker that is never killed, at the start (a minute in) and at the end.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+from scene import Scene
+
+from hearth.client import Cancelled, Client, QueueFull
+
+READERS = 3
+PROMPTS = (
+    "Once upon a time",
+    "The dog and the cat",
+    "Lily went to the park with her mom. They saw a big",
+    "Tom had a red ball. " * 12,
+)
+LENGTHS = (5, 40, 200, 600)
+# No request takes so long, pauses included; one that does has no end.
+MOST_SECONDS = 180.0
+
+
+class Reader:
+    """One client, one request after another, until told to stop."""
+
+    def __init__(self, address: str, seed: int, wanted: dict[tuple[str, int], list[int]]) -> None:
+        self._address = address
+        self._draw = random.Random(seed)
+        self._wanted = wanted
+        self._stopping = threading.Event()
+        self.done = self.cancelled = self.refused = 0
+        self.longest = 0.0
+        self.wrong: list[str] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(MOST_SECONDS + 10)
+        if self._thread.is_alive():
+            self.wrong.append("a request has no end")
+
+    def _run(self) -> None:
+        with Client(self._address) as client:
+            while not self._stopping.is_set():
+                prompt, length = self._draw.choice(PROMPTS), self._draw.choice(LENGTHS)
+                try:
+                    self._one(client, prompt, length)
+                except Cancelled:
+                    self.cancelled += 1
+                except QueueFull:
+                    self.refused += 1
+                except Exception as error:
+                    self.wrong.append(f"{type(error).__name__}: {error}")
+
+    def _one(self, client: Client, prompt: str, length: int) -> None:
+        cancel_at = self._draw.randrange(length) if self._draw.random() < 0.15 else None
+        slow = self._draw.random() < 0.2
+        last = time.monotonic()
+        with client.generate(
+            prompt, max_tokens=length, ignore_eos=True, timeout=MOST_SECONDS
+        ) as stream:
+            for _ in stream:
+                now = time.monotonic()
+                self.longest = max(self.longest, now - last)
+                if slow:
+                    time.sleep(0.05)
+                if cancel_at is not None and len(stream.token_ids) > cancel_at:
+                    stream.cancel()
+                last = time.monotonic()
+        self.done += 1
+        if stream.token_ids != self._wanted[prompt, length]:
+            self.wrong.append(f"another text after {prompt[:20]!r}, {length} tokens")
+
+
+def footprint(pid: int) -> str:
+    """Resident memory, descriptors and threads of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    resident = int(fields["VmRSS"].split()[0]) / 1024
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return f"{resident:.1f} MiB, {descriptors} descriptors, {fields['Threads'].strip()} threads"
+
+
+def main() -> int:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3600.0
+    between = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
+    with Scene(2, "--sequences", "4") as scene:
+        wanted = {}
+        for prompt in PROMPTS:
+            for length in LENGTHS:
+                with scene.client.generate(prompt, max_tokens=length, ignore_eos=True) as stream:
+                    for _ in stream:
+                        pass
+                wanted[prompt, length] = stream.token_ids
+        readers = [Reader(scene.root.address, seed, wanted) for seed in range(READERS)]
+        began = time.monotonic()
+        kills = 0
+        services = {"root": scene.root.pid, "worker 2": scene.worker(2).pid}
+        time.sleep(min(60.0, seconds / 2))
+        for name, pid in services.items():
+            print(f"after {time.monotonic() - began:.0f} s, {name}: {footprint(pid)}", flush=True)
+        while time.monotonic() - began < seconds:
+            scene.kill(1)
+            scene.start_worker(1)
+            kills += 1
+            left = seconds - (time.monotonic() - began)
+            time.sleep(max(0.0, min(between, left)))
+        for reader in readers:
+            reader.stop()
+        time.sleep(3)
+        for name, pid in services.items():
+            print(f"after {time.monotonic() - began:.0f} s, {name}: {footprint(pid)}")
+    wrong = [problem for reader in readers for problem in reader.wrong]
+    print(
+        f"{kills} kills; {sum(r.done for r in readers)} requests ended well, "
+        f"{sum(r.cancelled for r in readers)} were cancelled, {sum(r.refused for r in readers)} "
+        f"found the queue full; longest pause {max(r.longest for r in readers):.2f} s; "
+        f"{len(wrong)} wrong"
+    )
+    for problem in wrong[:20]:
+        print(problem)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
