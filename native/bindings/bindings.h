@@ -5,7 +5,55 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
+#include <unistd.h>
+
 namespace hearth::bindings {
+
+// A daemon thread that wants the GIL while the interpreter is being torn down is ended, until
+// Python 3.14, by pthread_exit, whose unwinding no destructor of C++ survives: the process would
+// die of "terminate called without an active exception". Such a thread stops here instead, for the
+// little time that is left. `call` takes the GIL, or runs Python.
+template <typename Call>
+auto unless_exiting(Call call) {
+#ifdef __GLIBCXX__
+  try {
+    return call();
+  } catch (abi::__forced_unwind&) {
+    while (true) pause();
+  }
+#else
+  return call();
+#endif
+}
+
+// Gives the GIL up while it lives.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  ~WithoutGil() {
+    unless_exiting([this] { PyEval_RestoreThread(state_); });
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// Holds the GIL while it lives, on a thread that gave it up.
+class WithGil {
+ public:
+  WithGil() : state_(unless_exiting([] { return PyGILState_Ensure(); })) {}
+  ~WithGil() { PyGILState_Release(state_); }
+  WithGil(const WithGil&) = delete;
+  WithGil& operator=(const WithGil&) = delete;
+
+ private:
+  PyGILState_STATE state_;
+};
 
 using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
 using Ids = pybind11::array_t<uint32_t, pybind11::array::c_style | pybind11::array::forcecast>;

@@ -17,7 +17,7 @@ Bytes quantize(const Floats& x, const std::string& name) {
   Bytes out({rows, stride});
   const float* source = x.data();
   uint8_t* target = out.mutable_data();
-  py::gil_scoped_release release;
+  const WithoutGil released;
   for (size_t r = 0; r < rows; ++r)
     quantize_row(type, source + r * columns, columns, target + r * stride);
   return out;
@@ -35,7 +35,7 @@ Floats dequantize(const Bytes& data, const std::string& name, size_t columns) {
   Floats out({rows, columns});
   const uint8_t* source = data.data();
   float* target = out.mutable_data();
-  py::gil_scoped_release release;
+  const WithoutGil released;
   for (size_t r = 0; r < rows; ++r)
     dequantize_row(type, source + r * stride, columns, target + r * columns);
   return out;
@@ -53,7 +53,7 @@ Bytes random_slice(const std::string& name, uint64_t seed, size_t row_begin, siz
     throw std::invalid_argument("a cut of a quantized row begins on a block of 32");
   Bytes out({rows, row_bytes(type, columns)});
   uint8_t* target = out.mutable_data();
-  py::gil_scoped_release release;
+  const WithoutGil released;
   random_rows(type, {seed, row_begin, rows, column_begin, columns, scale}, target);
   return out;
 }

@@ -24,12 +24,15 @@ namespace {
 class PythonLane : public Lane, public py::trampoline_self_life_support {
  public:
   void all_reduce(float* x, size_t rows, size_t columns) override {
-    py::gil_scoped_acquire acquire;
+    const WithGil held;
     const py::function call = py::get_override(static_cast<const Lane*>(this), "all_reduce");
     if (!call) throw std::logic_error("this lane defines no all_reduce");
     // A view: the capsule keeps numpy from copying, and owns nothing.
     const py::capsule unowned(x, [](void*) {});
-    call(Floats({rows, columns}, x, unowned));
+    const Floats view({rows, columns}, x, unowned);
+    PyObject* result = unless_exiting([&] { return PyObject_CallOneArg(call.ptr(), view.ptr()); });
+    if (result == nullptr) throw py::error_already_set();
+    Py_DECREF(result);
   }
 };
 
@@ -94,7 +97,7 @@ StepOutput step(Shard& shard, const Floats& activations,
   const std::span<float> x(out.activations.mutable_data(), static_cast<size_t>(activations.size()));
   float* logits = out.logits.mutable_data();
   {
-    py::gil_scoped_release release;
+    const WithoutGil released;
     out.timing = shard.step(x, steps, output_rows, logits, lane);
   }
   return out;
@@ -115,7 +118,7 @@ void bind_shard(py::module_& module) {
   module.def(
       "read_bandwidth",
       [](size_t threads, size_t bytes, size_t repeats, const std::vector<int>& pin) {
-        py::gil_scoped_release release;
+        const WithoutGil released;
         ThreadPool pool(threads, pin);
         return read_bandwidth(pool, bytes, repeats);
       },
@@ -165,7 +168,7 @@ void bind_shard(py::module_& module) {
             if (x.ndim() != 2) throw std::invalid_argument("all_reduce takes [rows, columns]");
             float* data = x.mutable_data();
             const size_t rows = x.shape(0), columns = x.shape(1);
-            py::gil_scoped_release release;
+            const WithoutGil released;
             lane.all_reduce(data, rows, columns);
           },
           "x"_a, "Adds up x over all ranks, in place.")
@@ -222,7 +225,7 @@ void bind_shard(py::module_& module) {
             const std::span bytes(static_cast<const uint8_t*>(info.ptr),
                                   static_cast<size_t>(info.size * info.itemsize));
             const Type parsed = parse_type(type);
-            py::gil_scoped_release release;
+            const WithoutGil released;
             shard.load(name, parsed, bytes);
           },
           "name"_a, "type"_a, "data"_a, "Packs a slice for this CPU.")
