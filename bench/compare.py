@@ -6,8 +6,8 @@ built for this CPU in an environment of its own (build/compare), which this prog
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
-What it measures replaces what an earlier run on this machine measured of the same shape, weights and
-threads; the page and the plots are made from all there is.
+What it measures replaces what an earlier run on this machine measured of the same shape, weights
+and threads; the page and the plots are made from all there is.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from hearth.converter import open_model
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "compare"
 PACKAGES = ("llama-cpp-python", "gguf", "numpy", "matplotlib")
-# Both sides with the same instructions. Where a CPU has no more than these it is the native build; where
-# it has AMX, llama.cpp's native build (of llama-cpp-python 0.3.36) ends with a segmentation fault.
+# Both sides with the same instructions. Where a CPU has no more than these it is the native build;
+# where it has AMX, the native build of llama-cpp-python 0.3.36 ends with a segmentation fault.
 AVX2 = ("NATIVE=OFF", "AVX=ON", "AVX2=ON", "FMA=ON", "F16C=ON", "BMI2=ON")
 
 

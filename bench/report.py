@@ -12,9 +12,9 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
         "",
         "Written by `bench/compare.py`; do not edit. Every round runs each side once, in turn, on",
         "the same GGUF file with random weights of the shape named; figures are medians with the",
-        "lowest and highest of all rounds, after a warm-up. The share of memory counts the weights that a",
-        "decode step reads, against reading memory with as many threads in the same run. Sync is what a",
-        "step takes beyond the root's own computing: lane, waiting for other nodes, and Python.",
+        "lowest and highest of all rounds, after a warm-up. The share of memory counts the weights",
+        "that a decode step reads, against reading memory with as many threads, same run. Sync",
+        "is what a step takes beyond the root's computing: lane, waiting for others, Python.",
         "",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
         f"Hearth's kernels: {machine['kernels']}, and llama.cpp built for the same instructions. "
@@ -49,7 +49,8 @@ def table(run: dict[str, Any]) -> list[str]:
         sync = f"{side['sync_ms']:.2f}" if "sync_ms" in side else ""
         lines.append(
             f"| {side['label']} | {spread(side['prefill'])} | {ratio(side, base, 'prefill')} | "
-            f"{spread(side['decode'])} | {ratio(side, base, 'decode')} | {share(side, run)} | {sync} |"
+            f"{spread(side['decode'])} | {ratio(side, base, 'decode')} | {share(side, run)} | "
+            f"{sync} |"
         )
     return [*lines, ""]
 
