@@ -90,7 +90,7 @@ fuzz-native:
 	@native/fuzz/run.sh build/native-fuzz/native $(FUZZ_RUNS) $(JOBS)
 
 fuzz-python: $(DONE)/installed $(DONE)/test
-	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -s tests/fuzz
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -s tests/fuzz -o timeout=1800
 
 build/native-%/build.ninja: CMakePresets.json | $(DONE)/build
 	@$(call quietly,configure-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --preset $* --fresh)

@@ -19,6 +19,11 @@ _MAX_NAME = 255
 _MAX_STRING = 64 << 20
 _MAX_TENSORS = 1 << 20
 _MAX_DIMENSIONS = 4
+# Metadata becomes Python objects, several times as large as their bytes. Files have a few dozen
+# entries, of which the largest are a vocabulary of up to some 300,000 tokens and its merges.
+_MAX_PAIRS = 1 << 16
+_MAX_ITEMS = 1 << 23
+_MAX_HEADER = 256 << 20
 
 # Value types of metadata (gguf_metadata_value_type).
 _SCALARS = {
@@ -67,6 +72,7 @@ class _Reader:
 
     def __init__(self, path: Path, data: memoryview) -> None:
         self.path, self.data, self.position = path, data, 0
+        self.items = 0  # of all arrays
 
     def fail(self, what: str) -> ModelError:
         return ModelError(f"{self.path}: {what}")
@@ -153,6 +159,12 @@ class _Reader:
                 f"{what} claims {count} items, but only {self.left()} bytes are left; the file is "
                 "truncated or damaged"
             )
+        self.items += count
+        if self.items > _MAX_ITEMS:
+            raise self.fail(
+                f"{what} has {count} items, and the arrays {self.items} by then; the limit is "
+                f"{_MAX_ITEMS}"
+            )
 
 
 def parse(path: Path, data: memoryview) -> GgufFile:
@@ -175,6 +187,8 @@ def parse(path: Path, data: memoryview) -> GgufFile:
             f"it claims {tensor_count} tensors and {pair_count} metadata entries, but has only "
             f"{len(data)} bytes; it is truncated or damaged"
         )
+    if pair_count > _MAX_PAIRS:
+        raise reader.fail(f"it has {pair_count} metadata entries; the limit is {_MAX_PAIRS}")
     values: dict[str, Any] = {}
     pairs: dict[str, bytes] = {}
     for _ in range(pair_count):
@@ -184,6 +198,8 @@ def parse(path: Path, data: memoryview) -> GgufFile:
             raise reader.fail(f"the metadata key {key!r} occurs twice")
         values[key] = reader.value(key)
         pairs[key] = bytes(data[start : reader.position])
+        if reader.position > _MAX_HEADER:
+            raise reader.fail(f"its metadata has more than {_MAX_HEADER} bytes")
     infos = [_tensor_info(reader) for _ in range(tensor_count)]
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment % 8:

@@ -126,7 +126,7 @@ def weight_files(directory: Path) -> list[Path]:
         if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
             hint = "; pickled weights (.bin, .pth) are never read, get the safetensors files"
         raise ModelError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
-    weight_map = read_json(index_path, 64 << 20).get("weight_map")
+    weight_map = read_json(index_path, 16 << 20).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index_path} has no weight_map")
     names = set()

@@ -211,6 +211,8 @@ KEY = gguf_string("k")
         (pairs(struct.pack("<Q", 2) + b"\xff\xff" + gguf_value(1) + bytes(9)), "not valid UTF-8"),
         (gguf_bytes({"general.alignment": 0}, {}), "general.alignment is 0"),
         (gguf_bytes({"general.alignment": 12}, {}), "general.alignment is 12"),
+        (pairs(KEY + struct.pack("<IIQ", 9, 0, 1 << 24) + bytes(1 << 24)), "limit is 8388608"),
+        (pairs(count=1 << 17) + bytes(2 << 20), "131072 metadata entries; the limit"),
         (gguf_bytes({}, {"a": (0, (1,) * 5, b"")}), "5 dimensions"),
         (gguf_bytes({}, {"a": (0, (), b"")}), "0 dimensions"),
         (gguf_bytes({}, {"a": (0, (0, 4), b"")}), "impossible shape"),

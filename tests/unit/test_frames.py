@@ -15,7 +15,7 @@ from hearth.common.frames import (
     decode_request,
     encode_request,
 )
-from hearth.v1 import worker_pb2
+from hearth.v1 import common_pb2, worker_pb2
 
 _chunks = st.builds(
     worker_pb2.WeightChunk,
@@ -126,7 +126,9 @@ def test_a_large_manifest_is_not_unpacked() -> None:
 
 def test_large_steps_and_syncs_are_read() -> None:
     payload = bytes(3 * MAX_STRUCTURE_BYTES)
-    step = worker_pb2.Step(step_id=1 << 40, activations=payload, activation_type=1)
+    step = worker_pb2.Step(
+        step_id=1 << 40, activations=payload, activation_type=common_pb2.SYNC_TYPE_F32
+    )
     for _ in range(128):
         step.sequences.add(rows=1, position=100_000, pages=range(8000, 12000))
     for request in (
