@@ -27,7 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--prompt-tokens", type=common.count, default=128, metavar="P", help="prompt of each run"
     )
     parser.add_argument(
-        "--new-tokens", type=common.count, default=32, metavar="N", help="tokens to make"
+        "--new-tokens",
+        type=common.several,
+        default=32,
+        metavar="N",
+        help="tokens to make: 2 or more, for the first belongs to the prompt",
     )
     parser.add_argument(
         "--repeats", type=common.count, default=3, metavar="R", help="runs after one warm-up"

@@ -24,6 +24,14 @@ def count(text: str) -> int:
     return value
 
 
+def several(text: str) -> int:
+    """A whole number of at least 2."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+    return value
+
+
 def threads(text: str) -> int:
     """Threads of a node, as many as the core can start."""
     value = int(text)
