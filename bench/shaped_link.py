@@ -1,8 +1,8 @@
 """Two nodes of one thread over a link of 1 Gbit/s, and over loopback, in turn.
 
-The link is a veth pair between two network namespaces of this program's own, shaped at both ends by
-the token bucket filter (`tc ... tbf`). Needs root and Debian's iproute2. Prints medians, spreads and
-ratios.
+The link is a veth pair between two network namespaces of this program's own, shaped at both ends
+by the token bucket filter (`tc ... tbf`). Needs root and Debian's iproute2. Prints medians, spreads
+and ratios.
 
     python bench/shaped_link.py --model random:tinyllama-1.1b --weights q40 --rounds 5
 """
