@@ -15,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from scene import Scene
 
 from hearth.client import Cancelled, Client, QueueFull

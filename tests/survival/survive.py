@@ -13,6 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scene import Network, Scene
 
@@ -63,7 +67,7 @@ def gone() -> None:
         pauses = []
         for turn in range(4):
             number = draw.choice((1, 2))
-            told = scene.tell(TOKENS, draw.uniform(0.1, 3.0), lambda n=number: scene.kill(n))
+            told = scene.tell(TOKENS, draw.uniform(0.1, 3.0), partial(scene.kill, number))
             check(scene, f"gone {turn}", told.tokens, wanted)
             scene.until_serving(1)
             pauses.append(told.longest_pause)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from hearth.common.errors import HearthError
-from hearth.root import discovery
 from hearth.root.discovery import DnsSource, MdnsSource, sources
 from hearth.root.settings import Joining
 from hearth.worker.announce import Announcement
@@ -50,7 +49,7 @@ def test_a_name_is_looked_up_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
             raise answers["now"]
         return answers["now"]
 
-    monkeypatch.setattr(discovery.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     found = Found()
     source = DnsSource("workers:7717", found, seconds=0.01)
     source.start()

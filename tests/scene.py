@@ -1,6 +1,6 @@
 """A root and workers as processes, on the loopback or on a network of namespaces, to be hurt.
 
-Not a test by itself: survive.py and soak.py tell the stories.
+Not a test by itself: survival/survive.py and survival/soak.py tell the stories.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import ServiceProcess, WorkerProcess
 
