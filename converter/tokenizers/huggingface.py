@@ -16,6 +16,8 @@ from hearth.converter.tokenizers.patterns import BytePairRules
 from hearth.converter.tokenizers.settings import Settings
 
 _MAX_BYTES = 256 << 20
+# The library keeps lists that are as long as the highest id.
+_MAX_TOKENS = 1 << 22
 
 
 class LibraryTokenizer(Tokenizer):
@@ -33,6 +35,10 @@ class LibraryTokenizer(Tokenizer):
         if not vocabulary:
             raise ModelError(f"{what} has an empty vocabulary")
         self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > _MAX_TOKENS:
+            raise ModelError(
+                f"{what} has a token of id {self.vocab_size - 1}; ids are below {_MAX_TOKENS}"
+            )
         self._inner = inner
         self._literal: library.Tokenizer | None = None
         self._added = {id: (token.content, token.special) for id, token in added.items()}

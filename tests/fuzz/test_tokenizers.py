@@ -187,6 +187,16 @@ BYTE_PAIRS: dict[str, Any] = {
     "tokenizer.ggml.eos_token_id": 95,
     "tokenizer.ggml.add_bos_token": True,
 }
+
+
+@pytest.mark.parametrize("id", [1 << 22, 16_828_289, (1 << 31) - 1])
+def test_an_id_that_would_fill_the_memory_is_refused(write: Callable[..., Path], id: int) -> None:
+    """The library keeps lists as long as the highest id: of 8 GiB for the last of these."""
+    vocabulary = encoded(PAIRS | {"!": id})
+    with pytest.raises(ModelError, match=f"token of id {id}"):
+        load_tokenizer(write(vocab__json=vocabulary, merges__txt=b"a b\n"))
+
+
 NUMBERS = st.sampled_from([0, 1, 2, 94, 95, 96, 279, 280, (1 << 31) - 1, (1 << 32) - 1])
 TOKENS = st.sampled_from(["", "a", "<s>", "▁", "\0", "<0x41>", "<0xZZ>", "x" * 300, "é", "a b"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -348,7 +349,18 @@ class Worker:
         return answers, None
 
     def check(self) -> None:
-        """A step still gives what it should."""
+        """A step still gives what it should; gRPC may refuse streams while many others end."""
+        for left in range(10, -1, -1):
+            try:
+                self.check_once()
+                return
+            except grpc.RpcError as error:
+                if not left or from_rpc_error(error).reason != "UNREACHABLE":
+                    raise
+                time.sleep(0.2)
+
+    def check_once(self) -> None:
+        """As check, at the first attempt."""
         sync = [worker_pb2.SyncFrame() for _ in range(2)]
         out: list[worker_pb2.ForwardRequest] = [
             worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=self.lease)),
