@@ -457,7 +457,7 @@ def any_message(draw: Draw, worker: Worker) -> bytes:
 @given(data=st.data())
 def test_any_messages_on_a_forward_stream(worker: Worker, data: st.DataObject) -> None:
     messages = [any_message(data.draw, worker) for _ in range(data.draw(st.integers(1, 5)))]
-    # gRPC's threads come and go: descriptors and address space are looked at in test_ports.
+    # gRPC's threads come and go: descriptors and address space are looked at in test_ports.py.
     answers, error = worker.forward(messages)
     assert answers <= 2 * len(messages) + 2
     if error is not None:
