@@ -146,6 +146,7 @@ class Membership:
         """It answered, and cannot be used: another version, another root's."""
         candidate = self._answered(address, now)
         if candidate is not None:
+            self._await(candidate, now)
             self._set(candidate, State.REFUSED, problem)
 
     def unreachable(self, address: str, problem: str, now: float) -> None:
@@ -153,9 +154,7 @@ class Membership:
         candidate = self._answered(address, now)
         if candidate is None:
             return
-        if self._serving is None and candidate.member and not candidate.waited_until:
-            # Nobody noticed that it was lost, because another one was.
-            candidate.waited_until = now + self._rules.wait_seconds
+        self._await(candidate, now)
         lost = candidate.waited_until > now
         self._set(candidate, State.LOST if lost else State.UNREACHABLE, problem)
 
@@ -192,6 +191,7 @@ class Membership:
             candidate.strikes += 1
             self._gone(candidate, problem, False, now)
         else:
+            self._await(candidate, now)
             candidate.refused_until = now + _REFUSED_SECONDS
             self._set(candidate, State.REFUSED, problem)
 
@@ -406,6 +406,11 @@ class Membership:
                 }
                 del self._candidates[other.address]
                 return
+
+    def _await(self, candidate: Candidate, now: float) -> None:
+        """One that was in, and cannot be now, is waited for; that once, and from the first time."""
+        if self._serving is None and candidate.member and not candidate.waited_until:
+            candidate.waited_until = now + self._rules.wait_seconds
 
     def _gone(self, candidate: Candidate, problem: str, on_purpose: bool, now: float) -> None:
         candidate.waited_until = 0.0 if on_purpose else now + self._rules.wait_seconds

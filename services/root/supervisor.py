@@ -115,6 +115,7 @@ class Supervisor:
         The future raises HearthError: no such worker, or the rest have no room for the model.
         """
         future: Future[root_pb2.ClusterStatus] = Future()
+        future.set_running_or_notify_cancel()  # its reader may leave; it is answered all the same
 
         def event(now: float) -> None:
             try:
@@ -304,6 +305,8 @@ def _rules(joining: Joining, static: tuple[str, ...], most: int) -> Rules:
     needed = joining.min_workers
     if needed is None:
         needed = len(static) or int(discovering)
+    if needed < 0:
+        raise HearthError(Reason.BAD_SETTING, f"--min-workers {needed} is less than 0")
     if needed > most:
         problem = (
             f"--min-workers {needed} is more than the {most} workers that the model's KV heads "

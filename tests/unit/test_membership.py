@@ -254,6 +254,18 @@ def test_a_loss_of_nobody_in_particular() -> None:
     assert story.formed[1:] == [("a:1", "b:1")]
 
 
+def test_one_that_is_left_and_busy_for_a_moment_is_waited_for_too() -> None:
+    story = serving("a:1", "b:1")
+    story.lose("a:1").start("a:1")
+    story.answer()
+    story.membership.failed("b:1", Reason.WORKER_BUSY, "its step has not ended yet", story.now)
+    decision = story.run(2)
+    assert isinstance(decision, Wait)
+    assert "its step has not ended yet" in decision.why
+    story.run(5)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
 def test_a_worker_that_leaves_on_purpose_is_not_waited_for() -> None:
     story = serving("a:1", "b:1")
     story.lose("a:1", on_purpose=True).run(1)
@@ -487,10 +499,21 @@ class Histories(RuleBasedStateMachine):
             decision = self.story.decide()
             if isinstance(decision, Form):
                 self.check(decision)
-                self.story.form(decision)
+                self.form(decision)
             else:
                 assert decision.until > self.story.now
             self.story.now += 0.5
+
+    def form(self, decision: Form) -> None:
+        """As forming does: what has no room is refused, by the rooms that the workers have."""
+        up = self.story.up
+        members = [Member(a, a, up[a][2]) for a in decision.workers if a in up]
+        misfit = self.fit(tuple(members)) if len(members) == len(decision.workers) else None
+        if misfit is None:
+            self.story.form(decision)
+        else:
+            reason = Reason.OUT_OF_MEMORY
+            self.story.membership.failed(misfit.address, reason, misfit.problem, self.story.now)
 
     def check(self, decision: Form) -> None:
         known = {c.address: c for c in self.story.membership.candidates}
