@@ -23,8 +23,8 @@ using Clock = std::chrono::steady_clock;
 constexpr uint32_t kMagic = 0x48525448;  // "HTRH"
 constexpr size_t kHeaderBytes = 16;
 constexpr size_t kMostRanks = 1024;
-// A sync over loopback or a switch is done sooner than a sleeper wakes up; past that, sleep.
-constexpr auto kSpin = std::chrono::microseconds(50);
+// After a wait longer than this spinning was in vain, and would have been at any length.
+constexpr auto kLongWait = std::chrono::microseconds(200);
 // Numbers: while they are still in the second-level cache.
 constexpr size_t kAddAtOnce = 8192;
 // How soon an abort is seen.
@@ -328,6 +328,7 @@ void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& ou
   }
   const auto start = Clock::now();
   auto moved_at = start;
+  auto waited = Clock::duration::zero();
   std::vector<pollfd> waiting;
   while (true) {
     bool moved = false, done = true;
@@ -337,30 +338,48 @@ void MeshLane::exchange(const std::vector<std::pair<const uint8_t*, size_t>>& ou
       done = done && transfer.done();
     }
     if (moved && progress) progress(transfers.front());
-    if (done) return;
     const auto now = Clock::now();
     if (moved) {
+      waited = std::max(waited, now - moved_at);
       moved_at = now;
-      continue;
     }
+    if (done) return adapt(waited);
+    if (moved) continue;
     if (aborted_.load()) throw LaneError(config_.rank, "was told to give the step up");
     const double left =
         config_.deadline_seconds - std::chrono::duration<double>(now - start).count();
     // (A rank that sends a byte now and then keeps us spinning, but not beyond the deadline.)
-    if (left > 0.0 && now - moved_at < kSpin) continue;
+    if (left > 0.0 && now - moved_at < spin_) continue;
+    const auto slow = std::find_if(transfers.begin(), transfers.end(),
+                                   [](const Transfer& transfer) { return !transfer.done(); });
+    if (left <= 0.0) {
+      throw LaneError(slow->rank,
+                      "did not answer within " + std::to_string(config_.deadline_seconds) + " s");
+    }
+    // When all is sent, one rank is slept for at a time: woken by each of them, ranks that share
+    // cores would take these from those that still compute. The others are looked at when this one
+    // has come, or after kPollMilliseconds.
+    const bool all_sent = std::none_of(transfers.begin(), transfers.end(),
+                                       [](const Transfer& transfer) { return transfer.sending(); });
     waiting.clear();
-    for (const Transfer& transfer : transfers) {
-      if (transfer.done()) continue;
-      if (left <= 0.0) {
-        throw LaneError(transfer.rank,
-                        "did not answer within " + std::to_string(config_.deadline_seconds) + " s");
-      }
-      const short events = static_cast<short>((transfer.sending() ? POLLOUT : 0) |
-                                              (transfer.receiving() ? POLLIN : 0));
-      waiting.push_back({transfer.socket, events, 0});
+    for (auto transfer = slow; transfer != transfers.end(); ++transfer) {
+      if (transfer->done()) continue;
+      const int events = (transfer->sending() ? POLLOUT : 0) | (transfer->receiving() ? POLLIN : 0);
+      waiting.push_back({transfer->socket, static_cast<short>(events), 0});
+      if (all_sent) break;
     }
     const double milliseconds = std::min<double>(kPollMilliseconds, left * 1000.0 + 1.0);
     poll(waiting.data(), waiting.size(), static_cast<int>(milliseconds));
+  }
+}
+
+// Spinning pays where the others are nearly there. Where they are not, as with more ranks than
+// cores, it takes the core that one of them needs.
+void MeshLane::adapt(std::chrono::steady_clock::duration waited) {
+  if (waited > kLongWait) {
+    spin_ /= 2;
+  } else {
+    spin_ = std::min<Clock::duration>(kMeshSpin, spin_ * 2 + std::chrono::microseconds(1));
   }
 }
 

@@ -85,6 +85,8 @@ class MeshLane : public Lane {
   void exchange(const std::vector<std::pair<const uint8_t*, size_t>>& out,
                 const std::vector<std::pair<uint8_t*, size_t>>& in,
                 const std::function<void(const Transfer&)>& progress = {});
+  // After an exchange in which the longest wait was so long: see spin_.
+  void adapt(std::chrono::steady_clock::duration waited);
 
   // A member of its own, so that they are closed when the constructor throws.
   struct Sockets {
@@ -103,6 +105,10 @@ class MeshLane : public Lane {
   std::atomic<bool> aborted_{false};
   std::vector<std::vector<uint8_t>> outgoing_, incoming_;
   std::vector<int32_t> sums_;  // quantize wants a place for them
+  // How long to look again before sleeping: a sync over loopback or a switch is done sooner than a
+  // sleeper wakes up. At most kMeshSpin, and less where that has not helped.
+  static constexpr std::chrono::steady_clock::duration kMeshSpin = std::chrono::microseconds(50);
+  std::chrono::steady_clock::duration spin_ = kMeshSpin;
 };
 
 }  // namespace hearth
