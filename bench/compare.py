@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -129,7 +130,8 @@ def measure(
 ) -> dict[str, Any]:
     """All sides in turn: one warm-up, then the rounds."""
     path = gguf_file(python, shape, weights)
-    running = sides(python, path, options, threads)
+    # Each side holds the model: all of them at once may be more than there is memory for.
+    running = [s for s in sides(python, path, options, threads) if re.search(options.only, s.label)]
     bandwidth = []
     try:
         for side in running:
@@ -217,6 +219,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="pattern of the sides to run")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
