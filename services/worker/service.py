@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason, abort
@@ -168,9 +169,25 @@ class ChunkFrames(grpc.ServerInterceptor):
         stream: Any = handler.stream_stream
         return grpc.stream_stream_rpc_method_handler(
             stream,
-            request_deserializer=decode,
+            request_deserializer=_reader(decode),
             response_serializer=handler.response_serializer,
         )
+
+
+def _reader(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`decode` that gives its DecodeError as a message.
+
+    gRPC has an answer of its own to a deserializer that raises, but when a second message cannot be
+    read either it never ends that call: 32 of them, and a connection takes no more.
+    """
+
+    def read(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except DecodeError as error:
+            return error
+
+    return read
 
 
 class _Slot:

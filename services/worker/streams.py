@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from hearth.common.errors import HearthError, Reason, abort
 from hearth.worker.lanes import StreamEnded
@@ -38,7 +39,10 @@ class Exchange(Generic[Request, Response]):
         self.send: Callable[[Response], None] = self._out.put
 
     def receive(self) -> Request:
-        """Blocks for the next message. Raises StreamEnded when there is none."""
+        """Blocks for the next message. Raises StreamEnded when there is none.
+
+        Raises HearthError INVALID_ARGUMENT for one that its deserializer gave as a DecodeError.
+        """
         try:
             request = next(self._requests)
         except (StopIteration, grpc.RpcError):
@@ -49,6 +53,9 @@ class Exchange(Generic[Request, Response]):
                 raise
             raise StreamEnded from error
         self._begun = True
+        if isinstance(request, DecodeError):
+            problem = f"a message that cannot be read: {request}"
+            raise HearthError(Reason.INVALID_ARGUMENT, problem)
         return request
 
     def end(self, error: HearthError) -> None:

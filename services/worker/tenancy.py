@@ -37,6 +37,7 @@ class Tenancy:
         self._streams: dict[str, End] = {}
         self._session: LoadSession | None = None
         self._closed = False
+        self._reaper: threading.Timer | None = None
 
     def held_by(self) -> tuple[str, int]:
         """(name of the root, epoch); ("", 0) when free."""
@@ -178,6 +179,9 @@ class Tenancy:
 
         timer = threading.Timer(self._state.grace_seconds + 0.05, reap)
         timer.daemon = True
+        if self._reaper is not None:
+            self._reaper.cancel()  # each is a thread, and streams may end quickly
+        self._reaper = timer
         timer.start()
 
     def _expire(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import grpc
 import numpy as np
 import pytest
@@ -458,12 +459,12 @@ def any_message(draw: Draw, worker: Worker) -> bytes:
 def test_any_messages_on_a_forward_stream(worker: Worker, data: st.DataObject) -> None:
     messages = [any_message(data.draw, worker) for _ in range(data.draw(st.integers(1, 5)))]
     # gRPC's threads come and go: descriptors and address space are looked at in test_ports.py.
+    fuzzing.examples += 1
     answers, error = worker.forward(messages)
     assert answers <= 2 * len(messages) + 2
     if error is not None:
         assert error.message
-        unreadable = "deserializing" in error.message
-        assert error.reason != "INTERNAL" or unreadable, error.message
+        assert error.reason != "INTERNAL", error.message
     if data.draw(st.integers(0, 9)) == 0:
         worker.check()
 
@@ -478,6 +479,7 @@ BEGIN = worker_pb2.LoadWeightsRequest(begin=PLAN.begin)
 @fuzzed(4, 20)
 @given(data=st.data())
 def test_any_messages_on_a_load_stream(worker: Worker, data: st.DataObject) -> None:
+    fuzzing.examples += 1
     messages: list[bytes] = []
     for _ in range(data.draw(st.integers(1, 4))):
         kind = data.draw(st.sampled_from(["begin", "chunk", "finish", "raw"]))
@@ -502,13 +504,22 @@ def test_any_messages_on_a_load_stream(worker: Worker, data: st.DataObject) -> N
     except grpc.RpcError as error:
         found = from_rpc_error(error)
         assert found.message
-        assert found.reason != "INTERNAL" or "deserializing" in found.message, found.message
+        assert found.reason != "INTERNAL", found.message
     held = worker.stub.Describe(worker_pb2.DescribeRequest(protocol_version=1), timeout=10)
     if held.epoch != worker.epoch:  # a stream took the lease: the plan of before is gone
         lease = worker_pb2.Lease(root_id="a", epoch=held.epoch)
         worker.stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=10)
         worker.epoch = 0
         worker.begin_anew()
+
+
+def test_streams_of_unreadable_messages_end(worker: Worker) -> None:
+    """Left to gRPC such calls never end, and after 32 of them the connection takes no others."""
+    for _ in range(100):
+        _, error = worker.forward([b"\x12\xff\xff"] * 4)
+        assert error is not None
+        assert "cannot be read" in error.message
+    worker.check_once()
 
 
 def test_forward_messages_that_are_too_much(worker: Worker) -> None:
