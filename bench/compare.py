@@ -7,7 +7,8 @@ built for this CPU in an environment of its own (build/compare), which this prog
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
 What it measures replaces what an earlier run on this machine measured of the same shape, weights
-and threads; the page and the plots are made from all there is.
+and threads; the page and the plots are made from all there is, and from that alone with `--shapes`
+and nothing behind it.
 """
 
 import argparse
@@ -213,7 +214,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="+", default=["tinyllama-1.1b"])
+    parser.add_argument("--shapes", nargs="*", default=["tinyllama-1.1b"])
     parser.add_argument("--weights", nargs="+", default=["q40"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--prompt-tokens", type=int, default=512)
