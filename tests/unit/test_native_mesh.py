@@ -156,7 +156,11 @@ def test_lanes_that_cannot_be() -> None:
     for rank, sockets in [(0, [-1]), (2, [-1, -1]), (0, [-1, -1]), (1, [-1, -1])]:
         with pytest.raises(ValueError, match="mesh:"):
             make(rank, sockets)
-    with pytest.raises(ValueError, match="sync type"):
-        make(0, [-1, 99], wire="q40")
-    with pytest.raises(ValueError, match="deadline"):
-        make(0, [-1, 99], deadline=float("nan"))
+    # Of our own, not just any number: a lane closes the sockets that it is given.
+    left, right = socket.socketpair()
+    with left, right:
+        with pytest.raises(ValueError, match="sync type"):  # before it takes them
+            make(0, [-1, left.fileno()], wire="q40")
+        with pytest.raises(ValueError, match="deadline"):
+            make(0, [-1, left.detach()], deadline=float("nan"))
+        assert right.recv(1) == b""
