@@ -3,8 +3,9 @@
     python tests/survival/soak.py SECONDS [SECONDS BETWEEN KILLS]
 
 Requests short and long, of several at once, some cancelled, some read slowly. Fails for a text that
-is not the undisturbed one, and for a request without an end. Prints memory, descriptors and threads
-of the root and of the worker that is never killed, at the start (a minute in) and at the end.
+is not the undisturbed one, for a request without an end, and for a leak: memory, descriptors and
+threads of the root and of the worker that is never killed are printed a minute in, every ten
+minutes and at the end, and the last are compared with the first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,6 +33,8 @@ PROMPTS = (
 LENGTHS = (5, 40, 200, 600)
 # No request takes so long, pauses included; one that does has no end.
 MOST_SECONDS = 180.0
+# More memory at the end than this is a leak: the texts of an hour alone would be larger.
+GROWTH = 32 << 20
 
 
 class Reader:
@@ -86,13 +90,62 @@ class Reader:
             self.wrong.append(f"another text after {prompt[:20]!r}, {length} tokens")
 
 
-def footprint(pid: int) -> str:
-    """Resident memory, descriptors and threads of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    resident = int(fields["VmRSS"].split()[0]) / 1024
-    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return f"{resident:.1f} MiB, {descriptors} descriptors, {fields['Threads'].strip()} threads"
+@dataclass(frozen=True)
+class Footprint:
+    """What a process holds: resident bytes, open descriptors, threads."""
+
+    memory: int
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> Footprint:
+        status = Path(f"/proc/{pid}/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        return cls(
+            int(fields["VmRSS"].split()[0]) << 10,
+            len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            int(fields["Threads"]),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.memory / 2**20:.1f} MiB, {self.descriptors} descriptors, {self.threads} threads"
+        )
+
+    def leaks_since(self, first: Footprint) -> list[str]:
+        """What grew beyond what load and the allocator explain.
+
+        A kill or a reader between requests moves the counts by a few connections and pool threads;
+        one of either lost at each of an hour's 30 kills is more than these bounds.
+        """
+        grown = []
+        if self.memory > first.memory + GROWTH:
+            grown.append(f"memory grew from {first} to {self}")
+        if self.descriptors > first.descriptors + 10:
+            grown.append(f"descriptors grew from {first} to {self}")
+        if self.threads > first.threads + 10:
+            grown.append(f"threads grew from {first} to {self}")
+        return grown
+
+
+class Watch:
+    """Footprints of services over the time since `began`."""
+
+    def __init__(self, services: dict[str, int], began: float) -> None:
+        self._services = services
+        self._began = began
+        self._first: dict[str, Footprint] = {}
+        self.leaks: list[str] = []
+
+    def look(self) -> None:
+        """Prints all footprints; the first time, keeps them to compare with."""
+        self.leaks = []
+        for name, pid in self._services.items():
+            now = Footprint.of(pid)
+            first = self._first.setdefault(name, now)
+            self.leaks += [f"{name}: {grown}" for grown in now.leaks_since(first)]
+            print(f"after {time.monotonic() - self._began:.0f} s, {name}: {now}", flush=True)
 
 
 def main() -> int:
@@ -108,12 +161,15 @@ def main() -> int:
                 wanted[prompt, length] = stream.token_ids
         readers = [Reader(scene.root.address, seed, wanted) for seed in range(READERS)]
         began = time.monotonic()
-        kills = 0
-        services = {"root": scene.root.pid, "worker 2": scene.worker(2).pid}
+        watch = Watch({"root": scene.root.pid, "worker 2": scene.worker(2).pid}, began)
         time.sleep(min(60.0, seconds / 2))
-        for name, pid in services.items():
-            print(f"after {time.monotonic() - began:.0f} s, {name}: {footprint(pid)}", flush=True)
+        watch.look()
+        kills = 0
+        looked = began
         while time.monotonic() - began < seconds:
+            if time.monotonic() - looked >= 600:
+                looked = time.monotonic()
+                watch.look()
             scene.kill(1)
             scene.start_worker(1)
             kills += 1
@@ -122,9 +178,8 @@ def main() -> int:
         for reader in readers:
             reader.stop()
         time.sleep(3)
-        for name, pid in services.items():
-            print(f"after {time.monotonic() - began:.0f} s, {name}: {footprint(pid)}")
-    wrong = [problem for reader in readers for problem in reader.wrong]
+        watch.look()
+    wrong = [problem for reader in readers for problem in reader.wrong] + watch.leaks
     print(
         f"{kills} kills; {sum(r.done for r in readers)} requests ended well, "
         f"{sum(r.cancelled for r in readers)} were cancelled, {sum(r.refused for r in readers)} "
