@@ -1,5 +1,6 @@
 // How fast this machine reads memory, and how close the matrix products come to that: GB/s of
-// weights read, and billions of multiply-adds a second, for each weight type and number of tokens.
+// weights read, and billions of multiply-adds a second, for each weight type and number of tokens;
+// then how fast attention is.
 // Each figure is the median of repeats. Memory is measured in the same run, with as many threads,
 // because a machine shared with others has a different speed every minute.
 //
@@ -82,6 +83,38 @@ Speed product(ThreadPool& pool, const Kernels& kernels, const Matrix& matrix, si
           static_cast<double>(matrix.rows() * kColumns * tokens) / seconds * 1e-9};
 }
 
+// Billions of multiply-adds a second of one thread whose queries pass over a few pages that lie in
+// its caches.
+double attention(const Kernels& kernels, Type type, size_t head_size, size_t queries) {
+  constexpr size_t kPages = 8, kSlots = 32, kPasses = 100;
+  const size_t strip = head_size * kSlots;
+  std::vector<float> q(queries * head_size, 0.01f), scratch(queries * kSlots), shrink(queries),
+      largest(queries, 0.0f), sum(queries, 0.0f), out(q.size(), 0.0f), wide(kPages * strip, 0.5f);
+  std::vector<uint16_t> halves(wide.size());
+  kernels.to_f16(wide.data(), wide.size(), halves.data());
+  const bool half = type == Type::f16;
+  const double seconds = median_seconds([&] {
+    for (size_t page = 0; page < kPages * kPasses; ++page) {
+      const size_t at = page % kPages * strip;
+      const void* numbers = half ? static_cast<const void*>(halves.data() + at) : wide.data() + at;
+      const AttendArgs args = {.q = q.data(),
+                               .keys = numbers,
+                               .values = numbers,
+                               .queries = queries,
+                               .head_size = head_size,
+                               .slots = kSlots,
+                               .stride = kSlots,
+                               .scratch = scratch.data(),
+                               .shrink = shrink.data(),
+                               .largest = largest.data(),
+                               .sum = sum.data(),
+                               .out = out.data()};
+      (half ? kernels.attend_f16 : kernels.attend_f32)(args);
+    }
+  });
+  return 2e-9 * static_cast<double>(kPages * kPasses * queries * strip) / seconds;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -110,6 +143,16 @@ int main(int argc, char** argv) {
       std::printf("%-6s %-7zu %9.1f %9.0f%% %9.1f\n", std::string(type_name(type)).c_str(), tokens,
                   speed.gigabytes, 100.0 * speed.gigabytes / memory, speed.gigamacs);
       std::fflush(stdout);
+    }
+  }
+  std::printf("%-10s %-6s %-9s %-8s %9s\n", "attention,", "type", "head size", "queries", "GMAC/s");
+  for (Type type : {Type::f16, Type::f32}) {
+    for (size_t head_size : {64, 128}) {
+      for (size_t queries : {1, 4, 8, 64}) {
+        std::printf("%-10s %-6s %-9zu %-8zu %9.1f\n", "one thread",
+                    std::string(type_name(type)).c_str(), head_size, queries,
+                    attention(kernels, type, head_size, queries));
+      }
     }
   }
   return 0;

@@ -22,8 +22,8 @@ def read_bandwidth(
 ) -> float:
     """Bytes per second that so many threads read from memory; takes about a tenth of a second."""
 
-def kv_row_bytes(type: str, head_size: int) -> int:
-    """Bytes of one position's key (or value) of one head; ValueError: q80 has no whole blocks."""
+def kv_head_bytes(type: str, head_size: int, page_size: int) -> int:
+    """Bytes of K and V of one head in one page; ValueError: q80 has no whole blocks."""
 
 def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)]."""

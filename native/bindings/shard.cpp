@@ -125,11 +125,12 @@ void bind_shard(py::module_& module) {
       "threads"_a, "bytes"_a = size_t{256} << 20, "repeats"_a = 5, "pin"_a = std::vector<int>{},
       "Bytes per second that so many threads read from memory.");
   module.def(
-      "kv_row_bytes",
-      [](const std::string& type, size_t head_size) {
-        return kv_row_bytes(parse_kv_type(type), head_size);
+      "kv_head_bytes",
+      [](const std::string& type, size_t head_size, size_t page_size) {
+        return kv_head_bytes(parse_kv_type(type), head_size, page_size);
       },
-      "type"_a, "head_size"_a, "Bytes of one position's key (or value) of one head.");
+      "type"_a, "head_size"_a, "page_size"_a,
+      "Bytes of the keys and values of one head in one page.");
 
   py::class_<Lane, PythonLane, py::smart_holder>(module, "Lane",
                                                  "How a sync travels; define all_reduce.")

@@ -81,7 +81,7 @@ void cache(fuzz::Input& in) {
   const KvType type = static_cast<KvType>(in.upto(2));
   const size_t head_size = type == KvType::q80 ? kBlock * (1 + in.upto(3)) : 1 + in.upto(70);
   try {
-    kv_row_bytes(type, in.number(100));
+    kv_head_bytes(type, in.number(100), in.number(100));
   } catch (const std::invalid_argument&) {
   }
   KvCache kv({.layers = 1 + in.upto(1),
@@ -102,26 +102,39 @@ void cache(fuzz::Input& in) {
     }
     const size_t layer = in.upto(shape.layers - 1), head = in.upto(shape.kv_heads - 1);
     const size_t slot = in.upto(shape.page_size - 1);
-    void* strip = in.upto(1) ? kv.keys(page, layer, head) : kv.values(page, layer, head);
+    const void* keys = kv.keys(page, layer, head);
+    const void* values = kv.values(page, layer, head);
     const std::vector<float> x = in.reals(head_size);
-    kv.store(kernels, strip, slot, x.data());
-    std::vector<float> back(shape.page_size * head_size);
-    if (type == KvType::q80) kv.read_q80(kernels, strip, slot + 1, back.data());
+    if (in.upto(1)) {
+      kv.store_key(kernels, kv.keys(page, layer, head), slot, x.data());
+    } else {
+      kv.store_value(kernels, kv.values(page, layer, head), slot, x.data());
+    }
+    std::vector<float> wide_keys(head_size * kv.stride()), wide_values(shape.page_size * head_size);
+    if (type != KvType::f32 && (type == KvType::q80 || in.upto(1))) {
+      kv.widen_keys(kernels, keys, wide_keys.data());
+      kv.widen_values(kernels, values, slot + 1, wide_values.data());
+      keys = wide_keys.data();
+      values = wide_values.data();
+    }
     const size_t query_heads = 1 + in.upto(2), slots = slot + 1;
     const std::vector<float> q = in.reals(query_heads * head_size);
-    std::vector<float> scratch(query_heads * slots), sum(query_heads),
+    std::vector<float> scratch(query_heads * kv.stride()), shrink(query_heads), sum(query_heads),
         largest(query_heads, -std::numeric_limits<float>::infinity()), out(query_heads * head_size);
     const AttendArgs args = {.q = q.data(),
-                             .keys = type == KvType::q80 ? back.data() : strip,
-                             .values = type == KvType::q80 ? back.data() : strip,
-                             .heads = query_heads,
+                             .keys = keys,
+                             .values = values,
+                             .queries = query_heads,
                              .head_size = head_size,
                              .slots = slots,
+                             .stride = kv.stride(),
                              .scratch = scratch.data(),
+                             .shrink = shrink.data(),
                              .largest = largest.data(),
                              .sum = sum.data(),
                              .out = out.data()};
-    (type == KvType::f16 ? kernels.attend_f16 : kernels.attend_f32)(args);
+    const bool halves = type == KvType::f16 && keys != wide_keys.data();
+    (halves ? kernels.attend_f16 : kernels.attend_f32)(args);
   }
   fuzz::demand(kv.size_bytes() == kv.pages() * kv.page_bytes(), "pages have their bytes");
 }

@@ -174,6 +174,7 @@ const Kernels kI8mmKernels = {
     .to_f16 = neon::to_f16,
     .from_f16 = neon::from_f16,
     .from_q80 = neon::from_q80,
+    .keys_from_q80 = neon::keys_from_q80,
 };
 
 }  // namespace hearth

@@ -10,35 +10,11 @@ namespace {
 
 constexpr float kLargestHalf = 65504.0f;
 
-float16x4_t as_halves(const uint16_t* at) { return vreinterpret_f16_u16(vld1_u16(at)); }
-
-float half_to_float(uint16_t half) {
-  return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half))), 0);
-}
-
 // What is too large becomes the largest number; NaN stays (min and max hand it on).
 uint16x4_t to_halves(float32x4_t x) {
   const float32x4_t held =
       vmaxq_f32(vminq_f32(x, vdupq_n_f32(kLargestHalf)), vdupq_n_f32(-kLargestHalf));
   return vreinterpret_u16_f16(vcvt_f16_f32(held));
-}
-
-// e^x for x <= about 88; Cephes' polynomial after x = n ln 2 + r. Below -87 the result is near 0.
-// NaN stays NaN.
-float32x4_t exp4(float32x4_t x) {
-  x = vmaxq_f32(vminq_f32(x, vdupq_n_f32(88.0f)), vdupq_n_f32(-87.3f));
-  const float32x4_t n = vrndnq_f32(vmulq_n_f32(x, 1.44269504088896341f));
-  float32x4_t r = vfmsq_f32(x, n, vdupq_n_f32(0.693359375f));
-  r = vfmsq_f32(r, n, vdupq_n_f32(-2.12194440e-4f));
-  float32x4_t p = vdupq_n_f32(1.9875691500e-4f);
-  p = vfmaq_f32(vdupq_n_f32(1.3981999507e-3f), p, r);
-  p = vfmaq_f32(vdupq_n_f32(8.3334519073e-3f), p, r);
-  p = vfmaq_f32(vdupq_n_f32(4.1665795894e-2f), p, r);
-  p = vfmaq_f32(vdupq_n_f32(1.6666665459e-1f), p, r);
-  p = vfmaq_f32(vdupq_n_f32(5.0000001201e-1f), p, r);
-  p = vfmaq_f32(vaddq_f32(r, vdupq_n_f32(1.0f)), p, vmulq_f32(r, r));
-  const int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
-  return vmulq_f32(p, vreinterpretq_f32_s32(power));
 }
 
 // The weights of four rows in one column, as f32.
@@ -231,125 +207,6 @@ void matmul_blocks(const MatmulArgs& a) {
   }
 }
 
-template <Type kType>
-float32x4_t load4(const void* numbers, size_t index) {
-  if constexpr (kType == Type::f32) return vld1q_f32(static_cast<const float*>(numbers) + index);
-  return vcvt_f32_f16(as_halves(static_cast<const uint16_t*>(numbers) + index));
-}
-
-template <Type kType>
-float load1(const void* numbers, size_t index) {
-  if constexpr (kType == Type::f32) return static_cast<const float*>(numbers)[index];
-  return half_to_float(static_cast<const uint16_t*>(numbers)[index]);
-}
-
-// Scores of kHeads heads from `head` on: they share each key, whose conversion from f16 is what
-// small cores are slowest at. A head's own order of sums is the same whatever its company.
-template <Type kType, size_t kHeads>
-void score_heads(const AttendArgs& a, size_t head) {
-  const size_t size = a.head_size;
-  const float* q = a.q + head * size;
-  for (size_t s = 0; s < a.slots; ++s) {
-    const size_t key = s * size;
-    float32x4_t sums[kHeads][4];
-    unrolled<kHeads>([&](auto h) { unrolled<4>([&](auto k) { sums[h][k] = vdupq_n_f32(0.0f); }); });
-    size_t i = 0;
-    for (; i + 16 <= size; i += 16) {
-      unrolled<4>([&](auto k) {
-        const float32x4_t keys = load4<kType>(a.keys, key + i + 4 * k);
-        unrolled<kHeads>([&](auto h) {
-          sums[h][k] = vfmaq_f32(sums[h][k], vld1q_f32(q + h * size + i + 4 * k), keys);
-        });
-      });
-    }
-    for (; i + 4 <= size; i += 4) {
-      const float32x4_t keys = load4<kType>(a.keys, key + i);
-      unrolled<kHeads>(
-          [&](auto h) { sums[h][0] = vfmaq_f32(sums[h][0], vld1q_f32(q + h * size + i), keys); });
-    }
-    unrolled<kHeads>([&](auto h) {
-      float sum = vaddvq_f32(
-          vaddq_f32(vaddq_f32(sums[h][0], sums[h][1]), vaddq_f32(sums[h][2], sums[h][3])));
-      for (size_t j = i; j < size; ++j) sum += q[h * size + j] * load1<kType>(a.keys, key + j);
-      a.scratch[(head + h) * a.slots + s] = sum;
-    });
-  }
-}
-
-// Scores become weights; what was summed before must be multiplied by the result.
-float weigh(const AttendArgs& a, size_t head) {
-  float* scores = a.scratch + head * a.slots;
-  float largest = a.largest[head];
-  for (size_t s = 0; s < a.slots; ++s) largest = scores[s] > largest ? scores[s] : largest;
-  const float shrink = std::exp(a.largest[head] - largest);
-  float sum = a.sum[head] * shrink;
-  size_t s = 0;
-  for (; s + 4 <= a.slots; s += 4) {
-    const float32x4_t e = exp4(vsubq_f32(vld1q_f32(scores + s), vdupq_n_f32(largest)));
-    vst1q_f32(scores + s, e);
-    sum += vaddvq_f32(e);
-  }
-  for (; s < a.slots; ++s) {
-    scores[s] = std::exp(scores[s] - largest);
-    sum += scores[s];
-  }
-  a.largest[head] = largest;
-  a.sum[head] = sum;
-  return shrink;
-}
-
-// out = out * shrink + sum over slots of weight * value, for 4 * kVectors numbers from `begin` of
-// each head, which stay in registers over the whole page.
-template <Type kType, size_t kHeads, size_t kVectors>
-void mix(const AttendArgs& a, size_t head, const float (&shrink)[kHeads], size_t begin) {
-  float* out = a.out + head * a.head_size + begin;
-  const float* weights = a.scratch + head * a.slots;
-  float32x4_t sums[kHeads][kVectors];
-  unrolled<kHeads>([&](auto h) {
-    unrolled<kVectors>([&](auto k) {
-      sums[h][k] = vmulq_n_f32(vld1q_f32(out + h * a.head_size + 4 * k), shrink[h]);
-    });
-  });
-  for (size_t s = 0; s < a.slots; ++s) {
-    unrolled<kVectors>([&](auto k) {
-      const float32x4_t values = load4<kType>(a.values, s * a.head_size + begin + 4 * k);
-      unrolled<kHeads>(
-          [&](auto h) { sums[h][k] = vfmaq_n_f32(sums[h][k], values, weights[h * a.slots + s]); });
-    });
-  }
-  unrolled<kHeads>([&](auto h) {
-    unrolled<kVectors>([&](auto k) { vst1q_f32(out + h * a.head_size + 4 * k, sums[h][k]); });
-  });
-}
-
-template <Type kType, size_t kHeads>
-void mix_heads(const AttendArgs& a, size_t head) {
-  float shrink[kHeads];
-  for (size_t h = 0; h < kHeads; ++h) shrink[h] = weigh(a, head + h);
-  const size_t size = a.head_size;
-  size_t i = 0;
-  for (; i + 32 <= size; i += 32) mix<kType, kHeads, 8>(a, head, shrink, i);
-  for (; i + 16 <= size; i += 16) mix<kType, kHeads, 4>(a, head, shrink, i);
-  for (; i + 4 <= size; i += 4) mix<kType, kHeads, 1>(a, head, shrink, i);
-  for (; i < size; ++i) {
-    for (size_t h = 0; h < kHeads; ++h) {
-      float& out = a.out[(head + h) * size + i];
-      out *= shrink[h];
-      for (size_t s = 0; s < a.slots; ++s)
-        out += a.scratch[(head + h) * a.slots + s] * load1<kType>(a.values, s * size + i);
-    }
-  }
-}
-
-template <Type kType>
-void attend(const AttendArgs& a) {
-  size_t h = 0;
-  for (; h + 4 <= a.heads; h += 4) score_heads<kType, 4>(a, h);
-  for (; h < a.heads; ++h) score_heads<kType, 1>(a, h);
-  for (h = 0; h + 2 <= a.heads; h += 2) mix_heads<kType, 2>(a, h);
-  if (h < a.heads) mix_heads<kType, 1>(a, h);
-}
-
 }  // namespace
 
 namespace neon {
@@ -442,9 +299,6 @@ void rope(float* head, const float* cos, const float* sin, size_t half) {
   }
 }
 
-void attend_f32(const AttendArgs& a) { attend<Type::f32>(a); }
-void attend_f16(const AttendArgs& a) { attend<Type::f16>(a); }
-
 void to_f16(const float* x, size_t size, uint16_t* out) {
   size_t i = 0;
   for (; i + 4 <= size; i += 4) vst1_u16(out + i, to_halves(vld1q_f32(x + i)));
@@ -455,7 +309,7 @@ void from_f16(const uint16_t* in, size_t size, float* x, bool add) {
   size_t i = 0;
   for (; i + 4 <= size; i += 4) {
     const float32x4_t before = add ? vld1q_f32(x + i) : vdupq_n_f32(0.0f);
-    vst1q_f32(x + i, vaddq_f32(before, load4<Type::f16>(in, i)));
+    vst1q_f32(x + i, vaddq_f32(before, load_halves(in + i)));
   }
   for (; i < size; ++i) x[i] = (add ? x[i] : 0.0f) + half_to_float(in[i]);
 }
@@ -470,6 +324,21 @@ void from_q80(const int8_t* q, const float* scales, size_t size, float* x, bool 
       const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(whole[k]), scales[i / kBlock]);
       vst1q_f32(at, vaddq_f32(before, scaled));
     });
+  }
+}
+
+void keys_from_q80(const int8_t* q, const float* scales, size_t head_size, size_t stride,
+                   float* x) {
+  for (size_t i = 0; i < head_size; ++i, q += stride, x += stride) {
+    const float* scale = scales + i / kBlock * stride;
+    for (size_t s = 0; s < stride; s += 8) {
+      const int16x8_t eight = vmovl_s8(vld1_s8(q + s));
+      const int32x4_t whole[2] = {vmovl_s16(vget_low_s16(eight)), vmovl_high_s16(eight)};
+      unrolled<2>([&](auto k) {
+        const size_t at = s + 4 * k;
+        vst1q_f32(x + at, vmulq_f32(vcvtq_f32_s32(whole[k]), vld1q_f32(scale + at)));
+      });
+    }
   }
 }
 
@@ -491,6 +360,7 @@ const Kernels kNeonKernels = {
     .to_f16 = neon::to_f16,
     .from_f16 = neon::from_f16,
     .from_q80 = neon::from_q80,
+    .keys_from_q80 = neon::keys_from_q80,
 };
 
 }  // namespace hearth

@@ -144,14 +144,14 @@ template <typename Number, typename Load>
 void attend(const AttendArgs& a, Load load) {
   const auto* keys = static_cast<const Number*>(a.keys);
   const auto* values = static_cast<const Number*>(a.values);
-  for (size_t h = 0; h < a.heads; ++h) {
+  for (size_t h = 0; h < a.queries; ++h) {
     const float* q = a.q + h * a.head_size;
-    float* scores = a.scratch + h * a.slots;
+    float* scores = a.scratch + h * a.stride;
     float* out = a.out + h * a.head_size;
     float largest = a.largest[h];
     for (size_t s = 0; s < a.slots; ++s) {
       float score = 0.0f;
-      for (size_t i = 0; i < a.head_size; ++i) score += q[i] * load(keys[s * a.head_size + i]);
+      for (size_t i = 0; i < a.head_size; ++i) score += q[i] * load(keys[i * a.stride + s]);
       scores[s] = score;
       largest = std::max(largest, score);
     }
@@ -188,6 +188,16 @@ void from_q80(const int8_t* q, const float* scales, size_t size, float* x, bool 
     x[i] = (add ? x[i] : 0.0f) + static_cast<float>(q[i]) * scales[i / kBlock];
 }
 
+void keys_from_q80(const int8_t* q, const float* scales, size_t head_size, size_t stride,
+                   float* x) {
+  for (size_t i = 0; i < head_size; ++i) {
+    for (size_t s = 0; s < stride; ++s) {
+      const size_t at = i * stride + s;
+      x[at] = static_cast<float>(q[at]) * scales[i / kBlock * stride + s];
+    }
+  }
+}
+
 }  // namespace
 
 const Kernels kScalarKernels = {
@@ -206,6 +216,7 @@ const Kernels kScalarKernels = {
     .to_f16 = to_f16,
     .from_f16 = from_f16,
     .from_q80 = from_q80,
+    .keys_from_q80 = keys_from_q80,
 };
 
 }  // namespace hearth

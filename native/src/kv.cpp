@@ -6,7 +6,12 @@
 
 namespace hearth {
 
-size_t kv_row_bytes(KvType type, size_t head_size) {
+namespace {
+
+size_t whole_vectors(size_t slots) { return (slots + kKeySlots - 1) / kKeySlots * kKeySlots; }
+
+// Bytes of one position's key (or value) of one head.
+size_t row_bytes(KvType type, size_t head_size) {
   if (type == KvType::f32) return head_size * 4;
   if (type == KvType::f16) return head_size * 2;
   if (head_size % kBlock != 0) {
@@ -16,12 +21,27 @@ size_t kv_row_bytes(KvType type, size_t head_size) {
   return head_size + head_size / kBlock * sizeof(float);
 }
 
-KvCache::KvCache(const KvShape& shape) : shape_(shape), leaves_(shape.max_pages / kLeafPages + 1) {}
-
-size_t KvCache::page_bytes() const {
-  return shape_.layers * shape_.kv_heads * 2 * shape_.page_size *
-         kv_row_bytes(shape_.type, shape_.head_size);
+// One position's numbers go to every row of the keys.
+template <typename Number>
+void scatter(const Number* from, size_t count, Number* to, size_t stride) {
+  for (size_t i = 0; i < count; ++i) to[i * stride] = from[i];
 }
+
+}  // namespace
+
+size_t kv_head_bytes(KvType type, size_t head_size, size_t page_size) {
+  return (whole_vectors(page_size) + page_size) * row_bytes(type, head_size);
+}
+
+KvCache::KvCache(const KvShape& shape)
+    : shape_(shape),
+      keys_bytes_(stride() * row_bytes(shape.type, shape.head_size)),
+      head_bytes_(kv_head_bytes(shape.type, shape.head_size, shape.page_size)),
+      leaves_(shape.max_pages / kLeafPages + 1) {}
+
+size_t KvCache::stride() const { return whole_vectors(shape_.page_size); }
+
+size_t KvCache::page_bytes() const { return shape_.layers * shape_.kv_heads * head_bytes_; }
 
 void KvCache::ensure(uint32_t number) {
   if (number >= shape_.max_pages) {
@@ -35,35 +55,68 @@ void KvCache::ensure(uint32_t number) {
   ++allocated_;
 }
 
-void* KvCache::at(uint32_t number, size_t layer, size_t head, size_t which) {
-  const size_t strip = shape_.page_size * kv_row_bytes(shape_.type, shape_.head_size);
-  return page(number).data() + ((layer * shape_.kv_heads + head) * 2 + which) * strip;
+uint8_t* KvCache::at(uint32_t number, size_t layer, size_t head) {
+  return page(number).data() + (layer * shape_.kv_heads + head) * head_bytes_;
 }
 
-void KvCache::store(const Kernels& kernels, void* rows, size_t slot, const float* x) const {
-  const size_t size = shape_.head_size, offset = slot * size;
+void KvCache::store_key(const Kernels& kernels, void* keys, size_t slot, const float* x) const {
+  const size_t size = shape_.head_size, stride = this->stride();
   switch (shape_.type) {
     case KvType::f32:
-      std::memcpy(static_cast<float*>(rows) + offset, x, size * 4);
-      return;
-    case KvType::f16:
-      kernels.to_f16(x, size, static_cast<uint16_t*>(rows) + offset);
-      return;
+      return scatter(x, size, static_cast<float*>(keys) + slot, stride);
+    case KvType::f16: {
+      uint16_t halves[kMostHeadSize];
+      kernels.to_f16(x, size, halves);
+      return scatter(halves, size, static_cast<uint16_t*>(keys) + slot, stride);
+    }
     case KvType::q80: {
-      auto* numbers = static_cast<int8_t*>(rows);
-      auto* scales = reinterpret_cast<float*>(numbers + shape_.page_size * size);
-      int32_t sums[4096 / kBlock];  // the largest head there can be; not needed here
-      kernels.quantize(x, size, numbers + offset, scales + offset / kBlock, sums);
-      return;
+      int8_t numbers[kMostHeadSize];
+      float scales[kMostHeadSize / kBlock];
+      int32_t sums[kMostHeadSize / kBlock];  // not needed here
+      kernels.quantize(x, size, numbers, scales, sums);
+      auto* rows = static_cast<int8_t*>(keys);
+      scatter(numbers, size, rows + slot, stride);
+      return scatter(scales, size / kBlock, reinterpret_cast<float*>(rows + size * stride) + slot,
+                     stride);
     }
   }
 }
 
-void KvCache::read_q80(const Kernels& kernels, const void* rows, size_t slots, float* out) const {
-  const auto* numbers = static_cast<const int8_t*>(rows);
+void KvCache::store_value(const Kernels& kernels, void* values, size_t slot, const float* x) const {
+  const size_t size = shape_.head_size, offset = slot * size;
+  switch (shape_.type) {
+    case KvType::f32:
+      std::memcpy(static_cast<float*>(values) + offset, x, size * 4);
+      return;
+    case KvType::f16:
+      return kernels.to_f16(x, size, static_cast<uint16_t*>(values) + offset);
+    case KvType::q80: {
+      auto* numbers = static_cast<int8_t*>(values);
+      auto* scales = reinterpret_cast<float*>(numbers + shape_.page_size * size);
+      int32_t sums[kMostHeadSize / kBlock];  // not needed here
+      return kernels.quantize(x, size, numbers + offset, scales + offset / kBlock, sums);
+    }
+  }
+}
+
+void KvCache::widen_keys(const Kernels& kernels, const void* keys, float* out) const {
+  const size_t count = shape_.head_size * stride();
+  if (shape_.type == KvType::f16)
+    return kernels.from_f16(static_cast<const uint16_t*>(keys), count, out, false);
+  const auto* numbers = static_cast<const int8_t*>(keys);
+  kernels.keys_from_q80(numbers, reinterpret_cast<const float*>(numbers + count), shape_.head_size,
+                        stride(), out);
+}
+
+void KvCache::widen_values(const Kernels& kernels, const void* values, size_t slots,
+                           float* out) const {
+  const size_t count = slots * shape_.head_size;
+  if (shape_.type == KvType::f16)
+    return kernels.from_f16(static_cast<const uint16_t*>(values), count, out, false);
+  const auto* numbers = static_cast<const int8_t*>(values);
   const auto* scales =
       reinterpret_cast<const float*>(numbers + shape_.page_size * shape_.head_size);
-  kernels.from_q80(numbers, scales, slots * shape_.head_size, out, false);
+  kernels.from_q80(numbers, scales, count, out, false);
 }
 
 }  // namespace hearth

@@ -14,7 +14,6 @@ namespace {
 constexpr size_t kMost = size_t{1} << 24;
 constexpr size_t kMostLayers = 4096;
 constexpr size_t kMostHeads = 65536;
-constexpr size_t kMostHeadSize = 4096;
 constexpr size_t kMostPageSize = 4096;
 
 void check(bool good, const std::string& name, size_t value, size_t most) {
@@ -65,7 +64,7 @@ void ShardConfig::validate() const {
   }
   if (!(norm_epsilon >= 0.0f && norm_epsilon < 1.0f))
     throw std::invalid_argument("shard: norm_epsilon is not in [0, 1)");
-  kv_row_bytes(kv_type, head_size);  // throws for a type that does not fit the head
+  kv_head_bytes(kv_type, head_size, page_size);  // throws for a type that does not fit the head
   if (head_from_embedding && (!embedding || vocab.begin != 0))
     throw std::invalid_argument("shard: the head can be the embedding's first rows only");
 }

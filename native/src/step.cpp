@@ -8,6 +8,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "hearth/shard.h"
 
@@ -23,6 +24,12 @@ uint64_t since(Clock::time_point start) {
 
 // Groups that one thread takes together: 32 rows, a quantization block of the product that follows.
 constexpr size_t kUnitGroups = kBlock / kGroupRows;
+
+// Queries that pass over a page together: with it and their sums they should fit a first-level
+// cache.
+constexpr size_t kTileQueries = 64;
+// So many read f16 keys and values as they are; widening them costs about as much as it saves.
+constexpr size_t kDirectQueries = 12;
 
 }  // namespace
 
@@ -68,6 +75,16 @@ class Shard::Pass {
   }
 
  private:
+  // Rows that follow one another in a sequence.
+  struct Run {
+    size_t row, rows;
+  };
+  // Queries that pass over a sequence's pages together: of a run, for heads that share a KV head.
+  struct Tile {
+    Run run;
+    size_t kv, head, heads;
+  };
+
   // Checks the sequences.
   void place(size_t numbers, const std::vector<SequenceStep>& sequences) {
     const size_t page_size = config_.page_size;
@@ -115,6 +132,24 @@ class Shard::Pass {
     }
   }
 
+  // Cuts the rows into runs for attention; returns the queries of the largest tile.
+  size_t cut_runs() {
+    const size_t kv_heads = config_.kv_heads.size();
+    const size_t per_head = config_.heads.size() / kv_heads;
+    // At least four items for each thread, where there are so many.
+    const size_t most = std::clamp<size_t>(rows_.size() * kv_heads / (4 * shard_.pool_.size()), 1,
+                                           std::max<size_t>(kTileQueries / per_head, 1));
+    size_t largest = 0;
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      if (runs_.empty() || runs_.back().rows == most ||
+          rows_[row].sequence != rows_[row - 1].sequence) {
+        runs_.push_back({row, 0});
+      }
+      largest = std::max(largest, ++runs_.back().rows);
+    }
+    return largest * per_head;
+  }
+
   void lay_out() {
     const size_t n = rows_.size();
     const size_t hidden = config_.hidden_size;
@@ -122,10 +157,11 @@ class Shard::Pass {
     const size_t kv = config_.kv_heads.size() * config_.head_size;
     const size_t ffn = config_.ffn.size();
     const size_t widest = std::max(hidden, q);
-    const size_t per_head = config_.heads.size() / config_.kv_heads.size();
-    scratch_size_ = per_head * config_.page_size + 2 * per_head;
-    // q80 pages are widened before they are attended to: keys, then values.
-    if (config_.kv_type == KvType::q80) scratch_size_ += 2 * config_.page_size * config_.head_size;
+    // See attend_tile for what a tile needs.
+    const size_t stride = shard_.kv_.stride();
+    scratch_size_ = cut_runs() * (2 * config_.head_size + stride + 3);
+    scratch_size_ += (stride + config_.page_size) * config_.head_size;
+    scratch_size_ = (scratch_size_ + 15) / 16 * 16;
 
     size_t floats = 0;
     const auto reserve = [&](size_t count) {
@@ -139,7 +175,7 @@ class Shard::Pass {
                  at_up = reserve(n * ffn), at_cos = reserve(n * config_.head_size / 2),
                  at_sin = reserve(n * config_.head_size / 2),
                  at_scales = reserve(n * (widest + ffn) / kBlock),
-                 at_scratch = reserve(shard_.pool_.size() * (scratch_size_ + 16));
+                 at_scratch = reserve(shard_.pool_.size() * scratch_size_);
     if (shard_.workspace_.size() < floats) shard_.workspace_.resize(floats);
     float* base = shard_.workspace_.data();
     if (shard_.quantized_.size() < n * (widest + ffn)) shard_.quantized_.resize(n * (widest + ffn));
@@ -329,9 +365,9 @@ class Shard::Pass {
       kernels_.rope(k, cos, sin, half);
       const uint32_t page = rows_[r].sequence->pages[rows_[r].position / config_.page_size];
       const size_t slot = rows_[r].position % config_.page_size;
-      shard_.kv_.store(kernels_, shard_.kv_.keys(page, layer, kv), slot, k);
-      shard_.kv_.store(kernels_, shard_.kv_.values(page, layer, kv), slot,
-                       v_ + (r * kv_heads + kv) * size);
+      shard_.kv_.store_key(kernels_, shard_.kv_.keys(page, layer, kv), slot, k);
+      shard_.kv_.store_value(kernels_, shard_.kv_.values(page, layer, kv), slot,
+                             v_ + (r * kv_heads + kv) * size);
     }
   }
 
@@ -342,14 +378,15 @@ class Shard::Pass {
     const size_t per_head = config_.heads.size() / kv_heads;
     // Few rows: the query heads of one KV head are divided too, so that no thread is idle.
     size_t parts = 1;
-    while (parts < per_head && rows_.size() * kv_heads * parts < 4 * threads) parts *= 2;
+    while (parts < per_head && runs_.size() * kv_heads * parts < 4 * threads) parts *= 2;
     parts = std::min(parts, per_head);
-    const size_t items = kv_heads * rows_.size() * parts;
+    const size_t items = kv_heads * runs_.size() * parts;
     for (size_t item = thread; item < items; item += threads) {
-      const size_t kv = item / (rows_.size() * parts);
-      const size_t r = item / parts % rows_.size();
+      const size_t kv = item / (runs_.size() * parts);
       const auto [first, last] = split(per_head, parts, item % parts);
-      attend_row(thread, layer, r, kv, kv * per_head + first, last - first, quantize);
+      attend_tile(thread, layer,
+                  {runs_[item / parts % runs_.size()], kv, kv * per_head + first, last - first},
+                  quantize);
     }
     if (quantize && config_.head_size % kBlock != 0) {
       // Blocks straddle heads: only whole rows can be quantized, when all their heads are there.
@@ -360,54 +397,81 @@ class Shard::Pass {
     }
   }
 
-  void attend_row(size_t thread, size_t layer, size_t row, size_t kv, size_t head, size_t heads,
-                  bool quantize) {
+  void attend_tile(size_t thread, size_t layer, const Tile& tile, bool quantize) {
     const size_t size = config_.head_size, page_size = config_.page_size;
-    const size_t width = config_.heads.size() * size;
-    float* scratch = scratch_ + thread * (scratch_size_ + 16);
-    float* largest = scratch;
-    float* sum = scratch + heads;
-    float* out = mixed_ + row * width + head * size;
-    std::fill_n(largest, heads, -std::numeric_limits<float>::infinity());
-    std::fill_n(sum, heads, 0.0f);
-    std::fill_n(out, heads * size, 0.0f);
-    const auto& pages = rows_[row].sequence->pages;
-    const size_t positions = rows_[row].position + 1;
+    const size_t stride = shard_.kv_.stride(), width = config_.heads.size() * size;
+    const size_t queries = tile.run.rows * tile.heads, of_row = tile.heads * size;
+    float* scratch = scratch_ + thread * scratch_size_;
+    const auto take = [&](size_t count) { return std::exchange(scratch, scratch + count); };
+    float* q = take(queries * size);
     AttendArgs args = {
-        .q = q_ + row * width + head * size,
+        .q = q,
         .keys = nullptr,
         .values = nullptr,
-        .heads = heads,
+        .queries = queries,
         .head_size = size,
         .slots = 0,
-        .scratch = sum + heads,
-        .largest = largest,
-        .sum = sum,
-        .out = out,
+        .stride = stride,
+        .scratch = take(queries * stride),
+        .shrink = take(queries),
+        .largest = take(queries),
+        .sum = take(queries),
+        .out = take(queries * size),
     };
-    float* widened = args.scratch + heads * page_size;
-    for (size_t p = 0; p * page_size < positions; ++p) {
-      args.slots = std::min(page_size, positions - p * page_size);
-      args.keys = shard_.kv_.keys(pages[p], layer, kv);
-      args.values = shard_.kv_.values(pages[p], layer, kv);
-      if (config_.kv_type == KvType::f16) {
-        kernels_.attend_f16(args);
+    float* keys = take(size * stride);
+    float* values = take(page_size * size);
+    for (size_t r = 0; r < tile.run.rows; ++r)
+      std::copy_n(q_ + (tile.run.row + r) * width + tile.head * size, of_row, q + r * of_row);
+    std::fill_n(args.largest, queries, -std::numeric_limits<float>::infinity());
+    std::fill_n(args.sum, queries, 0.0f);
+    std::fill_n(args.out, queries * size, 0.0f);
+
+    // Few queries read f16 as it is; for more it is widened once.
+    const bool widen = config_.kv_type == KvType::q80 ||
+                       (config_.kv_type == KvType::f16 && queries > kDirectQueries);
+    const auto attend =
+        config_.kv_type == KvType::f16 && !widen ? kernels_.attend_f16 : kernels_.attend_f32;
+    const auto& pages = rows_[tile.run.row].sequence->pages;
+    const size_t first = rows_[tile.run.row].position, last = first + tile.run.rows - 1;
+    for (size_t p = 0, at = 0; at <= last; ++p, at += page_size) {
+      args.keys = shard_.kv_.keys(pages[p], layer, tile.kv);
+      args.values = shard_.kv_.values(pages[p], layer, tile.kv);
+      if (widen) {
+        shard_.kv_.widen_keys(kernels_, args.keys, keys);
+        shard_.kv_.widen_values(kernels_, args.values, std::min(page_size, last + 1 - at), values);
+        args.keys = keys;
+        args.values = values;
+      }
+      if (at + page_size <= first + 1) {
+        args.slots = page_size;
+        attend(args);
         continue;
       }
-      if (config_.kv_type == KvType::q80) {
-        shard_.kv_.read_q80(kernels_, args.keys, args.slots, widened);
-        shard_.kv_.read_q80(kernels_, args.values, args.slots, widened + page_size * size);
-        args.keys = widened;
-        args.values = widened + page_size * size;
+      // Here each row sees another number of slots, from none to all.
+      for (size_t r = at > first ? at - first : 0; r < tile.run.rows; ++r) {
+        AttendArgs row = args;
+        const size_t query = r * tile.heads;
+        row.queries = tile.heads;
+        row.slots = std::min(page_size, first + r + 1 - at);
+        row.q += query * size;
+        row.largest += query;
+        row.sum += query;
+        row.out += query * size;
+        attend(row);
       }
-      kernels_.attend_f32(args);
     }
-    for (size_t h = 0; h < heads; ++h) {
-      const float inverse = 1.0f / sum[h];
-      for (size_t i = 0; i < size; ++i) out[h * size + i] *= inverse;
+    for (size_t r = 0; r < tile.run.rows; ++r) {
+      float* out = mixed_ + (tile.run.row + r) * width + tile.head * size;
+      for (size_t h = 0; h < tile.heads; ++h) {
+        const size_t query = r * tile.heads + h;
+        const float inverse = 1.0f / args.sum[query];
+        for (size_t i = 0; i < size; ++i) out[h * size + i] = args.out[query * size + i] * inverse;
+      }
+      if (quantize && size % kBlock == 0) {
+        quantize_part(input(mixed_, width), tile.run.row + r, tile.head * size,
+                      (tile.head + tile.heads) * size);
+      }
     }
-    if (quantize && size % kBlock == 0)
-      quantize_part(input(mixed_, width), row, head * size, (head + heads) * size);
   }
 
   // gate = silu(w1 x) * (w3 x); a thread that made a whole block of columns quantizes it at once.
@@ -466,6 +530,7 @@ class Shard::Pass {
   float* logits_;
   Lane* lane_;
   std::vector<Row> rows_;
+  std::vector<Run> runs_;
   size_t scratch_size_ = 0;
   float *normed_, *q_, *k_, *v_, *mixed_, *partial_, *gate_, *up_, *cos_, *sin_, *scratch_;
   Input quantized_, quantized_gate_;

@@ -332,28 +332,38 @@ struct Attention {
 
 // [heads, size]: pages of `page` slots, one after another, then divided by the sums.
 std::vector<float> attend(const Kernels& kernels, const Attention& a, size_t page, bool half) {
-  std::vector<float> scratch(a.heads * page + 1, kUntouched), largest(a.heads, -kInfinity),
-      sum(a.heads, 0.0f), out(a.heads * a.size + 1, 0.0f);
+  const size_t stride = (page + kKeySlots - 1) / kKeySlots * kKeySlots;
+  std::vector<float> scratch(a.heads * stride + 1, kUntouched), shrink(a.heads + 1, kUntouched),
+      largest(a.heads, -kInfinity), sum(a.heads, 0.0f), out(a.heads * a.size + 1, 0.0f);
   out.back() = kUntouched;
-  std::vector<uint16_t> keys(a.keys.size()), values(a.values.size());
-  kernels.to_f16(a.keys.data(), keys.size(), keys.data());
+  std::vector<uint16_t> values(a.values.size());
   kernels.to_f16(a.values.data(), values.size(), values.data());
   for (size_t s = 0; s < a.slots; s += page) {
+    const size_t slots = std::min(page, a.slots - s);
+    // The other way round; what stands behind the slots must not show.
+    std::vector<float> keys(a.size * stride, s % 2 == 0 ? kNan : 3e4f);
+    for (size_t slot = 0; slot < slots; ++slot) {
+      for (size_t i = 0; i < a.size; ++i) keys[i * stride + slot] = a.keys[(s + slot) * a.size + i];
+    }
+    std::vector<uint16_t> halves(keys.size());
+    kernels.to_f16(keys.data(), keys.size(), halves.data());
     const AttendArgs args = {.q = a.q.data(),
-                             .keys = half ? static_cast<const void*>(keys.data() + s * a.size)
-                                          : a.keys.data() + s * a.size,
+                             .keys = half ? static_cast<const void*>(halves.data()) : keys.data(),
                              .values = half ? static_cast<const void*>(values.data() + s * a.size)
                                             : a.values.data() + s * a.size,
-                             .heads = a.heads,
+                             .queries = a.heads,
                              .head_size = a.size,
-                             .slots = std::min(page, a.slots - s),
+                             .slots = slots,
+                             .stride = stride,
                              .scratch = scratch.data(),
+                             .shrink = shrink.data(),
                              .largest = largest.data(),
                              .sum = sum.data(),
                              .out = out.data()};
     half ? kernels.attend_f16(args) : kernels.attend_f32(args);
   }
   CHECK_EQUAL(scratch.back(), kUntouched);
+  CHECK_EQUAL(shrink.back(), kUntouched);
   CHECK_EQUAL(out.back(), kUntouched);
   out.pop_back();
   for (size_t i = 0; i < out.size(); ++i) out[i] /= sum[i / a.size];
@@ -366,7 +376,7 @@ std::vector<float> attend(const Kernels& kernels, const Attention& a, size_t pag
 void test_attend(const Kernels& kernels) {
   for (size_t size : {2, 6, 8, 16, 20, 24, 32, 40, 64, 100, 128}) {
     for (size_t slots : {1, 2, 7, 8, 9, 16, 33}) {
-      for (size_t heads : {1, 2, 5, 8}) {
+      for (size_t heads : {1, 2, 3, 4, 5, 8, 13}) {
         Attention a{heads,
                     size,
                     slots,
@@ -382,7 +392,7 @@ void test_attend(const Kernels& kernels) {
             const test::Case each("attend size ", size, " slots ", slots, " heads ", heads,
                                   " page ", page, half ? " f16" : " f32");
             const std::vector<float> out = attend(kernels, a, page, half);
-            // How heads are dealt to threads must not show in the numbers.
+            // How queries are put together must not show in the numbers.
             std::vector<float> alone;
             for (size_t h = 0; h < heads; ++h) {
               Attention one = a;

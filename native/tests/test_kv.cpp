@@ -30,7 +30,8 @@ KvShape shape_of(KvType type) {
 void test_memory() {
   for (KvType type : {KvType::f32, KvType::f16}) {
     KvCache cache(shape_of(type));
-    const size_t bytes = 3 * 2 * 2 * 4 * 10 * (type == KvType::f32 ? 4u : 2u);
+    // Keys of 4 slots take the room of 8.
+    const size_t bytes = 3 * 2 * (8 + 4) * 10 * (type == KvType::f32 ? 4u : 2u);
     CHECK_EQUAL(cache.page_bytes(), bytes);
     CHECK_EQUAL(cache.size_bytes(), size_t{0});
     cache.ensure(4);
@@ -57,7 +58,8 @@ void test_a_large_plan_is_not_made_at_once() {
 void test_places() {
   for (KvType type : {KvType::f32, KvType::f16}) {
     KvCache cache(shape_of(type));
-    const size_t strip = 4 * 10 * (type == KvType::f32 ? 4u : 2u);
+    const size_t values_bytes = 4 * 10 * (type == KvType::f32 ? 4u : 2u);
+    const size_t keys_bytes = 2 * values_bytes;
     for (uint32_t page : {0u, 3u}) {
       cache.ensure(page);
       std::set<const uint8_t*> places;
@@ -68,15 +70,26 @@ void test_places() {
         }
       }
       CHECK_EQUAL(places.size(), size_t{12});
-      const uint8_t* last = nullptr;
+      const uint8_t* wanted = *places.begin();
+      bool keys = true;
       for (const uint8_t* place : places) {
-        if (last != nullptr) CHECK_EQUAL(static_cast<size_t>(place - last), strip);
-        last = place;
+        CHECK(place == wanted);
+        wanted += keys ? keys_bytes : values_bytes;
+        keys = !keys;
       }
-      CHECK_EQUAL(static_cast<size_t>(*places.rbegin() - *places.begin()) + strip,
-                  cache.page_bytes());
+      CHECK_EQUAL(static_cast<size_t>(wanted - *places.begin()), cache.page_bytes());
     }
   }
+}
+
+// All numbers of one head in one page, as they lie there: keys [10, 8], values [4, 10].
+std::vector<float> numbers_of(const void* rows, size_t count, KvType type) {
+  std::vector<float> all(count);
+  for (size_t i = 0; i < count; ++i) {
+    all[i] = type == KvType::f32 ? static_cast<const float*>(rows)[i]
+                                 : f16_to_f32(static_cast<const uint16_t*>(rows)[i]);
+  }
+  return all;
 }
 
 // What is stored is there, in its type, and nothing beside it changes: a new page is zeros.
@@ -84,27 +97,35 @@ void test_store() {
   for (const auto& name : instruction_sets()) {
     const Kernels& kernels = *find_kernels(name);
     for (KvType type : {KvType::f32, KvType::f16}) {
-      const test::Case each(name, type == KvType::f32 ? " f32" : " f16");
-      KvCache cache(shape_of(type));
-      cache.ensure(2);
-      std::vector<float> x(10);
-      for (size_t i = 0; i < 10; ++i) x[i] = 1.0f / static_cast<float>(i + 3);
-      cache.store(kernels, cache.values(2, 1, 1), 3, x.data());
-      for (size_t layer = 0; layer < 3; ++layer) {
-        for (size_t head = 0; head < 2; ++head) {
-          for (bool values : {false, true}) {
-            const void* rows = values ? cache.values(2, layer, head) : cache.keys(2, layer, head);
-            for (size_t i = 0; i < 40; ++i) {
-              const bool stored = layer == 1 && head == 1 && values && i >= 30;
-              const float number = type == KvType::f32
-                                       ? static_cast<const float*>(rows)[i]
-                                       : f16_to_f32(static_cast<const uint16_t*>(rows)[i]);
-              const float wanted = !stored               ? 0.0f
-                                   : type == KvType::f32 ? x[i - 30]
-                                                         : f16_to_f32(f32_to_f16(x[i - 30]));
-              CHECK_EQUAL(number, wanted);
-            }
+      for (bool value : {false, true}) {
+        const test::Case each(name, type == KvType::f32 ? " f32" : " f16",
+                              value ? " value" : " key");
+        KvCache cache(shape_of(type));
+        CHECK_EQUAL(cache.stride(), size_t{8});
+        cache.ensure(2);
+        std::vector<float> x(10), wanted_keys(80, 0.0f), wanted_values(40, 0.0f);
+        for (size_t i = 0; i < 10; ++i) {
+          x[i] = 1.0f / static_cast<float>(i + 3);
+          const float held = type == KvType::f32 ? x[i] : f16_to_f32(f32_to_f16(x[i]));
+          (value ? wanted_values[3 * 10 + i] : wanted_keys[i * 8 + 3]) = held;
+        }
+        value ? cache.store_value(kernels, cache.values(2, 1, 1), 3, x.data())
+              : cache.store_key(kernels, cache.keys(2, 1, 1), 3, x.data());
+        for (size_t layer = 0; layer < 3; ++layer) {
+          for (size_t head = 0; head < 2; ++head) {
+            const bool here = layer == 1 && head == 1;
+            const std::vector<float> keys = numbers_of(cache.keys(2, layer, head), 80, type);
+            const std::vector<float> values = numbers_of(cache.values(2, layer, head), 40, type);
+            CHECK_SAME(keys, here ? wanted_keys : std::vector<float>(80, 0.0f));
+            CHECK_SAME(values, here ? wanted_values : std::vector<float>(40, 0.0f));
           }
+        }
+        if (type == KvType::f16) {
+          std::vector<float> keys(80, 1.0f), values(40, 1.0f);
+          cache.widen_keys(kernels, cache.keys(2, 1, 1), keys.data());
+          cache.widen_values(kernels, cache.values(2, 1, 1), 4, values.data());
+          CHECK_SAME(keys, wanted_keys);
+          CHECK_SAME(values, wanted_values);
         }
       }
     }
@@ -113,28 +134,41 @@ void test_store() {
 
 // q80: within half a step of what went in, in its own position only, and in no other's scales.
 void test_q80() {
-  CHECK_EQUAL(kv_row_bytes(KvType::q80, 64), size_t{72});
-  CHECK_THROWS(kv_row_bytes(KvType::q80, 10), std::invalid_argument, "not 10");
+  CHECK_EQUAL(kv_head_bytes(KvType::q80, 64, 16), size_t{2 * 16 * 72});
+  CHECK_EQUAL(kv_head_bytes(KvType::q80, 64, 3), size_t{(8 + 3) * 72});
+  CHECK_THROWS(kv_head_bytes(KvType::q80, 10, 8), std::invalid_argument, "not 10");
   KvShape shape = shape_of(KvType::q80);
   shape.head_size = 64;
   for (const auto& name : instruction_sets()) {
     const Kernels& kernels = *find_kernels(name);
     const test::Case each(name);
     KvCache cache(shape);
-    CHECK_EQUAL(cache.page_bytes(), size_t{3 * 2 * 2 * 4 * 72});
+    CHECK_EQUAL(cache.page_bytes(), size_t{3 * 2 * (8 + 4) * 72});
     cache.ensure(4);
     for (size_t slot = 0; slot < 4; ++slot) {
-      std::vector<float> x(64);
-      for (size_t i = 0; i < 64; ++i) x[i] = std::sin(static_cast<float>(slot * 64 + i));
-      cache.store(kernels, cache.keys(4, 2, 0), slot, x.data());
+      std::vector<float> x(64), y(64);
+      for (size_t i = 0; i < 64; ++i) {
+        x[i] = std::sin(static_cast<float>(slot * 64 + i));
+        y[i] = std::cos(static_cast<float>(slot * 64 + i));
+      }
+      cache.store_key(kernels, cache.keys(4, 2, 0), slot, x.data());
+      cache.store_value(kernels, cache.values(4, 2, 0), slot, y.data());
     }
-    std::vector<float> out(4 * 64);
-    cache.read_q80(kernels, cache.keys(4, 2, 0), 4, out.data());
-    for (size_t i = 0; i < out.size(); ++i)
-      CHECK_NEAR(out[i], std::sin(static_cast<float>(i)), 0.5001 / 127.0);
-    for (const void* other : {cache.values(4, 2, 0), cache.keys(4, 2, 1), cache.values(4, 1, 1)}) {
-      cache.read_q80(kernels, other, 4, out.data());
-      for (float number : out) CHECK_EQUAL(number, 0.0f);
+    std::vector<float> keys(64 * 8), values(4 * 64);
+    cache.widen_keys(kernels, cache.keys(4, 2, 0), keys.data());
+    cache.widen_values(kernels, cache.values(4, 2, 0), 4, values.data());
+    for (size_t slot = 0; slot < 8; ++slot) {
+      for (size_t i = 0; i < 64; ++i) {
+        const auto at = static_cast<float>(slot * 64 + i);
+        CHECK_NEAR(keys[i * 8 + slot], slot < 4 ? std::sin(at) : 0.0f, 0.5001 / 127.0);
+        if (slot < 4) CHECK_NEAR(values[slot * 64 + i], std::cos(at), 0.5001 / 127.0);
+      }
+    }
+    for (const auto& [layer, head] : {std::pair{2, 1}, {1, 0}}) {
+      cache.widen_keys(kernels, cache.keys(4, layer, head), keys.data());
+      cache.widen_values(kernels, cache.values(4, layer, head), 4, values.data());
+      for (float number : keys) CHECK_EQUAL(number, 0.0f);
+      for (float number : values) CHECK_EQUAL(number, 0.0f);
     }
   }
 }

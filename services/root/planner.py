@@ -61,10 +61,10 @@ class NodePlan:
     def weight_bytes(self) -> int:
         return sum(part.size_bytes for part in self.slices)
 
-    def kv_bytes_per_position(self, spec: ModelSpec, kv_type: str) -> int:
-        """Bytes of K and V of one position, all layers."""
+    def kv_page_bytes(self, spec: ModelSpec, kv_type: str, page_size: int) -> int:
+        """Bytes of K and V of one page, all layers."""
         heads = self.kv_heads[1] - self.kv_heads[0]
-        return 2 * spec.layers * heads * _native.kv_row_bytes(kv_type, spec.head_size)
+        return spec.layers * heads * _native.kv_head_bytes(kv_type, spec.head_size, page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ def pages_for(
     least = -(-context // page_size)
     pages = least * sequences
     for node, (name, room) in zip(plan.nodes, rooms, strict=True):
-        per_page = node.kv_bytes_per_position(spec, kv_type) * page_size
+        per_page = node.kv_page_bytes(spec, kv_type, page_size)
         left = room - node.weight_bytes
         if left < least * per_page:
             raise HearthError(

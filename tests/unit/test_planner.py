@@ -164,7 +164,7 @@ def test_shares_that_cannot_be(shares: list[float]) -> None:
 def test_memory_bounds_the_pages() -> None:
     spec = spec_of()
     plan = make_plan(spec, lambda _: "f32", 2)
-    per_page = plan.nodes[1].kv_bytes_per_position(spec, "f16") * 16
+    per_page = plan.nodes[1].kv_page_bytes(spec, "f16", 16)
     assert per_page == 2 * 2 * 2 * 8 * 2 * 16  # K and V, layers, heads, head_size, bytes, positions
     room = plan.nodes[1].weight_bytes + 40 * per_page
     much = ("root", 1 << 40)

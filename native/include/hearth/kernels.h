@@ -14,6 +14,8 @@
 namespace hearth {
 
 inline constexpr size_t kGroupRows = 8;
+// Slots of a page whose keys lie together at least: the widest vector of the kernels.
+inline constexpr size_t kKeySlots = 8;
 // Below this, 127 / magnitude would be infinite.
 inline constexpr float kSmallestQuantized = 1e-36f;
 
@@ -36,17 +38,24 @@ struct MatmulArgs {
   size_t y_stride;
 };
 
-// One page of one KV head, for `heads` query heads that share it.
+// One page of one KV head, for queries that see the same slots of it: those of the heads that share
+// the KV head, of one row or of several.
 struct AttendArgs {
-  const float* q;    // [heads, head_size], already scaled
-  const void* keys;  // [slots, head_size] of f32 or f16
-  const void* values;
-  size_t heads, head_size, slots;
-  float* scratch;  // [heads, slots]
+  const float* q;  // [queries, head_size], already scaled
+  // f32 or f16. Keys lie the other way round, so that a vector holds one number of many slots and
+  // no score is summed across a vector.
+  const void* keys;    // [head_size, stride]
+  const void* values;  // [slots, head_size]
+  size_t queries, head_size, slots;
+  // At least slots, and a multiple of kKeySlots: what lies behind a row's slots is read, and has no
+  // effect.
+  size_t stride;
+  float* scratch;  // [queries, stride]
+  float* shrink;   // [queries]
   // Running softmax (Milakov, Gimelshein: Online normalizer calculation for softmax, 2018).
-  float* largest;  // [heads], -inf at first
-  float* sum;      // [heads], 0 at first
-  float* out;      // [heads, head_size], 0 at first; divided by sum after the last page
+  float* largest;  // [queries], -inf at first
+  float* sum;      // [queries], 0 at first
+  float* out;      // [queries, head_size], 0 at first; divided by sum after the last page
 };
 
 struct Kernels {
@@ -79,6 +88,10 @@ struct Kernels {
   // x = or x += the numbers: f16, or int8 in blocks of 32 with their scales (size % 32 == 0).
   void (*from_f16)(const uint16_t* in, size_t size, float* x, bool add);
   void (*from_q80)(const int8_t* q, const float* scales, size_t size, float* x, bool add);
+  // Keys of a page, as AttendArgs wants them: x[i][s] = q[i][s] * scales[i / 32][s] over
+  // [head_size, stride]. head_size % 32 == 0, stride % kKeySlots == 0.
+  void (*keys_from_q80)(const int8_t* q, const float* scales, size_t head_size, size_t stride,
+                        float* x);
 };
 
 extern const Kernels kScalarKernels;

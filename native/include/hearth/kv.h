@@ -17,9 +17,11 @@ namespace hearth {
 // them.
 enum class KvType : uint8_t { f32, f16, q80 };
 
-// Bytes of one position's key (or value) of one head. Throws std::invalid_argument when q80 finds
+inline constexpr size_t kMostHeadSize = 4096;
+
+// Bytes of the keys and values of one head in one page. Throws std::invalid_argument when q80 finds
 // no whole blocks.
-size_t kv_row_bytes(KvType type, size_t head_size);
+size_t kv_head_bytes(KvType type, size_t head_size, size_t page_size);
 
 struct KvShape {
   size_t layers, kv_heads, head_size;
@@ -42,24 +44,33 @@ class KvCache {
   // std::bad_alloc when there is no memory.
   void ensure(uint32_t number);
 
-  // [page_size, head_size] of one page, layer (counted from the shard's first) and KV head; in q80
-  // the int8 of all positions, then the scales of all.
-  void* keys(uint32_t page, size_t layer, size_t head) { return at(page, layer, head, 0); }
-  void* values(uint32_t page, size_t layer, size_t head) { return at(page, layer, head, 1); }
+  // Slots between one row of keys and the next: page_size, filled up to whole vectors.
+  size_t stride() const;
+  // Of one page, layer (counted from the shard's first) and KV head: keys [head_size, stride] and
+  // values [page_size, head_size], as AttendArgs wants them; in q80 the int8 of all, then the
+  // scales of all, [head_size / 32, stride] and [page_size, head_size / 32].
+  void* keys(uint32_t page, size_t layer, size_t head) { return at(page, layer, head); }
+  void* values(uint32_t page, size_t layer, size_t head) {
+    return at(page, layer, head) + keys_bytes_;
+  }
 
   // Writes one position's key or value, [head_size] of f32, at `slot` of what keys/values gave.
-  void store(const Kernels& kernels, void* rows, size_t slot, const float* x) const;
-  // The first `slots` positions of what keys/values gave in q80, as f32: [slots, head_size].
-  void read_q80(const Kernels& kernels, const void* rows, size_t slots, float* out) const;
+  void store_key(const Kernels& kernels, void* keys, size_t slot, const float* x) const;
+  void store_value(const Kernels& kernels, void* values, size_t slot, const float* x) const;
+  // What keys gave, and the first `slots` positions of what values gave, of f16 or q80, as f32:
+  // [head_size, stride] and [slots, head_size].
+  void widen_keys(const Kernels& kernels, const void* keys, float* out) const;
+  void widen_values(const Kernels& kernels, const void* values, size_t slots, float* out) const;
 
  private:
-  void* at(uint32_t number, size_t layer, size_t head, size_t which);
+  uint8_t* at(uint32_t number, size_t layer, size_t head);
 
   Buffer& page(uint32_t number) const { return leaves_[number / kLeafPages][number % kLeafPages]; }
 
   // The table grows with the pages in use: a plan may allow for millions that never come.
   static constexpr size_t kLeafPages = 1024;
   KvShape shape_;
+  size_t keys_bytes_, head_bytes_;
   std::vector<std::unique_ptr<Buffer[]>> leaves_;
   size_t allocated_ = 0;
 };
