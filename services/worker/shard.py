@@ -112,9 +112,7 @@ def check_config(config: common_pb2.ShardConfig) -> None:
 
 def kv_bytes(config: common_pb2.ShardConfig) -> int:
     """Bytes of KV cache when all pages are in use: K and V of every layer and KV head held."""
-    per_head = _native.kv_head_bytes(
-        KV_TYPES[config.kv_type], config.head_size, config.page_size
-    )
+    per_head = _native.kv_head_bytes(KV_TYPES[config.kv_type], config.head_size, config.page_size)
     per_page = _size(config.kv_heads) * per_head * _size(config.layers)
     return max(per_page, _MAPPING_BYTES) * config.max_pages
 
