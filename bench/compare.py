@@ -2,7 +2,8 @@
 
 Every round runs each side once (A, B, A, B ...), so that both meet the same noise; figures are
 medians over the rounds, with the lowest and highest. llama.cpp is the package llama-cpp-python,
-built for this CPU in an environment of its own (build/compare), which this program makes.
+built in an environment of its own (build/compare), which this program makes: for the instructions
+that Hearth uses and, with --native, once more for all that this CPU has.
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
@@ -19,6 +20,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,8 @@ from hearth.converter import open_model
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "compare"
 PACKAGES = ("llama-cpp-python", "gguf", "numpy", "matplotlib")
-# Both sides with the same instructions. Where a CPU has no more than these it is the native build;
-# where it has AMX, the native build of llama-cpp-python 0.3.36 ends with a segmentation fault.
+# Both sides with the same instructions. Where a CPU has no more than these it is the native build
+# (which, of llama-cpp-python 0.3.36 and on a CPU with AMX, ends with a segmentation fault).
 AVX2 = ("NATIVE=OFF", "AVX=ON", "AVX2=ON", "FMA=ON", "F16C=ON", "BMI2=ON")
 
 
@@ -79,17 +81,17 @@ class Side:
         return answer
 
 
-def environment() -> Path:
-    """The Python of llama.cpp's environment, made when it is not there (about ten minutes)."""
-    python = BUILD / "venv" / "bin" / "python"
+def environment(name: str, build: Sequence[str]) -> Path:
+    """The Python of an environment with llama.cpp, made when it is not there (ten minutes)."""
+    folder = BUILD / name
+    python = folder / "bin" / "python"
     if not python.exists():
-        print("making an environment with llama.cpp, built for this CPU", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", BUILD / "venv"], check=True)
-        environ = dict(os.environ)
-        if _native.instruction_set() == "avx2":
-            environ["CMAKE_ARGS"] = " ".join(f"-DGGML_{option}" for option in AVX2)
-        command = [python, "-m", "pip", "install", "-q", *PACKAGES]
-        subprocess.run(command, check=True, env=environ)
+        print(f"making {folder}, with llama.cpp built from source", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        options = " ".join(f"-DGGML_{option}" for option in build)
+        # (pip would take another build of the package out of its cache.)
+        command = [python, "-m", "pip", "install", "-q", "--no-cache-dir", *PACKAGES]
+        subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": options})
     return python
 
 
@@ -114,6 +116,9 @@ def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -
         Side(f"llama.cpp, {threads} threads", [*theirs, "--threads", str(threads)]),
         Side(f"Hearth, {threads} threads", [*hearth, "--threads", str(threads)]),
     ]
+    if options.native:
+        native = [str(environment("venv-native", ())), *theirs[1:], "--threads", str(threads)]
+        found.insert(1, Side(f"llama.cpp, native, {threads} threads", native))
     if threads > 1:
         nodes = ["--nodes", str(threads), "--threads", "1"]
         found.append(Side(f"Hearth, {threads} nodes, mesh", [*hearth, *nodes]))
@@ -221,11 +226,12 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="pattern of the sides to run")
+    parser.add_argument("--native", action="store_true", help="llama.cpp for all this CPU has too")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    python = environment()
+    python = environment("venv", AVX2 if _native.instruction_set() == "avx2" else ())
     data = BUILD / "results.json"
     results: dict[str, Any] = {"machine": machine(), "runs": []}
     if data.exists():
