@@ -83,6 +83,9 @@ class MeshLane(Lane):
     def abort(self) -> None:
         """Ends a sync that is under way, from any thread, with LaneError."""
 
+    def close(self) -> None:
+        """Ends the connections; no sync may be under way, and later ones raise."""
+
     @property
     def sent_bytes(self) -> int:
         """Since `begin`."""

@@ -163,6 +163,7 @@ void bind_shard(py::module_& module) {
            py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a, "direct_bytes"_a)
       .def("begin", &MeshLane::begin, "step_id"_a, "The next syncs are those of this step.")
       .def("abort", &MeshLane::abort, "Ends a sync that is under way, from any thread.")
+      .def("close", &MeshLane::close, "Ends the connections; no sync may be under way.")
       .def(
           "all_reduce",
           [](MeshLane& lane, Floats& x) {

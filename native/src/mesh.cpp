@@ -139,9 +139,11 @@ MeshLane::MeshLane(MeshConfig config)
   incoming_.resize(count);
 }
 
-MeshLane::Sockets::~Sockets() {
-  for (int socket : all) {
-    if (socket >= 0) close(socket);
+void MeshLane::Sockets::close() {
+  closed = true;
+  for (int& socket : all) {
+    if (socket >= 0) ::close(socket);
+    socket = -1;
   }
 }
 
@@ -210,6 +212,7 @@ size_t MeshLane::segment(size_t numbers, size_t rank) const {
 
 void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
   const size_t numbers = rows * columns;
+  if (sockets_.closed) throw std::logic_error("mesh: the lane is closed");
   if (config_.wire == WireType::q80 && numbers % kBlock != 0)
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
   if (numbers == 0) throw std::invalid_argument("mesh: a sync of no numbers");

@@ -110,7 +110,11 @@ class Formation:
 
     def release(self, lease: worker_pb2.Lease) -> None:
         """Closes the connections and gives the leases back; nothing may run."""
-        self._lane = None  # closes the mesh's connections
+        # Not left to the last reference: errors of a step that failed keep its frames, and these the
+        # lane, until they are collected.
+        if isinstance(self._lane, _native.MeshLane):
+            self._lane.close()
+        self._lane = None
         close_all(self.links, lease, self._culprit)
 
 

@@ -111,9 +111,14 @@ def open_mesh(
         deadline_seconds=deadline_seconds,
         direct_bytes=direct,
     )
-    for link in links:
-        answer = link.receive_within(MESH_SECONDS, "join the mesh")
-        if answer.WhichOneof("message") != "mesh_ready":
-            problem = f"worker {link.name} answered {answer.WhichOneof('message')!r} to mesh_open"
-            raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
+    try:
+        for link in links:
+            answer = link.receive_within(MESH_SECONDS, "join the mesh")
+            if answer.WhichOneof("message") != "mesh_ready":
+                kind = answer.WhichOneof("message")
+                problem = f"worker {link.name} answered {kind!r} to mesh_open"
+                raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
+    except BaseException:
+        lane.close()
+        raise
     return lane

@@ -74,6 +74,10 @@ class ForwardLoop:
                     raise HearthError(Reason.BAD_STEP, f"a message {kind!r} came between two steps")
         except StreamEnded:
             return
+        finally:
+            # Not left to the last reference, which errors and their frames may hold for long.
+            if isinstance(self._lane, _native.MeshLane):
+                self._lane.close()
 
     def abort(self) -> None:
         """Ends a step that waits for other ranks; from any thread, when the stream has ended."""

@@ -121,6 +121,32 @@ def test_a_worker_gone_for_good_is_divided_around_and_taken_in_again(
     assert story(client, 600) == wanted
 
 
+def test_losses_in_the_middle_of_a_step_leave_no_descriptors_behind(
+    start_worker: Start, start_root: Start, tmp_path: Path
+) -> None:
+    caches = [("--cache-dir", str(tmp_path / f"cache{n}")) for n in (1, 2)]
+    one, two = (start_worker("--name", f"node{n}", *caches[n - 1]) for n in (1, 2))
+    root = start_root("--model", "demo", "--workers", one.address, two.address)
+
+    def held() -> int:
+        return sum(len(list(Path(f"/proc/{s.pid}/fd").iterdir())) for s in (root, two))
+
+    with Client(root.address, timeout=SECONDS) as client:
+        first = 0
+        for kills in range(3):
+            telling = Telling(client, 400)
+            one.kill()
+            one = start_worker("--listen", one.address, "--name", "node1", *caches[0])
+            telling.end()
+            until(client, serves_with(one, two))
+            # A connection may take a moment to close. One that an error holds does not.
+            deadline = time.monotonic() + 10
+            while kills > 0 and held() > first and time.monotonic() < deadline:
+                time.sleep(0.05)
+            first = first or held()
+            assert held() <= first, f"after {kills + 1} kills"
+
+
 def test_draining_a_worker(start_worker: Start, serve: Callable[..., Client]) -> None:
     one, two = (start_worker("--name", f"node{n}") for n in (1, 2))
     client = serve("--workers", one.address, two.address)

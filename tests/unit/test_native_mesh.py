@@ -125,6 +125,19 @@ def test_abort_ends_a_sync() -> None:
         lane.all_reduce(np.zeros((1, 64), np.float32))
 
 
+def test_closing_ends_the_connections() -> None:
+    ends = connect(2)
+    peer = ends[1][0]
+    assert peer is not None
+    lane = make_lane(ends[0], "f32", 1 << 30)
+    lane.close()
+    assert peer.recv(1) == b""
+    with pytest.raises(RuntimeError, match="the lane is closed"):
+        lane.all_reduce(np.zeros((1, 64), np.float32))
+    lane.close()
+    peer.close()
+
+
 @pytest.mark.parametrize(
     "header",
     [

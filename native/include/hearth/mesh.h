@@ -62,6 +62,9 @@ class MeshLane : public Lane {
   // Ends a sync that is under way, from any thread: it throws within a tenth of a second.
   void abort() { aborted_.store(true); }
 
+  // Ends the connections; no sync may be under way, and later ones throw std::logic_error.
+  void close() { sockets_.close(); }
+
   uint64_t sent_bytes() const { return sent_; }
   uint64_t received_bytes() const { return received_; }
 
@@ -91,14 +94,16 @@ class MeshLane : public Lane {
   // A member of its own, so that they are closed when the constructor throws.
   struct Sockets {
     explicit Sockets(const std::vector<int>& sockets) : all(sockets) {}
-    ~Sockets();
+    ~Sockets() { close(); }
     Sockets(const Sockets&) = delete;
     Sockets& operator=(const Sockets&) = delete;
-    const std::vector<int> all;
+    void close();
+    std::vector<int> all;  // -1 in one's own place, and everywhere once closed
+    bool closed = false;
   };
 
   MeshConfig config_;
-  const Sockets sockets_;
+  Sockets sockets_;
   const Kernels& kernels_;
   uint32_t step_ = 0, index_ = 0;
   uint64_t sent_ = 0, received_ = 0;
