@@ -159,6 +159,7 @@ class Forming:
                 node.shard.CopyFrom(config)
         held, self.shard = self.shard, None
         if held is not None and held.config != configs[0]:
+            held.close()  # not after the new one is loaded: there may be no room for both
             held = None
         threads = settings.threads or system.cores()
         begins = [

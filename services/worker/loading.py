@@ -265,6 +265,7 @@ class LoadSession:
     def close(self) -> None:
         """The plan is over. A part on disk stays for a later one."""
         self._packer.shutdown(wait=True)
+        self.shard.close()
         if self._assembly is not None and self._assembly.part is not None:
             self._assembly.part.close()
         self._assembly = None

@@ -164,6 +164,15 @@ class NodeShard:
         except MemoryError as error:
             raise _no_memory("the shard's buffers", error) from None
 
+    def close(self) -> None:
+        """Gives all memory back now, whoever still holds this object; nothing may compute then.
+
+        The errors of a step that failed hold its frames, and these its shard, until they are
+        collected: a shard loaded meanwhile would be a second one in memory.
+        """
+        if hasattr(self, "_shard"):
+            del self._shard
+
     def expected(self) -> dict[str, tuple[int, int]]:
         """Slice name -> (rows, columns) that this shard needs."""
         return dict(self._shard.expected())

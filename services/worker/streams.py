@@ -45,7 +45,9 @@ class Exchange(Generic[Request, Response]):
         """
         try:
             request = next(self._requests)
-        except (StopIteration, grpc.RpcError):
+        except (StopIteration, grpc.RpcError) as error:
+            # gRPC's error holds itself, and would hold the frames of all that led here.
+            error.__traceback__ = None
             raise StreamEnded from None
         except Exception as error:
             # gRPC raises a bare Exception for a stream that was cancelled.
@@ -101,6 +103,8 @@ class Exchange(Generic[Request, Response]):
         except StreamEnded:
             pass
         except HearthError as error:
+            # Bare: gRPC may keep the queue, the error its frames, and these a shard.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
             self._out.put(error)
         except Exception as error:
             log.exception("a stream's handler failed")
