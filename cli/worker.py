@@ -78,6 +78,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="how long a root may stay away before its shard is freed (default: %(default)s)",
     )
     parser.add_argument(
+        "--drain-seconds",
+        type=common.seconds,
+        metavar="S",
+        default=20.0,
+        help="how long, after SIGTERM, the root may take to go on without this worker; where the "
+        "others have no room for its part, running requests may end (default: %(default)s)",
+    )
+    parser.add_argument(
         "--exit-with-parent",
         type=int,
         nargs="?",
@@ -99,9 +107,11 @@ def run(options: argparse.Namespace) -> int:
 
     hearth_logging.setup()
     system.keep_message_memory()
-    stop = threading.Event()
+    stop, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            hurry.set()  # asked a second time
         stop.set()
 
     signal.signal(signal.SIGTERM, on_signal)
@@ -143,6 +153,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         if announcement is not None:
             announcement.stop()
+        server.leave(options.drain_seconds, hurry)
         server.stop()
         metrics.stop()
     return 0

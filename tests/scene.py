@@ -173,6 +173,13 @@ class Scene:
     def kill(self, number: int) -> None:
         self._workers[number].kill()
 
+    def leave(self, number: int) -> float:
+        """SIGTERM; how long it took to end, which must be well."""
+        began = time.monotonic()
+        code = self._workers[number].end(60)
+        assert code == 0, f"worker {number} ended with {code}"
+        return time.monotonic() - began
+
     def stop(self, number: int) -> None:
         os.kill(self._workers[number].pid, signal.SIGSTOP)
 

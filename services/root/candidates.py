@@ -1,6 +1,6 @@
 """Workers that a root knows of, and what can be decided about them. Values only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -43,6 +43,7 @@ class Candidate:
     banned_until: float = 0.0
     # A forming refused it: its answers do not count before.
     refused_until: float = 0.0
+    # Taken out on purpose, or about to stop by itself; until it is restarted.
     drained: bool = False
     # It was in when the cluster served last, and did not leave on purpose.
     member: bool = False
@@ -123,6 +124,6 @@ def member(candidate: Candidate) -> Member:
     return Member(candidate.address, candidate.title, candidate.room)
 
 
-def addresses(candidates: list[Candidate]) -> tuple[str, ...]:
+def addresses(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     """Of each."""
     return tuple(candidate.address for candidate in candidates)

@@ -57,6 +57,8 @@ class Cluster:
         self._on_load = on_load
         # Called, in any thread, when a worker of a serving cluster is lost.
         self.on_lost: Callable[[HearthError], None] = lambda error: None
+        # Called, in the thread that runs steps, when a worker says that it is about to stop.
+        self.on_leaving: Callable[[str], None] = lambda address: None
         # Before anything is dialled: what cannot be cut is an error of the command line.
         self.blueprint = draw(model, settings)
         # Of the workers that it is, or was last tried to be, formed with.
@@ -199,6 +201,8 @@ class Cluster:
         self._metrics.step(phase, output.wall_seconds, sync)
         self._metrics.node_times(output.node_seconds)
         self._metrics.traffic(output.sent_bytes, output.received_bytes)
+        for address in output.leaving:
+            self.on_leaving(address)
         return output
 
     def interrupt(self) -> None:
@@ -271,8 +275,11 @@ class Cluster:
                 return
             self._lost = error
             self._told.set()
-        log.warning("cluster lost: %s", error.message)
-        self._metrics.fault(error.reason)
+        if error.reason == Reason.SHUTTING_DOWN:
+            log.info("a worker left: %s", error.message)
+        else:
+            log.warning("cluster lost: %s", error.message)
+            self._metrics.fault(error.reason)
         formation.fail(error)
         with self._board.change() as status:
             messages.degraded(status, error)

@@ -34,6 +34,8 @@ class StepOutput:
     node_seconds: tuple[tuple[float, float], ...]
     sent_bytes: int
     received_bytes: int
+    # Addresses of the workers that said in this step, for the first time, that they leave.
+    leaving: tuple[str, ...] = ()
 
 
 class Formation:
@@ -64,6 +66,7 @@ class Formation:
         x = self._shard.embed(np.array(batch.tokens, np.uint32))
         sequences = [(len(s.tokens), s.position, list(s.pages)) for s in batch.sequences]
         sent = received = 0
+        leaving = []
         self._step_id += 1
         if lane is not None:
             kind = messages.activation_type(self._sync_type)
@@ -87,13 +90,16 @@ class Formation:
             slowest = max(slowest, timing.compute_ns)
             nodes.append((timing.compute_ns / 1e9, timing.sync_ns / 1e9))
             received += len(result.logits) + len(result.candidate_ids)
+            if result.leaving and not link.leaving:
+                link.leaving = True
+                leaving.append(link.address)
         if lane is not None:
             sent += lane.sent_bytes
             received += lane.received_bytes
         logits, ids = messages.join_logits(parts)
         wall = time.perf_counter() - start
         compute = min(slowest / 1e9, wall)
-        return StepOutput(logits, ids, wall, compute, tuple(nodes), sent, received)
+        return StepOutput(logits, ids, wall, compute, tuple(nodes), sent, received, tuple(leaving))
 
     def fail(self, error: HearthError) -> None:
         """Ends every stream with `error`, and a step that is under way."""

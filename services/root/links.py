@@ -35,6 +35,8 @@ class WorkerLink:
         self.mesh_address = ""
         # Whether a thread is in `receive` now.
         self.waiting = False
+        # Whether it has said that it is about to stop.
+        self.leaving = False
         self._channel = dial(address, security)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()

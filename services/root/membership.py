@@ -1,8 +1,8 @@
 """Who is in the cluster: pure state. Events in, decisions out; times come with the events.
 
 Events: `found` (what a source lists now), `described`, `refused`, `unreachable` (answers to a
-question that `due` asked for), `formed`, `failed` (an attempt to form), `lost`, `drain`. What to do
-now is `decide`'s answer: form with these workers, wait (nothing runs), or serve as it is.
+question that `due` asked for), `formed`, `failed` (an attempt to form), `lost`, `leaving`, `drain`.
+What to do now is `decide`'s answer: form with these workers, wait (nothing runs), or go on serving.
 
 The rules:
 
@@ -13,6 +13,8 @@ The rules:
 3. A lost worker is waited for, `wait_seconds`, for it has its slices in its cache and nothing moves
    when it comes back. One that left on purpose is not. After that the cluster is formed with what
    there is, where the model fits; else the wait goes on, and says what is lacking.
+   One that is about to leave is divided around at once; where the others have no room, not before
+   it is gone.
 4. A worker that comes while the cluster serves is taken in when no request runs; at the latest
    after `patience` seconds if just this set was formed before, for then all have their slices.
 5. A worker that is lost again and again as soon as the cluster serves is left out for a while.
@@ -26,14 +28,13 @@ from hearth.root.candidates import (
     Decision,
     Fit,
     Form,
-    Misfit,
     Rules,
     Serve,
     State,
     Wait,
     addresses,
-    member,
 )
+from hearth.root.choosing import Chooser
 
 # Between two questions to a worker that is not in: while nothing serves, and while it does.
 ASK_SECONDS = 0.5
@@ -61,9 +62,12 @@ _GONE = {
     Reason.PEER_LOST,
     Reason.DEADLINE,
     Reason.CANCELLED,
-    Reason.SHUTTING_DOWN,
     Reason.NOT_LOADED,
 }
+
+
+_DRAINED = "taken out on purpose"
+LEAVING = "it is about to stop"
 
 
 class Membership:
@@ -71,13 +75,13 @@ class Membership:
 
     def __init__(self, rules: Rules, fit: Fit) -> None:
         self._rules = rules
-        self._fit = fit
+        self._chooser = Chooser(rules, fit)
         self._candidates: dict[str, Candidate] = {}
         self._orders = 0
         # The workers of the cluster that serves; None while none does.
         self._serving: tuple[str, ...] | None = None
         self._formed_at = 0.0
-        self._formed_before: set[tuple[str, ...]] = set()
+        self._has_formed = False
         self._first_seen: float | None = None
         # No attempt to form before, and why.
         self._hold_until = 0.0
@@ -134,7 +138,7 @@ class Membership:
         self._inherit(candidate)
         twin = self._twin(candidate)
         if candidate.drained:
-            self._set(candidate, State.DRAINED, "taken out on purpose")
+            self._set(candidate, State.DRAINED, _DRAINED)
         elif twin is not None:
             self._set(candidate, State.REFUSED, f"the same worker as {twin.address}")
         elif now >= candidate.refused_until:
@@ -162,7 +166,8 @@ class Membership:
         """The cluster serves, with these."""
         self._serving = workers
         self._formed_at = now
-        self._formed_before.add(workers)
+        self._has_formed = True
+        self._chooser.formed(workers)
         self._failures = 0
         for candidate in self._candidates.values():
             candidate.member = candidate.address in workers
@@ -170,7 +175,7 @@ class Membership:
                 candidate.waited_until = 0.0
                 self._set(candidate, State.IN, "")
             elif candidate.state is State.IN:
-                out = (State.DRAINED, "taken out on purpose")
+                out = (State.DRAINED, candidate.reason)
                 self._set(candidate, *(out if candidate.drained else (State.SEEN, "not in")))
                 candidate.ask_at = now
             elif candidate.state is State.LOST:
@@ -187,7 +192,9 @@ class Membership:
             self._hold_why = problem
         if candidate is None:
             return
-        if reason in _GONE:
+        if reason == Reason.SHUTTING_DOWN:
+            self._gone(candidate, problem, True, now)
+        elif reason in _GONE:
             candidate.strikes += 1
             self._gone(candidate, problem, False, now)
         else:
@@ -203,6 +210,20 @@ class Membership:
         if candidate is not None:
             candidate.strikes = candidate.strikes + 1 if early and not on_purpose else 0
             self._gone(candidate, cause, on_purpose, now)
+
+    def leaving(self, address: str, problem: str, now: float) -> None:
+        """It says that it is about to stop: while it serves, or when it was asked what it is."""
+        candidate = self._candidates.get(address)
+        if candidate is None:
+            return
+        candidate.drained = True
+        candidate.waited_until = 0.0
+        if candidate.state is State.IN:
+            candidate.reason = problem
+        else:
+            candidate.member = False
+            self._answered(address, now)
+            self._set(candidate, State.UNREACHABLE, problem)
 
     def drain(self, worker: str, undo: bool, now: float) -> None:
         """Takes a worker out, by address or name, or lets it in again.
@@ -224,12 +245,13 @@ class Membership:
             return
         if candidate.state is State.IN:
             rest = [c for c in self._members() if c is not candidate]
-            misfit = self._fit(tuple(map(member, rest)))
+            _, misfit = self._chooser.divide(rest, self._ready(now))
             if misfit is not None:
                 problem = f"{candidate.title} cannot be taken out: {misfit.problem}"
                 raise HearthError(Reason.OUT_OF_MEMORY, problem, {"worker": candidate.address})
+            candidate.reason = _DRAINED
         else:
-            self._set(candidate, State.DRAINED, "taken out on purpose")
+            self._set(candidate, State.DRAINED, _DRAINED)
         candidate.drained = True
         candidate.waited_until = 0.0
 
@@ -244,7 +266,7 @@ class Membership:
             return self._while_serving(self._serving, now, busy)
         if now < self._hold_until:
             return Wait(self._hold_until, self._hold_why)
-        if not self._formed_before:
+        if not self._has_formed:
             return self._at_start(now)
         return self._after_loss(now)
 
@@ -267,11 +289,11 @@ class Membership:
             # A list is meant as it is: what does not fit is an error of the forming.
             chosen, misfit = ready[: rules.most], None
         else:
-            chosen, misfit = self._choose(ready)
+            chosen, misfit = self._chooser.choose(ready)
         if misfit is not None or len(chosen) < min(rules.needed, rules.most):
             problem = misfit.problem if misfit is not None else absent[0].reason
             return Wait(now + ASK_SECONDS, problem)
-        self._spare(ready, chosen)
+        self._chooser.spare(ready, chosen)
         return Form(addresses(chosen), f"{len(chosen)} workers are there")
 
     def _rank_by_name(self) -> None:
@@ -284,11 +306,11 @@ class Membership:
     def _after_loss(self, now: float) -> Decision:
         ready = self._ready(now)
         members = [c for c in self.candidates if c.member]
-        # With those who were in before nothing moves; others can be taken in later.
-        same = members and all(c in ready for c in members)
-        chosen, misfit = self._choose(members if same else ready)
-        if misfit is not None and same:
-            chosen, misfit = self._choose(ready)
+        if members and all(c in ready for c in members):
+            # With those who were in before nothing moves; others can be taken in later.
+            chosen, misfit = self._chooser.divide(members, ready)
+        else:
+            chosen, misfit = self._chooser.choose(ready)
         awaited = [c for c in self.candidates if c.waited_until > now and c not in chosen]
         asked = [c for c in self.candidates if c.member and c.state is State.SEEN]
         if awaited:
@@ -300,26 +322,30 @@ class Membership:
             return Wait(now + ASK_SECONDS, f"asking worker {asked[0].title} whether it is there")
         if misfit is not None:
             return Wait(now + ASK_SECONDS, misfit.problem)
-        self._spare(ready, chosen)
+        self._chooser.spare(ready, chosen)
         return Form(addresses(chosen), "the workers that are there have room for the model")
 
     def _while_serving(self, serving: tuple[str, ...], now: float, busy: bool) -> Decision:
         members = self._members()
-        staying = [c for c in members if not c.drained]
-        if len(staying) < len(members):
-            gone = next(c for c in members if c.drained)
-            return Form(addresses(staying), f"worker {gone.title} is taken out on purpose")
         ready = self._ready(now)
+        going = [c for c in members if c.drained]
+        if going:
+            leaver, staying = going[0], [c for c in members if not c.drained]
+            chosen, misfit = self._chooser.divide(staying, ready)
+            if misfit is None:
+                return Form(addresses(chosen), f"worker {leaver.title}: {leaver.reason}")
+            leaver.reason = f"{LEAVING}, and the others have no room: {misfit.problem}"
+            return Serve(now + ASK_SERVING_SECONDS)
         # Those that came last may be about to be followed by others.
         coming = [c for c in ready if now < c.ready_since + _JOIN_SECONDS]
-        chosen, misfit = self._choose([*members, *ready])
-        self._spare(ready, chosen)
+        chosen, misfit = self._chooser.choose([*members, *ready])
+        self._chooser.spare(ready, chosen)
         until = now + ASK_SERVING_SECONDS
         joining = [c for c in chosen if c not in members]
         if misfit is not None or not joining or not set(members) <= set(chosen):
             return Serve(until)
         waiting = now - max(c.ready_since for c in joining)
-        known = addresses(chosen) in self._formed_before
+        known = self._chooser.known(chosen)
         if coming or (busy and not (known and waiting >= self._rules.patience)):
             when = "when no request runs" + (
                 f", or after {self._rules.patience:g} s" if known else ""
@@ -329,41 +355,12 @@ class Membership:
             return Serve(now + ASK_SECONDS)
         return Form(addresses(chosen), f"worker {joining[0].title} can be taken in")
 
-    def _choose(self, candidates: list[Candidate]) -> tuple[list[Candidate], Misfit | None]:
-        """As many of the candidates as have room for the model together; or why there are none.
-
-        Those who were in come first. A worker that lacks memory is left out, and told so.
-        """
-        left = sorted(candidates, key=lambda c: (not c.member, c.order))
-        first: Misfit | None = None
-        while True:
-            chosen = sorted(left[: self._rules.most], key=lambda c: c.order)
-            misfit = self._fit(tuple(map(member, chosen)))
-            if misfit is None:
-                return chosen, None
-            first = first or misfit
-            lacking = next((c for c in chosen if c.address == misfit.address), None)
-            if lacking is None or lacking.state is State.IN:
-                return [], first
-            left.remove(lacking)
-            lacking.lacking, lacking.reason = True, misfit.problem
-
-    def _spare(self, ready: list[Candidate], chosen: list[Candidate]) -> None:
-        """Tells those that are one too many so."""
-        most = self._rules.most
-        if len(chosen) == most:
-            for candidate in ready:
-                if candidate not in chosen and not candidate.lacking:
-                    candidate.reason = (
-                        f"not needed: the model's KV heads allow {most} workers beside the root"
-                    )
-
     # Details.
 
     def _ready(self, now: float) -> list[Candidate]:
         ready = [c for c in self.candidates if c.state is State.READY and not c.drained]
         well = [c for c in ready if now >= c.banned_until]
-        if self._serving is None and self._fit(tuple(map(member, well[: self._rules.most]))):
+        if self._serving is None and not self._chooser.fits(well):
             return ready  # better an unsteady one than none
         for candidate in ready:
             if candidate not in well:
@@ -400,10 +397,7 @@ class Membership:
                 candidate.order = other.order
                 candidate.waited_until = other.waited_until
                 candidate.member = other.member
-                self._formed_before = {
-                    tuple(candidate.address if a == other.address else a for a in workers)
-                    for workers in self._formed_before
-                }
+                self._chooser.renamed(other.address, candidate.address)
                 del self._candidates[other.address]
                 return
 

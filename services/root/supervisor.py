@@ -19,7 +19,7 @@ from hearth.root.cluster import Cluster
 from hearth.root.discovery import Source, sources
 from hearth.root.engine import Engine
 from hearth.root.links import WorkerLink
-from hearth.root.membership import Membership
+from hearth.root.membership import LEAVING, Membership
 from hearth.root.settings import Joining
 from hearth.v1 import root_pb2
 
@@ -77,6 +77,7 @@ class Supervisor:
         Raises HearthError for what waiting cannot change, or when `join_seconds` have passed.
         """
         self._cluster.on_lost = self._lost
+        self._cluster.on_leaving = self._leaving
         for source in self._sources:
             source.start()
         seconds = self._joining.join_seconds
@@ -153,6 +154,9 @@ class Supervisor:
 
         self._post(event)
 
+    def _leaving(self, address: str) -> None:
+        self._post(lambda now: self._membership.leaving(address, LEAVING, now))
+
     def _ask(self, address: str) -> None:
         """One question, in a thread of the pool; always answered."""
         membership, answer = self._membership, None
@@ -175,8 +179,11 @@ class Supervisor:
             if answer is None:
                 assert failure is not None
                 self._refusals[address] = failure
-                gone = failure.reason in (Reason.WORKER_UNREACHABLE, Reason.SHUTTING_DOWN)
-                tell = membership.unreachable if gone else membership.refused
+                tell: Callable[[str, str, float], None] = membership.refused
+                if failure.reason == Reason.WORKER_UNREACHABLE:
+                    tell = membership.unreachable
+                elif failure.reason == Reason.SHUTTING_DOWN:
+                    tell = membership.leaving
                 tell(address, failure.message, now)
             elif answer.held_by and not answer.held_by_caller:
                 problem = f"busy: root {answer.held_by!r} holds it"

@@ -17,6 +17,7 @@ from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all
 from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StepAborted, StreamEnded
+from hearth.worker.leaving import Leaving
 from hearth.worker.shard import NodeShard
 
 # How long the ranks of a new plan may take to find each other.
@@ -38,8 +39,10 @@ class ForwardLoop:
         receive: Receive,
         metrics: Metrics,
         mesh: MeshListener,
+        leaving: Leaving,
     ) -> None:
         self._shard = shard
+        self._leaving = leaving
         self._send = send
         self._receive = receive
         self._metrics = metrics
@@ -63,7 +66,8 @@ class ForwardLoop:
                 request = self._receive()
                 kind = request.WhichOneof("message")
                 if kind == "step" and not self._needs_mesh:
-                    self._step(request.step)
+                    with self._leaving.step():
+                        self._step(request.step)
                 elif kind == "mesh_open" and self._needs_mesh:
                     self._open_mesh(request.mesh_open)
                 elif kind == "abort" and request.abort.step_id <= self._step_id:
@@ -166,7 +170,7 @@ class ForwardLoop:
         return wire.decode(step.activations, step.activation_type, rows, self._hidden)
 
     def _result(self, step: worker_pb2.Step, output: _native.StepOutput) -> worker_pb2.StepResult:
-        result = worker_pb2.StepResult(step_id=step.step_id)
+        result = worker_pb2.StepResult(step_id=step.step_id, leaving=self._leaving.begun)
         result.timing.wall_ns = output.wall_ns
         result.timing.compute_ns = output.compute_ns
         result.timing.sync_ns = output.sync_ns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import secrets
+import threading
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
@@ -24,6 +25,7 @@ from hearth.common.security import Security
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
 from hearth.worker.gate import Gate
+from hearth.worker.leaving import Leaving
 from hearth.worker.loading import LoadSession
 from hearth.worker.service import ChunkFrames, WorkerService
 from hearth.worker.tenancy import Tenancy
@@ -79,6 +81,7 @@ class WorkerServer:
         self._metrics = metrics or Metrics()
         self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None
         self._tenancy = Tenancy(lease_grace)
+        self._leaving = Leaving()
         self._pools = (
             futures.ThreadPoolExecutor(_RPC_THREADS, "rpc"),
             futures.ThreadPoolExecutor(2, "health"),
@@ -112,6 +115,7 @@ class WorkerServer:
             self._make_session,
             self._metrics,
             self._mesh,
+            self._leaving,
             self.instance,
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
@@ -135,11 +139,17 @@ class WorkerServer:
             self._health_port.set_serving(True)
         return port
 
+    def leave(self, seconds: float, hurry: threading.Event) -> None:
+        """Refuses what comes, and lets the root go on without this worker: see leaving.py.
+
+        hurry: set when there is no time for that.
+        """
+        self._refuse()
+        self._leaving.wait(self._tenancy.stepping, seconds, hurry)
+
     def stop(self, grace: float = 5.0) -> None:
         """Refuses what comes, ends the streams with SHUTTING_DOWN, waits up to `grace` seconds."""
-        self._health.enter_graceful_shutdown()
-        if self._health_port is not None:
-            self._health_port.set_serving(False)
+        self._refuse()
         self._tenancy.close()
         if self._server is not None:
             self._server.stop(grace).wait()
@@ -151,6 +161,12 @@ class WorkerServer:
             self._health_port.stop()
         for pool in self._pools:
             pool.shutdown(wait=False)
+
+    def _refuse(self) -> None:
+        self._health.enter_graceful_shutdown()
+        if self._health_port is not None:
+            self._health_port.set_serving(False)
+        self._tenancy.refuse()
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""

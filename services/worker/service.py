@@ -18,6 +18,7 @@ from hearth.common.mesh import MeshListener
 from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.forward import ForwardLoop
+from hearth.worker.leaving import Leaving
 from hearth.worker.loading import LoadSession
 from hearth.worker.streams import Exchange
 from hearth.worker.tenancy import Tenancy, lease_id
@@ -44,9 +45,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         make_session: Callable[[worker_pb2.LoadBegin], LoadSession],
         metrics: Metrics,
         mesh: MeshListener,
+        leaving: Leaving,
         instance: str,
     ) -> None:
         self._mesh = mesh
+        self._leaving = leaving
         self._tenancy = tenancy
         self._describe = describe
         self._make_session = make_session
@@ -139,6 +142,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 stream.receive,
                 self._metrics,
                 self._mesh,
+                self._leaving,
             )
             # Weakly: gRPC keeps the callbacks of a call that is over, and the loop has the shard.
             abort_loop = weakref.WeakMethod(loop.abort)

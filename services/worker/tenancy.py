@@ -52,8 +52,18 @@ class Tenancy:
             holder = self._state.holder
             return holder is not None and bool(root_id) and holder.root_id == root_id
 
+    def stepping(self) -> bool:
+        """Whether a root's Forward stream is open."""
+        with self._changed:
+            return "Forward" in self._streams
+
+    def refuse(self) -> None:
+        """Takes nothing new from now on; a Forward stream goes on."""
+        with self._changed:
+            self._closed = True
+
     def refuse_closed(self) -> None:
-        """Raises HearthError SHUTTING_DOWN when the worker stops."""
+        """Raises HearthError SHUTTING_DOWN when the worker is about to stop."""
         with self._changed:
             self._refuse_closed()
 

@@ -21,21 +21,35 @@ from hearth.v1 import root_pb2
 Start = Callable[..., ServiceProcess]
 PROMPT = "Once upon a time"
 SECONDS = 60.0
+# A root that has room for half of the model, and no larger part.
+CRAMPED = ("--memory-limit", "8MiB", "--context", "512")
+
+
+class Roots:
+    """Starts roots of the demo model; a client of each."""
+
+    def __init__(self, start_root: Start) -> None:
+        self._start = start_root
+        self._clients: list[Client] = []
+
+    def root(self, *options: str) -> tuple[Client, ServiceProcess]:
+        root = self._start("--model", "demo", "--kv-type", "f32", *options)
+        self._clients.append(Client(root.address, timeout=SECONDS))
+        return self._clients[-1], root
+
+    def __call__(self, *options: str) -> Client:
+        return self.root(*options)[0]
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
 
 
 @pytest.fixture
-def serve(start_root: Start) -> Iterator[Callable[..., Client]]:
-    """Starts a root of the demo model; a client of it."""
-    clients: list[Client] = []
-
-    def start(*options: str) -> Client:
-        root = start_root("--model", "demo", "--kv-type", "f32", *options)
-        clients.append(Client(root.address, timeout=SECONDS))
-        return clients[-1]
-
-    yield start
-    for client in clients:
-        client.close()
+def serve(start_root: Start) -> Iterator[Roots]:
+    roots = Roots(start_root)
+    yield roots
+    roots.close()
 
 
 def story(client: Client, tokens: int = 200) -> list[int]:
@@ -95,7 +109,7 @@ def candidate(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> root_pb
 
 
 def test_a_worker_gone_for_good_is_divided_around_and_taken_in_again(
-    start_worker: Start, serve: Callable[..., Client], tmp_path: Path
+    start_worker: Start, serve: Roots, tmp_path: Path
 ) -> None:
     caches = [("--cache-dir", str(tmp_path / f"cache{n}")) for n in (1, 2)]
     one, two = (start_worker("--name", f"node{n}", *caches[n - 1]) for n in (1, 2))
@@ -159,7 +173,7 @@ def test_losses_in_the_middle_of_a_step_leave_nothing_behind(
             assert not more(first), f"{first}, and after {kills + 1} kills {held()}"
 
 
-def test_draining_a_worker(start_worker: Start, serve: Callable[..., Client]) -> None:
+def test_draining_a_worker(start_worker: Start, serve: Roots) -> None:
     one, two = (start_worker("--name", f"node{n}") for n in (1, 2))
     client = serve("--workers", one.address, two.address)
     wanted = story(client, 600)
@@ -185,11 +199,9 @@ def test_draining_a_worker(start_worker: Start, serve: Callable[..., Client]) ->
     assert story(client, 600) == wanted
 
 
-def test_a_worker_that_is_needed_is_not_drained(
-    start_worker: Start, serve: Callable[..., Client]
-) -> None:
+def test_a_worker_that_is_needed_is_not_drained(start_worker: Start, serve: Roots) -> None:
     worker = start_worker()
-    client = serve("--workers", worker.address, "--memory-limit", "8MiB", "--context", "512")
+    client = serve("--workers", worker.address, *CRAMPED)
     with pytest.raises(HearthError, match=r"cannot be taken out: the root has 8.0 MiB") as error:
         client.drain_worker(worker.address)
     assert error.value.reason == "OUT_OF_MEMORY"
@@ -197,12 +209,12 @@ def test_a_worker_that_is_needed_is_not_drained(
 
 
 def test_a_worker_that_is_needed_is_waited_for_with_numbers(
-    start_worker: Start, serve: Callable[..., Client]
+    start_worker: Start, serve: Roots
 ) -> None:
     """The rest have no room: requests wait beyond --wait-seconds, and are told what is lacking."""
     worker = start_worker()
     client = serve(
-        *("--workers", worker.address, "--memory-limit", "8MiB", "--context", "512"),
+        *("--workers", worker.address, *CRAMPED),
         *("--wait-seconds", "1", "--pause-seconds", "30"),
     )
     wanted = story(client, 400)
@@ -214,9 +226,7 @@ def test_a_worker_that_is_needed_is_waited_for_with_numbers(
     assert telling.end() == wanted
 
 
-def test_a_worker_stopped_by_its_owner_is_not_waited_for(
-    start_worker: Start, serve: Callable[..., Client]
-) -> None:
+def test_a_worker_stopped_by_its_owner_is_not_waited_for(start_worker: Start, serve: Roots) -> None:
     """SIGTERM, as a container's stop: the rest goes on at once."""
     one, two = start_worker(), start_worker()
     client = serve("--workers", one.address, two.address, "--wait-seconds", "3600")
@@ -226,6 +236,41 @@ def test_a_worker_stopped_by_its_owner_is_not_waited_for(
     until(client, serves_with(two))
     assert telling.end() == wanted
     assert one.end() == 0
+
+
+def test_a_worker_that_is_told_to_stop_is_no_loss(start_worker: Start, serve: Roots) -> None:
+    """It computes until the root goes on without it: no step is broken, nothing is a fault."""
+    one, two = start_worker("--drain-seconds", "3600"), start_worker()
+    client, root = serve.root("--workers", one.address, two.address)
+    wanted = story(client, 600)
+    telling = Telling(client, 600)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(SECONDS) == 0
+    assert telling.end() == wanted
+    assert serves_with(two)(client.cluster())
+    log = root.log.read_text()
+    assert f"({one.address}): it is about to stop" in log
+    assert "lost" not in log
+
+
+def test_running_requests_may_end_before_a_worker_that_is_needed_stops(
+    start_worker: Start, serve: Roots
+) -> None:
+    """The others have no room; so what runs has `--drain-seconds` to end, and the rest waits."""
+    worker = start_worker("--drain-seconds", "3600")
+    client = serve("--workers", worker.address, *CRAMPED, "--wait-seconds", "3600")
+    wanted = story(client, 400)
+    telling = Telling(client, 400)
+    worker.process.send_signal(signal.SIGTERM)
+    assert telling.end() == wanted  # which it could not without a worker
+    assert worker.process.wait(SECONDS) == 0  # when no step came any more
+    hasty = start_worker("--listen", worker.address, "--drain-seconds", "0.5")
+    until(client, serves_with(hasty))
+    telling = Telling(client, 400)
+    hasty.process.send_signal(signal.SIGTERM)
+    assert hasty.process.wait(SECONDS) == 0
+    start_worker("--listen", worker.address)
+    assert telling.end() == wanted
 
 
 def test_a_root_that_is_killed_finds_its_workers_again(
@@ -244,7 +289,7 @@ def test_a_root_that_is_killed_finds_its_workers_again(
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_workers_of_a_dns_name(start_worker: Start, serve: Callable[..., Client]) -> None:
+def test_workers_of_a_dns_name(start_worker: Start, serve: Roots) -> None:
     """The name lists addresses, and the root asks each of them."""
     port = free_port()
     dns = ("--workers-dns", f"localhost:{port}", "--wait-seconds", "1")
@@ -273,9 +318,7 @@ def test_too_few_workers_in_time(start_root: Start) -> None:
     assert "more than the 3 workers" in many.stderr
 
 
-def test_workers_that_announce_themselves(
-    start_worker: Start, serve: Callable[..., Client]
-) -> None:
+def test_workers_that_announce_themselves(start_worker: Start, serve: Roots) -> None:
     """mDNS, over the loopback's multicast; a second worker comes in when no request runs."""
     one = start_worker("--announce", "--name", "node1")
     client = serve("--workers-mdns", "--insecure", "--context", "2000")

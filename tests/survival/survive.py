@@ -1,6 +1,6 @@
 """`make survival`: a cluster of three nodes that loses a machine in every way, in mid-sentence.
 
-    python tests/survival/survive.py [STORY ...]      kill gone stop root cable
+    python tests/survival/survive.py [STORY ...]      kill gone leave stop root cable
 
 Each story prints what it saw, and fails when a stream does not end with the undisturbed text. Cut
 cables need root, for network namespaces, iproute2 and iptables.
@@ -22,6 +22,8 @@ from scene import Network, Scene
 
 TOKENS = 1500
 SEED = 20
+# A root that has room for a third of the demo model, and no larger part.
+CRAMPED = ("--memory-limit", "8MiB", "--context", "2000")
 
 
 def check(scene: Scene, name: str, told: list[int], wanted: list[int]) -> None:
@@ -77,6 +79,33 @@ def gone() -> None:
         f"gone: 4 of 4 texts as undisturbed, on 2 nodes from then on; longest pause "
         f"{max(pauses):.2f} s, of which 3 s were --wait-seconds"
     )
+
+
+def leave() -> None:
+    """SIGTERM and started again, as an upgrade does: where the rest have room, and where not."""
+    draw = random.Random(SEED)
+    for options, room in (((), "the rest have room"), (CRAMPED, "the rest have no room")):
+        with Scene(2, *options) as scene:
+            wanted = scene.tell(TOKENS).tokens
+            pauses: list[float] = []
+            exits: list[float] = []
+            for turn in range(6):
+                number = draw.choice((1, 2))
+
+                def upgrade(number: int = number, exits: list[float] = exits) -> None:
+                    exits.append(scene.leave(number))
+                    scene.start_worker(number)
+
+                thread = threading.Thread(target=upgrade)
+                told = scene.tell(TOKENS, draw.uniform(0.1, 4.0), thread.start)
+                check(scene, f"leave {turn}", told.tokens, wanted)
+                thread.join()
+                scene.until_serving(2)
+                pauses.append(told.longest_pause)
+        print(
+            f"leave, {room}: 6 of 6 texts as undisturbed; longest pause {max(pauses):.2f} s, "
+            f"median {sorted(pauses)[3]:.2f} s; gone {max(exits):.2f} s after SIGTERM at the latest"
+        )
 
 
 def stop() -> None:
@@ -146,7 +175,7 @@ def cable() -> None:
         print("cable: mended: taken in again")
 
 
-STORIES = {story.__name__: story for story in (kill, gone, stop, root, cable)}
+STORIES = {story.__name__: story for story in (kill, gone, leave, stop, root, cable)}
 
 
 def main() -> None:

@@ -438,6 +438,77 @@ def test_a_worker_that_is_needed_cannot_be_drained() -> None:
     assert len(story.formed) == 1
 
 
+def test_a_drained_worker_s_place_is_taken_by_one_that_is_there() -> None:
+    story = Story("a:1", "b:1", most=2, fit=needs(3 * GIB, GIB)).start("a:1", "b:1")
+    story.run(10)
+    story.busy = True
+    story.start("c:1")
+    story.membership.found("dns", ["c:1"], story.now)
+    story.run(10)
+    assert "not needed" in story.of("c:1")[1]
+    story.membership.drain("a:1", False, story.now)
+    story.run(1)
+    assert story.formed[1:] == [("b:1", "c:1")]
+
+
+# Leaving by itself.
+
+
+def test_a_worker_that_is_about_to_stop_is_divided_around_before_it_is_gone() -> None:
+    story = serving("a:1", "b:1")
+    story.busy = True
+    story.membership.leaving("a:1", "it is about to stop", story.now)
+    story.run(0.5)
+    assert story.formed[1:] == [("b:1",)]
+    del story.up["a:1"]
+    story.run(10)
+    assert story.of("a:1")[0] is State.UNREACHABLE
+    # Restarted, it is taken in as any other.
+    story.start("a:1", instance="2").run(100)
+    assert story.formed[2:] == [("a:1", "b:1")]
+
+
+def test_one_that_is_about_to_stop_and_is_needed_serves_until_it_is_gone() -> None:
+    story = serving("a:1", "b:1", fit=needs(3 * GIB, GIB))
+    story.membership.leaving("a:1", "it is about to stop", story.now)
+    assert isinstance(story.run(10), Serve)
+    state, reason = story.of("a:1")
+    assert state is State.IN
+    assert f"about to stop, and the others have no room: the root has {GIB} of" in reason
+    # However it went: it had said so.
+    assert isinstance(story.lose("a:1").run(1), Wait)
+    assert story.of("a:1")[0] is State.UNREACHABLE
+    story.start("a:1", instance="2").run(1)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+def test_one_that_was_replaced_makes_room_for_the_next_to_leave() -> None:
+    """As in an upgrade, one after another: no more than one is out at a time."""
+    story = serving("a:1", "b:1", "c:1", fit=needs(3 * GIB, GIB))
+    story.busy = True
+    for address in ("c:1", "b:1", "a:1"):
+        story.membership.leaving(address, "it is about to stop", story.now)
+        story.run(1)
+        del story.up[address]
+        story.run(1)
+        assert len(story.membership.serving or ()) == 2
+        story.start(address, instance="2").run(20)
+    assert story.formed[1:] == [("a:1", "b:1"), ("a:1", "c:1"), ("b:1", "c:1")]
+
+
+def test_a_worker_that_stops_while_nothing_serves_is_not_waited_for() -> None:
+    story = serving("a:1", "b:1", "c:1")
+    story.lose("a:1").start("a:1")
+    story.answer()
+    story.membership.failed("b:1", Reason.SHUTTING_DOWN, "it is shutting down", story.now)
+    del story.up["b:1"]
+    assert story.of("b:1")[0] is State.UNREACHABLE
+    story.membership.leaving("c:1", "it is shutting down", story.now)
+    del story.up["c:1"]
+    story.run(1)
+    assert story.formed[1:] == [("a:1",)]
+
+
 def test_draining_nobody() -> None:
     story = serving("a:1")
     with pytest.raises(HearthError, match=r"no worker is called 'c'.*a:1"):
@@ -481,6 +552,11 @@ class Histories(RuleBasedStateMachine):
             self.story.membership.drain(address, undo, self.story.now)
         except HearthError as error:
             assert error.reason in ("INVALID_ARGUMENT", "OUT_OF_MEMORY")
+
+    @rule(address=st.sampled_from(addresses))
+    def leave(self, address: str) -> None:
+        if address in self.story.up:
+            self.story.membership.leaving(address, "it is about to stop", self.story.now)
 
     @rule()
     def break_nobody(self) -> None:
