@@ -89,6 +89,7 @@ OPTIONS: dict[str, Object] = {
             "threads": 2,
             "memoryLimit": "1.5GiB",
             "minReadySeconds": 0,
+            "drainSeconds": 45.5,
             "cache": {"storageClass": "local-path", "size": "20Gi", "limit": "18GiB"},
             "resources": {"limits": {"memory": "2Gi", "cpu": 2}},
             "nodeSelector": {"kubernetes.io/arch": "arm64"},

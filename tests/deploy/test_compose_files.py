@@ -99,6 +99,23 @@ def test_each_role_sees_its_own_secrets_only(services: dict[str, dict[str, Any]]
     assert set(made) == {"tls-authority", "tls-root", "tls-worker", "tls-client", "tls-monitor"}
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "module"),
+    [
+        ("compose.yaml", "root", root),
+        ("compose.yaml", "worker", worker),
+        ("worker.yaml", "worker", worker),
+    ],
+)
+def test_a_service_has_the_time_to_drain(file: str, name: str, module: Any) -> None:
+    """To wait as long as it does by default, and then to end: a worker's streams and its server
+    have 5 s each for that."""
+    service = load(COMPOSE / file)["services"][name]
+    assert "HEARTH_DRAIN_SECONDS" not in service["environment"]
+    grace = float(service["stop_grace_period"].removesuffix("s"))
+    assert grace > options_of(module).get_default("drain_seconds") + 5 + 5
+
+
 def test_services_are_bounded_and_come_back(services: dict[str, dict[str, Any]]) -> None:
     for name in ("root", "worker"):
         service = services[name]
