@@ -137,7 +137,7 @@ build/buf/node_modules/.bin/buf:
 	@mkdir -p build/buf
 	@$(call quietly,install-buf,npm install --silent --no-save --prefix build/buf @bufbuild/buf@1.75.0)
 
-STORIES ?= kill gone stop root $(if $(filter 0,$(shell id -u)),cable)
+STORIES ?= kill gone leave stop root $(if $(filter 0,$(shell id -u)),cable split)
 survival: $(DONE)/installed $(DONE)/test
 	@$(BIN)/python tests/survival/survive.py $(STORIES)
 

@@ -71,8 +71,15 @@ class Network:
         for chain in ("INPUT", "OUTPUT"):
             self._inside(host, "iptables", "-I", chain, "-j", "DROP")
 
-    def mend(self, host: int) -> None:
-        self._inside(host, "iptables", "-F")
+    def part(self, one: int, other: int) -> None:
+        """Nothing goes between these two, and nobody is told; all others reach both."""
+        for host, peer in ((one, other), (other, one)):
+            rule = ("INPUT", "-s", self.addresses[peer], "-j", "DROP")
+            self._inside(host, "iptables", "-I", *rule)
+
+    def mend(self, *hosts: int) -> None:
+        for host in hosts:
+            self._inside(host, "iptables", "-F")
 
     def before(self, host: int) -> tuple[str, ...]:
         """What runs a command on a host."""

@@ -78,7 +78,7 @@ class MeshListener:
     def take(self, deadline: float) -> dict[int, socket.socket]:
         """The connections of all lower ranks, by rank; they are the caller's then.
 
-        deadline: of time.monotonic(). Raises HearthError WORKER_LOST naming a rank that is absent.
+        deadline: of time.monotonic(). Raises HearthError PEER_LOST naming a rank that is absent.
         """
         with self._changed:
             while len(self._arrived) < self._rank:
@@ -177,7 +177,7 @@ class MeshListener:
 def connect(address: str, key: bytes, rank: int, peer: int, deadline: float) -> socket.socket:
     """A proven connection to rank `peer` at host:port, tried until `deadline` (time.monotonic()).
 
-    Raises HearthError WORKER_LOST naming the rank.
+    Raises HearthError PEER_LOST naming the rank.
     """
     host, port = split_address(address)
     problem = "there was no time"
@@ -206,7 +206,7 @@ def connect_all(
 ) -> list[int]:
     """Descriptors of the connections to every rank, -1 in one's own place; they are the caller's.
 
-    lower: gives the connections of the lower ranks, which dial us. Raises HearthError WORKER_LOST.
+    lower: gives the connections of the lower ranks, which dial us. Raises HearthError PEER_LOST.
     """
     deadline = time.monotonic() + seconds
     connections: dict[int, socket.socket] = {}
@@ -224,7 +224,7 @@ def connect_all(
 def unreachable(rank: int, problem: str) -> HearthError:
     """The error of a rank that cannot be reached over the mesh."""
     return HearthError(
-        Reason.WORKER_LOST,
+        Reason.PEER_LOST,
         f"rank {rank} cannot be reached over the mesh ({problem}): are the workers' mesh ports "
         "open to each other? `--lane grpc` needs none",
         {"rank": rank},

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hearth.root.apart import Apart
 from hearth.root.candidates import Candidate, Fit, Misfit, Rules, State, addresses, member
 
 # Those chosen, in rank order; or none, and why.
@@ -14,6 +15,7 @@ class Chooser:
     def __init__(self, rules: Rules, fit: Fit) -> None:
         self._most = rules.most
         self._fit = fit
+        self.apart = Apart()
         self._formed_before: set[tuple[str, ...]] = set()
 
     def formed(self, workers: tuple[str, ...]) -> None:
@@ -35,11 +37,22 @@ class Chooser:
         """Whether the first of them, as many as can be in, have room."""
         return self._fit(tuple(map(member, candidates[: self._most]))) is None
 
-    def choose(self, candidates: Sequence[Candidate]) -> Choice:
+    def choose(self, candidates: Sequence[Candidate], now: float, anyway: bool = False) -> Choice:
         """As many of the candidates as have room for the model together; or why there are none.
 
-        Those who were in come first. A worker that lacks memory is left out, and told so.
+        Those who were in come first. A worker that lacks memory, or that does not reach another, is
+        left out, and told so. anyway: rather those who may not reach each other than none.
         """
+        first: Misfit | None = None
+        for way in self.apart.ways(candidates, now):
+            chosen, misfit = self._choose(way)
+            if misfit is None:
+                self._tell_apart(candidates, chosen, now)
+                return chosen, None
+            first = first or misfit
+        return self._choose(candidates) if anyway else ([], first)
+
+    def _choose(self, candidates: Sequence[Candidate]) -> Choice:
         left = sorted(candidates, key=lambda c: (not c.member, c.order))
         first: Misfit | None = None
         while True:
@@ -54,12 +67,27 @@ class Chooser:
             left.remove(lacking)
             lacking.lacking, lacking.reason = True, misfit.problem
 
-    def divide(self, staying: Sequence[Candidate], ready: Sequence[Candidate]) -> Choice:
+    def _tell_apart(
+        self, candidates: Sequence[Candidate], chosen: Sequence[Candidate], now: float
+    ) -> None:
+        for candidate in candidates:
+            if candidate not in chosen and candidate.state is State.READY:
+                partner = self.apart.partner(candidate, chosen, now)
+                if partner is not None:
+                    candidate.reason = f"it and worker {partner.title} do not reach each other"
+
+    def divide(
+        self,
+        staying: Sequence[Candidate],
+        ready: Sequence[Candidate],
+        now: float,
+        anyway: bool = False,
+    ) -> Choice:
         """Those who stay, where that moves no weights; else with the others that are there."""
-        alone = self.choose(staying)
+        alone = self.choose(staying, now)
         if alone[1] is None and self.known(alone[0]):
             return alone
-        together = self.choose(list(dict.fromkeys([*staying, *ready])))
+        together = self.choose(list(dict.fromkeys([*staying, *ready])), now, anyway)
         return together if together[1] is None else alone
 
     def spare(self, ready: Sequence[Candidate], chosen: Sequence[Candidate]) -> None:

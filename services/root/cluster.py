@@ -15,12 +15,12 @@ from hearth import _native
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model
-from hearth.root import messages
+from hearth.root import blame, messages
 from hearth.root.blueprint import draw
 from hearth.root.board import Board
 from hearth.root.candidates import Candidate
 from hearth.root.formation import Formation, StepOutput
-from hearth.root.forming import Forming, LoadListener
+from hearth.root.forming import TELL_SECONDS, Forming, LoadListener
 from hearth.root.links import WorkerLink
 from hearth.root.planner import Plan
 from hearth.root.scheduler import Batch, Limits
@@ -32,8 +32,6 @@ __all__ = ["Cluster", "ClusterSettings"]
 
 log = logging.getLogger(__name__)
 
-# How long the stream of a lost worker may take to say so, when another rank noticed first.
-_TELL_SECONDS = 0.5
 _WATCHDOG_GRACE = 2.0
 
 
@@ -186,12 +184,13 @@ class Cluster:
             try:
                 output = formation.step(batch, candidates)
             except _native.LaneError as error:
-                raise self._peer_lost(formation, error.rank, str(error)) from None
+                formation.unheard = error.rank
+                raise self._mesh_broke(formation, 0, error.rank, str(error)) from None
             except HearthError as error:
                 if not formation.links:
                     raise
                 if error.reason == Reason.PEER_LOST:
-                    raise self._peer_lost(formation, _rank_of(error), error.message) from None
+                    raise self._told_of(formation, error) from None
                 self._lose(formation, error)
                 raise self._lost or error from None
             finally:
@@ -252,19 +251,25 @@ class Cluster:
                 return
         if error.reason == Reason.PEER_LOST:
             # It names another; that one's own stream tells why, if it ends at all.
-            arguments = (formation, _rank_of(error), error.message)
-            threading.Thread(target=self._peer_lost, args=arguments, daemon=True).start()
+            arguments = (formation, error)
+            threading.Thread(target=self._told_of, args=arguments, daemon=True).start()
         else:
             self._lose(formation, error)
 
-    def _peer_lost(self, formation: Formation, rank: int, problem: str) -> HearthError:
-        """Why a mesh broke at `rank`: what that worker's own stream says, if it says so soon."""
-        if self._told.wait(_TELL_SECONDS) and self._lost is not None:
+    def _told_of(self, formation: Formation, error: HearthError) -> HearthError:
+        """Why the mesh broke, of which a worker said so: `error` is PEER_LOST."""
+        by = next(
+            rank
+            for rank, link in enumerate(formation.links, 1)
+            if link.address == error.metadata["worker"]
+        )
+        return self._mesh_broke(formation, by, blame.rank_of(error), error.message)
+
+    def _mesh_broke(self, formation: Formation, by: int, rank: int, problem: str) -> HearthError:
+        """Why the mesh broke between `by` and `rank`: what others say, if they say so soon."""
+        if self._told.wait(TELL_SECONDS) and self._lost is not None:
             return self._lost
-        # Rank 0 is the root: it gave up, for a reason that it has told.
-        link = formation.worker(rank)
-        name, metadata = ("root", {}) if link is None else (link.name, {"worker": link.address})
-        error = HearthError(Reason.WORKER_LOST, f"worker {name} was lost: {problem}", metadata)
+        error = blame.explain(formation.links, formation.unheard, by, rank, problem)
         self._lose(formation, error)
         return self._lost or error
 
@@ -301,9 +306,3 @@ class Cluster:
             else:
                 problem = f"a step took longer than {seconds:g} s: see --step-seconds"
                 self._lose(formation, HearthError(Reason.DEADLINE, problem))
-
-
-def _rank_of(error: HearthError) -> int:
-    """The rank that a PEER_LOST names; 0, which is nobody's, when it names none."""
-    text = error.metadata.get("rank", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0

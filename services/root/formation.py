@@ -58,6 +58,8 @@ class Formation:
         self._step_id = 0
         # Of the worker because of which it failed.
         self._culprit = ""
+        # Whom the root itself does not hear over the mesh any more; 0: nobody.
+        self.unheard = 0
 
     def step(self, batch: Batch, candidates: int) -> StepOutput:
         """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh."""
@@ -105,14 +107,11 @@ class Formation:
         """Ends every stream with `error`, and a step that is under way."""
         if isinstance(self._lane, _native.MeshLane):
             self._lane.abort()
-        self._culprit = error.metadata.get("worker", "")
+        # Where two do not reach each other, the root reaches both.
+        self._culprit = "" if "peer" in error.metadata else error.metadata.get("worker", "")
         for link in self.links:
             if link.address != self._culprit:
                 link.fail(error)
-
-    def worker(self, rank: int) -> WorkerLink | None:
-        """The worker of a rank; None for the root and for ranks that there are not."""
-        return self.links[rank - 1] if 1 <= rank <= len(self.links) else None
 
     def release(self, lease: worker_pb2.Lease) -> None:
         """Closes the connections and gives the leases back; nothing may run."""

@@ -1,6 +1,7 @@
 """One attempt to form a cluster: dial the workers, size the KV cache, load shards, open a lane."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ from hearth import _native
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
-from hearth.root import messages
+from hearth.root import blame, messages
 from hearth.root.blueprint import Blueprint
 from hearth.root.board import Board
 from hearth.root.formation import Formation, close_all
@@ -20,6 +21,8 @@ from hearth.root.streaming import LoadEvent
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
 
+# How long the stream of a lost worker may take to say so, when another rank noticed first.
+TELL_SECONDS = 0.5
 # What ends when another thing broke: not the reason.
 _CONSEQUENCES = {Reason.CANCELLED, Reason.WORKER_LOST, Reason.UNREACHABLE}
 
@@ -70,9 +73,10 @@ class Forming:
             lane = self._open_lane()
             self.check()
         except BaseException as error:
+            reason = self._reason(error)
             links, self._links = self._links, []
             close_all(links, self._lease)
-            raise self._reason(error) from None
+            raise reason from None
         return Formation(self._plan, shard, self._links, lane, settings.sync_type), limits
 
     def check(self) -> None:
@@ -105,7 +109,18 @@ class Forming:
             return error
         if self._interrupted.is_set():
             return HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        if error.reason == Reason.PEER_LOST:
+            return self._mesh_broke(error)
         return (self._broken or error) if error.reason in _CONSEQUENCES else error
+
+    def _mesh_broke(self, error: HearthError) -> HearthError:
+        """Why a worker does not find another: what others say, if they say so soon."""
+        until = time.monotonic() + TELL_SECONDS
+        addresses = [link.address for link in self._links]
+        by = 1 + addresses.index(error.metadata["worker"])
+        while time.monotonic() < until and not all(link.ended for link in self._links):
+            time.sleep(0.02)
+        return blame.explain(self._links, 0, by, blame.rank_of(error), error.message)
 
     def _describe(self) -> list[common_pb2.NodeInfo]:
         """What every worker is. Raises HearthError when one is absent or busy."""

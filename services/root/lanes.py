@@ -100,10 +100,9 @@ def open_mesh(
     try:
         sockets = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS)
     except HearthError as error:
-        rank = int(error.metadata.get("rank", "0"))
-        if 1 <= rank <= len(links):
-            error.metadata["worker"] = links[rank - 1].address
-        raise
+        link = links[int(error.metadata["rank"]) - 1]
+        problem = f"worker {link.name}: {error.message}"
+        raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address}) from None
     lane = _native.MeshLane(
         rank=0,
         sockets=sockets,

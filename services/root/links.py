@@ -42,6 +42,8 @@ class WorkerLink:
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
         self._call: Any = None  # grpc's type of a stream-stream call is private
         self._failure: HearthError | None = None
+        # Why the stream ended, where it was not `fail` that ended it.
+        self.ended: HearthError | None = None
         self._failing = threading.Lock()
 
     def describe(self, root_id: str = "") -> worker_pb2.DescribeResponse:
@@ -91,7 +93,7 @@ class WorkerLink:
     def open(self, lease: worker_pb2.Lease, on_end: Callable[[HearthError], None]) -> None:
         """Opens the Forward stream. `on_end` is called, in a thread of gRPC's, when it ends."""
         self._outgoing = queue.SimpleQueue()
-        self._failure = None
+        self._failure = self.ended = None
         self._call = call = self._stub.Forward(self._requests(self._outgoing))
         self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
         answer = self.receive_within(OPEN_SECONDS, "open its Forward stream")
@@ -159,7 +161,7 @@ class WorkerLink:
         """Why the stream has ended."""
         with self._failing:
             if self._failure is None:
-                self._failure = self._named(self._cause())
+                self._failure = self.ended = self._named(self._cause())
             return self._failure
 
     def _cause(self) -> HearthError:

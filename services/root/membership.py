@@ -17,7 +17,9 @@ The rules:
    it is gone.
 4. A worker that comes while the cluster serves is taken in when no request runs; at the latest
    after `patience` seconds if just this set was formed before, for then all have their slices.
-5. A worker that is lost again and again as soon as the cluster serves is left out for a while.
+5. A worker that is lost again and again as soon as the cluster serves is left out for a while. So
+   is one of two that do not reach each other, twice in a row, though the root reaches both: see
+   apart.py. Where nothing else has room for the model, they are tried all the same.
 """
 
 from collections.abc import Iterable
@@ -35,6 +37,7 @@ from hearth.root.candidates import (
     addresses,
 )
 from hearth.root.choosing import Chooser
+from hearth.root.roster import Roster
 
 # Between two questions to a worker that is not in: while nothing serves, and while it does.
 ASK_SECONDS = 0.5
@@ -76,8 +79,7 @@ class Membership:
     def __init__(self, rules: Rules, fit: Fit) -> None:
         self._rules = rules
         self._chooser = Chooser(rules, fit)
-        self._candidates: dict[str, Candidate] = {}
-        self._orders = 0
+        self._roster = Roster()
         # The workers of the cluster that serves; None while none does.
         self._serving: tuple[str, ...] | None = None
         self._formed_at = 0.0
@@ -94,7 +96,7 @@ class Membership:
     @property
     def candidates(self) -> list[Candidate]:
         """All known, in rank order; not to be changed."""
-        return sorted(self._candidates.values(), key=lambda candidate: candidate.order)
+        return list(self._roster)
 
     @property
     def serving(self) -> tuple[str, ...] | None:
@@ -116,16 +118,7 @@ class Membership:
 
     def found(self, source: str, listing: Iterable[str], now: float) -> None:
         """All that `source` lists now; what it listed before and does not now has vanished."""
-        listed = list(dict.fromkeys(listing))
-        for address in listed if source == "static" else sorted(listed):
-            if address not in self._candidates:
-                self._candidates[address] = Candidate(address, self._orders, ask_at=now)
-                self._orders += 1
-            self._candidates[address].sources.add(source)
-        for candidate in self.candidates:
-            if candidate.address not in listed:
-                candidate.sources.discard(source)
-        self._forget(now)
+        self._roster.found(source, listing, now)
 
     def described(self, address: str, name: str, instance: str, room: int, now: float) -> None:
         """It answered, speaks our version and is free."""
@@ -135,8 +128,10 @@ class Membership:
         if candidate.drained and instance != candidate.instance:
             candidate.drained = False  # restarted since
         candidate.name, candidate.instance, candidate.room = name, instance, room
-        self._inherit(candidate)
-        twin = self._twin(candidate)
+        former = self._roster.inherit(candidate)
+        if former:
+            self._chooser.renamed(former, address)
+        twin = self._roster.twin(candidate)
         if candidate.drained:
             self._set(candidate, State.DRAINED, _DRAINED)
         elif twin is not None:
@@ -169,7 +164,7 @@ class Membership:
         self._has_formed = True
         self._chooser.formed(workers)
         self._failures = 0
-        for candidate in self._candidates.values():
+        for candidate in self._roster:
             candidate.member = candidate.address in workers
             if candidate.member:
                 candidate.waited_until = 0.0
@@ -181,11 +176,18 @@ class Membership:
             elif candidate.state is State.LOST:
                 self._set(candidate, State.UNREACHABLE, candidate.reason)
 
-    def failed(self, address: str, reason: str, problem: str, now: float) -> None:
-        """The cluster could not be formed because of the worker at `address` ("": of none)."""
+    def failed(
+        self, address: str, reason: str, problem: str, now: float, *, peer: str = ""
+    ) -> None:
+        """The cluster could not be formed because of the worker at `address` ("": of none).
+
+        peer: the worker that it does not reach, where the root reaches both.
+        """
         self._stop(now)
         self._failures += 1
-        candidate = self._candidates.get(address)
+        if peer:
+            self._chooser.apart.broke(address, peer, now)
+        candidate = None if peer else self._roster.get(address)
         if candidate is None or self._failures > 3:
             pause = _RETRY_SECONDS * 2.0 ** min(self._failures - 1, 10)
             self._hold_until = now + min(_MOST_RETRY_SECONDS, pause)
@@ -202,18 +204,25 @@ class Membership:
             candidate.refused_until = now + _REFUSED_SECONDS
             self._set(candidate, State.REFUSED, problem)
 
-    def lost(self, address: str, cause: str, on_purpose: bool, now: float) -> None:
-        """The cluster serves no more because this worker was lost ("": it is not known which)."""
+    def lost(
+        self, address: str, cause: str, on_purpose: bool, now: float, *, peer: str = ""
+    ) -> None:
+        """The cluster serves no more because this worker was lost ("": it is not known which).
+
+        peer: the worker that it does not reach any more, where the root reaches both.
+        """
         early = now - self._formed_at < _STRIKE_SECONDS
         self._stop(now)
-        candidate = self._candidates.get(address)
-        if candidate is not None:
+        candidate = self._roster.get(address)
+        if peer:
+            self._chooser.apart.broke(address, peer, now)
+        elif candidate is not None:
             candidate.strikes = candidate.strikes + 1 if early and not on_purpose else 0
             self._gone(candidate, cause, on_purpose, now)
 
     def leaving(self, address: str, problem: str, now: float) -> None:
         """It says that it is about to stop: while it serves, or when it was asked what it is."""
-        candidate = self._candidates.get(address)
+        candidate = self._roster.get(address)
         if candidate is None:
             return
         candidate.drained = True
@@ -231,21 +240,14 @@ class Membership:
         Raises HearthError INVALID_ARGUMENT where no one worker is called so, OUT_OF_MEMORY where
         the rest have no room for the model.
         """
-        found = [c for c in self.candidates if c.address == worker]
-        found = found or [c for c in self.candidates if c.name == worker]
-        if len(found) != 1:
-            known = ", ".join(c.title for c in self.candidates) or "none"
-            which = "several workers are" if found else "no worker is"
-            problem = f"{which} called {worker!r}; there are: {known}"
-            raise HearthError(Reason.INVALID_ARGUMENT, problem)
-        candidate = found[0]
+        candidate = self._roster.called(worker)
         if undo:
             candidate.drained = False
             candidate.ask_at = now
             return
         if candidate.state is State.IN:
             rest = [c for c in self._members() if c is not candidate]
-            _, misfit = self._chooser.divide(rest, self._ready(now))
+            _, misfit = self._chooser.divide(rest, self._ready(now), now)
             if misfit is not None:
                 problem = f"{candidate.title} cannot be taken out: {misfit.problem}"
                 raise HearthError(Reason.OUT_OF_MEMORY, problem, {"worker": candidate.address})
@@ -259,8 +261,8 @@ class Membership:
 
     def decide(self, now: float, busy: bool) -> Decision:
         """What to do now; busy: whether requests run."""
-        self._forget(now)
-        for candidate in self._candidates.values():
+        self._roster.forget(now)
+        for candidate in self._roster:
             candidate.lacking = False
         if self._serving is not None:
             return self._while_serving(self._serving, now, busy)
@@ -273,7 +275,7 @@ class Membership:
     def _at_start(self, now: float) -> Decision:
         rules = self._rules
         if not rules.static:
-            self._rank_by_name()
+            self._roster.rank_by_name()
         ready = self._ready(now)
         absent = [c for c in self.candidates if c not in ready and not c.drained]
         if len(ready) < rules.needed:
@@ -289,28 +291,21 @@ class Membership:
             # A list is meant as it is: what does not fit is an error of the forming.
             chosen, misfit = ready[: rules.most], None
         else:
-            chosen, misfit = self._chooser.choose(ready)
+            chosen, misfit = self._chooser.choose(ready, now, anyway=True)
         if misfit is not None or len(chosen) < min(rules.needed, rules.most):
             problem = misfit.problem if misfit is not None else absent[0].reason
             return Wait(now + ASK_SECONDS, problem)
         self._chooser.spare(ready, chosen)
         return Form(addresses(chosen), f"{len(chosen)} workers are there")
 
-    def _rank_by_name(self) -> None:
-        """Where a name or the LAN lists the workers, addresses may all be others after a power cut:
-        ranks by name, so that a root that starts anew finds the slices in the right caches."""
-        named = sorted(self._candidates.values(), key=lambda c: (not c.name, c.name, c.address))
-        for order, candidate in enumerate(named):
-            candidate.order = order
-
     def _after_loss(self, now: float) -> Decision:
         ready = self._ready(now)
         members = [c for c in self.candidates if c.member]
         if members and all(c in ready for c in members):
             # With those who were in before nothing moves; others can be taken in later.
-            chosen, misfit = self._chooser.divide(members, ready)
+            chosen, misfit = self._chooser.divide(members, ready, now, anyway=True)
         else:
-            chosen, misfit = self._chooser.choose(ready)
+            chosen, misfit = self._chooser.choose(ready, now, anyway=True)
         awaited = [c for c in self.candidates if c.waited_until > now and c not in chosen]
         asked = [c for c in self.candidates if c.member and c.state is State.SEEN]
         if awaited:
@@ -331,14 +326,14 @@ class Membership:
         going = [c for c in members if c.drained]
         if going:
             leaver, staying = going[0], [c for c in members if not c.drained]
-            chosen, misfit = self._chooser.divide(staying, ready)
+            chosen, misfit = self._chooser.divide(staying, ready, now)
             if misfit is None:
                 return Form(addresses(chosen), f"worker {leaver.title}: {leaver.reason}")
             leaver.reason = f"{LEAVING}, and the others have no room: {misfit.problem}"
             return Serve(now + ASK_SERVING_SECONDS)
         # Those that came last may be about to be followed by others.
         coming = [c for c in ready if now < c.ready_since + _JOIN_SECONDS]
-        chosen, misfit = self._chooser.choose([*members, *ready])
+        chosen, misfit = self._chooser.choose([*members, *ready], now)
         self._chooser.spare(ready, chosen)
         until = now + ASK_SERVING_SECONDS
         joining = [c for c in chosen if c not in members]
@@ -372,34 +367,12 @@ class Membership:
 
     def _answered(self, address: str, now: float) -> Candidate | None:
         """The candidate that was asked; None where the answer is of no use any more."""
-        candidate = self._candidates.get(address)
+        candidate = self._roster.get(address)
         if candidate is None:
             return None
         pause = ASK_SECONDS if self._serving is None else ASK_SERVING_SECONDS
         candidate.ask_at = now + pause
         return None if candidate.state is State.IN else candidate
-
-    def _twin(self, candidate: Candidate) -> Candidate | None:
-        """Another address of the same process, which is used already."""
-        for other in self.candidates:
-            same = other.instance == candidate.instance and other is not candidate
-            if same and candidate.instance and other.state in (State.READY, State.IN):
-                return other
-        return None
-
-    def _inherit(self, candidate: Candidate) -> None:
-        """A worker of a known name at a new address takes the place of the old one."""
-        if "static" in candidate.sources:
-            return
-        for other in self.candidates:
-            gone = other.state in (State.LOST, State.UNREACHABLE) and "static" not in other.sources
-            if gone and other.name == candidate.name and other is not candidate:
-                candidate.order = other.order
-                candidate.waited_until = other.waited_until
-                candidate.member = other.member
-                self._chooser.renamed(other.address, candidate.address)
-                del self._candidates[other.address]
-                return
 
     def _await(self, candidate: Candidate, now: float) -> None:
         """One that was in, and cannot be now, is waited for; that once, and from the first time."""
@@ -421,18 +394,13 @@ class Membership:
 
     def _stop(self, now: float) -> None:
         """Nothing serves: everyone is asked anew, for what was true may not be."""
+        if self._serving is not None:
+            self._chooser.apart.served(self._serving, now - self._formed_at)
         self._serving = None
-        for candidate in self._candidates.values():
+        for candidate in self._roster:
             if candidate.state in (State.IN, State.READY):
                 self._set(candidate, State.SEEN, "waiting for the others")
                 candidate.ask_at = now
-
-    def _forget(self, now: float) -> None:
-        """Drops those that no source lists any more, once they are neither in nor waited for."""
-        for candidate in self.candidates:
-            kept = candidate.state is State.IN or candidate.waited_until > now
-            if not candidate.sources and not kept:
-                del self._candidates[candidate.address]
 
     @staticmethod
     def _set(candidate: Candidate, state: State, reason: str) -> None:

@@ -41,6 +41,7 @@ _REFUSALS = {
     Reason.OUT_OF_MEMORY,
     Reason.STREAM_IN_USE,
     Reason.BAD_SHARD,
+    Reason.PEER_LOST,
 }
 # What a candidate's state means for its place in the plan that does not serve.
 _NODE_STATES = {
@@ -243,16 +244,16 @@ def serving(status: root_pb2.ClusterStatus) -> None:
 def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
     """The cluster does not serve because of `error`; the node that it names says why."""
     reason = str(error) or type(error).__name__
-    culprit = ""
+    culprits: set[str] = set()
     state = root_pb2.NODE_STATE_LOST
     if isinstance(error, HearthError):
-        culprit = error.metadata.get("worker", "")
+        culprits = {error.metadata[key] for key in ("worker", "peer") if key in error.metadata}
         if error.reason in _REFUSALS:
             state = root_pb2.NODE_STATE_REFUSED
     status.state = root_pb2.CLUSTER_STATE_DEGRADED
     status.reason = reason
     for node in status.nodes:
-        if node.address == culprit:
+        if node.address in culprits:
             node.state = state
             node.reason = reason
         elif node.info.name:

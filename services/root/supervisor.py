@@ -147,8 +147,8 @@ class Supervisor:
                 return  # it has been formed again since
             self._cause, self._said = error, ""
             on_purpose = error.reason == Reason.SHUTTING_DOWN
-            worker = error.metadata.get("worker", "")
-            self._membership.lost(worker, error.message, on_purpose, now)
+            worker, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
+            self._membership.lost(worker, error.message, on_purpose, now, peer=peer)
             # So that those who are left tell what memory is free.
             self._cluster.dissolve()
 
@@ -247,11 +247,12 @@ class Supervisor:
         try:
             limits = self._cluster.form(decision.workers)
         except HearthError as error:
-            address = error.metadata.get("worker", "")
+            address, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
             self._refusals[address] = error
             if not self._stopping.is_set():
                 log.warning("the cluster was not formed: %s", error.message)
-            self._membership.failed(address, error.reason, error.message, time.monotonic())
+            now = time.monotonic()
+            self._membership.failed(address, error.reason, error.message, now, peer=peer)
         except Exception as error:
             log.exception("the cluster was not formed")
             problem = f"{type(error).__name__}: {error}"

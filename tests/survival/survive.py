@@ -175,7 +175,40 @@ def cable() -> None:
         print("cable: mended: taken in again")
 
 
-STORIES = {story.__name__: story for story in (kill, gone, leave, stop, root, cable)}
+def split() -> None:
+    """The cable between the two workers cut, the root reaches both: for 5 s, and for good."""
+    if not Network.entered("split"):
+        return
+    network = Network(3)
+    with Scene(2, "--wait-seconds", "5", network=network) as scene:
+        wanted = scene.tell(TOKENS).tokens
+
+        def cut() -> None:
+            network.part(1, 2)
+            later(5.0, lambda: network.mend(1, 2))
+
+        told = scene.tell(TOKENS, 1.0, cut)
+        check(scene, "cut for 5 s", told.tokens, wanted)
+        print(f"split: 5 s: text as undisturbed, longest pause {told.longest_pause:.2f} s")
+        before = scene.until_serving(2).epoch
+        told = scene.tell(TOKENS, 1.0, lambda: network.part(1, 2))
+        check(scene, "cut for good", told.tokens, wanted)
+        status = scene.until_serving(1)
+        # Both were tried together once more, and then one alone.
+        assert status.epoch == before + 2, status.epoch
+        reason = status.candidates[1].reason
+        assert "node1" in reason, reason
+        assert "do not reach each other" in reason, reason
+        print(
+            f"split: for good: text as undisturbed, longest pause {told.longest_pause:.2f} s; then "
+            f"node2 is out: {reason}"
+        )
+        network.mend(1, 2)
+        scene.until_serving(2, 120)
+        print("split: mended: taken in again")
+
+
+STORIES = {story.__name__: story for story in (kill, gone, leave, stop, root, cable, split)}
 
 
 def main() -> None:
