@@ -115,8 +115,8 @@ class Formation:
 
     def release(self, lease: worker_pb2.Lease) -> None:
         """Closes the connections and gives the leases back; nothing may run."""
-        # Not left to the last reference: errors of a step that failed keep its frames, and these the
-        # lane, until they are collected.
+        # Not left to the last reference: errors of a step that failed keep its frames, and these
+        # the lane, until they are collected.
         if isinstance(self._lane, _native.MeshLane):
             self._lane.close()
         self._lane = None
