@@ -138,7 +138,7 @@ int main(int argc, char** argv) {
     const Matrix matrix(type, rows, kColumns, data, nullptr, &arena);
     arena.gather(false);
     data = {};
-    for (size_t tokens : {1, 4, 16, 64}) {
+    for (size_t tokens : {1, 4, 16, 128}) {
       const Speed speed = product(pool, kernels, matrix, tokens);
       std::printf("%-6s %-7zu %9.1f %9.0f%% %9.1f\n", std::string(type_name(type)).c_str(), tokens,
                   speed.gigabytes, 100.0 * speed.gigabytes / memory, speed.gigamacs);

@@ -1,66 +1,26 @@
-// AVX2: the matrix products. For one token they are bound by memory, and ask for weights ahead of
-// time, because the blocks in flight of a core hide less of memory's latency than there is; for
-// many they are bound by arithmetic, and do what they can on weights that are in registers or in
-// the first-level cache.
+// AVX2: the matrix products, of one token and of a few (of more: kernels_avx2_many.cpp). For one
+// they are bound by memory, and ask for weights ahead of time, because the blocks in flight of a
+// core hide less of memory's latency than there is.
+#include "kernels_avx2_products.h"
+
 #include <algorithm>
 #include <cstring>
-
-#include "kernels_avx2.h"
 
 namespace hearth {
 namespace {
 
-constexpr size_t kLine = 64;
+// From so many tokens on it pays to unpack weights to the first-level cache before they are used.
+constexpr size_t kManyFloats = 4;
+constexpr size_t kManyBlocks = 7;
 // How far ahead of a token's product weights are asked for. Measured: 1 to 2 KiB is flat.
 constexpr size_t kAhead = 1536;
-
-__m256i load32(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-
-// Four int8 activations in each of the eight lanes.
-__m256i broadcast4(const int8_t* at) {
-  int32_t four;
-  std::memcpy(&four, at, 4);
-  return _mm256_set1_epi32(four);
-}
-
-// Keeps the compiler from computing what comes later first: GCC else starts all products of a block
-// before it adds any, and has no registers left for them (30 % of a prefill's speed).
-void in_turn(__m256i& v) { asm("" : "+x"(v)); }
-
-// A hint, harmless past the end of the weights.
-void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
-
-void store_rows(float* y, __m256 sums, size_t rows) {
-  if (rows >= kGroupRows) {
-    _mm256_storeu_ps(y, sums);
-    return;
-  }
-  alignas(32) float all[kGroupRows];
-  _mm256_store_ps(all, sums);
-  std::memcpy(y, all, rows * sizeof(float));
-}
 
 // -- f32 and f16
 // -----------------------------------------------------------------------------------
 
-constexpr size_t kTileTokens = 3;
 // Two groups at once: for one token their four chains of additions hide the latency; for three, six
 // fused multiply-adds share five loads.
 constexpr size_t kTileGroups = 2;
-// With more tokens than a tile has, weights are widened once for all of them, so many columns at a
-// time that they (16 KiB) and what the tile reads of the activations stay in the first-level cache.
-constexpr size_t kPanelColumns = 256;
-constexpr size_t kSlabTokens = 63;
-
-template <Type kType>
-constexpr size_t kColumnBytes = kGroupRows * (kType == Type::f32 ? 4 : 2);
-
-// The weights of eight rows in one column, as f32.
-template <Type kType>
-__m256 load_column(const uint8_t* at) {
-  if constexpr (kType == Type::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(at));
-  return load_halves(at);
-}
 
 // kTokens x kGroups sums of eight rows, of even and of odd columns, as in the scalar twin.
 template <size_t kTokens, size_t kGroups>
@@ -119,76 +79,12 @@ void few_floats(const MatmulArgs& a, size_t group) {
   });
 }
 
-// What a slab of tokens has been given so far: even and odd columns of one token and group.
-struct alignas(32) Part {
-  float even[kGroupRows], odd[kGroupRows];
-};
-
-template <size_t kTokens, size_t kGroups>
-void panel_tile(const float* x, size_t stride, size_t columns, const float* panel,
-                Part (*parts)[kGroups]) {
-  Sums<kTokens, kGroups> sums;
-  sums.visit([&](size_t t, size_t g, __m256& even, __m256& odd) {
-    even = _mm256_load_ps(parts[t][g].even);
-    odd = _mm256_load_ps(parts[t][g].odd);
-  });
-  sums.add(x, stride, columns, [&](size_t g, size_t c) {
-    return _mm256_load_ps(panel + (c * kGroups + g) * kGroupRows);
-  });
-  sums.visit([&](size_t t, size_t g, __m256 even, __m256 odd) {
-    _mm256_store_ps(parts[t][g].even, even);
-    _mm256_store_ps(parts[t][g].odd, odd);
-  });
-}
-
-// Tokens [token, token + tokens) with kGroups groups, a panel of columns after the other.
-template <Type kType, size_t kGroups>
-void slab(const MatmulArgs& a, size_t group, size_t token, size_t tokens) {
-  alignas(32) float panel[kPanelColumns * kGroups * kGroupRows];
-  Part parts[kSlabTokens][kGroups];
-  std::memset(parts, 0, sizeof parts);
-  const uint8_t* w = a.weights + group * a.group_bytes;
-  for (size_t begin = 0; begin < a.columns; begin += kPanelColumns) {
-    const size_t columns = std::min(kPanelColumns, a.columns - begin);
-    for (size_t c = 0; c < columns; ++c) {
-      for (size_t g = 0; g < kGroups; ++g) {
-        const uint8_t* at = w + g * a.group_bytes + (begin + c) * kColumnBytes<kType>;
-        _mm256_store_ps(panel + (c * kGroups + g) * kGroupRows, load_column<kType>(at));
-      }
-    }
-    // The next panel comes from memory while this one is computed with.
-    const uint8_t* next = w + (begin + columns) * kColumnBytes<kType>;
-    const size_t lines = kPanelColumns * kColumnBytes<kType> / kLine;
-    const size_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
-    for (size_t tile = 0; tile < tiles; ++tile) {
-      for (size_t line = tile * lines / tiles; line < (tile + 1) * lines / tiles; ++line) {
-        for (size_t g = 0; g < kGroups; ++g) prefetch(next + g * a.group_bytes + line * kLine);
-      }
-      const size_t t = tile * kTileTokens;
-      const float* x = a.x + (token + t) * a.columns + begin;
-      const size_t count = std::min(kTileTokens, tokens - t);
-      if (count == 3) panel_tile<3, kGroups>(x, a.columns, columns, panel, parts + t);
-      if (count == 2) panel_tile<2, kGroups>(x, a.columns, columns, panel, parts + t);
-      if (count == 1) panel_tile<1, kGroups>(x, a.columns, columns, panel, parts + t);
-    }
-  }
-  for (size_t t = 0; t < tokens; ++t) {
-    for (size_t g = 0; g < kGroups; ++g) {
-      const size_t row = (group + g) * kGroupRows;
-      const Part& part = parts[t][g];
-      store_rows(a.y + (token + t) * a.y_stride + row,
-                 _mm256_add_ps(_mm256_load_ps(part.even), _mm256_load_ps(part.odd)), a.rows - row);
-    }
-  }
-}
-
 template <Type kType, size_t kGroups>
 void float_groups(const MatmulArgs& a, size_t group) {
   if (a.tokens == 1) return few_floats<kType, 1, kGroups>(a, group);
   if (a.tokens == 2) return few_floats<kType, 2, kGroups>(a, group);
-  if (a.tokens == 3) return few_floats<kType, 3, kGroups>(a, group);
-  for (size_t t = 0; t < a.tokens; t += kSlabTokens)
-    slab<kType, kGroups>(a, group, t, std::min(kSlabTokens, a.tokens - t));
+  static_assert(kManyFloats == 4);
+  few_floats<kType, 3, kGroups>(a, group);
 }
 
 template <Type kType>
@@ -200,9 +96,6 @@ void matmul_floats(const MatmulArgs& a) {
 
 // -- q40 and q80
 // -----------------------------------------------------------------------------------
-
-constexpr size_t kQ40GroupBlock = kGroupRows * kQ40BlockBytes;
-constexpr size_t kQ80GroupBlock = kGroupRows * kQ80BlockBytes;
 
 // One token reads on in its own group; many ask for the next group while they compute with this
 // one.
@@ -245,9 +138,8 @@ void q40_tile(const MatmulArgs& a, size_t token, size_t group) {
         const int8_t* four = x + t * a.columns + 4 * i;
         const __m256i first = _mm256_maddubs_epi16(low, broadcast4(four));
         pairs[t] = i == 0 ? first : _mm256_add_epi16(pairs[t], first);
-        pairs[t] =
-            _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(high, broadcast4(four + kBlock / 2)));
-        in_turn(pairs[t]);
+        pairs[t] = in_turn(
+            _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(high, broadcast4(four + kBlock / 2))));
       }
     }
     const __m256 scales = load_halves(block);
@@ -285,8 +177,7 @@ void q80_tile(const MatmulArgs& a, size_t token, size_t group) {
       for (size_t t = 0; t < kTokens; ++t) {
         const __m256i x = broadcast4(a.xq + (token + t) * a.columns + b * kBlock + 4 * i);
         const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, bytes));
-        whole[t] = _mm256_add_epi32(whole[t], _mm256_madd_epi16(pairs, ones));
-        in_turn(whole[t]);
+        whole[t] = in_turn(_mm256_add_epi32(whole[t], _mm256_madd_epi16(pairs, ones)));
       }
     }
     for (size_t t = 0; t < kTokens; ++t) {
@@ -318,10 +209,22 @@ void matmul_blocks(const MatmulArgs& a) {
 
 namespace avx2 {
 
-void matmul_f32(const MatmulArgs& a) { matmul_floats<Type::f32>(a); }
-void matmul_f16(const MatmulArgs& a) { matmul_floats<Type::f16>(a); }
+void matmul_f32(const MatmulArgs& a) {
+  if (a.tokens >= kManyFloats) return many_f32(a);
+  matmul_floats<Type::f32>(a);
+}
+
+void matmul_f16(const MatmulArgs& a) {
+  if (a.tokens >= kManyFloats) return many_f16(a);
+  matmul_floats<Type::f16>(a);
+}
+
 void matmul_q80(const MatmulArgs& a) { matmul_blocks<q80_tile<4>, q80_tile<2>, q80_tile<1>>(a); }
-void matmul_q40(const MatmulArgs& a) { matmul_blocks<q40_tile<4>, q40_tile<2>, q40_tile<1>>(a); }
+
+void matmul_q40(const MatmulArgs& a) {
+  if (a.tokens >= kManyBlocks) return many_q40(a);
+  matmul_blocks<q40_tile<4>, q40_tile<2>, q40_tile<1>>(a);
+}
 
 }  // namespace avx2
 }  // namespace hearth

@@ -210,12 +210,14 @@ void test_matmul_tiles(const Kernels& kernels) {
       }
     }
   }
-  // More tokens and columns than AVX2 widens floating weights for at a time, and odd ones.
-  for (Type type : {Type::f32, Type::f16}) {
-    const Weights weights = random_weights(type, 19, 613);
-    for (size_t tokens : {63, 65, 128}) {
-      const test::Case each(type_name(type), " 19 x 613, ", tokens, " tokens");
-      check_product(kernels, weights, tokens, random_floats(tokens * 613));
+  // More rows, tokens and columns than AVX2 unpacks weights for at a time, and odd ones.
+  for (Type type : {Type::f32, Type::f16, Type::q40}) {
+    const size_t rows = type == Type::q40 ? 43 : 163;
+    const size_t columns = type == Type::q40 ? 35 * kBlock : 259;
+    const Weights weights = random_weights(type, rows, columns);
+    for (size_t tokens : {63, 130}) {
+      const test::Case each(type_name(type), " ", rows, " x ", columns, ", ", tokens, " tokens");
+      check_product(kernels, weights, tokens, random_floats(tokens * columns));
     }
   }
 }
