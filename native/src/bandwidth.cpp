@@ -10,8 +10,8 @@
 namespace hearth {
 namespace {
 
-// Words that are asked for ahead of time: 1.5 KiB.
-constexpr size_t kAhead = 192;
+// Words that are asked for ahead of time: 8 KiB, as in the products.
+constexpr size_t kAhead = 1024;
 
 }  // namespace
 
