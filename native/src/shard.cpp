@@ -73,6 +73,7 @@ Shard::Shard(ShardConfig config, size_t threads, std::vector<int> pin)
     : config_((config.validate(), std::move(config))),
       kernels_(kernels_in_use()),
       pool_(threads, std::move(pin)),
+      dealer_(threads),
       kv_({config_.layers.size(), config_.kv_heads.size(), config_.head_size, config_.page_size,
            config_.max_pages, config_.kv_type}),
       layers_(config_.layers.size()) {

@@ -1,5 +1,6 @@
 // The forward pass. All threads run the same program and meet at barriers; a phase is split by rows
-// of the batch, by groups of matrix rows, or by (row, head). No number depends on how the work was
+// of the batch, by (row, head), or by groups of matrix rows, which are dealt as threads come for
+// them. No number depends on how the work was
 // split, nor on which other rows share the batch: the same sequence gives the same bits however its
 // prompt was cut and whoever it was batched with.
 #include <algorithm>
@@ -22,8 +23,8 @@ uint64_t since(Clock::time_point start) {
       std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
 }
 
-// Groups that one thread takes together: 32 rows, a quantization block of the product that follows.
-constexpr size_t kUnitGroups = kBlock / kGroupRows;
+// Groups that one thread takes together at least: as many as a tile of any kernel has.
+constexpr size_t kUnitGroups = 2;
 
 // Queries that pass over a page together: with it and their sums they should fit a first-level
 // cache.
@@ -299,13 +300,16 @@ class Shard::Pass {
                 std::initializer_list<Product> products) {
     size_t total = 0;
     for (const Product& product : products) total += groups(product);
-    auto [begin, end] = my(total, thread);
-    for (const Product& product : products) {
-      const size_t count = groups(product);
-      if (begin < count && begin < end)
-        multiply_groups(tokens, in, product, begin, std::min(end, count));
-      begin -= std::min(begin, count);
-      end -= std::min(end, count);
+    shard_.dealer_.open(thread);
+    while (true) {
+      auto [begin, end] = shard_.dealer_.take(thread, total, kUnitGroups);
+      if (begin == end) return;
+      for (const Product& product : products) {
+        const size_t count = groups(product);
+        if (begin < count) multiply_groups(tokens, in, product, begin, std::min(end, count));
+        begin -= std::min(begin, count);
+        end -= std::min(end, count);
+      }
     }
   }
 
@@ -478,16 +482,18 @@ class Shard::Pass {
   void feed_forward(size_t thread, const Layer& layer) {
     const size_t ffn = config_.ffn.size();
     const size_t all = (ffn + kGroupRows - 1) / kGroupRows;
-    const auto [first, last] = my((all + kUnitGroups - 1) / kUnitGroups, thread);
-    const size_t begin = first * kUnitGroups, end = std::min(last * kUnitGroups, all);
-    if (begin >= end) return;
     const Input in = input(normed_, config_.hidden_size);
-    multiply_groups(rows_.size(), in, {&layer.w1, 0, ffn, gate_, ffn}, begin, end);
-    multiply_groups(rows_.size(), in, {&layer.w3, 0, ffn, up_, ffn}, begin, end);
-    const size_t from = begin * kGroupRows, to = std::min(end * kGroupRows, ffn);
-    for (size_t r = 0; r < rows_.size(); ++r) {
-      kernels_.swiglu(gate_ + r * ffn + from, up_ + r * ffn + from, to - from);
-      if (is_quantized(layer.w2.type())) quantize_part(gate_input(), r, from, to);
+    shard_.dealer_.open(thread);
+    while (true) {
+      const auto [begin, end] = shard_.dealer_.take(thread, all, kBlock / kGroupRows);
+      if (begin == end) return;
+      multiply_groups(rows_.size(), in, {&layer.w1, 0, ffn, gate_, ffn}, begin, end);
+      multiply_groups(rows_.size(), in, {&layer.w3, 0, ffn, up_, ffn}, begin, end);
+      const size_t from = begin * kGroupRows, to = std::min(end * kGroupRows, ffn);
+      for (size_t r = 0; r < rows_.size(); ++r) {
+        kernels_.swiglu(gate_ + r * ffn + from, up_ + r * ffn + from, to - from);
+        if (is_quantized(layer.w2.type())) quantize_part(gate_input(), r, from, to);
+      }
     }
   }
 

@@ -5,6 +5,7 @@
 #include <sched.h>
 #endif
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -102,6 +103,35 @@ void ThreadPool::loop(size_t thread) {
     (*work_)(thread);
     barrier_.wait();
   }
+}
+
+// Nothing here orders what the threads compute: the barriers around a phase do.
+void Dealer::open(size_t thread) {
+  Hand& hand = hands_[thread];
+  ++hand.phase;
+  hand.taken[(hand.phase + 1) % 2].store(0, std::memory_order_relaxed);
+}
+
+std::pair<size_t, size_t> Dealer::take(size_t thread, size_t items, size_t unit) {
+  const size_t threads = hands_.size(), units = (items + unit - 1) / unit;
+  const size_t which = hands_[thread].phase % 2;
+  for (size_t i = 0; i < threads; ++i) {
+    const size_t owner = (thread + i) % threads;
+    const auto [begin, end] = split(units, threads, owner);
+    std::atomic<uint64_t>& taken = hands_[owner].taken[which];
+    uint64_t now = taken.load(std::memory_order_relaxed);
+    while (true) {
+      const size_t front = now & 0xffffffff, back = now >> 32;
+      const size_t left = end - begin - front - back;
+      if (left == 0) break;
+      const size_t count = threads == 1 ? left : (left + 1) / 2;
+      const uint64_t next = now + (i == 0 ? count : count << 32);
+      if (!taken.compare_exchange_weak(now, next, std::memory_order_relaxed)) continue;
+      const size_t first = i == 0 ? begin + front : end - back - count;
+      return {first * unit, std::min((first + count) * unit, items)};
+    }
+  }
+  return {0, 0};
 }
 
 }  // namespace hearth

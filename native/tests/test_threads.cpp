@@ -1,5 +1,6 @@
 // The pool and its barrier with more threads than cores. The data that the threads pass one another
 // are plain numbers, not atomics: the thread sanitizer then sees whether the barrier orders them.
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <stdexcept>
@@ -26,6 +27,40 @@ void test_split() {
       CHECK_EQUAL(next, items);
     }
   }
+}
+
+// Phase after phase, every item is taken exactly once, in whole units. One thread is held up until
+// the others have taken all that it has not: they must not wait for it, nor it find anything.
+void test_dealer(size_t threads, size_t items, size_t unit) {
+  const test::Case each(threads, " threads, ", items, " items by ", unit);
+  constexpr size_t kPhases = 20;
+  ThreadPool pool(threads);
+  Dealer dealer(threads);
+  std::vector<std::vector<int>> taken(kPhases, std::vector<int>(items, 0));
+  std::vector<int> ragged(threads, 0);
+  std::atomic<size_t> left{0};
+  pool.run([&](size_t thread) {
+    for (size_t phase = 0; phase < kPhases; ++phase) {
+      if (thread == 0) left = items;
+      pool.barrier();
+      dealer.open(thread);
+      while (true) {
+        const auto [begin, end] = dealer.take(thread, items, unit);
+        if (begin == end) break;
+        ragged[thread] += begin % unit != 0 || (end % unit != 0 && end != items);
+        for (size_t i = begin; i < end; ++i) ++taken[phase][i];
+        left -= end - begin;
+        if (thread == phase % threads) {
+          while (left > 0) std::this_thread::yield();
+        }
+      }
+      pool.barrier();
+    }
+  });
+  for (const auto& phase : taken) {
+    for (int count : phase) CHECK_EQUAL(count, 1);
+  }
+  for (int count : ragged) CHECK_EQUAL(count, 0);
 }
 
 // Every thread runs every time, exactly once. A wakeup that is lost hangs here: ctest's limit ends
@@ -130,6 +165,11 @@ void test_barrier() {
 
 int main() {
   test_split();
+  for (size_t threads : {1, 2, 5}) {
+    for (size_t items : {0, 1, 7, 200}) {
+      for (size_t unit : {1, 4}) test_dealer(threads, items, unit);
+    }
+  }
   for (size_t threads : {1, 2, 8}) test_runs(threads, 2000);
   test_phases(2, 50, 40);
   test_phases(8, 20, 40);

@@ -125,6 +125,7 @@ class Shard {
   ShardConfig config_;
   const Kernels& kernels_;
   ThreadPool pool_;
+  Dealer dealer_;
   KvCache kv_;
   std::map<std::string, std::pair<size_t, size_t>> expected_;
   mutable std::mutex loading_;  // over loaded_ and weight_bytes_
