@@ -106,7 +106,7 @@ def load_seconds(
             with dial(worker[1], security) as channel:
                 _ready(channel)
                 started = time.perf_counter()
-                stream_weights(channel, begin, slices.__getitem__, worker=worker[1])
+                stream_weights(channel, begin, lambda i, a, b: slices[i][a:b], worker=worker[1])
                 return time.perf_counter() - started
         finally:
             worker[0].terminate()

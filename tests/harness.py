@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.v1 import common_pb2, worker_pb2
@@ -138,6 +139,23 @@ def peak_bytes(pid: int) -> int:
     raise AssertionError(f"process {pid} has no VmHWM")
 
 
+class MemorySink:
+    """Keeps what a slice cache reads, given in small pieces."""
+
+    def __init__(self, piece: int = 700) -> None:
+        self.data = bytearray()
+        self._piece = np.empty(piece, dtype=np.uint8)
+
+    def space(self) -> npt.NDArray[np.uint8]:
+        return self._piece
+
+    def filled(self, count: int) -> None:
+        self.data += self._piece[:count].data
+
+    def digest(self) -> bytes:
+        return xxhash.xxh3_128_digest(self.data)
+
+
 def shard_config(hidden: int = 128, layers: int = 2, ffn: int = 256) -> common_pb2.ShardConfig:
     """One stage, one rank, no embedding: what the last of two nodes could hold."""
     head_size = 32
@@ -195,10 +213,11 @@ class Plan:
             )
         self.total = sum(data.size for data in self.slices)
 
-    def read(self, index: int) -> npt.NDArray[np.uint8]:
-        """The SliceReader of this plan; remembers what was read."""
-        self.reads.append(index)
-        return self.slices[index]
+    def read(self, index: int, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """The SliceReader of this plan; remembers which slices were begun."""
+        if begin == 0:
+            self.reads.append(index)
+        return self.slices[index].reshape(self.begin.manifest[index].rows, -1)[begin:end]
 
     def local_shard(self) -> NodeShard:
         """The same shard in this process, to compare with."""

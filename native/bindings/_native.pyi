@@ -139,8 +139,12 @@ class Shard:
     def expected(self) -> dict[str, tuple[int, int]]:
         """Every slice that the shard needs: name -> (rows, columns)."""
 
-    def load(self, name: str, type: str, data: object) -> None:
-        """Packs a slice for this CPU; ValueError on an unknown name, twice, or a wrong size."""
+    def load(self, name: str, type: str, data: object, first_row: int = 0) -> None:
+        """Packs rows of a slice for this CPU: groups of eight, one after another to the last row.
+
+        A slice that is not complete may begin again at row 0. ValueError on an unknown name, rows
+        out of turn, a complete slice, or a wrong size.
+        """
 
     def missing(self) -> list[str]:
         """Slices not loaded yet."""

@@ -219,8 +219,8 @@ void bind_shard(py::module_& module) {
       .def("missing", &Shard::missing, "Slices not loaded yet.")
       .def(
           "load",
-          [](Shard& shard, const std::string& name, const std::string& type,
-             const py::buffer& data) {
+          [](Shard& shard, const std::string& name, const std::string& type, const py::buffer& data,
+             size_t first_row) {
             const py::buffer_info info = data.request();
             if (PyBuffer_IsContiguous(info.view(), 'C') == 0)
               throw std::invalid_argument("slice data are not contiguous");
@@ -228,9 +228,9 @@ void bind_shard(py::module_& module) {
                                   static_cast<size_t>(info.size * info.itemsize));
             const Type parsed = parse_type(type);
             const WithoutGil released;
-            shard.load(name, parsed, bytes);
+            shard.load(name, parsed, bytes, first_row);
           },
-          "name"_a, "type"_a, "data"_a, "Packs a slice for this CPU.")
+          "name"_a, "type"_a, "data"_a, "first_row"_a = 0, "Packs rows of a slice for this CPU.")
       .def_property_readonly("weight_bytes", &Shard::weight_bytes)
       .def_property_readonly("kv_bytes", [](const Shard& shard) { return shard.kv().size_bytes(); })
       .def_property_readonly("kv_pages", [](const Shard& shard) { return shard.kv().pages(); })

@@ -1,7 +1,10 @@
 // Any numbers as a shard's shape, any slices loaded into it. A shape is refused in words or small
 // enough for its numbers; a slice is taken when name, type and size fit, and refused otherwise.
+#include <algorithm>
 #include <new>
+#include <set>
 #include <stdexcept>
+#include <string>
 
 #include "hearth/shard.h"
 #include "input.h"
@@ -46,7 +49,9 @@ bool is_small(const ShardConfig& c) {
          std::max(c.vocab.size(), c.vocab_size) * c.hidden_size <= kMostNumbers;
 }
 
-void load_any(Shard& shard, fuzz::Input& in) {
+// Returns the slices that were begun and not finished.
+std::set<std::string> load_any(Shard& shard, fuzz::Input& in) {
+  std::set<std::string> begun;
   for (size_t count = in.upto(8); count > 0; --count) {
     std::vector<std::string> names = shard.missing();
     names.push_back(in.text(24));
@@ -69,9 +74,36 @@ void load_any(Shard& shard, fuzz::Input& in) {
     } catch (const std::invalid_argument& error) {
       fuzz::demand(error.what()[0] != '\0', "an error has words");
     }
-    fuzz::demand(shard.missing().size() == lacking - taken, "what is taken is missing no more");
-    fuzz::demand(taken == (shard.weight_bytes() > held), "what is taken, and no more, is held");
-    fuzz::demand(!taken || (known && size == right), "a slice has the size of its shape");
+    const bool whole = taken && size == right;
+    if (whole) begun.erase(name);
+    if (taken && !whole) begun.insert(name);
+    fuzz::demand(shard.missing().size() == lacking - whole, "what is whole is missing no more");
+    fuzz::demand(whole == (shard.weight_bytes() > held), "what is whole, and no more, is held");
+    fuzz::demand(!taken || (known && size <= right), "no more rows than the slice has");
+  }
+  return begun;
+}
+
+// So that steps are reached: what is missing, a few rows at a time. Of `begun` the type may not
+// fit.
+void load_rest(Shard& shard, fuzz::Input& in, const std::set<std::string>& begun) {
+  for (const std::string& name : shard.missing()) {
+    if (begun.contains(name)) continue;
+    const auto [rows, columns] = shard.expected().at(name);
+    for (size_t row = 0; row < rows;) {
+      const size_t count = std::min(rows - row, kGroupRows * (1 + in.upto(3)));
+      const std::vector<uint8_t> data = in.bytes(count * columns * 4);
+      const size_t other = in.upto(255);
+      if (other != 0 && other != row) {
+        try {
+          shard.load(name, Type::f32, data, other);
+          fuzz::demand(false, "rows come in their turn");
+        } catch (const std::invalid_argument&) {
+        }
+      }
+      shard.load(name, Type::f32, data, row);
+      row += count;
+    }
   }
 }
 
@@ -108,14 +140,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     config.validate();
     if (!is_small(config)) return 0;
     Shard shard(config, 1);
-    load_any(shard, in);
-    // The rest, so that steps are reached.
-    if (in.upto(1)) {
-      for (const std::string& name : shard.missing()) {
-        const auto [rows, columns] = shard.expected().at(name);
-        shard.load(name, Type::f32, in.bytes(rows * columns * 4));
-      }
-    }
+    const std::set<std::string> begun = load_any(shard, in);
+    if (in.upto(1)) load_rest(shard, in, begun);
     use(shard, in);
   } catch (const std::invalid_argument& error) {
     fuzz::demand(any, "a sound shape is taken");

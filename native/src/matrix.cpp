@@ -36,42 +36,64 @@ void pack_blocks(const uint8_t* const (&from)[kGroupRows], size_t blocks, uint8_
   }
 }
 
+std::string bad_rows(Type type, size_t rows, size_t columns, size_t first, size_t bytes) {
+  return std::to_string(bytes) + " bytes from row " + std::to_string(first) +
+         " on of a matrix of " + std::to_string(rows) + " x " + std::to_string(columns) + " in " +
+         std::string(type_name(type)) + ", whose rows have " +
+         std::to_string(row_bytes(type, columns)) + " bytes and come in groups of " +
+         std::to_string(kGroupRows);
+}
+
 }  // namespace
 
-Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data,
-               ThreadPool* pool, Arena* arena)
-    : type_(type), rows_(rows), columns_(columns) {
+size_t Matrix::check_rows(Type type, size_t rows, size_t columns, size_t first, size_t bytes) {
   const size_t stride = row_bytes(type, columns);
-  if (data.size() != rows * stride) {
-    throw std::invalid_argument("a matrix of " + std::to_string(rows) + " x " +
-                                std::to_string(columns) + " in " + std::string(type_name(type)) +
-                                " has " + std::to_string(rows * stride) + " bytes, not " +
-                                std::to_string(data.size()));
-  }
-  group_bytes_ = stride * kGroupRows;
+  const size_t count = stride == 0 ? rows : bytes / stride;
+  if (count * stride != bytes || (count == 0 && rows > 0) || first > rows || count > rows - first ||
+      first % kGroupRows != 0 || (count % kGroupRows != 0 && first + count != rows))
+    throw std::invalid_argument(bad_rows(type, rows, columns, first, bytes));
+  return count;
+}
+
+Matrix::Matrix(Type type, size_t rows, size_t columns, Arena* arena)
+    : type_(type), rows_(rows), columns_(columns) {
+  group_bytes_ = row_bytes(type, columns) * kGroupRows;
   if (arena == nullptr) own_ = Buffer(size_bytes());
-  uint8_t* to = arena == nullptr ? own_.data() : arena->take(size_bytes());
+  data_ = arena == nullptr ? own_.data() : arena->take(size_bytes());
+}
+
+Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data)
+    : Matrix(type, rows, columns) {
+  if (pack(0, data) != rows)
+    throw std::invalid_argument(bad_rows(type, rows, columns, 0, data.size()));
+}
+
+size_t Matrix::pack(size_t first, std::span<const uint8_t> data, ThreadPool* pool) {
+  const size_t stride = group_bytes_ / kGroupRows;
+  const size_t rows = check_rows(type_, rows_, columns_, first, data.size());
+  uint8_t* to = data_ + first / kGroupRows * group_bytes_;
+  const size_t groups = (rows + kGroupRows - 1) / kGroupRows;
   // Made here: what runs on the pool must not throw.
   const std::vector<uint8_t> zeros(rows % kGroupRows ? stride : 0);
   if (pool == nullptr) {
-    pack(data, zeros.data(), 0, groups(), to);
+    pack_groups(data, rows, zeros.data(), 0, groups, to);
   } else {
     pool->run([&](size_t thread) {
-      const auto [begin, end] = split(groups(), pool->size(), thread);
-      pack(data, zeros.data(), begin, end, to);
+      const auto [begin, end] = split(groups, pool->size(), thread);
+      pack_groups(data, rows, zeros.data(), begin, end, to);
     });
   }
-  data_ = to;
+  return rows;
 }
 
-void Matrix::pack(std::span<const uint8_t> data, const uint8_t* zeros, size_t begin, size_t end,
-                  uint8_t* packed) {
+void Matrix::pack_groups(std::span<const uint8_t> data, size_t rows, const uint8_t* zeros,
+                         size_t begin, size_t end, uint8_t* packed) const {
   const size_t stride = group_bytes_ / kGroupRows;
   for (size_t g = begin; g < end; ++g) {
     const uint8_t* from[kGroupRows];
     for (size_t lane = 0; lane < kGroupRows; ++lane) {
       const size_t row = g * kGroupRows + lane;
-      from[lane] = row < rows_ ? data.data() + row * stride : zeros;
+      from[lane] = row < rows ? data.data() + row * stride : zeros;
     }
     uint8_t* to = packed + g * group_bytes_;
     switch (type_) {

@@ -61,20 +61,20 @@ uint32_t Sampler::sample(std::span<const float> logits, std::span<const uint32_t
   const float floor_logit =
       best.first + config_.temperature *
                        std::max(-30.0f, config_.min_p > 0.0f ? std::log(config_.min_p) : -30.0f);
-  candidates_.clear();
+  std::vector<std::pair<float, uint32_t>> candidates;  // a megabyte, where all are as likely
   for (size_t i = 0; i < logits.size(); ++i) {
     if (const auto candidate = at(i); candidate.first >= floor_logit)
-      candidates_.push_back(candidate);
+      candidates.push_back(candidate);
   }
-  if (config_.top_k > 0 && config_.top_k < candidates_.size()) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + (config_.top_k - 1),
-                     candidates_.end(), better);
-    candidates_.resize(config_.top_k);
+  if (config_.top_k > 0 && config_.top_k < candidates.size()) {
+    std::nth_element(candidates.begin(), candidates.begin() + (config_.top_k - 1), candidates.end(),
+                     better);
+    candidates.resize(config_.top_k);
   }
-  std::sort(candidates_.begin(), candidates_.end(), better);
+  std::sort(candidates.begin(), candidates.end(), better);
 
   double total = 0.0;
-  for (auto& [logit, token] : candidates_) {
+  for (auto& [logit, token] : candidates) {
     logit = std::exp((logit - best.first) / config_.temperature);
     total += logit;
   }
@@ -82,17 +82,17 @@ uint32_t Sampler::sample(std::span<const float> logits, std::span<const uint32_t
     const double wanted = total * static_cast<double>(config_.top_p);
     double sum = 0.0;
     size_t kept = 0;
-    while (kept < candidates_.size() && sum < wanted) sum += candidates_[kept++].first;
-    candidates_.resize(std::max<size_t>(kept, 1));
+    while (kept < candidates.size() && sum < wanted) sum += candidates[kept++].first;
+    candidates.resize(std::max<size_t>(kept, 1));
     total = sum;
   }
   // 53 random bits: std::uniform_real_distribution is not the same everywhere, this is.
   double left = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
-  for (const auto& [weight, token] : candidates_) {
+  for (const auto& [weight, token] : candidates) {
     left -= weight;
     if (left < 0.0) return token;
   }
-  return candidates_.back().second;
+  return candidates.back().second;
 }
 
 void best_candidates(std::span<const float> logits, size_t count, uint32_t first_id, float* best,

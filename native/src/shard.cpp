@@ -109,7 +109,8 @@ std::vector<std::string> Shard::missing() const {
   const std::lock_guard lock(loading_);
   std::vector<std::string> names;
   for (const auto& [name, shape] : expected_) {
-    if (!loaded_.contains(name)) names.push_back(name);
+    const auto found = packed_.find(name);
+    if (found == packed_.end() || found->second != shape.first) names.push_back(name);
   }
   return names;
 }
@@ -139,38 +140,58 @@ size_t Shard::weight_bytes() const {
   return weight_bytes_;
 }
 
-void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data) {
+void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,
+                 size_t first_row) {
   const std::lock_guard lock(loading_);
-  const auto found = expected_.find(name);
-  if (found == expected_.end())
+  if (!expected_.contains(name))
     throw std::invalid_argument("this shard has no slice '" + name.substr(0, 64) + "'");
-  if (loaded_.contains(name)) throw std::invalid_argument("slice '" + name + "' came twice");
-  const auto [rows, columns] = found->second;
   try {
-    if (std::vector<float>* vector = vector_slot(name)) {
-      if (type != Type::f32) throw std::invalid_argument("a norm is f32");
-      if (data.size() != columns * 4) {
-        throw std::invalid_argument("it has " + std::to_string(data.size()) + " bytes, not " +
-                                    std::to_string(columns * 4));
-      }
-      vector->resize(columns);
-      std::memcpy(vector->data(), data.data(), data.size());
-      weight_bytes_ += data.size();
-    } else {
-      Matrix* matrix = matrix_slot(name);
-      *matrix = Matrix(type, rows, columns, data, &pool_, &arena_);
-      weight_bytes_ += matrix->size_bytes();
-    }
+    if (!load_rows(name, type, data, first_row)) return;
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument("slice '" + name + "': " + error.what());
   }
-  loaded_[name] = true;
-  if (loaded_.size() == expected_.size()) {
+  if (++complete_ == expected_.size()) {
     try {
       gathering_ = std::thread([this] { arena_.gather(closing_); });
     } catch (const std::system_error&) {  // no more threads to be had: it works as well without
     }
   }
+}
+
+bool Shard::load_rows(const std::string& name, Type type, std::span<const uint8_t> data,
+                      size_t first_row) {
+  const auto [rows, columns] = expected_.at(name);
+  size_t& packed = packed_[name];
+  if (packed == rows) throw std::invalid_argument("it came twice");
+  if (first_row != packed && first_row != 0) {
+    throw std::invalid_argument("row " + std::to_string(first_row) + " came where row " +
+                                std::to_string(packed) + " was next");
+  }
+  if (std::vector<float>* vector = vector_slot(name)) {
+    if (type != Type::f32) throw std::invalid_argument("a norm is f32");
+    if (data.size() != columns * 4) {
+      throw std::invalid_argument("it has " + std::to_string(data.size()) + " bytes, not " +
+                                  std::to_string(columns * 4));
+    }
+    vector->resize(columns);
+    std::memcpy(vector->data(), data.data(), data.size());
+    weight_bytes_ += data.size();
+    packed = rows;
+    return true;
+  }
+  Matrix* matrix = matrix_slot(name);
+  if (matrix->empty()) {
+    // Checked before it takes memory, which an arena does not take back.
+    Matrix::check_rows(type, rows, columns, first_row, data.size());
+    *matrix = Matrix(type, rows, columns, &arena_);
+  } else if (matrix->type() != type) {
+    throw std::invalid_argument("it began as " + std::string(type_name(matrix->type())) +
+                                " and cannot go on as " + std::string(type_name(type)));
+  }
+  packed = first_row + matrix->pack(first_row, data, &pool_);
+  if (packed != rows) return false;
+  weight_bytes_ += matrix->size_bytes();
+  return true;
 }
 
 void Shard::embed(std::span<const uint32_t> tokens, float* out) const {

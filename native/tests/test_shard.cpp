@@ -376,6 +376,43 @@ void test_bad_slices() {
   CHECK_THROWS(odd.load("layers.0.wq", Type::q80, {}), std::invalid_argument, "33 columns");
 }
 
+// Rows in their turn make the same shard as all at once, also after a new beginning.
+void test_loading_by_rows() {
+  for (Type type : {Type::f32, Type::q40}) {
+    Shard shard(whole(), 2);
+    for (const auto& [name, shape] : shard.expected()) {
+      const Type used = type_of(name, type);
+      const std::vector<uint8_t> data = slice(whole(), name, used);
+      const size_t rows = shape.first, stride = data.size() / rows;
+      const auto load = [&](size_t first, size_t count) {
+        shard.load(name, used, std::span(data).subspan(first * stride, count * stride), first);
+      };
+      const size_t missing = shard.missing().size(), held = shard.weight_bytes();
+      if (rows > 8) {
+        load(0, 8);
+        load(0, 8);
+        CHECK_THROWS(load(16, 8), std::invalid_argument, "row 16 came where row 8 was next");
+        CHECK_THROWS(load(8, 7), std::invalid_argument, "groups of 8");
+        if (type == Type::q40) {
+          CHECK_THROWS(shard.load(name, Type::q80, slice(whole(), name, Type::q80)),
+                       std::invalid_argument, "began as q40");
+        }
+        CHECK_EQUAL(shard.missing().size(), missing);
+        CHECK_EQUAL(shard.weight_bytes(), held);
+        for (size_t first = 8; first < rows; first += 16)
+          load(first, std::min(rows - first, size_t{16}));
+      } else {
+        load(0, rows);
+      }
+      CHECK_EQUAL(shard.missing().size(), missing - 1);
+      CHECK_THROWS(load(0, rows), std::invalid_argument, "twice");
+    }
+    const auto same = make(whole(), type, 1);
+    CHECK_EQUAL(shard.weight_bytes(), same->weight_bytes());
+    CHECK_SAME(run_prompt(shard).logits, run_prompt(*same).logits);
+  }
+}
+
 void test_bad_configs() {
   const auto bad = [](auto change, const char* part) {
     ShardConfig config = whole();
@@ -468,6 +505,7 @@ int main() {
   test_lost_rank();
   test_bad_steps();
   test_bad_slices();
+  test_loading_by_rows();
   test_bad_configs();
   test_parallel_loading();
   test_one_step_at_a_time();

@@ -5,6 +5,7 @@ Honours Linux control groups (containers): their limits, not the machine's, are 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
@@ -18,6 +19,7 @@ from hearth.common import cgroups
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 def version() -> str:
@@ -69,10 +71,11 @@ def peak_rss_bytes() -> int:
 
 
 def keep_message_memory() -> None:
-    """Lets the allocator keep the memory of freed messages (up to 32 MiB) for the next ones.
+    """Lets the allocator keep the memory of freed messages for the next ones, within bounds.
 
     glibc gives a block of 1 MiB back when it is freed, and the next one is then faulted in page by
-    page: with weights streaming, a third of the process's time. Other allocators are left alone.
+    page: with weights streaming, a third of the process's time. Left to itself it also keeps such
+    memory once for each of many threads. Other allocators are left alone.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -80,6 +83,13 @@ def keep_message_memory() -> None:
         return
     mallopt(_M_TRIM_THRESHOLD, 32 << 20)
     mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+    mallopt(_M_ARENA_MAX, 2)
+
+
+def trim_memory() -> None:
+    """Gives the system what freed memory the allocator has kept: loading is over."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _meminfo(field: str) -> int:

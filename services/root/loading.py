@@ -16,7 +16,7 @@ from hearth.root.links import WorkerLink
 from hearth.root.planner import Plan, Slice
 from hearth.root.streaming import LoadEvent
 from hearth.v1 import worker_pb2
-from hearth.worker.shard import NodeShard
+from hearth.worker.shard import NodeShard, block_rows
 
 
 class Loading:
@@ -92,7 +92,10 @@ class Loading:
         for part in plan.slices:
             if self._giving_up.is_set():
                 raise HearthError(Reason.CANCELLED, "loading was given up")
-            shard.load(messages.slice_entry(part, self._model.fingerprint), self._read(part))
+            entry = messages.slice_entry(part, self._model.fingerprint)
+            for begin in range(0, entry.rows, block_rows(entry)):
+                end = min(begin + block_rows(entry), entry.rows)
+                shard.load(entry, self._read(part, begin, end), begin)
             loaded += part.size_bytes
             self._metrics.weights("local", part.size_bytes)
             self._on_progress(0, LoadEvent(plan.weight_bytes, 0, loaded))
@@ -108,7 +111,7 @@ class Loading:
         plan = self._plan.nodes[rank]
         done = link.load(
             begin,
-            lambda index: self._read(plan.slices[index]),
+            lambda index, begin, end: self._read(plan.slices[index], begin, end),
             lambda event: self._on_progress(rank, event),
         )
         self._metrics.weights("network", done.network_bytes)
@@ -117,5 +120,7 @@ class Loading:
         # At once: a worker gives its lease up when no stream holds it.
         link.open(begin.lease, lambda error: on_end(link, error))
 
-    def _read(self, part: Slice) -> npt.NDArray[np.uint8]:
-        return self._model.read(part.tensor, part.kind, part.rows, part.columns)
+    def _read(self, part: Slice, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """Rows [begin, end) of a slice."""
+        rows = part.rows[0] + begin, part.rows[0] + end
+        return self._model.read(part.tensor, part.kind, rows, part.columns)

@@ -1,7 +1,7 @@
 """The sending side of the weight stream: one worker's lacking slices, in order, checked on arrival.
 
-Call it in one thread for each worker. A slice is read when its turn comes; at most one of
-them, and a bounded number of chunks, is in memory.
+Call it in one thread for each worker. A block of a slice's rows is read when its turn comes; at
+most one of them, and a bounded number of chunks, is in memory.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from hearth.common.channels import CHUNK_BYTES
 from hearth.common.errors import HearthError, Reason, from_rpc_error
 from hearth.common.frames import ChunkFrame, encode_request
 from hearth.v1 import worker_pb2
+from hearth.worker.shard import block_rows
 
 Bytes = npt.NDArray[np.uint8]
-# Index in the manifest -> the slice's bytes, uint8, C-contiguous, size_bytes in all.
-SliceReader = Callable[[int], Bytes]
+# (index in the manifest, rows [begin, end)) -> their bytes, uint8, C-contiguous.
+SliceReader = Callable[[int, int, int], Bytes]
 
 _METHOD = "/hearth.v1.WorkerService/LoadWeights"
 Request = worker_pb2.LoadWeightsRequest | ChunkFrame
@@ -181,7 +182,7 @@ class _Sender:
         raise _violation(f"it rejects slice {reject.slice} at {reject.offset}, which was not sent")
 
     def _chunks(self) -> Iterator[Request]:
-        held: tuple[int, Bytes] | None = None
+        source: _Source | None = None
         while True:
             with self._changed:
                 self._wait(lambda: self._may_send() or self._all_acknowledged())
@@ -190,14 +191,14 @@ class _Sender:
                 index, offset = self._next()
             if index < 0:
                 break
-            if held is None or held[0] != index:
-                held = None
-                held = index, self._read(index)
-            chunk = _chunk(index, offset, held[1])
+            if source is None or source.index != index:
+                source = None
+                source = _Source(index, self._manifest[index], self._read_slice)
+            chunk = source.chunk(offset)
             with self._changed:
                 if (index, offset) != self._next():
                     continue  # rejected meanwhile: go back
-                self._advance(index, min(CHUNK_BYTES, held[1].size - offset))
+                self._advance(index, chunk.data.nbytes)
             yield chunk
         yield worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish())
         with self._changed:
@@ -233,28 +234,66 @@ class _Sender:
                 )
                 raise HearthError(Reason.DEADLINE, problem)
 
-    def _read(self, index: int) -> Bytes:
-        data = self._read_slice(index).reshape(-1)
-        if data.dtype != np.uint8 or data.size != self._size(index):
-            entry = self._manifest[index]
-            raise HearthError(
-                Reason.BAD_SHARD,
-                f"slice {entry.name!r} was read as {data.size} {data.dtype}, not as "
-                f"{entry.size_bytes} bytes",
-            )
-        return data
-
     def _size(self, index: int) -> int:
         if index >= len(self._manifest):
             raise _violation(f"it names slice {index} of {len(self._manifest)}")
         return self._manifest[index].size_bytes
 
 
-def _chunk(index: int, offset: int, slice_: Bytes) -> ChunkFrame:
-    data = slice_[offset : offset + CHUNK_BYTES].data
-    last = offset + data.nbytes == slice_.size
-    digest = xxhash.xxh3_128_digest(slice_.data) if last else b""
-    return ChunkFrame(index, offset, data, xxhash.xxh3_64_intdigest(data), digest)
+class _Source:
+    """One slice as chunks, read a block of rows at a time."""
+
+    def __init__(self, index: int, entry: worker_pb2.SliceEntry, read: SliceReader) -> None:
+        self.index = index
+        self._entry = entry
+        self._read = read
+        self._row_bytes = entry.size_bytes // entry.rows
+        self._block_bytes = block_rows(entry) * self._row_bytes
+        self._begin = 0
+        self._block = np.empty(0, dtype=np.uint8)
+        # Of the first `_hashed` bytes; they are hashed as they are sent, once.
+        self._hasher = xxhash.xxh3_128()
+        self._hashed = 0
+
+    def chunk(self, offset: int) -> ChunkFrame:
+        """The chunk from `offset` on. Raises HearthError, or what reading raises."""
+        if offset == 0:  # from the start, or once more after a wrong digest
+            self._hasher.reset()
+            self._hashed = 0
+        while self._hashed < offset:  # what the worker had from an earlier stream
+            before = self._bytes(self._hashed)[: offset - self._hashed]
+            self._hash(before, self._hashed)
+        data = self._bytes(offset)[:CHUNK_BYTES]
+        self._hash(data, offset)
+        last = offset + data.size == self._entry.size_bytes
+        digest = self._hasher.digest() if last else b""
+        checksum = xxhash.xxh3_64_intdigest(data.data)
+        return ChunkFrame(self.index, offset, data.data, checksum, digest)
+
+    def _hash(self, data: Bytes, offset: int) -> None:
+        fresh = data[self._hashed - offset :]
+        self._hasher.update(fresh.data)
+        self._hashed += fresh.size
+
+    def _bytes(self, offset: int) -> Bytes:
+        """From `offset` to the end of its block."""
+        if not self._begin <= offset < self._begin + self._block.size:
+            begin = offset // self._block_bytes * self._block_bytes
+            end = min(begin + self._block_bytes, self._entry.size_bytes)
+            self._block = np.empty(0, dtype=np.uint8)  # before the next is made
+            self._block = self._rows(begin // self._row_bytes, end // self._row_bytes)
+            self._begin = begin
+        return self._block[offset - self._begin :]
+
+    def _rows(self, begin: int, end: int) -> Bytes:
+        data = self._read(self.index, begin, end).reshape(-1)
+        if data.dtype != np.uint8 or data.size != (end - begin) * self._row_bytes:
+            raise HearthError(
+                Reason.BAD_SHARD,
+                f"rows {begin} to {end} of slice {self._entry.name!r} were read as {data.size} "
+                f"{data.dtype}, not as {(end - begin) * self._row_bytes} bytes",
+            )
+        return data
 
 
 def _violation(problem: str) -> HearthError:

@@ -18,10 +18,10 @@ import shutil
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
@@ -36,6 +36,19 @@ _MAGIC = b"HEARTHS1"
 _SPARE_BYTES = 64 << 20
 
 
+class Sink(Protocol):
+    """Where the bytes of a slice go, in order."""
+
+    def space(self) -> Bytes:
+        """Memory for the next bytes; some of it, or all."""
+
+    def filled(self, count: int) -> None:
+        """So many bytes of `space` are there now."""
+
+    def digest(self) -> bytes:
+        """xxh3_128 of the bytes that are there."""
+
+
 class Part:
     """A slice being written; only this process writes to it. Every method may raise OSError."""
 
@@ -46,10 +59,9 @@ class Part:
         self._private = private
         self.held = min(os.fstat(file).st_size, size)
 
-    def read(self, into: Bytes) -> int:
-        """Fills `into` [size] with what an earlier stream left; how many bytes."""
-        self.held = _read(self._file, into[: self.held])
-        return self.held
+    def read(self, sink: Sink, most: int) -> None:
+        """Gives `sink` what an earlier stream left, `most` bytes of it at most."""
+        self.held = _read(self._file, sink, min(self.held, most))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Stores verified bytes at `offset`."""
@@ -116,10 +128,10 @@ class SliceCache:
         self._pinned = {identity.hex() for identity in identities}
         self._full_told = False
 
-    def read(self, identity: bytes, into: Bytes) -> bool:
-        """Fills `into`, as large as the slice, with its verified bytes; False when it is absent.
+    def read(self, identity: bytes, size: int, sink: Sink) -> bool:
+        """Gives `sink` a slice of `size` bytes; False when it is absent or not right.
 
-        Removes a corrupt entry.
+        What the sink was given is verified at the end only. Removes a corrupt entry.
         """
         path = self._path(identity)
         try:
@@ -130,7 +142,7 @@ class SliceCache:
             log.warning("cache: cannot open %s: %s", path, error)
             return False
         try:
-            if not self._verified(path, file, into):
+            if not self._verified(path, file, size, sink):
                 return False
             with contextlib.suppress(OSError):
                 os.utime(path)  # when it was used last: what eviction goes by
@@ -155,23 +167,21 @@ class SliceCache:
     def _path(self, identity: bytes) -> Path:
         return self.folder / f"{identity.hex()}.slice"
 
-    def _verified(self, path: Path, file: int, into: Bytes) -> bool:
+    def _verified(self, path: Path, file: int, size: int, sink: Sink) -> bool:
         problem = ""
-        size = into.size
         try:
             stored = os.fstat(file).st_size
-            if stored != size + _TRAILER.size:
+            trailer = os.pread(file, _TRAILER.size, size)
+            if stored != size + _TRAILER.size or len(trailer) != _TRAILER.size:
                 problem = f"{stored} bytes in place of {size + _TRAILER.size}"
             else:
-                trailer = np.empty(_TRAILER.size, dtype=np.uint8)
-                if _read(file, into) + _read(file, trailer, size) != stored:
+                magic, written, digest = _TRAILER.unpack(trailer)
+                if magic != _MAGIC or written != size:
+                    problem = "its trailer is not ours"
+                elif _read(file, sink, size) != size:
                     problem = "cannot be read to its end"
-                else:
-                    magic, written, digest = _TRAILER.unpack(trailer.tobytes())
-                    if magic != _MAGIC or written != size:
-                        problem = "its trailer is not ours"
-                    elif xxhash.xxh3_128_digest(into.data) != digest:
-                        problem = "its bytes do not match its digest"
+                elif sink.digest() != digest:
+                    problem = "its bytes do not match its digest"
         except OSError as error:
             problem = str(error)
         if problem:
@@ -239,14 +249,14 @@ class SliceCache:
             log.warning("cache %s is full: %s; going on without caching", self.folder, why)
 
 
-def _read(file: int, into: Bytes, offset: int = 0) -> int:
-    """Reads until `into` is full or the file ends; bytes read."""
-    view = into.data
+def _read(file: int, sink: Sink, size: int) -> int:
+    """Reads the first `size` bytes, or to the file's end; bytes read."""
     done = 0
-    while done < len(view):
-        count = os.preadv(file, [view[done:]], offset + done)
+    while done < size:
+        count = os.preadv(file, [sink.space()[: size - done].data], done)
         if not count:
             break
+        sink.filled(count)
         done += count
     return done
 

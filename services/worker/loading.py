@@ -4,17 +4,14 @@ Knows the messages, not gRPC. One LoadSession lives as long as its plan: when a 
 next one of the same lease goes on where it was. Chunks come strictly in order; after a rejected
 chunk all others are dropped until the rejected one comes again.
 
-A slice is packed while the next one arrives: at most two slices are in memory besides the shard.
+What arrives is packed a block of rows at a time (packing.py): no slice is ever in memory whole.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from hearth.common import system
@@ -24,7 +21,8 @@ from hearth.common.frames import ChunkFrame
 from hearth.common.metrics import Metrics
 from hearth.common.sizes import format_size
 from hearth.v1 import worker_pb2
-from hearth.worker.cache import Part, SliceCache
+from hearth.worker.cache import SliceCache
+from hearth.worker.packing import Assembly, Packer
 from hearth.worker.shard import (
     NodeShard,
     check_config,
@@ -41,79 +39,6 @@ MAX_RESENDS = 3
 _ACK_BYTES = 4 * CHUNK_BYTES
 # How much is read from the cache between two LoadProgress messages.
 _PROGRESS_BYTES = 32 << 20
-
-
-Bytes = npt.NDArray[np.uint8]
-
-
-class _Assembly:
-    """One slice on its way in: `buffer` uint8 [size_bytes], its first `held` bytes verified."""
-
-    def __init__(
-        self, index: int, entry: worker_pb2.SliceEntry, part: Part | None, buffer: Bytes
-    ) -> None:
-        self.index = index
-        self.entry = entry
-        self.buffer = buffer
-        self.part = part
-        self.held = 0
-        self.resumed = 0
-        self.wrong_chunks = 0
-        self.wrong_digests = 0
-        self.rejecting = False
-        self._hasher = xxhash.xxh3_128()
-
-    def resume(self) -> None:
-        """Goes on with what an earlier stream left on disk."""
-        if self.part is not None and self.part.held:
-            try:
-                # At least the last byte comes over the wire: the digest comes with it.
-                self.held = min(self.part.read(self.buffer), self.entry.size_bytes - 1)
-                self.resumed = self.held
-                self._hasher.update(self.buffer[: self.held].data)
-            except OSError as error:
-                self._give_up_caching(error)
-
-    def add(self, data: memoryview) -> None:
-        end = self.held + len(data)
-        self.buffer[self.held : end] = np.frombuffer(data, dtype=np.uint8)
-        self._hasher.update(data)
-        if self.part is not None:
-            try:
-                self.part.write(self.held, data)
-            except OSError as error:
-                self._give_up_caching(error)
-        self.held = end
-
-    def digest(self) -> bytes:
-        return self._hasher.digest()
-
-    def restart(self) -> None:
-        self.held = self.resumed = 0
-        self._hasher.reset()
-        if self.part is not None:
-            try:
-                self.part.truncate(0)
-            except OSError as error:
-                self._give_up_caching(error)
-
-    def finish(self) -> None:
-        if self.part is not None:
-            try:
-                self.part.finish(self.digest())
-            except OSError as error:
-                self._give_up_caching(error)
-
-    def _give_up_caching(self, error: OSError) -> None:
-        """The disk is full or broken: the slice still arrives, it is only not cached."""
-        log.warning("cache: cannot store slice %s, going on without: %s", self.entry.name, error)
-        if self.part is not None:
-            part, self.part = self.part, None
-            try:
-                part.truncate(0)
-                part.close()
-            except OSError:
-                log.debug("cache: cannot close a part", exc_info=True)
 
 
 class LoadSession:
@@ -143,20 +68,16 @@ class LoadSession:
             cache.pin(entry.identity for entry in self.manifest)
         self._loaded = [False] * len(self.manifest)
         self._cache_read = False
-        self._assembly: _Assembly | None = None
+        self._assembly: Assembly | None = None
         self._pending: list[int] = []
         self._network_bytes = 0
-        self._packer = ThreadPoolExecutor(1, "pack")
-        self._packing: Future[None] | None = None
-        # Two, in turns: one slice is packed while the next arrives. New memory for each slice would
-        # cost more in page faults than its checksums.
-        self._buffers: list[Bytes] = []
+        self._packer = Packer(self.shard, self.manifest)
         self._unacknowledged = 0
 
     @property
     def complete(self) -> bool:
         """Whether every slice is in its place."""
-        return all(self._loaded) and self._packing is None
+        return all(self._loaded) and self._packer.idle
 
     def matches(self, begin: worker_pb2.LoadBegin) -> bool:
         """Whether `begin` asks for what this session builds."""
@@ -168,17 +89,18 @@ class LoadSession:
             return
         since = 0
         for index, entry in enumerate(self.manifest):
-            data = self._buffer(entry)
-            if not self._cache.read(entry.identity, data):
+            assembly = Assembly(self._packer, index, entry)
+            if not self._cache.read(entry.identity, entry.size_bytes, assembly):
                 continue
-            self._pack(index, data)
+            assembly.finish()
+            self._loaded[index] = True
             self._metrics.weights("cache", entry.size_bytes)
             since += entry.size_bytes
             if since >= _PROGRESS_BYTES:
                 yield _progress(since)
                 since = 0
         self._cache_read = True
-        self._finish_packing()
+        self._packer.finish()
         if since:
             yield _progress(since)
 
@@ -253,8 +175,9 @@ class LoadSession:
             raise _out_of_order(
                 f"finish came although {len(lacking)} slices are lacking, the first {lacking[0]!r}"
             )
-        self._finish_packing()
-        self._buffers.clear()
+        self._packer.finish()
+        self._packer.close()
+        system.trim_memory()
         done = worker_pb2.LoadDone(
             network_bytes=self._network_bytes,
             cache_bytes=max(0, self.weight_bytes - self._network_bytes),
@@ -264,7 +187,7 @@ class LoadSession:
 
     def close(self) -> None:
         """The plan is over. A part on disk stays for a later one."""
-        self._packer.shutdown(wait=True)
+        self._packer.close()
         self.shard.close()
         if self._assembly is not None and self._assembly.part is not None:
             self._assembly.part.close()
@@ -280,19 +203,12 @@ class LoadSession:
                 self._assembly.resume()
                 return
 
-    def _open(self, index: int) -> _Assembly:
+    def _open(self, index: int) -> Assembly:
         entry = self.manifest[index]
         part = self._cache.part(entry.identity, entry.size_bytes) if self._cache else None
-        return _Assembly(index, entry, part, self._buffer(entry))
+        return Assembly(self._packer, index, entry, part)
 
-    def _buffer(self, entry: worker_pb2.SliceEntry) -> Bytes:
-        """Memory for one slice, until `_pack` hands it to the packer."""
-        if not self._buffers:
-            largest = max(item.size_bytes for item in self.manifest)
-            self._buffers = [np.empty(largest, dtype=np.uint8) for _ in range(2)]
-        return self._buffers[0][: entry.size_bytes]
-
-    def _reject(self, assembly: _Assembly, why: str, times: int) -> worker_pb2.LoadWeightsResponse:
+    def _reject(self, assembly: Assembly, why: str, times: int) -> worker_pb2.LoadWeightsResponse:
         name, offset = assembly.entry.name, assembly.held
         if times > MAX_RESENDS:
             raise HearthError(
@@ -306,26 +222,14 @@ class LoadSession:
         reject = worker_pb2.ChunkReject(slice=assembly.index, offset=offset, reason=why)
         return worker_pb2.LoadWeightsResponse(reject=reject)
 
-    def _complete(self, assembly: _Assembly) -> None:
+    def _complete(self, assembly: Assembly) -> None:
         assembly.finish()
-        self._pack(assembly.index, assembly.buffer)
+        self._loaded[assembly.index] = True
         self._metrics.weights("network", assembly.entry.size_bytes - assembly.resumed)
         self._metrics.weights("cache", assembly.resumed)
         self._metrics.traffic(0, assembly.entry.size_bytes - assembly.resumed)
         self._pending.pop(0)
         self._assembly = None
-
-    def _pack(self, index: int, data: Bytes) -> None:
-        self._finish_packing()
-        self._packing = self._packer.submit(self.shard.load, self.manifest[index], data)
-        self._loaded[index] = True
-        self._buffers.reverse()  # the other one's slice has been packed: waited for above
-
-    def _finish_packing(self) -> None:
-        """Raises what packing the last slice raised."""
-        if self._packing is not None:
-            self._packing.result()
-            self._packing = None
 
     def _check_memory(self, limit: int) -> None:
         cache = kv_bytes(self.begin.shard)

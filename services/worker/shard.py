@@ -51,6 +51,10 @@ _LIMITS = {
 _MAX_POSITIONS = 1 << 31
 # What a step's intermediate numbers may take: 1,024 rows of the widest model known take 0.8 GiB.
 _MAX_STEP_BYTES = 1 << 30
+# Rows are packed in groups (native matrix.h); blocks of them are large enough to be read and packed
+# at full speed.
+_ROW_GROUP = 8
+_BLOCK_BYTES = 4 << 20
 # The least that a page of KV cache takes: each is a mapping of its own.
 _MAPPING_BYTES = 4096
 
@@ -181,10 +185,14 @@ class NodeShard:
         """Names of slices not loaded yet; steps need all of them."""
         return list(self._shard.missing())
 
-    def load(self, entry: worker_pb2.SliceEntry, data: Buffer) -> None:
-        """Packs one slice's bytes, whose size is checked; `data` may be dropped after."""
+    def load(self, entry: worker_pb2.SliceEntry, data: Buffer, first_row: int = 0) -> None:
+        """Packs rows of a slice from `first_row` on; `data` may be dropped after.
+
+        Rows come in groups of eight, one after another to the slice's last (see block_rows). A
+        slice that is not complete may begin again at row 0.
+        """
         try:
-            self._shard.load(entry.name, WEIGHT_TYPES[entry.type], data)
+            self._shard.load(entry.name, WEIGHT_TYPES[entry.type], data, first_row)
         except (ValueError, KeyError) as error:
             raise _bad(f"slice {entry.name!r}: {error}") from None
         except MemoryError as error:
@@ -274,6 +282,12 @@ def slice_bytes(entry: worker_pb2.SliceEntry) -> int:
         return entry.rows * _native.row_bytes(WEIGHT_TYPES[entry.type], entry.columns)
     except ValueError as error:
         raise _bad(f"slice {entry.name!r}: {error}") from None
+
+
+def block_rows(entry: worker_pb2.SliceEntry) -> int:
+    """Rows of a slice to read, send and pack together, so that no slice is in memory whole."""
+    group_bytes = entry.size_bytes // entry.rows * _ROW_GROUP
+    return max(1, _BLOCK_BYTES // group_bytes) * _ROW_GROUP
 
 
 def _pair(value: common_pb2.Range) -> tuple[int, int]:

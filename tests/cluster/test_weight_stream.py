@@ -439,7 +439,7 @@ def test_a_reader_that_fails_ends_the_stream_with_its_own_error(start_worker: St
     worker = start_worker()
     plan = Plan()
 
-    def read(index: int) -> Never:
+    def read(index: int, begin: int, end: int) -> Never:
         raise FileNotFoundError("model.safetensors is gone")
 
     plan.read = read  # type: ignore[method-assign]

@@ -24,11 +24,19 @@ namespace hearth {
 class Matrix {
  public:
   Matrix() = default;
-  // data: [rows, row_bytes(type, columns)]; throws std::invalid_argument when its size differs.
-  // pool: threads to pack with; most of packing is the first touch of new memory. arena: where the
-  // packed weights go, and stay as long as it; nullptr for memory of the matrix's own.
-  Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data,
-         ThreadPool* pool = nullptr, Arena* arena = nullptr);
+  // Memory for rows that `pack` brings. arena: where the packed weights go, and stay as long as it;
+  // nullptr for memory of the matrix's own. Throws std::invalid_argument for columns that are no
+  // whole number of blocks.
+  Matrix(Type type, size_t rows, size_t columns, Arena* arena = nullptr);
+  // All rows at once: [rows, row_bytes(type, columns)].
+  Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data);
+
+  // How many rows of a matrix so many bytes are, from row `first` on: whole groups, but for the
+  // matrix's last. Throws std::invalid_argument where they are no such rows.
+  static size_t check_rows(Type type, size_t rows, size_t columns, size_t first, size_t bytes);
+  // Packs rows from `first` on, [n, row_bytes(type, columns)], that check_rows finds right; n.
+  // pool: threads to pack with; most of packing is the first touch of new memory.
+  size_t pack(size_t first, std::span<const uint8_t> data, ThreadPool* pool = nullptr);
 
   Type type() const { return type_; }
   size_t rows() const { return rows_; }
@@ -43,15 +51,14 @@ class Matrix {
   void read_row(size_t row, float* out) const;
 
  private:
-  // Groups [begin, end) of what the constructor was given; zeros: a row to fill the last group
-  // with.
-  void pack(std::span<const uint8_t> data, const uint8_t* zeros, size_t begin, size_t end,
-            uint8_t* packed);
+  // Groups [begin, end) of `rows` rows of data; zeros: a row to fill the last group with.
+  void pack_groups(std::span<const uint8_t> data, size_t rows, const uint8_t* zeros, size_t begin,
+                   size_t end, uint8_t* packed) const;
 
   Type type_ = Type::f32;
   size_t rows_ = 0, columns_ = 0, group_bytes_ = 0;
   Buffer own_;
-  const uint8_t* data_ = nullptr;
+  uint8_t* data_ = nullptr;
 };
 
 }  // namespace hearth

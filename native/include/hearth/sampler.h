@@ -40,7 +40,6 @@ class Sampler {
   SamplerConfig config_;
   std::mt19937_64 random_;
   std::unordered_set<uint32_t> seen_;
-  std::vector<std::pair<float, uint32_t>> candidates_;
 };
 
 // The best `count` of a row of logits, better first (ties: lower id first; not-a-number is worst).

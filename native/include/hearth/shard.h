@@ -74,9 +74,12 @@ class Shard {
   // Slices that the shard needs, with their shapes.
   const std::map<std::string, std::pair<size_t, size_t>>& expected() const { return expected_; }
   std::vector<std::string> missing() const;
-  // Packs one slice. Several threads may load at once; they take turns. After the last, a thread of
-  // the shard's own gathers the weights into huge pages, while steps run already.
-  void load(const std::string& name, Type type, std::span<const uint8_t> data);
+  // Packs rows of one slice, from `first_row` on: whole groups of eight, one after another to the
+  // slice's last. An unfinished slice may begin again at row 0. Several threads may load at once;
+  // they take turns. After the last slice, a thread of the shard's own gathers the weights into
+  // huge pages, while steps run already.
+  void load(const std::string& name, Type type, std::span<const uint8_t> data,
+            size_t first_row = 0);
 
   size_t weight_bytes() const;
   const KvCache& kv() const { return kv_; }
@@ -119,6 +122,9 @@ class Shard {
   };
   class Pass;
 
+  // Whether that was the last of the slice.
+  bool load_rows(const std::string& name, Type type, std::span<const uint8_t> data,
+                 size_t first_row);
   Matrix* matrix_slot(const std::string& name);
   std::vector<float>* vector_slot(const std::string& name);
 
@@ -128,15 +134,15 @@ class Shard {
   Dealer dealer_;
   KvCache kv_;
   std::map<std::string, std::pair<size_t, size_t>> expected_;
-  mutable std::mutex loading_;  // over loaded_ and weight_bytes_
+  mutable std::mutex loading_;  // over packed_, complete_ and weight_bytes_
   std::mutex stepping_;
-  std::map<std::string, bool> loaded_;
+  std::map<std::string, size_t> packed_;  // rows of each slice that are there
   std::vector<Layer> layers_;
   std::vector<float> norm_;
   Matrix embedding_, head_;
-  Arena arena_;  // of all matrices
-  size_t weight_bytes_ = 0;
-  std::vector<float> workspace_;  // grown to the largest step seen
+  Arena arena_;                             // of all matrices
+  size_t weight_bytes_ = 0, complete_ = 0;  // of complete slices, and their number
+  std::vector<float> workspace_;            // grown to the largest step seen
   std::vector<int8_t> quantized_;
   std::vector<int32_t> sums_;
   std::atomic<bool> closing_{false};

@@ -1,0 +1,181 @@
+"""Slices on their way into a shard, a block of rows at a time: no slice is ever in memory whole.
+
+One thread fills a block, from the network or the cache, while another packs the one before. The
+last block of a slice waits until the digest of the whole has been compared: a slice of which all
+rows are packed is a right one, and one that was wrong begins again at row 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from hearth.v1 import worker_pb2
+from hearth.worker.cache import Part
+from hearth.worker.shard import NodeShard, block_rows
+
+log = logging.getLogger(__name__)
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Packer:
+    """Two blocks of memory, in turns: one is packed while the other is filled.
+
+    New memory for each block would cost more in page faults than its checksums.
+    """
+
+    def __init__(self, shard: NodeShard, manifest: Sequence[worker_pb2.SliceEntry]) -> None:
+        self._shard = shard
+        self._largest = max((_block_bytes(entry) for entry in manifest), default=0)
+        self._blocks: list[Bytes] = []
+        self._pool = ThreadPoolExecutor(1, "pack")
+        self._packing: Future[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being packed."""
+        return self._packing is None
+
+    def block(self) -> Bytes:
+        """Memory to fill, as large as any block of the manifest, until `pack`."""
+        if not self._blocks:
+            self._blocks = [np.empty(self._largest, dtype=np.uint8) for _ in range(2)]
+        return self._blocks[0]
+
+    def pack(self, entry: worker_pb2.SliceEntry, data: Bytes, first_row: int) -> None:
+        """Packs rows, the first bytes of `block`, while the next are filled in.
+
+        Raises what packing the rows before raised.
+        """
+        self.finish()
+        self._packing = self._pool.submit(self._shard.load, entry, data, first_row)
+        self._blocks.reverse()  # the other one's rows have been packed: waited for above
+
+    def finish(self) -> None:
+        """Waits for what is being packed. Raises what that raised."""
+        if self._packing is not None:
+            self._packing.result()
+            self._packing = None
+
+    def close(self) -> None:
+        """Ends the thread and gives the memory back; packs no more."""
+        self._pool.shutdown(wait=True)
+        self._blocks.clear()
+
+
+class Assembly:
+    """One slice on its way in: its first `held` bytes are there, and `part`, if any, has them."""
+
+    def __init__(
+        self,
+        packer: Packer,
+        index: int,
+        entry: worker_pb2.SliceEntry,
+        part: Part | None = None,
+    ) -> None:
+        """index: of `entry` in the manifest."""
+        self.index = index
+        self.entry = entry
+        self.part = part
+        self.held = 0
+        self.resumed = 0
+        self.wrong_chunks = 0
+        self.wrong_digests = 0
+        self.rejecting = False
+        self._packer = packer
+        self._block_bytes = _block_bytes(entry)
+        self._hasher = xxhash.xxh3_128()
+
+    def space(self) -> Bytes:
+        """Where the next bytes go: what is left of a block. Empty when the slice is there."""
+        begin = self._block_begin()
+        end = min(begin + self._block_bytes, self.entry.size_bytes)
+        return self._packer.block()[self.held - begin : end - begin]
+
+    def filled(self, count: int) -> None:
+        """The first `count` bytes of `space` are there now."""
+        begin = self._block_begin()
+        at = self.held - begin
+        self._hasher.update(self._packer.block()[at : at + count].data)
+        self.held += count
+        if self.held - begin == self._block_bytes and self.held < self.entry.size_bytes:
+            self._pack(begin, self.held)
+
+    def digest(self) -> bytes:
+        """Of the bytes held."""
+        return self._hasher.digest()
+
+    def add(self, data: memoryview) -> None:
+        """Takes bytes in, and stores them on disk."""
+        if self.part is not None:
+            try:
+                self.part.write(self.held, data)
+            except OSError as error:
+                self._give_up_caching(error)
+        incoming = np.frombuffer(data, dtype=np.uint8)
+        while incoming.size:
+            count = min(self.space().size, incoming.size)
+            self.space()[:count] = incoming[:count]
+            self.filled(count)
+            incoming = incoming[count:]
+
+    def resume(self) -> None:
+        """Goes on with what an earlier stream left on disk."""
+        if self.part is not None and self.part.held:
+            try:
+                # At least the last byte comes over the wire: the digest comes with it.
+                self.part.read(self, self.entry.size_bytes - 1)
+            except OSError as error:
+                self._give_up_caching(error)
+            self.resumed = self.held
+
+    def restart(self) -> None:
+        """Forgets everything."""
+        self.held = self.resumed = 0
+        self._hasher.reset()
+        if self.part is not None:
+            try:
+                self.part.truncate(0)
+            except OSError as error:
+                self._give_up_caching(error)
+
+    def finish(self) -> None:
+        """All bytes are there, and are right: packs the last of them. Raises HearthError."""
+        if self.part is not None:
+            try:
+                self.part.finish(self.digest())
+            except OSError as error:
+                self._give_up_caching(error)
+        self._pack(self._block_begin(), self.held)
+
+    def _block_begin(self) -> int:
+        """Where the block that is being filled begins in the slice."""
+        # Of a slice that is there the last block, full or not.
+        last = min(self.held, self.entry.size_bytes - 1)
+        return last // self._block_bytes * self._block_bytes
+
+    def _pack(self, begin: int, end: int) -> None:
+        rows = self.entry.rows
+        data = self._packer.block()[: end - begin]
+        self._packer.pack(self.entry, data, begin * rows // self.entry.size_bytes)
+
+    def _give_up_caching(self, error: OSError) -> None:
+        """The disk is full or broken: the slice still arrives, it is only not cached."""
+        log.warning("cache: cannot store slice %s, going on without: %s", self.entry.name, error)
+        if self.part is not None:
+            part, self.part = self.part, None
+            try:
+                part.truncate(0)
+                part.close()
+            except OSError:
+                log.debug("cache: cannot close a part", exc_info=True)
+
+
+def _block_bytes(entry: worker_pb2.SliceEntry) -> int:
+    return entry.size_bytes // entry.rows * block_rows(entry)
