@@ -185,14 +185,17 @@ def run(model: str, nodes: int, caches: Path, options: argparse.Namespace) -> li
         client = stack.enter_context(Client(root.address))
         status = client.cluster()
 
-        def phase(name: str) -> None:
+        def phase(name: str, positions: int = 0) -> None:
+            """positions: of one sequence, which had its pages though no look may have seen them."""
+            size = status.nodes[0].shard.page_size
+            root.pages = max(root.pages, -(-positions // size))
             for node, plan in zip(everyone, status.nodes, strict=True):
                 rows.append(figures(name, node, plan, root.pages))
                 node.forget()
 
         phase("load")
         generate(client, options.prompt_tokens, 1, 1)
-        phase("prompt")
+        phase("prompt", options.prompt_tokens)
         generate(client, 8, options.new_tokens, 2)
         phase("decode")
         together(client, options)

@@ -6,7 +6,6 @@ from pathlib import Path
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
 from hearth.converter.model import Model
-from hearth.converter.readers.gguf import open_gguf
 from hearth.converter.readers.gguf_file import MAGIC
 from hearth.converter.readers.hearth import is_hearth_config, open_hearth
 from hearth.converter.readers.huggingface import open_huggingface
@@ -37,7 +36,7 @@ def open_model(source: str, weights: str | None = None) -> Model:
             f"{PREFIX}SHAPE with one of {', '.join(SHAPES)}"
         )
     if path.suffix == ".gguf" or _begins_with_magic(path):
-        return open_gguf(path, weights)
+        return _open_gguf(path, weights)
     raise ModelError(
         f"{path} is no GGUF file; for safetensors give the directory that also holds config.json"
     )
@@ -62,13 +61,19 @@ def _open_directory(path: Path, weights: str | None) -> Model:
         return (open_hearth if is_hearth_config(raw) else open_huggingface)(path, weights)
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
-        return open_gguf(files[0], weights)
+        return _open_gguf(files[0], weights)
     if files:
         raise ModelError(
             f"{path} holds {len(files)} GGUF files; name one: "
             f"{', '.join(file.name for file in files[:8])}"
         )
     raise ModelError(f"{path} holds neither a config.json nor a .gguf file")
+
+
+def _open_gguf(path: Path, weights: str | None) -> Model:
+    from hearth.converter.readers.gguf import open_gguf  # late: it needs tokenizer libraries
+
+    return open_gguf(path, weights)
 
 
 def _begins_with_magic(path: Path) -> bool:

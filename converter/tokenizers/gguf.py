@@ -6,16 +6,8 @@ from typing import Any
 
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
-from hearth.converter.tokenizers.huggingface import byte_pair_tokenizer
 from hearth.converter.tokenizers.patterns import rules_for
-from hearth.converter.tokenizers.sentencepiece import (
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    USER_DEFINED,
-    SentencePieceTokenizer,
-    build_model,
-)
+from hearth.converter.tokenizers.piece_kinds import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from hearth.converter.tokenizers.settings import END_NAMES, Settings
 
 _MAX_TOKENS = 1 << 22
@@ -90,6 +82,8 @@ def _settings(values: dict[str, Any], add_bos: bool) -> Settings:
 def _sentencepiece(
     values: dict[str, Any], tokens: list[str], types: list[int], what: str
 ) -> Tokenizer:
+    from hearth.converter.tokenizers.sentencepiece import SentencePieceTokenizer, build_model
+
     scores = [float(score) for score in _list(values, "scores", (int, float))]
     _same_length("scores", scores, tokens)
     if not all(math.isfinite(score) for score in scores):
@@ -114,6 +108,8 @@ def _sentencepiece(
 
 
 def _byte_pair(values: dict[str, Any], tokens: list[str], types: list[int], what: str) -> Tokenizer:
+    from hearth.converter.tokenizers.huggingface import byte_pair_tokenizer
+
     pre = values.get("tokenizer.ggml.pre", "default")
     rules = rules_for(str(pre)[:80])
     vocabulary = {token: id for id, token in enumerate(tokens)}

@@ -8,12 +8,11 @@ import sentencepiece
 
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
+from hearth.converter.tokenizers.piece_kinds import BYTE, UNKNOWN, UNUSED
 from hearth.converter.tokenizers.settings import Settings
 
 _MAX_BYTES = 64 << 20
 _SPACE = "▁"
-# ModelProto.SentencePiece.Type of sentencepiece_model.proto; GGUF uses the same numbers.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNKNOWN_TEXT = " ⁇ ".encode()
 
 

@@ -170,13 +170,18 @@ class Shard::Pass {
       floats += (count + 15) / 16 * 16;  // whole cache lines
       return at;
     };
-    const size_t at_normed = reserve(n * hidden), at_q = reserve(n * q), at_k = reserve(n * kv),
-                 at_v = reserve(n * kv), at_mixed = reserve(n * q),
-                 at_partial = reserve(n * hidden), at_gate = reserve(n * ffn),
-                 at_up = reserve(n * ffn), at_cos = reserve(n * config_.head_size / 2),
+    const size_t at_normed = reserve(n * hidden), at_partial = reserve(n * hidden),
+                 at_cos = reserve(n * config_.head_size / 2),
                  at_sin = reserve(n * config_.head_size / 2),
                  at_scales = reserve(n * (widest + ffn) / kBlock),
                  at_scratch = reserve(shard_.pool_.size() * scratch_size_);
+    // What attention makes is used up before the feed-forward makes anything: they share a place.
+    const size_t shared = floats;
+    const size_t at_q = reserve(n * q), at_k = reserve(n * kv), at_v = reserve(n * kv),
+                 at_mixed = reserve(n * q);
+    const size_t attention_end = std::exchange(floats, shared);
+    const size_t at_gate = reserve(n * ffn), at_up = reserve(n * ffn);
+    floats = std::max(floats, attention_end);
     if (shard_.workspace_.size() < floats) shard_.workspace_.resize(floats);
     float* base = shard_.workspace_.data();
     if (shard_.quantized_.size() < n * (widest + ffn)) shard_.quantized_.resize(n * (widest + ffn));

@@ -1,4 +1,4 @@
-"""Where workers are looked for: a DNS name that lists them, mDNS on the LAN.
+"""Where workers are looked for: a DNS name that lists them, mDNS on the LAN (mdns.py).
 
 A source tells all that it knows, "host:port", at every change; what that means is membership.py's.
 """
@@ -12,20 +12,15 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from zeroconf import IPVersion, ServiceBrowser, ServiceListener, Zeroconf
-
 from hearth.common.channels import split_address
 from hearth.root.settings import Joining
-from hearth.worker.announce import SERVICE_TYPE
 
 log = logging.getLogger(__name__)
 
 # Between two looks at a DNS name. Resolvers of containers answer from memory.
 _DNS_SECONDS = 3.0
-# How long a service that was seen may take to tell its address.
-_TELL_MS = 3_000
 # Names on a LAN are anybody's to announce: no more than these are kept.
-_MOST = 256
+MOST = 256
 
 # (name of the source, all addresses that it lists now); called in the source's thread.
 Found = Callable[[str, list[str]], object]
@@ -45,6 +40,8 @@ def sources(joining: Joining, found: Found) -> list[Source]:
     if joining.dns:
         made.append(DnsSource(joining.dns, found))
     if joining.mdns:
+        from hearth.root.mdns import MdnsSource  # late: zeroconf, where it is wanted only
+
         made.append(MdnsSource(found))
     return made
 
@@ -91,57 +88,13 @@ class DnsSource:
             return None
         self._say("")
         found = {_address(answer[4]) for answer in answers}
-        return sorted(address for address in found if address)[:_MOST]
+        return sorted(address for address in found if address)[:MOST]
 
     def _say(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
             if problem:
                 log.warning("looking up workers: %s", problem)
-
-
-class MdnsSource(ServiceListener):
-    """Workers that announce themselves on the LAN (`hearth worker --announce`)."""
-
-    def __init__(self, found: Found, interfaces: list[str] | None = None) -> None:
-        """interfaces: addresses of those to listen on; None for all."""
-        self._found = found
-        self._interfaces = interfaces
-        self._known: dict[str, str] = {}
-        self._zeroconf: Zeroconf | None = None
-
-    def start(self) -> None:
-        """Raises OSError where there is no network at all."""
-        if self._interfaces is None:
-            self._zeroconf = Zeroconf(ip_version=IPVersion.V4Only)
-        else:
-            self._zeroconf = Zeroconf(self._interfaces, ip_version=IPVersion.V4Only)
-        ServiceBrowser(self._zeroconf, SERVICE_TYPE, self)
-
-    def stop(self) -> None:
-        if self._zeroconf is not None:
-            self._zeroconf.close()
-
-    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: a service was seen."""
-        info = zc.get_service_info(type_, name, timeout=_TELL_MS)
-        addresses = info.parsed_addresses(IPVersion.V4Only) if info is not None else []
-        if info is None or not addresses or not info.port or len(self._known) >= _MOST:
-            return
-        self._known[name] = f"{addresses[0]}:{info.port}"
-        self._tell()
-
-    def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: it tells something else."""
-        self.add_service(zc, type_, name)
-
-    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: it has left."""
-        if self._known.pop(name, None) is not None:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._found("mdns", sorted(set(self._known.values())))
 
 
 def _address(where: tuple[object, ...]) -> str:

@@ -87,11 +87,12 @@ class Formation:
         for link, node in zip(links, self._plan.nodes[1:], strict=True):
             result = expect_result(link.receive(), link, self._step_id)
             rows = len(batch.output_rows)
-            parts.append(messages.logits(result, link.name, rows, node.vocab, candidates))
+            part, ids = messages.logits(result, link.name, rows, node.vocab, candidates)
+            parts.append((part, ids))
+            received += part.nbytes + (0 if ids is None else ids.nbytes)
             timing = result.timing
             slowest = max(slowest, timing.compute_ns)
             nodes.append((timing.compute_ns / 1e9, timing.sync_ns / 1e9))
-            received += len(result.logits) + len(result.candidate_ids)
             if result.leaving and not link.leaving:
                 link.leaving = True
                 leaving.append(link.address)

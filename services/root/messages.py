@@ -182,16 +182,18 @@ def logits(
     """A worker's part, checked. Raises HearthError WORKER_LOST when it is not what is due."""
     columns = min(candidates, vocab[1] - vocab[0]) or vocab[1] - vocab[0]
     size = rows * columns * 4
-    if len(result.logits) != size or len(result.candidate_ids) != (size if candidates else 0):
+    # Each look at a field of a message copies it: 4 MiB for 16 whole rows of a large vocabulary.
+    logits_bytes, id_bytes = result.logits, result.candidate_ids
+    if len(logits_bytes) != size or len(id_bytes) != (size if candidates else 0):
         raise HearthError(
             Reason.WORKER_LOST,
-            f"worker {name} sent {len(result.logits)} bytes of logits and "
-            f"{len(result.candidate_ids)} of ids where [{rows}, {columns}] are {size}",
+            f"worker {name} sent {len(logits_bytes)} bytes of logits and "
+            f"{len(id_bytes)} of ids where [{rows}, {columns}] are {size}",
         )
-    values = np.frombuffer(result.logits, "<f4").reshape(rows, columns)
+    values = np.frombuffer(logits_bytes, "<f4").reshape(rows, columns)
     if not candidates:
         return values, None
-    ids = np.frombuffer(result.candidate_ids, "<u4").reshape(rows, columns)
+    ids = np.frombuffer(id_bytes, "<u4").reshape(rows, columns)
     if rows and not (vocab[0] <= int(ids.min()) and int(ids.max()) < vocab[1]):
         raise HearthError(
             Reason.WORKER_LOST,

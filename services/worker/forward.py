@@ -139,9 +139,10 @@ class ForwardLoop:
         except _native.LaneError as error:
             # Named by rank: only the root knows which worker that is.
             raise HearthError(Reason.PEER_LOST, str(error), {"rank": error.rank}) from None
-        result = self._result(step, output)
-        self._send(worker_pb2.ForwardResponse(result=result))
-        self._observe(step, result, output)
+        response, sent = self._response(step, output)
+        self._send(response)
+        received = wire.encoded_bytes(step.activation_type, *activations.shape)
+        self._observe(step, output, sent, received)
 
     def _check_sizes(self, step: worker_pb2.Step) -> None:
         """Before lists of these sizes are made. Raises HearthError BAD_STEP."""
@@ -169,31 +170,40 @@ class ForwardLoop:
             raise HearthError(Reason.BAD_STEP, problem)
         return wire.decode(step.activations, step.activation_type, rows, self._hidden)
 
-    def _result(self, step: worker_pb2.Step, output: _native.StepOutput) -> worker_pb2.StepResult:
-        result = worker_pb2.StepResult(step_id=step.step_id, leaving=self._leaving.begun)
+    def _response(
+        self, step: worker_pb2.Step, output: _native.StepOutput
+    ) -> tuple[worker_pb2.ForwardResponse, int]:
+        """The step's result, and the bytes of its payload."""
+        response = worker_pb2.ForwardResponse()
+        result = response.result  # in its place: whole rows of logits are megabytes to copy
+        result.step_id = step.step_id
+        result.leaving = self._leaving.begun
         result.timing.wall_ns = output.wall_ns
         result.timing.compute_ns = output.compute_ns
         result.timing.sync_ns = output.sync_ns
+        payload = b""
         if not self._last_stage:
             if self._first_rank:
-                result.activations = wire.encode(output.activations, step.activation_type)
-        elif len(step.output_rows):
-            logits = output.logits
-            count = min(step.candidates.count, logits.shape[1])
-            if count:
-                logits, ids = _native.best(logits, count, self._vocab_begin)
-                result.candidate_ids = ids.astype("<u4").tobytes()
-            result.logits = np.ascontiguousarray(logits, dtype="<f4").tobytes()
-        return result
+                payload = wire.encode(output.activations, step.activation_type)
+                result.activations = payload
+            return response, len(payload)
+        if not len(step.output_rows):
+            return response, 0
+        logits = output.logits
+        count = min(step.candidates.count, logits.shape[1])
+        if count:
+            logits, ids = _native.best(logits, count, self._vocab_begin)
+            payload = ids.astype("<u4").tobytes()
+            result.candidate_ids = payload
+        result.logits = np.ascontiguousarray(logits, dtype="<f4").tobytes()
+        return response, logits.nbytes + len(payload)
 
     def _observe(
-        self, step: worker_pb2.Step, result: worker_pb2.StepResult, output: _native.StepOutput
+        self, step: worker_pb2.Step, output: _native.StepOutput, sent: int, received: int
     ) -> None:
         decode = all(item.rows == 1 for item in step.sequences)
         phase = "decode" if decode else "prefill"
         self._metrics.step(phase, output.wall_ns / 1e9, output.sync_ns / 1e9)
-        sent = len(result.logits) + len(result.activations) + len(result.candidate_ids)
-        received = len(step.activations)
         if self._lane is not None:
             sent += self._lane.sent_bytes
             received += self._lane.received_bytes

@@ -54,7 +54,7 @@ _MAX_STEP_BYTES = 1 << 30
 # Rows are packed in groups (native matrix.h); blocks of them are large enough to be read and packed
 # at full speed.
 _ROW_GROUP = 8
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 2 << 20
 # The least that a page of KV cache takes: each is a mapping of its own.
 _MAPPING_BYTES = 4096
 
@@ -126,7 +126,8 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
     hidden, ffn = config.hidden_size, _size(config.ffn)
     q, kv = (_size(heads) * config.head_size for heads in (config.heads, config.kv_heads))
     quantized = max(hidden, q) + ffn  # int8, with a scale and a sum for each block
-    floats = 2 * (hidden + q + kv + ffn) + config.head_size
+    # Attention and feed-forward take turns.
+    floats = 2 * (hidden + max(q + kv, ffn)) + config.head_size
     return config.max_step_tokens * (4 * floats + quantized + quantized // 4)
 
 

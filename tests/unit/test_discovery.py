@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hearth.common.errors import HearthError
-from hearth.root.discovery import DnsSource, MdnsSource, sources
+from hearth.root.discovery import DnsSource, sources
+from hearth.root.mdns import MdnsSource
 from hearth.root.settings import Joining
 from hearth.worker.announce import Announcement
 

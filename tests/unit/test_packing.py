@@ -52,9 +52,9 @@ def chunks(plan: Plan, index: int, offset: int = 0) -> Iterator[ChunkFrame]:
 
 def test_blocks_are_whole_groups_and_at_most_one_where_rows_are_long() -> None:
     for rows, size, expected in (
-        (1, 4096, 1024),
-        (1000, 4096 * 1000, 1024),
-        (1000, 4100 * 1000, 1016),
+        (1, 4096, 512),
+        (1000, 4096 * 1000, 512),
+        (1000, 4100 * 1000, 504),
         (1000, (5 << 20) * 1000, 8),
     ):
         entry = worker_pb2.SliceEntry(rows=rows, size_bytes=size)
