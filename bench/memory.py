@@ -126,9 +126,9 @@ def service(name: str, *arguments: str) -> Iterator[Node]:
 
 def page_bytes(shard: common_pb2.ShardConfig) -> int:
     """Of one page of KV cache on a node."""
-    row = _native.kv_row_bytes(KV_TYPES[shard.kv_type], shard.head_size)
+    head = _native.kv_head_bytes(KV_TYPES[shard.kv_type], shard.head_size, shard.page_size)
     layers, heads = (span.end - span.begin for span in (shard.layers, shard.kv_heads))
-    return int(layers * heads * 2 * shard.page_size * row)
+    return int(layers * heads * head)
 
 
 def generate(client: Client, prompt: int, new: int, seed: int) -> None:
@@ -149,7 +149,7 @@ def together(client: Client, options: argparse.Namespace) -> None:
     """As many sequences as run at once."""
     threads = [
         threading.Thread(
-            target=generate, args=(client, options.batch_prompt, options.new_tokens, seed)
+            target=generate, args=(client, options.batch_prompt, options.batch_tokens, seed)
         )
         for seed in range(SEQUENCES)
     ]
@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--batch-prompt", type=int, default=64, help="of each of 16 at once")
+    parser.add_argument("--batch-tokens", type=int, default=8, help="that each of them makes")
     parser.add_argument("--json", action="store_true", help="an object for each node and phase")
     options = parser.parse_args()
     worst = 0.0

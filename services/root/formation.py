@@ -14,7 +14,7 @@ from hearth.common.errors import HearthError
 from hearth.root import messages
 from hearth.root.lanes import HubLane
 from hearth.root.links import WorkerLink, expect_result
-from hearth.root.planner import Plan
+from hearth.root.planner import NodePlan, Plan
 from hearth.root.scheduler import Batch
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
@@ -83,26 +83,36 @@ class Formation:
         own = self._shard.step(x, sequences, batch.output_rows, lane)
         slowest = own.compute_ns
         nodes = [(own.compute_ns / 1e9, own.sync_ns / 1e9)]
-        parts = [messages.own_logits(own.logits, candidates if links else 0)]
-        for link, node in zip(links, self._plan.nodes[1:], strict=True):
-            result = expect_result(link.receive(), link, self._step_id)
-            rows = len(batch.output_rows)
-            part, ids = messages.logits(result, link.name, rows, node.vocab, candidates)
-            parts.append((part, ids))
-            received += part.nbytes + (0 if ids is None else ids.nbytes)
-            timing = result.timing
-            slowest = max(slowest, timing.compute_ns)
-            nodes.append((timing.compute_ns / 1e9, timing.sync_ns / 1e9))
-            if result.leaving and not link.leaving:
-                link.leaving = True
-                leaving.append(link.address)
+        logits, ids = own.logits, None
+        if links:
+            vocabs = [node.vocab for node in self._plan.nodes]
+            joined = messages.JoinedLogits(len(batch.output_rows), vocabs, candidates)
+            joined.add(messages.own_logits(logits, candidates))
+            logits, ids = joined.values, joined.ids
+            del own  # its logits are in `joined`
+            for link, node in zip(links, self._plan.nodes[1:], strict=True):
+                rest, size = self._collect(link, node, joined, candidates)
+                slowest = max(slowest, rest.timing.compute_ns)
+                nodes.append((rest.timing.compute_ns / 1e9, rest.timing.sync_ns / 1e9))
+                received += size
+                if rest.leaving and not link.leaving:
+                    link.leaving = True
+                    leaving.append(link.address)
         if lane is not None:
             sent += lane.sent_bytes
             received += lane.received_bytes
-        logits, ids = messages.join_logits(parts)
         wall = time.perf_counter() - start
         compute = min(slowest / 1e9, wall)
         return StepOutput(logits, ids, wall, compute, tuple(nodes), sent, received, tuple(leaving))
+
+    def _collect(
+        self, link: WorkerLink, node: NodePlan, joined: messages.JoinedLogits, candidates: int
+    ) -> tuple[worker_pb2.StepResult, int]:
+        """Joins a worker's logits to the others; the rest of its result, and the logits' bytes."""
+        result = expect_result(link.receive(), link, self._step_id)
+        rows = len(joined.values)
+        size = joined.add(messages.logits(result, link.name, rows, node.vocab, candidates))
+        return worker_pb2.StepResult(timing=result.timing, leaving=result.leaving), size
 
     def fail(self, error: HearthError) -> None:
         """Ends every stream with `error`, and a step that is under way."""

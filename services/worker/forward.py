@@ -140,9 +140,11 @@ class ForwardLoop:
             # Named by rank: only the root knows which worker that is.
             raise HearthError(Reason.PEER_LOST, str(error), {"rank": error.rank}) from None
         response, sent = self._response(step, output)
+        wall, sync = output.wall_ns / 1e9, output.sync_ns / 1e9
+        del output  # its logits are in the response
         self._send(response)
         received = wire.encoded_bytes(step.activation_type, *activations.shape)
-        self._observe(step, output, sent, received)
+        self._observe(step, wall, sync, sent, received)
 
     def _check_sizes(self, step: worker_pb2.Step) -> None:
         """Before lists of these sizes are made. Raises HearthError BAD_STEP."""
@@ -199,11 +201,11 @@ class ForwardLoop:
         return response, logits.nbytes + len(payload)
 
     def _observe(
-        self, step: worker_pb2.Step, output: _native.StepOutput, sent: int, received: int
+        self, step: worker_pb2.Step, wall: float, sync: float, sent: int, received: int
     ) -> None:
         decode = all(item.rows == 1 for item in step.sequences)
         phase = "decode" if decode else "prefill"
-        self._metrics.step(phase, output.wall_ns / 1e9, output.sync_ns / 1e9)
+        self._metrics.step(phase, wall, sync)
         if self._lane is not None:
             sent += self._lane.sent_bytes
             received += self._lane.received_bytes
