@@ -57,6 +57,6 @@ def explain(links: Sequence[WorkerLink], own: int, by: int, rank: int, problem: 
 
 
 def rank_of(error: HearthError) -> int:
-    """The rank that a PEER_LOST names; 0 when it names none."""
+    """The rank that an error names; 0 when it names none."""
     text = error.metadata.get("rank", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0

@@ -109,18 +109,22 @@ class Forming:
             return error
         if self._interrupted.is_set():
             return HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
-        if error.reason == Reason.PEER_LOST:
-            return self._mesh_broke(error)
-        return (self._broken or error) if error.reason in _CONSEQUENCES else error
+        first = (self._broken or error) if error.reason in _CONSEQUENCES else error
+        return self._mesh_broke(first, error) if first.reason == Reason.PEER_LOST else first
 
-    def _mesh_broke(self, error: HearthError) -> HearthError:
-        """Why a worker does not find another: what others say, if they say so soon."""
+    def _mesh_broke(self, first: HearthError, error: HearthError) -> HearthError:
+        """Why a worker does not find another: what others say, if they say so soon.
+
+        first: PEER_LOST of a worker. error: what ended the forming; the root's own where it did not
+        find one.
+        """
         until = time.monotonic() + TELL_SECONDS
         addresses = [link.address for link in self._links]
-        by = 1 + addresses.index(error.metadata["worker"])
+        by = 1 + addresses.index(first.metadata["worker"])
+        own = 0 if error.reason == Reason.PEER_LOST else blame.rank_of(error)
         while time.monotonic() < until and not all(link.ended for link in self._links):
             time.sleep(0.02)
-        return blame.explain(self._links, 0, by, blame.rank_of(error), error.message)
+        return blame.explain(self._links, own, by, blame.rank_of(first), first.message)
 
     def _describe(self) -> list[common_pb2.NodeInfo]:
         """What every worker is. Raises HearthError when one is absent or busy."""

@@ -100,9 +100,12 @@ def open_mesh(
     try:
         sockets = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS)
     except HearthError as error:
-        link = links[int(error.metadata["rank"]) - 1]
-        problem = f"worker {link.name}: {error.message}"
-        raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address}) from None
+        rank = int(error.metadata["rank"])
+        link = links[rank - 1]
+        facts = {"worker": link.address, "rank": rank}
+        raise HearthError(
+            Reason.WORKER_LOST, f"worker {link.name}: {error.message}", facts
+        ) from None
     lane = _native.MeshLane(
         rank=0,
         sockets=sockets,

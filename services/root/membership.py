@@ -292,9 +292,11 @@ class Membership:
             chosen, misfit = ready[: rules.most], None
         else:
             chosen, misfit = self._chooser.choose(ready, now, anyway=True)
-        if misfit is not None or len(chosen) < min(rules.needed, rules.most):
-            problem = misfit.problem if misfit is not None else absent[0].reason
-            return Wait(now + ASK_SECONDS, problem)
+        if misfit is not None:
+            return Wait(now + ASK_SECONDS, misfit.problem)
+        if len(chosen) < min(rules.needed, rules.most):
+            out = next(c for c in (*ready, *absent) if c not in chosen)
+            return Wait(now + ASK_SECONDS, f"{out.title}: {out.reason}")
         self._chooser.spare(ready, chosen)
         return Form(addresses(chosen), f"{len(chosen)} workers are there")
 

@@ -92,6 +92,17 @@ def test_a_newcomer_that_does_not_reach_a_member_disturbs_less_and_less() -> Non
     assert isinstance(story.decide(), Serve)
 
 
+def test_at_the_start_who_is_needed_is_waited_for() -> None:
+    story = Story(needed=2).start("a:1", "b:1").part("a:1", "b:1")
+    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    decision = story.run(60)
+    assert isinstance(decision, Wait)
+    assert decision.why == "b (b:1): it and worker a (a:1) do not reach each other"
+    story.apart.clear()
+    story.run(60)
+    assert story.formed == [("a:1", "b:1")]
+
+
 def test_at_the_start_who_is_not_needed_may_be_left_out() -> None:
     story = Story(needed=1).start("a:1", "b:1").part("a:1", "b:1")
     story.membership.found("dns", ["a:1", "b:1"], 0.0)
