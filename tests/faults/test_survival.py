@@ -238,10 +238,13 @@ def test_a_worker_stopped_by_its_owner_is_not_waited_for(start_worker: Start, se
     assert one.end() == 0
 
 
-def test_a_worker_that_is_told_to_stop_is_no_loss(start_worker: Start, serve: Roots) -> None:
+@pytest.mark.parametrize("lane", ["mesh", "grpc"])
+def test_a_worker_that_is_told_to_stop_is_no_loss(
+    start_worker: Start, serve: Roots, lane: str
+) -> None:
     """It computes until the root goes on without it: no step is broken, nothing is a fault."""
     one, two = start_worker("--drain-seconds", "3600"), start_worker()
-    client, root = serve.root("--workers", one.address, two.address)
+    client, root = serve.root("--workers", one.address, two.address, "--lane", lane)
     wanted = story(client, 600)
     telling = Telling(client, 600)
     one.process.send_signal(signal.SIGTERM)
