@@ -1,8 +1,7 @@
 // The forward pass. All threads run the same program and meet at barriers; a phase is split by rows
 // of the batch, by (row, head), or by groups of matrix rows, which are dealt as threads come for
-// them. No number depends on how the work was
-// split, nor on which other rows share the batch: the same sequence gives the same bits however its
-// prompt was cut and whoever it was batched with.
+// them. No number depends on how the work was split, nor on which other rows share the batch: the
+// same sequence gives the same bits however its prompt was cut and whoever it was batched with.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -23,8 +22,9 @@ uint64_t since(Clock::time_point start) {
       std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
 }
 
-// Groups that one thread takes together at least: as many as a tile of any kernel has.
-constexpr size_t kUnitGroups = 2;
+// Groups that one thread takes together at least: as many as a tile of any kernel has; and, of many
+// tokens, as many as make up for the activations that a product copies each time.
+size_t unit_groups(size_t tokens) { return tokens > 8 ? 16 : 2; }
 
 // Queries that pass over a page together: with it and their sums they should fit a first-level
 // cache.
@@ -307,7 +307,7 @@ class Shard::Pass {
     for (const Product& product : products) total += groups(product);
     shard_.dealer_.open(thread);
     while (true) {
-      auto [begin, end] = shard_.dealer_.take(thread, total, kUnitGroups);
+      auto [begin, end] = shard_.dealer_.take(thread, total, unit_groups(tokens));
       if (begin == end) return;
       for (const Product& product : products) {
         const size_t count = groups(product);
@@ -488,9 +488,11 @@ class Shard::Pass {
     const size_t ffn = config_.ffn.size();
     const size_t all = (ffn + kGroupRows - 1) / kGroupRows;
     const Input in = input(normed_, config_.hidden_size);
+    // Whole blocks of the product that follows.
+    const size_t unit = std::max(kBlock / kGroupRows, unit_groups(rows_.size()));
     shard_.dealer_.open(thread);
     while (true) {
-      const auto [begin, end] = shard_.dealer_.take(thread, all, kBlock / kGroupRows);
+      const auto [begin, end] = shard_.dealer_.take(thread, all, unit);
       if (begin == end) return;
       multiply_groups(rows_.size(), in, {&layer.w1, 0, ffn, gate_, ffn}, begin, end);
       multiply_groups(rows_.size(), in, {&layer.w3, 0, ffn, up_, ffn}, begin, end);
