@@ -13,8 +13,8 @@ namespace {
 constexpr size_t kManyFloats = 4;
 constexpr size_t kManyBlocks = 7;
 // How far ahead of a token's product weights are asked for, over all groups that it reads at once:
-// what memory delivers within its latency, which a shorter hint leaves to be waited for. Measured on
-// Zen 5: 1.5 KiB gives 80 % of what 8 KiB does, and 6 to 12 KiB are flat.
+// what memory delivers within its latency, which a shorter hint leaves to be waited for. Measured
+// on Zen 5: 1.5 KiB gives 80 % of what 8 KiB does, and 6 to 12 KiB are flat.
 constexpr size_t kAhead = 8192;
 
 // -- f32 and f16
