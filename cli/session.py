@@ -103,6 +103,7 @@ def open_session(
         if nodes is not None:
             Cluster(model, planned)
         tokenizer = model.tokenizer()
+        system.trim_memory()  # what it was made of: up to 100 MiB, before there are weights
         started = time.perf_counter()
         count = (nodes or 1) - 1
         pin = cores_of(nodes or 1, options.threads or 1) if options.pin else []

@@ -217,7 +217,9 @@ class Plan:
         """The SliceReader of this plan; remembers which slices were begun."""
         if begin == 0:
             self.reads.append(index)
-        return self.slices[index].reshape(self.begin.manifest[index].rows, -1)[begin:end]
+        entry = self.begin.manifest[index]
+        row_bytes = entry.size_bytes // entry.rows
+        return self.slices[index][begin * row_bytes : end * row_bytes]
 
     def local_shard(self) -> NodeShard:
         """The same shard in this process, to compare with."""

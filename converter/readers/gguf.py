@@ -13,6 +13,7 @@ from hearth.converter.model import FileModel, OpenFile, StoredTensor, TokenizerS
 from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, parse
 from hearth.converter.readers.names import gguf_name
 from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
+from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.tokenizers.gguf import (
     gguf_bos_id,
     gguf_eos_ids,
@@ -42,9 +43,16 @@ def open_gguf(path: Path, weights: str | None) -> FileModel:
         file.close()
         raise
     identity = fingerprint([file.size, file.status.st_mtime_ns, header])
+    # Lists of a large vocabulary are 20 MiB, and not needed after; who asks again reads again.
+    metadata = [gguf]
+
+    def load() -> Tokenizer:
+        read = metadata.pop() if metadata else read_gguf(path)
+        return load_gguf_tokenizer(read.values, str(path))
+
     source = TokenizerSource(
-        load=lambda: load_gguf_tokenizer(gguf.values, str(path)),
-        files=lambda: {TOKENIZER_FILE: metadata_only(gguf.pairs, _is_tokenizer_key)},
+        load=load,
+        files=lambda: {TOKENIZER_FILE: metadata_only(read_gguf(path).pairs, _is_tokenizer_key)},
         bos_id=gguf_bos_id(gguf.values),
         eos_ids=gguf_eos_ids(gguf.values),
     )

@@ -28,10 +28,13 @@ class SentencePieceTokenizer(Tokenizer):
             self.vocab_size = inner.vocab_size()
             if self.vocab_size < 1:
                 raise ModelError(f"{what} has an empty vocabulary")
-            # All at once: a damaged piece is found now, and not in the midst of a text.
-            self._pieces: list[str] = inner.id_to_piece(list(range(self.vocab_size)))
-            self._bytes = [_piece_bytes(inner, id, piece) for id, piece in enumerate(self._pieces)]
-            controls = {piece: id for id, piece in enumerate(self._pieces) if inner.is_control(id)}
+            # All once: a damaged piece is found now, and not in the midst of a text. None is kept:
+            # the library has them, and of a large vocabulary they are 20 MiB.
+            controls = {}
+            for id in range(self.vocab_size):
+                _piece_bytes(inner, id)
+                if inner.is_control(id):
+                    controls[inner.id_to_piece(id)] = id
             first = inner.encode("a", out_type=str)
             self.strip_space = bool(first) and first[0].startswith(_SPACE)
         self._inner = inner
@@ -62,13 +65,14 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token] if 0 <= token < self.vocab_size else b""
+        return _piece_bytes(self._inner, token) if 0 <= token < self.vocab_size else b""
 
     def _name(self, token: int) -> str:
-        return self._pieces[token] if 0 <= token < self.vocab_size else ""
+        return str(self._inner.id_to_piece(token)) if 0 <= token < self.vocab_size else ""
 
 
-def _piece_bytes(inner: sentencepiece.SentencePieceProcessor, token: int, piece: str) -> bytes:
+def _piece_bytes(inner: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
+    piece = str(inner.id_to_piece(token))
     if inner.is_control(token) or inner.is_unused(token):
         return b""
     if inner.is_unknown(token):

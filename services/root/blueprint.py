@@ -16,7 +16,8 @@ from hearth.root.planner import Plan, check_shares, make_plan, most_nodes, pages
 from hearth.root.scheduler import Limits
 from hearth.root.settings import ClusterSettings
 
-# The root's process beside weights and KV cache: Python, gRPC, tokenizer, buffers of a step.
+# The root's process beside weights and KV cache: Python, gRPC and the usual steps take under
+# 120 MiB (bench/memory.py); a large tokenizer and larger steps more.
 _OVERHEAD_BYTES = 256 << 20
 
 

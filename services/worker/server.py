@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 _SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 _RPC_THREADS = 32
-# What the process takes besides weights and KV cache: Python, gRPC, one slice on its way in.
+# What the process takes besides weights and KV cache: Python, gRPC and the usual steps take under
+# 120 MiB (bench/memory.py); larger steps more.
 _OVERHEAD_BYTES = 256 << 20
 
 
