@@ -63,6 +63,20 @@ class LaneError(RuntimeError):
 
     rank: int
 
+class LinkCosts:
+    """What a sync costs over the ranks' links; picoseconds for each byte sent, or added up."""
+
+    def __init__(self, *, latency_ns: int, byte_ps: int, add_ps: int) -> None: ...
+    @property
+    def latency_ns(self) -> int: ...
+    @property
+    def byte_ps(self) -> int: ...
+    @property
+    def add_ps(self) -> int: ...
+
+def direct_bytes(ranks: int, wire: str, costs: LinkCosts) -> int:
+    """Parts of up to so many bytes go direct, larger ones scattered; ValueError for 1 rank."""
+
 class MeshLane(Lane):
     """Syncs over the ranks' own TCP connections, driven without the GIL."""
 
@@ -73,10 +87,22 @@ class MeshLane(Lane):
         sockets: Sequence[int],
         wire: str,
         deadline_seconds: float,
-        direct_bytes: int,
+        direct_bytes: int = 0,
     ) -> None:
-        """sockets: the descriptor of each rank's connection, -1 for oneself; the lane's own."""
+        """sockets: the descriptor of each rank's connection, -1 for oneself; the lane's own.
 
+        direct_bytes: parts of up to so many go direct, until it is measured.
+        """
+
+    def measure(self, seconds: float) -> LinkCosts:
+        """Measures the links, on all ranks at once, and chooses how syncs travel.
+
+        All ranks get the same, the worst that any of them saw. Before the first `begin`; raises
+        LaneError, at the latest after `seconds`.
+        """
+
+    @property
+    def direct_bytes(self) -> int: ...
     def begin(self, step_id: int) -> None:
         """The next syncs are those of step `step_id`, counted from 0."""
 

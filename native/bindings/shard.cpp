@@ -1,6 +1,7 @@
 // Shards, lanes and samplers.
 #include "hearth/shard.h"
 
+#include <pybind11/operators.h>
 #include <pybind11/stl.h>
 
 #include <limits>
@@ -153,14 +154,38 @@ void bind_shard(py::module_& module) {
       PyErr_SetObject(lane_error.ptr(), instance.ptr());
     }
   });
+  py::class_<LinkCosts>(module, "LinkCosts", "What a sync costs over the ranks' links.")
+      .def(py::init<uint64_t, uint64_t, uint64_t>(), py::kw_only(), "latency_ns"_a, "byte_ps"_a,
+           "add_ps"_a)
+      .def(py::self == py::self)
+      .def_readonly("latency_ns", &LinkCosts::latency_ns)
+      .def_readonly("byte_ps", &LinkCosts::byte_ps)
+      .def_readonly("add_ps", &LinkCosts::add_ps);
+  module.def(
+      "direct_bytes",
+      [](size_t ranks, const std::string& wire, const LinkCosts& costs) {
+        if (ranks < 2 || ranks > kMostRanks)
+          throw std::invalid_argument("a mesh has 2 to " + std::to_string(kMostRanks) + " ranks");
+        return direct_bytes(ranks, parse_wire_type(wire), costs);
+      },
+      "ranks"_a, "wire"_a, "costs"_a, "The largest part that is to go direct, in bytes.");
   py::class_<MeshLane, Lane, py::smart_holder>(module, "MeshLane",
                                                "Syncs over the ranks' own TCP connections.")
       .def(py::init([](size_t rank, const std::vector<int>& sockets, const std::string& wire,
-                       double deadline_seconds, size_t direct_bytes) {
+                       double deadline_seconds, uint64_t direct_bytes) {
              return std::make_unique<MeshLane>(
                  MeshConfig{rank, sockets, parse_wire_type(wire), deadline_seconds, direct_bytes});
            }),
-           py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a, "direct_bytes"_a)
+           py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a,
+           "direct_bytes"_a = uint64_t{0})
+      .def(
+          "measure",
+          [](MeshLane& lane, double seconds) {
+            const WithoutGil released;
+            return lane.measure(seconds);
+          },
+          "seconds"_a, "Measures the links, on all ranks at once, and chooses how syncs travel.")
+      .def_property_readonly("direct_bytes", &MeshLane::direct_bytes)
       .def("begin", &MeshLane::begin, "step_id"_a, "The next syncs are those of this step.")
       .def("abort", &MeshLane::abort, "Ends a sync that is under way, from any thread.")
       .def("close", &MeshLane::close, "Ends the connections; no sync may be under way.")

@@ -1,15 +1,11 @@
 // A rank among peers that send any bytes: raw, or frames whose headers and lengths are changed. A
 // sync ends with success exactly when every frame that is due came as it should; it never outlasts
 // its deadline; and whatever happens, every descriptor is closed.
-#include <fcntl.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <chrono>
 #include <stdexcept>
 
 #include "hearth/mesh.h"
-#include "input.h"
+#include "mesh_peers.h"
 
 using namespace hearth;
 
@@ -17,65 +13,17 @@ namespace {
 
 constexpr double kDeadlineSeconds = 0.001;
 constexpr auto kMostSeconds = std::chrono::seconds(2);
-constexpr uint32_t kMagic = 0x48525448;
-
-struct Ends {
-  std::vector<int> own, theirs;
-};
-
-Ends connect(size_t ranks, size_t rank) {
-  Ends ends{std::vector<int>(ranks, -1), {}};
-  for (size_t r = 0; r < ranks; ++r) {
-    if (r == rank) continue;
-    int pair[2];
-    fuzz::demand(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0, "there are descriptors left");
-    ends.own[r] = pair[0];
-    ends.theirs.push_back(pair[1]);
-  }
-  return ends;
-}
-
-// What one frame is, changed where the input says so; whether it is still what is due.
-bool add_frame(fuzz::Input& in, std::vector<uint8_t>& out, uint32_t step, uint32_t index,
-               size_t bytes) {
-  uint32_t header[4] = {kMagic, step, index, static_cast<uint32_t>(bytes)};
-  bool good = true;
-  if (in.upto(7) == 0) {
-    const uint32_t change = static_cast<uint32_t>(in.number(255));
-    header[in.upto(3)] ^= change;
-    good = change == 0;
-  }
-  const auto* at = reinterpret_cast<const uint8_t*>(header);
-  out.insert(out.end(), at, at + sizeof header);
-  const std::vector<uint8_t> body = in.bytes(bytes);
-  out.insert(out.end(), body.begin(), body.end());
-  if (in.upto(15) == 0 && !out.empty()) {  // cut off, or with something behind it
-    if (in.upto(1)) {
-      out.resize(out.size() - 1 - in.upto(std::min<size_t>(out.size() - 1, 64)));
-      good = false;
-    } else {
-      out.push_back(in.take<uint8_t>());
-    }
-  }
-  return good;
-}
 
 size_t wire_size(WireType wire, size_t numbers) {
   if (wire == WireType::f32) return numbers * 4;
   return wire == WireType::f16 ? numbers * 2 : numbers / kBlock * 36;
 }
 
-int lowest_free_descriptor() {
-  const int found = dup(0);
-  close(found);
-  return found;
-}
-
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::Input in(data, size);
-  const int free_before = lowest_free_descriptor();
+  const int free_before = fuzz::lowest_free_descriptor();
   {
     const size_t ranks = 2 + in.upto(2), rank = in.upto(ranks - 1);
     const WireType wire = static_cast<WireType>(in.upto(2));
@@ -88,9 +36,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const bool closes = in.upto(7) != 0;  // else the deadline ends it
     const size_t numbers = rows * columns;
     // Frames of direct syncs: in the other algorithm they have two sizes, so there only bytes go.
-    const bool direct = ranks == 2 || wire_size(wire, numbers) <= direct_bytes;
+    const bool direct = wire_size(wire, numbers) <= direct_bytes;
 
-    Ends ends = connect(ranks, rank);
+    fuzz::Ends ends = fuzz::connect(ranks, rank);
     bool good = !raw && direct;
     for (int peer : ends.theirs) {
       std::vector<uint8_t> out;
@@ -99,12 +47,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         out = in.bytes(in.upto(2048));
       } else {
         for (uint32_t i = 0; i < syncs && whole; ++i)
-          whole = add_frame(in, out, step, i, wire_size(wire, numbers)) && whole;
+          whole = fuzz::add_frame(in, out, step, i, wire_size(wire, numbers)) && whole;
         good = good && whole;
       }
-      // What does not fit the socket's buffer is not sent: nobody reads meanwhile.
-      const ssize_t sent = send(peer, out.data(), out.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-      good = good && sent == static_cast<ssize_t>(out.size());
+      good = fuzz::sent_all(peer, out) && good;
       if (closes) shutdown(peer, SHUT_WR);
     }
     std::vector<float> x = in.reals(numbers);
@@ -135,6 +81,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                  "a sync ends by its deadline");
     for (int peer : ends.theirs) close(peer);
   }
-  fuzz::demand(lowest_free_descriptor() == free_before, "every descriptor is closed");
+  fuzz::demand(fuzz::lowest_free_descriptor() == free_before, "every descriptor is closed");
   return 0;
 }

@@ -73,6 +73,7 @@ double tolerance(WireType wire, size_t ranks) {
 void test_sums() {
   for (WireType wire : {WireType::f32, WireType::f16, WireType::q80}) {
     for (size_t ranks = 2; ranks <= 5; ++ranks) {
+      std::vector<float> scattered;
       for (size_t direct_bytes : {size_t{0}, size_t{1} << 20}) {
         const test::Case each("wire ", static_cast<int>(wire), ", ", ranks, " ranks, direct up to ",
                               direct_bytes);
@@ -101,6 +102,12 @@ void test_sums() {
           all_received += received[r];
         }
         CHECK_EQUAL(all_sent, all_received);
+        // Whichever way they went. (Two ranks that round always go direct outside of tests.)
+        if (direct_bytes == 0) {
+          scattered = results[0];
+        } else if (ranks > 2 || wire == WireType::f32) {
+          CHECK_SAME(results[0], scattered);
+        }
         size_t at = 0;
         for (size_t numbers : sizes) {
           std::vector<double> sum(numbers);
@@ -137,51 +144,173 @@ void test_odd_sizes() {
   CHECK_THROWS(one->all_reduce(x.data(), 1, 37), std::invalid_argument, "blocks of 32");
 }
 
-// Runs rank 0 of two against `peer`, which has the other end of the connection.
-void against(double deadline, const std::string& part,
-             const std::function<void(int, MeshLane&)>& peer) {
+// Runs rank 0 of two against `peer`, which has the other end of the connection: `work`, which is to
+// fail with `part` in what it says.
+void against(const std::string& part, const std::function<void(int, MeshLane&)>& peer,
+             const std::function<void(MeshLane&)>& work, double deadline = 60) {
   const test::Case each(part);
   const auto ends = connect(2);
   const auto mine = lane(ends, 0, WireType::f32, 0, deadline);
-  mine->begin(7);
   const auto start = Clock::now();
   std::thread other([&] { peer(ends[1][0], *mine); });
-  std::vector<float> x(64, 1.0f);
-  CHECK_THROWS(mine->all_reduce(x.data(), 1, 64), LaneError, part);
+  CHECK_THROWS(work(*mine), LaneError, part);
   CHECK(Clock::now() - start < std::chrono::seconds(10));
   other.join();
   close(ends[1][0]);
 }
 
-void test_bad_peers() {
-  against(60, "rank 1 is lost", [](int end, MeshLane&) { shutdown(end, SHUT_RDWR); });
-  against(60, "rank 1 is out of step", [](int end, MeshLane&) {
-    const std::vector<uint8_t> noise(16 + 64 * 4, 0xa5);
-    CHECK_EQUAL(send(end, noise.data(), noise.size(), 0), static_cast<ssize_t>(noise.size()));
-  });
-  against(60, "it sent 4294967295 bytes for sync 0 of step 7, due are 256", [](int end, MeshLane&) {
-    const uint32_t header[4] = {0x48525448, 7, 0, 0xffffffffu};
-    CHECK_EQUAL(send(end, header, sizeof header, 0), static_cast<ssize_t>(sizeof header));
-  });
-  against(60, "due are 256 for sync 0 of step 7", [](int end, MeshLane&) {
-    const uint32_t header[4] = {0x48525448, 6, 0, 256};  // of the step before
-    CHECK_EQUAL(send(end, header, sizeof header, 0), static_cast<ssize_t>(sizeof header));
-  });
-  against(0.2, "rank 1 did not answer within 0.2", [](int, MeshLane&) {});
-  // A byte now and then is no answer either.
-  against(0.2, "rank 1 did not answer within 0.2", [](int end, MeshLane&) {
-    const uint32_t header[4] = {0x48525448, 7, 0, 256};
-    const auto* at = reinterpret_cast<const uint8_t*>(header);
-    for (size_t i = 0; i < 280; ++i) {
-      const uint8_t byte = i < sizeof header ? at[i] : 0;
-      if (i >= 200 || send(end, &byte, 1, MSG_NOSIGNAL) != 1) break;
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+// All ranks measure, and come to the same; then they go on with syncs.
+void test_measuring() {
+  for (size_t ranks = 2; ranks <= 5; ++ranks) {
+    const test::Case each(ranks, " ranks");
+    const auto ends = connect(ranks);
+    std::vector<LinkCosts> costs(ranks);
+    std::vector<uint64_t> direct(ranks);
+    std::vector<std::vector<float>> results(ranks);
+    on_all(ranks, [&](size_t rank) {
+      const auto mine = lane(ends, rank, WireType::f16);
+      costs[rank] = mine->measure(60.0);
+      direct[rank] = mine->direct_bytes();
+      mine->begin(1);
+      results[rank] = part_of(rank, 4096);
+      mine->all_reduce(results[rank].data(), 1, 4096);
+    });
+    for (size_t r = 0; r < ranks; ++r) {
+      CHECK(costs[r] == costs[0]);
+      CHECK(costs[r] == bounded(costs[r]));
+      CHECK_EQUAL(direct[r], direct_bytes(ranks, WireType::f16, costs[0]));
+      CHECK_SAME(results[r], results[0]);
     }
-  });
-  against(60, "told to give the step up", [](int, MeshLane& mine) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    mine.abort();
-  });
+  }
+}
+
+// A peer that answers every number with `value`, a slow one's, so that one large round is enough.
+void test_measuring_a_liar() {
+  for (uint64_t value : {uint64_t{0}, ~uint64_t{0}}) {
+    const auto ends = connect(2);
+    const auto mine = lane(ends, 0, WireType::f32);
+    std::thread peer([&] {
+      const auto say = [&](uint32_t index, const std::vector<uint8_t>& body) {
+        const uint32_t header[4] = {0x48525448, 0, index, static_cast<uint32_t>(body.size())};
+        CHECK_EQUAL(send(ends[1][0], header, sizeof header, 0), ssize_t{sizeof header});
+        CHECK_EQUAL(send(ends[1][0], body.data(), body.size(), 0), ssize_t(body.size()));
+      };
+      const std::vector<uint8_t> number(8, static_cast<uint8_t>(value)), slow(8, 0xff);
+      uint32_t index = 0;
+      while (index < 11) say(index++, number);
+      say(index++, std::vector<uint8_t>(16 << 10));
+      say(index++, slow);
+      say(index++, number);
+    });
+    const LinkCosts costs = mine->measure(60.0);
+    peer.join();
+    CHECK(costs == bounded(costs));
+    CHECK_EQUAL(mine->direct_bytes(), direct_bytes(2, WireType::f32, costs));
+    if (value > 0) CHECK_EQUAL(costs.latency_ns, 10'000'000'000u);  // the limit
+    close(ends[1][0]);
+  }
+}
+
+void test_choosing() {
+  constexpr uint64_t kMost = ~uint64_t{0};
+  const LinkCosts none{0, 0, 0}, most{kMost, kMost, kMost}, slow{kMost, 0, 0},
+      thin{0, kMost, kMost};
+  for (size_t ranks : {size_t{2}, size_t{3}, kMostRanks}) {
+    // By hand: latency * 1000 * n / ((n - 1) ((n - 2) byte + (n - 1) add)), at the limits.
+    const uint64_t n = ranks;
+    CHECK_EQUAL(direct_bytes(n, WireType::f32, none), 1000 * n / ((n - 1) * (2 * n - 3)));
+    CHECK_EQUAL(direct_bytes(n, WireType::f32, most),
+                uint64_t{10'000'000'000} * 1000 * n / ((n - 1) * (2 * n - 3) * 1'000'000'000));
+    CHECK_EQUAL(direct_bytes(n, WireType::f32, slow),
+                uint64_t{10'000'000'000} * 1000 * n / ((n - 1) * (2 * n - 3)));
+    CHECK_EQUAL(direct_bytes(n, WireType::f32, thin), uint64_t{0});
+  }
+  CHECK_EQUAL(direct_bytes(2, WireType::q80, none), kMost);
+  CHECK_EQUAL(direct_bytes(2, WireType::f16, most), kMost);
+}
+
+void sync(MeshLane& mine, size_t numbers) {
+  std::vector<float> x(numbers, 1.0f);
+  mine.begin(7);
+  mine.all_reduce(x.data(), 1, numbers);
+}
+
+void say(int end, const std::vector<uint32_t>& header) {
+  const size_t size = header.size() * 4;
+  CHECK_EQUAL(send(end, header.data(), size, MSG_NOSIGNAL), static_cast<ssize_t>(size));
+}
+
+void test_bad_peers() {
+  // In every way: a short sync, halves of a long one, and the first number of measuring.
+  const struct {
+    std::string name;
+    std::function<void(MeshLane&)> work;
+    uint32_t step, bytes;
+  } ways[] = {
+      {"direct", [](MeshLane& mine) { sync(mine, 1); }, 7, 4},
+      {"scattered", [](MeshLane& mine) { sync(mine, 64); }, 7, 128},
+      {"measuring", [](MeshLane& mine) { mine.measure(60.0); }, 0, 8},
+  };
+  for (const auto& [name, work, step, bytes] : ways) {
+    const test::Case each(name);
+    const std::string due =
+        std::to_string(bytes) + " bytes for sync 0 of step " + std::to_string(step);
+    const uint32_t magic = 0x48525448;
+    against("rank 1 is lost", [](int end, MeshLane&) { shutdown(end, SHUT_RDWR); }, work);
+    against(
+        "rank 1 is out of step",
+        [](int end, MeshLane&) { say(end, std::vector<uint32_t>(64, 0xa5a5a5a5)); }, work);
+    against(
+        "it sent 4294967295 bytes for sync 0 of step " + std::to_string(step) + ", due are " + due,
+        [&, step = step](int end, MeshLane&) { say(end, {magic, step, 0, 0xffffffffu}); }, work);
+    against(
+        "due are " + due,
+        [&, step = step, bytes = bytes](int end, MeshLane&) {
+          say(end, {magic, step + 1, 0, bytes});
+        },
+        work);
+    against(
+        "due are " + due,
+        [&, step = step, bytes = bytes](int end, MeshLane&) { say(end, {magic, step, 1, bytes}); },
+        work);
+    against(
+        "told to give the step up",
+        [](int, MeshLane& mine) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));
+          mine.abort();
+        },
+        work);
+  }
+  const auto short_sync = [](MeshLane& mine) { sync(mine, 64); };
+  const std::string late = "rank 1 did not answer within 0.2";
+  against(late, [](int, MeshLane&) {}, short_sync, 0.2);
+  against(
+      "rank 1 did not answer within 0.", [](int, MeshLane&) {},
+      [](MeshLane& mine) { mine.measure(0.2); });
+  // A byte now and then is no answer either.
+  against(
+      late,
+      [](int end, MeshLane&) {
+        const uint32_t header[4] = {0x48525448, 7, 0, 128};
+        const auto* at = reinterpret_cast<const uint8_t*>(header);
+        for (size_t i = 0; i < 280; ++i) {
+          const uint8_t byte = i < sizeof header ? at[i] : 0;
+          if (i >= 120 || send(end, &byte, 1, MSG_NOSIGNAL) != 1) break;
+          std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        }
+      },
+      short_sync, 0.2);
+  // The second frame of a sync in halves: sums.
+  against(
+      "it sent 128 bytes for sync 1 of step 7, due are 128 bytes for sync 0",
+      [](int end, MeshLane&) {
+        std::vector<uint32_t> frames(4 + 32 + 4);
+        const uint32_t first[4] = {0x48525448, 7, 0, 128}, second[4] = {0x48525448, 7, 1, 128};
+        std::copy_n(first, 4, frames.begin());
+        std::copy_n(second, 4, frames.begin() + 36);
+        say(end, frames);
+      },
+      short_sync);
 }
 
 void test_limits() {
@@ -218,6 +347,9 @@ void test_limits() {
 int main() {
   test_sums();
   test_odd_sizes();
+  test_measuring();
+  test_measuring_a_liar();
+  test_choosing();
   test_bad_peers();
   test_limits();
   return test::finish();

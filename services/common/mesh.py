@@ -22,9 +22,11 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+from hearth import _native
 from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import split_address
 from hearth.common.errors import HearthError, Reason
+from hearth.common.sizes import format_size
 
 KEY_BYTES = 32
 _MAGIC = b"HRTHMSH1"
@@ -39,6 +41,8 @@ _RETRY_SECONDS = 0.05
 # both of which the root reaches. (One that it does not reach is noticed sooner, by gRPC.) A rank
 # that computes for so long while its buffers are full would look the same.
 _UNANSWERED_SECONDS = 20
+# No step has sums of so many bytes.
+_LARGEST_SUM = 1 << 40
 
 
 class MeshListener:
@@ -219,6 +223,25 @@ def connect_all(
             connection.close()
         raise
     return [-1 if r == rank else connections[r].detach() for r in range(len(addresses))]
+
+
+def measure(lane: _native.MeshLane, ranks: int, seconds: float) -> str:
+    """Lets all ranks measure their links, and choose how syncs travel; what was found, in words.
+
+    Raises HearthError PEER_LOST naming the rank that did not go along.
+    """
+    try:
+        costs = lane.measure(seconds)
+    except _native.LaneError as error:
+        problem = f"the mesh broke while its links were measured: {error}"
+        raise HearthError(Reason.PEER_LOST, problem, {"rank": error.rank}) from None
+    ways = f"sums of up to {format_size(lane.direct_bytes)} go direct, larger ones scattered"
+    if lane.direct_bytes > _LARGEST_SUM:
+        ways = "all sums go direct"
+    return (
+        f"mesh of {ranks} ranks: latency {costs.latency_ns / 1e3:.0f} us, "
+        f"{1e6 / costs.byte_ps:.0f} MB/s a rank; {ways}"
+    )
 
 
 def unreachable(rank: int, problem: str) -> HearthError:

@@ -1,5 +1,6 @@
 """One attempt to form a cluster: dial the workers, size the KV cache, load shards, open a lane."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from hearth.root.scheduler import Limits
 from hearth.root.streaming import LoadEvent
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
+
+log = logging.getLogger(__name__)
 
 # How long the stream of a lost worker may take to say so, when another rank noticed first.
 TELL_SECONDS = 0.5
@@ -216,5 +219,9 @@ class Forming:
         settings = self._blueprint.settings
         sync_type = messages.SYNC[settings.sync_type]
         if settings.lane == "mesh":
-            return open_mesh(self._links, sync_type, settings.step_seconds)
+            lane, found = open_mesh(self._links, sync_type, settings.step_seconds)
+            log.info("%s", found)
+            with self._board.change() as status:
+                status.notes.append(found)
+            return lane
         return HubLane(self._links, sync_type)

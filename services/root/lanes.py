@@ -14,15 +14,13 @@ from hearth import _native
 from hearth.common import wire
 from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
-from hearth.common.mesh import KEY_BYTES, connect_all
+from hearth.common.mesh import KEY_BYTES, connect_all, measure
 from hearth.root.links import WorkerLink, expect_sync
 from hearth.v1 import worker_pb2
 
-# How long the ranks may take to find each other; a worker gives up a little earlier, and says why.
+# How long the ranks may take to find each other, and then to measure their links; a worker gives up
+# a little earlier, and says why.
 MESH_SECONDS = 15.0
-# Where two latencies and half the bytes begin to pay: at 0.1 ms and 100 MB/s (a wired home network)
-# a latency is worth 10 KB of each peer's part.
-_LATENCY_BYTES = 10_000
 
 
 class HubLane(_native.Lane):
@@ -70,8 +68,11 @@ class HubLane(_native.Lane):
 
 def open_mesh(
     links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float
-) -> _native.MeshLane:
-    """Connects all ranks to each other; links: the workers in rank order. Raises HearthError."""
+) -> tuple[_native.MeshLane, str]:
+    """Connects all ranks to each other, and measures; links: the workers in rank order.
+
+    The text says what was found. Raises HearthError.
+    """
     for link in links:
         if not link.mesh_address:
             problem = f"worker {link.name} has no mesh port: use --lane grpc"
@@ -85,42 +86,43 @@ def open_mesh(
         raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": here[0].address})
     key = secrets.token_bytes(KEY_BYTES)
     addresses = ["", *(link.mesh_address for link in links)]
-    ranks = len(addresses)
-    direct = 1 << 62 if ranks == 2 else int(_LATENCY_BYTES / ((ranks - 1) * (1 - 2 / ranks)))
     request = worker_pb2.ForwardRequest(
         mesh_open=worker_pb2.MeshOpen(
             addresses=addresses,
             session_key=key,
-            direct_bytes=direct,
             deadline_seconds=deadline_seconds,
         )
     )
     for link in links:
         link.send(request)
+    lane: _native.MeshLane | None = None
     try:
         sockets = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS)
-    except HearthError as error:
-        rank = int(error.metadata["rank"])
-        link = links[rank - 1]
-        facts = {"worker": link.address, "rank": rank}
-        raise HearthError(
-            Reason.WORKER_LOST, f"worker {link.name}: {error.message}", facts
-        ) from None
-    lane = _native.MeshLane(
-        rank=0,
-        sockets=sockets,
-        wire=wire.type_name(sync_type),
-        deadline_seconds=deadline_seconds,
-        direct_bytes=direct,
-    )
-    try:
+        lane = _native.MeshLane(
+            rank=0,
+            sockets=sockets,
+            wire=wire.type_name(sync_type),
+            deadline_seconds=deadline_seconds,
+        )
+        found = measure(lane, len(addresses), MESH_SECONDS)
         for link in links:
             answer = link.receive_within(MESH_SECONDS, "join the mesh")
             if answer.WhichOneof("message") != "mesh_ready":
                 kind = answer.WhichOneof("message")
                 problem = f"worker {link.name} answered {kind!r} to mesh_open"
                 raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
-    except BaseException:
-        lane.close()
+    except BaseException as error:
+        if lane is not None:
+            lane.close()
+        if isinstance(error, HearthError) and error.reason == Reason.PEER_LOST:
+            raise _lost(links, error) from None
         raise
-    return lane
+    return lane, found
+
+
+def _lost(links: Sequence[WorkerLink], error: HearthError) -> HearthError:
+    """The root's own finding that a rank is lost: which worker that is."""
+    rank = int(error.metadata["rank"])
+    link = links[rank - 1]
+    facts = {"worker": link.address, "rank": rank}
+    return HearthError(Reason.WORKER_LOST, f"worker {link.name}: {error.message}", facts)

@@ -13,14 +13,14 @@ import numpy as np
 from hearth import _native
 from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
-from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all
+from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all, measure
 from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StepAborted, StreamEnded
 from hearth.worker.leaving import Leaving
 from hearth.worker.shard import NodeShard
 
-# How long the ranks of a new plan may take to find each other.
+# How long the ranks of a new plan may take to find each other, and then to measure their links.
 MESH_SECONDS = 10.0
 MAX_DEADLINE_SECONDS = 3600.0
 
@@ -90,7 +90,7 @@ class ForwardLoop:
             lane.abort()
 
     def _open_mesh(self, request: worker_pb2.MeshOpen) -> None:
-        """Connects to every other rank, as MeshOpen says. Raises HearthError."""
+        """Connects to every other rank, and measures. Raises HearthError."""
         place = self._placement
         if len(request.addresses) != place.ranks or len(request.session_key) != KEY_BYTES:
             problem = (
@@ -110,13 +110,13 @@ class ForwardLoop:
             self._mesh.take,
             MESH_SECONDS,
         )
-        self._lane = _native.MeshLane(
+        lane = self._lane = _native.MeshLane(
             rank=place.rank,
             sockets=sockets,
             wire=name,
             deadline_seconds=request.deadline_seconds,
-            direct_bytes=request.direct_bytes,
         )
+        measure(lane, place.ranks, MESH_SECONDS)
         self._needs_mesh = False
         self._send(worker_pb2.ForwardResponse(mesh_ready=worker_pb2.MeshReady()))
 

@@ -4,24 +4,28 @@
 // A frame is a header of four u32 (magic, step, index, bytes), little-endian, and then its bytes.
 // Both sides know the shape of the sync that is due, so a header is compared, never trusted.
 //
-// Two ways to all-reduce, the same on all ranks for the same shape:
+// Two ways to all-reduce, the same on all ranks for the same shape, by what it costs
+// (mesh_costs.h):
 //   direct    every rank sends its whole part to every other: one latency, (n - 1) parts sent
 //   scattered reduce-scatter, then all-gather: two latencies, 2 (n - 1) / n parts sent
 // In both the parts are added in rank order, and what was rounded for the wire is used rounded by
-// everyone, its maker too: all ranks end with the same bits.
+// everyone, its maker too: all ranks end with the same bits. Two ranks that do not round have ways
+// of their own to do the same, which send from and receive to where the numbers lie.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hearth/kernels.h"
 #include "hearth/lane.h"
+#include "hearth/mesh_costs.h"
 
 namespace hearth {
 
@@ -36,15 +40,15 @@ class LaneError : public std::runtime_error {
   size_t rank_;
 };
 
-enum class WireType : uint8_t { f32, f16, q80 };
+class Transfer;
 
 struct MeshConfig {
   size_t rank;
   std::vector<int> sockets;  // of each rank; -1 at this rank's own place. Owned by the lane.
   WireType wire;
   double deadline_seconds;  // for one sync
-  // Parts of at most this many bytes go direct (always so between two ranks).
-  size_t direct_bytes;
+  // Parts of at most this many bytes go direct, until it is measured. The same on all ranks.
+  uint64_t direct_bytes;
 };
 
 class MeshLane : public Lane {
@@ -54,6 +58,12 @@ class MeshLane : public Lane {
   explicit MeshLane(MeshConfig config);
   MeshLane(const MeshLane&) = delete;
   MeshLane& operator=(const MeshLane&) = delete;
+
+  // Measures the links, with all ranks at once, and chooses by that how syncs travel. Every rank
+  // has the same costs in the end, the worst that any of them saw. Before the first `begin`. Sends
+  // less than a MiB; throws what a sync throws, when a rank is lost or `seconds` are over.
+  LinkCosts measure(double seconds);
+  uint64_t direct_bytes() const { return config_.direct_bytes; }
 
   // The next syncs are those of step `step`, counted from 0.
   void begin(uint32_t step);
@@ -69,7 +79,14 @@ class MeshLane : public Lane {
   uint64_t received_bytes() const { return received_; }
 
  private:
-  struct Transfer;
+  using Clock = std::chrono::steady_clock;
+  using Outgoing = std::pair<const uint8_t*, size_t>;
+  using Incoming = std::pair<uint8_t*, size_t>;
+  // Of one exchange: since when it runs, when something moved last, and the longest time between.
+  struct Wait {
+    Clock::time_point start, moved_at;
+    Clock::duration longest;
+  };
 
   size_t ranks() const { return sockets_.all.size(); }
   // Bytes of `numbers` on the wire; numbers % 32 == 0 for q80.
@@ -79,17 +96,25 @@ class MeshLane : public Lane {
   void decode(const uint8_t* in, size_t numbers, float* x, bool add);
   // Where rank `rank`'s segment of `numbers` begins, on block borders.
   size_t segment(size_t numbers, size_t rank) const;
-  // f32 between two: sent from where it lies, added as it comes in.
-  void pairwise(float* x, size_t numbers);
+  // The largest number that any rank gives.
+  uint64_t largest(uint64_t own);
+
   void direct(float* x, size_t numbers);
   void scattered(float* x, size_t numbers);
-  // Sends `out[r]` to and fills `in[r]` from every other rank r, all at once. `progress` is called
-  // with the first rank's transfer whenever something moved.
-  void exchange(const std::vector<std::pair<const uint8_t*, size_t>>& out,
-                const std::vector<std::pair<uint8_t*, size_t>>& in,
-                const std::function<void(const Transfer&)>& progress = {});
-  // After an exchange in which the longest wait was so long: see spin_.
-  void adapt(std::chrono::steady_clock::duration waited);
+  // The same between two ranks, in f32 (mesh_pair.cpp).
+  void pair_direct(float* x, size_t numbers);
+  void pair_scattered(float* x, size_t numbers);
+
+  // Frames of the sync that is due; in: see Transfer.
+  Transfer transfer(size_t rank, Outgoing out, Incoming in, size_t window);
+  // Sends `out[r]` to and fills `in[r]` from every other rank r, all at once.
+  void exchange(const std::vector<Outgoing>& out, const std::vector<Incoming>& in);
+  static Wait begin_wait();
+  static void note_move(Wait& wait);
+  // Nothing moved: spins or sleeps until something may. Throws when the sync is to end.
+  void pause(const Wait& wait, std::span<const Transfer> transfers);
+  // After an exchange: see spin_.
+  void adapt(const Wait& wait);
 
   // A member of its own, so that they are closed when the constructor throws.
   struct Sockets {
@@ -105,6 +130,7 @@ class MeshLane : public Lane {
   MeshConfig config_;
   Sockets sockets_;
   const Kernels& kernels_;
+  double patience_;  // seconds: the deadline of exchanges
   uint32_t step_ = 0, index_ = 0;
   uint64_t sent_ = 0, received_ = 0;
   std::atomic<bool> aborted_{false};
@@ -112,8 +138,8 @@ class MeshLane : public Lane {
   std::vector<int32_t> sums_;  // quantize wants a place for them
   // How long to look again before sleeping: a sync over loopback or a switch is done sooner than a
   // sleeper wakes up. At most kMeshSpin, and less where that has not helped.
-  static constexpr std::chrono::steady_clock::duration kMeshSpin = std::chrono::microseconds(50);
-  std::chrono::steady_clock::duration spin_ = kMeshSpin;
+  static constexpr Clock::duration kMeshSpin = std::chrono::microseconds(50);
+  Clock::duration spin_ = kMeshSpin;
 };
 
 }  // namespace hearth

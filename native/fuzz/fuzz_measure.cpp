@@ -1,0 +1,73 @@
+// A rank that measures its links among peers that send any numbers, or frames that are not due. It
+// ends with costs within limits exactly when every frame came as it should; it never outlasts its
+// deadline; and whatever happens, every descriptor is closed.
+#include <chrono>
+#include <stdexcept>
+
+#include "hearth/mesh.h"
+#include "mesh_peers.h"
+
+using namespace hearth;
+
+namespace {
+
+constexpr double kDeadlineSeconds = 0.002;
+constexpr auto kMostSeconds = std::chrono::seconds(2);
+// As in mesh_costs.cpp: the numbers before the first large round, and its bytes. Two numbers
+// follow; the first says how long it took, and the measuring goes on only if that is not long.
+constexpr uint32_t kNumbers = 11;
+constexpr size_t kFirstRoundBytes = 16 << 10;
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fuzz::Input in(data, size);
+  const int free_before = fuzz::lowest_free_descriptor();
+  {
+    const size_t ranks = 2 + in.upto(2), rank = in.upto(ranks - 1);
+    const WireType wire = static_cast<WireType>(in.upto(2));
+    fuzz::Ends ends = fuzz::connect(ranks, rank);
+    bool good = true;
+    for (int peer : ends.theirs) {
+      std::vector<uint8_t> out;
+      bool whole = true;
+      uint32_t index = 0;
+      for (; index < kNumbers && whole; ++index)
+        whole = fuzz::add_frame(in, out, 0, index, sizeof(uint64_t));
+      // The large round, whose bytes are nobody's numbers; then how long it took, and the adding.
+      if (whole) {
+        const uint32_t bytes = static_cast<uint32_t>(kFirstRoundBytes / (ranks - 1));
+        const uint32_t header[4] = {fuzz::kMagic, 0, index++, bytes};
+        const auto* at = reinterpret_cast<const uint8_t*>(header);
+        out.insert(out.end(), at, at + sizeof header);
+        out.resize(out.size() + bytes);
+      }
+      for (; index < kNumbers + 3 && whole; ++index)
+        whole = fuzz::add_frame(in, out, 0, index, sizeof(uint64_t));
+      good = fuzz::sent_all(peer, out) && whole && good;
+      if (in.upto(3) != 0) shutdown(peer, SHUT_WR);
+    }
+    const auto start = std::chrono::steady_clock::now();
+    bool done = false;
+    try {
+      MeshLane lane(MeshConfig{.rank = rank,
+                               .sockets = ends.own,
+                               .wire = wire,
+                               .deadline_seconds = 1.0,
+                               .direct_bytes = 0});
+      const LinkCosts costs = lane.measure(kDeadlineSeconds);
+      done = true;
+      fuzz::demand(costs == bounded(costs), "costs are within limits");
+      fuzz::demand(lane.direct_bytes() == direct_bytes(ranks, wire, costs),
+                   "the choice follows from the costs");
+    } catch (const LaneError& error) {
+      fuzz::demand(error.rank() < ranks && error.rank() != rank, "the error names a peer");
+    }
+    fuzz::demand(!done || good, "a frame that is not due ends the measuring");
+    fuzz::demand(std::chrono::steady_clock::now() - start < kMostSeconds,
+                 "measuring ends by its deadline");
+    for (int peer : ends.theirs) close(peer);
+  }
+  fuzz::demand(fuzz::lowest_free_descriptor() == free_before, "every descriptor is closed");
+  return 0;
+}

@@ -1,0 +1,127 @@
+#include "hearth/mesh_costs.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <limits>
+#include <vector>
+
+#include "hearth/mesh.h"
+#include "hearth/types.h"
+#include "mesh_exchange.h"
+
+namespace hearth {
+namespace {
+
+constexpr uint64_t kMostLatencyNs = 10'000'000'000;
+constexpr uint64_t kMostPs = 1'000'000'000;  // a byte in a millisecond
+
+// Bytes that a rank sends in one round, to all others together. The first let TCP's window grow
+// and use up what a shaper lets through at once; of rounds of the largest size the best counts.
+constexpr size_t kRoundBytes[] = {16 << 10, 64 << 10, 256 << 10, 256 << 10, 256 << 10};
+// A round that took longer is the last: a slow link is known by then.
+constexpr uint64_t kLongRoundNs = 20'000'000;
+constexpr size_t kLatencyRounds = 9;
+constexpr size_t kAddNumbers = 16384;
+constexpr size_t kAddRounds = 5;
+
+uint64_t nanoseconds_since(Clock::time_point start) {
+  return static_cast<uint64_t>(std::chrono::nanoseconds(Clock::now() - start).count());
+}
+
+}  // namespace
+
+LinkCosts bounded(LinkCosts costs) {
+  return {.latency_ns = std::clamp<uint64_t>(costs.latency_ns, 1, kMostLatencyNs),
+          .byte_ps = std::clamp<uint64_t>(costs.byte_ps, 1, kMostPs),
+          .add_ps = std::clamp<uint64_t>(costs.add_ps, 1, kMostPs)};
+}
+
+uint64_t direct_bytes(size_t ranks, WireType wire, LinkCosts costs) {
+  if (ranks == 2 && wire != WireType::f32) return std::numeric_limits<uint64_t>::max();
+  costs = bounded(costs);
+  // Where both ways cost the same. Below 2^64: 10^13 ps x 2^10, and 2^10 x 2^10 x 2 x 10^9 ps.
+  const uint64_t n = ranks;
+  const uint64_t saved = (n - 1) * ((n - 2) * costs.byte_ps + (n - 1) * costs.add_ps);
+  return costs.latency_ns * 1000 * n / saved;
+}
+
+// A round with a number for everyone: also the small message whose time is the latency.
+uint64_t MeshLane::largest(uint64_t own) {
+  std::vector<uint64_t> theirs(ranks());
+  std::vector<Outgoing> out(ranks(), {reinterpret_cast<const uint8_t*>(&own), sizeof own});
+  std::vector<Incoming> in(ranks());
+  for (size_t r = 0; r < ranks(); ++r) in[r] = {reinterpret_cast<uint8_t*>(&theirs[r]), sizeof own};
+  exchange(out, in);
+  ++index_;
+  theirs[config_.rank] = own;
+  return *std::max_element(theirs.begin(), theirs.end());
+}
+
+LinkCosts MeshLane::measure(double seconds) {
+  const auto start = Clock::now();
+  const auto limit = [&] {
+    patience_ =
+        std::max(0.0, seconds - std::chrono::duration<double>(Clock::now() - start).count());
+  };
+  begin(0);  // steps count from 1
+  LinkCosts costs{};
+  const auto shared = [&](uint64_t own) {
+    limit();
+    return largest(own);
+  };
+
+  // Ranks come at different times; from here on they are in step. The median: a rank that is held
+  // up makes one round too long for all, and the next too short for itself.
+  shared(0);
+  std::array<uint64_t, kLatencyRounds> times;
+  for (uint64_t& time : times) {
+    const auto begun = Clock::now();
+    shared(0);
+    time = nanoseconds_since(begun);
+  }
+  std::nth_element(times.begin(), times.begin() + kLatencyRounds / 2, times.end());
+  costs.latency_ns = shared(times[kLatencyRounds / 2]);
+
+  size_t largest_round = 0;
+  for (size_t bytes : kRoundBytes) {
+    const size_t size = std::max<size_t>(bytes / (ranks() - 1), sizeof(uint64_t));
+    auto& own = outgoing_[config_.rank];
+    own.assign(size, 0);
+    std::vector<Outgoing> out(ranks(), {own.data(), size});
+    std::vector<Incoming> in(ranks());
+    for (size_t r = 0; r < ranks(); ++r) {
+      if (r == config_.rank) continue;
+      incoming_[r].resize(size);
+      in[r] = {incoming_[r].data(), size};
+    }
+    limit();
+    const auto begun = Clock::now();
+    exchange(out, in);
+    ++index_;
+    const uint64_t longest = std::min(shared(nanoseconds_since(begun)), kMostLatencyNs);
+    const uint64_t moving = longest - std::min(longest, costs.latency_ns);
+    const uint64_t byte_ps = moving * 1000 / (size * (ranks() - 1));
+    costs.byte_ps = bytes == largest_round ? std::min(costs.byte_ps, byte_ps) : byte_ps;
+    largest_round = bytes;
+    if (longest > kLongRoundNs) break;
+  }
+
+  std::vector<float> sum(kAddNumbers), part(kAddNumbers);
+  std::vector<uint8_t> encoded(wire_bytes(kAddNumbers));
+  encode(part.data(), kAddNumbers, encoded.data());
+  uint64_t adding = kMostLatencyNs;
+  for (size_t round = 0; round < kAddRounds; ++round) {
+    const auto begun = Clock::now();
+    decode(encoded.data(), kAddNumbers, sum.data(), true);
+    adding = std::min(adding, nanoseconds_since(begun));
+  }
+  costs.add_ps = shared(adding * 1000 / encoded.size());
+
+  patience_ = config_.deadline_seconds;
+  costs = bounded(costs);
+  config_.direct_bytes = hearth::direct_bytes(ranks(), config_.wire, costs);
+  return costs;
+}
+
+}  // namespace hearth

@@ -1,0 +1,54 @@
+// One rank's frames on their way: what is left to send and to receive, without waiting.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+
+namespace hearth {
+
+using Clock = std::chrono::steady_clock;
+
+inline constexpr size_t kHeaderBytes = 16;
+
+class Transfer {
+ public:
+  // out, in: of the bytes behind the headers. Of `in` there may be less than in_size, a window:
+  // then it is written again from its begin, once what was there has been used (`received`).
+  Transfer(size_t rank, int socket, uint32_t step, uint32_t index, const uint8_t* out,
+           size_t out_size, uint8_t* in, size_t in_size, size_t window);
+
+  size_t rank() const { return rank_; }
+  int socket() const { return socket_; }
+
+  // Of `out` only so many bytes are there yet; all of them at first.
+  void offer(size_t bytes) { offered_ = bytes; }
+
+  bool sending() const { return sent_ < kHeaderBytes + out_size_; }
+  bool receiving() const { return received_ < kHeaderBytes + in_size_; }
+  bool done() const { return !sending() && !receiving(); }
+  bool can_send() const { return sent_ < kHeaderBytes + offered_; }
+  // Bytes behind the headers.
+  size_t sent() const { return sent_ - std::min(sent_, kHeaderBytes); }
+  size_t received() const { return received_ - std::min(received_, kHeaderBytes); }
+
+  // One call of the system each; whether anything moved. Throw LaneError.
+  bool send();
+  bool receive();
+
+ private:
+  void check() const;
+
+  size_t rank_;
+  int socket_;
+  uint32_t out_header_[4], in_header_[4];
+  const uint8_t* out_;
+  size_t out_size_, offered_, sent_ = 0;
+  uint8_t* in_;
+  size_t in_size_, window_, received_ = 0;
+};
+
+}  // namespace hearth
