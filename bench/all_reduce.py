@@ -32,9 +32,8 @@ def rank_main(rank: int, connection: socket.socket, count: int, repeats: int, ou
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     sockets = [-1, -1]
     sockets[1 - rank] = connection.detach()
-    lane = _native.MeshLane(
-        rank=rank, sockets=sockets, wire="f32", deadline_seconds=30.0, direct_bytes=1 << 62
-    )
+    lane = _native.MeshLane(rank=rank, sockets=sockets, wire="f32", deadline_seconds=30.0)
+    lane.measure(30.0)
     x = np.zeros((1, count), np.float32)
     times = []
     for _ in range(repeats + repeats // 10):

@@ -13,10 +13,11 @@ namespace {
 
 constexpr double kDeadlineSeconds = 0.002;
 constexpr auto kMostSeconds = std::chrono::seconds(2);
-// As in mesh_costs.cpp: the numbers before the first large round, and its bytes. Two numbers
-// follow; the first says how long it took, and the measuring goes on only if that is not long.
-constexpr uint32_t kNumbers = 11;
-constexpr size_t kFirstRoundBytes = 16 << 10;
+// As in mesh_costs.cpp: the numbers before the first large rounds, and these. A number follows
+// each, how long it took: if that is not long in all, the measuring goes on. The last is of the
+// adding.
+constexpr uint32_t kNumbers = 11, kRounds = 3;
+constexpr size_t kRoundBytes = 16 << 10;
 
 }  // namespace
 
@@ -34,16 +35,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       uint32_t index = 0;
       for (; index < kNumbers && whole; ++index)
         whole = fuzz::add_frame(in, out, 0, index, sizeof(uint64_t));
-      // The large round, whose bytes are nobody's numbers; then how long it took, and the adding.
-      if (whole) {
-        const uint32_t bytes = static_cast<uint32_t>(kFirstRoundBytes / (ranks - 1));
-        const uint32_t header[4] = {fuzz::kMagic, 0, index++, bytes};
+      for (uint32_t round = 0; round < kRounds && whole; ++round) {
+        const uint32_t bytes = static_cast<uint32_t>(kRoundBytes / (ranks - 1));
+        const uint32_t header[4] = {fuzz::kMagic, 0, index++, bytes};  // and nobody's numbers
         const auto* at = reinterpret_cast<const uint8_t*>(header);
         out.insert(out.end(), at, at + sizeof header);
         out.resize(out.size() + bytes);
+        whole = fuzz::add_frame(in, out, 0, index++, sizeof(uint64_t));
       }
-      for (; index < kNumbers + 3 && whole; ++index)
-        whole = fuzz::add_frame(in, out, 0, index, sizeof(uint64_t));
+      if (whole) whole = fuzz::add_frame(in, out, 0, index, sizeof(uint64_t));
       good = fuzz::sent_all(peer, out) && whole && good;
       if (in.upto(3) != 0) shutdown(peer, SHUT_WR);
     }

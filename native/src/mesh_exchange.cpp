@@ -15,8 +15,8 @@ namespace {
 
 constexpr uint32_t kMagic = 0x48525448;  // "HTRH"
 // Sending and receiving take turns, so that neither of two ranks' buffers is full while the other's
-// is empty, and that what was received is still in the second-level cache when it is used.
-constexpr size_t kMoveAtOnce = 64 << 10;
+// is empty; in pieces that the second-level cache holds, and so large that calls do not count.
+constexpr size_t kMoveAtOnce = 256 << 10;
 // After a wait longer than this spinning was in vain, and would have been at any length.
 constexpr auto kLongWait = std::chrono::microseconds(200);
 // How soon an abort is seen.

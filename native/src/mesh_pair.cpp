@@ -11,7 +11,7 @@ namespace hearth {
 namespace {
 
 // Where the other's part is received before it is added: stays in the second-level cache.
-constexpr size_t kWindowBytes = 64 << 10;
+constexpr size_t kWindowBytes = 256 << 10;
 
 }  // namespace
 

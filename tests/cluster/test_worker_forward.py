@@ -12,7 +12,7 @@ import pytest
 from harness import Plan, WorkerProcess, shard_config
 
 from hearth.common import wire
-from hearth.common.channels import dial
+from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason, from_rpc_error
 from hearth.root.streaming import stream_weights
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -210,7 +210,8 @@ def test_a_closed_stream_frees_the_worker_after_the_grace_period(start_worker: S
     with dial(worker.address) as channel:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
         for _ in range(deadline * 10):
-            answer = stub.Describe(worker_pb2.DescribeRequest(protocol_version=1), timeout=5)
+            request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+            answer = stub.Describe(request, timeout=5)
             if not answer.held_by:
                 break
             time.sleep(0.1)

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.common import wire
-from hearth.common.channels import CHUNK_BYTES, dial
+from hearth.common.channels import CHUNK_BYTES, PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, from_rpc_error
 from hearth.common.frames import ChunkFrame, decode_forward, decode_request, encode_request
 from hearth.common.metrics import Metrics
@@ -506,7 +506,7 @@ def test_any_messages_on_a_load_stream(worker: Worker, data: st.DataObject) -> N
         found = from_rpc_error(error)
         assert found.message
         assert found.reason != "INTERNAL", found.message
-    held = worker.stub.Describe(worker_pb2.DescribeRequest(protocol_version=1), timeout=10)
+    held = worker.stub.Describe(worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION), timeout=10)
     if held.epoch != worker.epoch:  # a stream took the lease: the plan of before is gone
         lease = worker_pb2.Lease(root_id="a", epoch=held.epoch)
         worker.stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=10)
