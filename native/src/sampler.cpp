@@ -21,6 +21,12 @@ bool better(const std::pair<float, uint32_t>& a, const std::pair<float, uint32_t
   return a.first != b.first ? a.first > b.first : a.second < b.second;
 }
 
+bool any_above(const float* logits, size_t count, float least) {
+  int found = 0;
+  for (size_t i = 0; i < count; ++i) found |= logits[i] > least;
+  return found != 0;
+}
+
 }  // namespace
 
 void SamplerConfig::validate() const {
@@ -101,10 +107,16 @@ void best_candidates(std::span<const float> logits, size_t count, uint32_t first
     throw std::invalid_argument(std::to_string(count) + " candidates of " +
                                 std::to_string(logits.size()) + " logits");
   }
-  // A heap of the best so far, the worst of them on top: most of a row is turned away by one look.
+  // A heap of the best so far, the worst of them on top: most of a row is turned away by one look,
+  // and that at so many logits at once. (Of equal ones the first is better.)
+  constexpr size_t kAtOnce = 64;
   std::vector<std::pair<float, uint32_t>> kept;
   kept.reserve(count);
   for (size_t i = 0; i < logits.size(); ++i) {
+    while (kept.size() == count && i + kAtOnce <= logits.size() &&
+           !any_above(&logits[i], kAtOnce, kept.front().first))
+      i += kAtOnce;
+    if (i == logits.size()) break;
     const float logit = std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity() : logits[i];
     const std::pair candidate{logit, first_id + static_cast<uint32_t>(i)};
     if (kept.size() == count) {

@@ -1,7 +1,9 @@
 // The sampler: who can be drawn under each setting, how often, and what it makes of odd logits.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 #include <stdexcept>
@@ -206,6 +208,31 @@ void test_candidates() {
                "an id for each logit");
 }
 
+// Against sorting the whole row: ties, what is no number, and rows of all lengths.
+void test_candidates_of_rows() {
+  std::mt19937 random(5);
+  for (size_t size : {1, 63, 64, 65, 128, 130, 300}) {
+    for (size_t count : {size_t{1}, size_t{7}, size_t{64}, size}) {
+      if (count > size) continue;
+      Logits logits(size);
+      for (float& each : logits) each = static_cast<float>(random() % 40);
+      logits[random() % size] = kNan;
+      logits[random() % size] = -kInfinity;
+      std::vector<uint32_t> order(size);
+      std::iota(order.begin(), order.end(), 0u);
+      const auto value = [&](uint32_t i) { return std::isnan(logits[i]) ? -kInfinity : logits[i]; };
+      std::stable_sort(order.begin(), order.end(),
+                       [&](uint32_t a, uint32_t b) { return value(a) > value(b); });
+      order.resize(count);
+      std::vector<float> best(count);
+      std::vector<uint32_t> ids(count);
+      best_candidates(logits, count, 0, best.data(), ids.data());
+      CHECK(ids == order);
+      for (size_t i = 0; i < count; ++i) CHECK_EQUAL(best[i], value(order[i]));
+    }
+  }
+}
+
 void test_limits() {
   for (float bad : {-0.1f, 101.0f, kNan, kInfinity})
     CHECK_THROWS(Sampler({.temperature = bad}), std::invalid_argument, "temperature");
@@ -227,6 +254,7 @@ int main() {
   test_seeds();
   test_repetition_penalty();
   test_candidates();
+  test_candidates_of_rows();
   test_limits();
   return test::finish();
 }

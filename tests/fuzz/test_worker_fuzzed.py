@@ -506,7 +506,8 @@ def test_any_messages_on_a_load_stream(worker: Worker, data: st.DataObject) -> N
         found = from_rpc_error(error)
         assert found.message
         assert found.reason != "INTERNAL", found.message
-    held = worker.stub.Describe(worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION), timeout=10)
+    ask = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+    held = worker.stub.Describe(ask, timeout=10)
     if held.epoch != worker.epoch:  # a stream took the lease: the plan of before is gone
         lease = worker_pb2.Lease(root_id="a", epoch=held.epoch)
         worker.stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=10)
