@@ -61,6 +61,7 @@ uint64_t MeshLane::largest(uint64_t own) {
 }
 
 LinkCosts MeshLane::measure(double seconds) {
+  if (sockets_.closed) throw std::logic_error("mesh: the lane is closed");
   const auto start = Clock::now();
   const auto limit = [&] {
     patience_ =

@@ -95,27 +95,29 @@ def open_mesh(
     )
     for link in links:
         link.send(request)
-    lane: _native.MeshLane | None = None
     try:
         sockets = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS)
-        lane = _native.MeshLane(
-            rank=0,
-            sockets=sockets,
-            wire=wire.type_name(sync_type),
-            deadline_seconds=deadline_seconds,
-        )
-        found = measure(lane, len(addresses), MESH_SECONDS)
+    except HearthError as error:
+        raise _lost(links, error) from None
+    lane = _native.MeshLane(
+        rank=0,
+        sockets=sockets,
+        wire=wire.type_name(sync_type),
+        deadline_seconds=deadline_seconds,
+    )
+    try:
+        try:
+            found = measure(lane, len(addresses), MESH_SECONDS)
+        except HearthError as error:
+            raise _lost(links, error) from None
         for link in links:
             answer = link.receive_within(MESH_SECONDS, "join the mesh")
             if answer.WhichOneof("message") != "mesh_ready":
                 kind = answer.WhichOneof("message")
                 problem = f"worker {link.name} answered {kind!r} to mesh_open"
                 raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
-    except BaseException as error:
-        if lane is not None:
-            lane.close()
-        if isinstance(error, HearthError) and error.reason == Reason.PEER_LOST:
-            raise _lost(links, error) from None
+    except BaseException:
+        lane.close()
         raise
     return lane, found
 
