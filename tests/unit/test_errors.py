@@ -103,3 +103,8 @@ def test_bad_addresses(address: str) -> None:
     with pytest.raises(HearthError) as error:
         channels.dial(address)
     assert error.value.reason == Reason.BAD_ADDRESS
+
+
+def test_what_another_end_says_is_told_in_one_printable_line() -> None:
+    got = _call(HearthError(Reason.BAD_SHARD, "bad\n\x1b[31mroot: all is well\x00\u202e é"))
+    assert got.message == "worker nas:7717: bad\\n\\x1b[31mroot: all is well\\x00\\u202e é"
