@@ -137,7 +137,7 @@ def test_a_root_killed_while_loading_resumes(
     start_worker: Start, start_root: Start, tmp_path: Path
 ) -> None:
     """The worker's lease ends with its grace period; the next root sends only what is lacking."""
-    worker = start_worker("--cache-dir", str(tmp_path / "cache"), "--lease-grace", "0.2")
+    worker = start_worker("--cache-dir", str(tmp_path / "cache"), "--lease-grace", "1")
     model = ("--model", "random:tinyllama-1.1b", "--weights", "q40", "--context", "64")
     first = begin("root", "--listen", "127.0.0.1:0", *model, "--workers", worker.address)
     try:
