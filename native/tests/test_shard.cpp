@@ -210,14 +210,17 @@ class Meeting {
     const uint64_t round = round_;
     if (++arrived_ == 2) {
       arrived_ = 0;
-      for (size_t i = 0; i < count; ++i) parts_[0][i] += parts_[1][i];
+      // Apart from the parts: the rank that came last may be back with the next before the other
+      // has taken these.
+      sum_ = parts_[0];
+      for (size_t i = 0; i < count; ++i) sum_[i] += parts_[1][i];
       ++round_;
       all_.notify_all();
     } else {
       all_.wait(lock, [&] { return round_ != round || lost_; });
     }
     if (round_ == round) throw std::runtime_error("rank lost");
-    std::copy(parts_[0].begin(), parts_[0].end(), x);
+    std::copy(sum_.begin(), sum_.end(), x);
   }
   void lose() {
     const std::lock_guard lock(mutex_);
@@ -228,7 +231,7 @@ class Meeting {
  private:
   std::mutex mutex_;
   std::condition_variable all_;
-  std::vector<float> parts_[2];
+  std::vector<float> parts_[2], sum_;
   size_t arrived_ = 0;
   uint64_t round_ = 0;
   bool lost_ = false;
