@@ -90,7 +90,8 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HearthError:
     """The typed error that a failed call to the root at `address` stands for."""
     call: Any = error  # an RpcError of a call has the call's status; its type does not say so
     code: grpc.StatusCode = call.code()
-    details: str = call.details() or code.name
+    # On one line: gRPC quotes what a stranger sent, whatever it does to a terminal.
+    details = "".join(c if c.isprintable() else " " for c in call.details() or code.name)
     info = _error_info(call.trailing_metadata() or ())
     if info is not None:
         kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, HearthError)

@@ -58,7 +58,7 @@ _MOST_RETRY_SECONDS = 10.0
 # A worker that a forming refused is asked again after so long.
 _REFUSED_SECONDS = 5.0
 # Reasons for which a worker is gone, not unwilling.
-_GONE = {
+GONE = {
     Reason.WORKER_LOST,
     Reason.WORKER_UNREACHABLE,
     Reason.UNREACHABLE,
@@ -196,7 +196,7 @@ class Membership:
             return
         if reason == Reason.SHUTTING_DOWN:
             self._gone(candidate, problem, True, now)
-        elif reason in _GONE:
+        elif reason in GONE:
             candidate.strikes += 1
             self._gone(candidate, problem, False, now)
         else:

@@ -19,7 +19,7 @@ from hearth.root.cluster import Cluster
 from hearth.root.discovery import Source, sources
 from hearth.root.engine import Engine
 from hearth.root.links import WorkerLink
-from hearth.root.membership import LEAVING, Membership
+from hearth.root.membership import GONE, LEAVING, Membership
 from hearth.root.settings import Joining
 from hearth.v1 import root_pb2
 
@@ -28,13 +28,8 @@ log = logging.getLogger(__name__)
 # Workers asked at once.
 _ASKERS = 8
 # At a start: what may pass without anyone changing a setting.
-_PASSING = {
-    Reason.WORKER_UNREACHABLE,
+_PASSING = GONE | {
     Reason.WORKER_BUSY,
-    Reason.WORKER_LOST,
-    Reason.UNREACHABLE,
-    Reason.DEADLINE,
-    Reason.PEER_LOST,
     Reason.STREAM_IN_USE,
     Reason.SHUTTING_DOWN,
     Reason.CLUSTER_NOT_READY,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 
@@ -18,6 +18,12 @@ from harness import ServiceProcess, WorkerProcess, hearth
 from hearth.client import Client
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason, abort
+from hearth.converter import open_model
+from hearth.root.cluster import Cluster, ClusterSettings
+from hearth.root.engine import Engine
+from hearth.root.scheduler import Limits
+from hearth.root.settings import Joining
+from hearth.root.supervisor import Supervisor
 from hearth.v1 import common_pb2, root_pb2, worker_pb2, worker_pb2_grpc
 
 Start = Callable[..., ServiceProcess]
@@ -35,6 +41,36 @@ def refusal(ran: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, ran.stderr
     assert lines[0].startswith("hearth: ")
     return lines[0]
+
+
+class Hesitant(Cluster):
+    """Its first forming fails for `reason`."""
+
+    reason = ""
+
+    def form(self, workers: Sequence[str] | None = None) -> Limits:
+        if self.reason:
+            reason, self.reason = self.reason, ""
+            raise HearthError(reason, "not now", {"worker": (workers or ("",))[0]})
+        return super().form(workers)
+
+
+@pytest.mark.parametrize("reason", ["NOT_LOADED", "PEER_LOST", "SHUTTING_DOWN"])
+def test_what_passes_does_not_end_a_start(start_worker: Start, reason: str) -> None:
+    """NOT_LOADED: of one so slow that its lease ended between its loading and its first step."""
+    worker = start_worker()
+    with open_model("demo", None) as model:
+        cluster = Hesitant(model, ClusterSettings(workers=(worker.address,), threads=1, context=64))
+        cluster.reason = reason
+        engine = Engine(cluster, model.tokenizer(), cluster.expected_limits())
+        supervisor = Supervisor(cluster, engine, Joining(wait_seconds=1.0))
+        try:
+            supervisor.form_first()
+            assert cluster.status().state == root_pb2.CLUSTER_STATE_SERVING
+        finally:
+            supervisor.stop()
+            engine.stop(drain=False)
+            cluster.close()
 
 
 @contextmanager

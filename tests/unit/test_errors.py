@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from hearth.client import errors as client_errors
 from hearth.common import channels
 from hearth.common.errors import CODES, HearthError, Reason, abort, from_rpc_error
 
@@ -52,6 +53,34 @@ def test_reason_code_message_and_numbers_arrive() -> None:
     assert got.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert got.message == "worker nas:7717: needs 5, has 3; use more"
     assert got.metadata == {"needed": "5", "has": "3", "peer": "worker nas:7717"}
+
+
+def test_what_a_stranger_says_is_shown_on_one_line() -> None:
+    class Stranger(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
+                context.abort(grpc.StatusCode.INTERNAL, "PRI *\r\n\r\nSM\n\x00\x1b[2Jgone")
+                raise AssertionError
+
+            return grpc.unary_unary_rpc_method_handler(handle)
+
+    server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
+    server.add_generic_rpc_handlers((Stranger(),))
+    port = channels.bind(server, "127.0.0.1:0")
+    server.start()
+    try:
+        with channels.dial(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.RpcError) as raised:
+                _raw_call(channel)
+            for message in (
+                from_rpc_error(raised.value, "worker nas:7717").message,
+                client_errors.from_rpc_error(raised.value, "nas:7716").message,
+            ):
+                assert "PRI *" in message
+                assert "gone" in message
+                assert message.isprintable()
+    finally:
+        server.stop(0).wait()
 
 
 def test_long_messages_fit_the_trailers() -> None:
