@@ -15,6 +15,8 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from hearth.common.logging import printable
+
 DOMAIN = "hearth"
 # Trailers share gRPC's default metadata limit of 8 KiB: a message for people stays well below it.
 _MESSAGE_LIMIT = 2000
@@ -152,7 +154,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
     call: Any = error  # what gRPC raises is an RpcError and a Call at once; its types do not say so
     code: grpc.StatusCode = call.code() if hasattr(call, "code") else _C.UNKNOWN
     message = (call.details() if hasattr(call, "details") else str(error)) or code.name
-    message = printable(message)
+    # gRPC's own message quotes the bytes of whatever answered at the address.
+    message = printable(message[:_MESSAGE_LIMIT])
     reason: str = _FOREIGN.get(code, Reason.INTERNAL)
     metadata: dict[str, str] = {}
     info = _error_info(error)
@@ -169,16 +172,6 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
         metadata.setdefault("peer", peer)
         message = f"{peer}: {message}"
     return HearthError(reason, message, metadata, code)
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere, fit for a line of a log or a terminal: the rest is escaped.
-
-    gRPC's own message quotes the bytes of whatever answered at the address.
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_MESSAGE_LIMIT]
-    )
 
 
 def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:

@@ -6,14 +6,18 @@ import logging
 import os
 
 
+def printable(text: str) -> str:
+    """Text from elsewhere, fit for a line of a log or a terminal: the rest is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class _OneLine(logging.Formatter):
     """Escapes control characters of messages: names and errors of peers end up in logs."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        line = super().formatMessage(record)
-        if line.isprintable():
-            return line
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        return printable(super().formatMessage(record))
 
 
 def setup(level: str | None = None) -> None:
