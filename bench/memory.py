@@ -29,8 +29,8 @@ from typing import Any
 
 from hearth import _native
 from hearth.client import Client
+from hearth.common.types import KV, name_of
 from hearth.v1 import common_pb2, root_pb2
-from hearth.worker.shard import KV_TYPES
 
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
 MIB = 1 << 20
@@ -126,7 +126,7 @@ def service(name: str, *arguments: str) -> Iterator[Node]:
 
 def page_bytes(shard: common_pb2.ShardConfig) -> int:
     """Of one page of KV cache on a node."""
-    head = _native.kv_head_bytes(KV_TYPES[shard.kv_type], shard.head_size, shard.page_size)
+    head = _native.kv_head_bytes(name_of(KV, shard.kv_type) or "", shard.head_size, shard.page_size)
     layers, heads = (span.end - span.begin for span in (shard.layers, shard.kv_heads))
     return int(layers * heads * head)
 

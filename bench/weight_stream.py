@@ -40,7 +40,7 @@ from hearth.common.channels import (
 )
 from hearth.common.security import Security
 from hearth.common.system import keep_message_memory
-from hearth.root.streaming import stream_weights
+from hearth.root.cluster.streaming import stream_weights
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.shard import NodeShard, slice_bytes
 

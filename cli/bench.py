@@ -13,9 +13,9 @@ from hearth.cli import options as common
 
 if TYPE_CHECKING:
     from hearth.cli.session import Session
-    from hearth.root.cluster import Cluster
-    from hearth.root.formation import StepOutput
-    from hearth.root.scheduler import Batch
+    from hearth.root.cluster.cluster import Cluster
+    from hearth.root.cluster.formation import StepOutput
+    from hearth.root.scheduling.batch import Batch
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -144,8 +144,8 @@ def _generate(session: Session, options: argparse.Namespace, repeat: int) -> tup
     """Tokens per second of prefill and of decode in one run."""
     import numpy as np
 
-    from hearth.root.mailbox import Done
-    from hearth.root.params import GenerateParams
+    from hearth.root.engine.mailbox import Done
+    from hearth.root.engine.params import GenerateParams
 
     # Another prompt for each run: nothing can be remembered from the last.
     rng = np.random.default_rng(repeat)

@@ -59,8 +59,9 @@ def run(options: argparse.Namespace) -> int:
 
             return converse(options.system, ask)
     from hearth.cli.session import Session, open_session, sampling_of
-    from hearth.root.mailbox import Done
-    from hearth.root.params import GenerateParams, conversation_ids, prompt_ids
+    from hearth.root.api.prompt import conversation_ids, prompt_ids
+    from hearth.root.engine.mailbox import Done
+    from hearth.root.engine.params import GenerateParams
 
     sampling = sampling_of(options)
 

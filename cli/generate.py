@@ -39,8 +39,9 @@ def run(options: argparse.Namespace) -> int:
     if options.root:
         return _run_remote(options)
     from hearth.cli.session import open_session, sampling_of
-    from hearth.root.mailbox import Done
-    from hearth.root.params import GenerateParams, check_text, prompt_ids
+    from hearth.root.api.prompt import prompt_ids
+    from hearth.root.engine.mailbox import Done
+    from hearth.root.engine.params import GenerateParams, check_text
 
     # What cannot be asked for is refused before a model is loaded.
     check_text("prompt", options.prompt)

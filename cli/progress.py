@@ -8,7 +8,7 @@ from typing import Never, TextIO
 from tqdm import tqdm
 
 from hearth.common.sizes import format_size
-from hearth.root.streaming import LoadEvent
+from hearth.root.cluster.streaming import LoadEvent
 
 
 class LoadProgress:

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     from hearth.common import logging as hearth_logging
     from hearth.common.channels import split_address
     from hearth.common.security import ApiKeys
-    from hearth.root.server import RootServer
+    from hearth.root.api.grpc.server import RootServer
     from hearth.root.supervisor import Supervisor
 
     hearth_logging.setup()

@@ -19,11 +19,12 @@ from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model, open_model
-from hearth.root.cluster import Cluster, ClusterSettings
-from hearth.root.engine import Engine
-from hearth.root.interfaces import StepRunner
-from hearth.root.observing import Observer
-from hearth.root.params import Sampling
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.interfaces import StepRunner
+from hearth.root.engine.params import Sampling
+from hearth.root.settings import ClusterSettings
+from hearth.root.status.observing import Observer
 
 
 @dataclass(frozen=True)

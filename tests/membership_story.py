@@ -6,8 +6,8 @@ from collections.abc import Callable
 from itertools import combinations
 
 from hearth.common.errors import Reason
-from hearth.root.candidates import Decision, Form, Member, Misfit, Rules, State
-from hearth.root.membership import Membership
+from hearth.root.membership.candidates import Decision, Form, Member, Misfit, Rules, State
+from hearth.root.membership.membership import Membership
 
 GIB = 1 << 30
 LOST = Reason.WORKER_LOST

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth.converter import open_model
-from hearth.root.cluster import Cluster, ClusterSettings
-from hearth.root.scheduler import Batch, Limits, SequenceStep
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.scheduling.batch import Batch, Limits, SequenceStep
+from hearth.root.settings import ClusterSettings
 
 F32 = npt.NDArray[np.float32]
 

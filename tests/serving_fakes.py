@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
-from hearth.root.engine import Engine
-from hearth.root.params import Sampling
-from hearth.root.scheduler import Batch, Limits
-from hearth.root.server import RootServer
+from hearth.root.api.grpc.server import RootServer
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.params import Sampling
+from hearth.root.scheduling.batch import Batch, Limits
 from hearth.v1 import root_pb2
 
 BOS, EOS = 256, 257

@@ -15,9 +15,9 @@ import numpy as np
 from hearth.cli import bench
 from hearth.cli.bench import Recorder
 from hearth.cli.session import open_session
-from hearth.root.cluster import Cluster
-from hearth.root.mailbox import Delta
-from hearth.root.params import GenerateParams
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.engine.mailbox import Delta
+from hearth.root.engine.params import GenerateParams
 
 
 def main() -> None:

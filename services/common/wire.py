@@ -10,24 +10,19 @@ import numpy.typing as npt
 
 from hearth import _native
 from hearth.common.errors import HearthError, Reason
-from hearth.v1 import common_pb2
+from hearth.common.types import SYNC, name_of
 
 F32 = npt.NDArray[np.float32]
 
-NAMES = {
-    common_pb2.SYNC_TYPE_F32: "f32",
-    common_pb2.SYNC_TYPE_F16: "f16",
-    common_pb2.SYNC_TYPE_Q80: "q80",
-}
 _F16_MAX = np.float32(65504.0)
 
 
 def type_name(sync_type: int) -> str:
     """ "f32", "f16" or "q80". Raises HearthError INVALID_ARGUMENT for anything else."""
-    name = NAMES.get(sync_type)  # type: ignore[call-overload]
+    name = name_of(SYNC, sync_type)
     if name is None:
         raise HearthError(Reason.INVALID_ARGUMENT, f"unknown sync type {sync_type}")
-    return str(name)
+    return name
 
 
 def encoded_bytes(sync_type: int, rows: int, columns: int) -> int:

@@ -1,8 +1,12 @@
 """How a cluster is to be formed; the command line's options, as values."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from hearth.common.security import Security
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it brings gRPC, which planning must not know
+    from hearth.common.security import Security
 
 
 @dataclass(frozen=True, slots=True)

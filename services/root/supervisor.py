@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.candidates import Form, Rules, Serve, State
-from hearth.root.cluster import Cluster
-from hearth.root.discovery import Source, sources
-from hearth.root.engine import Engine
-from hearth.root.links import WorkerLink
-from hearth.root.membership import GONE, LEAVING, Membership
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.cluster.links import WorkerLink
+from hearth.root.discovery.sources import Source, sources
+from hearth.root.engine.engine import Engine
+from hearth.root.membership.candidates import Fit, Form, Member, Misfit, Rules, Serve, State
+from hearth.root.membership.membership import GONE, LEAVING, Membership
+from hearth.root.planning.blueprint import Blueprint
 from hearth.root.settings import Joining
 from hearth.v1 import root_pb2
 
@@ -50,7 +51,7 @@ class Supervisor:
         self._joining = joining
         self._static = cluster.settings.workers
         self._membership = Membership(
-            _rules(joining, self._static, cluster.blueprint.most_workers), cluster.blueprint.fit
+            _rules(joining, self._static, cluster.blueprint.most_workers), _fit(cluster.blueprint)
         )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._sources: list[Source] = sources(joining, self._found)
@@ -300,6 +301,19 @@ class Supervisor:
             error = HearthError(Reason.WORKER_UNREACHABLE, problem)
         message = f"{error.message} (waited {seconds:g} s: see --join-seconds)"
         return HearthError(error.reason, message, error.metadata, error.code)
+
+
+def _fit(blueprint: Blueprint) -> Fit:
+    """The blueprint's answer as the membership asks for it."""
+
+    def fit(workers: tuple[Member, ...]) -> Misfit | None:
+        found = blueprint.misfit([(w.address, w.title, w.room) for w in workers])
+        if found is None:
+            return None
+        rank, problem = found
+        return Misfit(workers[rank - 1].address if rank else "", problem)
+
+    return fit
 
 
 def _rules(joining: Joining, static: tuple[str, ...], most: int) -> Rules:

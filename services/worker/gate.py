@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import grpc
 
 from hearth.common.admission import Handshakes, Refusals, peer_of
-from hearth.common.errors import HearthError, Reason, abort
+from hearth.common.errors import HearthError, Reason
+from hearth.common.rpc_errors import abort
 from hearth.common.security import ROOT_NAME, Security
 
 # A call whose one message does not come holds a thread of the server until then.

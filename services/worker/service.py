@@ -12,10 +12,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from hearth.common.channels import PROTOCOL_VERSION
-from hearth.common.errors import HearthError, Reason, abort
+from hearth.common.errors import HearthError, Reason
 from hearth.common.frames import ChunkFrame, decode_forward, decode_request
 from hearth.common.mesh import MeshListener
 from hearth.common.metrics import Metrics
+from hearth.common.rpc_errors import abort
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.forward import ForwardLoop
 from hearth.worker.leaving import Leaving

@@ -17,22 +17,12 @@ from hearth import _native
 from hearth.common.channels import MAX_PAYLOAD_BYTES
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
+from hearth.common.types import BLOCK, KV, WEIGHT, name_of
 from hearth.v1 import common_pb2, worker_pb2
 
 F32: TypeAlias = npt.NDArray[np.float32]
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
-WEIGHT_TYPES = {
-    common_pb2.WEIGHT_TYPE_F32: "f32",
-    common_pb2.WEIGHT_TYPE_F16: "f16",
-    common_pb2.WEIGHT_TYPE_Q80: "q80",
-    common_pb2.WEIGHT_TYPE_Q40: "q40",
-}
-KV_TYPES = {
-    common_pb2.KV_TYPE_F32: "f32",
-    common_pb2.KV_TYPE_F16: "f16",
-    common_pb2.KV_TYPE_Q80: "q80",
-}
 # Generous for every model known (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
 # vocabulary 256,000), and small enough that no product of them overflows 64 bits.
 _LIMITS = {
@@ -87,9 +77,9 @@ def check_config(config: common_pb2.ShardConfig) -> None:
         raise _bad("rope_frequencies hold a value that is not finite")
     if not (math.isfinite(config.norm_epsilon) and 0 <= config.norm_epsilon <= 1):
         raise _bad(f"norm_epsilon {config.norm_epsilon} is not within [0, 1]")
-    if config.kv_type not in KV_TYPES:
+    if name_of(KV, config.kv_type) is None:
         raise _bad(f"unknown kv_type {config.kv_type}")
-    if config.kv_type == common_pb2.KV_TYPE_Q80 and config.head_size % 32:
+    if config.kv_type == KV["q80"] and config.head_size % BLOCK:
         raise _bad(f"kv_type q80 needs a head_size that divides by 32, not {config.head_size}")
     if config.max_pages * config.page_size > _MAX_POSITIONS:
         raise _bad(f"{config.max_pages} pages of {config.page_size} are too many positions")
@@ -116,7 +106,7 @@ def check_config(config: common_pb2.ShardConfig) -> None:
 
 def kv_bytes(config: common_pb2.ShardConfig) -> int:
     """Bytes of KV cache when all pages are in use: K and V of every layer and KV head held."""
-    per_head = _native.kv_head_bytes(KV_TYPES[config.kv_type], config.head_size, config.page_size)
+    per_head = _native.kv_head_bytes(_kv_name(config), config.head_size, config.page_size)
     per_page = _size(config.kv_heads) * per_head * _size(config.layers)
     return max(per_page, _MAPPING_BYTES) * config.max_pages
 
@@ -154,7 +144,7 @@ class NodeShard:
                 vocab=_pair(config.vocab),
                 norm_epsilon=config.norm_epsilon,
                 rope_frequencies=np.array(config.rope_frequencies, dtype=np.float32),
-                kv_type=KV_TYPES[config.kv_type],
+                kv_type=_kv_name(config),
                 page_size=config.page_size,
                 max_pages=config.max_pages,
                 max_step_tokens=config.max_step_tokens,
@@ -193,7 +183,7 @@ class NodeShard:
         slice that is not complete may begin again at row 0.
         """
         try:
-            self._shard.load(entry.name, WEIGHT_TYPES[entry.type], data, first_row)
+            self._shard.load(entry.name, _weight_name(entry), data, first_row)
         except (ValueError, KeyError) as error:
             raise _bad(f"slice {entry.name!r}: {error}") from None
         except MemoryError as error:
@@ -277,10 +267,8 @@ def check_manifest(
 
 def slice_bytes(entry: worker_pb2.SliceEntry) -> int:
     """Bytes of a slice of this type and shape. Raises HearthError BAD_SHARD."""
-    if entry.type not in WEIGHT_TYPES:
-        raise _bad(f"slice {entry.name!r} has unknown type {entry.type}")
     try:
-        return entry.rows * _native.row_bytes(WEIGHT_TYPES[entry.type], entry.columns)
+        return entry.rows * _native.row_bytes(_weight_name(entry), entry.columns)
     except ValueError as error:
         raise _bad(f"slice {entry.name!r}: {error}") from None
 
@@ -289,6 +277,21 @@ def block_rows(entry: worker_pb2.SliceEntry) -> int:
     """Rows of a slice to read, send and pack together, so that no slice is in memory whole."""
     group_bytes = entry.size_bytes // entry.rows * _ROW_GROUP
     return max(1, _BLOCK_BYTES // group_bytes) * _ROW_GROUP
+
+
+def _kv_name(config: common_pb2.ShardConfig) -> str:
+    """ "f32", "f16" or "q80": check_config has seen it."""
+    name = name_of(KV, config.kv_type)
+    assert name is not None
+    return name
+
+
+def _weight_name(entry: worker_pb2.SliceEntry) -> str:
+    """ "f32", "q40" ... Raises HearthError BAD_SHARD."""
+    name = name_of(WEIGHT, entry.type)
+    if name is None:
+        raise _bad(f"slice {entry.name!r} has unknown type {entry.type}")
+    return name
 
 
 def _pair(value: common_pb2.Range) -> tuple[int, int]:

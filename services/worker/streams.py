@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from hearth.common.errors import HearthError, Reason, abort
+from hearth.common.errors import HearthError, Reason
+from hearth.common.rpc_errors import abort
 from hearth.worker.lanes import StreamEnded
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from serving_fakes import BOS, EOS, FakeRunner, Root, expected, script
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.server import RootServer
+from hearth.root.api.grpc.server import RootServer
 from hearth.v1 import common_pb2, root_pb2, root_pb2_grpc
 
 Stub = root_pb2_grpc.RootServiceStub

@@ -17,8 +17,9 @@ from harness import ServiceProcess, begin, free_port
 from hearth.client import Client
 from hearth.common.errors import HearthError
 from hearth.converter import open_model
-from hearth.root.cluster import Cluster, ClusterSettings
-from hearth.root.streaming import LoadEvent
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.cluster.streaming import LoadEvent
+from hearth.root.settings import ClusterSettings
 from hearth.v1 import root_pb2
 
 Start = Callable[..., ServiceProcess]

@@ -13,8 +13,9 @@ import pytest
 from harness import Plan, WorkerProcess, shard_config
 
 from hearth.common.channels import PROTOCOL_VERSION, dial
-from hearth.common.errors import HearthError, Reason, from_rpc_error
-from hearth.root.streaming import LoadEvent, stream_weights
+from hearth.common.errors import Code, HearthError, Reason
+from hearth.common.rpc_errors import from_rpc_error
+from hearth.root.cluster.streaming import LoadEvent, stream_weights
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 
 Requests = Iterator[worker_pb2.LoadWeightsRequest]
@@ -171,7 +172,7 @@ def test_death_in_mid_load_names_the_worker(start_worker: Start) -> None:
 
     with pytest.raises(HearthError, match=worker.address) as error:
         load(worker, wide_plan(), kill)
-    assert error.value.code is grpc.StatusCode.UNAVAILABLE
+    assert error.value.code is Code.UNAVAILABLE
 
 
 @pytest.mark.parametrize("times", [1, 3])

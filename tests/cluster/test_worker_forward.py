@@ -13,8 +13,9 @@ from harness import Plan, WorkerProcess, shard_config
 
 from hearth.common import wire
 from hearth.common.channels import PROTOCOL_VERSION, dial
-from hearth.common.errors import HearthError, Reason, from_rpc_error
-from hearth.root.streaming import stream_weights
+from hearth.common.errors import HearthError, Reason
+from hearth.common.rpc_errors import from_rpc_error
+from hearth.root.cluster.streaming import stream_weights
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 
 Start = Callable[..., WorkerProcess]

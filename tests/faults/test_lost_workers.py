@@ -18,8 +18,9 @@ from harness import ServiceProcess, WorkerProcess, begin
 from hearth.client import Cancelled, Client, ClusterUnavailable, GenerateStream, WorkerLost
 from hearth.common.errors import HearthError
 from hearth.converter import open_model
-from hearth.root.cluster import Cluster, ClusterSettings
-from hearth.root.streaming import LoadEvent
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.cluster.streaming import LoadEvent
+from hearth.root.settings import ClusterSettings
 from hearth.v1 import root_pb2, worker_pb2, worker_pb2_grpc
 
 Start = Callable[..., ServiceProcess]

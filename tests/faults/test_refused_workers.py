@@ -17,12 +17,13 @@ from harness import ServiceProcess, WorkerProcess, hearth
 
 from hearth.client import Client
 from hearth.common.channels import PROTOCOL_VERSION
-from hearth.common.errors import HearthError, Reason, abort
+from hearth.common.errors import HearthError, Reason
+from hearth.common.rpc_errors import abort
 from hearth.converter import open_model
-from hearth.root.cluster import Cluster, ClusterSettings
-from hearth.root.engine import Engine
-from hearth.root.scheduler import Limits
-from hearth.root.settings import Joining
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.engine.engine import Engine
+from hearth.root.scheduling.batch import Limits
+from hearth.root.settings import ClusterSettings, Joining
 from hearth.root.supervisor import Supervisor
 from hearth.v1 import common_pb2, root_pb2, worker_pb2, worker_pb2_grpc
 

@@ -36,7 +36,7 @@ from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError
 from hearth.common.mesh import _HELLO, _MAGIC
 from hearth.common.security import Security
-from hearth.root.streaming import stream_weights
+from hearth.root.cluster.streaming import stream_weights
 from hearth.v1 import worker_pb2, worker_pb2_grpc
 
 

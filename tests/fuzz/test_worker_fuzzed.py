@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 
 from hearth.common import wire
 from hearth.common.channels import CHUNK_BYTES, PROTOCOL_VERSION, dial
-from hearth.common.errors import HearthError, from_rpc_error
+from hearth.common.errors import HearthError
 from hearth.common.frames import ChunkFrame, decode_forward, decode_request, encode_request
 from hearth.common.metrics import Metrics
+from hearth.common.rpc_errors import from_rpc_error
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
 from hearth.worker.loading import LoadSession

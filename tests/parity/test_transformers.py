@@ -18,9 +18,9 @@ import perplexity
 import pytest
 
 from hearth.converter.tokenizers.plain import PlainTokenizer
-from hearth.root.engine import Engine
-from hearth.root.mailbox import Delta
-from hearth.root.params import GenerateParams
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.mailbox import Delta
+from hearth.root.engine.params import GenerateParams
 from hearth.worker.server import WorkerServer
 
 pytestmark = pytest.mark.parity

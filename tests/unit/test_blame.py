@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.blame import culprits, explain
-from hearth.root.links import WorkerLink
+from hearth.root.cluster.blame import culprits, explain
+from hearth.root.cluster.links import WorkerLink
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from hearth.common.errors import HearthError
 from hearth.common.metrics import Metrics
 from hearth.common.metrics_port import MetricsPort
 from hearth.common.security import FILES, ApiKeys, Security, bearer_problem, read_identity
-from hearth.root.params import MAX_BYTES_PER_POSITION, check_count, check_size
+from hearth.root.api.prompt import MAX_BYTES_PER_POSITION, check_count, check_size
 
 KEY = "k" * 16
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hearth.common.errors import HearthError
-from hearth.root.discovery import DnsSource, sources
-from hearth.root.mdns import MdnsSource
+from hearth.root.discovery.mdns import MdnsSource
+from hearth.root.discovery.sources import DnsSource, sources
 from hearth.root.settings import Joining
 from hearth.worker.announce import Announcement
 

@@ -24,10 +24,10 @@ from serving_fakes import (
 )
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.engine import Engine
-from hearth.root.mailbox import Delta, Done, Event, Failed, Mailbox
-from hearth.root.params import GenerateParams, Sampling
-from hearth.root.scheduler import Batch, FinishReason, Limits
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
+from hearth.root.engine.params import GenerateParams, Sampling
+from hearth.root.scheduling.batch import Batch, FinishReason, Limits
 
 LIMITS = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=16, max_running=8)
 

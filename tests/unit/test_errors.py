@@ -11,7 +11,8 @@ import pytest
 
 from hearth.client import errors as client_errors
 from hearth.common import channels
-from hearth.common.errors import CODES, HearthError, Reason, abort, from_rpc_error
+from hearth.common.errors import CODES, Code, HearthError, Reason
+from hearth.common.rpc_errors import abort, from_rpc_error
 
 
 class _Service(grpc.GenericRpcHandler):
@@ -50,7 +51,7 @@ def test_reason_code_message_and_numbers_arrive() -> None:
     sent = HearthError(Reason.OUT_OF_MEMORY, "needs 5, has 3; use more", {"needed": 5, "has": 3})
     got = _call(sent)
     assert got.reason == "OUT_OF_MEMORY"
-    assert got.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert got.code is Code.RESOURCE_EXHAUSTED
     assert got.message == "worker nas:7717: needs 5, has 3; use more"
     assert got.metadata == {"needed": "5", "has": "3", "peer": "worker nas:7717"}
 

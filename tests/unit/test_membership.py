@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from membership_story import GIB, Story, needs, serving
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.candidates import Form, Member, Serve, State, Wait
+from hearth.root.membership.candidates import Form, Member, Serve, State, Wait
 
 # The start.
 

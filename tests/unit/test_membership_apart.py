@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from membership_story import GIB, Story, needs, serving
 
-from hearth.root.candidates import Serve, State, Wait
+from hearth.root.membership.candidates import Serve, State, Wait
 
 
 def test_a_connection_that_breaks_once_moves_nobody() -> None:

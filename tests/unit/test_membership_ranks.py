@@ -6,8 +6,8 @@ from itertools import permutations
 
 import pytest
 
-from hearth.root.candidates import Form, Member, Rules, State
-from hearth.root.membership import Membership
+from hearth.root.membership.candidates import Form, Member, Rules, State
+from hearth.root.membership.membership import Membership
 
 NAMES = ("hearth-worker-0", "hearth-worker-1", "hearth-worker-2")
 

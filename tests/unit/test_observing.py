@@ -12,10 +12,10 @@ from serving_fakes import BOS, ByteTokenizer, FakeRunner, Greedy, script
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
-from hearth.root.engine import Engine
-from hearth.root.observing import Observer
-from hearth.root.params import GenerateParams
-from hearth.root.scheduler import Limits
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.params import GenerateParams
+from hearth.root.scheduling.batch import Limits
+from hearth.root.status.observing import Observer
 from hearth.v1 import root_pb2
 
 SERVING = root_pb2.NODE_STATE_SERVING

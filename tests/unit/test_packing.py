@@ -14,7 +14,7 @@ from hearth.common.channels import CHUNK_BYTES
 from hearth.common.errors import HearthError
 from hearth.common.frames import ChunkFrame
 from hearth.common.metrics import Metrics
-from hearth.root.streaming import _Source
+from hearth.root.cluster.streaming import _Source
 from hearth.v1 import worker_pb2
 from hearth.worker import shard as shards
 from hearth.worker.cache import SliceCache

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hearth.root.pages import OutOfPages, PagePool
+from hearth.root.scheduling.pages import OutOfPages, PagePool
 
 
 def test_all_or_nothing() -> None:

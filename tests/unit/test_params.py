@@ -7,7 +7,8 @@ import pytest
 from serving_fakes import BOS, ByteTokenizer
 
 from hearth.common.errors import HearthError
-from hearth.root.params import GenerateParams, Sampling, check_ids, check_text, prompt_ids
+from hearth.root.api.prompt import prompt_ids
+from hearth.root.engine.params import GenerateParams, Sampling, check_ids, check_text
 
 BAD: list[tuple[str, Any, str]] = [
     ("temperature", -0.1, "[0, 100]"),

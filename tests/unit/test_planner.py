@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hearth.common.errors import HearthError
 from hearth.converter.spec import ModelSpec, is_norm
-from hearth.root.planner import Plan, divide, make_plan, pages_for
+from hearth.root.planning.plan import Plan, divide, make_plan, pages_for
 
 
 def spec_of(**changes: object) -> ModelSpec:

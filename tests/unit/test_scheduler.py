@@ -7,7 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from serving_fakes import FakeRunner, expected, letters
 
 from hearth.common.errors import HearthError
-from hearth.root.scheduler import Batch, FinishReason, Limits, Request, Sampled, Scheduler
+from hearth.root.scheduling.batch import Batch, FinishReason, Limits, Request, Sampled
+from hearth.root.scheduling.scheduler import Scheduler
 
 EOS = frozenset({9})
 

@@ -1,0 +1,104 @@
+"""How a HearthError travels over gRPC, and what HearthError a failed call stands for.
+
+It crosses the wire as google.rpc.Status with one ErrorInfo of domain "hearth".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from hearth.common.errors import Code, HearthError, Reason
+from hearth.common.logging import printable
+
+DOMAIN = "hearth"
+# Trailers share gRPC's default metadata limit of 8 KiB: a message for people stays well below it.
+_MESSAGE_LIMIT = 2000
+_VALUE_LIMIT = 300
+
+_C = grpc.StatusCode
+# A status that carries no ErrorInfo of ours (made by gRPC itself, or by a stranger).
+_FOREIGN: Mapping[grpc.StatusCode, Reason] = {
+    _C.UNAVAILABLE: Reason.UNREACHABLE,
+    _C.DEADLINE_EXCEEDED: Reason.DEADLINE,
+    _C.CANCELLED: Reason.CANCELLED,
+    _C.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
+    _C.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
+}
+_CODES: Mapping[grpc.StatusCode, Code] = {
+    status: Code[status.name] for status in _C if status is not _C.OK
+}
+# What gRPC says where one end speaks TLS and the other does not, or does not trust it.
+_TLS_SIGNS = ("handshake", "socket closed")
+
+
+def to_status(error: HearthError) -> grpc.Status:
+    """The status to give to `context.abort_with_status`."""
+    detail = any_pb2.Any()
+    detail.Pack(
+        error_details_pb2.ErrorInfo(
+            reason=error.reason,
+            domain=DOMAIN,
+            metadata={key: value[:_VALUE_LIMIT] for key, value in error.metadata.items()},
+        )
+    )
+    status: grpc.Status = rpc_status.to_status(
+        status_pb2.Status(
+            code=code_pb2.Code.Value(error.code.name),
+            message=error.message[:_MESSAGE_LIMIT],
+            details=[detail],
+        )
+    )
+    return status
+
+
+def abort(context: grpc.ServicerContext, error: HearthError) -> NoReturn:
+    """Ends the call with `error` in its trailers. Only from the handler's own thread."""
+    context.abort_with_status(to_status(error))
+    raise AssertionError("abort_with_status returned")
+
+
+def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
+    """The HearthError that a failed call stands for, naming `peer` ("worker nas:7717").
+
+    A status without our ErrorInfo gets the reason that its code implies: UNAVAILABLE, UNREACHABLE.
+    """
+    call: Any = error  # what gRPC raises is an RpcError and a Call at once; its types do not say so
+    status: grpc.StatusCode = call.code() if hasattr(call, "code") else _C.UNKNOWN
+    message = (call.details() if hasattr(call, "details") else str(error)) or status.name
+    # gRPC's own message quotes the bytes of whatever answered at the address.
+    message = printable(message[:_MESSAGE_LIMIT])
+    reason: str = _FOREIGN.get(status, Reason.INTERNAL)
+    metadata: dict[str, str] = {}
+    info = _error_info(error)
+    if info is not None:
+        reason = info.reason
+        metadata = dict(info.metadata)
+    elif status is _C.UNAVAILABLE:
+        tls = any(sign in message.lower() for sign in _TLS_SIGNS)
+        more = ", and that both ends have --tls of the same cluster" if tls else ""
+        message = (
+            f"cannot be reached ({message}); check that it runs and that the address is right{more}"
+        )
+    if peer:
+        metadata.setdefault("peer", peer)
+        message = f"{peer}: {message}"
+    return HearthError(reason, message, metadata, _CODES.get(status, Code.UNKNOWN))
+
+
+def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
+    """Our ErrorInfo in the trailers, or None: a stranger's trailers may be anything."""
+    try:
+        status = rpc_status.from_call(error)
+        for detail in status.details if status is not None else ():
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                return info
+    except Exception:
+        return None
+    return None

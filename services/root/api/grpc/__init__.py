@@ -1,0 +1,1 @@
+"""hearth.v1.RootService on grpc.aio."""

@@ -1,0 +1,1 @@
+"""Forming a cluster and running steps on it: the I/O."""

@@ -1,0 +1,308 @@
+"""A cluster's state, and the steps that it runs while it serves.
+
+`form` makes a Formation (forming.py does the work): every worker dialled, all shards loaded, the
+Forward streams and the lane open. `run` is one step on all nodes. When a worker is lost, the step
+that is running fails with an error that names it, and nothing runs until `form` is called again.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from hearth import _native
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.converter import Model
+from hearth.root.cluster import blame
+from hearth.root.cluster.formation import Formation, StepOutput
+from hearth.root.cluster.forming import TELL_SECONDS, Forming, LoadListener
+from hearth.root.cluster.limits import limits_for
+from hearth.root.cluster.links import WorkerLink
+from hearth.root.membership.candidates import Candidate
+from hearth.root.planning.blueprint import draw
+from hearth.root.planning.plan import Plan
+from hearth.root.scheduling.batch import Batch, Limits
+from hearth.root.settings import ClusterSettings
+from hearth.root.status import describe
+from hearth.root.status.board import Board
+from hearth.v1 import root_pb2, worker_pb2
+from hearth.worker.shard import NodeShard
+
+log = logging.getLogger(__name__)
+
+_WATCHDOG_GRACE = 2.0
+
+
+class Cluster:
+    """One model over the root and its workers.
+
+    Forming, serving or lost: while it serves there is a Formation, and `lost` is None. `form` and
+    `run` may come from different threads: `form` first ends a step that is running.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: ClusterSettings,
+        *,
+        metrics: Metrics | None = None,
+        on_load: LoadListener = lambda address, event: None,
+    ) -> None:
+        self.settings = settings
+        self._metrics = metrics or Metrics()
+        self._on_load = on_load
+        # Called, in any thread, when a worker of a serving cluster is lost.
+        self.on_lost: Callable[[HearthError], None] = lambda error: None
+        # Called, in the thread that runs steps, when a worker says that it is about to stop.
+        self.on_leaving: Callable[[str], None] = lambda address: None
+        # Before anything is dialled: what cannot be cut is an error of the command line.
+        self.blueprint = draw(model, settings)
+        # Of the workers that it is, or was last tried to be, formed with.
+        self.plan: Plan = self.blueprint.plan(settings.workers)
+        self._root_id = secrets.token_hex(16)
+        self._epoch = 0
+        self._board = Board()
+        self._shard: NodeShard | None = None
+        # Held for the length of a step; and, briefly, whenever the state below changes.
+        self._stepping = threading.Lock()
+        self._changing = threading.Lock()
+        self._forming: Forming | None = None
+        self._formation: Formation | None = None
+        self._lost: HearthError | None = HearthError(
+            Reason.CLUSTER_NOT_READY, "the cluster has not been formed"
+        )
+        self._told = threading.Event()
+        self._interrupted = threading.Event()
+        self._closed = threading.Event()
+        self._deadline: float | None = None
+        self._watchdog: threading.Thread | None = None
+        with self._board.change() as status:
+            status.CopyFrom(describe.forming(0, settings, self.plan, settings.workers))
+
+    @property
+    def lost(self) -> HearthError | None:
+        """Why nothing runs until `form` is called; None while the cluster serves."""
+        return self._lost
+
+    def status(self) -> root_pb2.ClusterStatus:
+        """See GetCluster."""
+        return self._board.status()
+
+    def subscribe(
+        self, callback: Callable[[root_pb2.ClusterStatus], object]
+    ) -> Callable[[], object]:
+        """See WatchCluster; the function returned ends it."""
+        return self._board.subscribe(callback)
+
+    def expected_limits(self) -> Limits:
+        """What `form` gives when no node is short of memory."""
+        return limits_for(self.blueprint, self.blueprint.expected_pages())
+
+    @property
+    def root_id(self) -> str:
+        """Of this root's leases."""
+        return self._root_id
+
+    def show(self, candidates: Sequence[Candidate], why: str | None = None) -> None:
+        """Puts all workers that are known on the board; why: the cluster does not serve."""
+        listed = describe.candidates(candidates)
+        status = self._board.status()
+        told = describe.explain(status, candidates, why) if why is not None else False
+        if told or list(status.candidates) != listed:
+            with self._board.change() as status:
+                del status.candidates[:]
+                status.candidates.extend(listed)
+                if why is not None and self._lost is not None:
+                    describe.explain(status, candidates, why)
+
+    def form(self, workers: Sequence[str] | None = None) -> Limits:
+        """Dials, loads and opens; what the scheduler may use then.
+
+        workers: addresses in rank order; those of the settings where not given. Raises HearthError
+        naming the worker that is absent, busy, of another version, short of memory or lost on the
+        way; nothing runs then, and `form` may be called again.
+        """
+        self.dissolve()
+        workers = tuple(self.settings.workers if workers is None else workers)
+        self.plan = self.blueprint.plan(workers)
+        self._epoch += 1
+        with self._board.change() as status:
+            known = list(status.candidates)
+            status.CopyFrom(describe.forming(self._epoch, self.settings, self.plan, workers))
+            status.candidates.extend(known)
+        forming = Forming(
+            self.blueprint,
+            workers,
+            self._lease(),
+            self._shard,
+            self._board,
+            self._metrics,
+            self._on_load,
+            self._stream_ended,
+        )
+        self._forming = forming
+        if self._interrupted.is_set():
+            forming.interrupt()
+        try:
+            formation, limits = forming.run()
+        except BaseException as error:
+            if isinstance(error, HearthError):
+                self._lost = error
+            with self._board.change() as status:
+                describe.degraded(status, error)
+            raise
+        finally:
+            self._shard = forming.shard
+        with self._changing:
+            self._formation, self._lost, self._forming = formation, None, None
+            self._told.clear()
+        if self._watchdog is None and formation.links:
+            self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._watchdog.start()
+        with self._board.change() as status:
+            # Unless a worker was lost since: that has been told, and must stay.
+            if self._lost is None:
+                describe.serving(status)
+        self._check_broken(forming, formation)
+        return limits
+
+    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        """One step on all nodes. Raises HearthError when a worker is lost: then `form` again.
+
+        candidates: how many of each row's best tokens are enough; 0 means whole rows.
+        """
+        with self._stepping:
+            formation = self._formation
+            if formation is None or self._lost is not None:
+                raise self._lost or HearthError(Reason.CLUSTER_NOT_READY, "not formed")
+            if formation.links:
+                # A lane that waits too long says so itself, and better: this is for the rest.
+                grace = _WATCHDOG_GRACE if self.settings.lane == "mesh" else 0.0
+                self._deadline = time.monotonic() + self.settings.step_seconds + grace
+            try:
+                output = formation.step(batch, candidates)
+            except _native.LaneError as error:
+                formation.unheard = error.rank
+                raise self._mesh_broke(formation, 0, error.rank, str(error)) from None
+            except HearthError as error:
+                if not formation.links:
+                    raise
+                if error.reason == Reason.PEER_LOST:
+                    raise self._told_of(formation, error) from None
+                self._lose(formation, error)
+                raise self._lost or error from None
+            finally:
+                self._deadline = None
+        phase = "decode" if batch.decode_rows == batch.rows else "prefill"
+        sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
+        self._metrics.step(phase, output.wall_seconds, sync)
+        self._metrics.node_times(output.node_seconds)
+        self._metrics.traffic(output.sent_bytes, output.received_bytes)
+        for address in output.leaving:
+            self.on_leaving(address)
+        return output
+
+    def interrupt(self) -> None:
+        """Ends a `form` that is under way, and makes later ones fail; steps go on."""
+        self._interrupted.set()
+        forming = self._forming
+        if forming is not None:
+            forming.interrupt()
+
+    def close(self) -> None:
+        """Ends everything and gives the leases back."""
+        self.interrupt()
+        self._closed.set()
+        self.dissolve()
+
+    def dissolve(self) -> None:
+        """Ends the formation, after the step that may be running on it, and gives leases back."""
+        again = HearthError(Reason.CLUSTER_NOT_READY, "the cluster is being formed again")
+        with self._changing:
+            formation, self._formation = self._formation, None
+            self._lost = self._lost or again
+        if formation is not None:
+            formation.fail(again)
+            with self._stepping:
+                formation.release(self._lease())
+
+    def _check_broken(self, forming: Forming, formation: Formation) -> None:
+        """A worker that was lost between the end of forming and the begin of serving."""
+        try:
+            forming.check()
+        except HearthError as error:
+            self._lose(formation, error)
+            raise
+
+    def _lease(self) -> worker_pb2.Lease:
+        return worker_pb2.Lease(
+            root_id=self._root_id, root_name=self.settings.name, epoch=self._epoch
+        )
+
+    def _stream_ended(self, link: WorkerLink, error: HearthError) -> None:
+        """A Forward stream ended, by our doing or not; in a thread of gRPC's."""
+        with self._changing:
+            formation = self._formation
+            if formation is None or link not in formation.links:
+                if self._forming is not None:
+                    self._forming.stream_ended(link, error)
+                return
+        if error.reason == Reason.PEER_LOST:
+            # It names another; that one's own stream tells why, if it ends at all.
+            arguments = (formation, error)
+            threading.Thread(target=self._told_of, args=arguments, daemon=True).start()
+        else:
+            self._lose(formation, error)
+
+    def _told_of(self, formation: Formation, error: HearthError) -> HearthError:
+        """Why the mesh broke, of which a worker said so: `error` is PEER_LOST."""
+        by = next(
+            rank
+            for rank, link in enumerate(formation.links, 1)
+            if link.address == error.metadata["worker"]
+        )
+        return self._mesh_broke(formation, by, blame.rank_of(error), error.message)
+
+    def _mesh_broke(self, formation: Formation, by: int, rank: int, problem: str) -> HearthError:
+        """Why the mesh broke between `by` and `rank`: what others say, if they say so soon."""
+        if self._told.wait(TELL_SECONDS) and self._lost is not None:
+            return self._lost
+        error = blame.explain(formation.links, formation.unheard, by, rank, problem)
+        self._lose(formation, error)
+        return self._lost or error
+
+    def _lose(self, formation: Formation, error: HearthError) -> None:
+        """The formation cannot go on: ends every stream, and tells. The first reason counts."""
+        with self._changing:
+            if self._formation is not formation or self._lost is not None:
+                return
+            self._lost = error
+            self._told.set()
+        if error.reason == Reason.SHUTTING_DOWN:
+            log.info("a worker left: %s", error.message)
+        else:
+            log.warning("cluster lost: %s", error.message)
+            self._metrics.fault(error.reason)
+        formation.fail(error)
+        with self._board.change() as status:
+            describe.degraded(status, error)
+        self.on_lost(error)
+
+    def _watch(self) -> None:
+        """Ends the streams of a step that takes too long; wakes up once a second."""
+        while not self._closed.wait(1.0):
+            deadline, formation = self._deadline, self._formation
+            if deadline is None or formation is None or time.monotonic() < deadline:
+                continue
+            self._deadline = None
+            seconds = self.settings.step_seconds
+            # The one that is waited for; where none is, the root's own computing takes that long.
+            waited = next((link for link in formation.links if link.waiting), None)
+            if waited is not None:
+                problem = f"worker {waited.name} did not answer a step within {seconds:g} s"
+                waited.fail(HearthError(Reason.WORKER_LOST, problem))
+            else:
+                problem = f"a step took longer than {seconds:g} s: see --step-seconds"
+                self._lose(formation, HearthError(Reason.DEADLINE, problem))

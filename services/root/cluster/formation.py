@@ -1,0 +1,143 @@
+"""One epoch of a cluster: shard, links and lane that belong together, and the steps they run."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth import _native
+from hearth.common import wire
+from hearth.common.errors import HearthError
+from hearth.root.cluster import logits as parts
+from hearth.root.cluster import wire as plans
+from hearth.root.cluster.lanes import HubLane
+from hearth.root.cluster.links import WorkerLink, expect_result
+from hearth.root.planning.plan import NodePlan, Plan
+from hearth.root.scheduling.batch import Batch
+from hearth.v1 import common_pb2, worker_pb2
+from hearth.worker.shard import NodeShard
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """A step's logits, and where its time went. Seconds of the root's clock."""
+
+    # f32 [output rows, vocab_size]; of candidates: [output rows, n], and their u32 token ids.
+    logits: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.uint32] | None
+    wall_seconds: float
+    # The slowest node's computing; the rest of the wall time is sync, transport and waiting.
+    compute_seconds: float
+    # (compute, sync) of each node, in rank order, by its own clock.
+    node_seconds: tuple[tuple[float, float], ...]
+    sent_bytes: int
+    received_bytes: int
+    # Addresses of the workers that said in this step, for the first time, that they leave.
+    leaving: tuple[str, ...] = ()
+
+
+class Formation:
+    """Lives from one forming of the cluster to its end; `fail` may be called by any thread."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        shard: NodeShard,
+        links: Sequence[WorkerLink],
+        lane: HubLane | _native.MeshLane | None,
+        sync_type: str,
+    ) -> None:
+        """links: the workers in rank order; lane: None when the root is alone."""
+        self.links = tuple(links)
+        self._plan = plan
+        self._shard = shard
+        self._lane = lane
+        self._sync_type = sync_type
+        self._step_id = 0
+        # Of the worker because of which it failed.
+        self._culprit = ""
+        # Whom the root itself does not hear over the mesh any more; 0: nobody.
+        self.unheard = 0
+
+    def step(self, batch: Batch, candidates: int) -> StepOutput:
+        """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh."""
+        start = time.perf_counter()
+        links, lane = self.links, self._lane
+        x = self._shard.embed(np.array(batch.tokens, np.uint32))
+        sequences = [(len(s.tokens), s.position, list(s.pages)) for s in batch.sequences]
+        sent = received = 0
+        leaving = []
+        self._step_id += 1
+        if lane is not None:
+            kind = plans.activation_type(self._sync_type)
+            data = wire.encode(x, kind)
+            if kind != common_pb2.SYNC_TYPE_F32:
+                x = wire.decode(data, kind, *x.shape)
+            request = plans.step(self._step_id, batch, data, kind, candidates)
+            for link in links:
+                link.send(request)
+            lane.begin(self._step_id)
+            sent = len(data) * len(links)
+        own = self._shard.step(x, sequences, batch.output_rows, lane)
+        slowest = own.compute_ns
+        nodes = [(own.compute_ns / 1e9, own.sync_ns / 1e9)]
+        logits, ids = own.logits, None
+        if links:
+            vocabs = [node.vocab for node in self._plan.nodes]
+            joined = parts.JoinedLogits(len(batch.output_rows), vocabs, candidates)
+            joined.add(parts.own_logits(logits, candidates))
+            logits, ids = joined.values, joined.ids
+            del own  # its logits are in `joined`
+            for link, node in zip(links, self._plan.nodes[1:], strict=True):
+                rest, size = self._collect(link, node, joined, candidates)
+                slowest = max(slowest, rest.timing.compute_ns)
+                nodes.append((rest.timing.compute_ns / 1e9, rest.timing.sync_ns / 1e9))
+                received += size
+                if rest.leaving and not link.leaving:
+                    link.leaving = True
+                    leaving.append(link.address)
+        if lane is not None:
+            sent += lane.sent_bytes
+            received += lane.received_bytes
+        wall = time.perf_counter() - start
+        compute = min(slowest / 1e9, wall)
+        return StepOutput(logits, ids, wall, compute, tuple(nodes), sent, received, tuple(leaving))
+
+    def _collect(
+        self, link: WorkerLink, node: NodePlan, joined: parts.JoinedLogits, candidates: int
+    ) -> tuple[worker_pb2.StepResult, int]:
+        """Joins a worker's logits to the others; the rest of its result, and the logits' bytes."""
+        result = expect_result(link.receive(), link, self._step_id)
+        rows = len(joined.values)
+        size = joined.add(parts.logits(result, link.name, rows, node.vocab, candidates))
+        return worker_pb2.StepResult(timing=result.timing, leaving=result.leaving), size
+
+    def fail(self, error: HearthError) -> None:
+        """Ends every stream with `error`, and a step that is under way."""
+        if isinstance(self._lane, _native.MeshLane):
+            self._lane.abort()
+        # Where two do not reach each other, the root reaches both.
+        self._culprit = "" if "peer" in error.metadata else error.metadata.get("worker", "")
+        for link in self.links:
+            if link.address != self._culprit:
+                link.fail(error)
+
+    def release(self, lease: worker_pb2.Lease) -> None:
+        """Closes the connections and gives the leases back; nothing may run."""
+        # Not left to the last reference: errors of a step that failed keep its frames, and these
+        # the lane, until they are collected.
+        if isinstance(self._lane, _native.MeshLane):
+            self._lane.close()
+        self._lane = None
+        close_all(self.links, lease, self._culprit)
+
+
+def close_all(links: Sequence[WorkerLink], lease: worker_pb2.Lease, lost: str = "") -> None:
+    """Closes links and gives their leases back, all at once, but that of the worker at `lost`."""
+    if links:
+        with ThreadPoolExecutor(len(links), "release") as pool:
+            for link in links:
+                pool.submit(link.close, None if link.address == lost else lease)

@@ -1,0 +1,228 @@
+"""One attempt to form a cluster: dial the workers, size the KV cache, load shards, open a lane."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from hearth import _native
+from hearth.common import system
+from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
+from hearth.common.types import SYNC
+from hearth.root.cluster import blame, wire
+from hearth.root.cluster.formation import Formation, close_all
+from hearth.root.cluster.lanes import HubLane, open_mesh
+from hearth.root.cluster.limits import limits_for
+from hearth.root.cluster.links import WorkerLink
+from hearth.root.cluster.loading import Loading
+from hearth.root.cluster.streaming import LoadEvent
+from hearth.root.planning.blueprint import Blueprint
+from hearth.root.scheduling.batch import Limits
+from hearth.root.status.board import Board
+from hearth.v1 import common_pb2, root_pb2, worker_pb2
+from hearth.worker.shard import NodeShard
+
+log = logging.getLogger(__name__)
+
+# How long the stream of a lost worker may take to say so, when another rank noticed first.
+TELL_SECONDS = 0.5
+# What ends when another thing broke: not the reason.
+_CONSEQUENCES = {Reason.CANCELLED, Reason.WORKER_LOST, Reason.UNREACHABLE}
+
+# Bytes of one node's shard that are there: (address or "local", event).
+LoadListener = Callable[[str, LoadEvent], None]
+
+
+class Forming:
+    """`run` it once; `interrupt` and `stream_ended` may come from any thread meanwhile."""
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        workers: Sequence[str],
+        lease: worker_pb2.Lease,
+        shard: NodeShard | None,
+        board: Board,
+        metrics: Metrics,
+        on_load: LoadListener,
+        on_end: Callable[[WorkerLink, HearthError], None],
+    ) -> None:
+        """workers: addresses in rank order. shard: the root's own, where it is loaded already.
+
+        on_end: a Forward stream has ended. Raises HearthError for what cannot be divided so.
+        """
+        self.shard = shard
+        self._blueprint = blueprint
+        self._plan = blueprint.plan(workers)
+        self._lease = lease
+        self._board = board
+        self._metrics = metrics
+        self._on_load = on_load
+        self._on_end = on_end
+        self._links = [WorkerLink(address, blueprint.settings.security) for address in workers]
+        self._loading: Loading | None = None
+        self._interrupted = threading.Event()
+        # What broke first, where it was not this thread that noticed.
+        self._broken: HearthError | None = None
+
+    def run(self) -> tuple[Formation, Limits]:
+        """What can run steps, and what the scheduler may use. Raises HearthError, or ModelError."""
+        settings = self._blueprint.settings
+        try:
+            self.check()
+            limits = self._limits(self._describe())
+            self.check()
+            shard = self._load(limits)
+            lane = self._open_lane()
+            self.check()
+        except BaseException as error:
+            reason = self._reason(error)
+            links, self._links = self._links, []
+            close_all(links, self._lease)
+            raise reason from None
+        return Formation(self._plan, shard, self._links, lane, settings.sync_type), limits
+
+    def check(self) -> None:
+        """Raises HearthError when it has been interrupted, or a worker was lost since."""
+        if self._interrupted.is_set():
+            raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        if self._broken is not None:
+            raise self._broken
+
+    def interrupt(self) -> None:
+        """Ends `run` soon, with SHUTTING_DOWN."""
+        self._interrupted.set()
+        loading = self._loading
+        if loading is not None:
+            loading.give_up()
+        for link in list(self._links):
+            link.close()
+
+    def stream_ended(self, link: WorkerLink, error: HearthError) -> None:
+        """A Forward stream ended before all was formed."""
+        loading = self._loading
+        if link in self._links and not (loading is not None and loading.given_up):
+            self._broken = self._broken or error
+            if loading is not None:
+                loading.give_up()
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """Why it failed: what broke first, not what broke because of that."""
+        if not isinstance(error, HearthError):
+            return error
+        if self._interrupted.is_set():
+            return HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        first = (self._broken or error) if error.reason in _CONSEQUENCES else error
+        return self._mesh_broke(first, error) if first.reason == Reason.PEER_LOST else first
+
+    def _mesh_broke(self, first: HearthError, error: HearthError) -> HearthError:
+        """Why a worker does not find another: what others say, if they say so soon.
+
+        first: PEER_LOST of a worker. error: what ended the forming; the root's own where it did not
+        find one.
+        """
+        until = time.monotonic() + TELL_SECONDS
+        addresses = [link.address for link in self._links]
+        by = 1 + addresses.index(first.metadata["worker"])
+        own = 0 if error.reason == Reason.PEER_LOST else blame.rank_of(error)
+        while time.monotonic() < until and not all(link.ended for link in self._links):
+            time.sleep(0.02)
+        return blame.explain(self._links, own, by, blame.rank_of(first), first.message)
+
+    def _describe(self) -> list[common_pb2.NodeInfo]:
+        """What every worker is. Raises HearthError when one is absent or busy."""
+        if not self._links:
+            return []
+        with ThreadPoolExecutor(len(self._links), "describe") as pool:
+            answers = list(pool.map(self._ask, self._links))
+        for link, answer in zip(self._links, answers, strict=True):
+            if answer.held_by:
+                # Not ours, so another root's, or our dead ancestor's, which ends by itself. What
+                # memory is free can only be said after that.
+                problem = f"worker {link.name} is busy: root {answer.held_by!r} holds it"
+                raise HearthError(Reason.WORKER_BUSY, problem, {"worker": link.address})
+        infos = [answer.node for answer in answers]
+        with self._board.change() as status:
+            for node, info in zip(status.nodes[1:], infos, strict=True):
+                node.info.CopyFrom(info)
+                node.state = root_pb2.NODE_STATE_READY
+        return infos
+
+    def _ask(self, link: WorkerLink) -> worker_pb2.DescribeResponse:
+        """What a worker is, once it holds nothing of ours any more."""
+        answer = link.describe(self._lease.root_id)
+        if answer.held_by_caller and answer.epoch < self._lease.epoch:
+            # It was out of reach when we gave our leases back.
+            link.release(worker_pb2.Lease(root_id=self._lease.root_id, epoch=answer.epoch))
+            answer = link.describe(self._lease.root_id)
+        return answer
+
+    def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
+        try:
+            pages = self._blueprint.pages(
+                self._plan, [(info.name, info.memory_available_bytes) for info in infos]
+            )
+        except HearthError as error:
+            rank = int(error.metadata["rank"])
+            if rank:
+                error.metadata["worker"] = self._links[rank - 1].address
+            raise
+        return limits_for(self._blueprint, pages)
+
+    def _load(self, limits: Limits) -> NodeShard:
+        """All shards at once; the workers' Forward streams are open after."""
+        model, settings, plan = self._blueprint.model, self._blueprint.settings, self._plan
+        ranks = range(len(plan.nodes))
+        configs = [wire.shard_config(model.spec, plan, rank, settings, limits) for rank in ranks]
+        with self._board.change() as status:
+            for node, config in zip(status.nodes, configs, strict=True):
+                node.state = root_pb2.NODE_STATE_LOADING
+                node.shard.CopyFrom(config)
+        held, self.shard = self.shard, None
+        if held is not None and held.config != configs[0]:
+            held.close()  # not after the new one is loaded: there may be no room for both
+            held = None
+        threads = settings.threads or system.cores()
+        begins = [
+            wire.load_begin(model, plan, rank, configs[rank], self._lease, settings)
+            for rank in ranks[1:]
+        ]
+        loading = self._loading = Loading(model, plan, self._progress, self._metrics)
+        try:
+            self.check()  # an interrupt before this line saw no loading to end
+            self.shard = loading.run(
+                held or (lambda: NodeShard(configs[0], threads, settings.pin)),
+                self._links,
+                begins,
+                self._on_end,
+            )
+        except BaseException:
+            self.shard = held  # whatever failed, it was not this
+            raise
+        finally:
+            self._loading = None
+        return self.shard
+
+    def _progress(self, rank: int, event: LoadEvent) -> None:
+        with self._board.change() as status:
+            node = status.nodes[rank]
+            node.weight_bytes_loaded = event.network_bytes + event.cache_bytes
+            node.weight_bytes_from_network = event.network_bytes
+            node.weight_bytes_from_cache = event.cache_bytes if rank else 0
+            address = node.address
+        self._on_load(address, event)
+
+    def _open_lane(self) -> HubLane | _native.MeshLane | None:
+        if not self._links:
+            return None
+        settings = self._blueprint.settings
+        sync_type = SYNC[settings.sync_type]
+        if settings.lane == "mesh":
+            lane, found = open_mesh(self._links, sync_type, settings.step_seconds)
+            log.info("%s", found)
+            with self._board.change() as status:
+                status.notes.append(found)
+            return lane
+        return HubLane(self._links, sync_type)

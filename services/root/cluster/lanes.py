@@ -1,0 +1,130 @@
+"""The root's end of both lanes.
+
+grpc: every rank's partial sum comes in over its Forward stream, their sum goes out.
+mesh: the root hands out addresses and a key, and is then one rank among others (native/mesh.h).
+"""
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth import _native
+from hearth.common import wire
+from hearth.common.channels import is_loopback
+from hearth.common.errors import HearthError, Reason
+from hearth.common.mesh import KEY_BYTES, connect_all, measure
+from hearth.root.cluster.links import WorkerLink, expect_sync
+from hearth.v1 import worker_pb2
+
+# How long the ranks may take to find each other, and then to measure their links; a worker gives up
+# a little earlier, and says why.
+MESH_SECONDS = 15.0
+
+
+class HubLane(_native.Lane):
+    """All-reduce over the Forward streams, the root in the middle.
+
+    Sums run in rank order, in f32; every rank, the root too, goes on with what was on the wire, so
+    that all have the same bits whatever the sync type rounds.
+    """
+
+    def __init__(self, links: Sequence[WorkerLink], sync_type: int) -> None:
+        """links: the workers in rank order, ranks 1 and up; sync_type: of hearth.v1.SyncType."""
+        super().__init__()
+        self._links = links
+        self._sync_type = sync_type
+        self._exact = wire.type_name(sync_type) == "f32"
+        self._step_id = 0
+        self._index = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    def begin(self, step_id: int) -> None:
+        """The next syncs are those of step `step_id`, counted from 0."""
+        self._step_id = step_id
+        self._index = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
+        """x, f32 [rows, hidden_size], becomes the sum over all ranks. Raises HearthError."""
+        for link in self._links:
+            frame = expect_sync(link.receive(), link, self._step_id, self._index)
+            x += wire.decode(frame.data, self._sync_type, *x.shape)
+            self.received_bytes += len(frame.data)
+        data = wire.encode(x, self._sync_type)
+        answer = worker_pb2.ForwardRequest(
+            sync=worker_pb2.SyncFrame(step_id=self._step_id, index=self._index, data=data)
+        )
+        for link in self._links:
+            link.send(answer)
+        if not self._exact:
+            x[:] = wire.decode(data, self._sync_type, *x.shape)
+        self.sent_bytes += len(data) * len(self._links)
+        self._index += 1
+
+
+def open_mesh(
+    links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float
+) -> tuple[_native.MeshLane, str]:
+    """Connects all ranks to each other, and measures; links: the workers in rank order.
+
+    The text says what was found. Raises HearthError.
+    """
+    for link in links:
+        if not link.mesh_address:
+            problem = f"worker {link.name} has no mesh port: use --lane grpc"
+            raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": link.address})
+    here = [link for link in links if is_loopback(link.address)]
+    if here and len(here) < len(links):
+        problem = (
+            f"worker {here[0].name} is named by a loopback address, which means another machine to "
+            "the workers elsewhere: give its address on the network, or use --lane grpc"
+        )
+        raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": here[0].address})
+    key = secrets.token_bytes(KEY_BYTES)
+    addresses = ["", *(link.mesh_address for link in links)]
+    request = worker_pb2.ForwardRequest(
+        mesh_open=worker_pb2.MeshOpen(
+            addresses=addresses,
+            session_key=key,
+            deadline_seconds=deadline_seconds,
+        )
+    )
+    for link in links:
+        link.send(request)
+    try:
+        sockets = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS)
+    except HearthError as error:
+        raise _lost(links, error) from None
+    lane = _native.MeshLane(
+        rank=0,
+        sockets=sockets,
+        wire=wire.type_name(sync_type),
+        deadline_seconds=deadline_seconds,
+    )
+    try:
+        try:
+            found = measure(lane, len(addresses), MESH_SECONDS)
+        except HearthError as error:
+            raise _lost(links, error) from None
+        for link in links:
+            answer = link.receive_within(MESH_SECONDS, "join the mesh")
+            if answer.WhichOneof("message") != "mesh_ready":
+                kind = answer.WhichOneof("message")
+                problem = f"worker {link.name} answered {kind!r} to mesh_open"
+                raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
+    except BaseException:
+        lane.close()
+        raise
+    return lane, found
+
+
+def _lost(links: Sequence[WorkerLink], error: HearthError) -> HearthError:
+    """The root's own finding that a rank is lost: which worker that is."""
+    rank = int(error.metadata["rank"])
+    link = links[rank - 1]
+    facts = {"worker": link.address, "rank": rank}
+    return HearthError(Reason.WORKER_LOST, f"worker {link.name}: {error.message}", facts)

@@ -1,0 +1,206 @@
+"""The root's end of one worker: its channel, its weight stream, its Forward stream.
+
+Every failure becomes a HearthError that names the worker. Knows no plan and no batch.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from hearth.common.channels import PROTOCOL_VERSION, dial
+from hearth.common.errors import HearthError, Reason
+from hearth.common.rpc_errors import from_rpc_error
+from hearth.common.security import Security
+from hearth.root.cluster.streaming import LoadEvent, SliceReader, stream_weights
+from hearth.v1 import worker_pb2, worker_pb2_grpc
+
+DESCRIBE_SECONDS = 5.0
+OPEN_SECONDS = 10.0
+RELEASE_SECONDS = 2.0
+# Reasons of a broken stream that say nothing but that the worker is gone.
+_GONE = {Reason.UNREACHABLE, Reason.CANCELLED, Reason.INTERNAL, Reason.DEADLINE}
+
+
+class WorkerLink:
+    """A worker at host:port. `receive` and `send` are for one thread; `fail` is for any."""
+
+    def __init__(self, address: str, security: Security | None = None) -> None:
+        """Raises HearthError BAD_ADDRESS; connects when first used."""
+        self.address = address
+        self.name = address
+        # host:port where other ranks connect; known after `describe`.
+        self.mesh_address = ""
+        # Whether a thread is in `receive` now.
+        self.waiting = False
+        # Whether it has said that it is about to stop.
+        self.leaving = False
+        self._channel = dial(address, security)
+        self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
+        self._call: Any = None  # grpc's type of a stream-stream call is private
+        self._failure: HearthError | None = None
+        # Why the stream ended, where it was not `fail` that ended it.
+        self.ended: HearthError | None = None
+        self._failing = threading.Lock()
+
+    def describe(self, root_id: str = "") -> worker_pb2.DescribeResponse:
+        """What the worker is; root_id: of the caller, so that it learns whether it holds the lease.
+
+        Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION.
+        """
+        request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION, root_id=root_id)
+        try:
+            answer = self._stub.Describe(request, timeout=DESCRIBE_SECONDS)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                problem = f"{self.address} is no Hearth worker: something else answers there"
+                raise self._named(HearthError(Reason.BAD_ADDRESS, problem)) from None
+            if failure.reason in _GONE:
+                problem = (
+                    f"worker {self.address} cannot be reached: is `hearth worker --listen` running "
+                    f"there, and is the port open? ({failure.message})"
+                )
+                raise self._named(HearthError(Reason.WORKER_UNREACHABLE, problem)) from None
+            raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
+        if answer.node.protocol_version != PROTOCOL_VERSION:
+            problem = (
+                f"worker {self.address} speaks version {answer.node.protocol_version} of the "
+                f"protocol (Hearth {answer.node.version}), this root version {PROTOCOL_VERSION}: "
+                "install the same Hearth on both"
+            )
+            raise self._named(HearthError(Reason.PROTOCOL_VERSION, problem))
+        self.name = f"{answer.node.name} ({self.address})"
+        host = self.address.rpartition(":")[0]
+        self.mesh_address = f"{host}:{answer.mesh_port}" if answer.mesh_port else ""
+        return answer
+
+    def load(
+        self,
+        begin: worker_pb2.LoadBegin,
+        read_slice: SliceReader,
+        on_progress: Callable[[LoadEvent], None],
+    ) -> worker_pb2.LoadDone:
+        """Streams what the worker lacks; its shard is ready after. Raises HearthError."""
+        try:
+            return stream_weights(self._channel, begin, read_slice, on_progress, worker=self.name)
+        except HearthError as error:
+            raise self._named(error) from None
+
+    def open(self, lease: worker_pb2.Lease, on_end: Callable[[HearthError], None]) -> None:
+        """Opens the Forward stream. `on_end` is called, in a thread of gRPC's, when it ends."""
+        self._outgoing = queue.SimpleQueue()
+        self._failure = self.ended = None
+        self._call = call = self._stub.Forward(self._requests(self._outgoing))
+        self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
+        answer = self.receive_within(OPEN_SECONDS, "open its Forward stream")
+        if answer.WhichOneof("message") != "ready":
+            raise self._named(_violation(self.name, "it did not begin with `ready`"))
+        call.add_callback(lambda: on_end(self._ended()))
+
+    @staticmethod
+    def _requests(
+        outgoing: "queue.SimpleQueue[worker_pb2.ForwardRequest | None]",
+    ) -> Iterator[worker_pb2.ForwardRequest]:
+        while (request := outgoing.get()) is not None:
+            yield request
+
+    def send(self, request: worker_pb2.ForwardRequest) -> None:
+        """Queues a message; that the stream is gone is for `receive` to tell."""
+        self._outgoing.put(request)
+
+    def receive(self) -> worker_pb2.ForwardResponse:
+        """The worker's next message; blocks. Raises HearthError when the stream has ended."""
+        self.waiting = True
+        try:
+            response: worker_pb2.ForwardResponse = next(self._call)
+        except (StopIteration, grpc.RpcError):
+            raise self._ended() from None
+        self.waiting = False
+        return response
+
+    def receive_within(self, seconds: float, what: str) -> worker_pb2.ForwardResponse:
+        """`receive`, given up after `seconds`; `what` says what the worker did not do by then."""
+        silence = HearthError(
+            Reason.WORKER_LOST, f"worker {self.name} did not {what} within {seconds:g} s"
+        )
+        watchdog = threading.Timer(seconds, self.fail, (silence,))
+        watchdog.start()
+        try:
+            return self.receive()
+        finally:
+            watchdog.cancel()
+
+    def fail(self, error: HearthError) -> None:
+        """Ends the stream; whoever waits in `receive` gets `error`."""
+        with self._failing:
+            if self._failure is None:
+                self._failure = self._named(error)
+        if self._call is not None:
+            self._call.cancel()
+
+    def close(self, lease: worker_pb2.Lease | None = None) -> None:
+        """Ends the stream and gives the lease back, if the worker still listens."""
+        self._outgoing.put(None)
+        if self._call is not None:
+            self._call.cancel()
+        if lease is not None:
+            self.release(lease)
+        self._channel.close()
+
+    def release(self, lease: worker_pb2.Lease) -> None:
+        """Gives a lease back, if the worker still listens."""
+        # ValueError: the channel was closed before.
+        with suppress(grpc.RpcError, ValueError):
+            self._stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=RELEASE_SECONDS)
+
+    def _ended(self) -> HearthError:
+        """Why the stream has ended."""
+        with self._failing:
+            if self._failure is None:
+                self._failure = self.ended = self._named(self._cause())
+            return self._failure
+
+    def _cause(self) -> HearthError:
+        failure = from_rpc_error(self._call)
+        if self._call.code() is grpc.StatusCode.OK:
+            failure = HearthError(Reason.WORKER_LOST, "it ended the stream")
+        if failure.reason in _GONE or failure.reason == Reason.WORKER_LOST:
+            problem = f"worker {self.name} was lost: {failure.message}"
+            return HearthError(Reason.WORKER_LOST, problem)
+        problem = f"worker {self.name}: {failure.message}"
+        return HearthError(failure.reason, problem, failure.metadata)
+
+    def _named(self, error: HearthError) -> HearthError:
+        error.metadata.setdefault("worker", self.address)
+        return error
+
+
+def _violation(name: str, problem: str) -> HearthError:
+    return HearthError(
+        Reason.WORKER_LOST, f"worker {name} does not keep to the contract: {problem}"
+    )
+
+
+def expect_sync(
+    response: worker_pb2.ForwardResponse, link: WorkerLink, step_id: int, index: int
+) -> worker_pb2.SyncFrame:
+    """The sync frame that must come next. Raises HearthError WORKER_LOST otherwise."""
+    frame = response.sync
+    if response.WhichOneof("message") != "sync" or (frame.step_id, frame.index) != (step_id, index):
+        raise _violation(link.name, f"sync {index} of step {step_id} was next")
+    return frame
+
+
+def expect_result(
+    response: worker_pb2.ForwardResponse, link: WorkerLink, step_id: int
+) -> worker_pb2.StepResult:
+    """The step's result, which must come next. Raises HearthError WORKER_LOST otherwise."""
+    result = response.result
+    if response.WhichOneof("message") != "result" or result.step_id != step_id or result.aborted:
+        raise _violation(link.name, f"the result of step {step_id} was next")
+    return result

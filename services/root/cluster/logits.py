@@ -1,0 +1,76 @@
+"""Logits of all ranks, checked and put side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth import _native
+from hearth.common.errors import HearthError, Reason
+from hearth.v1 import worker_pb2
+
+# Logits of one rank: f32 [rows, n], and u32 ids where they are of candidates only.
+Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32] | None]
+
+
+def own_logits(whole: npt.NDArray[np.float32], candidates: int) -> Logits:
+    """The root's part; its vocabulary rows begin at 0."""
+    if not candidates:
+        return whole, None
+    return _native.best(whole, min(candidates, whole.shape[1]), 0)
+
+
+def logits(
+    result: worker_pb2.StepResult, name: str, rows: int, vocab: tuple[int, int], candidates: int
+) -> Logits:
+    """A worker's part, checked. Raises HearthError WORKER_LOST when it is not what is due."""
+    columns = _columns(vocab, candidates)
+    size = rows * columns * 4
+    # Each look at a field of a message copies it: 4 MiB for 16 whole rows of a large vocabulary.
+    logits_bytes, id_bytes = result.logits, result.candidate_ids
+    if len(logits_bytes) != size or len(id_bytes) != (size if candidates else 0):
+        raise HearthError(
+            Reason.WORKER_LOST,
+            f"worker {name} sent {len(logits_bytes)} bytes of logits and "
+            f"{len(id_bytes)} of ids where [{rows}, {columns}] are {size}",
+        )
+    values = np.frombuffer(logits_bytes, "<f4").reshape(rows, columns)
+    if not candidates:
+        return values, None
+    ids = np.frombuffer(id_bytes, "<u4").reshape(rows, columns)
+    if rows and not (vocab[0] <= int(ids.min()) and int(ids.max()) < vocab[1]):
+        raise HearthError(
+            Reason.WORKER_LOST,
+            f"worker {name} sent token ids outside its vocabulary rows {vocab[0]} to {vocab[1]}",
+        )
+    return values, ids
+
+
+class JoinedLogits:
+    """All ranks' logits, side by side; a part is copied when it comes, and can be let go then.
+
+    Of 16 whole rows of a vocabulary of 128,000 all parts together are 8 MiB.
+    """
+
+    def __init__(self, rows: int, vocabs: Sequence[tuple[int, int]], candidates: int) -> None:
+        """vocabs: each rank's rows of the vocabulary."""
+        columns = sum(_columns(vocab, candidates) for vocab in vocabs)
+        self.values = np.empty((rows, columns), np.float32)
+        self.ids = np.empty((rows, columns), np.uint32) if candidates else None
+        self._filled = 0
+
+    def add(self, part: Logits) -> int:
+        """Takes the next rank's part; its bytes."""
+        values, ids = part
+        begin, self._filled = self._filled, self._filled + values.shape[1]
+        self.values[:, begin : self._filled] = values
+        if self.ids is None or ids is None:
+            return values.nbytes
+        self.ids[:, begin : self._filled] = ids
+        return values.nbytes + ids.nbytes
+
+
+def _columns(vocab: tuple[int, int], candidates: int) -> int:
+    """How many logits of a row a rank gives."""
+    size = vocab[1] - vocab[0]
+    return min(candidates, size) if candidates else size

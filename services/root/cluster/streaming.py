@@ -1,0 +1,306 @@
+"""The sending side of the weight stream: one worker's lacking slices, in order, checked on arrival.
+
+Call it in one thread for each worker. A block of a slice's rows is read when its turn comes; at
+most one of them, and a bounded number of chunks, is in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from hearth.common.channels import CHUNK_BYTES
+from hearth.common.errors import HearthError, Reason
+from hearth.common.frames import ChunkFrame, encode_request
+from hearth.common.rpc_errors import from_rpc_error
+from hearth.v1 import worker_pb2
+from hearth.worker.shard import block_rows
+
+Bytes = npt.NDArray[np.uint8]
+# (index in the manifest, rows [begin, end)) -> their bytes, uint8, C-contiguous.
+SliceReader = Callable[[int, int, int], Bytes]
+
+_METHOD = "/hearth.v1.WorkerService/LoadWeights"
+Request = worker_pb2.LoadWeightsRequest | ChunkFrame
+
+# Sent and not yet acknowledged: enough for a fast network's delay, little enough for any memory.
+WINDOW_BYTES = 8 * CHUNK_BYTES
+# A worker that neither acknowledges nor reports progress for so long is given up.
+STALL_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class LoadEvent:
+    """How far one worker's loading is; bytes so far, not since the last event."""
+
+    total_bytes: int
+    network_bytes: int
+    cache_bytes: int
+
+
+def stream_weights(
+    channel: grpc.Channel,
+    begin: worker_pb2.LoadBegin,
+    read_slice: SliceReader,
+    on_progress: Callable[[LoadEvent], None] = lambda event: None,
+    *,
+    worker: str,
+    deadline: float | None = None,
+    stall_seconds: float = STALL_SECONDS,
+) -> worker_pb2.LoadDone:
+    """Loads the plan of `begin` into the worker; returns when its shard can step.
+
+    Open Forward next, within the worker's grace period, or the lease ends. `on_progress` is called
+    in the calling thread. `worker` is the name for messages, `deadline` limits the whole (seconds).
+    Raises HearthError naming the worker, or what `read_slice` raises.
+    """
+    sender = _Sender(begin, read_slice, stall_seconds)
+    load_weights = channel.stream_stream(
+        _METHOD,
+        request_serializer=encode_request,
+        response_deserializer=worker_pb2.LoadWeightsResponse.FromString,
+    )
+    call = load_weights(sender.requests(), timeout=deadline)
+    sender.cancel = call.cancel
+    try:
+        for response in call:
+            done = sender.receive(response, on_progress)
+            if done is not None:
+                return done
+        problem = "the weight stream ended before the shard was ready"
+        raise sender.failure or HearthError(Reason.WORKER_LOST, problem)
+    except grpc.RpcError as error:
+        failure = sender.failure or from_rpc_error(error)
+        raise (_named(failure, worker) if isinstance(failure, HearthError) else failure) from None
+    except HearthError as error:
+        raise _named(error, worker) from None
+    finally:
+        sender.close()
+        call.cancel()
+
+
+class _Sender:
+    """Shared by two threads: gRPC's, which draws `requests`, and the caller's, which `receive`s."""
+
+    def __init__(
+        self, begin: worker_pb2.LoadBegin, read_slice: SliceReader, stall_seconds: float
+    ) -> None:
+        self._begin = begin
+        self._manifest = list(begin.manifest)
+        self._total = sum(entry.size_bytes for entry in self._manifest)
+        self._read_slice = read_slice
+        self._stall_seconds = stall_seconds
+        self._changed = threading.Condition()
+        self._closed = False
+        self._beats = 0
+        # What the worker lacks: slice indices in order, and where the next chunk begins.
+        self._needs: list[worker_pb2.SliceNeed] | None = None
+        self._place = 0
+        self._offset = 0
+        # (slice, end offset, bytes) of chunks sent and not acknowledged.
+        self._flying: deque[tuple[int, int, int]] = deque()
+        self._flying_bytes = 0
+        self._network_bytes = 0
+        self._cache_bytes = 0
+        self.failure: Exception | None = None
+        self.cancel: Callable[[], object] = lambda: None
+
+    def close(self) -> None:
+        """The call is over: `requests` ends."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def requests(self) -> Iterator[Request]:
+        """What gRPC sends. A failure in here ends the call; the caller's thread raises it."""
+        try:
+            yield worker_pb2.LoadWeightsRequest(begin=self._begin)
+            yield from self._chunks()
+        except Exception as failure:
+            self.failure = failure
+            self.cancel()
+
+    def receive(
+        self, response: worker_pb2.LoadWeightsResponse, on_progress: Callable[[LoadEvent], None]
+    ) -> worker_pb2.LoadDone | None:
+        """Takes one answer of the worker; the last one is returned."""
+        kind = response.WhichOneof("message")
+        with self._changed:
+            self._beats += 1
+            if kind == "needs":
+                self._start(list(response.needs.slices))
+            elif kind == "ack":
+                self._acknowledged(response.ack)
+            elif kind == "reject":
+                self._rejected(response.reject)
+            elif kind == "progress":
+                self._cache_bytes += response.progress.cache_bytes
+            self._changed.notify_all()
+        if kind == "done":
+            return response.done
+        on_progress(LoadEvent(self._total, self._network_bytes, self._cache_bytes))
+        return None
+
+    def _start(self, needs: list[worker_pb2.SliceNeed]) -> None:
+        lacking = 0
+        for need in needs:
+            size = self._size(need.slice)
+            if need.offset >= max(size, 1):
+                raise _violation(f"it wants slice {need.slice} from byte {need.offset} of {size}")
+            lacking += size - need.offset
+        if self._needs is not None or len({need.slice for need in needs}) != len(needs):
+            raise _violation("it told twice what it lacks")
+        self._needs = needs
+        self._offset = needs[0].offset if needs else 0
+        self._cache_bytes = self._total - lacking
+
+    def _acknowledged(self, ack: worker_pb2.ChunkAck) -> None:
+        """One ack may stand for several chunks: all up to the one it names."""
+        if not any((index, end) == (ack.slice, ack.held_bytes) for index, end, _ in self._flying):
+            return
+        while True:
+            index, end, size = self._flying.popleft()
+            self._flying_bytes -= size
+            self._network_bytes += size
+            if (index, end) == (ack.slice, ack.held_bytes):
+                return
+
+    def _rejected(self, reject: worker_pb2.ChunkReject) -> None:
+        """Goes back to the rejected chunk; the worker drops what is on its way."""
+        for place, need in enumerate(self._needs or ()):
+            if need.slice == reject.slice and reject.offset < self._size(need.slice):
+                self._place, self._offset = place, reject.offset
+                self._flying.clear()
+                self._flying_bytes = 0
+                return
+        raise _violation(f"it rejects slice {reject.slice} at {reject.offset}, which was not sent")
+
+    def _chunks(self) -> Iterator[Request]:
+        source: _Source | None = None
+        while True:
+            with self._changed:
+                self._wait(lambda: self._may_send() or self._all_acknowledged())
+                if self._closed:
+                    return
+                index, offset = self._next()
+            if index < 0:
+                break
+            if source is None or source.index != index:
+                source = None
+                source = _Source(index, self._manifest[index], self._read_slice)
+            chunk = source.chunk(offset)
+            with self._changed:
+                if (index, offset) != self._next():
+                    continue  # rejected meanwhile: go back
+                self._advance(index, chunk.data.nbytes)
+            yield chunk
+        yield worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish())
+        with self._changed:
+            self._wait(lambda: False)  # watches for a stall until the call is over
+
+    def _next(self) -> tuple[int, int]:
+        if not self._needs or self._place >= len(self._needs):
+            return -1, 0
+        return self._needs[self._place].slice, self._offset
+
+    def _advance(self, index: int, size: int) -> None:
+        self._offset += size
+        self._flying.append((index, self._offset, size))
+        self._flying_bytes += size
+        if self._needs and self._offset == self._size(index):
+            self._place += 1
+            self._offset = self._needs[self._place].offset if self._place < len(self._needs) else 0
+
+    def _may_send(self) -> bool:
+        return self._next()[0] >= 0 and self._flying_bytes < WINDOW_BYTES
+
+    def _all_acknowledged(self) -> bool:
+        return self._needs is not None and self._next()[0] < 0 and not self._flying
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        """Until `ready` or closed. Raises HearthError DEADLINE when the worker stays silent."""
+        while not (self._closed or ready()):
+            beats = self._beats
+            if not self._changed.wait(self._stall_seconds) and self._beats == beats:
+                problem = (
+                    f"no answer for {self._stall_seconds:g} s while loading weights; check the "
+                    "worker's log, its disk and the network"
+                )
+                raise HearthError(Reason.DEADLINE, problem)
+
+    def _size(self, index: int) -> int:
+        if index >= len(self._manifest):
+            raise _violation(f"it names slice {index} of {len(self._manifest)}")
+        return self._manifest[index].size_bytes
+
+
+class _Source:
+    """One slice as chunks, read a block of rows at a time."""
+
+    def __init__(self, index: int, entry: worker_pb2.SliceEntry, read: SliceReader) -> None:
+        self.index = index
+        self._entry = entry
+        self._read = read
+        self._row_bytes = entry.size_bytes // entry.rows
+        self._block_bytes = block_rows(entry) * self._row_bytes
+        self._begin = 0
+        self._block = np.empty(0, dtype=np.uint8)
+        # Of the first `_hashed` bytes; they are hashed as they are sent, once.
+        self._hasher = xxhash.xxh3_128()
+        self._hashed = 0
+
+    def chunk(self, offset: int) -> ChunkFrame:
+        """The chunk from `offset` on. Raises HearthError, or what reading raises."""
+        if offset == 0:  # from the start, or once more after a wrong digest
+            self._hasher.reset()
+            self._hashed = 0
+        while self._hashed < offset:  # what the worker had from an earlier stream
+            before = self._bytes(self._hashed)[: offset - self._hashed]
+            self._hash(before, self._hashed)
+        data = self._bytes(offset)[:CHUNK_BYTES]
+        self._hash(data, offset)
+        last = offset + data.size == self._entry.size_bytes
+        digest = self._hasher.digest() if last else b""
+        checksum = xxhash.xxh3_64_intdigest(data.data)
+        return ChunkFrame(self.index, offset, data.data, checksum, digest)
+
+    def _hash(self, data: Bytes, offset: int) -> None:
+        fresh = data[self._hashed - offset :]
+        self._hasher.update(fresh.data)
+        self._hashed += fresh.size
+
+    def _bytes(self, offset: int) -> Bytes:
+        """From `offset` to the end of its block."""
+        if not self._begin <= offset < self._begin + self._block.size:
+            begin = offset // self._block_bytes * self._block_bytes
+            end = min(begin + self._block_bytes, self._entry.size_bytes)
+            self._block = np.empty(0, dtype=np.uint8)  # before the next is made
+            self._block = self._rows(begin // self._row_bytes, end // self._row_bytes)
+            self._begin = begin
+        return self._block[offset - self._begin :]
+
+    def _rows(self, begin: int, end: int) -> Bytes:
+        data = self._read(self.index, begin, end).reshape(-1)
+        if data.dtype != np.uint8 or data.size != (end - begin) * self._row_bytes:
+            raise HearthError(
+                Reason.BAD_SHARD,
+                f"rows {begin} to {end} of slice {self._entry.name!r} were read as {data.size} "
+                f"{data.dtype}, not as {(end - begin) * self._row_bytes} bytes",
+            )
+        return data
+
+
+def _violation(problem: str) -> HearthError:
+    return HearthError(Reason.INTERNAL, f"the worker does not keep to the contract: {problem}")
+
+
+def _named(error: HearthError, worker: str) -> HearthError:
+    metadata = {"peer": f"worker {worker}", **error.metadata}
+    return HearthError(error.reason, f"worker {worker}: {error.message}", metadata, error.code)

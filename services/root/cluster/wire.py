@@ -1,0 +1,104 @@
+"""Plans and steps as messages of hearth.v1. No I/O."""
+
+from typing import TYPE_CHECKING
+
+from hearth.common import channels
+from hearth.common.types import KV, LANE, SYNC, WEIGHT
+from hearth.converter import Model, ModelSpec
+from hearth.root.planning.plan import Plan, Slice
+from hearth.root.scheduling.batch import Batch, Limits
+from hearth.v1 import common_pb2, worker_pb2
+
+if TYPE_CHECKING:
+    from hearth.root.settings import ClusterSettings
+
+
+def activation_type(sync_type: str) -> common_pb2.SyncType.ValueType:
+    """How a step's input travels. Embeddings are a step's only input: q80 would be too coarse."""
+    return SYNC["f32"] if sync_type == "f32" else SYNC["f16"]
+
+
+def shard_config(
+    spec: ModelSpec, plan: Plan, rank: int, settings: "ClusterSettings", limits: Limits
+) -> common_pb2.ShardConfig:
+    """All that rank `rank` learns of the model."""
+    node = plan.nodes[rank]
+    return common_pb2.ShardConfig(
+        hidden_size=spec.hidden_size,
+        layers=_range((0, spec.layers)),
+        heads=_range(node.heads),
+        kv_heads=_range(node.kv_heads),
+        head_size=spec.head_size,
+        ffn=_range(node.ffn),
+        vocab=_range(node.vocab),
+        norm_epsilon=spec.norm_epsilon,
+        rope_frequencies=spec.rope_frequencies().tolist(),
+        kv_type=KV[settings.kv_type],
+        page_size=limits.page_size,
+        max_pages=limits.max_pages,
+        max_step_tokens=limits.max_step_tokens,
+        embedding=node.embedding,
+        vocab_size=spec.vocab_size,
+        head_from_embedding=node.head_from_embedding,
+    )
+
+
+def placement(plan: Plan, rank: int) -> common_pb2.Placement:
+    return common_pb2.Placement(stage=0, stages=1, rank=rank, ranks=len(plan.nodes))
+
+
+def load_begin(
+    model: Model,
+    plan: Plan,
+    rank: int,
+    config: common_pb2.ShardConfig,
+    lease: worker_pb2.Lease,
+    settings: "ClusterSettings",
+) -> worker_pb2.LoadBegin:
+    """The first message of rank `rank`'s weight stream."""
+    return worker_pb2.LoadBegin(
+        protocol_version=channels.PROTOCOL_VERSION,
+        lease=lease,
+        placement=placement(plan, rank),
+        shard=config,
+        manifest=[slice_entry(part, model.fingerprint) for part in plan.nodes[rank].slices],
+        lane=LANE[settings.lane],
+        sync_type=SYNC[settings.sync_type],
+    )
+
+
+def slice_entry(part: Slice, fingerprint: bytes) -> worker_pb2.SliceEntry:
+    return worker_pb2.SliceEntry(
+        name=part.name,
+        type=WEIGHT[part.kind],
+        rows=part.rows[1] - part.rows[0],
+        columns=part.columns[1] - part.columns[0],
+        identity=part.identity(fingerprint),
+        size_bytes=part.size_bytes,
+    )
+
+
+def step(
+    step_id: int,
+    batch: Batch,
+    activations: bytes,
+    activation_type: common_pb2.SyncType.ValueType,
+    candidates: int,
+) -> worker_pb2.ForwardRequest:
+    return worker_pb2.ForwardRequest(
+        step=worker_pb2.Step(
+            step_id=step_id,
+            sequences=[
+                worker_pb2.SequenceStep(rows=len(s.tokens), position=s.position, pages=s.pages)
+                for s in batch.sequences
+            ],
+            activations=activations,
+            output_rows=batch.output_rows,
+            activation_type=activation_type,
+            candidates=worker_pb2.Candidates(count=candidates),
+        )
+    )
+
+
+def _range(span: tuple[int, int]) -> common_pb2.Range:
+    return common_pb2.Range(begin=span[0], end=span[1])

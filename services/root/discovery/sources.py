@@ -1,0 +1,105 @@
+"""Where workers are looked for: a DNS name that lists them, mDNS on the LAN (mdns.py).
+
+A source tells all that it knows, "host:port", at every change; what that means is membership.py's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from hearth.common.channels import split_address
+from hearth.root.settings import Joining
+
+log = logging.getLogger(__name__)
+
+# Between two looks at a DNS name. Resolvers of containers answer from memory.
+_DNS_SECONDS = 3.0
+# Names on a LAN are anybody's to announce: no more than these are kept.
+MOST = 256
+
+# (name of the source, all addresses that it lists now); called in the source's thread.
+Found = Callable[[str, list[str]], object]
+
+
+class Source(Protocol):
+    """Tells what it finds from `start` to `stop`."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def sources(joining: Joining, found: Found) -> list[Source]:
+    """Those that the settings name. Raises HearthError BAD_ADDRESS."""
+    made: list[Source] = []
+    if joining.dns:
+        made.append(DnsSource(joining.dns, found))
+    if joining.mdns:
+        from hearth.root.discovery.mdns import MdnsSource  # late: zeroconf, where it is wanted only
+
+        made.append(MdnsSource(found))
+    return made
+
+
+class DnsSource:
+    """Every address (IPv4 and IPv6) of a name, looked up again and again."""
+
+    def __init__(self, name: str, found: Found, seconds: float = _DNS_SECONDS) -> None:
+        """name: "host:port". Raises HearthError BAD_ADDRESS."""
+        self._host, self._port = split_address(name)
+        self._found = found
+        self._seconds = seconds
+        self._known: list[str] | None = None
+        self._problem = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hearth-dns", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """A look-up that is under way is not waited for."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            addresses = self.resolve()
+            if addresses is not None and addresses != self._known and not self._stopping.is_set():
+                self._known = addresses
+                self._found("dns", addresses)
+            self._stopping.wait(self._seconds)
+
+    def resolve(self) -> list[str] | None:
+        """All addresses now; None when the resolver cannot say."""
+        try:
+            answers = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            # A name of containers is unknown while none runs. A resolver that fails says nothing.
+            gone = error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None))
+            self._say(f"{self._host}: {error.strerror or error}")
+            return [] if gone else None
+        except UnicodeError as error:
+            self._say(f"{self._host}: {error}")
+            return None
+        self._say("")
+        found = {_address(answer[4]) for answer in answers}
+        return sorted(address for address in found if address)[:MOST]
+
+    def _say(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                log.warning("looking up workers: %s", problem)
+
+
+def _address(where: tuple[object, ...]) -> str:
+    """ "host:port" of a socket address; "" for one that only means something on one machine."""
+    host, port = str(where[0]), where[1]
+    if "%" in host:
+        return ""
+    return f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"

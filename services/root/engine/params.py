@@ -1,0 +1,131 @@
+"""What a request asks for, checked: sampling values, stop texts, token ids.
+
+Every value that is out of range is refused with the value and the range (those of root.proto).
+Floats are compared so that NaN is refused too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from hearth.common.errors import HearthError, Reason
+
+# More candidates than this are hardly less than a whole row.
+MAX_CANDIDATES = 256
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+
+
+def invalid(message: str, **metadata: object) -> HearthError:
+    """INVALID_ARGUMENT with `metadata`."""
+    return HearthError(Reason.INVALID_ARGUMENT, message, metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; the defaults are greedy. HearthError when out of range."""
+
+    # 0 is greedy.
+    temperature: float = 0.0
+    # Keep the k best; 0 keeps all.
+    top_k: int = 0
+    # Keep the best whose probabilities add up to this.
+    top_p: float = 1.0
+    # Drop what is less likely than this share of the best.
+    min_p: float = 0.0
+    # Divides (or multiplies, where negative) logits of tokens seen.
+    repetition_penalty: float = 1.0
+    # Same seed, same text; None draws one.
+    seed: int | None = None
+
+    @property
+    def candidates(self) -> int:
+        """How many of the best tokens are all that this can choose from; 0: any may be chosen."""
+        if self.repetition_penalty != 1:
+            return 0
+        if self.temperature == 0:
+            return 1
+        return self.top_k if self.top_k <= MAX_CANDIDATES else 0
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, "[0, 100]", lambda v: 0 <= v <= 100)
+        _check("top_k", self.top_k, "[0, 4294967295]", lambda v: 0 <= v < 1 << 32)
+        _check("top_p", self.top_p, "(0, 1]", lambda v: 0 < v <= 1)
+        _check("min_p", self.min_p, "[0, 1]", lambda v: 0 <= v <= 1)
+        _check("repetition_penalty", self.repetition_penalty, "(0, 10]", lambda v: 0 < v <= 10)
+        if self.seed is not None:
+            _check("seed", self.seed, "[0, 18446744073709551615]", lambda v: 0 <= v < 1 << 64)
+
+
+def _check(name: str, value: float, allowed: str, holds: Callable[[float], bool]) -> None:
+    if not holds(value):
+        raise invalid(
+            f"{name} is {value}; it must be in {allowed}",
+            field=name,
+            value=value,
+            range=allowed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateParams:
+    """One request: token ids in, and how to go on from them. HearthError when out of range."""
+
+    prompt: tuple[int, ...]
+    # New tokens at most; 0 means as many as there is room for.
+    max_tokens: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    # Texts that end the generation; never part of the output.
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_tokens < 1 << 32:
+            raise invalid(
+                f"max_tokens is {self.max_tokens}; it must be in [0, 4294967295]",
+                field="max_tokens",
+                value=self.max_tokens,
+            )
+        if len(self.stop) > MAX_STOPS:
+            raise invalid(
+                f"{len(self.stop)} stop texts were given; at most {MAX_STOPS} are allowed",
+                stops=len(self.stop),
+            )
+        for text in self.stop:
+            if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+                raise invalid(
+                    f"a stop text has {len(text)} characters; it must have 1 to "
+                    f"{MAX_STOP_CHARACTERS}",
+                    characters=len(text),
+                )
+            check_text("stop text", text)
+
+    def with_prompt(self, prompt: tuple[int, ...]) -> "GenerateParams":
+        return replace(self, prompt=prompt)
+
+
+def check_text(what: str, text: str) -> str:
+    """`text` itself, or HearthError when it cannot be UTF-8 (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(
+            f"the {what} has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}; it cannot be written as UTF-8",
+            position=error.start,
+        ) from None
+    return text
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """HearthError when a token id is outside the vocabulary."""
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return
+    for index, token in enumerate(ids):
+        if not 0 <= token < vocab_size:
+            raise invalid(
+                f"token id {token} at index {index} is not in the vocabulary, "
+                f"whose ids are 0 to {vocab_size - 1}",
+                token=token,
+                index=index,
+                vocabSize=vocab_size,
+            )

@@ -1,0 +1,30 @@
+"""The choices of a cluster's settings, and which of them a model allows."""
+
+from hearth.common.errors import HearthError, Reason
+from hearth.common.types import BLOCK, KV, LANE, SYNC
+from hearth.converter import ModelSpec
+
+
+def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
+    """Raises HearthError INVALID_ARGUMENT for a name that there is not, or that does not fit."""
+    for what, name, known in (
+        ("lane", lane, LANE),
+        ("sync type", sync_type, SYNC),
+        ("KV type", kv_type, KV),
+    ):
+        if name not in known:
+            raise HearthError(
+                Reason.INVALID_ARGUMENT, f"unknown {what} {name!r}: there are {', '.join(known)}"
+            )
+    if kv_type == "q80" and spec.head_size % BLOCK:
+        raise HearthError(
+            Reason.INVALID_ARGUMENT,
+            f"KV type q80 needs a head size that is a multiple of 32; {spec.name} has "
+            f"{spec.head_size}: use --kv-type f16",
+        )
+    if sync_type == "q80" and spec.hidden_size % BLOCK:
+        raise HearthError(
+            Reason.INVALID_ARGUMENT,
+            f"sync type q80 needs a hidden size that is a multiple of 32; {spec.name} has "
+            f"{spec.hidden_size}: use --sync-type f16",
+        )

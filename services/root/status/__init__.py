@@ -1,0 +1,1 @@
+"""What is told of a cluster: to clients and to metrics."""

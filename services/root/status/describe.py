@@ -1,0 +1,131 @@
+"""What clients are shown of a cluster, as hearth.v1.ClusterStatus. No I/O."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hearth import _native
+from hearth.common import channels, system
+from hearth.common.errors import HearthError, Reason
+from hearth.common.types import LANE, SYNC
+from hearth.root.membership.candidates import Candidate
+from hearth.root.planning.plan import Plan
+from hearth.v1 import common_pb2, root_pb2
+
+if TYPE_CHECKING:
+    from hearth.root.settings import ClusterSettings
+
+# A worker that is there and answers, and cannot be used as things are.
+_REFUSALS = {
+    Reason.WORKER_BUSY,
+    Reason.PROTOCOL_VERSION,
+    Reason.OUT_OF_MEMORY,
+    Reason.STREAM_IN_USE,
+    Reason.BAD_SHARD,
+    Reason.PEER_LOST,
+}
+# What a candidate's state means for its place in the plan that does not serve.
+_NODE_STATES = {
+    root_pb2.CANDIDATE_STATE_READY: root_pb2.NODE_STATE_READY,
+    root_pb2.CANDIDATE_STATE_LOST: root_pb2.NODE_STATE_LOST,
+    root_pb2.CANDIDATE_STATE_UNREACHABLE: root_pb2.NODE_STATE_LOST,
+    root_pb2.CANDIDATE_STATE_REFUSED: root_pb2.NODE_STATE_REFUSED,
+}
+
+
+def forming(
+    epoch: int, settings: "ClusterSettings", plan: Plan, workers: Sequence[str]
+) -> root_pb2.ClusterStatus:
+    """The status of a cluster whose nodes are being dialled; workers: addresses in rank order."""
+    status = root_pb2.ClusterStatus(
+        state=root_pb2.CLUSTER_STATE_FORMING,
+        reason="dialling workers",
+        epoch=epoch,
+        lane=LANE[settings.lane],
+        sync_type=SYNC[settings.sync_type],
+        notes=plan.notes,
+    )
+    for rank, address in enumerate(("local", *workers)):
+        status.nodes.add(
+            address=address,
+            state=root_pb2.NODE_STATE_DIALING if rank else root_pb2.NODE_STATE_READY,
+            placement=common_pb2.Placement(stage=0, stages=1, rank=rank, ranks=len(plan.nodes)),
+            weight_bytes=plan.nodes[rank].weight_bytes,
+        )
+    status.nodes[0].info.CopyFrom(own_info(settings))
+    return status
+
+
+def serving(status: root_pb2.ClusterStatus) -> None:
+    """Every node serves."""
+    status.state = root_pb2.CLUSTER_STATE_SERVING
+    status.reason = ""
+    for node in status.nodes:
+        node.state = root_pb2.NODE_STATE_SERVING
+        node.reason = ""
+
+
+def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
+    """The cluster does not serve because of `error`; the node that it names says why."""
+    reason = str(error) or type(error).__name__
+    culprits: set[str] = set()
+    state = root_pb2.NODE_STATE_LOST
+    if isinstance(error, HearthError):
+        culprits = {error.metadata[key] for key in ("worker", "peer") if key in error.metadata}
+        if error.reason in _REFUSALS:
+            state = root_pb2.NODE_STATE_REFUSED
+    status.state = root_pb2.CLUSTER_STATE_DEGRADED
+    status.reason = reason
+    for node in status.nodes:
+        if node.address in culprits:
+            node.state = state
+            node.reason = reason
+        elif node.info.name:
+            node.state = root_pb2.NODE_STATE_READY
+            node.reason = "waiting for the others"
+
+
+def candidates(known: Sequence[Candidate]) -> list[root_pb2.Candidate]:
+    """All workers that the root knows of, as clients see them."""
+    return [
+        root_pb2.Candidate(
+            address=candidate.address,
+            sources=sorted(candidate.sources),
+            state=root_pb2.CandidateState.ValueType(candidate.shown.value),
+            reason=candidate.reason,
+            name=candidate.name,
+        )
+        for candidate in known
+    ]
+
+
+def explain(status: root_pb2.ClusterStatus, known: Sequence[Candidate], why: str) -> bool:
+    """Says why the cluster does not serve, and what its workers lack; whether that is news."""
+    before = root_pb2.ClusterStatus()
+    before.CopyFrom(status)
+    status.state = root_pb2.CLUSTER_STATE_DEGRADED
+    status.reason = why
+    by_address = {candidate.address: candidate for candidate in known}
+    for node in status.nodes[1:]:
+        candidate = by_address.get(node.address)
+        if candidate is None:
+            continue
+        state = _NODE_STATES.get(root_pb2.CandidateState.ValueType(candidate.shown.value))
+        if state is not None:
+            node.state, node.reason = state, candidate.reason
+    return status != before
+
+
+def own_info(settings: "ClusterSettings") -> common_pb2.NodeInfo:
+    """What the root itself is."""
+    cores = system.cores()
+    return common_pb2.NodeInfo(
+        name=settings.name,
+        version=system.version(),
+        protocol_version=channels.PROTOCOL_VERSION,
+        cores=cores,
+        threads=settings.threads or cores,
+        instruction_set=_native.instruction_set(),
+        memory_total_bytes=system.memory_total(),
+        memory_available_bytes=system.memory_available(),
+        architecture=system.architecture(),
+    )
