@@ -1,5 +1,5 @@
 // The kernels: the few loops in which all time is spent, as a table of functions, so that the
-// fastest variant a CPU can run is chosen once and at run time. kernels_scalar.cpp is the
+// fastest variant a CPU can run is chosen once and at run time. src/kernels/scalar is the
 // definition: every other variant gives the same bits for the matrix products and quantization, and
 // agrees within a few units in the last place where exp is involved.
 //

@@ -12,7 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels_avx2_products.h"
+#include "products.h"
 
 namespace hearth {
 namespace {

@@ -1,9 +1,9 @@
 // NEON as every ARMv8-A CPU has it (Raspberry Pi 3 and 4 among them). Each function is held to its
-// twin in kernels_scalar.cpp by tests/test_kernels.cpp.
+// twin in kernels/scalar/kernels.cpp by tests/test_kernels.cpp.
 #include <cmath>
 #include <limits>
 
-#include "kernels_arm.h"
+#include "neon.h"
 
 namespace hearth {
 namespace {

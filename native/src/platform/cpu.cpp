@@ -9,7 +9,7 @@
 #include <cpuid.h>
 #endif
 #ifdef HEARTH_HAVE_NEON
-#include "kernels_arm.h"
+#include "../kernels/neon/neon.h"
 #ifdef __linux__
 #include <sys/auxv.h>
 #endif

@@ -1,9 +1,9 @@
-// What the two files of AVX2 matrix products share. For what may stand here: kernels_avx2.h.
+// What the two files of AVX2 matrix products share. For what may stand here: avx2.h.
 #pragma once
 
 #include <cstring>
 
-#include "kernels_avx2.h"
+#include "avx2.h"
 
 namespace hearth {
 namespace {

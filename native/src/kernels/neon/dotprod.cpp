@@ -1,7 +1,7 @@
 // FEAT_DotProd (Raspberry Pi 5 and most Arm cores since 2018): one instruction multiplies four
 // int8 of each of four rows with four activations and adds them up, which is what a vector of a
 // packed group holds. Entered only after a look at the CPU; everything else is kernels_neon.cpp's.
-#include "kernels_arm.h"
+#include "neon.h"
 
 namespace hearth {
 namespace {

@@ -1,14 +1,14 @@
-// Attention with AVX2: two products, of queries with keys and of weights with values, by one tile.
+// Attention with NEON: two products, of queries with keys and of weights with values, by one tile.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "kernels_avx2.h"
+#include "neon.h"
 
 namespace hearth {
 namespace {
 
-constexpr size_t kWide = 8;
+constexpr size_t kWide = 4;
 
 // c = a x b, or c * shrink + a x b. Every number of c is summed over `depth` in order, whatever the
 // tile: how queries are put together must not show in the numbers.
@@ -23,58 +23,47 @@ struct Product {
 };
 
 template <Type kType>
-__m256 load8(const void* numbers, size_t index) {
-  if constexpr (kType == Type::f32)
-    return _mm256_loadu_ps(static_cast<const float*>(numbers) + index);
+float32x4_t load4(const void* numbers, size_t index) {
+  if constexpr (kType == Type::f32) return vld1q_f32(static_cast<const float*>(numbers) + index);
   return load_halves(static_cast<const uint16_t*>(numbers) + index);
 }
 
 template <Type kType>
 float load1(const void* numbers, size_t index) {
   if constexpr (kType == Type::f32) return static_cast<const float*>(numbers)[index];
-  return _cvtsh_ss(static_cast<const uint16_t*>(numbers)[index]);
+  return half_to_float(static_cast<const uint16_t*>(numbers)[index]);
 }
 
 template <Type kType, size_t kQueries, size_t kVectors>
 void tile(const Product& p, size_t query, size_t column) {
   const float* a = p.a + query * p.a_stride;
   float* c = p.c + query * p.c_stride + column;
-  __m256 sums[kQueries][kVectors];
-#pragma GCC unroll 8
-  for (size_t q = 0; q < kQueries; ++q) {
-#pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v) {
-      sums[q][v] = _mm256_setzero_ps();
-      if (p.shrink != nullptr) {
-        sums[q][v] = _mm256_mul_ps(_mm256_loadu_ps(c + q * p.c_stride + kWide * v),
-                                   _mm256_broadcast_ss(p.shrink + query + q));
-      }
-    }
-  }
+  float32x4_t sums[kQueries][kVectors];
+  unrolled<kQueries>([&](auto q) {
+    unrolled<kVectors>([&](auto v) {
+      sums[q][v] = p.shrink == nullptr ? vdupq_n_f32(0.0f)
+                                       : vmulq_n_f32(vld1q_f32(c + q * p.c_stride + kWide * v),
+                                                     p.shrink[query + q]);
+    });
+  });
   for (size_t k = 0; k < p.depth; ++k) {
-    __m256 b[kVectors];
-#pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v)
-      b[v] = load8<kType>(p.b, k * p.b_stride + column + kWide * v);
-#pragma GCC unroll 8
-    for (size_t q = 0; q < kQueries; ++q) {
-      const __m256 each = _mm256_broadcast_ss(a + q * p.a_stride + k);
-#pragma GCC unroll 4
-      for (size_t v = 0; v < kVectors; ++v) sums[q][v] = _mm256_fmadd_ps(each, b[v], sums[q][v]);
-    }
+    float32x4_t b[kVectors];
+    unrolled<kVectors>(
+        [&](auto v) { b[v] = load4<kType>(p.b, k * p.b_stride + column + kWide * v); });
+    unrolled<kQueries>([&](auto q) {
+      const float32x4_t each = vld1q_dup_f32(a + q * p.a_stride + k);
+      unrolled<kVectors>([&](auto v) { sums[q][v] = vfmaq_f32(sums[q][v], each, b[v]); });
+    });
   }
-#pragma GCC unroll 8
-  for (size_t q = 0; q < kQueries; ++q) {
-#pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v)
-      _mm256_storeu_ps(c + q * p.c_stride + kWide * v, sums[q][v]);
-  }
+  unrolled<kQueries>([&](auto q) {
+    unrolled<kVectors>([&](auto v) { vst1q_f32(c + q * p.c_stride + kWide * v, sums[q][v]); });
+  });
 }
 
 template <Type kType, size_t kQueries>
 void queries(const Product& p, size_t query) {
-  // Enough sums to hide the latency of one, and no more than there are registers for.
-  constexpr size_t kVectors = kQueries > 3 ? 2 : 4;
+  // At most 24 sums: the rest of the 32 registers holds what is multiplied.
+  constexpr size_t kVectors = kQueries > 3 ? 4 : 8;
   size_t n = 0;
   for (; n + kWide * kVectors <= p.width; n += kWide * kVectors)
     tile<kType, kQueries, kVectors>(p, query, n);
@@ -92,12 +81,8 @@ void queries(const Product& p, size_t query) {
 template <Type kType>
 void multiply(const Product& p, size_t count) {
   size_t q = 0;
-  for (; q + 6 <= count; q += 6) queries<kType, 6>(p, q);
+  for (; q + 4 <= count; q += 4) queries<kType, 4>(p, q);
   switch (count - q) {
-    case 5:
-      return queries<kType, 5>(p, q);
-    case 4:
-      return queries<kType, 4>(p, q);
     case 3:
       return queries<kType, 3>(p, q);
     case 2:
@@ -107,40 +92,26 @@ void multiply(const Product& p, size_t count) {
   }
 }
 
-// The largest of the eight; a NaN is passed over, as by the comparison in the scalar twin.
-float largest_of(__m256 v) {
-  alignas(32) float all[8];
-  _mm256_store_ps(all, v);
-  float largest = all[0];
-  for (float each : all) largest = each > largest ? each : largest;
-  return largest;
-}
-
 // Scores become weights, e^(score - largest); returns how much what was summed before shrinks.
 float weigh(const AttendArgs& a, size_t query) {
   float* scores = a.scratch + query * a.stride;
-  const size_t whole = a.slots / kWide * kWide, rest = a.slots - whole;
-  // Behind the last slot stand scores whose weight is nothing.
-  if (rest > 0)
-    std::fill_n(scores + a.slots, kWide - rest, -std::numeric_limits<float>::infinity());
-  __m256 top = _mm256_set1_ps(a.largest[query]);
-  for (size_t s = 0; s < a.slots; s += kWide) top = _mm256_max_ps(_mm256_loadu_ps(scores + s), top);
-  const float largest = largest_of(top);
-  const __m256 offset = _mm256_set1_ps(largest);
-  __m256 sums = _mm256_setzero_ps();
-  for (size_t s = 0; s < a.slots; s += kWide) {
-    const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + s), offset));
-    _mm256_storeu_ps(scores + s, e);
-    if (s < whole) sums = _mm256_add_ps(sums, e);
-  }
-  if (rest > 0) {
-    std::fill_n(scores + a.slots, kWide - rest, 0.0f);
-    sums = _mm256_add_ps(sums, _mm256_loadu_ps(scores + whole));
-  }
+  float largest = a.largest[query];
+  for (size_t s = 0; s < a.slots; ++s) largest = scores[s] > largest ? scores[s] : largest;
   const float before = a.largest[query];
   const float shrink = before == largest ? 1.0f : std::exp(before - largest);
+  float sum = a.sum[query] * shrink;
+  size_t s = 0;
+  for (; s + kWide <= a.slots; s += kWide) {
+    const float32x4_t e = exp4(vsubq_f32(vld1q_f32(scores + s), vdupq_n_f32(largest)));
+    vst1q_f32(scores + s, e);
+    sum += vaddvq_f32(e);
+  }
+  for (; s < a.slots; ++s) {
+    scores[s] = std::exp(scores[s] - largest);
+    sum += scores[s];
+  }
   a.largest[query] = largest;
-  a.sum[query] = a.sum[query] * shrink + sum_in_order(sums);
+  a.sum[query] = sum;
   return shrink;
 }
 
@@ -171,10 +142,10 @@ void attend(const AttendArgs& a) {
 
 }  // namespace
 
-namespace avx2 {
+namespace neon {
 
 void attend_f32(const AttendArgs& a) { attend<Type::f32>(a); }
 void attend_f16(const AttendArgs& a) { attend<Type::f16>(a); }
 
-}  // namespace avx2
+}  // namespace neon
 }  // namespace hearth

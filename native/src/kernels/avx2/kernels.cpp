@@ -1,12 +1,12 @@
 // AVX2 (with FMA and F16C): all but the matrix products and attention, which have files of their
-// own. Each function is held to its twin in kernels_scalar.cpp by tests/test_kernels.cpp.
-
-#include "kernels_avx2.h"
+// own. Each function is held to its twin in kernels/scalar/kernels.cpp by tests/test_kernels.cpp.
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+
+#include "avx2.h"
 
 namespace hearth {
 namespace {

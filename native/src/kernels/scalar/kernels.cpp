@@ -1,12 +1,13 @@
 // The definition of every kernel, in plain code. Orders of summation and fused multiply-adds are
 // spelled out, because the vector variants must give the same bits.
+#include "hearth/kernels.h"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "hearth/kernels.h"
 #include "hearth/quant.h"
 
 namespace hearth {

@@ -1,7 +1,7 @@
-// AVX2: the matrix products, of one token and of a few (of more: kernels_avx2_many.cpp). For one
+// AVX2: the matrix products, of one token and of a few (of more: many.cpp). For one
 // they are bound by memory, and ask for weights ahead of time, because the blocks in flight of a
 // core hide less of memory's latency than there is.
-#include "kernels_avx2_products.h"
+#include "products.h"
 
 #include <algorithm>
 #include <cstring>

@@ -8,7 +8,7 @@
 // 12 compiles them, pairing included: q40 132 (32 of them products) where dotprod has 171 (64), q80
 // 127 where it has 137. With two tokens the two are even. A tile of eight would unpack half as
 // often, but 32 registers do not hold its sums and operands: with what it spills it saves nothing.
-#include "kernels_arm.h"
+#include "neon.h"
 
 namespace hearth {
 namespace {
