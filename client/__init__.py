@@ -6,7 +6,7 @@
         for text in client.generate("Once upon a time", max_tokens=100):
             print(text, end="", flush=True)
 
-Depends on grpc, protobuf and the generated stubs (hearth.v1), and on nothing else of Hearth.
+Depends on grpc, protobuf and the generated stubs (hearth.v1), and on no other part of Hearth.
 """
 
 from hearth.client.aio import AsyncClient, AsyncGenerateStream

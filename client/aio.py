@@ -1,60 +1,33 @@
-"""The asyncio client: `Client` word for word, with `async` before it."""
+"""The asyncio client: the methods of `Client`, as coroutines."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from hearth.client.connection import channel_options, credentials_of, metadata_of
+from hearth.client.base import BaseClient, BaseStream
+from hearth.client.connection import Options
 from hearth.client.errors import cancelled, from_rpc_error
-from hearth.client.messages import (
-    FinishReason,
-    GenerateOptions,
-    Progress,
-    Usage,
-    detokenize_request,
-    generate_request,
-    tokenize_request,
-)
+from hearth.client.messages import GenerateOptions, detokenize_request, tokenize_request
 from hearth.v1 import root_pb2, root_pb2_grpc
 
 T = TypeVar("T")
 
 
-class AsyncGenerateStream:
-    """Text as it is made: `async for` over it; `async with` cancels when left early.
+class AsyncGenerateStream(BaseStream):
+    """Generated text, piece by piece: for `async for`; `async with` cancels on exit.
 
     Cancelling the task that reads it stops the work too.
     """
 
-    def __init__(self, call: Any, address: str) -> None:
-        self._call = call
-        self._address = address
-        self._progress = Progress()
-        self._cancelled = False
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Tokens that have arrived, the end-of-sequence token included."""
-        return self._progress.token_ids
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """None until the iteration has ended."""
-        return self._progress.finish_reason
-
-    @property
-    def usage(self) -> Usage | None:
-        """None until the iteration has ended."""
-        return self._progress.usage
+    _cancelled = False
 
     def cancel(self) -> None:
-        """Stops the work on the cluster within one step; the iteration raises Cancelled."""
+        """Stop the work on the cluster within one step; the iteration raises Cancelled."""
         self._cancelled = True
-        self._call.cancel()
+        super().cancel()
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -68,7 +41,7 @@ class AsyncGenerateStream:
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._address) from error
         except asyncio.CancelledError:
-            # gRPC raises it for a call that was cancelled here, too: the task goes on.
+            # gRPC raises it for a cancelled call too; then the task itself continues.
             if self._cancelled:
                 raise cancelled() from None
             raise
@@ -87,29 +60,17 @@ class AsyncGenerateStream:
         self.cancel()
 
 
-class AsyncClient:
-    """A connection to the root at `address` ("host:port"), for one event loop. See `Client`."""
+class AsyncClient(BaseClient):
+    """A connection to a root, for one event loop. See BaseClient for the arguments."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        connect_timeout: float = 5.0,
-        timeout: float = 30.0,
-        tls: str | Path | None = None,
-        api_key: str | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self.address = address
-        self._timeout = timeout
-        self._metadata = metadata_of(api_key)
-        credentials, more = credentials_of(tls, credentials)
-        options = channel_options(connect_timeout) + more
+    _stub: "root_pb2_grpc.RootServiceAsyncStub"
+
+    def _open(
+        self, address: str, credentials: grpc.ChannelCredentials | None, options: Options
+    ) -> grpc.aio.Channel:
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
-        self._stub = root_pb2_grpc.RootServiceStub(self._channel)
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, credentials, options=options)
 
     def generate(
         self,
@@ -119,9 +80,8 @@ class AsyncClient:
         messages: Iterable[Mapping[str, str]] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerateStream:
-        """Streams text after a prompt, token ids, or a conversation of {"role", "content"}."""
-        request = generate_request(prompt, tokens, messages, options)
-        call = self._stub.Generate(request, timeout=options.get("timeout"), metadata=self._metadata)
+        """Stream text after a prompt, token ids, or a conversation of {"role", "content"}."""
+        call = self._generate(prompt, tokens, messages, options)
         return AsyncGenerateStream(call, self.address)
 
     async def generate_text(
@@ -132,7 +92,7 @@ class AsyncClient:
         messages: Iterable[Mapping[str, str]] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> str:
-        """Like `generate`, all at once."""
+        """Return the whole text of `generate`."""
         stream = self.generate(prompt, tokens=tokens, messages=messages, **options)
         async with stream:
             return "".join([text async for text in stream])
@@ -140,29 +100,33 @@ class AsyncClient:
     async def tokenize(
         self, text: str, *, add_special: bool = True, timeout: float | None = None
     ) -> list[int]:
-        """Token ids; with `add_special` begin-of-sequence first where the model has that rule."""
+        """Token ids of `text`.
+
+        add_special: put the begin-of-sequence token first where the model has that rule.
+        """
         request = tokenize_request(text, add_special)
         return list((await self._call(self._stub.Tokenize, request, timeout)).ids)
 
     async def detokenize(self, ids: Iterable[int], *, timeout: float | None = None) -> str:
+        """Text of `ids`."""
         request = detokenize_request(ids)
         return (await self._call(self._stub.Detokenize, request, timeout)).text
 
     async def model(self, *, timeout: float | None = None) -> root_pb2.GetModelResponse:
-        """The model that the root serves, in numbers."""
+        """The shape of the model that the root serves."""
         return await self._call(self._stub.GetModel, root_pb2.GetModelRequest(), timeout)
 
     async def cluster(self, *, timeout: float | None = None) -> root_pb2.ClusterStatus:
-        """The cluster now."""
+        """The cluster's state now."""
         request = root_pb2.GetClusterRequest()
         return (await self._call(self._stub.GetCluster, request, timeout)).cluster
 
     async def drain_worker(
         self, worker: str, *, undo: bool = False, timeout: float | None = None
     ) -> root_pb2.ClusterStatus:
-        """Takes a worker out on purpose, by address or name; with `undo` lets it in again.
+        """Take a worker out of the cluster, by address or name; with `undo` let it in again.
 
-        Returns the cluster when it serves so. Running requests pause meanwhile, and none fails.
+        Returns the cluster when it is ready without the worker. Running requests pause; none fails.
         """
         request = root_pb2.DrainWorkerRequest(worker=worker, undo=undo)
         return (await self._call(self._stub.DrainWorker, request, timeout)).cluster
@@ -170,10 +134,8 @@ class AsyncClient:
     async def watch_cluster(
         self, *, timeout: float | None = None
     ) -> AsyncIterator[root_pb2.ClusterStatus]:
-        """The cluster now, then again at every change, until the iterator is closed."""
-        call = self._stub.WatchCluster(
-            root_pb2.WatchClusterRequest(), timeout=timeout, metadata=self._metadata
-        )
+        """The cluster now, then at every change, until the iterator is closed."""
+        call = self._watch(timeout)
         try:
             async for response in call:
                 yield response.cluster
@@ -183,7 +145,7 @@ class AsyncClient:
             call.cancel()
 
     async def close(self) -> None:
-        """Ends the connection, and with it every call that is open."""
+        """Close the connection, and with it every open call."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -203,7 +165,7 @@ class AsyncClient:
         request: Any,
         timeout: float | None,
     ) -> T:
-        limit = self._timeout if timeout is None else timeout
+        limit = self._limit(timeout)
         try:
             return await method(request, timeout=limit, metadata=self._metadata)
         except grpc.RpcError as error:

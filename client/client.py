@@ -1,57 +1,25 @@
 """The synchronous client."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from hearth.client.connection import channel_options, credentials_of, metadata_of
+from hearth.client.base import BaseClient, BaseStream
+from hearth.client.connection import Options
 from hearth.client.errors import from_rpc_error
-from hearth.client.messages import (
-    FinishReason,
-    GenerateOptions,
-    Progress,
-    Usage,
-    detokenize_request,
-    generate_request,
-    tokenize_request,
-)
+from hearth.client.messages import GenerateOptions, detokenize_request, tokenize_request
 from hearth.v1 import root_pb2, root_pb2_grpc
 
 T = TypeVar("T")
 
 
-class GenerateStream:
-    """Text as it is made: iterate over it; also a context manager that cancels when left early.
+class GenerateStream(BaseStream):
+    """Generated text, piece by piece: an iterator, and a context manager that cancels on exit.
 
-    `cancel` may be called from any thread. What the iteration raises is a HearthError.
+    `cancel` may be called from any thread. The iteration raises HearthError.
     """
-
-    def __init__(self, call: Any, address: str) -> None:
-        self._call = call
-        self._address = address
-        self._progress = Progress()
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Tokens that have arrived, the end-of-sequence token included."""
-        return self._progress.token_ids
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """None until the iteration has ended."""
-        return self._progress.finish_reason
-
-    @property
-    def usage(self) -> Usage | None:
-        """None until the iteration has ended."""
-        return self._progress.usage
-
-    def cancel(self) -> None:
-        """Stops the work on the cluster within one step; the iteration raises Cancelled."""
-        self._call.cancel()
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -79,38 +47,17 @@ class GenerateStream:
         self.cancel()
 
 
-class Client:
-    """A connection to the root at `address` ("host:port"). Thread-safe.
+class Client(BaseClient):
+    """A connection to a root. Thread-safe. See BaseClient for the arguments."""
 
-    Nothing is dialled before the first call. When nothing listens, a call raises Unreachable: at
-    once where the machine refuses, else after `connect_timeout` seconds. `timeout` is the default
-    for every call but generate and watch_cluster, which may take as long as they like.
+    _stub: root_pb2_grpc.RootServiceStub
 
-    tls: a directory with `ca.crt`, and `tls.crt` and `tls.key` where the root wants a certificate
-    (`hearth certs init` makes one, DIR/client); None speaks plaintext. api_key: one that the root
-    knows. credentials: gRPC's own, in place of `tls`.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        connect_timeout: float = 5.0,
-        timeout: float = 30.0,
-        tls: str | Path | None = None,
-        api_key: str | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self.address = address
-        self._timeout = timeout
-        self._metadata = metadata_of(api_key)
-        credentials, more = credentials_of(tls, credentials)
-        options = channel_options(connect_timeout) + more
+    def _open(
+        self, address: str, credentials: grpc.ChannelCredentials | None, options: Options
+    ) -> grpc.Channel:
         if credentials is None:
-            self._channel = grpc.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, options=options)
-        self._stub = root_pb2_grpc.RootServiceStub(self._channel)
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, credentials, options=options)
 
     def generate(
         self,
@@ -120,9 +67,8 @@ class Client:
         messages: Iterable[Mapping[str, str]] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> GenerateStream:
-        """Streams text after a prompt, token ids, or a conversation of {"role", "content"}."""
-        request = generate_request(prompt, tokens, messages, options)
-        call = self._stub.Generate(request, timeout=options.get("timeout"), metadata=self._metadata)
+        """Stream text after a prompt, token ids, or a conversation of {"role", "content"}."""
+        call = self._generate(prompt, tokens, messages, options)
         return GenerateStream(call, self.address)
 
     def generate_text(
@@ -133,45 +79,47 @@ class Client:
         messages: Iterable[Mapping[str, str]] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> str:
-        """Like `generate`, all at once."""
+        """Return the whole text of `generate`."""
         with self.generate(prompt, tokens=tokens, messages=messages, **options) as stream:
             return "".join(stream)
 
     def tokenize(
         self, text: str, *, add_special: bool = True, timeout: float | None = None
     ) -> list[int]:
-        """Token ids; with `add_special` begin-of-sequence first where the model has that rule."""
+        """Token ids of `text`.
+
+        add_special: put the begin-of-sequence token first where the model has that rule.
+        """
         request = tokenize_request(text, add_special)
         return list(self._call(self._stub.Tokenize, request, timeout).ids)
 
     def detokenize(self, ids: Iterable[int], *, timeout: float | None = None) -> str:
+        """Text of `ids`."""
         request = detokenize_request(ids)
         return self._call(self._stub.Detokenize, request, timeout).text
 
     def model(self, *, timeout: float | None = None) -> root_pb2.GetModelResponse:
-        """The model that the root serves, in numbers."""
+        """The shape of the model that the root serves."""
         return self._call(self._stub.GetModel, root_pb2.GetModelRequest(), timeout)
 
     def cluster(self, *, timeout: float | None = None) -> root_pb2.ClusterStatus:
-        """The cluster now."""
+        """The cluster's state now."""
         request = root_pb2.GetClusterRequest()
         return self._call(self._stub.GetCluster, request, timeout).cluster
 
     def drain_worker(
         self, worker: str, *, undo: bool = False, timeout: float | None = None
     ) -> root_pb2.ClusterStatus:
-        """Takes a worker out on purpose, by address or name; with `undo` lets it in again.
+        """Take a worker out of the cluster, by address or name; with `undo` let it in again.
 
-        Returns the cluster when it serves so. Running requests pause meanwhile, and none fails.
+        Returns the cluster when it is ready without the worker. Running requests pause; none fails.
         """
         request = root_pb2.DrainWorkerRequest(worker=worker, undo=undo)
         return self._call(self._stub.DrainWorker, request, timeout).cluster
 
     def watch_cluster(self, *, timeout: float | None = None) -> Iterator[root_pb2.ClusterStatus]:
-        """The cluster now, then again at every change, until the iterator is closed."""
-        call = self._stub.WatchCluster(
-            root_pb2.WatchClusterRequest(), timeout=timeout, metadata=self._metadata
-        )
+        """The cluster now, then at every change, until the iterator is closed."""
+        call = self._watch(timeout)
         try:
             for response in call:
                 yield response.cluster
@@ -181,7 +129,7 @@ class Client:
             call.cancel()
 
     def close(self) -> None:
-        """Ends the connection, and with it every call that is open."""
+        """Close the connection, and with it every open call."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -198,7 +146,7 @@ class Client:
     def _call(
         self, method: "grpc.UnaryUnaryMultiCallable[Any, T]", request: Any, timeout: float | None
     ) -> T:
-        limit = self._timeout if timeout is None else timeout
+        limit = self._limit(timeout)
         try:
             return method(request, timeout=limit, metadata=self._metadata)
         except grpc.RpcError as error:

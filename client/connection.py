@@ -1,4 +1,4 @@
-"""How a client connects: TLS from a directory, an API key, and the options of the channel."""
+"""A client's connection: TLS from a directory, an API key, and channel options."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import grpc
 
 from hearth.client.errors import InvalidArgument
 
-# The name in a root's certificate, wherever the root is (`hearth certs init` writes it).
+# The name in every root's certificate, whatever its address (`hearth certs init` writes it).
 _ROOT_NAME = "hearth-root"
 _MAX_FILE_BYTES = 1 << 20
 
@@ -15,9 +15,9 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 def channel_options(connect_timeout: float) -> Options:
-    """Options of a client's channel; `connect_timeout` seconds bound one attempt to connect."""
+    """Options of a client's channel. connect_timeout: seconds for one attempt to connect."""
     return [
-        # An idle connection is pinged after 20 s, and given up when 10 s bring no answer.
+        # An idle connection is pinged after 20 s and closed after 10 s without an answer.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.min_reconnect_backoff_ms", max(1, round(connect_timeout * 1000))),
@@ -32,8 +32,11 @@ def channel_options(connect_timeout: float) -> Options:
 def credentials_of(
     tls: str | Path | None, credentials: grpc.ChannelCredentials | None
 ) -> tuple[grpc.ChannelCredentials | None, Options]:
-    """Credentials from a directory with ca.crt and, where the root wants a client's certificate,
-    tls.crt and tls.key; or those given; and the options that go with them. InvalidArgument."""
+    """Credentials and the channel options that belong to them.
+
+    tls: a directory with ca.crt and, where the root requires a certificate, tls.crt and tls.key.
+    credentials: returned as they are. Raises InvalidArgument, or TypeError when both are given.
+    """
     if tls is None:
         return credentials, []
     if credentials is not None:
@@ -46,7 +49,7 @@ def credentials_of(
 
 
 def metadata_of(api_key: str | None) -> Metadata | None:
-    """What every call carries. InvalidArgument for a key that no header can hold."""
+    """Metadata of every call. Raises InvalidArgument for a key that does not fit a header."""
     if api_key is None:
         return None
     if not (api_key.isascii() and api_key.isprintable()) or not api_key or " " in api_key:
@@ -61,7 +64,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise _invalid(
             f"cannot read {path}: {error.strerror or error}; tls= (--tls) is a directory with "
-            "ca.crt, and tls.crt and tls.key where the root wants a certificate"
+            "ca.crt, and tls.crt and tls.key where the root requires a certificate"
         ) from None
 
 

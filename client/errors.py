@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions: one class for each thing a caller may want to do about it.
+"""Exceptions of the client, one class for each way in which a caller may react.
 
 A root's errors carry google.rpc.ErrorInfo of domain "hearth"; its reason chooses the class.
 """
@@ -14,7 +14,7 @@ _STATUS_TRAILER = "grpc-status-details-bin"
 
 
 class HearthError(Exception):
-    """A call failed. The message is for people, `reason` and `metadata` are for programs."""
+    """A failed call. The message is for people, `reason` and `metadata` are for programs."""
 
     def __init__(
         self,
@@ -32,27 +32,27 @@ class HearthError(Exception):
 
 
 class InvalidArgument(HearthError):  # noqa: N818  (these names read as what happened)
-    """The request itself is wrong: a value out of range, a prompt longer than the context."""
+    """Invalid request: a value out of range, a prompt longer than the context."""
 
 
 class NoChatTemplate(HearthError):  # noqa: N818
-    """Messages were given to a model that has no chat template; write a prompt."""
+    """Messages for a model without a chat template; send a prompt instead."""
 
 
 class Unauthenticated(HearthError):  # noqa: N818
-    """The root does not know the API key, or wants one and got none."""
+    """Unknown or missing API key."""
 
 
 class QueueFull(HearthError):  # noqa: N818
-    """The root has all the work it takes; try again later."""
+    """Full queue on the root; try again later."""
 
 
 class ClusterUnavailable(HearthError):  # noqa: N818
-    """The root answers, but its cluster does not serve (yet, or any more)."""
+    """A root whose cluster is not ready."""
 
 
 class WorkerLost(ClusterUnavailable):
-    """A worker was lost while it worked on this request; `metadata` names it."""
+    """A worker lost while it computed this request; `metadata` names it."""
 
 
 class ShuttingDown(ClusterUnavailable):
@@ -60,15 +60,15 @@ class ShuttingDown(ClusterUnavailable):
 
 
 class Unreachable(HearthError):  # noqa: N818
-    """Nothing answers at the address, or the connection broke."""
+    """No answer from the address, or a broken connection."""
 
 
 class DeadlineExceeded(HearthError):  # noqa: N818
-    """The call's timeout passed; its work on the cluster has been stopped."""
+    """Timeout of the call; its work on the cluster has been stopped."""
 
 
 class Cancelled(HearthError):  # noqa: N818
-    """The call was cancelled; its work on the cluster has been stopped."""
+    """Cancelled call; its work on the cluster has been stopped."""
 
 
 _BY_REASON: dict[str, type[HearthError]] = {
@@ -88,19 +88,19 @@ _BY_CODE: dict[grpc.StatusCode, type[HearthError]] = {
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> HearthError:
     """The typed error that a failed call to the root at `address` stands for."""
-    call: Any = error  # an RpcError of a call has the call's status; its type does not say so
+    call: Any = error  # an RpcError of a call has the call's status, which its type lacks
     code: grpc.StatusCode = call.code()
-    # On one line: gRPC quotes what a stranger sent, whatever it does to a terminal.
+    # On one line: gRPC quotes the bytes that the peer sent, control characters included.
     details = "".join(c if c.isprintable() else " " for c in call.details() or code.name)
     info = _error_info(call.trailing_metadata() or ())
     if info is not None:
         kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, HearthError)
         return kind(details, reason=info.reason, metadata=dict(info.metadata), code=code)
-    # gRPC itself says so: the call never reached a root, or never came back.
+    # An error of gRPC itself: the call never reached a root, or its answer was lost.
     if code is grpc.StatusCode.UNAVAILABLE:
-        # What gRPC says where one end speaks TLS and the other does not, or does not trust it.
+        # gRPC's words when only one end uses TLS, or does not trust the other's certificate.
         tls = any(sign in details.lower() for sign in ("handshake", "socket closed"))
-        more = "; a root started with --tls needs it here too (tls=)" if tls else ""
+        more = "; if the root was started with --tls, pass tls= too" if tls else ""
         return Unreachable(
             f"cannot reach a root at {address} ({details}); check that `hearth root` runs there "
             f"and that the address is right{more}",
@@ -115,13 +115,14 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HearthError:
 
 
 def cancelled() -> Cancelled:
+    """Error for a call that this client cancelled."""
     return Cancelled("the call was cancelled", reason="CANCELLED", code=grpc.StatusCode.CANCELLED)
 
 
 def _error_info(
     trailers: Iterable[tuple[str, str | bytes]],
 ) -> error_details_pb2.ErrorInfo | None:
-    """Hearth's ErrorInfo in the trailers, or None: a stranger's trailers may be anything."""
+    """Hearth's ErrorInfo in the trailers; None where there is none that can be read."""
     for key, value in trailers:
         if key != _STATUS_TRAILER or not isinstance(value, bytes):
             continue

@@ -12,7 +12,7 @@ from hearth.v1 import root_pb2
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended well."""
+    """Reason for the regular end of a generation."""
 
     # End-of-sequence token; max_tokens reached; a stop text met; the model's context full.
     EOS = "eos"
@@ -23,7 +23,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a generation cost; seconds by the root's clock."""
+    """Cost of a generation; seconds by the root's clock."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -34,12 +34,13 @@ class Usage:
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What `generate` takes besides its input; what is left out is the root's default.
+    """Options of `generate`; the root has defaults for all of them.
 
-    max_tokens: 0 or left out is as many as the context has room for. temperature: 0 is greedy,
+    max_tokens: 0, the default, means as many as fit the context. temperature: 0 is greedy,
     [0, 100]. top_k: 0 keeps all. top_p: (0, 1]. min_p: [0, 1]. repetition_penalty: (0, 10].
-    seed: same seed, same text. stop: at most 16 texts that end the generation and are not part of
-    it. ignore_eos: go on past the end-of-sequence token. timeout: seconds for the whole call.
+    seed: the same seed gives the same text. stop: at most 16 texts that end the generation and are
+    not part of it. ignore_eos: continue past the end-of-sequence token. timeout: seconds for the
+    whole call.
     """
 
     max_tokens: int
@@ -63,7 +64,7 @@ def generate_request(
     messages: Iterable[Mapping[str, str]] | None,
     options: GenerateOptions,
 ) -> root_pb2.GenerateRequest:
-    """The message; TypeError unless exactly one input is given, InvalidArgument for bad values."""
+    """The message. Raises TypeError unless one input is given, InvalidArgument for bad values."""
     if (prompt is not None) + (tokens is not None) + (messages is not None) != 1:
         raise TypeError("give exactly one of prompt, tokens= and messages=")
     request = root_pb2.GenerateRequest()
@@ -82,7 +83,7 @@ def generate_request(
         request.max_tokens = options.get("max_tokens", 0)
         request.ignore_eos = options.get("ignore_eos", False)
     except (ValueError, TypeError) as error:
-        # Numbers that no field can hold, and text that is no UTF-8, never get to the root.
+        # Numbers out of a field's range and text that is not UTF-8 never reach the root.
         raise _invalid(str(error)) from error
     for name in _SAMPLING:
         value = options.get(name)
@@ -98,6 +99,7 @@ def generate_request(
 
 
 def tokenize_request(text: str, add_special: bool) -> root_pb2.TokenizeRequest:
+    """The message. Raises InvalidArgument for text that is not UTF-8."""
     try:
         return root_pb2.TokenizeRequest(text=text, add_special=add_special)
     except ValueError as error:
@@ -105,6 +107,7 @@ def tokenize_request(text: str, add_special: bool) -> root_pb2.TokenizeRequest:
 
 
 def detokenize_request(ids: Iterable[int]) -> root_pb2.DetokenizeRequest:
+    """The message. Raises InvalidArgument for ids that do not fit 32 bits."""
     try:
         return root_pb2.DetokenizeRequest(ids=ids)
     except ValueError as error:
@@ -112,7 +115,7 @@ def detokenize_request(ids: Iterable[int]) -> root_pb2.DetokenizeRequest:
 
 
 class Progress:
-    """What has arrived of one generation."""
+    """The received part of one generation."""
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
@@ -120,7 +123,7 @@ class Progress:
         self.usage: Usage | None = None
 
     def add(self, response: root_pb2.GenerateResponse) -> str:
-        """Takes a message in; the text that it brings, possibly none."""
+        """Add a message; returns its text, which may be empty."""
         if response.HasField("delta"):
             self.token_ids.extend(response.delta.token_ids)
             return response.delta.text
@@ -138,11 +141,11 @@ class Progress:
         return ""
 
     def check_ended(self, address: str) -> None:
-        """HearthError when the stream ended without its last message."""
+        """Raise HearthError when the stream ended without its last message."""
         if self.finish_reason is None:
             raise HearthError(
                 f"the root at {address} ended the stream after {len(self.token_ids)} tokens "
-                "without saying why; root and client may be of different versions",
+                "without a reason; root and client may have different versions",
                 reason="INCOMPLETE_STREAM",
             )
 

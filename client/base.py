@@ -1,0 +1,102 @@
+"""Settings, requests and progress, shared by the synchronous and the asyncio client."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from hearth.client.connection import Options, channel_options, credentials_of, metadata_of
+from hearth.client.messages import (
+    FinishReason,
+    GenerateOptions,
+    Progress,
+    Usage,
+    generate_request,
+)
+from hearth.v1 import root_pb2, root_pb2_grpc
+
+
+class BaseStream:
+    """One call of Generate: its progress, and how to cancel it."""
+
+    def __init__(self, call: Any, address: str) -> None:
+        """call: gRPC's, a stream of GenerateResponse; address: of the root, for errors."""
+        self._call = call
+        self._address = address
+        self._progress = Progress()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Tokens received so far, including the end-of-sequence token."""
+        return self._progress.token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Reason for the end; None until the iteration has ended."""
+        return self._progress.finish_reason
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens and seconds used; None until the iteration has ended."""
+        return self._progress.usage
+
+    def cancel(self) -> None:
+        """Stop the work on the cluster within one step; the iteration raises Cancelled."""
+        self._call.cancel()
+
+
+class BaseClient:
+    """A connection to the root at `address` ("host:port").
+
+    Nothing is dialled before the first call. When nothing listens, a call raises Unreachable: at
+    once where the machine refuses, else after `connect_timeout` seconds. `timeout` is the default
+    of every call except generate and watch_cluster, which have no limit of their own.
+
+    tls: a directory with `ca.crt`, and `tls.crt` and `tls.key` where the root requires a
+    certificate (`hearth certs init` makes one, DIR/client); None uses plaintext. api_key: a key
+    that the root accepts. credentials: gRPC's own, instead of `tls`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        connect_timeout: float = 5.0,
+        timeout: float = 30.0,
+        tls: str | Path | None = None,
+        api_key: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._metadata = metadata_of(api_key)
+        credentials, more = credentials_of(tls, credentials)
+        self._channel = self._open(address, credentials, channel_options(connect_timeout) + more)
+        self._stub: Any = root_pb2_grpc.RootServiceStub(self._channel)
+
+    def _open(
+        self, address: str, credentials: grpc.ChannelCredentials | None, options: Options
+    ) -> Any:
+        """A channel of the client's kind."""
+        raise NotImplementedError
+
+    def _limit(self, timeout: float | None) -> float:
+        """Seconds that a call may take."""
+        return self._timeout if timeout is None else timeout
+
+    def _generate(
+        self,
+        prompt: str | None,
+        tokens: Iterable[int] | None,
+        messages: Iterable[Mapping[str, str]] | None,
+        options: GenerateOptions,
+    ) -> Any:
+        """A started call of Generate. Raises InvalidArgument or TypeError."""
+        request = generate_request(prompt, tokens, messages, options)
+        return self._stub.Generate(request, timeout=options.get("timeout"), metadata=self._metadata)
+
+    def _watch(self, timeout: float | None) -> Any:
+        """A started call of WatchCluster."""
+        request = root_pb2.WatchClusterRequest()
+        return self._stub.WatchCluster(request, timeout=timeout, metadata=self._metadata)
