@@ -28,7 +28,10 @@ RULED_OUT = (
     (r"\bwhoever\b", "anyone who"),
     (r"\bin vain\b", "say what timed out"),
     (r"\bin place of\b", "instead of"),
-    (r"\b(is|are|was) no (?!longer\b|more than\b|less than\b|\w+er\b)\w+", "is not a ..."),
+    (
+        r"(?<!there )\b(is|are|was) no (?!longer\b|more than\b|less than\b|\w+er\b)\w+",
+        "is not a ...",
+    ),
     (r"\b(is|are|was|were|be|been) told\b", "receives, is sent, ..."),
     (r"\btells? (people|clients?|the (root|worker|client|user|log|metrics))\b", "reports, sends"),
     (r"\b(does|do|did) not serve\b", "is not ready"),
@@ -97,7 +100,9 @@ def line_comments(source: str, mark: str) -> Iterator[Text]:
 
 def markdown_texts(source: str) -> Iterator[Text]:
     """Paragraphs, list items and cells of tables; no code, no quotations."""
-    source = re.sub(r"^(```|~~~).*?^\1\s*$", lambda m: "\n" * m[0].count("\n"), source, flags=re.S | re.M)
+    source = re.sub(
+        r"^(```|~~~).*?^\1\s*$", lambda m: "\n" * m[0].count("\n"), source, flags=re.S | re.M
+    )
     paragraph: list[str] = []
     start = 0
     for number, line in enumerate([*source.splitlines(), ""], 1):
@@ -126,7 +131,12 @@ def texts_of(path: Path) -> Iterator[Text]:
         yield from line_comments(source, "//")
     elif path.suffix == ".md":
         yield from markdown_texts(source)
-    elif path.suffix in (".yaml", ".yml", ".toml", ".sh", ".cmake") or path.name in ("Makefile", "Dockerfile", "CMakeLists.txt", "run"):
+    elif path.suffix in (".yaml", ".yml", ".toml", ".sh", ".cmake") or path.name in (
+        "Makefile",
+        "Dockerfile",
+        "CMakeLists.txt",
+        "run",
+    ):
         yield from line_comments(source, "#")
 
 

@@ -1,6 +1,6 @@
-"""Models as files: their shape, weights and tokenizers, read from every format Hearth knows.
+"""Models as files: shape, weights and tokenizers, read from every supported format.
 
-`open_model` is the way in. Nothing here knows of services, shards or plans.
+`open_model` is the entry point. Nothing here depends on services, shards or plans.
 """
 
 from hearth.converter.errors import ModelError

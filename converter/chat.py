@@ -1,8 +1,8 @@
 """Conversations to prompts: a model's own Jinja chat template, run in a sandbox.
 
-Templates come with models and are programs, so they get what Hugging Face gives them
-(`raise_exception`, `strftime_now`, `tojson`, loop controls, `generation` blocks) and nothing else,
-and they run in a process with limits (chat_sandbox.py), which is started when first needed.
+Templates come with models and are programs. They get what Hugging Face gives them
+(`raise_exception`, `strftime_now`, `tojson`, loop controls, `generation` blocks) and nothing else.
+They run in a process with limits (chat_sandbox.py), which is started when first needed.
 """
 
 import atexit
@@ -19,7 +19,7 @@ from typing import Any
 from hearth.converter import chat_sandbox
 from hearth.converter.errors import ModelError
 
-# Of the environment: where Python and its packages are, and what time it is.
+# Environment variables that are passed on: paths of Python and its packages, time zone.
 _ENVIRONMENT = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL")
 
 
@@ -35,8 +35,8 @@ def render(
 ) -> str:
     """The prompt of a conversation. Encode it with add_special=False: it holds BOS where needed.
 
-    messages: {"role": ..., "content": ...} each. variables: further names a template may ask for.
-    All are values that JSON has.
+    messages: {"role": ..., "content": ...} each. variables: further names for the template. All are
+    JSON values.
 
     Raises:
         ModelError: the template is damaged, refuses the conversation, or takes too much time or
@@ -59,17 +59,17 @@ def render(
 
 
 class _Renderer:
-    """The process that runs templates, one at a time; another after a template that ended it."""
+    """The process that runs templates, one at a time; restarted after a template that ended it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any]) -> dict[str, str]:
-        """Its answer: `text` or `refusal`. Raises ModelError."""
+        """Send a request and return the answer: `text` or `refusal`. Raises ModelError."""
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
-                self._end()  # something else ended it while it had nothing to do
+                self._end()  # ended by something else while idle
             process = self._process = self._process or self._start()
             assert process.stdin is not None
             assert process.stdout is not None
@@ -82,15 +82,15 @@ class _Renderer:
                 if code == -signal.SIGALRM:
                     limit = f"takes longer than {chat_sandbox.SECONDS:g} s"
                 else:
-                    limit = f"ended the process that ran it (code {code}); it wants too much memory"
-                problem = f"the chat template {limit}: it is damaged, or means harm"
+                    limit = f"ended the process that ran it (code {code}); it uses too much memory"
+                problem = f"the chat template {limit}: it is damaged or malicious"
                 raise ModelError(problem) from None
             except BaseException:
-                self._end()  # an answer that is not taken would be the next one's
+                self._end()  # an answer left unread would be taken for the next one
                 raise
 
     def close(self) -> None:
-        """Ends the process, if there is one."""
+        """End the process, if there is one."""
         with self._lock:
             self._end()
 
@@ -102,7 +102,7 @@ class _Renderer:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                # Ctrl-C at a terminal is for the command, which then ends this one.
+                # Ctrl-C at a terminal goes to the command, which then ends this process.
                 start_new_session=True,
             )
         except OSError as error:
@@ -110,13 +110,13 @@ class _Renderer:
             raise ModelError(problem) from error
 
     def _end(self) -> int:
-        """Its exit code."""
+        """Wait for the process; returns its exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                with suppress(OSError):  # what was left to write has no reader
+                with suppress(OSError):  # unwritten data has no reader any more
                     pipe.close()
         try:
             return process.wait(chat_sandbox.SECONDS)

@@ -1,10 +1,9 @@
-"""Runs chat templates in a process of its own, with so much memory and time and no more.
+"""Chat templates in a process of their own, with limited memory and time.
 
-Started by chat.py, by its path: it imports nothing of Hearth. Reads requests and writes answers,
-one after another, each a JSON object behind its length; ends when its standard input does, and by a
-signal when a template takes too long. Jinja's sandbox keeps a template from reaching the program
-around it, but not from filling the memory or from going on forever: that is what the process is
-for.
+Started by chat.py, by path: it imports nothing of Hearth. Reads requests and writes answers, each
+a JSON object after its length. Ends when standard input ends, and by a signal when a template
+takes too long. Jinja's sandbox keeps a template away from the program around it, but does not
+limit memory or time: the process does.
 """
 
 import datetime
@@ -23,7 +22,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# What the interpreter takes is in it: a template has some 400 MiB.
+# Includes the interpreter: a template has some 400 MiB.
 MEMORY_BYTES = 512 << 20
 SECONDS = 5.0
 _MAX_TEMPLATE = 1 << 20
@@ -33,12 +32,12 @@ _MAX_REPEAT = 1 << 20
 _LENGTH_BYTES = 8
 
 
-class TemplateRefusal(Exception):  # noqa: N818 (what the caller is told, not a fault of this program)
-    """Why there is no text."""
+class TemplateRefusal(Exception):  # noqa: N818 (an answer to the caller, not a fault of this program)
+    """Reason why a template made no text."""
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the assistant wrote, for training; its body is all we need."""
+    """`{% generation %}` marks the assistant's text, for training; only its body is needed."""
 
     tags = {"generation"}  # noqa: RUF012 - the base class declares a set
 
@@ -48,13 +47,13 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Also refuses at once the arithmetic that makes a short template fill the memory."""
+    """Jinja's sandbox, without the arithmetic by which a short template could fill the memory."""
 
     intercepted_binops = frozenset({"*", "**"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
-            raise TemplateRefusal("the chat template uses '**', which no template needs")
+            raise TemplateRefusal("the chat template uses '**', which chat templates do not need")
         for sequence, count in ((left, right), (right, left)):
             is_repeat = isinstance(sequence, (str, list, tuple)) and isinstance(count, int)
             if is_repeat and len(sequence) * count > _MAX_REPEAT:
@@ -71,7 +70,7 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None,
     variables: Mapping[str, Any],
 ) -> str:
-    """The template's text. Raises TemplateRefusal."""
+    """Render the template. Raises TemplateRefusal."""
     try:
         text = _compile(template).render(messages=messages, tools=tools, **variables)
     except TemplateRefusal:
@@ -117,7 +116,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own escapes <, > and & for HTML; a prompt must have them as they are.
+    # Jinja's own filter escapes <, > and & for HTML; a prompt needs them unchanged.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -136,14 +135,14 @@ def _strftime_now(form: str) -> str:
 
 
 def write_frame(stream: BinaryIO, value: Any) -> None:
-    """One JSON value behind its length."""
+    """Write one JSON value after its length."""
     data = json.dumps(value).encode()
     stream.write(len(data).to_bytes(_LENGTH_BYTES, "little") + data)
     stream.flush()
 
 
 def read_frame(stream: BinaryIO) -> Any:
-    """What write_frame wrote; raises EOFError when the other end is gone."""
+    """Read what write_frame wrote. Raises EOFError when the other end is closed."""
     head = stream.read(_LENGTH_BYTES)
     data = stream.read(int.from_bytes(head, "little")) if len(head) == _LENGTH_BYTES else b""
     if not data or len(data) < int.from_bytes(head, "little"):
@@ -162,10 +161,10 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers until standard input ends."""
+    """Answer requests until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Answers have a descriptor that nothing else writes to.
+    # A descriptor for answers alone: nothing else writes to it.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
@@ -173,7 +172,7 @@ def main() -> None:
             request = read_frame(sys.stdin.buffer)
         except EOFError:
             return
-        # Its default action ends the process, whatever it is in the middle of.
+        # The default action ends the process at any point.
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         write_frame(answers, _answer(request))
         signal.setitimer(signal.ITIMER_REAL, 0.0)

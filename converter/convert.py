@@ -1,7 +1,7 @@
-"""Writes a Hearth directory from any model, tensor by tensor, or nothing at all.
+"""Conversion of any model to a Hearth directory, tensor by tensor, all or nothing.
 
-The new directory grows beside its destination under another name and is renamed when it is whole.
-Memory is bounded by a block of rows, whatever the model's size.
+The new directory is written beside its destination and renamed when it is complete. Memory is
+bounded by a block of rows, whatever the model's size.
 """
 
 import json
@@ -35,37 +35,37 @@ _DTYPES = {"f32": "F32", "f16": "F16"}
 def convert(
     source: str, dest: Path, weights: str = "q40", progress: Progress | None = None
 ) -> Path:
-    """Converts a model (anything `open_model` takes) to a Hearth directory; returns `dest`.
+    """Convert a model (anything `open_model` takes) to a Hearth directory; returns `dest`.
 
     weights: the type of the matrices; those whose rows do not divide into blocks of 32 become f16.
 
     Raises:
-        ModelError: the source cannot be read, the destination exists, or the disk is too small. As
-            on any other failure, and on KeyboardInterrupt, nothing is left behind.
+        ModelError: the source cannot be read, the destination exists, or the disk is too small.
+            Nothing is left behind, as after any other failure or KeyboardInterrupt.
     """
     check_type(weights)
     if dest.exists() or dest.is_symlink():
         raise ModelError(f"{dest} exists already; give another destination, or remove it first")
     parent = dest.resolve().parent
     if not parent.is_dir():
-        raise ModelError(f"{parent} is no directory; make it first")
+        raise ModelError(f"{parent} is not a directory; create it first")
     with open_model(source, weights) as model:
         files = model.tokenizer_source.files()
         if files:
-            model.tokenizer()  # now, rather than when the converted model is first used
+            model.tokenizer()  # report it now, not when the converted model is first used
         partial = parent / f".{dest.name}.{os.getpid()}.partial"
         try:
             partial.mkdir()
             _write(model, partial, weights, files, progress)
             _sync_directory(partial)
             if dest.exists():
-                raise ModelError(f"{dest} came into being during the conversion; nothing replaced")
+                raise ModelError(f"{dest} was created during the conversion; nothing was replaced")
             partial.rename(dest)
             _sync_directory(parent)
         except OSError as error:
             raise ModelError(f"cannot write {dest}: {error.strerror or error}") from error
         finally:
-            # Renamed where all went well; then there is nothing to remove.
+            # Already renamed after success; then there is nothing to remove.
             shutil.rmtree(partial, ignore_errors=True)
     return dest
 
@@ -136,7 +136,7 @@ def _check_space(directory: Path, size: int, files: dict[str, Path | bytes]) -> 
 
 
 def _sync_directory(directory: Path) -> None:
-    # A rename is only as lasting as the directory that records it; some systems cannot sync one.
+    # A rename survives a crash only once its directory is synced; some systems cannot sync one.
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""A Hugging Face Llama `config.json`, to and from a ModelSpec. Not the weights, not the tokenizer.
+"""A Hugging Face Llama `config.json`, to and from a ModelSpec.
 
 Reads the forms of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5
-(`rope_parameters`, `dtype`), and refuses what would silently compute something else.
+(`rope_parameters`, `dtype`). Refuses settings that would silently compute something else.
 """
 
 import json
@@ -19,7 +19,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class HfConfig:
-    """What a config.json and a generation_config.json say.
+    """Contents of a config.json and a generation_config.json.
 
     bos_id, eos_ids: None or empty where the files name none. raw: config.json as read.
     """
@@ -31,7 +31,7 @@ class HfConfig:
 
 
 def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError for anything else, or over `limit` bytes."""
+    """Read a JSON object from a file of at most `limit` bytes. Raises ModelError otherwise."""
     try:
         size = path.stat().st_size
         if size > limit:
@@ -47,10 +47,11 @@ def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
 
 
 def read_config(directory: Path) -> HfConfig:
-    """The model of a Hugging Face directory.
+    """Read the configuration of a Hugging Face directory.
 
     Raises:
-        ModelError: config.json is absent, damaged, or describes what Hearth does not run.
+        ModelError: config.json is absent, damaged, or describes a model that Hearth does not
+        support.
     """
     path = directory / "config.json"
     raw = read_json(path)
@@ -72,7 +73,7 @@ def read_config(directory: Path) -> HfConfig:
 
 
 def write_config(spec: ModelSpec, bos_id: int | None, eos_ids: frozenset[int]) -> dict[str, Any]:
-    """The config.json of a spec, in the form that all versions of transformers read."""
+    """The config.json of a spec, in a form that all versions of transformers read."""
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -128,8 +129,8 @@ def _spec(raw: dict[str, Any], name: str) -> ModelSpec:
     hidden_size, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
     if raw.get("head_dim") is None and (heads < 1 or hidden_size % heads):
         raise ModelError(
-            f"hidden_size {hidden_size} is no multiple of num_attention_heads {heads}, and "
-            "there is no head_dim"
+            f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}, and "
+            "head_dim is absent"
         )
     head_size = _integer(raw, "head_dim", hidden_size // heads if heads > 0 else 0)
     rope = raw.get("rope_parameters")
@@ -196,7 +197,7 @@ def _scaling(value: Any, context_size: int) -> RopeScaling | None:
 
 
 def _rope_factors(raw: dict[str, Any]) -> tuple[float, ...] | None:
-    """Hearth's own key, for models whose GGUF file listed a factor for every frequency."""
+    """Hearth's own key, for models whose GGUF file lists a factor for every frequency."""
     hearth = raw.get("hearth")
     values = hearth.get("rope_factors") if isinstance(hearth, dict) else None
     if values is None:

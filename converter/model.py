@@ -1,8 +1,8 @@
-"""What every model source offers: a shape, a tokenizer, and cuts of its tensors in a chosen type.
+"""The interface of model sources: a shape, a tokenizer, and cuts of tensors in a chosen type.
 
-`Model` is the interface; `FileModel` implements it for tensors that lie row by row in files. It
-reads by `pread`, a block of rows at a time: no more than the cut that was asked for is ever in
-memory, and a file that shrinks under a running root is an error and not a crash.
+`Model` is the interface; `FileModel` implements it for tensors stored row by row in files. It
+reads by `pread`, a block of rows at a time, so at most the requested cut is in memory. A file that
+shrinks under a running root is an error, not a crash.
 """
 
 import os
@@ -28,18 +28,18 @@ from hearth.converter.weights import (
     row_bytes,
 )
 
-_BLOCK_NUMBERS = 1 << 20  # numbers in a block of rows under conversion: 4 MiB as f32
+_BLOCK_NUMBERS = 1 << 20  # elements in a block of rows under conversion: 4 MiB as f32
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """How a model comes by its tokenizer.
+    """Source of a model's tokenizer.
 
-    load: makes it. files: name to path or content of what a converted model needs for the same one;
-    empty where there is none. bos_id, eos_ids: what the model's own files name. plain: it is the
-    byte tokenizer, which needs no files.
+    load: make the tokenizer. files: name to path or content of the files that a converted model
+    needs for it; empty where there are none. bos_id, eos_ids: as the model's own files name them.
+    plain: the byte tokenizer, which needs no files.
     """
 
     load: Callable[[], Tokenizer]
@@ -52,7 +52,7 @@ class TokenizerSource:
 class Model(ABC):
     """A model's shape, weights and tokenizer. Safe to read from several threads at once.
 
-    fingerprint: 16 bytes, equal for equal weights; from sizes, times and headers, not contents.
+    fingerprint: 16 bytes, equal for equal weights; made of sizes, times and headers, not contents.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Model(ABC):
     @property
     @abstractmethod
     def weight_type(self) -> str:
-        """The type asked for with --weights, else the most common one of the stored matrices."""
+        """The type chosen by --weights, else the most common type of the stored matrices."""
 
     @abstractmethod
     def stored_type(self, name: str) -> str:
-        """The type that a tensor is stored in; bf16, which Hearth has not, counts as f16."""
+        """The type that a tensor is stored in; bf16 counts as f16."""
 
     def tensor_type(self, name: str) -> str:
-        """The type to load a tensor in: f32 for norms; else what --weights asked for (f16 where
+        """The type to load a tensor in: f32 for norms; else the type of --weights (f16 where
         blocks of 32 do not fit its rows), or the stored type."""
         if is_norm(name):
             return "f32"
@@ -89,11 +89,11 @@ class Model(ABC):
         """A cut of a tensor as uint8 [rows, row_bytes(kind, columns)].
 
         rows, columns: [begin, end), the whole where None. The stored bytes themselves when `kind`
-        is the stored type. For q80 and q40, stored or asked for, columns are cut at multiples
-        of 32.
+        is the stored type. For q80 and q40, stored or requested, columns are cut at multiples of
+        32.
 
         Raises:
-            ModelError: no such tensor, a cut outside it or off a block, numbers that do not fit
+            ModelError: no such tensor, a cut outside it or off a block, values that do not fit
                 `kind`, or a file that cannot be read.
         """
         check_type(kind)
@@ -106,14 +106,14 @@ class Model(ABC):
             if not 0 <= begin <= end <= size:
                 raise ModelError(f"{what} {begin} to {end} of {name} are outside its {size} {what}")
         if is_norm(name) and kind != "f32":
-            raise ModelError(f"{name} is a norm's weight, which is read as f32 and not {kind}")
+            raise ModelError(f"{name} is a norm's weight, which is read as f32, not as {kind}")
         row_bytes(kind, columns[1] - columns[0])
         row_bytes(kind, columns[0])
         return self._cut(name, kind, rows, columns)
 
     @abstractmethod
     def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
-        """read(), with checked arguments."""
+        """`read` with checked arguments."""
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, loaded once.
@@ -143,7 +143,7 @@ class Model(ABC):
         return tokenizer
 
     def close(self) -> None:  # noqa: B027 - a model without files has nothing to close
-        """Closes files. The model is not used after."""
+        """Close the files. The model must not be used afterwards."""
 
     def __enter__(self) -> "Model":
         return self
@@ -159,7 +159,7 @@ class Model(ABC):
 
 
 class OpenFile:
-    """A file read at absolute offsets, by any number of threads."""
+    """A file that any number of threads read at absolute offsets."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -174,7 +174,7 @@ class OpenFile:
         return self.status.st_size
 
     def read(self, offset: int, size: int) -> Bytes:
-        """Exactly `size` bytes. Raises ModelError where the file has not got them."""
+        """Exactly `size` bytes. Raises ModelError where the file is shorter."""
         buffer = np.empty(size, dtype=np.uint8)
         view = buffer.data
         done = 0
@@ -199,7 +199,7 @@ class OpenFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: rows of `kind` (a Hearth type or bf16), one after another.
+    """A tensor's place in a file: rows of `kind` (a Hearth type or bf16), one after another.
 
     rotary_head: 0, or the head size where the rows of each head are stored as interleaved rotary
     pairs: stored row 2i of a head is its row i, stored row 2i + 1 its row i + head_size / 2.
@@ -228,7 +228,7 @@ class StoredTensor:
 
 
 class FileModel(Model):
-    """A model whose tensors lie in files."""
+    """A model whose tensors are in files."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class FileModel(Model):
         for name, tensor in self._tensors.items():
             if not is_norm(name):
                 counts[self.stored_type(name)] += tensor.rows * tensor.columns
-        # Of equally common types the more exact one, so that the answer does not depend on order.
+        # Of equally common types the more exact one, so that the result does not depend on order.
         return max(TYPES, key=lambda kind: (counts[kind], -TYPES.index(kind)))
 
     @property

@@ -1,11 +1,11 @@
-"""Downloads a model from the Hugging Face hub: weights, settings and tokenizer, nothing else."""
+"""Download of a model from the Hugging Face hub: weights, settings and tokenizer only."""
 
 import re
 from pathlib import Path
 
 from hearth.converter.errors import ModelError
 
-# What a Llama directory needs. Pickled weights (.bin, .pth) and code are never fetched.
+# The files of a Llama directory. Pickled weights (.bin, .pth) and code are never fetched.
 _DIRECTORY_PATTERNS = [
     "config.json",
     "generation_config.json",
@@ -25,10 +25,10 @@ _FILE = re.compile(r"[\w.-]+(/[\w.-]+)*\.gguf", re.ASCII)
 
 
 def pull(name: str, revision: str | None = None) -> Path:
-    """Downloads a model into the hub's own cache; returns what `open_model` takes.
+    """Download a model into the hub's own cache; returns a path for `open_model`.
 
     name: "owner/model" for a Hugging Face directory, "owner/model/file.gguf" for one GGUF file.
-    What is already in the cache is not fetched again, and a download that was cut is resumed.
+    Files in the cache are not fetched again; an interrupted download is resumed.
 
     Raises:
         ModelError: no such model or file, no permission, or no network; the message says which.
@@ -46,8 +46,8 @@ def pull(name: str, revision: str | None = None) -> Path:
         )
     except errors.GatedRepoError as error:
         raise ModelError(
-            f"{repository} asks for consent to its licence: give it on its page, then log in with "
-            "`hf auth login`"
+            f"{repository} requires consent to its licence: accept it on its page, then log in "
+            "with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(f"the hub has no model {repository!r}, or it is private") from error
@@ -72,5 +72,7 @@ def _split(name: str) -> tuple[str, str | None]:
     model, _, file = rest.partition("/")
     repository = f"{owner}/{model}"
     if not _NAME.fullmatch(repository) or (file and not _FILE.fullmatch(file)) or ".." in name:
-        raise ModelError(f"{name!r} names no model; give owner/model, or owner/model/file.gguf")
+        raise ModelError(
+            f"{name!r} is not the name of a model; give owner/model, or owner/model/file.gguf"
+        )
     return repository, file or None

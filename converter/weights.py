@@ -1,4 +1,4 @@
-"""The number formats of weights, and turning rows of one into rows of another.
+"""The number formats of weights, and conversion of rows between them.
 
 `TYPES` are Hearth's own (f32, f16, and GGUF's Q8_0 and Q4_0 blocks of 32 along a row). Files also
 hold bf16, which is converted when read. The arithmetic is the core's; this file adds checks.
@@ -15,7 +15,7 @@ BLOCK = 32
 
 Bytes = npt.NDArray[np.uint8]
 
-# (numbers, bytes) of the smallest unit that a row is made of.
+# (elements, bytes) of the smallest unit that a row consists of.
 _UNITS = {"f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q80": (BLOCK, 34), "q40": (BLOCK, 18)}
 _F16_LARGEST = 65504.0
 
@@ -25,14 +25,14 @@ def is_quantized(kind: str) -> bool:
 
 
 def check_type(kind: str) -> str:
-    """Returns `kind`. Raises ModelError unless it is one of TYPES."""
+    """Return `kind`. Raises ModelError unless it is one of TYPES."""
     if kind not in TYPES:
         raise ModelError(f"weight type {kind!r} is unknown; choose one of {', '.join(TYPES)}")
     return kind
 
 
 def row_bytes(kind: str, columns: int) -> int:
-    """Bytes of a row of `columns` numbers. Raises ModelError where blocks do not fit the row."""
+    """Bytes of a row of `columns` elements. Raises ModelError where blocks do not fit the row."""
     numbers, size = _UNITS[kind]
     if columns % numbers:
         raise ModelError(
@@ -72,7 +72,7 @@ def convert_rows(data: Bytes, source: str, target: str, columns: int, name: str)
     """Rows of `source` as rows of `target`, uint8 [rows, row_bytes(target, columns)].
 
     Raises:
-        ModelError: a number is not finite, or does not fit in f16 (`name` names the tensor).
+        ModelError: a value is not finite, or does not fit in f16 (`name` names the tensor).
     """
     if source == target:
         return np.ascontiguousarray(data)

@@ -1,4 +1,4 @@
-"""The readers of model formats, and `open_model`, which picks the one that fits."""
+"""Readers of model formats, and `open_model`, which chooses among them."""
 
 from importlib import resources
 from pathlib import Path
@@ -15,15 +15,14 @@ DEMO = "demo"
 
 
 def open_model(source: str, weights: str | None = None) -> Model:
-    """Opens a model for reading; its weights stay where they are.
+    """Open a model for reading; no weights are loaded.
 
     source: a Hugging Face or Hearth directory, a .gguf file (or a directory with one), "demo" (the
     model that comes with Hearth), or "random:SHAPE[:SEED]".
-    weights: the type that tensors are to be loaded in ("f32", "f16", "q80", "q40"); None for the
-    types they are stored in.
+    weights: the type to load tensors in ("f32", "f16", "q80", "q40"); None for their stored types.
 
     Raises:
-        ModelError: it cannot be found, read or run; the message says why.
+        ModelError: it cannot be found, read or run; the message gives the reason.
     """
     if source.startswith(PREFIX):
         return open_random(source, weights)
@@ -38,12 +37,12 @@ def open_model(source: str, weights: str | None = None) -> Model:
     if path.suffix == ".gguf" or _begins_with_magic(path):
         return _open_gguf(path, weights)
     raise ModelError(
-        f"{path} is no GGUF file; for safetensors give the directory that also holds config.json"
+        f"{path} is not a GGUF file; for safetensors give the directory that also holds config.json"
     )
 
 
 def demo_directory() -> Path:
-    """Where the model that comes with Hearth lies. Raises ModelError where it was left out."""
+    """Path of the model that comes with Hearth. Raises ModelError where it is not installed."""
     try:
         # A namespace package has several possible homes; the first that holds the model counts.
         for root in resources.files("hearth.models").iterdir():

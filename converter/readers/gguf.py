@@ -1,4 +1,4 @@
-"""A GGUF file of a Llama model: its shape, tensors and tokenizer, all from the one file."""
+"""GGUF files of Llama models: shape, tensors and tokenizer from the one file."""
 
 import math
 import mmap
@@ -27,11 +27,11 @@ TOKENIZER_FILE = "tokenizer.gguf"
 
 
 def open_gguf(path: Path, weights: str | None) -> FileModel:
-    """Opens a GGUF file.
+    """Open a GGUF file.
 
     Raises:
-        ModelError: it is damaged, of an architecture or a tensor type that Hearth does not run, or
-            a tensor is missing or misshapen.
+        ModelError: it is damaged, of an unsupported architecture or tensor type, or a tensor is
+            missing or misshapen.
     """
     file = OpenFile(path)
     try:
@@ -43,7 +43,7 @@ def open_gguf(path: Path, weights: str | None) -> FileModel:
         file.close()
         raise
     identity = fingerprint([file.size, file.status.st_mtime_ns, header])
-    # Lists of a large vocabulary are 20 MiB, and not needed after; who asks again reads again.
+    # Lists of a large vocabulary are 20 MiB and used once; a second use reads them again.
     metadata = [gguf]
 
     def load() -> Tokenizer:
@@ -60,7 +60,7 @@ def open_gguf(path: Path, weights: str | None) -> FileModel:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Parses a GGUF file's metadata. Raises ModelError."""
+    """Parse a GGUF file's metadata. Raises ModelError."""
     try:
         with path.open("rb") as stream:
             size = path.stat().st_size
@@ -141,7 +141,7 @@ def _scaling(gguf: GgufFile) -> RopeScaling | None:
     kind = gguf.values.get("llama.rope.scaling.type")
     factor = _number(gguf, "llama.rope.scaling.factor", 0.0)
     if kind is None:
-        # What files of 2023 wrote instead.
+        # The spelling in files of 2023.
         factor = _number(gguf, "llama.rope.scale_linear", 0.0)
         kind = "linear" if factor else "none"
     if kind == "none" or factor == 1.0:
@@ -199,7 +199,7 @@ def _match(gguf: GgufFile, spec: ModelSpec, file: OpenFile) -> dict[str, StoredT
         tensors[name] = StoredTensor(file, tensor.offset, kind, rows, columns, rotary_head)
     if left:
         raise ModelError(
-            f"{path}: tensor {min(left)} has no place in a Llama model of {spec.layers} layers "
+            f"{path}: tensor {min(left)} does not belong to a Llama model of {spec.layers} layers "
             f"({len(left)} such tensors); the result would be wrong without it"
         )
     return tensors

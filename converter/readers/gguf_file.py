@@ -1,7 +1,7 @@
 """The GGUF container, versions 2 and 3: a bounds-checked parser of its metadata and tensor list.
 
-Follows the specification (ggml, docs/gguf.md). Knows nothing of models. Every length is compared
-with the bytes that are left before it is used, so nothing of unchecked size is ever allocated.
+Follows the specification (ggml, docs/gguf.md); independent of models. Every length is compared with
+the remaining bytes before it is used, so no unchecked size is ever allocated.
 """
 
 import math
@@ -19,7 +19,7 @@ _MAX_NAME = 255
 _MAX_STRING = 64 << 20
 _MAX_TENSORS = 1 << 20
 _MAX_DIMENSIONS = 4
-# Metadata becomes Python objects, several times as large as their bytes. Files have a few dozen
+# Metadata becomes Python objects, several times as large as its bytes. Files have a few dozen
 # entries, of which the largest are a vocabulary of up to some 300,000 tokens and its merges.
 _MAX_PAIRS = 1 << 16
 _MAX_ITEMS = 1 << 23
@@ -32,7 +32,7 @@ _SCALARS = {
 }  # fmt: skip
 _BOOL, STRING, ARRAY = 7, 8, 9
 
-# ggml_type: name, and for what Hearth reads its own name of it.
+# ggml_type: name, and Hearth's own name where it reads the type.
 TENSOR_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
     10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS",
@@ -54,10 +54,10 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What comes before the tensors' bytes.
+    """The part of a file before the tensors' bytes.
 
-    values: metadata; arrays are lists. pairs: the bytes of each key and its value as they stand in
-    the file, so that some of them can be copied to another. header_size: bytes before the tensors.
+    values: metadata; arrays are lists. pairs: the bytes of each key and its value in the file, so
+    that they can be copied to another. header_size: bytes before the tensors.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class GgufFile:
 
 
 class _Reader:
-    """A position in a buffer that refuses to pass its end."""
+    """A cursor in a buffer that cannot pass its end."""
 
     def __init__(self, path: Path, data: memoryview) -> None:
         self.path, self.data, self.position = path, data, 0
@@ -107,7 +107,7 @@ class _Reader:
             raise self.fail(f"{what} is not valid UTF-8 ({error})") from error
 
     def strings(self, count: int, what: str) -> list[str]:
-        """As string(), without its cost: vocabularies have hundreds of thousands."""
+        """Like string(), but fast: vocabularies have hundreds of thousands."""
         data, end, position = self.data, len(self.data), self.position
         unpack = struct.Struct("<Q").unpack_from
         result: list[str] = []
@@ -123,7 +123,7 @@ class _Reader:
             pass
         self.position = position
         if len(result) < count:
-            self.string(_MAX_STRING, what)  # says what is wrong with this one
+            self.string(_MAX_STRING, what)  # raises the error for this one
             raise self.fail(f"{what} has a damaged string")
         return result
 
@@ -142,7 +142,7 @@ class _Reader:
             self._check_count(count, 8, what)
             return self.strings(count, what)
         if item not in _SCALARS:
-            raise self.fail(f"{what} is an array of type {item}, which Hearth does not read")
+            raise self.fail(f"{what} is an array of type {item}, which Hearth cannot read")
         form = _SCALARS[item]
         size = struct.calcsize(form)
         self._check_count(count, size, what)
@@ -175,7 +175,7 @@ def parse(path: Path, data: memoryview) -> GgufFile:
     """
     reader = _Reader(path, data)
     if bytes(data[:4]) != MAGIC:
-        raise reader.fail(f"it begins with {bytes(data[:4])!r}, so it is no GGUF file")
+        raise reader.fail(f"it begins with {bytes(data[:4])!r}, so it is not a GGUF file")
     reader.position = 4
     version = reader.scalar("<I", "the version")
     if version not in (2, 3):
@@ -213,7 +213,7 @@ def parse(path: Path, data: memoryview) -> GgufFile:
         if name in tensors:
             raise reader.fail(f"tensor {name} occurs twice")
         if offset % alignment:
-            raise reader.fail(f"tensor {name} lies at {offset}, no multiple of {alignment}")
+            raise reader.fail(f"tensor {name} lies at {offset}, not a multiple of {alignment}")
         if start + offset > len(data):
             raise reader.fail(
                 f"tensor {name} begins at byte {start + offset}, but the file has {len(data)}; it "
@@ -239,6 +239,6 @@ def _tensor_info(reader: _Reader) -> tuple[str, str, tuple[int, ...], int]:
 
 
 def metadata_only(pairs: dict[str, bytes], keep: Callable[[str], bool]) -> bytes:
-    """A GGUF file without tensors that holds the pairs whose key `keep` accepts, byte for byte."""
+    """A GGUF file without tensors, with the pairs whose key `keep` accepts, byte for byte."""
     kept = [raw for key, raw in pairs.items() if keep(key)]
     return MAGIC + struct.pack("<IQQ", 3, 0, len(kept)) + b"".join(kept)

@@ -1,8 +1,8 @@
 """A Hearth directory, as `hearth convert` writes it: config.json, tokenizer, one safetensors file.
 
-config.json is a Llama one with an object `hearth` in it: `version`, and `weights`, the type that
-was asked for. f32 and f16 tensors are plain safetensors ones; a q80 or q40 tensor is U8 [rows,
-bytes of a row] and its type stands in the file's `__metadata__` under the tensor's name.
+config.json is a Llama one with an object `hearth`: `version`, and `weights`, the requested type.
+f32 and f16 tensors are plain safetensors; a q80 or q40 tensor is U8 [rows, bytes of a row], with
+its type in the file's `__metadata__` under the tensor's name.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ def is_hearth_config(raw: dict[str, Any]) -> bool:
 
 
 def open_hearth(directory: Path, weights: str | None) -> FileModel:
-    """Opens a Hearth directory. Raises ModelError where it is damaged or of a newer version."""
+    """Open a Hearth directory. Raises ModelError where it is damaged or of a newer version."""
     config = read_config(directory)
     hearth = config.raw.get("hearth")
     if not isinstance(hearth, dict) or hearth.get("version") != VERSION:
@@ -74,7 +74,7 @@ def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int
     blocks, rest = divmod(width, _BLOCK_BYTES[kind])
     if rest:
         raise ModelError(
-            f"tensor {name} has rows of {width} bytes, no multiple of a {kind} block's "
+            f"tensor {name} has rows of {width} bytes, not a multiple of a {kind} block's "
             f"{_BLOCK_BYTES[kind]}"
         )
     return kind, (rows, blocks * 32)

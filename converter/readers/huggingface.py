@@ -17,18 +17,18 @@ SINGLE = "model.safetensors"
 _KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MAX_SHARDS = 4096
 
-# What older exports hold besides the weights, and what a tied model may repeat.
+# Entries of older exports besides the weights, and copies that a tied model may contain.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 Kind = Callable[[str, TensorEntry, Header], tuple[str, tuple[int, ...]]]
 
 
 def open_huggingface(directory: Path, weights: str | None) -> FileModel:
-    """Opens a Hugging Face directory.
+    """Open a Hugging Face directory.
 
     Raises:
         ModelError: a file is absent or damaged, a tensor is missing or misshapen, or the model is
-            of a kind that Hearth does not run.
+            not supported.
     """
     config = read_config(directory)
     tensors, files, identity = open_tensors(directory, config.spec, _kind)
@@ -54,10 +54,10 @@ def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int
 def open_tensors(
     directory: Path, spec: ModelSpec, kind_of: Kind
 ) -> tuple[dict[str, StoredTensor], list[OpenFile], list[bytes | str | int]]:
-    """Finds every tensor of `spec` in a directory's safetensors files.
+    """Find every tensor of `spec` in a directory's safetensors files.
 
-    kind_of: (name, entry, header) -> (the type it is stored in, its shape in numbers).
-    Returns the tensors by Hearth's names, the open files, and what identifies them.
+    kind_of: (name, entry, header) -> (the type it is stored in, its shape in elements).
+    Returns the tensors by Hearth's names, the open files, and the parts of their fingerprint.
     """
     files: list[OpenFile] = []
     try:
@@ -109,7 +109,7 @@ def _match(
     unknown = sorted(name for name in entries if not name.endswith(_IGNORED_SUFFIXES))
     if unknown:
         raise ModelError(
-            f"{directory}: tensor {unknown[0]} has no place in a Llama model of {spec.layers} "
+            f"{directory}: tensor {unknown[0]} does not belong to a Llama model of {spec.layers} "
             f"layers ({len(unknown)} such tensors); the result would be wrong without it"
         )
     return tensors
@@ -131,13 +131,15 @@ def weight_files(directory: Path) -> list[Path]:
         raise ModelError(f"{index_path} has no weight_map")
     names = set()
     for name in weight_map.values():
-        # A name with a folder in it could leave the model's directory.
+        # A name that contains a folder could leave the model's directory.
         if (
             not isinstance(name, str)
             or Path(name).name != name
             or not name.endswith(".safetensors")
         ):
-            raise ModelError(f"{index_path} names {name!r}, which is no safetensors file beside it")
+            raise ModelError(
+                f"{index_path} names {name!r}, which is not a safetensors file beside it"
+            )
         names.add(name)
     if len(names) > _MAX_SHARDS:
         raise ModelError(f"{index_path} lists {len(names)} files; the limit is {_MAX_SHARDS}")

@@ -1,4 +1,4 @@
-"""Hearth's tensor names in the words of Hugging Face and of GGUF."""
+"""Hearth's tensor names mapped to those of Hugging Face and GGUF."""
 
 _TOP = {
     "embedding": ("model.embed_tokens.weight", "token_embd.weight"),

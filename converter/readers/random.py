@@ -1,7 +1,7 @@
-"""Models of a published shape with random weights, made on the fly: `random:SHAPE[:SEED]`.
+"""Models of a published shape with random weights, generated on demand: `random:SHAPE[:SEED]`.
 
-For measuring speed and memory with no download. A cut is generated alone, and is the same bytes as
-that place of the whole, so nodes agree without anyone ever holding the model.
+For measuring speed and memory without a download. A cut is generated alone and has the same bytes
+as that part of the whole, so nodes agree although none holds the whole model.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from hearth.converter.weights import Bytes
 
 PREFIX = "random:"
 DEFAULT_WEIGHTS = "q40"
-# Changes when the same shape and seed would give other weights.
+# Changed when the same shape and seed would give other weights.
 _GENERATOR = "random-1"
 
 
@@ -64,19 +64,21 @@ SHAPES = {
 
 
 def open_random(source: str, weights: str | None) -> "RandomModel":
-    """Opens `random:SHAPE[:SEED]`. Raises ModelError for an unknown shape or a bad seed."""
+    """Open `random:SHAPE[:SEED]`. Raises ModelError for an unknown shape or a bad seed."""
     shape, _, seed = source.removeprefix(PREFIX).partition(":")
     spec = SHAPES.get(shape)
     if spec is None:
         raise ModelError(f"random shape {shape!r} is unknown; choose one of {', '.join(SHAPES)}")
     if seed and not (seed.isascii() and seed.isdecimal() and int(seed) < 1 << 64):
-        raise ModelError(f"random seed {seed!r} is no whole number of 0 to {(1 << 64) - 1}")
+        raise ModelError(f"random seed {seed!r} is not a whole number of 0 to {(1 << 64) - 1}")
     return RandomModel(spec, int(seed or 0), weights)
 
 
 class RandomModel(Model):
-    """A model without files. Activations keep about their size from layer to layer: the deviation
-    of a matrix is 1/sqrt(columns), that of what adds to the residual less by sqrt(2 x layers)."""
+    """A model without files.
+
+    Activations keep about their size from layer to layer: the standard deviation of a matrix is
+    1/sqrt(columns), and smaller by sqrt(2 x layers) where it adds to the residual stream."""
 
     def __init__(self, spec: ModelSpec, seed: int = 0, weights: str | None = None) -> None:
         source = TokenizerSource(

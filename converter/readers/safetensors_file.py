@@ -1,4 +1,4 @@
-"""The safetensors container: reading its header safely, and writing one tensor after another.
+"""The safetensors container: checked reading of its header, and writing tensor by tensor.
 
 The format is eight bytes of header length, a JSON header, then the tensors' bytes
 (huggingface/safetensors, "Format"). Written by hand because rows are cut and written as streams,
@@ -68,10 +68,10 @@ def read_header(file: OpenFile) -> Header:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} has a damaged safetensors header: {error}") from error
     if not isinstance(header, dict):
-        raise ModelError(f"{path} has a safetensors header that is no JSON object")
+        raise ModelError(f"{path} has a safetensors header that is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ModelError(f"{path} has __metadata__ that is not names with texts")
+        raise ModelError(f"{path} has __metadata__ that does not map names to texts")
     start = 8 + length
     tensors = {name: _entry(path, name, entry, start, file.size) for name, entry in header.items()}
     end, last = start, ""
@@ -98,7 +98,7 @@ def _sizes(value: Any) -> list[int] | None:
 
 def _entry(path: Path, name: str, entry: Any, start: int, file_size: int) -> TensorEntry:
     if not isinstance(entry, dict):
-        raise ModelError(f"{path}: the entry of tensor {name!r} is no JSON object")
+        raise ModelError(f"{path}: the entry of tensor {name!r} is not a JSON object")
     dtype = entry.get("dtype")
     shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
@@ -119,10 +119,10 @@ def _entry(path: Path, name: str, entry: Any, start: int, file_size: int) -> Ten
 
 
 class SafetensorsWriter:
-    """Writes a safetensors file front to back: the header, then each tensor's bytes in order.
+    """Writer of a safetensors file: the header, then each tensor's bytes in order.
 
-    Used as a context manager; leaving it without an error checks that every byte was written, and
-    flushes to the disk.
+    A context manager; leaving it without an error checks that every byte was written, and syncs the
+    file to disk.
     """
 
     def __init__(
@@ -131,9 +131,9 @@ class SafetensorsWriter:
         tensors: Iterable[tuple[str, str, tuple[int, ...]]],
         metadata: dict[str, str],
     ) -> None:
-        """tensors: (name, dtype, shape) in the order in which their bytes will come.
+        """tensors: (name, dtype, shape) in the order of their bytes.
 
-        size: bytes of the whole file, tensor_bytes: of its tensors; both known at once."""
+        size: bytes of the whole file, tensor_bytes: of its tensors."""
         header: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
         for name, dtype, shape in tensors:
@@ -159,7 +159,7 @@ class SafetensorsWriter:
         return self
 
     def write(self, data: memoryview) -> None:
-        """The next bytes. Raises ValueError when they are more than the header promised."""
+        """Write the next bytes. Raises ValueError for more bytes than the header declares."""
         if self._file is None or data.nbytes > self._left:
             raise ValueError(f"{data.nbytes} bytes to write, {self._left} expected")
         self._file.write(data)

@@ -1,6 +1,6 @@
-"""Tokenizers of every format Hearth knows, behind one interface; `load_tokenizer` picks the format.
+"""Tokenizers of all supported formats behind one interface; `load_tokenizer` chooses the format.
 
-The libraries are imported when one is needed, since each costs a good part of a command's start.
+Libraries are imported on first use, since each takes a good part of a command's start-up time.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ _MAX_BYTES = 64 << 20
 def load_tokenizer(
     path: Path, bos_id: int | None = None, eos_ids: frozenset[int] = frozenset()
 ) -> Tokenizer:
-    """The tokenizer in a directory, or of one file.
+    """Load the tokenizer of a directory or a file.
 
     path: a directory, or a tokenizer.json, .gguf, .model (SentencePiece or ranks), .tiktoken, or
-    vocabulary file (vocab.json, encoder.json). bos_id, eos_ids: what the model's config names.
+    vocabulary file (vocab.json, encoder.json). bos_id, eos_ids: as the model's config names them.
 
     Raises:
-        ModelError: there is none, or it is damaged or of a kind that Hearth does not know.
+        ModelError: there is none, or it is damaged or of an unsupported kind.
     """
     main = _main_file(path) if path.is_dir() else path
     if not main.is_file():
@@ -61,7 +61,10 @@ def load_tokenizer(
 
 
 def tokenizer_files(directory: Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of every file that load_tokenizer of the directory reads; none without one."""
+    """(name, path) of every file that load_tokenizer reads in the directory.
+
+    Empty where there is none.
+    """
     try:
         main = _main_file(directory)
     except ModelError:
@@ -94,7 +97,7 @@ def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> 
     if settings.tokenizer_class not in (None, *_CLASSES):
         raise ModelError(
             f"{vocabulary_path.parent}: tokenizer_class {settings.tokenizer_class!r} is not known "
-            f"for {vocabulary_path.name}; known: {', '.join(_CLASSES)}. A tokenizer.json would do"
+            f"for {vocabulary_path.name}; known: {', '.join(_CLASSES)}. A tokenizer.json would work"
         )
     rules = RULES[_CLASSES.get(settings.tokenizer_class or "", "gpt-2")]
     raw = read_json(vocabulary_path, _MAX_BYTES)
@@ -113,7 +116,7 @@ def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> 
             continue
         left, found, right = line.rstrip("\r").partition(" ")
         if not found or not left or not right:
-            raise ModelError(f"{merges_path}, line {number}: {line[:60]!r} is no pair of tokens")
+            raise ModelError(f"{merges_path}, line {number}: {line[:60]!r} is not a pair of tokens")
         merges.append((left, right))
     added = settings.added or tuple(
         (raw[name], name, True) for name in ("<|endoftext|>",) if name in raw

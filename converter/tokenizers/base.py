@@ -1,7 +1,7 @@
-"""What a tokenizer is to Hearth: text to ids, ids to bytes, and bytes to whole characters.
+"""The tokenizer interface: text to ids, ids to bytes, bytes to whole characters.
 
-Every tokenizer says which bytes a token stands for; decoding, whole or as a stream, is done here
-and so is the same for all. The encoders themselves are the formats' own libraries.
+Each tokenizer gives the bytes of a token; decoding, whole or as a stream, is implemented here for
+all of them. Encoding is done by each format's own library.
 """
 
 import codecs
@@ -13,9 +13,9 @@ from hearth.converter.errors import ModelError
 
 
 class StreamDecoder:
-    """Turns tokens into text as they come, never giving half a character.
+    """Streaming decoder of tokens to whole characters.
 
-    The texts of all pushes and of flush, joined, are what `Tokenizer.decode` gives for all the ids.
+    The texts of all pushes and of flush, joined, equal `Tokenizer.decode` of all the ids.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], strip_space: bool) -> None:
@@ -24,7 +24,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that this token completes: whole characters, possibly none."""
+        """The text that this token completes: whole characters, possibly empty."""
         data = self._token_bytes(token)
         if self._strip_space and data:
             data = data.removeprefix(b" ")
@@ -32,15 +32,15 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """The rest: U+FFFD where the last character never became whole."""
+        """The rest: U+FFFD for an incomplete last character."""
         return self._utf8.decode(b"", final=True)
 
 
 class Tokenizer(ABC):
     """A model's vocabulary.
 
-    vocab_size: one more than the highest id. bos_id: put before a text where `add_bos` says so.
-    eos_ids: the tokens that end a generation. chat_template: Jinja source, where the model has one.
+    vocab_size: one more than the highest id. bos_id: put before a text if `add_bos`. eos_ids: the
+    tokens that end a generation. chat_template: Jinja source, where the model has one.
     """
 
     vocab_size: int
@@ -54,8 +54,8 @@ class Tokenizer(ABC):
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of a text.
 
-        add_special: begin with BOS where the model is used to that. parse_special: names of control
-        tokens in the text (as chat templates write them) become those tokens, not their letters.
+        add_special: begin with BOS where the model requires it. parse_special: names of control
+        tokens in the text, as chat templates write them, become those tokens.
 
         Raises:
             ModelError: the text holds half of a surrogate pair, or the library cannot encode it.
@@ -65,7 +65,7 @@ class Tokenizer(ABC):
         except UnicodeEncodeError as error:
             raise ModelError(
                 f"the text holds {text[error.start]!r} at position {error.start}, half of a "
-                "surrogate pair, which is no character"
+                "surrogate pair, which is not a character"
             ) from error
         with library_errors("the text cannot be encoded"):
             ids = self._encode(text, parse_special) if text else []
@@ -89,15 +89,15 @@ class Tokenizer(ABC):
     def _name(self, token: int) -> str: ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids; control tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         stream = self.stream()
         return "".join([*(stream.push(token) for token in ids), stream.flush()])
 
     def stream(self, after: Sequence[int] = ()) -> StreamDecoder:
-        """A decoder of tokens as they come.
+        """A streaming decoder.
 
-        after: ids that come before the stream, a prompt. The stream then goes on where their text
-        ends: decode(after) and the stream's text, joined, are the text of all the ids.
+        after: ids before the stream, a prompt. decode(after) and the stream's text, joined, are the
+        text of all the ids.
         """
         stream = StreamDecoder(self.token_bytes, self.strip_space)
         for token in after:
@@ -107,7 +107,7 @@ class Tokenizer(ABC):
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Turns whatever a library raises into a ModelError: panics of Rust code are BaseExceptions."""
+    """Convert any exception of a library to ModelError; panics of Rust code are BaseExceptions."""
     try:
         yield
     except (ModelError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):

@@ -1,6 +1,6 @@
 """The byte-level alphabet of GPT-2: each of the 256 bytes as one printable character.
 
-Printable Latin-1 characters stand for themselves, the others for U+0100 and up, in order (Radford
+Printable Latin-1 characters map to themselves, the others to U+0100 and up, in order (Radford
 et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2).
 """
 
@@ -14,7 +14,7 @@ CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.it
 
 
 def piece_bytes(piece: str) -> bytes:
-    """The bytes of a token; one with characters outside the alphabet is taken as plain text."""
+    """The bytes of a token. A token with characters outside the alphabet is plain text."""
     try:
         return bytes([CHARACTER_TO_BYTE[character] for character in piece])
     except KeyError:

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file: metadata keys `tokenizer.*` to a Tokenizer."""
+"""The tokenizer inside a GGUF file, from the metadata keys `tokenizer.*`."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def vocabulary_size(values: dict[str, Any]) -> int | None:
-    """How many tokens the file lists; None where it has no tokenizer."""
+    """Number of tokens in the file; None where it has no tokenizer."""
     tokens = values.get("tokenizer.ggml.tokens")
     return len(tokens) if isinstance(tokens, list) else None
 
@@ -25,7 +25,7 @@ def gguf_bos_id(values: dict[str, Any]) -> int | None:
 
 
 def gguf_eos_ids(values: dict[str, Any]) -> frozenset[int]:
-    """The ids the file names, and those of control tokens that are known to end a turn."""
+    """Ids of the end tokens that the file names, and of control tokens known to end a turn."""
     ids = {id for key in _END_KEYS if (id := _id(values, key)) is not None}
     tokens, types = values.get("tokenizer.ggml.tokens"), values.get("tokenizer.ggml.token_type")
     if isinstance(tokens, list) and isinstance(types, list) and len(types) == len(tokens):
@@ -41,7 +41,7 @@ def load_gguf_tokenizer(values: dict[str, Any], what: str) -> Tokenizer:
     """The tokenizer of a GGUF file's metadata; `what` names the file in errors.
 
     Raises:
-        ModelError: there is none, it is damaged, or of a kind that Hearth does not know.
+        ModelError: there is none, it is damaged, or of an unsupported kind.
     """
     model = values.get("tokenizer.ggml.model")
     if model is None:
@@ -63,7 +63,7 @@ def load_gguf_tokenizer(values: dict[str, Any], what: str) -> Tokenizer:
 
 def load_tokenizer_gguf(path: Path) -> Tokenizer:
     """The tokenizer of any GGUF file, one with tensors or without."""
-    from hearth.converter.readers.gguf import read_gguf  # the readers stand above this package
+    from hearth.converter.readers.gguf import read_gguf  # the readers are above this package
 
     return load_gguf_tokenizer(read_gguf(path).values, str(path))
 
@@ -119,7 +119,7 @@ def _byte_pair(values: dict[str, Any], tokens: list[str], types: list[int], what
     for merge in _list(values, "merges", str):
         left, found, right = merge.partition(" ")
         if not found or not left or not right:
-            raise ModelError(f"the merge {merge[:60]!r} is no pair of tokens")
+            raise ModelError(f"the merge {merge[:60]!r} is not a pair of tokens")
         merges.append((left, right))
     added = [
         (id, token, kind == CONTROL)
@@ -132,7 +132,7 @@ def _byte_pair(values: dict[str, Any], tokens: list[str], types: list[int], what
 
 def _id(values: dict[str, Any], key: str) -> int | None:
     value = values.get(f"tokenizer.ggml.{key}")
-    # Writers without such a token put the largest number there.
+    # Writers without such a token store the largest number.
     usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
     return value if usable else None
 

@@ -1,5 +1,8 @@
-"""Tokenizers that the `tokenizers` library runs: tokenizer.json, and byte-level BPE built from
-vocabulary and merges (GPT-2's and Qwen2's files, and those inside GGUF)."""
+"""Tokenizers of the `tokenizers` library.
+
+They come from tokenizer.json, or are byte-level BPE built from vocabulary and merges (files of
+GPT-2
+and Qwen2, and those inside GGUF)."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +19,7 @@ from hearth.converter.tokenizers.patterns import BytePairRules
 from hearth.converter.tokenizers.settings import Settings
 
 _MAX_BYTES = 256 << 20
-# The library keeps lists that are as long as the highest id.
+# The library keeps lists as long as the highest id.
 _MAX_TOKENS = 1 << 22
 
 
@@ -24,7 +27,7 @@ class LibraryTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library, with its decoder's rules applied token by token."""
 
     def __init__(self, inner: library.Tokenizer, settings: Settings, what: str) -> None:
-        """what: where it came from, for errors."""
+        """what: its source, for errors."""
         with library_errors(what):
             decoder = inner.decoder
             state = None if decoder is None else json.loads(decoder.__getstate__())
@@ -87,10 +90,10 @@ class LibraryTokenizer(Tokenizer):
 
 
 class _DecoderRules:
-    """What a tokenizer.json's decoder does to a single token.
+    """A tokenizer.json's decoder, applied to a single token.
 
-    Two families are known, and both work token by token but for the text's first space: byte-level
-    (GPT-2), and SentencePiece's (a mark for spaces, <0xNN> for bytes).
+    Two families are supported: byte-level (GPT-2), and SentencePiece's (a mark for spaces, <0xNN>
+    for bytes). Both work token by token, except for the text's first space.
     """
 
     def __init__(self, decoder: Any, what: str) -> None:
@@ -133,13 +136,16 @@ class _DecoderRules:
 
 
 def load_tokenizer_json(path: Path, settings: Settings) -> LibraryTokenizer:
-    """A tokenizer.json. Raises ModelError where it is damaged or decodes in an unknown way."""
+    """Load a tokenizer.json.
+
+    Raises ModelError where it is damaged or has an unsupported decoder.
+    """
     with library_errors(f"cannot read {path}"):
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise ModelError(f"{path} has {size} bytes; the limit for a tokenizer is {_MAX_BYTES}")
         inner = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        # Files saved by a training run may ask to cut or pad every text.
+        # Files saved by a training run may truncate or pad every text.
         inner.no_truncation()
         inner.no_padding()
     return LibraryTokenizer(inner, settings, str(path))
@@ -155,7 +161,7 @@ def byte_pair_tokenizer(
 ) -> LibraryTokenizer:
     """A byte-level BPE tokenizer from its parts.
 
-    added: (id, text, special) of tokens that are found in the text before it is split.
+    added: (id, text, special) of tokens that are matched before the text is split.
     """
     with library_errors(what):
         inner = library.Tokenizer(

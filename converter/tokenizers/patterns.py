@@ -1,6 +1,6 @@
-"""How the byte-level BPE families split text before merging: each one's published pattern.
+"""Published split patterns of the byte-level BPE families, applied before merging.
 
-Keys are the names that GGUF files use (`tokenizer.ggml.pre`).
+Keys are the names in GGUF files (`tokenizer.ggml.pre`).
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ TEKKEN = (
 
 @dataclass(frozen=True)
 class BytePairRules:
-    """patterns: applied one after the other, each splitting what the one before left.
+    """patterns: applied in order; each splits the pieces of the one before.
 
-    ignore_merges: a piece that is a token as it stands is not built from merges. add_bos: whether
-    texts begin with BOS where the file does not say. nfc: text is normalized to NFC first.
+    ignore_merges: a piece that is a whole token is not built from merges. add_bos: whether
+    texts begin with BOS where the file does not decide. nfc: text is normalized to NFC first.
     """
 
     patterns: tuple[str, ...]
@@ -64,8 +64,9 @@ _ALIASES = {
 
 
 def rules_for(name: str) -> BytePairRules:
-    """Raises ModelError for a name whose pattern Hearth does not know: a guess would give other ids
-    than the model was trained on. "default", from files that predate the names, is GPT-2's."""
+    """The pattern of a name. "default", from files older than the names, is GPT-2's.
+
+    Raises ModelError for an unknown name: a guess would give other ids than in training."""
     rules = RULES.get(_ALIASES.get(name, name))
     if rules is None:
         raise ModelError(

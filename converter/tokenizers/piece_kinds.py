@@ -1,4 +1,4 @@
-"""What a piece of a SentencePiece vocabulary is; GGUF files use the same numbers for any kind.
+"""Kinds of pieces in a SentencePiece vocabulary; GGUF uses the same numbers for all tokenizers.
 
 ModelProto.SentencePiece.Type of sentencepiece_model.proto.
 """

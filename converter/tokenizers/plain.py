@@ -1,4 +1,4 @@
-"""The tokenizer of models that have none: a byte is a token, any other id shows its number."""
+"""The tokenizer for models without one: a byte is a token; other ids show their number."""
 
 from hearth.converter.tokenizers.base import Tokenizer
 
@@ -6,9 +6,11 @@ _WHITESPACE = b"\t\n\r"
 
 
 class PlainTokenizer(Tokenizer):
-    """Ids 0 to 255 are bytes, 256 begins a text, and id N above reads " N". Nothing ends a text.
+    """Ids 0 to 255 are bytes, 256 begins a text, and a higher id N reads " N".
 
-    Control characters are shown by their number as well: what is printed is always harmless.
+    No token ends a text.
+
+    Control characters are shown by their number too, so output is safe to print.
     """
 
     NAME = "bytes"

@@ -1,6 +1,6 @@
 """Tokenizers published as ranks (tiktoken): lines of a base64 token and its rank.
 
-The files hold neither the pattern nor the special tokens; both are known by the number of ranks.
+The files contain neither pattern nor special tokens; both follow from the number of ranks.
 """
 
 import base64
@@ -88,7 +88,7 @@ class RankTokenizer(Tokenizer):
 
 
 def is_ranks(path: Path) -> bool:
-    """Whether a file begins like ranks; `tokenizer.model` is a name of two formats."""
+    """Test whether a file begins like ranks; `tokenizer.model` is the name of two formats."""
     try:
         with path.open("rb") as stream:
             fields = stream.readline(4096).split()
@@ -98,7 +98,7 @@ def is_ranks(path: Path) -> bool:
 
 
 def load_ranks(path: Path, settings: Settings) -> RankTokenizer:
-    """A file of ranks. Raises ModelError where it is damaged or of an unknown family."""
+    """Load a file of ranks. Raises ModelError where it is damaged or of an unknown family."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelError(f"{path} has more than {_MAX_BYTES} bytes, too many for a tokenizer")
@@ -113,12 +113,12 @@ def load_ranks(path: Path, settings: Settings) -> RankTokenizer:
         piece = _base64(fields[0])
         if len(fields) != 2 or not fields[1].isdigit() or len(fields[1]) > 9 or not piece:
             raise ModelError(
-                f"{path}, line {number}: {line[:60]!r} is no base64 token and its rank"
+                f"{path}, line {number}: {line[:60]!r} is not a base64 token and its rank"
             )
         if piece in ranks:
             raise ModelError(f"{path}, line {number}: token {piece!r} occurs twice")
         ranks[piece] = int(fields[1])
-    # The library trusts these: a missing byte or a gap would be a panic in the midst of a text.
+    # The library does not check these: a missing byte or a gap would panic during encoding.
     if set(ranks.values()) != set(range(len(ranks))):
         raise ModelError(f"{path} has {len(ranks)} tokens, but their ranks are not 0 to the last")
     absent = [byte for byte in range(256) if bytes([byte]) not in ranks]

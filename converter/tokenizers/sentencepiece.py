@@ -22,13 +22,13 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model: bytes, settings: Settings, what: str) -> None:
         """model: a serialized ModelProto."""
         if not model:
-            raise ModelError(f"{what} is no SentencePiece model: it is empty")
-        with library_errors(f"{what} is no SentencePiece model"):
+            raise ModelError(f"{what} is not a SentencePiece model: it is empty")
+        with library_errors(f"{what} is not a SentencePiece model"):
             inner = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size = inner.vocab_size()
             if self.vocab_size < 1:
                 raise ModelError(f"{what} has an empty vocabulary")
-            # All once: a damaged piece is found now, and not in the midst of a text. None is kept:
+            # Read all pieces once, so that a damaged one is found now. None is kept:
             # the library has them, and of a large vocabulary they are 20 MiB.
             controls = {}
             for id in range(self.vocab_size):
@@ -83,7 +83,7 @@ def _piece_bytes(inner: sentencepiece.SentencePieceProcessor, token: int) -> byt
 
 
 def load_sentencepiece(path: Path, settings: Settings) -> SentencePieceTokenizer:
-    """A SentencePiece .model file. Raises ModelError where it is damaged."""
+    """Load a SentencePiece .model file. Raises ModelError where it is damaged."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelError(f"{path} has more than {_MAX_BYTES} bytes, too many for a tokenizer")
@@ -109,7 +109,7 @@ def build_model(
     seen: set[str] = set()
     for id, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
         if not piece or piece in seen:
-            # Padding of the vocabulary; the library wants every piece to be a different text.
+            # Padding of the vocabulary; the library requires distinct pieces.
             piece, kind = f"<hearth_unused_{id}>", UNUSED
         seen.add(piece)
         body = _field(1, piece.encode()) + struct.pack("<Bf", 2 << 3 | 5, score) + _number(3, kind)

@@ -1,4 +1,4 @@
-"""What the small files beside a tokenizer say: special tokens, BOS, and the chat template.
+"""Settings from the files beside a tokenizer: special tokens, BOS, and the chat template.
 
 tokenizer_config.json and special_tokens_map.json of Hugging Face, chat_template.jinja, and the ids
 that config.json names. All optional.
@@ -17,7 +17,7 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _MAX_BYTES = 32 << 20
 
-# Models made for conversation end their turns with these, besides the one end of text that a GGUF
+# Chat models end their turns with these, besides the one end of text that a GGUF
 # file names; and where no file names any, these are what ends a text.
 END_NAMES = (
     "<|eot_id|>",
@@ -32,9 +32,9 @@ END_NAMES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """bos_id, eos_ids: from the model's configuration, which counts before the tokens' names.
+    """bos_id, eos_ids: from the model's configuration, which precedes the tokens' names.
 
-    add_bos: None where no file says. added: (id, text, special) of added_tokens_decoder.
+    add_bos: None where no file decides. added: (id, text, special) of added_tokens_decoder.
     """
 
     bos_id: int | None = None
@@ -47,7 +47,7 @@ class Settings:
     added: tuple[tuple[int, str, bool], ...] = ()
 
     def special_ids(self, vocabulary: Mapping[str, int]) -> tuple[int | None, frozenset[int]]:
-        """(bos_id, eos_ids), where needed found by name in the vocabulary."""
+        """(bos_id, eos_ids), looked up by name in the vocabulary where needed."""
         bos_id = self.bos_id
         if bos_id is None and self.bos_token is not None:
             bos_id = vocabulary.get(self.bos_token)
@@ -60,7 +60,7 @@ class Settings:
 
 
 def read_settings(directory: Path, bos_id: int | None, eos_ids: frozenset[int]) -> Settings:
-    """The settings of a tokenizer's directory. Raises ModelError for damaged files."""
+    """Read the settings of a tokenizer's directory. Raises ModelError for damaged files."""
     config = _optional(directory / CONFIG)
     names = _optional(directory / SPECIAL_TOKENS)
     add_bos = config.get("add_bos_token")
@@ -82,7 +82,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    """A token is written as its text, or as an object with its `content`."""
+    """A token as its text, or as an object with its `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None

@@ -117,7 +117,7 @@ def test_an_existing_destination_is_not_touched(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="exists already"):
             convert(str(source), tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
-    with pytest.raises(ModelError, match="is no directory; make it first"):
+    with pytest.raises(ModelError, match="is not a directory; create it first"):
         convert(str(source), tmp_path / "no" / "such" / "place")
 
 
@@ -319,7 +319,7 @@ def test_pull_of_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_names_that_the_hub_cannot_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_hub(monkeypatch, Path())
-    with pytest.raises(ModelError, match="names no model"):
+    with pytest.raises(ModelError, match="is not the name of a model"):
         pull(name)
     assert not calls
 

@@ -151,8 +151,8 @@ def entry(begin: int = 0, end: int = 8, **changes: Any) -> dict[str, Any]:
         ({"a": entry(data_offsets=[0])}, "lacks a usable"),
         ({"a": entry(data_offsets=[0.0, 8.0])}, "lacks a usable"),
         ({"a": {}}, "lacks a usable"),
-        ({"a": 3}, "no JSON object"),
-        ([], "no JSON object"),
+        ({"a": 3}, "not a JSON object"),
+        ([], "not a JSON object"),
         ({"__metadata__": {"a": 1}}, "__metadata__"),
         (b'{"a": 1, "a": 2}', "occurs twice"),
         (b"[" * 10_000, "damaged safetensors header"),
@@ -177,7 +177,7 @@ def test_indexes_that_lead_elsewhere(tmp_path: Path) -> None:
     index = directory / "model.safetensors.index.json"
     for name in ("../m/x.safetensors", "/etc/passwd", 3, "x.bin", ""):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
-        with pytest.raises(ModelError, match="no safetensors file beside it"):
+        with pytest.raises(ModelError, match="not a safetensors file beside it"):
             open_model(str(directory))
     for text in ("{}", '{"weight_map": []}', "[", '{"weight_map": {}}'):
         index.write_text(text)
@@ -231,7 +231,7 @@ def test_tensors_outside_a_gguf_file_or_twice_in_it() -> None:
 
     for infos, words in (
         ([info("a", 1 << 40)], "but the file has"),
-        ([info("a", 7)], "no multiple of 32"),
+        ([info("a", 7)], "not a multiple of 32"),
         ([info("a", 0), info("a", 0)], "occurs twice"),
     ):
         content = pairs(tensors=len(infos)) + b"".join(infos) + bytes(64)

@@ -178,7 +178,7 @@ def test_generation_config_adds_its_ends_of_text(tmp_path: Path) -> None:
         ({"rope_scaling": [1]}, "an object is needed"),
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
         ({"head_dim": None, "num_attention_heads": 0}, "num_attention_heads 0"),
-        ({"head_dim": None, "num_attention_heads": 3}, "no multiple"),
+        ({"head_dim": None, "num_attention_heads": 3}, "not a multiple"),
         ({"tie_word_embeddings": "yes"}, "true or false"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ],

@@ -284,12 +284,12 @@ def test_spm_vocabulary_with_padding_and_repeats(tmp_path: Path) -> None:
         ("tokenizer.json", '{"model": 3}', "tokenizer.json"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
          "tokenizer.json"),
-        ("tokenizer.model", "garbage", "no SentencePiece model"),
-        ("tokenizer.model", "", "no SentencePiece model"),
+        ("tokenizer.model", "garbage", "not a SentencePiece model"),
+        ("tokenizer.model", "", "not a SentencePiece model"),
         ("tokenizer.model", "IQ== 0\nIg== 1\n", "lacks a token for 254 of the 256 bytes"),
         ("tokenizer.model", "IQ== 0\nIg== 0\n", "ranks are not 0 to the last"),
         ("tokenizer.model", "IQ== 0\nIQ== 1\n", "line 2: .* occurs twice"),
-        ("tokenizer.model", "IQ== 0\nnonsense\n", "line 2: .*nonsense.* is no base64"),
+        ("tokenizer.model", "IQ== 0\nnonsense\n", "line 2: .*nonsense.* is not a base64"),
         ("tokenizer.gguf", "GGUF", "too short"),
         ("nothing", "", "has no tokenizer"),
     ],
@@ -312,7 +312,7 @@ def test_an_unknown_number_of_ranks_is_refused(tmp_path: Path) -> None:
 def test_damaged_vocabulary_and_merges(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\nab\n")
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
-    with pytest.raises(ModelError, match=r"merges\.txt, line 2: 'ab' is no pair"):
+    with pytest.raises(ModelError, match=r"merges\.txt, line 2: 'ab' is not a pair"):
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("a c\n")
     with pytest.raises(ModelError):
