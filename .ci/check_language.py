@@ -3,7 +3,7 @@
 Two kinds of findings: an opening or a word that the style guide in CONTRIBUTING.md rules out, and a
 sentence of more than 25 words. What a rule cannot see is left to reviewers.
 
-    python .ci/check_language.py [PATH ...]     all tracked files, or those given; exit status 1 on findings
+    python .ci/check_language.py [PATH ...]     # all tracked files, or those given
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def python_texts(source: str) -> Iterator[Text]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    docstrings.add(id(first.value))
-                    yield first.lineno, "docstring", first.value.value
+            value = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                docstrings.add(id(value))
+                yield value.lineno, "docstring", value.value
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in docstrings and " " in node.value.strip():
-                yield node.lineno, "message", node.value
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and id(node) not in docstrings and " " in text.strip():
+            yield node.lineno, "message", text
     block: list[str] = []
     start = last = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -108,7 +108,8 @@ def markdown_texts(source: str) -> Iterator[Text]:
     for number, line in enumerate([*source.splitlines(), ""], 1):
         stripped = line.strip()
         starts = bool(re.match(r"([-*]|\d+\.) ", stripped))
-        ends = not stripped or stripped[0] in "|#>" or line.startswith("    ") and not paragraph
+        code = line.startswith("    ") and not paragraph
+        ends = code or not stripped or stripped[0] in "|#>"
         if (ends or starts) and paragraph:
             yield start, "text", " ".join(paragraph)
             paragraph = []
