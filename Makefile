@@ -10,6 +10,7 @@
 #   make survival        three nodes that lose a machine in every way (as root: cut cables too)
 #   make soak SECONDS=N  mixed load while a worker is killed every two minutes (3600 unless given)
 #   make lint            everything that reads code without running it
+#   make client-wheel    the client SDK as a pure-Python wheel, in build/dist
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
 #   make clean           removes what was built; make distclean removes .venv too
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint bench fresh-test clean distclean help
+.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint client-wheel bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -38,8 +39,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 quietly = mkdir -p $(LOGS); \
   $(2) >$(LOGS)/$(1).log 2>&1 || { tail -n 60 $(LOGS)/$(1).log >&2; \
   echo "hearth: failed: $(1) (all of it: $(LOGS)/$(1).log)" >&2; exit 1; }
-# $(call listed,EXPRESSION): what EXPRESSION over pyproject.toml, `p`, gives, one in a line.
-listed = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*$(1), sep="\n")'
+# $(call listed,EXPRESSION): what EXPRESSION gives, one in a line, where `p` is pyproject.toml and
+# `client` that of hearth-client.
+CLIENT := packaging/hearth-client
+listed = $(BIN)/python -c 'import tomllib; \
+  p, client = (tomllib.load(open(f"{d}/pyproject.toml", "rb")) for d in (".", "$(CLIENT)")); \
+  print(*$(1), sep="\n")'
 # $(call install,NAME,EXPRESSION): installs the requirements that EXPRESSION lists.
 install = $(call listed,$(2)) >$(DONE)/$(1).txt; \
   $(call quietly,install-$(1),$(BIN)/pip install -q -r $(DONE)/$(1).txt); touch $@
@@ -124,7 +129,7 @@ lint: $(DONE)/installed $(DONE)/test $(DONE)/lint
 	  { echo "hearth: ruff format would change files: $(BIN)/ruff format ." >&2; exit 1; }
 	@echo "hearth: clang-format"
 	@find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
-	@echo "hearth: mypy"
+	@echo "hearth: pyright and mypy"
 	@$(BIN)/python .ci/check_types.py
 	@command -v npm >/dev/null || \
 	  { echo "hearth: buf needs npm, which is missing: apt-get install npm" >&2; exit 1; }
@@ -144,6 +149,11 @@ survival: $(DONE)/installed $(DONE)/test
 SECONDS ?= 3600
 soak: $(DONE)/installed $(DONE)/test
 	@$(BIN)/python tests/survival/soak.py $(SECONDS)
+
+client-wheel: $(DONE)/build
+	@$(call quietly,client-wheel,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel -q --no-build-isolation \
+	  --no-deps --wheel-dir build/dist $(CLIENT))
+	@ls build/dist/hearth_client-*.whl
 
 bench: build/native-release/build.ninja
 	@$(call quietly,build-bench,$(BIN)/cmake --build --preset release --target bench_kernels)
@@ -172,17 +182,21 @@ $(DONE)/venv:
 	$(PYTHON) -m venv $(VENV); \
 	mkdir -p $(DONE); touch $@
 
-$(DONE)/build: pyproject.toml | $(DONE)/venv
+$(DONE)/build: pyproject.toml $(CLIENT)/pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the tools that the build needs"
-	@$(call install,build,p["build-system"]["requires"] + ["cmake>=3.25"$(comma) "ninja>=1.11"])
+	@$(call install,build,{*p["build-system"]["requires"]$(comma) *client["build-system"]["requires"]$(comma) \
+	  "cmake>=3.25"$(comma) "ninja>=1.11"})
 
-# Python files are used where they lie; only the extension and the stubs are built.
-BUILT_FROM := pyproject.toml CMakeLists.txt \
+# Python files are used where they lie; only the extension and the stubs are built. The old packages go
+# first: versions before hearth-client put files of its own in the same folders.
+BUILT_FROM := pyproject.toml CMakeLists.txt $(CLIENT)/pyproject.toml $(CLIENT)/CMakeLists.txt \
   $(shell find native protos -type f -not -path 'native/tests/*' -not -path 'native/bench/*' \
   -not -path 'native/fuzz/*')
 $(DONE)/installed: $(BUILT_FROM) | $(DONE)/build
 	@echo "hearth: building the core and installing (about a minute the first time)"
-	@$(call quietly,install-hearth,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e .)
+	@$(call quietly,install-hearth,$(BIN)/pip uninstall -q -y hearth hearth-client && \
+	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --no-build-isolation -e $(CLIENT) -e ".[root]")
+	@$(BIN)/python .ci/check_types.py --lay-out
 	@touch $@
 
 $(DONE)/test: pyproject.toml | $(DONE)/venv
@@ -213,4 +227,4 @@ distclean: clean
 	rm -rf $(VENV)
 
 help:
-	@sed -n '3,16s/^#   //p' Makefile
+	@sed -n 's/^#   make /make /p' Makefile

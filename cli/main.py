@@ -29,6 +29,19 @@ COMMANDS = {
     "pull": "fetch a model from Hugging Face and convert it",
 }
 
+# The extra `root` of pyproject.toml: a worker is installed without these.
+ROOT_LIBRARIES = frozenset(
+    (
+        "huggingface_hub",
+        "jinja2",
+        "safetensors",
+        "sentencepiece",
+        "tiktoken",
+        "tokenizers",
+        "tqdm",
+    )
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code: 0, 1 for an error that was reported, 2 for wrong usage."""
@@ -42,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left (`| head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if debug or library not in ROOT_LIBRARIES:
+            raise
+        print(
+            f"hearth: this command needs {library}, which is not installed: "
+            "pip install 'hearth[root]'",
+            file=sys.stderr,
+        )
+        return 1
     except Exception as error:
         if debug or not _is_expected(error):
             raise

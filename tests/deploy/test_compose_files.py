@@ -175,9 +175,11 @@ def test_the_image_is_given_all_of_the_package() -> None:
     listed = (TOP / ".dockerignore").read_text().splitlines()
     assert "*" in listed  # nothing unless it is named below
     named = {line[1:] for line in listed if line.startswith("!")}
-    table = tomllib.loads((TOP / "pyproject.toml").read_text())
-    packages = table["tool"]["scikit-build"]["wheel"]["packages"].values()
-    assert {folder.partition("/")[0] for folder in packages} <= named
+    for project in (TOP, TOP / "packaging" / "hearth-client"):
+        table = tomllib.loads((project / "pyproject.toml").read_text())
+        packages = table["tool"]["scikit-build"]["wheel"]["packages"].values()
+        folders = {(project / folder).resolve().relative_to(TOP).parts[0] for folder in packages}
+        assert folders <= named
     assert all((TOP / name).exists() for name in named)
     assert not {".git", ".venv", "build", "tests"} & named
 

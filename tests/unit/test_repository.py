@@ -13,8 +13,13 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
-PACKAGES: dict[str, str] = PROJECT["tool"]["scikit-build"]["wheel"]["packages"]
+PACKAGES: dict[str, str] = {
+    path: str((project / folder).resolve().relative_to(TOP))
+    for project in (TOP, TOP / "packaging" / "hearth-client")
+    for path, folder in tomllib.loads((project / "pyproject.toml").read_text())["tool"][
+        "scikit-build"
+    ]["wheel"]["packages"].items()
+}
 
 # Which packages a package may import, besides itself, the stubs and what is not Hearth's.
 ALLOWED = {
