@@ -66,14 +66,13 @@ class Supervisor:
         self._refusals: dict[str, HearthError] = {}
         self._told: dict[str, tuple[State, str]] = {}
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        cluster.listen(self)
 
     def form_first(self) -> None:
         """Forms the cluster when enough workers are there; the engine runs after.
 
         Raises HearthError for what waiting cannot change, or when `join_seconds` have passed.
         """
-        self._cluster.on_lost = self._lost
-        self._cluster.on_leaving = self._leaving
         for source in self._sources:
             source.start()
         seconds = self._joining.join_seconds
@@ -134,7 +133,7 @@ class Supervisor:
     def _found(self, source: str, addresses: list[str]) -> None:
         self._post(lambda now: self._membership.found(source, addresses, now))
 
-    def _lost(self, error: HearthError) -> None:
+    def cluster_lost(self, error: HearthError) -> None:
         """Requests wait until the cluster is back."""
         self._engine.suspend(error)
 
@@ -150,7 +149,7 @@ class Supervisor:
 
         self._post(event)
 
-    def _leaving(self, address: str) -> None:
+    def worker_leaving(self, address: str) -> None:
         self._post(lambda now: self._membership.leaving(address, LEAVING, now))
 
     def _ask(self, address: str) -> None:

@@ -1,12 +1,14 @@
-"""Whose fault a broken mesh is: what ranks say of each other, and what follows."""
+"""Which rank broke the mesh: the ranks' reports, and the cause that follows."""
 
 from __future__ import annotations
+
+import threading
 
 import pytest
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.cluster.blame import culprits, explain
-from hearth.root.cluster.links import WorkerLink
+from hearth.root.cluster.blame import Worker, culprits, explain
+from hearth.root.cluster.reports import Reports
 
 
 @pytest.mark.parametrize(
@@ -37,13 +39,12 @@ def test_who_it_was(said: dict[int, int], by: int, rank: int, found: tuple[int, 
     assert culprits(said, by, rank) == found
 
 
-def links(*ended: HearthError | None) -> list[WorkerLink]:
-    made = []
-    for number, error in enumerate(ended, 1):
-        link = WorkerLink(f"127.0.0.1:{number}")
-        link.ended = error
-        made.append(link)
-    return made
+WORKERS = [Worker(f"127.0.0.1:{number}", f"127.0.0.1:{number}") for number in (1, 2)]
+
+
+def ended(*reports: HearthError | None) -> dict[int, HearthError]:
+    """By rank, from rank 1 on."""
+    return {rank: report for rank, report in enumerate(reports, 1) if report is not None}
 
 
 def unheard(by: int, rank: object) -> HearthError:
@@ -52,7 +53,7 @@ def unheard(by: int, rank: object) -> HearthError:
 
 
 def test_both_of_two_are_named() -> None:
-    error = explain(links(unheard(1, 2), unheard(2, 1)), 0, 1, 2, "rank 2 is lost")
+    error = explain(WORKERS, ended(unheard(1, 2), unheard(2, 1)), 0, 1, 2, "rank 2 is lost")
     assert error.reason == "PEER_LOST"
     assert error.metadata == {"worker": "127.0.0.1:1", "peer": "127.0.0.1:2"}
     assert "worker 127.0.0.1:1 and worker 127.0.0.1:2 do not reach each other" in error.message
@@ -61,17 +62,61 @@ def test_both_of_two_are_named() -> None:
 
 def test_who_says_of_itself_what_it_was_is_believed() -> None:
     stopping = HearthError(Reason.SHUTTING_DOWN, "it stops", {"worker": "127.0.0.1:2"})
-    assert explain(links(unheard(1, 2), stopping), 0, 1, 2, "rank 2 is lost") is stopping
+    assert explain(WORKERS, ended(unheard(1, 2), stopping), 0, 1, 2, "rank 2 is lost") is stopping
 
 
 def test_one_that_is_silent_to_the_root_too_is_lost() -> None:
-    error = explain(links(unheard(1, 2), None), 2, 1, 2, "rank 2 did not answer")
+    error = explain(WORKERS, ended(unheard(1, 2), None), 2, 1, 2, "rank 2 did not answer")
     assert error.reason == "WORKER_LOST"
     assert error.metadata == {"worker": "127.0.0.1:2"}
 
 
 @pytest.mark.parametrize("rank", ["", "9", "-1", "two"])
 def test_a_rank_that_there_is_not(rank: str) -> None:
-    error = explain(links(unheard(1, rank), None), 0, 1, 9, "rank 9 is lost")
+    error = explain(WORKERS, ended(unheard(1, rank), None), 0, 1, 9, "rank 9 is lost")
     assert error.reason in ("WORKER_LOST", "PEER_LOST")
     assert error.message
+
+
+def test_the_cause_is_found_once_for_all_who_ask() -> None:
+    reports = Reports(WORKERS, seconds=60)
+    found: list[HearthError] = []
+    waiting = [
+        threading.Thread(target=lambda by=by, of=of: found.append(reports.cause(by, of, "lost")))
+        for by, of in ((1, 2), (2, 1))
+    ]
+    for thread in waiting:
+        thread.start()
+    reports.add("127.0.0.1:1", unheard(1, 2))
+    reports.add("somebody:else", unheard(1, 2))
+    assert not found
+    reports.add("127.0.0.1:2", unheard(2, 1))
+    for thread in waiting:
+        thread.join(30)
+    assert len(found) == 2
+    assert found[0] is found[1]
+    assert found[0].metadata == {"worker": "127.0.0.1:1", "peer": "127.0.0.1:2"}
+
+
+def test_a_report_of_a_rank_about_itself_ends_the_search() -> None:
+    reports = Reports(WORKERS, seconds=60)
+    stopping = HearthError(Reason.SHUTTING_DOWN, "it stops", {"worker": "127.0.0.1:2"})
+    reports.add("127.0.0.1:2", stopping)
+    assert reports.cause(1, 2, "rank 2 is lost") is stopping
+
+
+def test_a_cause_that_is_known_by_another_way_ends_the_search() -> None:
+    reports = Reports(WORKERS, seconds=60)
+    late = HearthError(Reason.DEADLINE, "a step took too long")
+    reports.settle(late)
+    reports.settle(HearthError(Reason.CLUSTER_NOT_READY, "later"))
+    assert reports.cause(0, 1, "rank 1 is lost") is late
+
+
+def test_reports_that_never_come_are_not_waited_for_long() -> None:
+    reports = Reports(WORKERS, seconds=0.01)
+    reports.unheard(2)
+    assert reports.cause(0, 2, "rank 2 is lost").metadata == {"worker": "127.0.0.1:2"}
+    # What comes later changes nothing.
+    reports.add("127.0.0.1:1", unheard(1, 2))
+    assert reports.cause(1, 2, "rank 2 is lost").reason == "WORKER_LOST"

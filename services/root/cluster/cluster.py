@@ -1,8 +1,18 @@
-"""A cluster's state, and the steps that it runs while it serves.
+"""A model over the root and its workers: forms the cluster, and runs steps while it serves.
 
 `form` makes a Formation (forming.py does the work): every worker dialled, all shards loaded, the
 Forward streams and the lane open. `run` is one step on all nodes. When a worker is lost, the step
 that is running fails with an error that names it, and nothing runs until `form` is called again.
+
+A root that serves for long calls `form` through its Supervisor, which also forms again after a
+loss. A command that runs one request calls `form` itself; a lost worker ends the command.
+
+Locks, in the order in which a thread may take them:
+1. `Cluster._stepping`: held for the length of a step.
+2. `State`'s, `Reports`', `Board`'s and `WorkerLink`'s own locks: held inside one method each. No
+   thread holds two of them.
+Subscribers and listeners are called without the second kind. The thread that runs steps calls them
+too, while it holds `_stepping`: they must not wait for a step.
 """
 
 import logging
@@ -10,14 +20,15 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from hearth import _native
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model
-from hearth.root.cluster import blame
+from hearth.root.cluster import blame, state
 from hearth.root.cluster.formation import Formation, StepOutput
-from hearth.root.cluster.forming import TELL_SECONDS, Forming, LoadListener
+from hearth.root.cluster.forming import Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.membership.candidates import Candidate
@@ -35,11 +46,20 @@ log = logging.getLogger(__name__)
 _WATCHDOG_GRACE = 2.0
 
 
+class Listener(Protocol):
+    """Called when the cluster changes by itself, in any thread; must not wait for a step."""
+
+    def cluster_lost(self, error: HearthError) -> None:
+        """The cluster no longer serves, because of `error`."""
+
+    def worker_leaving(self, address: str) -> None:
+        """The worker at `address` is about to stop. Called in the thread that runs steps."""
+
+
 class Cluster:
     """One model over the root and its workers.
 
-    Forming, serving or lost: while it serves there is a Formation, and `lost` is None. `form` and
-    `run` may come from different threads: `form` first ends a step that is running.
+    `form` and `run` may be called by different threads: `form` first ends a step that is running.
     """
 
     def __init__(
@@ -53,10 +73,7 @@ class Cluster:
         self.settings = settings
         self._metrics = metrics or Metrics()
         self._on_load = on_load
-        # Called, in any thread, when a worker of a serving cluster is lost.
-        self.on_lost: Callable[[HearthError], None] = lambda error: None
-        # Called, in the thread that runs steps, when a worker says that it is about to stop.
-        self.on_leaving: Callable[[str], None] = lambda address: None
+        self._listeners: tuple[Listener, ...] = ()
         # Before anything is dialled: what cannot be cut is an error of the command line.
         self.blueprint = draw(model, settings)
         # Of the workers that it is, or was last tried to be, formed with.
@@ -65,15 +82,8 @@ class Cluster:
         self._epoch = 0
         self._board = Board()
         self._shard: NodeShard | None = None
-        # Held for the length of a step; and, briefly, whenever the state below changes.
+        self._state = state.State()
         self._stepping = threading.Lock()
-        self._changing = threading.Lock()
-        self._forming: Forming | None = None
-        self._formation: Formation | None = None
-        self._lost: HearthError | None = HearthError(
-            Reason.CLUSTER_NOT_READY, "the cluster has not been formed"
-        )
-        self._told = threading.Event()
         self._interrupted = threading.Event()
         self._closed = threading.Event()
         self._deadline: float | None = None
@@ -84,7 +94,11 @@ class Cluster:
     @property
     def lost(self) -> HearthError | None:
         """Why nothing runs until `form` is called; None while the cluster serves."""
-        return self._lost
+        return self._state.lost
+
+    def listen(self, listener: Listener) -> None:
+        """Calls `listener` from now on, for as long as the cluster lives."""
+        self._listeners += (listener,)
 
     def status(self) -> root_pb2.ClusterStatus:
         """See GetCluster."""
@@ -114,7 +128,7 @@ class Cluster:
             with self._board.change() as status:
                 del status.candidates[:]
                 status.candidates.extend(listed)
-                if why is not None and self._lost is not None:
+                if why is not None and self.lost is not None:
                     describe.explain(status, candidates, why)
 
     def form(self, workers: Sequence[str] | None = None) -> Limits:
@@ -142,28 +156,27 @@ class Cluster:
             self._on_load,
             self._stream_ended,
         )
-        self._forming = forming
+        self._state.begin(forming)
         if self._interrupted.is_set():
             forming.interrupt()
         try:
             formation, limits = forming.run()
         except BaseException as error:
-            if isinstance(error, HearthError):
-                self._lost = error
+            self._state.failed(error if isinstance(error, HearthError) else None)
             with self._board.change() as status:
                 describe.degraded(status, error)
             raise
         finally:
             self._shard = forming.shard
-        with self._changing:
-            self._formation, self._lost, self._forming = formation, None, None
-            self._told.clear()
+        if not self._state.serve(formation):
+            formation.release(self._lease())
+            raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
         if self._watchdog is None and formation.links:
             self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._watchdog.start()
         with self._board.change() as status:
-            # Unless a worker was lost since: that has been told, and must stay.
-            if self._lost is None:
+            # Unless a worker was lost since: the board shows that already, and must go on to.
+            if self.lost is None:
                 describe.serving(status)
         self._check_broken(forming, formation)
         return limits
@@ -174,9 +187,10 @@ class Cluster:
         candidates: how many of each row's best tokens are enough; 0 means whole rows.
         """
         with self._stepping:
-            formation = self._formation
-            if formation is None or self._lost is not None:
-                raise self._lost or HearthError(Reason.CLUSTER_NOT_READY, "not formed")
+            phase = self._state.phase
+            if not isinstance(phase, state.Serving):
+                raise phase.error
+            formation = phase.formation
             if formation.links:
                 # A lane that waits too long says so itself, and better: this is for the rest.
                 grace = _WATCHDOG_GRACE if self.settings.lane == "mesh" else 0.0
@@ -184,47 +198,49 @@ class Cluster:
             try:
                 output = formation.step(batch, candidates)
             except _native.LaneError as error:
-                formation.unheard = error.rank
+                formation.reports.unheard(error.rank)
                 raise self._mesh_broke(formation, 0, error.rank, str(error)) from None
             except HearthError as error:
                 if not formation.links:
                     raise
                 if error.reason == Reason.PEER_LOST:
-                    raise self._told_of(formation, error) from None
-                self._lose(formation, error)
-                raise self._lost or error from None
+                    raise self._peer_lost(formation, error) from None
+                raise self._lose(formation, error) from None
             finally:
                 self._deadline = None
-        phase = "decode" if batch.decode_rows == batch.rows else "prefill"
+        kind = "decode" if batch.decode_rows == batch.rows else "prefill"
         sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
-        self._metrics.step(phase, output.wall_seconds, sync)
+        self._metrics.step(kind, output.wall_seconds, sync)
         self._metrics.node_times(output.node_seconds)
         self._metrics.traffic(output.sent_bytes, output.received_bytes)
         for address in output.leaving:
-            self.on_leaving(address)
+            for listener in self._listeners:
+                listener.worker_leaving(address)
         return output
 
     def interrupt(self) -> None:
         """Ends a `form` that is under way, and makes later ones fail; steps go on."""
         self._interrupted.set()
-        forming = self._forming
-        if forming is not None:
-            forming.interrupt()
+        phase = self._state.phase
+        if isinstance(phase, state.Forming):
+            phase.attempt.interrupt()
 
     def close(self) -> None:
         """Ends everything and gives the leases back."""
         self.interrupt()
         self._closed.set()
-        self.dissolve()
+        closed = HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        self._release(self._state.close(closed), closed)
 
     def dissolve(self) -> None:
         """Ends the formation, after the step that may be running on it, and gives leases back."""
         again = HearthError(Reason.CLUSTER_NOT_READY, "the cluster is being formed again")
-        with self._changing:
-            formation, self._formation = self._formation, None
-            self._lost = self._lost or again
+        self._release(self._state.dissolve(again), again)
+
+    def _release(self, formation: Formation | None, error: HearthError) -> None:
         if formation is not None:
-            formation.fail(again)
+            formation.reports.settle(error)
+            formation.fail(error)
             with self._stepping:
                 formation.release(self._lease())
 
@@ -242,44 +258,41 @@ class Cluster:
         )
 
     def _stream_ended(self, link: WorkerLink, error: HearthError) -> None:
-        """A Forward stream ended, by our doing or not; in a thread of gRPC's."""
-        with self._changing:
-            formation = self._formation
-            if formation is None or link not in formation.links:
-                if self._forming is not None:
-                    self._forming.stream_ended(link, error)
-                return
+        """A Forward stream ended, whether the root ended it or not; in a thread of gRPC's."""
+        phase = self._state.phase
+        if isinstance(phase, state.Forming):
+            phase.attempt.stream_ended(link, error)
+            phase = self._state.phase  # the attempt may have ended before it recorded this
+        if not isinstance(phase, state.Serving) or link not in phase.formation.links:
+            return
+        formation = phase.formation
+        if link.ended is not None:
+            formation.reports.add(link.address, link.ended)
         if error.reason == Reason.PEER_LOST:
-            # It names another; that one's own stream tells why, if it ends at all.
+            # It names another worker, whose own stream gives the reason, if it ends at all.
             arguments = (formation, error)
-            threading.Thread(target=self._told_of, args=arguments, daemon=True).start()
+            threading.Thread(target=self._peer_lost, args=arguments, daemon=True).start()
         else:
             self._lose(formation, error)
 
-    def _told_of(self, formation: Formation, error: HearthError) -> HearthError:
-        """Why the mesh broke, of which a worker said so: `error` is PEER_LOST."""
-        by = next(
-            rank
-            for rank, link in enumerate(formation.links, 1)
-            if link.address == error.metadata["worker"]
-        )
+    def _peer_lost(self, formation: Formation, error: HearthError) -> HearthError:
+        """The cause of a worker's report (PEER_LOST) that it does not hear another rank."""
+        formation.reports.add(error.metadata["worker"], error)
+        by = formation.reports.rank(error.metadata["worker"])
         return self._mesh_broke(formation, by, blame.rank_of(error), error.message)
 
     def _mesh_broke(self, formation: Formation, by: int, rank: int, problem: str) -> HearthError:
-        """Why the mesh broke between `by` and `rank`: what others say, if they say so soon."""
-        if self._told.wait(TELL_SECONDS) and self._lost is not None:
-            return self._lost
-        error = blame.explain(formation.links, formation.unheard, by, rank, problem)
-        self._lose(formation, error)
-        return self._lost or error
+        """The cause of a mesh that broke between `by` and `rank`; the formation is lost after."""
+        return self._lose(formation, formation.reports.cause(by, rank, problem))
 
-    def _lose(self, formation: Formation, error: HearthError) -> None:
-        """The formation cannot go on: ends every stream, and tells. The first reason counts."""
-        with self._changing:
-            if self._formation is not formation or self._lost is not None:
-                return
-            self._lost = error
-            self._told.set()
+    def _lose(self, formation: Formation, error: HearthError) -> HearthError:
+        """The formation cannot go on: ends every stream, and calls the listeners.
+
+        Returns the error that counts, which is the first.
+        """
+        if not self._state.lose(formation, error):
+            return self.lost or error
+        formation.reports.settle(error)
         if error.reason == Reason.SHUTTING_DOWN:
             log.info("a worker left: %s", error.message)
         else:
@@ -288,14 +301,19 @@ class Cluster:
         formation.fail(error)
         with self._board.change() as status:
             describe.degraded(status, error)
-        self.on_lost(error)
+        for listener in self._listeners:
+            listener.cluster_lost(error)
+        return error
 
     def _watch(self) -> None:
         """Ends the streams of a step that takes too long; wakes up once a second."""
         while not self._closed.wait(1.0):
-            deadline, formation = self._deadline, self._formation
-            if deadline is None or formation is None or time.monotonic() < deadline:
+            deadline, phase = self._deadline, self._state.phase
+            if deadline is None or time.monotonic() < deadline:
                 continue
+            if not isinstance(phase, state.Serving):
+                continue
+            formation = phase.formation
             self._deadline = None
             seconds = self.settings.step_seconds
             # The one that is waited for; where none is, the root's own computing takes that long.

@@ -15,6 +15,7 @@ from hearth.root.cluster import logits as parts
 from hearth.root.cluster import wire as plans
 from hearth.root.cluster.lanes import HubLane
 from hearth.root.cluster.links import WorkerLink, expect_result
+from hearth.root.cluster.reports import Reports
 from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.scheduling.batch import Batch
 from hearth.v1 import common_pb2, worker_pb2
@@ -49,9 +50,11 @@ class Formation:
         links: Sequence[WorkerLink],
         lane: HubLane | _native.MeshLane | None,
         sync_type: str,
+        reports: Reports,
     ) -> None:
         """links: the workers in rank order; lane: None when the root is alone."""
         self.links = tuple(links)
+        self.reports = reports
         self._plan = plan
         self._shard = shard
         self._lane = lane
@@ -59,8 +62,6 @@ class Formation:
         self._step_id = 0
         # Of the worker because of which it failed.
         self._culprit = ""
-        # Whom the root itself does not hear over the mesh any more; 0: nobody.
-        self.unheard = 0
 
     def step(self, batch: Batch, candidates: int) -> StepOutput:
         """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh."""

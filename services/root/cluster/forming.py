@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +16,7 @@ from hearth.root.cluster.lanes import HubLane, open_mesh
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.loading import Loading
+from hearth.root.cluster.reports import Reports
 from hearth.root.cluster.streaming import LoadEvent
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.scheduling.batch import Limits
@@ -26,8 +26,6 @@ from hearth.worker.shard import NodeShard
 
 log = logging.getLogger(__name__)
 
-# How long the stream of a lost worker may take to say so, when another rank noticed first.
-TELL_SECONDS = 0.5
 # What ends when another thing broke: not the reason.
 _CONSEQUENCES = {Reason.CANCELLED, Reason.WORKER_LOST, Reason.UNREACHABLE}
 
@@ -63,6 +61,8 @@ class Forming:
         self._on_end = on_end
         self._links = [WorkerLink(address, blueprint.settings.security) for address in workers]
         self._loading: Loading | None = None
+        # Of the ranks, about the mesh; the workers' names are known once they are described.
+        self._reports = Reports(())
         self._interrupted = threading.Event()
         # What broke first, where it was not this thread that noticed.
         self._broken: HearthError | None = None
@@ -73,6 +73,7 @@ class Forming:
         try:
             self.check()
             limits = self._limits(self._describe())
+            self._reports = Reports([blame.Worker(link.address, link.name) for link in self._links])
             self.check()
             shard = self._load(limits)
             lane = self._open_lane()
@@ -82,7 +83,10 @@ class Forming:
             links, self._links = self._links, []
             close_all(links, self._lease)
             raise reason from None
-        return Formation(self._plan, shard, self._links, lane, settings.sync_type), limits
+        formation = Formation(
+            self._plan, shard, self._links, lane, settings.sync_type, self._reports
+        )
+        return formation, limits
 
     def check(self) -> None:
         """Raises HearthError when it has been interrupted, or a worker was lost since."""
@@ -103,6 +107,8 @@ class Forming:
     def stream_ended(self, link: WorkerLink, error: HearthError) -> None:
         """A Forward stream ended before all was formed."""
         loading = self._loading
+        if link.ended is not None and loading is None:
+            self._reports.add(link.address, link.ended)
         if link in self._links and not (loading is not None and loading.given_up):
             self._broken = self._broken or error
             if loading is not None:
@@ -118,18 +124,19 @@ class Forming:
         return self._mesh_broke(first, error) if first.reason == Reason.PEER_LOST else first
 
     def _mesh_broke(self, first: HearthError, error: HearthError) -> HearthError:
-        """Why a worker does not find another: what others say, if they say so soon.
+        """Why a worker does not reach another.
 
-        first: PEER_LOST of a worker. error: what ended the forming; the root's own where it did not
-        find one.
+        first: PEER_LOST of a worker. error: what ended the forming; the root's own where the root
+        does not reach a rank.
         """
-        until = time.monotonic() + TELL_SECONDS
-        addresses = [link.address for link in self._links]
-        by = 1 + addresses.index(first.metadata["worker"])
-        own = 0 if error.reason == Reason.PEER_LOST else blame.rank_of(error)
-        while time.monotonic() < until and not all(link.ended for link in self._links):
-            time.sleep(0.02)
-        return blame.explain(self._links, own, by, blame.rank_of(first), first.message)
+        reports = self._reports
+        if error.reason != Reason.PEER_LOST:
+            reports.unheard(blame.rank_of(error))
+        for link in self._links:
+            if link.ended is not None:
+                reports.add(link.address, link.ended)
+        by = reports.rank(first.metadata["worker"])
+        return reports.cause(by, blame.rank_of(first), first.message)
 
     def _describe(self) -> list[common_pb2.NodeInfo]:
         """What every worker is. Raises HearthError when one is absent or busy."""
