@@ -44,6 +44,7 @@ def settings_of(options: argparse.Namespace, workers: tuple[str, ...]) -> Cluste
     return ClusterSettings(
         workers=workers,
         shares=options.shares,
+        parallel=options.parallel,
         threads=options.threads,
         lane=options.lane,
         sync_type=options.sync_type,

@@ -1,10 +1,12 @@
-"""A model's shape: the numbers that decide what tensors it has and how large each is.
+"""A model's shape: the numbers that decide which tensors it has, how large each is, how it is cut.
 
 Holds no weights and reads no file; `hf_config.py` and the readers make it from what files say.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +63,61 @@ class RopeScaling:
                 f"rope scaling original context is {self.original_context}; it must be 1 to "
                 f"{_LIMITS['context_size']}"
             )
+
+
+class Unit(Enum):
+    """What the ranks of a stage divide among themselves: each unit is one rank's."""
+
+    # A KV head, with the query heads that read it.
+    KV_HEAD = "KV heads"
+    # One number of the feed-forward's inner width.
+    FFN = "feed-forward columns"
+    # One token of the vocabulary.
+    VOCAB = "vocabulary rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a tensor is cut: each `unit` is `size` neighbouring rows, or columns, of it."""
+
+    unit: Unit
+    size: int
+    columns: bool = False
+
+
+class Place(Enum):
+    """Which part of a forward pass uses a tensor."""
+
+    INPUT = "before the first layer"
+    LAYER = "in a layer"
+    OUTPUT = "after the last layer"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor that a forward pass uses."""
+
+    name: str
+    # (rows, columns); every matrix computes y = W x.
+    shape: tuple[int, int]
+    place: Place
+    # None: a node that uses the tensor has it whole.
+    cut: Cut | None = None
+    # Its layer's number, where it is a layer's.
+    layer: int = -1
+    # The tensor of the model's files that it is read from, where that has another name: the head of
+    # a tied model is its embedding.
+    stored_as: str = ""
+
+    @property
+    def source(self) -> str:
+        """The name in the model's files."""
+        return self.stored_as or self.name
+
+    @property
+    def part(self) -> str:
+        """The name within a layer: "wq" of "layers.3.wq"."""
+        return self.name.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -140,49 +197,59 @@ class ModelSpec:
             frequencies = frequencies / np.asarray(self.rope_factors, dtype=np.float64)
         return frequencies.astype(np.float32)
 
-    def tensor_names(self) -> list[str]:
-        """Every tensor of the model, in the order of a forward pass. A tied model has no `head`."""
-        names = ["embedding"]
+    @cached_property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of a forward pass, in its order: shapes and cuts follow from this table."""
+        hidden, vocab = self.hidden_size, self.vocab_size
+        table = [TensorSpec("embedding", (vocab, hidden), Place.INPUT)]
         for layer in range(self.layers):
-            names += [f"layers.{layer}.{part}" for part in LAYER_TENSORS]
-        names.append("norm")
-        if not self.tied:
-            names.append("head")
-        return names
+            table += self.layer_tensors(layer)
+        table.append(TensorSpec("norm", (1, hidden), Place.OUTPUT))
+        head = TensorSpec("head", (vocab, hidden), Place.OUTPUT, Cut(Unit.VOCAB, 1))
+        table.append(replace(head, stored_as="embedding") if self.tied else head)
+        return tuple(table)
+
+    def layer_tensors(self, layer: int) -> list[TensorSpec]:
+        """The tensors of one layer, in the order of a forward pass."""
+        hidden, ffn = self.hidden_size, self.ffn_size
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        query_rows = Cut(Unit.KV_HEAD, queries // self.kv_heads)
+        key_rows = Cut(Unit.KV_HEAD, self.head_size)
+        ffn_rows = Cut(Unit.FFN, 1)
+        parts: tuple[tuple[str, tuple[int, int], Cut | None], ...] = (
+            ("attn_norm", (1, hidden), None),
+            ("wq", (queries, hidden), query_rows),
+            ("wk", (keys, hidden), key_rows),
+            ("wv", (keys, hidden), key_rows),
+            ("wo", (hidden, queries), replace(query_rows, columns=True)),
+            ("ffn_norm", (1, hidden), None),
+            ("w1", (ffn, hidden), ffn_rows),
+            ("w3", (ffn, hidden), ffn_rows),
+            ("w2", (hidden, ffn), replace(ffn_rows, columns=True)),
+        )
+        return [
+            TensorSpec(f"layers.{layer}.{part}", shape, Place.LAYER, cut, layer)
+            for part, shape, cut in parts
+        ]
+
+    def tensor_names(self) -> list[str]:
+        """Every tensor of the model's files, in the order of a forward pass.
+
+        A tied model has no `head`.
+        """
+        return list(self._shapes)
 
     def tensor_shape(self, name: str) -> tuple[int, int]:
-        """(rows, columns) of a tensor; every matrix computes y = W x.
+        """(rows, columns) of a tensor of the model's files.
 
         Raises:
             KeyError: the model has no tensor of that name.
         """
-        if name == "embedding" or (name == "head" and not self.tied):
-            return self.vocab_size, self.hidden_size
-        if name == "norm":
-            return 1, self.hidden_size
-        prefix, _, rest = name.partition(".")
-        layer, _, part = rest.partition(".")
-        if (
-            prefix != "layers"
-            or not (layer.isascii() and layer.isdecimal())
-            or int(layer) >= self.layers
-        ):
-            raise KeyError(name)
-        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        return {
-            "attn_norm": (1, self.hidden_size),
-            "wq": (queries, self.hidden_size),
-            "wk": (keys, self.hidden_size),
-            "wv": (keys, self.hidden_size),
-            "wo": (self.hidden_size, queries),
-            "ffn_norm": (1, self.hidden_size),
-            "w1": (self.ffn_size, self.hidden_size),
-            "w2": (self.hidden_size, self.ffn_size),
-            "w3": (self.ffn_size, self.hidden_size),
-        }[part]
+        return self._shapes[name]
 
-
-LAYER_TENSORS = ("attn_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w3", "w2")
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        return {tensor.name: tensor.shape for tensor in self.tensors if not tensor.stored_as}
 
 
 def is_norm(name: str) -> bool:

@@ -20,6 +20,9 @@ from hearth.common import cgroups
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+# What a root's or a worker's process takes beside weights and KV cache: Python, gRPC and the usual
+# steps take under 120 MiB (bench/memory.py); a large tokenizer and larger steps more.
+_OVERHEAD_BYTES = 256 << 20
 
 
 def version() -> str:
@@ -53,6 +56,12 @@ def memory_available() -> int:
     """Bytes that could be taken now without swapping, within the container's limit."""
     free = _meminfo("MemAvailable")
     return min([free, *(max(0, g.limit - g.used) for g in cgroups.memory_limits())])
+
+
+def memory_for_model(limit: int | None = None) -> int:
+    """Bytes that this process can give to weights and KV cache now, at most `limit`."""
+    free = max(0, memory_available() - _OVERHEAD_BYTES)
+    return free if limit is None else min(free, limit)
 
 
 def resident_bytes() -> int:

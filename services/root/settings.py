@@ -15,6 +15,8 @@ class ClusterSettings:
 
     workers: tuple[str, ...] = ()
     shares: tuple[float, ...] | None = None
+    # How the model is divided: "auto", "tensor" (one stage).
+    parallel: str = "auto"
     threads: int | None = None
     pin: tuple[int, ...] = ()
     lane: str = "mesh"

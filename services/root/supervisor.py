@@ -21,6 +21,7 @@ from hearth.root.engine.engine import Engine
 from hearth.root.membership.candidates import Fit, Form, Member, Misfit, Rules, Serve, State
 from hearth.root.membership.membership import GONE, LEAVING, Membership
 from hearth.root.planning.blueprint import Blueprint
+from hearth.root.planning.facts import NodeFacts
 from hearth.root.settings import Joining
 from hearth.v1 import root_pb2
 
@@ -306,7 +307,7 @@ def _fit(blueprint: Blueprint) -> Fit:
     """The blueprint's answer as the membership asks for it."""
 
     def fit(workers: tuple[Member, ...]) -> Misfit | None:
-        found = blueprint.misfit([(w.address, w.title, w.room) for w in workers])
+        found = blueprint.misfit([NodeFacts(w.title, w.room, w.address) for w in workers])
         if found is None:
             return None
         rank, problem = found

@@ -21,6 +21,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.health import HealthPort
 from hearth.common.mesh import MeshListener
 from hearth.common.metrics import Metrics
+from hearth.common.node_info import node_info
 from hearth.common.security import Security
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
@@ -34,9 +35,6 @@ log = logging.getLogger(__name__)
 
 _SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 _RPC_THREADS = 32
-# What the process takes besides weights and KV cache: Python, gRPC and the usual steps take under
-# 120 MiB (bench/memory.py); larger steps more.
-_OVERHEAD_BYTES = 256 << 20
 
 
 class WorkerServer:
@@ -74,8 +72,7 @@ class WorkerServer:
         refusals = Refusals("the worker's port")
         self._handshakes = Handshakes(refusals) if security is not None else None
         self._gate = Gate(security, refusals, self._handshakes)
-        self._cores = system.cores()
-        self._threads = threads or self._cores
+        self._threads = threads or system.cores()
         self._pin = tuple(pin)
         self._name = name or platform.node() or "worker"
         self._memory_limit = memory_limit
@@ -171,24 +168,13 @@ class WorkerServer:
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""
-        slices, size = self._cache.usage() if self._cache is not None else (0, 0)
-        return common_pb2.NodeInfo(
-            name=self._name,
-            version=system.version(),
-            protocol_version=channels.PROTOCOL_VERSION,
-            cores=self._cores,
-            threads=self._threads,
-            instruction_set=_native.instruction_set(),
-            memory_total_bytes=system.memory_total(),
-            memory_available_bytes=self._memory_available(),
-            cached_slices=slices,
-            cached_bytes=size,
-            architecture=system.architecture(),
-        )
+        info = node_info(self._name, self._threads, self._memory_available())
+        if self._cache is not None:
+            info.cached_slices, info.cached_bytes = self._cache.usage()
+        return info
 
     def _memory_available(self) -> int:
-        free = max(0, system.memory_available() - _OVERHEAD_BYTES)
-        return free if self._memory_limit is None else min(free, self._memory_limit)
+        return system.memory_for_model(self._memory_limit)
 
     def _make_session(self, begin: worker_pb2.LoadBegin) -> LoadSession:
         try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hearth.converter import ModelError, ModelSpec, RopeScaling
 from hearth.converter.hf_config import read_config, write_config
 from hearth.converter.readers.random import SHAPES
+from hearth.converter.spec import Unit
 
 # From the models' cards and files.
 PARAMETERS = {
@@ -39,6 +41,20 @@ def test_tensor_shapes_are_rows_and_columns() -> None:
     assert spec.tensor_shape("layers.0.w1") == (96, 64)
     assert spec.tensor_shape("head") == (300, 64)
     assert len(spec.tensor_names()) == len(set(spec.tensor_names())) == 2 * 9 + 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_cuts_of_a_tensor_cover_it(tied: bool) -> None:
+    spec = tiny_spec(head_size=24, tied=tied)
+    units = {Unit.KV_HEAD: spec.kv_heads, Unit.FFN: spec.ffn_size, Unit.VOCAB: spec.vocab_size}
+    for tensor in spec.tensors:
+        assert tensor.shape == spec.tensor_shape(tensor.source)
+        if tensor.cut is not None:
+            length = tensor.shape[1 if tensor.cut.columns else 0]
+            assert units[tensor.cut.unit] * tensor.cut.size == length
+    whole = {tensor.part for tensor in spec.tensors if tensor.cut is None}
+    assert whole == {"embedding", "attn_norm", "ffn_norm", "norm"}
+    assert [tensor.source for tensor in spec.tensors][-1] == ("embedding" if tied else "head")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +164,7 @@ def test_config_that_is_written_is_read_back(tmp_path: Path) -> None:
     for spec in [*SHAPES.values(), tiny_spec(rope_scaling=RopeScaling("linear", 2.0))]:
         write(tmp_path, write_config(spec, 5, frozenset({7, 9})))
         config = read_config(tmp_path)
-        expected = {**vars(spec), "name": tmp_path.name}
-        assert vars(config.spec) == expected
+        assert config.spec == replace(spec, name=tmp_path.name)
         assert (config.bos_id, config.eos_ids) == (5, {7, 9})
 
 

@@ -3,13 +3,24 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from hearth.common.errors import HearthError
 from hearth.converter.spec import ModelSpec, is_norm
-from hearth.root.planning.plan import Plan, divide, make_plan, pages_for
+from hearth.root.cluster.wire import shard_config
+from hearth.root.planning.cut import divide
+from hearth.root.planning.facts import NodeFacts
+from hearth.root.planning.layout import Layout, layout_of
+from hearth.root.planning.memory import pages_for
+from hearth.root.planning.plan import Plan
+from hearth.root.planning.planner import make_plan
+from hearth.root.scheduling.batch import Limits
+from hearth.root.settings import ClusterSettings
+from hearth.worker.shard import NodeShard
 
 
 def spec_of(**changes: object) -> ModelSpec:
@@ -92,7 +103,7 @@ def test_every_number_of_the_model_is_held_as_planned(
         whole = kind.startswith("q") and spec.tensor_shape(name)[1] % 32
         return "f16" if whole else kind
 
-    plan = make_plan(spec, tensor_type, nodes, shares)
+    plan = make_plan(spec, tensor_type, Layout.tensor(nodes), shares)
     assert len(plan.nodes) == nodes
     _check_cover(spec, plan)
     for node in plan.nodes:
@@ -127,9 +138,158 @@ def _check_cover(spec: ModelSpec, plan: Plan) -> None:
         assert plan.nodes[0].head_from_embedding
 
 
+def dtype_of(name: str) -> str:
+    return "f32" if is_norm(name) else "f16"
+
+
+@st.composite
+def staged(draw: st.DrawFn) -> tuple[ModelSpec, Layout, list[float]]:
+    """A small model, stages of ranks that it can be cut into, and a share for each node."""
+    kv_heads = draw(st.integers(1, 4))
+    spec = spec_of(
+        layers=draw(st.integers(1, 7)),
+        heads=kv_heads * draw(st.integers(1, 3)),
+        kv_heads=kv_heads,
+        head_size=draw(st.sampled_from([2, 8, 32])),
+        ffn_size=draw(st.integers(4, 150)),
+        vocab_size=draw(st.integers(4, 150)),
+        tied=draw(st.booleans()),
+    )
+    ranks = draw(st.lists(st.integers(1, kv_heads), min_size=1, max_size=min(4, spec.layers)))
+    layers = None
+    if draw(st.booleans()):
+        spans = divide(spec.layers, draw(st.permutations(range(1, len(ranks) + 1))))
+        layers = tuple(end - begin for begin, end in spans)
+    shares = draw(st.lists(st.floats(0.1, 10), min_size=sum(ranks), max_size=sum(ranks)))
+    return spec, Layout(tuple(ranks), layers), shares
+
+
+@given(staged())
+def test_stages_hold_every_number_of_the_model(case: tuple[ModelSpec, Layout, list[float]]) -> None:
+    spec, layout, shares = case
+    plan = make_plan(spec, dtype_of, layout, shares)
+    _check_stages(spec, layout, plan)
+    held: dict[str, NDArray[np.int64]] = {
+        name: np.zeros(spec.tensor_shape(name), np.int64) for name in spec.tensor_names()
+    }
+    head = np.zeros((spec.vocab_size, spec.hidden_size), np.int64)
+    for node in plan.nodes:
+        for part in node.slices:
+            into = head if part.name == "head" else held[part.name]
+            into[slice(*part.rows), slice(*part.columns)] += 1
+            assert part.tensor == ("embedding" if spec.tied and part.name == "head" else part.name)
+        if node.head_from_embedding:
+            head[slice(*node.vocab)] += 1
+    if not spec.tied:
+        assert not held["head"].any()
+        del held["head"]
+    assert (head == 1).all()
+    for name, count in held.items():
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else spec.layers - 1
+        stage = next(s for s in plan.stages if s.layers[0] <= layer < s.layers[1])
+        # A norm's weights are on every rank of its stage, all others once.
+        assert (count == (len(stage.ranks) if is_norm(name) else 1)).all(), name
+
+
+def _check_stages(spec: ModelSpec, layout: Layout, plan: Plan) -> None:
+    """Layers tile the model, placements number the nodes, and only the last stage has a head."""
+    assert tuple(len(stage.ranks) for stage in plan.stages) == layout.ranks
+    spans = [stage.layers for stage in plan.stages]
+    assert spans[0][0] == 0
+    assert spans[-1][1] == spec.layers
+    assert all(a[1] == b[0] and b[0] < b[1] for a, b in itertools.pairwise(spans))
+    if layout.layers is not None:
+        assert tuple(end - begin for begin, end in spans) == layout.layers
+    for number, stage in enumerate(plan.stages):
+        for rank, node in enumerate(stage.ranks):
+            place = node.place
+            assert (place.stage, place.stages) == (number, len(plan.stages))
+            assert (place.rank, place.ranks) == (rank, len(stage.ranks))
+            assert node.layers == stage.layers
+            assert node.embedding == (node is plan.nodes[0])
+            assert (node.vocab[1] > node.vocab[0]) == (number == len(plan.stages) - 1)
+            assert node.head_from_embedding == (
+                spec.tied and node is plan.nodes[0] and len(plan.stages) == 1
+            )
+
+
+@given(staged(), st.sampled_from(["f32", "f16"]))
+def test_memory_of_stages_adds_up(
+    case: tuple[ModelSpec, Layout, list[float]], kv_type: str
+) -> None:
+    spec, layout, shares = case
+    plan = make_plan(spec, lambda _: "f32", layout, shares)
+    norms = sum(
+        (len(stage.ranks) - 1) * (2 * (stage.layers[1] - stage.layers[0])) for stage in plan.stages
+    )
+    norms += len(plan.stages[-1].ranks) - 1
+    numbers = spec.parameters + norms * spec.hidden_size
+    if spec.tied:  # the head's rows that are not on the node with the embedding
+        own = plan.nodes[0].vocab[1] if plan.nodes[0].head_from_embedding else 0
+        numbers += (spec.vocab_size - own) * spec.hidden_size
+    assert sum(node.weight_bytes for node in plan.nodes) == 4 * numbers
+    page = sum(node.kv_page_bytes(spec, kv_type, 16) for node in plan.nodes)
+    size = 4 if kv_type == "f32" else 2
+    assert page == 2 * spec.layers * spec.kv_heads * spec.head_size * 16 * size
+
+
+@settings(max_examples=25)
+@given(staged())
+def test_the_core_expects_what_is_planned(case: tuple[ModelSpec, Layout, list[float]]) -> None:
+    spec, layout, shares = case
+    plan = make_plan(spec, dtype_of, layout, shares)
+    limits = Limits(context_size=32, max_pages=2, page_size=16, max_step_tokens=4, max_running=4)
+    for node in plan.nodes:
+        shard = NodeShard(shard_config(spec, node, ClusterSettings(), limits))
+        assert shard.expected() == {
+            part.name: (part.rows[1] - part.rows[0], part.columns[1] - part.columns[0])
+            for part in node.slices
+        }
+        shard.close()
+
+
+def test_layers_follow_the_shares_of_a_stage() -> None:
+    plan = make_plan(spec_of(layers=8), dtype_of, Layout((2, 1)), [1, 2, 1])
+    assert [stage.layers for stage in plan.stages] == [(0, 6), (6, 8)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Layout((1, 1, 1)), "into 3 stages: its 2 layers allow 1 to 2"),
+        (Layout(()), "into 0 stages"),
+        (Layout((1, 5)), "over a stage of 5 nodes: its 4 KV heads allow 1 to 4"),
+        (Layout((1, 0)), "over a stage of 0 nodes"),
+        (Layout((1, 1), (2, 1)), "stages of 2,1 layers add up to 3; test has 2 layers"),
+        (Layout((1, 1), (2, 0)), "every stage needs at least one"),
+        (Layout((1, 1), (2,)), "layers for 1 stages where there are 2"),
+    ],
+)
+def test_layouts_that_cannot_be_cut(layout: Layout, message: str) -> None:
+    with pytest.raises(HearthError, match=message):
+        make_plan(spec_of(), dtype_of, layout)
+
+
+def test_notes_of_several_stages_name_the_stage() -> None:
+    spec = spec_of(head_size=8, ffn_size=64)
+    plan = make_plan(spec, lambda name: "f32" if is_norm(name) else "q40", Layout((1, 4)))
+    assert [note.partition(" stays")[0] for note in plan.notes] == ["stage 1: wo", "stage 1: w2"]
+    kinds = {part.name: part.kind for node in plan.nodes for part in node.slices}
+    assert (kinds["layers.0.wo"], kinds["layers.1.wo"]) == ("q40", "f16")
+
+
+def test_only_one_stage_can_be_asked_for() -> None:
+    assert layout_of("auto", 3) == layout_of("tensor", 3) == Layout((3,))
+    for parallel in ("pipeline", "2x2"):
+        with pytest.raises(HearthError, match=f"--parallel {parallel}: this version runs one"):
+            layout_of(parallel, 4)
+    with pytest.raises(HearthError, match="unknown --parallel 'both'"):
+        layout_of("both", 2)
+
+
 def test_unequal_heads_are_made_up_for_by_the_feed_forward() -> None:
     spec = spec_of(hidden_size=2048, layers=22, heads=32, head_size=64, ffn_size=5632)
-    plan = make_plan(spec, lambda name: "f32" if is_norm(name) else "q40", 3)
+    plan = make_plan(spec, lambda name: "f32" if is_norm(name) else "q40", Layout.tensor(3))
     layers = [
         sum(part.size_bytes for part in node.slices if part.name.startswith("layers."))
         for node in plan.nodes
@@ -139,7 +299,7 @@ def test_unequal_heads_are_made_up_for_by_the_feed_forward() -> None:
 
 def test_what_stays_f16_is_said() -> None:
     spec = spec_of(head_size=8, ffn_size=64)
-    plan = make_plan(spec, lambda name: "f32" if is_norm(name) else "q40", 4)
+    plan = make_plan(spec, lambda name: "f32" if is_norm(name) else "q40", Layout.tensor(4))
     kinds = {part.name: part.kind for part in plan.nodes[0].slices}
     # Two query heads of 8 are 16 columns, half a block; 64 columns are two blocks for four nodes.
     assert kinds["layers.0.wo"] == "f16"
@@ -152,31 +312,32 @@ def test_what_stays_f16_is_said() -> None:
 @pytest.mark.parametrize("nodes", [0, 5])
 def test_a_count_that_cannot_be_cut_names_those_that_can(nodes: int) -> None:
     with pytest.raises(HearthError, match=f"over {nodes} nodes: its 4 KV heads allow 1 to 4"):
-        make_plan(spec_of(), lambda _: "f32", nodes)
+        make_plan(spec_of(), lambda _: "f32", Layout.tensor(nodes))
 
 
 @pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, math.nan]])
 def test_shares_that_cannot_be(shares: list[float]) -> None:
     with pytest.raises(HearthError, match="share"):
-        make_plan(spec_of(), lambda _: "f32", 2, shares)
+        make_plan(spec_of(), lambda _: "f32", Layout.tensor(2), shares)
 
 
 def test_memory_bounds_the_pages() -> None:
     spec = spec_of()
-    plan = make_plan(spec, lambda _: "f32", 2)
+    plan = make_plan(spec, lambda _: "f32", Layout.tensor(2))
     per_page = plan.nodes[1].kv_page_bytes(spec, "f16", 16)
     assert per_page == 2 * 2 * 2 * 8 * 2 * 16  # K and V, layers, heads, head_size, bytes, positions
     room = plan.nodes[1].weight_bytes + 40 * per_page
-    much = ("root", 1 << 40)
+    much = NodeFacts("root", 1 << 40)
     assert pages_for(spec, plan, "f16", 16, 512, 4, [much, much]) == 128
-    assert pages_for(spec, plan, "f16", 16, 512, 4, [much, ("pi", room)]) == 40
-    with pytest.raises(HearthError, match=r"pi has .* of memory for its shard of test"):
-        pages_for(spec, plan, "f16", 16, 512, 4, [much, ("pi", room - 9 * per_page)])
+    assert pages_for(spec, plan, "f16", 16, 512, 4, [much, NodeFacts("pi", room)]) == 40
+    with pytest.raises(HearthError, match=r"pi has .* of memory for its shard of test") as error:
+        pages_for(spec, plan, "f16", 16, 512, 4, [much, NodeFacts("pi", room - 9 * per_page)])
+    assert error.value.metadata.items() >= {"node": "1", "stage": "0", "rank": "1"}.items()
 
 
 def test_identity_tells_cuts_and_models_apart() -> None:
-    one = make_plan(spec_of(), lambda _: "f32", 2)
-    other = make_plan(spec_of(), lambda _: "f32", 2, [3, 1])
+    one = make_plan(spec_of(), lambda _: "f32", Layout.tensor(2))
+    other = make_plan(spec_of(), lambda _: "f32", Layout.tensor(2), [3, 1])
     seen = {part.identity(b"a" * 16) for part in one.nodes[1].slices}
     assert len(seen) == len(one.nodes[1].slices)
     wq = next(part for part in one.nodes[1].slices if part.name == "layers.0.wq")

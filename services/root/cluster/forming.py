@@ -19,6 +19,7 @@ from hearth.root.cluster.loading import Loading
 from hearth.root.cluster.reports import Reports
 from hearth.root.cluster.streaming import LoadEvent
 from hearth.root.planning.blueprint import Blueprint
+from hearth.root.planning.facts import NodeFacts
 from hearth.root.scheduling.batch import Limits
 from hearth.root.status.board import Board
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
@@ -49,11 +50,18 @@ class Forming:
     ) -> None:
         """workers: addresses in rank order. shard: the root's own, where it is loaded already.
 
-        on_end: a Forward stream has ended. Raises HearthError for what cannot be divided so.
+        on_end: a Forward stream has ended. Raises HearthError for what cannot be divided so, and
+        for a plan of several stages.
         """
         self.shard = shard
         self._blueprint = blueprint
         self._plan = blueprint.plan(workers)
+        if len(self._plan.stages) > 1:
+            problem = (
+                f"a plan of {len(self._plan.stages)} stages: this version runs one stage; use "
+                "--parallel tensor"
+            )
+            raise HearthError(Reason.INVALID_ARGUMENT, problem)
         self._lease = lease
         self._board = board
         self._metrics = metrics
@@ -169,20 +177,20 @@ class Forming:
     def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
         try:
             pages = self._blueprint.pages(
-                self._plan, [(info.name, info.memory_available_bytes) for info in infos]
+                self._plan, [NodeFacts(info.name, info.memory_available_bytes) for info in infos]
             )
         except HearthError as error:
-            rank = int(error.metadata["rank"])
-            if rank:
-                error.metadata["worker"] = self._links[rank - 1].address
+            node = int(error.metadata["node"])
+            if node:
+                error.metadata["worker"] = self._links[node - 1].address
             raise
         return limits_for(self._blueprint, pages)
 
     def _load(self, limits: Limits) -> NodeShard:
         """All shards at once; the workers' Forward streams are open after."""
         model, settings, plan = self._blueprint.model, self._blueprint.settings, self._plan
-        ranks = range(len(plan.nodes))
-        configs = [wire.shard_config(model.spec, plan, rank, settings, limits) for rank in ranks]
+        nodes = plan.nodes
+        configs = [wire.shard_config(model.spec, node, settings, limits) for node in nodes]
         with self._board.change() as status:
             for node, config in zip(status.nodes, configs, strict=True):
                 node.state = root_pb2.NODE_STATE_LOADING
@@ -193,8 +201,8 @@ class Forming:
             held = None
         threads = settings.threads or system.cores()
         begins = [
-            wire.load_begin(model, plan, rank, configs[rank], self._lease, settings)
-            for rank in ranks[1:]
+            wire.load_begin(model, node, config, self._lease, settings)
+            for node, config in zip(nodes[1:], configs[1:], strict=True)
         ]
         loading = self._loading = Loading(model, plan, self._progress, self._metrics)
         try:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from hearth.common import channels
 from hearth.common.types import KV, LANE, SYNC, WEIGHT
 from hearth.converter import Model, ModelSpec
-from hearth.root.planning.plan import Plan, Slice
+from hearth.root.planning.plan import NodePlan, Slice
 from hearth.root.scheduling.batch import Batch, Limits
+from hearth.root.status.describe import placement
 from hearth.v1 import common_pb2, worker_pb2
 
 if TYPE_CHECKING:
@@ -19,13 +20,12 @@ def activation_type(sync_type: str) -> common_pb2.SyncType.ValueType:
 
 
 def shard_config(
-    spec: ModelSpec, plan: Plan, rank: int, settings: "ClusterSettings", limits: Limits
+    spec: ModelSpec, node: NodePlan, settings: "ClusterSettings", limits: Limits
 ) -> common_pb2.ShardConfig:
-    """All that rank `rank` learns of the model."""
-    node = plan.nodes[rank]
+    """All that a node is sent about the model."""
     return common_pb2.ShardConfig(
         hidden_size=spec.hidden_size,
-        layers=_range((0, spec.layers)),
+        layers=_range(node.layers),
         heads=_range(node.heads),
         kv_heads=_range(node.kv_heads),
         head_size=spec.head_size,
@@ -43,25 +43,20 @@ def shard_config(
     )
 
 
-def placement(plan: Plan, rank: int) -> common_pb2.Placement:
-    return common_pb2.Placement(stage=0, stages=1, rank=rank, ranks=len(plan.nodes))
-
-
 def load_begin(
     model: Model,
-    plan: Plan,
-    rank: int,
+    node: NodePlan,
     config: common_pb2.ShardConfig,
     lease: worker_pb2.Lease,
     settings: "ClusterSettings",
 ) -> worker_pb2.LoadBegin:
-    """The first message of rank `rank`'s weight stream."""
+    """The first message of a worker's weight stream."""
     return worker_pb2.LoadBegin(
         protocol_version=channels.PROTOCOL_VERSION,
         lease=lease,
-        placement=placement(plan, rank),
+        placement=placement(node.place),
         shard=config,
-        manifest=[slice_entry(part, model.fingerprint) for part in plan.nodes[rank].slices],
+        manifest=[slice_entry(part, model.fingerprint) for part in node.slices],
         lane=LANE[settings.lane],
         sync_type=SYNC[settings.sync_type],
     )

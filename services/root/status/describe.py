@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hearth import _native
-from hearth.common import channels, system
+from hearth.common import system
 from hearth.common.errors import HearthError, Reason
+from hearth.common.node_info import node_info
 from hearth.common.types import LANE, SYNC
 from hearth.root.membership.candidates import Candidate
-from hearth.root.planning.plan import Plan
+from hearth.root.planning.plan import Placement, Plan
 from hearth.v1 import common_pb2, root_pb2
 
 if TYPE_CHECKING:
@@ -44,14 +44,17 @@ def forming(
         sync_type=SYNC[settings.sync_type],
         notes=plan.notes,
     )
-    for rank, address in enumerate(("local", *workers)):
+    for address, node in zip(("local", *workers), plan.nodes, strict=True):
         status.nodes.add(
             address=address,
-            state=root_pb2.NODE_STATE_DIALING if rank else root_pb2.NODE_STATE_READY,
-            placement=common_pb2.Placement(stage=0, stages=1, rank=rank, ranks=len(plan.nodes)),
-            weight_bytes=plan.nodes[rank].weight_bytes,
+            state=root_pb2.NODE_STATE_DIALING,
+            placement=placement(node.place),
+            weight_bytes=node.weight_bytes,
         )
-    status.nodes[0].info.CopyFrom(own_info(settings))
+    own = status.nodes[0]
+    own.state = root_pb2.NODE_STATE_READY
+    threads = settings.threads or system.cores()
+    own.info.CopyFrom(node_info(settings.name, threads, system.memory_available()))
     return status
 
 
@@ -115,17 +118,8 @@ def explain(status: root_pb2.ClusterStatus, known: Sequence[Candidate], why: str
     return status != before
 
 
-def own_info(settings: "ClusterSettings") -> common_pb2.NodeInfo:
-    """What the root itself is."""
-    cores = system.cores()
-    return common_pb2.NodeInfo(
-        name=settings.name,
-        version=system.version(),
-        protocol_version=channels.PROTOCOL_VERSION,
-        cores=cores,
-        threads=settings.threads or cores,
-        instruction_set=_native.instruction_set(),
-        memory_total_bytes=system.memory_total(),
-        memory_available_bytes=system.memory_available(),
-        architecture=system.architecture(),
+def placement(place: Placement) -> common_pb2.Placement:
+    """A node's place in a plan, as a message."""
+    return common_pb2.Placement(
+        stage=place.stage, stages=place.stages, rank=place.rank, ranks=place.ranks
     )

@@ -1,0 +1,22 @@
+"""Facts about this machine as a NodeInfo message."""
+
+from __future__ import annotations
+
+from hearth import _native
+from hearth.common import channels, system
+from hearth.v1 import common_pb2
+
+
+def node_info(name: str, threads: int, memory_available: int) -> common_pb2.NodeInfo:
+    """This node now. `threads` compute; `memory_available` bytes are for weights and KV cache."""
+    return common_pb2.NodeInfo(
+        name=name,
+        version=system.version(),
+        protocol_version=channels.PROTOCOL_VERSION,
+        cores=system.cores(),
+        threads=threads,
+        instruction_set=_native.instruction_set(),
+        memory_total_bytes=system.memory_total(),
+        memory_available_bytes=memory_available,
+        architecture=system.architecture(),
+    )
