@@ -51,7 +51,7 @@ install = $(call listed,$(2)) >$(DONE)/$(1).txt; \
 
 demo: $(DONE)/installed
 	@$(BIN)/hearth generate --model demo --nodes 3 --prompt "Once upon a time" \
-	  --steps 200 --temperature 0.8 --seed 7
+	  --max-tokens 200 --temperature 0.8 --seed 7
 
 test: test-native test-python
 

@@ -22,13 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     common.add_local_nodes(parser)
     common.add_sampling(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=0,
-        metavar="N",
-        help="tokens of an answer at most; 0: all",
-    )
+    common.add_max_tokens(parser, "tokens of one answer at most; 0: no limit but the context")
     parser.set_defaults(run=run, temperature=0.7, top_p=0.9)
 
 
@@ -47,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
                     client.generate(
                         None if template else plain(messages),
                         messages=messages if template else None,
-                        max_tokens=options.steps,
+                        max_tokens=options.max_tokens,
                         temperature=options.temperature,
                         top_k=options.top_k,
                         top_p=options.top_p,
@@ -71,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
             ids = conversation_ids(tokenizer, messages)
         else:
             ids = prompt_ids(tokenizer, plain(messages))
-        params = GenerateParams(prompt=ids, max_tokens=options.steps, sampling=sampling)
+        params = GenerateParams(prompt=ids, max_tokens=options.max_tokens, sampling=sampling)
         for event in session.engine.generate(params):
             if not isinstance(event, Done):
                 yield event.text

@@ -19,12 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     common.add_local_nodes(parser)
     common.add_sampling(parser)
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what to go on from")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=0,
-        metavar="N",
-        help="tokens to make at most; 0: until the model ends or the context is full",
+    common.add_max_tokens(
+        parser, "tokens to make at most; 0: until the model ends or the context is full"
     )
     parser.add_argument("--stop", action="append", default=[], help="a text that ends the output")
     parser.add_argument(
@@ -47,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     check_text("prompt", options.prompt)
     wanted = GenerateParams(
         prompt=(),
-        max_tokens=options.steps,
+        max_tokens=options.max_tokens,
         sampling=sampling_of(options),
         stop=tuple(options.stop),
         ignore_eos=options.ignore_eos,
@@ -87,7 +83,7 @@ def _run_remote(options: argparse.Namespace) -> int:
     with Client(options.root, tls=options.tls or None, api_key=options.api_key or None) as client:
         stream = client.generate(
             options.prompt,
-            max_tokens=options.steps,
+            max_tokens=options.max_tokens,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,

@@ -157,16 +157,10 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         help="what the KV cache holds (default: %(default)s)",
     )
     parser.add_argument(
-        "--kv-cache",
-        choices=("ram",),
-        default="ram",
-        help="where the KV cache lies (default: %(default)s)",
-    )
-    parser.add_argument(
         "--parallel",
         choices=("auto", "tensor"),
         default="auto",
-        help="how the model is divided; auto is tensor so far (default: %(default)s)",
+        help="how to split the model; auto picks tensor parallelism (default: %(default)s)",
     )
     parser.add_argument(
         "--max-step-tokens",
@@ -275,6 +269,18 @@ def add_local_nodes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pin", action="store_true", help="pin each node's threads to cores of its own (Linux)"
+    )
+
+
+def add_max_tokens(parser: argparse.ArgumentParser, text: str) -> None:
+    """--max-tokens, with `text` as its help; --steps is its hidden former name."""
+    parser.add_argument("--max-tokens", type=int, default=0, metavar="N", help=text)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        dest="max_tokens",
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
 
 

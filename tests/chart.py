@@ -81,7 +81,7 @@ OPTIONS: dict[str, Object] = {
             "priorityClassName": "high",
             "podLabels": {"team": "home"},
             "podAnnotations": {"note": "root"},
-            "extraArgs": ["--kv-cache", "ram"],
+            "extraArgs": ["--cache-dir", "none"],
             "extraEnv": [{"name": "HEARTH_PARALLEL", "value": "tensor"}],
         },
         "worker": {

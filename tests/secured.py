@@ -21,7 +21,7 @@ from hearth.v1 import root_pb2, worker_pb2
 
 PROMPT = "Once upon a time"
 STEPS = 24
-GENERATE = ("generate", "--prompt", PROMPT, "--steps", str(STEPS))
+GENERATE = ("generate", "--prompt", PROMPT, "--max-tokens", str(STEPS))
 SECONDS = 30.0
 
 WORKER_RPCS: list[MethodDescriptor] = [

@@ -34,8 +34,9 @@ def apply_environment(
     """Gives each option of `parser` its default from `environ`, and names the variable in its help.
 
     List options are separated by spaces or commas; flags take 1/0, true/false, yes/no, on/off.
-    Of options that exclude each other, one that is among `arguments` leaves the others unset. Call
-    it once, after all options were added. Raises HearthError BAD_SETTING naming the variable.
+    Of options that exclude each other, one that is among `arguments` leaves the others unset. A
+    hidden option is a former name of the first option with its `dest`, whose own variable wins.
+    Call it once, after all options were added. Raises HearthError BAD_SETTING naming the variable.
     """
     environ = os.environ if environ is None else environ
     for action in parser._actions:
@@ -47,15 +48,25 @@ def apply_environment(
         text = environ.get(name)
         if text is None or _excluded(parser, action, arguments):
             continue
+        shown = _shown(parser, action)
+        if shown is not action and variable(shown) in environ:
+            continue
         try:
-            action.default = _value(action, text)
+            shown.default = _value(action, text)
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             problem = f"{name}={text!r} is not a value for {action.option_strings[-1]}: {error}"
             raise HearthError(Reason.BAD_SETTING, problem, {"variable": name}) from None
-        action.required = False
+        shown.required = False
         for group in parser._mutually_exclusive_groups:
-            if text and action in group._group_actions:
+            if text and shown in group._group_actions:
                 group.required = False
+
+
+def _shown(parser: argparse.ArgumentParser, action: argparse.Action) -> argparse.Action:
+    """The option that a hidden one is a former name of; any other is its own."""
+    if action.help is not argparse.SUPPRESS:
+        return action
+    return next(other for other in parser._actions if other.dest == action.dest)
 
 
 def _excluded(

@@ -37,7 +37,7 @@ def run(stories: Path, *options: str, environ: dict[str, str] | None = None) -> 
     """
     arguments = ["generate", "--model", str(stories / "stories260K.gguf"), "--json"]
     arguments += ["--weights", "f32", "--kv-type", "f32", "--sync-type", "f32", "--context", "512"]
-    arguments += ["--prompt", "", "--steps", "200", "--threads", "1", *options]
+    arguments += ["--prompt", "", "--max-tokens", "200", "--threads", "1", *options]
     ran = hearth(*arguments, environ=environ or {})
     assert ran.returncode == 0, ran.stderr
     answer: dict[str, Any] = json.loads(ran.stdout)

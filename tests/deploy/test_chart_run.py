@@ -131,7 +131,7 @@ def test_its_probes_are_answered(running: Running, role: str, kind: str) -> None
 
 
 def test_a_probe_by_bare_connect_kills_nothing(running: Running) -> None:
-    long = ("--steps", "150")
+    long = ("--max-tokens", "150")
     before = _text(running, *long)
     addresses = {
         ("127.0.0.1", running.port(role, port))

@@ -36,7 +36,7 @@ __test__ = bool(os.environ.get("HEARTH_DEPLOY_TEST"))
 IMAGE = "hearth:deploy-test"
 PROMPT = "Once upon a time"
 # Past the demo's own end, so that it takes long enough for something to happen on the way.
-LONG = ("--prompt", PROMPT, "--steps", "480", "--ignore-eos")
+LONG = ("--prompt", PROMPT, "--max-tokens", "480", "--ignore-eos")
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -89,7 +89,7 @@ def generate(stack: Stack) -> str:
 
 def test_the_image_does_something_at_once_with_nothing_writable(image: str) -> None:
     options = ("--rm", "--read-only", "--network", "none", "--cap-drop", "ALL")
-    arguments = ("generate", "--model", "demo", "--prompt", PROMPT, "--steps", "16")
+    arguments = ("generate", "--model", "demo", "--prompt", PROMPT, "--max-tokens", "16")
     assert docker("run", *options, image, *arguments).startswith(f"{PROMPT}, there was")
 
 
@@ -178,7 +178,7 @@ def traffic(stack: Stack) -> Iterator[None]:
 
     def ask() -> None:
         while not stopping.is_set():
-            stack.client("generate", "--prompt", PROMPT, "--steps", "60", check=False)
+            stack.client("generate", "--prompt", PROMPT, "--max-tokens", "60", check=False)
 
     thread = threading.Thread(target=ask, name="traffic")
     thread.start()
@@ -379,7 +379,7 @@ def test_a_worker_of_another_machine_joins(stack: Stack, expected: str) -> None:
         stack.compose("up", "--detach", "--no-build", "--no-deps", "root")
         status = stack.wait_until_serving(workers=1)
         assert status["nodes"][1]["address"] == address
-        two = stack.client("generate", "--prompt", PROMPT, "--steps", "60").stdout
+        two = stack.client("generate", "--prompt", PROMPT, "--max-tokens", "60").stdout
         assert expected.startswith(two.rstrip("\n"))
     finally:
         lan.down()

@@ -134,8 +134,8 @@ def test_sampling_out_of_range(generate: Command, option: str, value: str, allow
     assert allowed in line
 
 
-def test_steps_out_of_range(generate: Command) -> None:
-    assert "-5" in generate.refused("--model", "demo", "--steps=-5", "--json")
+def test_max_tokens_out_of_range(generate: Command) -> None:
+    assert "-5" in generate.refused("--model", "demo", "--max-tokens=-5", "--json")
 
 
 def test_an_empty_stop(generate: Command) -> None:
@@ -199,7 +199,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_gguf_that_the_tests_break_runs(gguf: Path) -> None:
-    assert hearth("generate", "--model", str(gguf), "--steps", "2").returncode == 0
+    assert hearth("generate", "--model", str(gguf), "--max-tokens", "2").returncode == 0
 
 
 @pytest.mark.parametrize("part", [0, 3, 4, 12, 100, 0.1, 0.5, 0.99])

@@ -31,7 +31,7 @@ Start = Callable[..., ServiceProcess]
 
 
 def generate(*options: str) -> subprocess.CompletedProcess[str]:
-    return hearth("generate", "--model", "demo", "--steps", "4", "--threads", "1", *options)
+    return hearth("generate", "--model", "demo", "--max-tokens", "4", "--threads", "1", *options)
 
 
 def refusal(ran: subprocess.CompletedProcess[str]) -> str:

@@ -97,7 +97,7 @@ def test_beyond_loopback_without_tls_nothing_starts(cluster: Cluster, tmp_path: 
         ("root", "--model", "demo", "--listen", "127.0.0.1:0", "--metrics", everywhere),
         # Keys alone would be read on their way.
         ("root", "--model", "demo", "--listen", everywhere, "--api-keys", keys),
-        ("generate", "--model", "demo", "--steps", "1", "--metrics", everywhere),
+        ("generate", "--model", "demo", "--max-tokens", "1", "--metrics", everywhere),
     ]
     with ThreadPoolExecutor(2) as pool:
         for ran in pool.map(lambda arguments: hearth(*arguments), tries):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hearth.cli.options import add_max_tokens
 from hearth.common.errors import HearthError, Reason
 from hearth.common.settings import apply_environment
 from hearth.common.sizes import format_size, parse_size
@@ -103,3 +104,22 @@ def test_what_is_shown_can_be_read_back_to_within_its_digits(size: int) -> None:
     shown = format_size(size)
     back = parse_size(shown)
     assert abs(back - size) <= max(1, size) * 0.06
+
+
+def renamed(environ: dict[str, str], *arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_max_tokens(parser, "tokens to make")
+    assert "--steps" not in parser.format_help()
+    apply_environment(parser, environ, arguments)
+    assert "STEPS" not in parser.format_help()
+    return int(parser.parse_args(arguments).max_tokens)
+
+
+def test_a_former_name_still_works_and_the_new_one_wins() -> None:
+    assert renamed({}) == 0
+    assert renamed({}, "--max-tokens", "3") == renamed({}, "--steps", "3") == 3
+    assert renamed({"HEARTH_STEPS": "4"}) == renamed({"HEARTH_MAX_TOKENS": "4"}) == 4
+    assert renamed({"HEARTH_STEPS": "4", "HEARTH_MAX_TOKENS": "5"}) == 5
+    assert renamed({"HEARTH_STEPS": "4", "HEARTH_MAX_TOKENS": "5"}, "--steps", "6") == 6
+    with pytest.raises(HearthError, match="HEARTH_STEPS='many'"):
+        renamed({"HEARTH_STEPS": "many"})
