@@ -143,7 +143,8 @@ def texts_of(path: Path) -> Iterator[Text]:
 
 def findings(text: str, kind: str) -> Iterator[str]:
     """What is wrong with a text."""
-    plain = re.sub(r"`[^`]*`|https?://\S+|\{[^}]*\}", "x", text)
+    plain = re.sub(r"(?m)^ *(python|hearth|make|\w+=) .*$", "", text)
+    plain = re.sub(r"`[^`]*`|https?://\S+|\{[^}]*\}", "x", plain)
     if kind == "docstring" and (found := OPENING.match(plain.strip())):
         yield f"opens with {found[0]!r}"
     for pattern, say in RULED_OUT_RE:

@@ -1,4 +1,4 @@
-"""One all-reduce of two pinned ranks over loopback TCP: Hearth's mesh lane and Open MPI, in turn.
+"""An all-reduce of two pinned ranks over loopback TCP: Hearth's mesh lane and Open MPI, in turn.
 
 Needs Debian's openmpi-bin and libopenmpi-dev. Prints microseconds (median of all calls of a round,
 then over the rounds) and the ratio.
@@ -27,7 +27,7 @@ BUILD = HERE.parent / "build" / "compare"
 
 
 def rank_main(rank: int, connection: socket.socket, count: int, repeats: int, out: str) -> None:
-    """One rank, pinned: writes the microseconds of each call to `out` (rank 0)."""
+    """Run one pinned rank; rank 0 writes the microseconds of each call to `out`."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     sockets = [-1, -1]

@@ -1,15 +1,14 @@
-"""Runs Hearth and llama.cpp in turn on the same GGUF file, and writes a table and plots.
+"""Comparison of Hearth and llama.cpp on the same GGUF file, in turn, with a table and plots.
 
-Every round runs each side once (A, B, A, B ...), so that both meet the same noise; figures are
+Every round runs each side once (A, B, A, B ...), so that both see the same noise. Figures are
 medians over the rounds, with the lowest and highest. llama.cpp is the package llama-cpp-python,
-built in an environment of its own (build/compare), which this program makes: for the instructions
-that Hearth uses and, with --native, once more for all that this CPU has.
+built in an environment of its own (build/compare), which this program creates. It is built for the
+instructions that Hearth uses and, with --native, again for all that this CPU has.
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
-What it measures replaces what an earlier run on this machine measured of the same shape, weights
-and threads; the page and the plots are made from all there is, and from that alone with `--shapes`
-and nothing behind it.
+A measurement replaces an earlier one of the same shape, weights and threads on this machine. The
+page and the plots show all measurements; `--shapes` without a shape only draws them again.
 """
 
 import argparse
@@ -33,8 +32,8 @@ from hearth.converter import open_model
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "compare"
 PACKAGES = ("llama-cpp-python", "gguf", "numpy", "matplotlib")
-# Both sides with the same instructions. Where a CPU has no more than these it is the native build
-# (which, of llama-cpp-python 0.3.36 and on a CPU with AMX, ends with a segmentation fault).
+# Both sides with the same instructions. The native build of llama-cpp-python 0.3.36 ends with a
+# segmentation fault on a CPU with AMX.
 AVX2 = ("NATIVE=OFF", "AVX=ON", "AVX2=ON", "FMA=ON", "F16C=ON", "BMI2=ON")
 
 
@@ -82,21 +81,21 @@ class Side:
 
 
 def environment(name: str, build: Sequence[str]) -> Path:
-    """The Python of an environment with llama.cpp, made when it is not there (ten minutes)."""
+    """Python of an environment with llama.cpp, created when absent (ten minutes)."""
     folder = BUILD / name
     python = folder / "bin" / "python"
     if not python.exists():
         print(f"making {folder}, with llama.cpp built from source", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         options = " ".join(f"-DGGML_{option}" for option in build)
-        # (pip would take another build of the package out of its cache.)
+        # (pip would reuse another build of the package from its cache.)
         command = [python, "-m", "pip", "install", "-q", "--no-cache-dir", *PACKAGES]
         subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": options})
     return python
 
 
 def gguf_file(python: Path, shape: str, weights: str) -> Path:
-    """The shape's file with random weights, made when it is not there."""
+    """The shape's file with random weights, created when absent."""
     path = BUILD / f"{shape}-{weights}.gguf"
     if not path.exists():
         part = path.with_suffix(".part")
@@ -136,7 +135,7 @@ def measure(
 ) -> dict[str, Any]:
     """All sides in turn: one warm-up, then the rounds."""
     path = gguf_file(python, shape, weights)
-    # Each side holds the model: all of them at once may be more than there is memory for.
+    # Each side holds the model: all at once may need more memory than there is.
     running = [s for s in sides(python, path, options, threads) if re.search(options.only, s.label)]
     bandwidth = []
     try:
@@ -203,7 +202,7 @@ def figures(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[str
 
 
 def machine() -> dict[str, Any]:
-    """What the figures come from."""
+    """Machine and builds that the figures come from."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -226,7 +225,9 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="pattern of the sides to run")
-    parser.add_argument("--native", action="store_true", help="llama.cpp for all this CPU has too")
+    parser.add_argument(
+        "--native", action="store_true", help="also build llama.cpp for all that this CPU has"
+    )
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -249,7 +250,7 @@ def main() -> None:
 
 
 def keep(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:
-    """Puts `run` in the place of an earlier one of the same kind, or at the end."""
+    """Replace an earlier run of the same kind by `run`, or append it."""
     kind = [run[name] for name in ("shape", "weights", "threads")]
     for number, other in enumerate(runs):
         if [other[name] for name in ("shape", "weights", "threads")] == kind:

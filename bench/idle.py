@@ -1,4 +1,4 @@
-"""What a cluster costs while nobody asks it anything: CPU of root and workers on this machine.
+"""CPU time of an idle cluster: root and workers on this machine.
 
     python bench/idle.py --nodes 3 --seconds 60
 
@@ -20,7 +20,7 @@ HEARTH = [sys.executable, "-m", "hearth.cli.main"]
 
 
 def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """A service and the address that it says."""
+    """A service process and the address it prints."""
     process = subprocess.Popen(
         [*HEARTH, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

@@ -5,11 +5,10 @@ sequences at once as the scheduler runs; then the same again from the workers' c
 
     python bench/memory.py --models random:tinyllama-1.1b random:llama-3.2-1b --nodes 1 2 3
 
-"above" is what decides: VmHWM, the kernel's own account of the most that was ever resident, less
-the shard's bytes and (once requests came) the bytes of KV pages in use. VmHWM counts everything
-once for each process, program files too, although those are shared and can be dropped: so the
-columns anon and file tell it apart (RssAnon; RssFile + RssShmem; the largest seen), and pss is the
-largest proportional share seen. What is seen is sampled, VmHWM is not.
+The column "above" decides: VmHWM, the kernel's account of peak resident memory, less the shard's
+bytes and, after requests, the bytes of KV pages in use. VmHWM counts program files for each
+process, although they are shared and can be dropped. The columns anon and file separate these
+(RssAnon; RssFile + RssShmem; the largest samples); pss is the largest proportional share sampled.
 """
 
 import argparse
@@ -41,7 +40,7 @@ SEQUENCES = 16
 
 @dataclass
 class Node:
-    """One process, and the most that it was seen to hold since `forget`."""
+    """A process and its largest samples since `forget`."""
 
     name: str
     process: subprocess.Popen[str]
@@ -59,12 +58,12 @@ class Node:
         return {name.rstrip(":"): int(value) * 1024 for name, value, _ in fields}
 
     def forget(self) -> None:
-        """Begins a new peak (proc(5): clear_refs)."""
+        """Reset the peak (proc(5): clear_refs)."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         self.anon = self.file = self.pss = 0
 
     def look(self, whole: bool) -> None:
-        """Keeps the largest; whole: the slow ones too."""
+        """Take samples and keep the largest; whole: also the slow ones."""
         now = self.status()
         self.anon = max(self.anon, now["RssAnon"])
         self.file = max(self.file, now["RssFile"] + now["RssShmem"])
@@ -74,7 +73,7 @@ class Node:
             self.pss = max(self.pss, int(line.split()[1]) * 1024)
 
     def look_at_pages(self) -> None:
-        """Pages of KV cache in use, by its metrics."""
+        """KV cache pages in use, from its metrics."""
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
             for line in answer.read().decode().splitlines():
                 if line.startswith('hearth_kv_pages{state="used"}'):
@@ -83,7 +82,7 @@ class Node:
 
 @dataclass
 class Watch:
-    """Looks at all nodes until it is closed."""
+    """Samples all nodes until it is closed."""
 
     nodes: list[Node]
     stop: threading.Event = field(default_factory=threading.Event)
@@ -99,7 +98,7 @@ class Watch:
             last = time.monotonic() if whole else last
             for node in self.nodes:
                 node.look(whole)
-            self.nodes[0].look_at_pages()  # the root's page tables are everybody's
+            self.nodes[0].look_at_pages()  # page tables are the same on all nodes
 
     def close(self) -> None:
         self.stop.set()
@@ -108,7 +107,7 @@ class Watch:
 
 @contextmanager
 def service(name: str, *arguments: str) -> Iterator[Node]:
-    """A service that ends with the block."""
+    """Run a service for the length of the block."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         metrics = f"127.0.0.1:{listener.getsockname()[1]}"
     command = [*HEARTH, *arguments, "--listen", "127.0.0.1:0", "--metrics", metrics]
@@ -125,14 +124,14 @@ def service(name: str, *arguments: str) -> Iterator[Node]:
 
 
 def page_bytes(shard: common_pb2.ShardConfig) -> int:
-    """Of one page of KV cache on a node."""
+    """Bytes of one page of KV cache on a node."""
     head = _native.kv_head_bytes(name_of(KV, shard.kv_type) or "", shard.head_size, shard.page_size)
     layers, heads = (span.end - span.begin for span in (shard.layers, shard.kv_heads))
     return int(layers * heads * head)
 
 
 def generate(client: Client, prompt: int, new: int, seed: int) -> None:
-    """One request that wants whole rows of logits."""
+    """Send a request that needs whole rows of logits."""
     with client.generate(
         tokens=[(7 * i + seed) % 30000 for i in range(prompt)],
         max_tokens=new,
@@ -146,7 +145,7 @@ def generate(client: Client, prompt: int, new: int, seed: int) -> None:
 
 
 def together(client: Client, options: argparse.Namespace) -> None:
-    """As many sequences as run at once."""
+    """Send as many requests as run at once."""
     threads = [
         threading.Thread(
             target=generate, args=(client, options.batch_prompt, options.batch_tokens, seed)
@@ -160,7 +159,7 @@ def together(client: Client, options: argparse.Namespace) -> None:
 
 
 def run(model: str, nodes: int, caches: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One start and its requests; a row for each node and phase."""
+    """Measure one start and its requests; a row for each node and phase."""
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         started = [
@@ -186,7 +185,7 @@ def run(model: str, nodes: int, caches: Path, options: argparse.Namespace) -> li
         status = client.cluster()
 
         def phase(name: str, positions: int = 0) -> None:
-            """positions: of one sequence, which had its pages though no look may have seen them."""
+            """positions: of one sequence, whose pages were in use even if no sample shows them."""
             size = status.nodes[0].shard.page_size
             root.pages = max(root.pages, -(-positions // size))
             for node, plan in zip(everyone, status.nodes, strict=True):
@@ -204,7 +203,7 @@ def run(model: str, nodes: int, caches: Path, options: argparse.Namespace) -> li
 
 
 def figures(name: str, node: Node, plan: root_pb2.ClusterNode, pages: float) -> dict[str, Any]:
-    """What a node's memory was in a phase, MiB."""
+    """Memory of a node in a phase, MiB."""
     node.look(whole=True)
     peak = node.status()["VmHWM"]
     kv = int(pages) * page_bytes(plan.shard)

@@ -1,4 +1,4 @@
-"""The plots of compare.py; runs in the environment that has matplotlib."""
+"""Plots of compare.py; runs in the environment that has matplotlib."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
-"""Writes a GGUF file of a model's shape with random weights, for engines that read nothing else.
+"""Writer of a GGUF file of a model's shape with random weights.
 
-It has Q4_0 or F16 matrices and a sentencepiece vocabulary of made-up words: for speed, not text.
-Needs the package gguf (see compare.py, which gives it an environment of its own).
+Matrices are Q4_0 or F16, and the SentencePiece vocabulary is made up: for speed, not text. Needs
+the package gguf (compare.py runs it in an environment of its own).
 """
 
 import argparse
@@ -22,7 +22,7 @@ def random_matrix(rng: np.random.Generator, rows: int, columns: int, kind: str) 
     """uint8 [rows, columns / 32 * 18] for q40, float16 [rows, columns] for f16."""
     scale = columns**-0.5
     if kind == "f16":
-        # A quarter of a million numbers, repeated: half a gigabyte of normals takes minutes.
+        # A quarter of a million values, repeated: half a gigabyte of normal values takes minutes.
         some = (rng.standard_normal(1 << 18) * scale).astype(np.float16)
         return np.resize(some, (rows, columns))
     blocks = np.empty((rows * columns // 32, 18), np.uint8)
@@ -32,7 +32,7 @@ def random_matrix(rng: np.random.Generator, rows: int, columns: int, kind: str) 
 
 
 def write(path: Path, shape: str, kind: str) -> None:
-    """Makes the file; `kind` is q40 or f16."""
+    """Write the file; `kind` is q40 or f16."""
     hidden, layers, heads, kv_heads, size, ffn, vocab, theta, tied = SHAPES[shape]
     rng = np.random.default_rng(1)
     writer = gguf.GGUFWriter(path, "llama")

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def write_markdown(results: dict[str, Any], path: Path) -> None:
-    """Writes the page: the machine, a table for each model and thread count, the plots."""
+    """Write the page: the machine, a table for each model and thread count, the plots."""
     machine = results["machine"]
     lines = [
         "# Benchmarks",
@@ -14,7 +14,7 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
         "the same GGUF file with random weights of the shape named; figures are medians with the",
         "lowest and highest of all rounds, after a warm-up. The share of memory counts the weights",
         "that a decode step reads, against reading memory with as many threads, same run. Sync",
-        "is what a step takes beyond the root's computing: lane, waiting for others, Python.",
+        "is the part of a step beyond the root's computing: lane, waiting, Python.",
         "",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
         f"Hearth's kernels: {machine['kernels']}, and llama.cpp built for the same instructions "

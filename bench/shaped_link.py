@@ -1,8 +1,8 @@
-"""Two nodes of one thread over a link of 1 Gbit/s, and over loopback, in turn.
+"""Two nodes of one thread over a link of 1 Gbit/s and over loopback, in turn.
 
-The link is a veth pair between two network namespaces of this program's own, shaped at both ends
-by the token bucket filter (`tc ... tbf`). Needs root and Debian's iproute2. Prints medians, spreads
-and ratios.
+The link is a veth pair between two network namespaces that this program creates, shaped at both
+ends by the token bucket filter (`tc ... tbf`). Needs root and Debian's iproute2. Prints medians,
+spreads and ratios.
 
     python bench/shaped_link.py --model random:tinyllama-1.1b --weights q40 --rounds 5
 """
@@ -23,7 +23,7 @@ HEARTH = [sys.executable, "-m", "hearth.cli.main"]
 
 
 class Link:
-    """Two namespaces and the shaped pair between them; gone after `close`."""
+    """Two namespaces and the shaped pair between them; `close` removes them."""
 
     def __init__(self, rate: str) -> None:
         self.names = [f"hearth-{end}-{os.getpid()}" for end in ("near", "far")]
@@ -36,7 +36,7 @@ class Link:
             for name, address in zip(self.names, (NEAR, FAR), strict=True):
                 _ip("-n", name, "addr", "add", f"{address}/24", "dev", "wire")
                 _ip("-n", name, "link", "set", "wire", "up")
-                # A burst of what the rate lets through in two milliseconds.
+                # A burst as large as two milliseconds at this rate.
                 shape = f"qdisc add dev wire root tbf rate {rate} burst 256kb latency 50ms"
                 subprocess.run(["tc", "-n", name, *shape.split()], check=True)
         except BaseException:
@@ -44,7 +44,7 @@ class Link:
             raise
 
     def inside(self, end: int) -> list[str]:
-        """The words that run a command at one end: 0 near, 1 far."""
+        """Prefix that runs a command at one end: 0 near, 1 far."""
         return ["ip", "netns", "exec", self.names[end]]
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ def _ip(*arguments: str) -> None:
 
 
 class Worker:
-    """A worker process that has said that it listens."""
+    """Start a worker and wait until it listens."""
 
     def __init__(self, prefix: list[str], listen: str, core: int, folder: Path) -> None:
         command = [*prefix, *HEARTH, "worker", "--listen", listen, "--threads", "1", "--insecure"]
@@ -77,7 +77,7 @@ class Worker:
 
 
 def bench(prefix: list[str], worker: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One `hearth bench` against one worker."""
+    """Run `hearth bench` against one worker."""
     command = [*prefix, *HEARTH, "bench", "--model", options.model, "--workers", worker]
     command += ["--threads", "1", "--sync-type", options.sync_type, "--repeats", "1", "--json"]
     command += ["--weights", options.weights] if options.weights else []

@@ -1,11 +1,11 @@
-"""Weight streaming over loopback against a bare gRPC stream of 1 MiB chunks, sides alternating.
+"""Weight streaming over loopback and a bare gRPC stream of 1 MiB chunks, in turn.
 
-Both receive in a process of their own. The bare stream sends ready-made bytes and drops them; the
+Both receive in a process of their own. The bare stream sends prepared bytes and drops them. The
 other is a whole load: checksums, digests, disk cache (unless --cache none), packing for the CPU.
 
     python bench/weight_stream.py [--layers 12] [--rounds 5] [--cache none] [--tls] [--json]
 
-With --tls the load goes by mutual TLS; the bare stream stays plain.
+With --tls the load uses mutual TLS; the bare stream stays plain.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def plan(layers: int, weights: str) -> tuple[worker_pb2.LoadBegin, list[npt.NDAr
 def load_seconds(
     begin: worker_pb2.LoadBegin, slices: list[npt.NDArray[np.uint8]], cache: str, tls: bool
 ) -> float:
-    """One whole load into a fresh worker with an empty cache."""
+    """Load everything into a new worker with an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--cache-dir", f"{folder}/cache" if cache == "disk" else "none"]
         security = None
@@ -114,7 +114,7 @@ def load_seconds(
 
 
 def bare_seconds(size: int) -> float:
-    """`size` bytes through a gRPC stream that does nothing with them."""
+    """Send `size` bytes through a gRPC stream that drops them."""
     server = _serve([sys.executable, __file__, "--serve"])
     data = os.urandom(CHUNK_BYTES)
 
@@ -171,7 +171,7 @@ def _ready(channel: grpc.Channel) -> None:
 
 
 def main() -> None:
-    """Prints medians and their ratio."""
+    """Print medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--layers", type=int, default=12, help="layers of TinyLlama's width")
     parser.add_argument("--weights", choices=_TYPES, default="q40")

@@ -1,7 +1,6 @@
 """The demo model's text: reading, splitting into stories, the held-out part, augmentation.
 
-Only the standard library, so that tests can ask for the held-out text without torch.
-It is not a tokenizer and knows nothing of the model.
+Only the standard library, so that tests can read the held-out text without torch.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _SUBJECT = re.compile(
 
 @dataclass(frozen=True)
 class Corpus:
-    """Stories are whole and separate; passages are pieces of longer tales."""
+    """Stories, which are whole and separate, and passages, which are pieces of longer tales."""
 
     train: list[str]
     development: list[str]
@@ -50,20 +49,20 @@ class Corpus:
 
 
 def default_text_dir() -> Path:
-    """Where the text stands: beside the project, or where HEARTH_TESTDATA says."""
+    """Folder of the text: beside the project, or in HEARTH_TESTDATA."""
     root = os.environ.get("HEARTH_TESTDATA")
     beside = Path(__file__).resolve().parents[2] / "shared" / "testdata"
     return (Path(root) if root else beside) / "text"
 
 
 def _plain(text: str) -> str:
-    """ASCII punctuation, also where the file holds UTF-8 that was once read as Windows-1252."""
+    """Make punctuation ASCII, also in UTF-8 that was once read as Windows-1252."""
     text = text.replace("â€™", "'").replace("â€œ", '"').replace("â€", '"')
     return text.translate(_PLAIN)
 
 
 def _paragraphs(text: str) -> list[str]:
-    """One paragraph a line or a block: the files differ, the result does not."""
+    """Paragraphs of a text, whether the file has one per line or per block."""
     lines = (" ".join(line.split()) for line in _plain(text).split("\n"))
     return [line for line in lines if line]
 
@@ -101,7 +100,7 @@ def split_unmarked(text: str) -> list[str]:
 
 
 def _take_last(stories: list[str], size: int) -> tuple[list[str], list[str]]:
-    """Split off the last stories that fit into `size` bytes together."""
+    """Split off the last stories that fit into `size` bytes."""
     used, cut = 0, len(stories)
     while cut > 0 and used + len(stories[cut - 1].encode()) + 2 <= size:
         cut -= 1
@@ -118,7 +117,7 @@ def _split_validation(text_dir: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 def heldout_stories(text_dir: Path) -> list[str]:
-    """The stories no weight was ever trained on."""
+    """The held-out stories: never trained on."""
     return _split_validation(text_dir)[2]
 
 
@@ -139,7 +138,7 @@ def _passages(text: str) -> list[str]:
 
 
 def load(text_dir: Path) -> Corpus:
-    """Read everything; no paragraph of the evaluation stories is left in the training ones."""
+    """Read everything; drop training stories that share a paragraph with evaluation stories."""
     marked = (text_dir / "tinystories_10k.txt").read_text(encoding="utf-8")
     lines = (text_dir / "tinystories_b.txt").read_text(encoding="utf-8")
     rest, development, heldout = _split_validation(text_dir)

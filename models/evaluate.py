@@ -1,6 +1,6 @@
-"""Measures an exported demo model on the held-out stories, and prints samples.
+"""Evaluation of an exported demo model on the held-out stories, and samples.
 
-The figures in README.md come from here. Nothing here changes a weight.
+The figures in README.md come from this script.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def mean_loss(model: Llama, sequences: list[list[int]]) -> float:
 def sample(
     model: Llama, tokenizer: Tokenizer, prompt: str, temperature: float, seed: int
 ) -> tuple[str, bool]:
-    """The prompt and what the model adds to it, and whether it ended by itself."""
+    """The prompt with its continuation, and whether the model ended it."""
     generator = torch.Generator().manual_seed(seed)
     eos = special_id(tokenizer, EOS)
     ids: list[int] = [special_id(tokenizer, BOS), *tokenizer.encode(prompt).ids]

@@ -1,7 +1,4 @@
-"""Writes the demo model as a Hugging Face folder: weights in f16, configuration, tokenizer.
-
-It only writes; training and measuring stand in train.py and evaluate.py.
-"""
+"""Export of the demo model as a Hugging Face folder: weights in f16, configuration, tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ BOS, EOS = "<|bos|>", "<|eos|>"
 
 
 def train_tokenizer(stories: list[str], passages: list[str], size: int) -> Tokenizer:
-    """Byte-level BPE: any UTF-8 text has tokens, and no merge crosses a word."""
+    """Train a byte-level BPE: any UTF-8 text has tokens, and no merge crosses a word."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,7 +42,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the folder; the weights appear whole or not at all."""
+    """Write the folder; the weights file appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     bos, eos = special_id(tokenizer, BOS), special_id(tokenizer, EOS)
     config = {
@@ -87,7 +84,7 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_exported(folder: Path) -> tuple[Llama, Tokenizer]:
-    """Read back what `export` wrote, in f32."""
+    """Read the exported folder back, in f32."""
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

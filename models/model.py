@@ -1,6 +1,6 @@
-"""The demo model: a Llama in plain PyTorch whose weights carry Hugging Face's names.
+"""The demo model: a Llama in plain PyTorch, with Hugging Face's names of weights.
 
-Made for training on a CPU. It is not the engine: it has no cache and generates slowly.
+For training on a CPU; it has no KV cache and generates slowly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of the model, under the names of its config.json."""
+    """Sizes of the model, by the names of its config.json."""
 
     vocab_size: int = 2048
     hidden_size: int = 256
@@ -121,7 +121,7 @@ class Llama(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                # Narrower where a layer writes to the residual stream, as in GPT-2.
+                # Smaller where a layer writes to the residual stream, as in GPT-2.
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
                 deviation = 0.04 / (2 * shape.num_hidden_layers) ** 0.5 if writes else 0.04
                 nn.init.normal_(parameter, std=deviation)

@@ -1,6 +1,6 @@
-"""Simulated quantization: weights rounded as Q4_0 does, activations as int8 in blocks of 32.
+"""Simulated quantization: weights rounded as in Q4_0, activations as int8 in blocks of 32.
 
-It rounds values and keeps them in floating point; it does not pack bits.
+Values are rounded and kept in floating point; no bits are packed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ BLOCK = 32
 
 
 def round_q4(weight: Tensor) -> Tensor:
-    """The values Q4_0 stores: per block, the element largest in magnitude over -8 is the scale."""
+    """Round to the values of Q4_0:
+
+    the scale of a block is its element of largest magnitude over -8.
+    """
     blocks = weight.reshape(-1, BLOCK)
     largest = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True))
     scale = largest / -8
@@ -25,7 +28,7 @@ def round_q4(weight: Tensor) -> Tensor:
 
 
 def round_int8(x: Tensor) -> Tensor:
-    """Activations as the engine sees them: int8 with one scale per 32 values."""
+    """Round activations as the engine does: int8 with one scale per 32 values."""
     blocks = x.float().reshape(-1, BLOCK)
     scale = blocks.abs().amax(dim=1, keepdim=True) / 127
     inverse = torch.where(scale == 0, 0.0, 1 / scale)
@@ -34,9 +37,9 @@ def round_int8(x: Tensor) -> Tensor:
 
 @contextmanager
 def quantized_weights(model: nn.Module) -> Iterator[None]:
-    """Run forward and backward on rounded weights; the optimizer then moves the exact ones.
+    """Run forward and backward on rounded weights; the optimizer then updates the exact ones.
 
-    Swapping the data in place is the straight-through estimator without a change to the graph.
+    Swapping the data in place is a straight-through estimator that leaves the graph unchanged.
     """
     matrices = [p for p in model.parameters() if p.dim() == 2]
     exact = [p.detach().clone() for p in matrices]

@@ -1,11 +1,11 @@
-"""Trains the demo model from nothing, within a budget of minutes, on a CPU.
+"""Training of the demo model from scratch on a CPU, within a budget of minutes.
 
     python models/train.py --minutes 70
-    python models/train.py --minutes 70 --resume    # go on after an interruption
+    python models/train.py --minutes 70 --resume    # continue after an interruption
     python models/train.py --export                 # write models/demo from the last checkpoint
 
-It is not a general trainer: one shape, one mixture of texts, one schedule. The schedule follows
-the clock and not the number of steps, so the run ends in time on a busy machine too.
+Not a general trainer: one shape, one mixture of texts, one schedule. The schedule follows the
+clock, not the number of steps, so a run also ends in time on a busy machine.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch import Tensor
 from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
-IGNORED = -100  # What cross_entropy leaves out.
+IGNORED = -100  # The target that cross_entropy ignores.
 WARMUP = 0.02
 QUANTIZED_FROM, QUANTIZED_SHARE = 0.75, 0.5
 EMA_DECAY = 0.995
 
 
 def pack(sequences: list[list[int]], length: int) -> list[list[list[int]]]:
-    """Group sequences into rows of at most `length` tokens; none is cut to fill a row."""
+    """Pack whole sequences into rows of at most `length` tokens."""
     rows: list[list[list[int]]] = []
     room: list[int] = []
     for sequence in sequences:
@@ -54,7 +54,7 @@ def pack(sequences: list[list[int]], length: int) -> list[list[list[int]]]:
 
 
 class Batches:
-    """Endless batches: stories under new names every epoch, with some passages of older tales."""
+    """Endless batches: stories with new names every epoch, and some passages of older tales."""
 
     def __init__(self, corpus: data.Corpus, tokenizer: Tokenizer, length: int, rows: int) -> None:
         self.corpus, self.tokenizer, self.length, self.rows = corpus, tokenizer, length, rows
@@ -103,7 +103,7 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 def passage_share(progress: float) -> float:
-    """Rows of older tales per row of stories: for their vocabulary first, then hardly any."""
+    """Rows of older tales per row of stories: more at first, for their vocabulary."""
     return max(0.02, 0.3 * (1 - 2 * progress))
 
 
@@ -238,7 +238,7 @@ class Trainer:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=70.0, help="wall-clock budget")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--export", action="store_true", help="only write the model folder")
     parser.add_argument("--text-dir", type=Path, default=data.default_text_dir())
     parser.add_argument("--work-dir", type=Path, default=HERE / "build", help="checkpoints")

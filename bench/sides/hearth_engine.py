@@ -1,7 +1,7 @@
 """One side of compare.py: Hearth, with a model in memory, on one node or several.
 
-Reads a line for each run from standard input, and answers with one JSON object: the time at which
-each token was there, and where decode's time went. Takes the options of `hearth bench`.
+Reads a line per run from standard input and answers with a JSON object: the time of each token, and
+the parts of decode's time. Takes the options of `hearth bench`.
 """
 
 import argparse

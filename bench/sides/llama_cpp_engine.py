@@ -1,7 +1,7 @@
 """One side of compare.py: llama.cpp (the package llama-cpp-python) with a model in memory.
 
-Reads a line for each run from standard input, and answers with one JSON object: the time at which
-each token was there. Runs in an environment of its own, without hearth.
+Reads a line per run from standard input and answers with a JSON object: the time of each token.
+Runs in an environment of its own, without hearth.
 """
 
 import argparse
