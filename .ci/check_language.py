@@ -89,13 +89,13 @@ def line_comments(source: str, mark: str) -> Iterator[Text]:
             block.append(found[1])
             continue
         if block:
-            yield start, "comment", " ".join(block)
+            yield start, "comment", "\n".join(block)
             block = []
         trailing = re.search(rf"\s{re.escape(mark)} (.*)$", line)
         if trailing:
             yield number, "comment", trailing[1]
     if block:
-        yield start, "comment", " ".join(block)
+        yield start, "comment", "\n".join(block)
 
 
 def markdown_texts(source: str) -> Iterator[Text]:
@@ -143,7 +143,7 @@ def texts_of(path: Path) -> Iterator[Text]:
 
 def findings(text: str, kind: str) -> Iterator[str]:
     """What is wrong with a text."""
-    plain = re.sub(r"(?m)^ *(python|hearth|make|\w+=) .*$", "", text)
+    plain = re.sub(r"(?m)^ *(docker|helm|python|hearth|make|\w+=) .*$", "", text)
     plain = re.sub(r"`[^`]*`|https?://\S+|\{[^}]*\}", "x", plain)
     if kind == "docstring" and (found := OPENING.match(plain.strip())):
         yield f"opens with {found[0]!r}"

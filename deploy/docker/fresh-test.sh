@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What a newcomer does, in an empty container: clone, `make demo`, `make test`, on debian:bookworm-slim
-# with only git, make, python3-venv, python3-dev and g++. Tests the last commit, not the work tree.
+# A newcomer's first commands in an empty container: clone, `make demo`, `make test`, on
+# debian:bookworm-slim with only git, make, python3-venv, python3-dev and g++. Tests the last commit,
+# not the work tree.
 #
 #   deploy/docker/fresh-test.sh [TARGET ...]     defaults: demo test
 #
