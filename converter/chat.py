@@ -32,11 +32,12 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    renderer: "Renderer | None" = None,
 ) -> str:
     """The prompt of a conversation. Encode it with add_special=False: it holds BOS where needed.
 
     messages: {"role": ..., "content": ...} each. variables: further names for the template. All are
-    JSON values.
+    JSON values. renderer: the process that runs it; by default one for all.
 
     Raises:
         ModelError: the template is damaged, refuses the conversation, or takes too much time or
@@ -45,7 +46,7 @@ def render(
     names = dict(variables or {})
     names |= {"bos_token": bos_token, "eos_token": eos_token}
     names |= {"add_generation_prompt": add_generation_prompt}
-    answer = _RENDERER.ask(
+    answer = (renderer or _RENDERER).render(
         {
             "template": template,
             "messages": [dict(message) for message in messages],
@@ -58,14 +59,16 @@ def render(
     return answer["text"]
 
 
-class _Renderer:
+class Renderer:
     """The process that runs templates, one at a time; restarted after a template that ended it."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = chat_sandbox.SECONDS) -> None:
+        """seconds: time limit of one template."""
+        self._seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, str]:
+    def render(self, request: dict[str, Any]) -> dict[str, str]:
         """Send a request and return the answer: `text` or `refusal`. Raises ModelError."""
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
@@ -80,7 +83,7 @@ class _Renderer:
             except (OSError, EOFError):
                 code = self._end()
                 if code == -signal.SIGALRM:
-                    limit = f"takes longer than {chat_sandbox.SECONDS:g} s"
+                    limit = f"takes longer than {self._seconds:g} s"
                 else:
                     limit = f"ended the process that ran it (code {code}); it uses too much memory"
                 problem = f"the chat template {limit}: it is damaged or malicious"
@@ -95,9 +98,10 @@ class _Renderer:
             self._end()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        sandbox = str(Path(chat_sandbox.__file__).resolve())
         try:
             return subprocess.Popen(
-                [sys.executable, "-P", str(Path(chat_sandbox.__file__).resolve())],
+                [sys.executable, "-P", sandbox, str(self._seconds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -119,11 +123,11 @@ class _Renderer:
                 with suppress(OSError):  # unwritten data has no reader any more
                     pipe.close()
         try:
-            return process.wait(chat_sandbox.SECONDS)
+            return process.wait(self._seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
 
 
-_RENDERER = _Renderer()
+_RENDERER = Renderer()
 atexit.register(_RENDERER.close)

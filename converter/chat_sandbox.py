@@ -1,9 +1,9 @@
 """Chat templates in a process of their own, with limited memory and time.
 
-Started by chat.py, by path: it imports nothing of Hearth. Reads requests and writes answers, each
-a JSON object after its length. Ends when standard input ends, and by a signal when a template
-takes too long. Jinja's sandbox keeps a template away from the program around it, but does not
-limit memory or time: the process does.
+Started by chat.py, by path: it imports nothing of Hearth. Its argument is the time limit of a
+template in seconds. Reads requests and writes answers, each a JSON object after its length. Ends
+when standard input ends, and by a signal when a template takes too long. Jinja's sandbox keeps a
+template away from the program around it, but does not limit memory or time: the process does.
 """
 
 import datetime
@@ -162,6 +162,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     """Answer requests until standard input ends."""
+    seconds = float(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A descriptor for answers alone: nothing else writes to it.
@@ -173,7 +174,7 @@ def main() -> None:
         except EOFError:
             return
         # The default action ends the process at any point.
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         write_frame(answers, _answer(request))
         signal.setitimer(signal.ITIMER_REAL, 0.0)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import os
 import resource
-import time
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness import status_bytes
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -24,10 +25,11 @@ WANTED = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 # Examples run, by all tests of the session.
 examples = 0
 
-# What one example may take: memory that is touched, address space, and time on a busy machine.
+# What one example may take: memory that is touched, address space; and a watchdog's CPU time, a
+# hundred times what the slowest take.
 MEMORY_BYTES = 64 << 20
 ADDRESS_BYTES = 1 << 30
-SECONDS = 20.0
+CPU_SECONDS = 60.0
 
 
 def fuzzed(percent: float, otherwise: int) -> Callable[[Any], Any]:
@@ -61,16 +63,14 @@ def bounded(memory: int = MEMORY_BYTES, address_space: bool = True) -> Iterator[
     before = _reset_peak()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     if address_space:
-        most = _status("VmSize") + ADDRESS_BYTES
+        most = status_bytes("self", "VmSize") + ADDRESS_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
-    began = time.monotonic()
     try:
-        yield
+        with _watchdog():
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-    seconds = time.monotonic() - began
-    peak = _status("VmHWM") - before
-    assert seconds < SECONDS, f"it took {seconds:.1f} s"
+    peak = status_bytes("self", "VmHWM") - before
     assert peak < memory, f"it took {peak >> 20} MiB"
     assert _descriptors() == descriptors, f"descriptors: {descriptors} before, now {_descriptors()}"
 
@@ -79,18 +79,26 @@ def _descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def _status(name: str) -> int:
-    """A line of /proc/self/status that is in kB, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError(f"the system does not tell {name}")
-
-
 def _reset_peak() -> int:
-    """Begins VmHWM anew; what is resident now."""
+    """Set VmHWM back to the memory that is resident now; that size in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmHWM")
+    return status_bytes("self", "VmHWM")
+
+
+@contextmanager
+def _watchdog() -> Iterator[None]:
+    """Fail an example that computes for CPU_SECONDS, on a machine however busy."""
+
+    def bark(signum: int, frame: object) -> None:
+        raise AssertionError(f"example {examples} took more than {CPU_SECONDS:g} s of CPU time")
+
+    before = signal.signal(signal.SIGPROF, bark)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
 
 
 # Numbers where things go wrong: signs, widths of integers, products that overflow.

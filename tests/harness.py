@@ -131,12 +131,17 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def peak_bytes(pid: int) -> int:
-    """The most resident memory that a running process has had (Linux: VmHWM)."""
+def status_bytes(pid: int | str, field: str) -> int:
+    """A size in a process's status (Linux), in bytes: VmRSS is resident memory, VmHWM its peak.
+
+    pid: of a running process; "self" is this one.
+    """
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"process {pid} has no VmHWM")
+        if line.startswith(f"{field}:"):
+            number, unit = line.split()[1:]
+            assert unit == "kB", line
+            return int(number) << 10
+    raise AssertionError(f"process {pid} has no {field}")
 
 
 class MemorySink:

@@ -8,8 +8,10 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -194,8 +196,10 @@ class Root:
         *,
         chat_template: str | None = TEMPLATE,
         max_streams: int = 256,
+        server_options: Mapping[str, Any] = MappingProxyType({}),
         **limits: int,
     ) -> None:
+        """server_options: further arguments of RootServer."""
         self.runner = runner or FakeRunner()
         values = {"context_size": 64, "max_pages": 256, "page_size": 4, **limits}
         tokenizer = ByteTokenizer(chat_template)
@@ -203,7 +207,12 @@ class Root:
         self.cluster = FakeCluster()
         spec = ModelSpec("tiny", 8, 2, 2, 1, 4, 16, VOCAB, 1e-5, 10000.0, 64, True)
         self.server = RootServer(
-            "127.0.0.1:0", self.engine, FakeModel(spec), self.cluster, max_streams=max_streams
+            "127.0.0.1:0",
+            self.engine,
+            FakeModel(spec),
+            self.cluster,
+            max_streams=max_streams,
+            **server_options,
         )
         self.address = ""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from hearth.common.channels import HANDSHAKE_SECONDS
+from hearth.common.channels import SILENCE_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +82,12 @@ class Handshakes:
     """Watches a gRPC server's TLS connections from outside; says whose handshake came to nothing.
 
     A connection that closes before it made a call, while it was young, is taken for a failed
-    handshake: gRPC itself closes those that are not done within HANDSHAKE_SECONDS.
+    handshake: gRPC itself closes those that are not done within `seconds`.
     """
 
-    def __init__(self, refusals: Refusals) -> None:
+    def __init__(self, refusals: Refusals, seconds: float = SILENCE_SECONDS) -> None:
         self._refusals = refusals
+        self._seconds = seconds
         self._port = 0
         self._changed = threading.Condition()
         # Connections that are open and were looked at; those of them of which nothing is known yet,
@@ -157,16 +158,16 @@ class Handshakes:
             failed = {peer: self._young.pop(peer) for peer in gone}
             self._known &= still
             for peer, (since, _) in list(self._young.items()):
-                if now - since > HANDSHAKE_SECONDS + 1:
+                if now - since > self._seconds + 1:
                     del self._young[peer]  # gRPC has let it in
         for peer, (since, first) in failed.items():
-            self._refusals.note(peer, _cause(first, now - since))
+            self._refusals.note(peer, _cause(first, now - since, self._seconds))
 
 
-def _cause(first: bytes, seconds: float) -> str:
+def _cause(first: bytes, seconds: float, limit: float = SILENCE_SECONDS) -> str:
     """What was probably wrong with a handshake that began with these bytes."""
-    if seconds > HANDSHAKE_SECONDS - 1:
-        return f"the TLS handshake was not done within {HANDSHAKE_SECONDS:g} s"
+    if seconds > 0.9 * limit:
+        return f"the TLS handshake was not done within {limit:g} s"
     if first.startswith(b"PRI"):
         return "it spoke gRPC without TLS: it needs --tls"
     if first and not first.startswith(b"\x16\x03"):

@@ -39,9 +39,10 @@ MAX_CLIENT_MESSAGE_BYTES = 4 << 20
 _KEEPALIVE_MS = 4_000
 _KEEPALIVE_TIMEOUT_MS = 8_000
 
-# A connection that has not said by then what it is (TLS, the first frames of HTTP/2) is closed, and
-# so is one without any call for so long: its client connects again by itself.
-HANDSHAKE_SECONDS = 10.0
+# How long a server waits for a peer that sends nothing: for the handshake of a connection (TLS, the
+# first frames of HTTP/2), for the message of a call, for the first message of a stream.
+SILENCE_SECONDS = 10.0
+# A connection without any call for so long is closed: its client connects again by itself.
 _IDLE_MS = 300_000
 # Connections of one server, half-open ones included. Each costs a descriptor and some 100 KiB.
 MAX_CONNECTIONS = 256
@@ -74,15 +75,23 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     ]
 
 
-def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES, max_streams: int = 100) -> Options:
-    """Options of a server: `max_message_bytes` limits what it takes and what it sends,
-    `max_streams` the calls of one connection at once (more wait on the client)."""
+def server_options(
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    max_streams: int = 100,
+    silence_seconds: float = SILENCE_SECONDS,
+) -> Options:
+    """Options of a server.
+
+    max_message_bytes: limit of a message, received or sent.
+    max_streams: calls of one connection at once; more wait on the client.
+    silence_seconds: time limit of a connection's handshake.
+    """
     return [
         *_KEEPALIVE,
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
         ("grpc.max_concurrent_streams", max_streams),
         ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
-        ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
+        ("grpc.server_handshake_timeout_ms", round(silence_seconds * 1000)),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),

@@ -10,7 +10,7 @@ from concurrent import futures
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from hearth.common.channels import bind, server_options
+from hearth.common.channels import SILENCE_SECONDS, bind, server_options
 
 # This name is SERVING as long as the process answers, whatever its cluster does.
 LIVENESS = "liveness"
@@ -25,7 +25,9 @@ class HealthPort:
     The names "" and `services` are what `set_serving` last said, NOT_SERVING at first.
     """
 
-    def __init__(self, address: str, *services: str) -> None:
+    def __init__(
+        self, address: str, *services: str, silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
         """Raises HearthError PORT_IN_USE or BAD_ADDRESS."""
         self._names = ("", *services)
         self._pools = [futures.ThreadPoolExecutor(2, name) for name in ("health", "health-watch")]
@@ -36,7 +38,7 @@ class HealthPort:
         self._servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         self._server = grpc.server(
             self._pools[0],
-            options=server_options(_MAX_MESSAGE_BYTES, _MAX_STREAMS),
+            options=server_options(_MAX_MESSAGE_BYTES, _MAX_STREAMS, silence_seconds),
             maximum_concurrent_rpcs=4 * _MAX_STREAMS,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)

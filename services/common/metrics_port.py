@@ -20,7 +20,7 @@ from hearth.common.channels import split_address
 from hearth.common.security import Security
 
 # A scrape: the handshake, the request and the answer, each read or written within this.
-_SECONDS = 5.0
+SCRAPE_SECONDS = 5.0
 # Connections at once; more are closed unheard.
 _MOST_CONNECTIONS = 16
 
@@ -29,7 +29,11 @@ class MetricsPort:
     """Serves a registry on host:port from its construction to `stop`."""
 
     def __init__(
-        self, address: str, registry: CollectorRegistry, security: Security | None
+        self,
+        address: str,
+        registry: CollectorRegistry,
+        security: Security | None,
+        silence_seconds: float = SCRAPE_SECONDS,
     ) -> None:
         """Raises OSError where the address cannot be had."""
         host, port = split_address(address)
@@ -44,6 +48,7 @@ class MetricsPort:
             str(where[0]), port, make_wsgi_app(registry), Server, _Handler
         )
         self._server.security = security
+        self._server.silence_seconds = silence_seconds
         self.port = int(self._server.server_port)
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="metrics", daemon=True
@@ -61,6 +66,7 @@ class _Server(WSGIServer):
     """A thread for each connection, of which there are few."""
 
     security: Security | None = None
+    silence_seconds = SCRAPE_SECONDS
     request_queue_size = 32
 
     def __init__(self, *arguments: Any) -> None:
@@ -91,11 +97,11 @@ class _Server(WSGIServer):
 
     def _converse(self, connection: socket.socket, client_address: Any) -> None:
         # By whatever socket it is at the time: TLS makes another one.
-        watchdog = threading.Timer(3 * _SECONDS, lambda: _cut(connection))
+        watchdog = threading.Timer(3 * self.silence_seconds, lambda: _cut(connection))
         watchdog.daemon = True
         try:
             watchdog.start()
-            connection.settimeout(_SECONDS)
+            connection.settimeout(self.silence_seconds)
             if self.security is not None:
                 # Made anew: renewed certificates are taken up, and a scrape is rare.
                 context = self.security.ssl_context()
@@ -118,9 +124,8 @@ class _Server(WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    """One request, then the connection is closed."""
+    """One request, then the connection is closed; its socket has the server's time limit."""
 
-    timeout = _SECONDS
     protocol_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: Any) -> None:

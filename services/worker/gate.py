@@ -14,9 +14,6 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import abort
 from hearth.common.security import ROOT_NAME, Security
 
-# A call whose one message does not come holds a thread of the server until then.
-MESSAGE_SECONDS = 10.0
-
 Handler = Any  # grpc.RpcMethodHandler; generic in its types only
 
 
@@ -28,11 +25,18 @@ class Gate(grpc.ServerInterceptor):
     """
 
     def __init__(
-        self, security: Security | None, refusals: Refusals, handshakes: Handshakes | None
+        self,
+        security: Security | None,
+        refusals: Refusals,
+        handshakes: Handshakes | None,
+        silence_seconds: float,
     ) -> None:
+        """silence_seconds: a call whose message has not come by then ends."""
         self._security = security
         self._refusals = refusals
         self._handshakes = handshakes
+        # Until then such a call holds a thread of the server.
+        self._seconds = silence_seconds
 
     def intercept_service(
         self,
@@ -85,7 +89,7 @@ class Gate(grpc.ServerInterceptor):
 
     def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """The message of a call that has one; the call ends when it does not come."""
-        watchdog = threading.Timer(MESSAGE_SECONDS, context.cancel)
+        watchdog = threading.Timer(self._seconds, context.cancel)
         watchdog.daemon = True
         watchdog.start()
         try:

@@ -44,7 +44,8 @@ class WorkerServer:
     `threads` compute (None: all cores); `lease_grace` seconds a root may stay away;
     `mesh_port` is where other ranks connect (0: any free port). With `security` only its cluster's
     root may call; without, `listen` must be on loopback unless `insecure`. `health_address` is a
-    plaintext port for probes.
+    plaintext port for probes. Connections, calls and streams that send nothing for
+    `silence_seconds` are closed.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class WorkerServer:
         security: Security | None = None,
         insecure: bool = False,
         health_address: str | None = None,
+        silence_seconds: float = channels.SILENCE_SECONDS,
     ) -> None:
         channels.refuse_exposed("--listen", listen, security, insecure)
         self._listen = listen
@@ -70,8 +72,9 @@ class WorkerServer:
         self._health_address = health_address
         self._health_port: HealthPort | None = None
         refusals = Refusals("the worker's port")
-        self._handshakes = Handshakes(refusals) if security is not None else None
-        self._gate = Gate(security, refusals, self._handshakes)
+        self._handshakes = Handshakes(refusals, silence_seconds) if security else None
+        self._gate = Gate(security, refusals, self._handshakes, silence_seconds)
+        self._silence_seconds = silence_seconds
         self._threads = threads or system.cores()
         self._pin = tuple(pin)
         self._name = name or platform.node() or "worker"
@@ -102,7 +105,9 @@ class WorkerServer:
         server = grpc.server(
             self._pools[0],
             interceptors=[self._gate, ChunkFrames()],
-            options=channels.server_options(max_streams=_RPC_THREADS),
+            options=channels.server_options(
+                max_streams=_RPC_THREADS, silence_seconds=self._silence_seconds
+            ),
             maximum_concurrent_rpcs=_RPC_THREADS,
         )
         host, _ = channels.split_address(self._listen)
@@ -115,6 +120,7 @@ class WorkerServer:
             self._mesh,
             self._leaving,
             self.instance,
+            self._silence_seconds,
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -128,7 +134,9 @@ class WorkerServer:
         if self._handshakes is not None:
             self._handshakes.start(port)
         if self._health_address is not None:
-            self._health_port = HealthPort(self._health_address, _SERVICE)
+            self._health_port = HealthPort(
+                self._health_address, _SERVICE, silence_seconds=self._silence_seconds
+            )
         server.start()
         self._server = server
         for name in ("", _SERVICE):

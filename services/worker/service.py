@@ -26,8 +26,6 @@ from hearth.worker.tenancy import Tenancy, lease_id
 
 log = logging.getLogger(__name__)
 
-# A stream whose first message does not come is ended; it holds a thread of the server.
-FIRST_MESSAGE_SECONDS = 10.0
 # Streams at once, refused ones included: the server's other threads are for control calls.
 MAX_STREAMS = 12
 
@@ -37,7 +35,10 @@ ForwardStream = Exchange[worker_pb2.ForwardRequest, worker_pb2.ForwardResponse]
 
 
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
-    """`describe` gives the node's facts now, `make_session` a plan's session (see server.py)."""
+    """`describe` gives the node's facts now, `make_session` a plan's session (see server.py).
+
+    A stream whose first message does not come within `silence_seconds` ends: it holds a thread.
+    """
 
     def __init__(
         self,
@@ -48,7 +49,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         mesh: MeshListener,
         leaving: Leaving,
         instance: str,
+        silence_seconds: float,
     ) -> None:
+        self._silence_seconds = silence_seconds
         self._mesh = mesh
         self._leaving = leaving
         self._tenancy = tenancy
@@ -85,7 +88,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         """See worker.proto."""
         with self._slot(context):
             exchange: LoadStream = Exchange(request_iterator, context)
-            yield from exchange.run(self._load, FIRST_MESSAGE_SECONDS)
+            yield from exchange.run(self._load, self._silence_seconds)
 
     def Forward(  # noqa: N802
         self, request_iterator: Iterator[worker_pb2.ForwardRequest], context: grpc.ServicerContext
@@ -93,7 +96,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         """See worker.proto."""
         with self._slot(context):
             exchange: ForwardStream = Exchange(request_iterator, context)
-            yield from exchange.run(self._forward, FIRST_MESSAGE_SECONDS)
+            yield from exchange.run(self._forward, self._silence_seconds)
 
     def Release(  # noqa: N802
         self, request: worker_pb2.ReleaseRequest, context: grpc.ServicerContext

@@ -306,8 +306,8 @@ def test_stop_lets_running_streams_finish_and_refuses_new_ones() -> None:
         next(watch)
         running = stub.Generate(request())
         assert runner.entered.wait(20)
-        stopping = threading.Thread(target=root.server.stop, args=(20,))
-        begin = time.monotonic()
+        # Far longer than this test may take: `stop` returns when the stream has ended.
+        stopping = threading.Thread(target=root.server.stop, args=(3600,))
         stopping.start()
         with pytest.raises(grpc.RpcError) as error:
             list(watch)
@@ -316,8 +316,8 @@ def test_stop_lets_running_streams_finish_and_refuses_new_ones() -> None:
         assert runner.gate is not None
         runner.gate.set()
         assert list(running)[-1].WhichOneof("event") == "done"
-        stopping.join(20)
-        assert time.monotonic() - begin < 10
+        stopping.join(60)
+        assert not stopping.is_alive()
 
 
 def test_stop_ends_what_outlasts_the_grace() -> None:
@@ -325,12 +325,10 @@ def test_stop_ends_what_outlasts_the_grace() -> None:
         with grpc.insecure_channel(root.address) as channel:
             call = Stub(channel).Generate(request(max_tokens=4000))
             next(call)
-            begin = time.monotonic()
             root.server.stop(0.2)
-            assert time.monotonic() - begin < 5
             with pytest.raises(grpc.RpcError):
                 list(call)
-            root.steps_when_quiet()
+            assert root.steps_when_quiet() < 4000
             assert root.engine._scheduler.idle
 
 

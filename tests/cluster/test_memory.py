@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from converter_builders import hf_config, hf_name, tiny_spec
-from harness import ServiceProcess, peak_bytes
+from harness import ServiceProcess, status_bytes
 
 from hearth.client import Client
 from hearth.common.sizes import format_size
@@ -67,7 +67,7 @@ def test_no_node_holds_much_beside_its_shard(
             nodes = client.cluster().nodes
         assert (nodes[1].weight_bytes_from_network > 0) == (start == "cold")
         for service, node in zip((root, worker), nodes, strict=True):
-            above = peak_bytes(service.pid) - node.weight_bytes
+            above = status_bytes(service.pid, "VmHWM") - node.weight_bytes
             assert 0 < above <= ABOVE, f"{start}: {format_size(above)} above the shard"
             assert service.end() == 0
 
@@ -85,7 +85,7 @@ def peaks(nodes: int, start_worker: Start, start_root: Start) -> tuple[list[int]
                 pass
         assert len(stream.token_ids) == 4
         weights = [node.weight_bytes for node in client.cluster().nodes]
-    found = [peak_bytes(service.pid) for service in (root, *workers)]
+    found = [status_bytes(service.pid, "VmHWM") for service in (root, *workers)]
     for service in (root, *workers):  # their memory is needed by what comes next
         assert service.end() == 0
     return found, weights

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.root.cluster.streaming import LoadEvent, stream_weights
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+from hearth.worker.server import WorkerServer
 
 Requests = Iterator[worker_pb2.LoadWeightsRequest]
 Start = Callable[..., WorkerProcess]
@@ -49,19 +51,31 @@ class Mangling:
         return start
 
 
+@contextmanager
+def worker_in_process(silence_seconds: float) -> Iterator[str]:
+    """The address of a worker of this process."""
+    server = WorkerServer("127.0.0.1:0", threads=1, silence_seconds=silence_seconds)
+    port = server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0)
+
+
 def load(
-    worker: WorkerProcess,
+    worker: WorkerProcess | str,
     plan: Plan,
     change: Callable[[Requests], Requests] | None = None,
     on_progress: Callable[[LoadEvent], None] = lambda event: None,
 ) -> worker_pb2.LoadDone:
-    with dial(worker.address) as channel:
+    address = worker if isinstance(worker, str) else worker.address
+    with dial(address) as channel:
         return stream_weights(
             Mangling(channel, change) if change else channel,  # type: ignore[arg-type]
             plan.begin,
             plan.read,
             on_progress,
-            worker=worker.address,
+            worker=address,
             deadline=60,
         )
 
@@ -415,25 +429,35 @@ def test_chunks_out_of_place_are_refused(start_worker: Start) -> None:
     assert _refusal(worker, no_begin).reason == Reason.INVALID_ARGUMENT
 
 
-def test_a_silent_stream_is_ended_and_holds_nobody_up(start_worker: Start) -> None:
-    worker = start_worker()
+@contextmanager
+def silent_stream(address: str) -> Iterator[Any]:
+    """A LoadWeights call that sends nothing; cancelled in the end."""
     stop = threading.Event()
 
     def silence() -> Requests:
-        stop.wait(30)
+        stop.wait()
         yield from ()
 
-    with dial(worker.address) as channel:
-        stub = worker_pb2_grpc.WorkerServiceStub(channel)
-        started = time.monotonic()
-        silent = stub.LoadWeights(silence(), timeout=30)
-        load(worker, Plan())
-        assert time.monotonic() - started < 5
+    with dial(address) as channel:
+        call = worker_pb2_grpc.WorkerServiceStub(channel).LoadWeights(silence(), timeout=120)
+        try:
+            yield call
+        finally:
+            stop.set()
+            call.cancel()
+
+
+def test_a_silent_stream_holds_nobody_up() -> None:
+    with worker_in_process(silence_seconds=3600) as address, silent_stream(address) as silent:
+        load(address, Plan())
+        assert silent.is_active()
+
+
+def test_a_silent_stream_is_ended() -> None:
+    with worker_in_process(silence_seconds=0.2) as address, silent_stream(address) as silent:
         with pytest.raises(grpc.RpcError) as error:
             next(silent)
-        stop.set()
-    assert from_rpc_error(error.value).reason == Reason.DEADLINE
-    assert 9 < time.monotonic() - started < 15
+        assert from_rpc_error(error.value).reason == Reason.DEADLINE
 
 
 def test_a_reader_that_fails_ends_the_stream_with_its_own_error(start_worker: Start) -> None:

@@ -180,15 +180,13 @@ def test_a_paused_request_can_be_cancelled(
     start_worker: Start, serve: Callable[..., Client]
 ) -> None:
     worker = start_worker()
-    client = serve([worker], "--wait-seconds", "60")
+    client = serve([worker], "--wait-seconds", "3600")
     stream = endless(client)
     worker.kill()
     until(client, root_pb2.CLUSTER_STATE_DEGRADED)
-    began = time.monotonic()
     stream.cancel()
     with pytest.raises(Cancelled):
         finish(stream)
-    assert time.monotonic() - began < 10  # of the 60
 
 
 def test_an_idle_cluster_notices_too(start_worker: Start, serve: Callable[..., Client]) -> None:
@@ -246,7 +244,8 @@ def test_the_root_ends_well_without_its_worker(
 
 def test_a_worker_that_dies_during_loading(start_worker: Callable[..., WorkerProcess]) -> None:
     """The other worker is let go at once, and the next attempt loads both."""
-    dying, other = start_worker(), start_worker()
+    # The grace period is longer than any wait here: only a release can free this worker.
+    dying, other = start_worker(), start_worker("--lease-grace", "3600")
     settings = ClusterSettings(workers=(other.address, dying.address), threads=1, context=64)
 
     def kill(address: str, event: LoadEvent) -> None:
@@ -275,12 +274,12 @@ def test_a_worker_that_dies_during_loading(start_worker: Callable[..., WorkerPro
 
 
 def holder(worker: ServiceProcess) -> str:
-    """The root that holds a worker, once its streams have had time to leave; "" when free."""
+    """The root that holds a worker; "" as soon as it is free, which takes its streams a moment."""
     from hearth.common.channels import PROTOCOL_VERSION, dial
 
     with dial(worker.address) as channel:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
-        deadline = time.monotonic() + 3.0  # less than the lease's grace period
+        deadline = time.monotonic() + 30.0
         while True:
             request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
             held_by = str(stub.Describe(request, timeout=10).held_by)

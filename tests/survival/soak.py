@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from harness import status_bytes
 from scene import Scene
 
 from hearth.client import Cancelled, Client, QueueFull
@@ -103,7 +104,7 @@ class Footprint:
         status = Path(f"/proc/{pid}/status").read_text()
         fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         return cls(
-            int(fields["VmRSS"].split()[0]) << 10,
+            status_bytes(pid, "VmRSS"),
             len(list(Path(f"/proc/{pid}/fd").iterdir())),
             int(fields["Threads"]),
         )

@@ -1,7 +1,7 @@
 """Chat templates: real ones give the text that other programs give, and none leaves the sandbox."""
 
 import json
-import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,11 @@ DOUBLED = "{% set n = namespace(x=START) %}{% for i in range(60) %}{% set n.x = 
     ],
 )
 def test_a_template_has_so_much_time_and_memory(template: str, words: str) -> None:
-    began = time.monotonic()
-    with pytest.raises(ModelError, match=words):
-        render(template, USER)
-    assert time.monotonic() - began < 30
-    # The next one has all of both again.
-    assert render("{{ messages[0].role }}", USER) == "user"
+    with closing(chat.Renderer(seconds=1.0)) as renderer:
+        with pytest.raises(ModelError, match=words):
+            render(template, USER, renderer=renderer)
+        # The next one has all of both again.
+        assert render("{{ messages[0].role }}", USER, renderer=renderer) == "user"
 
 
 def test_templates_do_not_wait_for_a_process_that_was_ended() -> None:

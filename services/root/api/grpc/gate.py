@@ -13,9 +13,6 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import to_status
 from hearth.common.security import ApiKeys
 
-# A call whose one message does not come has a place among the root's calls until then.
-MESSAGE_SECONDS = 10.0
-
 Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
 
 
@@ -23,11 +20,18 @@ class Gate(grpc.aio.ServerInterceptor):
     """Refuses calls without an API key, where there are keys, before any message is read."""
 
     def __init__(
-        self, keys: ApiKeys | None, refusals: Refusals, handshakes: Handshakes | None
+        self,
+        keys: ApiKeys | None,
+        refusals: Refusals,
+        handshakes: Handshakes | None,
+        silence_seconds: float,
     ) -> None:
+        """silence_seconds: a call whose message has not come by then ends."""
         self._keys = keys
         self._refusals = refusals
         self._handshakes = handshakes
+        # Until then such a call has a place among the root's calls.
+        self._seconds = silence_seconds
 
     async def intercept_service(
         self,
@@ -67,11 +71,10 @@ class Gate(grpc.aio.ServerInterceptor):
         async def watched(requests: Any, context: Context) -> Any:
             self._note(context)
             try:
-                request = await asyncio.wait_for(context.read(), MESSAGE_SECONDS)
+                request = await asyncio.wait_for(context.read(), self._seconds)
             except TimeoutError:
-                await _abort(
-                    context, Reason.DEADLINE, f"no message within {MESSAGE_SECONDS:g} s of the call"
-                )
+                problem = f"no message within {self._seconds:g} s of the call"
+                await _abort(context, Reason.DEADLINE, problem)
             if request is grpc.aio.EOF:
                 await _abort(context, Reason.INVALID_ARGUMENT, "the call came without a message")
             try:

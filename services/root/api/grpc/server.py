@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from hearth.common.admission import Handshakes, Refusals
 from hearth.common.channels import (
     MAX_CLIENT_MESSAGE_BYTES,
+    SILENCE_SECONDS,
     bind,
     is_loopback,
     refuse_exposed,
@@ -67,17 +68,20 @@ class RootServer:
         insecure: bool = False,
         health_address: str | None = None,
         drain: Drain | None = None,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         """With `security` by TLS: clients show an API key, or a certificate where `api_keys` are
         not given. Without, `listen` must be on loopback unless `insecure`. `health_address` is a
-        plaintext port for probes. Raises HearthError INSECURE."""
+        plaintext port for probes. Connections and calls that send nothing for `silence_seconds`
+        are closed. Raises HearthError INSECURE."""
         refuse_exposed("--listen", listen, security, insecure)
         self._listen = listen
         self._security = security
         self._health_address = health_address
         refusals = Refusals("the root's port")
-        self._handshakes = Handshakes(refusals) if security is not None else None
-        self._gate = Gate(api_keys, refusals, self._handshakes)
+        self._handshakes = Handshakes(refusals, silence_seconds) if security else None
+        self._gate = Gate(api_keys, refusals, self._handshakes, silence_seconds)
+        self._silence_seconds = silence_seconds
         self._certificates = api_keys is None
         self._cluster = cluster
         self._service = RootService(engine, model, cluster, max_streams, drain)
@@ -120,7 +124,9 @@ class RootServer:
         """A server that is not started yet, and its port."""
         server = grpc.aio.server(
             interceptors=[self._gate, Unreadable()],
-            options=server_options(MAX_CLIENT_MESSAGE_BYTES, 2 * self._max_streams),
+            options=server_options(
+                MAX_CLIENT_MESSAGE_BYTES, 2 * self._max_streams, self._silence_seconds
+            ),
             # The service refuses streams with a reason; this only bounds everything else.
             maximum_concurrent_rpcs=2 * self._max_streams,
         )
@@ -172,7 +178,11 @@ class RootServer:
         checker = health.aio.HealthServicer()
         server, port = self._make(checker, self._listen)
         self._servers.append(server)
-        probes = HealthPort(self._health_address, SERVICE) if self._health_address else None
+        probes = None
+        if self._health_address:
+            probes = HealthPort(
+                self._health_address, SERVICE, silence_seconds=self._silence_seconds
+            )
         if self._handshakes is not None:
             self._handshakes.start(port)
         changed = asyncio.Event()
