@@ -22,7 +22,7 @@ from hearth.common.metrics import Metrics
 from hearth.common.sizes import format_size
 from hearth.v1 import worker_pb2
 from hearth.worker.cache import SliceCache
-from hearth.worker.packing import Assembly, Packer
+from hearth.worker.packing import Assembly, ShardFiller
 from hearth.worker.shard import (
     NodeShard,
     check_config,
@@ -71,25 +71,25 @@ class LoadSession:
         self._assembly: Assembly | None = None
         self._pending: list[int] = []
         self._network_bytes = 0
-        self._packer = Packer(self.shard, self.manifest)
+        self._filler = ShardFiller(self.shard, self.manifest)
         self._unacknowledged = 0
 
     @property
     def complete(self) -> bool:
-        """Whether every slice is in its place."""
-        return all(self._loaded) and self._packer.idle
+        """True when every slice is in its place."""
+        return all(self._loaded) and self._filler.idle
 
     def matches(self, begin: worker_pb2.LoadBegin) -> bool:
-        """Whether `begin` asks for what this session builds."""
+        """True when `begin` asks for the shard that this session builds."""
         return begin.shard == self.begin.shard and begin.manifest == self.begin.manifest
 
     def read_cache(self) -> Iterator[worker_pb2.LoadWeightsResponse]:
-        """Loads what the cache has, and tells how it goes; only the first stream of a plan does."""
+        """Loads what the cache has, and yields progress; only the first stream of a plan does."""
         if self._cache is None or self._cache_read:
             return
         since = 0
         for index, entry in enumerate(self.manifest):
-            assembly = Assembly(self._packer, index, entry)
+            assembly = Assembly(self._filler, index, entry)
             if not self._cache.read(entry.identity, entry.size_bytes, assembly):
                 continue
             assembly.finish()
@@ -100,12 +100,15 @@ class LoadSession:
                 yield _progress(since)
                 since = 0
         self._cache_read = True
-        self._packer.finish()
+        self._filler.finish()
         if since:
             yield _progress(since)
 
     def needs(self) -> worker_pb2.LoadWeightsResponse:
-        """What is lacking, in the order in which it must come. Begins a stream's counting anew."""
+        """The slices that are lacking, in the order in which they must come.
+
+        Starts a stream: its counts begin at 0.
+        """
         self._network_bytes = 0
         self._unacknowledged = 0
         self._pending = [index for index, loaded in enumerate(self._loaded) if not loaded]
@@ -175,8 +178,8 @@ class LoadSession:
             raise _out_of_order(
                 f"finish came although {len(lacking)} slices are lacking, the first {lacking[0]!r}"
             )
-        self._packer.finish()
-        self._packer.close()
+        self._filler.finish()
+        self._filler.close()
         system.trim_memory()
         done = worker_pb2.LoadDone(
             network_bytes=self._network_bytes,
@@ -187,7 +190,7 @@ class LoadSession:
 
     def close(self) -> None:
         """The plan is over. A part on disk stays for a later one."""
-        self._packer.close()
+        self._filler.close()
         self.shard.close()
         if self._assembly is not None and self._assembly.part is not None:
             self._assembly.part.close()
@@ -206,7 +209,7 @@ class LoadSession:
     def _open(self, index: int) -> Assembly:
         entry = self.manifest[index]
         part = self._cache.part(entry.identity, entry.size_bytes) if self._cache else None
-        return Assembly(self._packer, index, entry, part)
+        return Assembly(self._filler, index, entry, part)
 
     def _reject(self, assembly: Assembly, why: str, times: int) -> worker_pb2.LoadWeightsResponse:
         name, offset = assembly.entry.name, assembly.held

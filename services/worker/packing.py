@@ -1,14 +1,15 @@
-"""Slices on their way into a shard, a block of rows at a time: no slice is ever in memory whole.
+"""Fills a shard with slices, a block of rows at a time: no slice is ever in memory whole.
 
-One thread fills a block, from the network or the cache, while another packs the one before. The
-last block of a slice waits until the digest of the whole has been compared: a slice of which all
-rows are packed is a right one, and one that was wrong begins again at row 0.
+One thread brings a block, from files, the cache or the network, while another packs the block
+before. What comes from elsewhere goes through an Assembly, which holds back the last block of a
+slice until the digest of the whole was compared: a slice whose rows are all packed is a right one,
+and a wrong one begins again at row 0.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -17,17 +18,27 @@ import xxhash
 
 from hearth.v1 import worker_pb2
 from hearth.worker.cache import Part
-from hearth.worker.shard import NodeShard, block_rows
+from hearth.worker.shard import ROW_GROUP, NodeShard
 
 log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 
+# Large enough to be read and packed at full speed.
+_BLOCK_BYTES = 2 << 20
 
-class Packer:
-    """Two blocks of memory, in turns: one is packed while the other is filled.
 
-    New memory for each block would cost more in page faults than its checksums.
+def block_rows(entry: worker_pb2.SliceEntry) -> int:
+    """Rows of a slice that are brought and packed together: whole groups of the core's."""
+    group_bytes = entry.size_bytes // entry.rows * ROW_GROUP
+    return max(1, _BLOCK_BYTES // group_bytes) * ROW_GROUP
+
+
+class ShardFiller:
+    """Packs blocks of rows into a shard in a thread of its own, one while the next is brought.
+
+    A root's shard takes whole slices by `fill`. A worker's takes bytes by way of `block`, which is
+    two blocks of memory in turns: new memory for each would cost more than its checksums.
     """
 
     def __init__(self, shard: NodeShard, manifest: Sequence[worker_pb2.SliceEntry]) -> None:
@@ -39,7 +50,7 @@ class Packer:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being packed."""
+        """True when nothing is being packed."""
         return self._packing is None
 
     def block(self) -> Bytes:
@@ -49,13 +60,22 @@ class Packer:
         return self._blocks[0]
 
     def pack(self, entry: worker_pb2.SliceEntry, data: Bytes, first_row: int) -> None:
-        """Packs rows, the first bytes of `block`, while the next are filled in.
+        """Packs rows while the next are brought; `data` may be the first bytes of `block`.
 
         Raises what packing the rows before raised.
         """
         self.finish()
         self._packing = self._pool.submit(self._shard.load, entry, data, first_row)
         self._blocks.reverse()  # the other one's rows have been packed: waited for above
+
+    def fill(self, entry: worker_pb2.SliceEntry, read: Callable[[int, int], Bytes]) -> None:
+        """Packs a whole slice; read(begin, end): its rows [begin, end) as new bytes.
+
+        At most two blocks are in memory. The last is still being packed after: see `finish`.
+        """
+        step = block_rows(entry)
+        for begin in range(0, entry.rows, step):
+            self.pack(entry, read(begin, min(begin + step, entry.rows)), begin)
 
     def finish(self) -> None:
         """Waits for what is being packed. Raises what that raised."""
@@ -74,7 +94,7 @@ class Assembly:
 
     def __init__(
         self,
-        packer: Packer,
+        filler: ShardFiller,
         index: int,
         entry: worker_pb2.SliceEntry,
         part: Part | None = None,
@@ -88,21 +108,21 @@ class Assembly:
         self.wrong_chunks = 0
         self.wrong_digests = 0
         self.rejecting = False
-        self._packer = packer
+        self._filler = filler
         self._block_bytes = _block_bytes(entry)
         self._hasher = xxhash.xxh3_128()
 
     def space(self) -> Bytes:
-        """Where the next bytes go: what is left of a block. Empty when the slice is there."""
+        """Memory for the next bytes: the rest of a block. Empty when the slice is complete."""
         begin = self._block_begin()
         end = min(begin + self._block_bytes, self.entry.size_bytes)
-        return self._packer.block()[self.held - begin : end - begin]
+        return self._filler.block()[self.held - begin : end - begin]
 
     def filled(self, count: int) -> None:
         """The first `count` bytes of `space` are there now."""
         begin = self._block_begin()
         at = self.held - begin
-        self._hasher.update(self._packer.block()[at : at + count].data)
+        self._hasher.update(self._filler.block()[at : at + count].data)
         self.held += count
         if self.held - begin == self._block_bytes and self.held < self.entry.size_bytes:
             self._pack(begin, self.held)
@@ -155,15 +175,15 @@ class Assembly:
         self._pack(self._block_begin(), self.held)
 
     def _block_begin(self) -> int:
-        """Where the block that is being filled begins in the slice."""
+        """Offset in the slice of the block that is being filled."""
         # Of a slice that is there the last block, full or not.
         last = min(self.held, self.entry.size_bytes - 1)
         return last // self._block_bytes * self._block_bytes
 
     def _pack(self, begin: int, end: int) -> None:
         rows = self.entry.rows
-        data = self._packer.block()[: end - begin]
-        self._packer.pack(self.entry, data, begin * rows // self.entry.size_bytes)
+        data = self._filler.block()[: end - begin]
+        self._filler.pack(self.entry, data, begin * rows // self.entry.size_bytes)
 
     def _give_up_caching(self, error: OSError) -> None:
         """The disk is full or broken: the slice still arrives, it is only not cached."""

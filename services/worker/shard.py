@@ -41,12 +41,10 @@ _LIMITS = {
 _MAX_POSITIONS = 1 << 31
 # What a step's intermediate numbers may take: 1,024 rows of the widest model known take 0.8 GiB.
 _MAX_STEP_BYTES = 1 << 30
-# Rows are packed in groups (native matrix.h); blocks of them are large enough to be read and packed
-# at full speed.
-_ROW_GROUP = 8
-_BLOCK_BYTES = 2 << 20
 # The least that a page of KV cache takes: each is a mapping of its own.
 _MAPPING_BYTES = 4096
+# Rows are packed in groups (native matrix.h).
+ROW_GROUP = 8
 
 
 def check_config(config: common_pb2.ShardConfig) -> None:
@@ -122,7 +120,7 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
 
 
 class NodeShard:
-    """What one node holds of a model, and its part of a step.
+    """One node's part of a model, and of each step.
 
     Raises HearthError: BAD_SHARD for a config or a slice that cannot be, OUT_OF_MEMORY, BAD_STEP.
     """
@@ -160,7 +158,7 @@ class NodeShard:
             raise _no_memory("the shard's buffers", error) from None
 
     def close(self) -> None:
-        """Gives all memory back now, whoever still holds this object; nothing may compute then.
+        """Gives all memory back now, whatever still holds this object; nothing may compute then.
 
         The errors of a step that failed hold its frames, and these its shard, until they are
         collected: a shard loaded meanwhile would be a second one in memory.
@@ -179,8 +177,8 @@ class NodeShard:
     def load(self, entry: worker_pb2.SliceEntry, data: Buffer, first_row: int = 0) -> None:
         """Packs rows of a slice from `first_row` on; `data` may be dropped after.
 
-        Rows come in groups of eight, one after another to the slice's last (see block_rows). A
-        slice that is not complete may begin again at row 0.
+        Rows come in groups of ROW_GROUP, one after another to the slice's last. A slice that is
+        not complete may begin again at row 0.
         """
         try:
             self._shard.load(entry.name, _weight_name(entry), data, first_row)
@@ -271,12 +269,6 @@ def slice_bytes(entry: worker_pb2.SliceEntry) -> int:
         return entry.rows * _native.row_bytes(_weight_name(entry), entry.columns)
     except ValueError as error:
         raise _bad(f"slice {entry.name!r}: {error}") from None
-
-
-def block_rows(entry: worker_pb2.SliceEntry) -> int:
-    """Rows of a slice to read, send and pack together, so that no slice is in memory whole."""
-    group_bytes = entry.size_bytes // entry.rows * _ROW_GROUP
-    return max(1, _BLOCK_BYTES // group_bytes) * _ROW_GROUP
 
 
 def _kv_name(config: common_pb2.ShardConfig) -> str:

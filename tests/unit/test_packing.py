@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,14 @@ from hearth.common.channels import CHUNK_BYTES
 from hearth.common.errors import HearthError
 from hearth.common.frames import ChunkFrame
 from hearth.common.metrics import Metrics
+from hearth.root.cluster import streaming
 from hearth.root.cluster.streaming import _Source
 from hearth.v1 import worker_pb2
-from hearth.worker import shard as shards
+from hearth.worker import packing
 from hearth.worker.cache import SliceCache
 from hearth.worker.loading import LoadSession
-from hearth.worker.packing import Assembly, Packer
-from hearth.worker.shard import NodeShard, block_rows
+from hearth.worker.packing import Assembly, ShardFiller, block_rows
+from hearth.worker.shard import NodeShard
 
 METRICS = Metrics()
 
@@ -28,7 +31,8 @@ METRICS = Metrics()
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Its matrices come in several blocks: 20 rows of 256 bytes would fit, 16 are whole groups."""
-    monkeypatch.setattr(shards, "_BLOCK_BYTES", 20 * 256)
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 20 * 256)
+    monkeypatch.setattr(streaming, "_BLOCK_BYTES", 20 * 256)
     return Plan(shard_config(hidden=64, layers=1, ffn=72))
 
 
@@ -75,19 +79,51 @@ def test_blocks_make_the_shard_that_whole_slices_make(plan: Plan) -> None:
     session.close()
 
 
+def test_a_shard_filled_from_files_is_the_same_and_never_holds_a_slice(plan: Plan) -> None:
+    shard = NodeShard(plan.config)
+    blocks: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def read(index: int, begin: int, end: int) -> np.ndarray:
+        nonlocal most
+        most = max(most, sum(block() is not None for block in blocks))
+        block = plan.read(index, begin, end).copy()
+        blocks.append(weakref.ref(block))
+        return block
+
+    filler = ShardFiller(shard, plan.begin.manifest)
+    for index, entry in enumerate(plan.begin.manifest):
+        filler.fill(entry, partial(read, index))
+    filler.finish()
+    filler.close()
+    assert not shard.missing()
+    assert np.array_equal(step(shard), step(plan.local_shard()))
+    assert len(blocks) > len(plan.slices)
+    assert most <= 2  # one being packed, and the one before where its memory is not given back yet
+
+
+def test_a_slice_that_cannot_be_packed_fails_the_filling(plan: Plan) -> None:
+    filler = ShardFiller(NodeShard(plan.config), plan.begin.manifest)
+    entry = next(entry for entry in plan.begin.manifest if entry.name == "norm")  # of one row
+    filler.fill(entry, lambda begin, end: np.zeros(3, dtype=np.uint8))
+    with pytest.raises(HearthError, match=entry.name):
+        filler.finish()
+    filler.close()
+
+
 @pytest.mark.parametrize("size", [1, 255, 4096, 4097, 100_000])
 def test_an_assembly_takes_pieces_of_any_size(plan: Plan, size: int) -> None:
     shard = NodeShard(plan.config)
-    packer = Packer(shard, plan.begin.manifest)
+    filler = ShardFiller(shard, plan.begin.manifest)
     for index, (entry, data) in enumerate(zip(plan.begin.manifest, plan.slices, strict=True)):
-        assembly = Assembly(packer, index, entry)
+        assembly = Assembly(filler, index, entry)
         for offset in range(0, data.size, size):
             assembly.add(data[offset : offset + size].data)
         assert assembly.digest() == xxhash.xxh3_128_digest(data.data)
         assert entry.name in shard.missing()  # until its content has been found right
         assembly.finish()
-    packer.finish()
-    packer.close()
+    filler.finish()
+    filler.close()
     assert np.array_equal(step(shard), step(plan.local_shard()))
 
 

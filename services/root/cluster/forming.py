@@ -187,7 +187,7 @@ class Forming:
         return limits_for(self._blueprint, pages)
 
     def _load(self, limits: Limits) -> NodeShard:
-        """All shards at once; the workers' Forward streams are open after."""
+        """Loads all shards at once, and opens each worker's Forward stream when it has its own."""
         model, settings, plan = self._blueprint.model, self._blueprint.settings, self._plan
         nodes = plan.nodes
         configs = [wire.shard_config(model.spec, node, settings, limits) for node in nodes]
@@ -211,7 +211,7 @@ class Forming:
                 held or (lambda: NodeShard(configs[0], threads, settings.pin)),
                 self._links,
                 begins,
-                self._on_end,
+                self._open_stream,
             )
         except BaseException:
             self.shard = held  # whatever failed, it was not this
@@ -220,12 +220,19 @@ class Forming:
             self._loading = None
         return self.shard
 
-    def _progress(self, rank: int, event: LoadEvent) -> None:
+    def _open_stream(self, link: WorkerLink) -> None:
+        """Opens the Forward stream of a loaded worker.
+
+        At once, though others are still loading: a worker ends a lease that no stream holds.
+        """
+        link.open(self._lease, lambda error: self._on_end(link, error))
+
+    def _progress(self, number: int, event: LoadEvent) -> None:
         with self._board.change() as status:
-            node = status.nodes[rank]
+            node = status.nodes[number]
             node.weight_bytes_loaded = event.network_bytes + event.cache_bytes
             node.weight_bytes_from_network = event.network_bytes
-            node.weight_bytes_from_cache = event.cache_bytes if rank else 0
+            node.weight_bytes_from_cache = event.cache_bytes if number else 0
             address = node.address
         self._on_load(address, event)
 

@@ -1,8 +1,9 @@
-"""Brings every node's shard in, all at once: the root's own from files, the workers' by stream."""
+"""Loads every node's shard, all at once: the root's own from files, the workers' by stream."""
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.streaming import LoadEvent
 from hearth.root.planning.plan import Plan, Slice
 from hearth.v1 import worker_pb2
-from hearth.worker.shard import NodeShard, block_rows
+from hearth.worker.packing import ShardFiller
+from hearth.worker.shard import NodeShard
+
+Bytes = npt.NDArray[np.uint8]
 
 
 class Loading:
@@ -29,7 +33,7 @@ class Loading:
         on_progress: Callable[[int, LoadEvent], None],
         metrics: Metrics,
     ) -> None:
-        """on_progress: (rank, event), called in several threads."""
+        """on_progress: (number of the node, event), called in several threads."""
         self._model = model
         self._plan = plan
         self._on_progress = on_progress
@@ -42,20 +46,21 @@ class Loading:
         own: NodeShard | Callable[[], NodeShard],
         links: Sequence[WorkerLink],
         begins: Sequence[worker_pb2.LoadBegin],
-        on_end: Callable[[WorkerLink, HearthError], None],
+        on_loaded: Callable[[WorkerLink], None],
     ) -> NodeShard:
-        """The root's shard, complete; every link's Forward stream is open, with `on_end` to come.
+        """Loads all shards; returns the root's.
 
-        own: the root's shard where it is loaded already, else what makes it. begins: of each link.
-        The first failure ends all others and is raised.
+        own: the root's shard where it is loaded already, else a function that makes an empty one.
+        begins: the first message to each link. on_loaded: called as soon as a worker's shard is
+        complete, in the thread that loaded it. The first failure ends all others and is raised.
         """
         self._leases = [(link, begin.lease) for link, begin in zip(links, begins, strict=True)]
         failure: BaseException | None = None
         with ThreadPoolExecutor(1 + len(links), "load") as pool:
             first = pool.submit(self._load_own, own)
             others = [
-                pool.submit(self._load_worker, link, rank, begin, on_end)
-                for rank, (link, begin) in enumerate(zip(links, begins, strict=True), 1)
+                pool.submit(self._load_worker, link, number, begin, on_loaded)
+                for number, (link, begin) in enumerate(zip(links, begins, strict=True), 1)
             ]
             everyone: list[Future[Any]] = [first, *others]
             try:
@@ -73,7 +78,7 @@ class Loading:
 
     @property
     def given_up(self) -> bool:
-        """Whether what ends now ends because of `give_up`."""
+        """True when what ends now ends because of `give_up`."""
         return self._giving_up.is_set()
 
     def give_up(self) -> None:
@@ -87,40 +92,43 @@ class Loading:
         if isinstance(own, NodeShard):
             return own  # a worker was lost, this shard was not
         shard = own()
-        plan = self._plan.nodes[0]
+        node = self._plan.nodes[0]
+        manifest = [wire.slice_entry(part, self._model.fingerprint) for part in node.slices]
+        filler = ShardFiller(shard, manifest)
         loaded = 0
-        for part in plan.slices:
-            if self._giving_up.is_set():
-                raise HearthError(Reason.CANCELLED, "loading was given up")
-            entry = wire.slice_entry(part, self._model.fingerprint)
-            for begin in range(0, entry.rows, block_rows(entry)):
-                end = min(begin + block_rows(entry), entry.rows)
-                shard.load(entry, self._read(part, begin, end), begin)
-            loaded += part.size_bytes
-            self._metrics.weights("local", part.size_bytes)
-            self._on_progress(0, LoadEvent(plan.weight_bytes, 0, loaded))
+        try:
+            for part, entry in zip(node.slices, manifest, strict=True):
+                if self._giving_up.is_set():
+                    raise HearthError(Reason.CANCELLED, "loading was given up")
+                filler.fill(entry, partial(self._read, part))
+                loaded += part.size_bytes
+                self._metrics.weights("local", part.size_bytes)
+                self._on_progress(0, LoadEvent(node.weight_bytes, 0, loaded))
+            filler.finish()
+        finally:
+            filler.close()
         return shard
 
     def _load_worker(
         self,
         link: WorkerLink,
-        rank: int,
+        number: int,
         begin: worker_pb2.LoadBegin,
-        on_end: Callable[[WorkerLink, HearthError], None],
+        on_loaded: Callable[[WorkerLink], None],
     ) -> None:
-        plan = self._plan.nodes[rank]
+        node = self._plan.nodes[number]
         done = link.load(
             begin,
-            lambda index, begin, end: self._read(plan.slices[index], begin, end),
-            lambda event: self._on_progress(rank, event),
+            lambda index, first, last: self._read(node.slices[index], first, last),
+            lambda event: self._on_progress(number, event),
         )
         self._metrics.weights("network", done.network_bytes)
         self._metrics.weights("cache", done.cache_bytes)
-        self._on_progress(rank, LoadEvent(plan.weight_bytes, done.network_bytes, done.cache_bytes))
-        # At once: a worker gives its lease up when no stream holds it.
-        link.open(begin.lease, lambda error: on_end(link, error))
+        total = node.weight_bytes
+        self._on_progress(number, LoadEvent(total, done.network_bytes, done.cache_bytes))
+        on_loaded(link)
 
-    def _read(self, part: Slice, begin: int, end: int) -> npt.NDArray[np.uint8]:
-        """Rows [begin, end) of a slice."""
-        rows = part.rows[0] + begin, part.rows[0] + end
+    def _read(self, part: Slice, first: int, last: int) -> Bytes:
+        """Rows [first, last) of a slice."""
+        rows = part.rows[0] + first, part.rows[0] + last
         return self._model.read(part.tensor, part.kind, rows, part.columns)

@@ -21,7 +21,6 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.frames import ChunkFrame, encode_request
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.v1 import worker_pb2
-from hearth.worker.shard import block_rows
 
 Bytes = npt.NDArray[np.uint8]
 # (index in the manifest, rows [begin, end)) -> their bytes, uint8, C-contiguous.
@@ -30,6 +29,8 @@ SliceReader = Callable[[int, int, int], Bytes]
 _METHOD = "/hearth.v1.WorkerService/LoadWeights"
 Request = worker_pb2.LoadWeightsRequest | ChunkFrame
 
+# A slice is read by blocks of whole rows of about so many bytes.
+_BLOCK_BYTES = 2 << 20
 # Sent and not yet acknowledged: enough for a fast network's delay, little enough for any memory.
 WINDOW_BYTES = 8 * CHUNK_BYTES
 # A worker that neither acknowledges nor reports progress for so long is given up.
@@ -38,7 +39,7 @@ STALL_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class LoadEvent:
-    """How far one worker's loading is; bytes so far, not since the last event."""
+    """Progress of one node's loading; bytes so far, not since the last event."""
 
     total_bytes: int
     network_bytes: int
@@ -119,7 +120,7 @@ class _Sender:
             self._changed.notify_all()
 
     def requests(self) -> Iterator[Request]:
-        """What gRPC sends. A failure in here ends the call; the caller's thread raises it."""
+        """Messages for gRPC to send. A failure here ends the call; `receive` raises it."""
         try:
             yield worker_pb2.LoadWeightsRequest(begin=self._begin)
             yield from self._chunks()
@@ -249,7 +250,7 @@ class _Source:
         self._entry = entry
         self._read = read
         self._row_bytes = entry.size_bytes // entry.rows
-        self._block_bytes = block_rows(entry) * self._row_bytes
+        self._block_bytes = max(1, _BLOCK_BYTES // self._row_bytes) * self._row_bytes
         self._begin = 0
         self._block = np.empty(0, dtype=np.uint8)
         # Of the first `_hashed` bytes; they are hashed as they are sent, once.
