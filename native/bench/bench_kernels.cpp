@@ -6,7 +6,6 @@
 //
 //   bench_kernels [threads] [megabytes]     defaults: all cores, 256
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -15,12 +14,14 @@
 #include <thread>
 #include <vector>
 
+#include "formats/matrix.h"
 #include "hearth/bandwidth.h"
 #include "hearth/cpu.h"
 #include "hearth/kernels.h"
-#include "hearth/matrix.h"
 #include "hearth/quant.h"
 #include "hearth/threads.h"
+#include "layers/products.h"
+#include "platform/stopwatch.h"
 
 using namespace hearth;
 
@@ -32,10 +33,9 @@ constexpr size_t kColumns = 4096;
 double median_seconds(const std::function<void()>& work) {
   std::vector<double> seconds;
   for (int i = 0; i < kRepeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     work();
-    seconds.push_back(
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    seconds.push_back(watch.seconds());
   }
   std::nth_element(seconds.begin(), seconds.begin() + kRepeats / 2, seconds.end());
   return seconds[kRepeats / 2];
@@ -52,31 +52,14 @@ Speed product(ThreadPool& pool, const Kernels& kernels, const Matrix& matrix, si
   std::vector<float> scales(x.size() / kBlock);
   std::vector<int32_t> sums(x.size() / kBlock);
   kernels.quantize(x.data(), x.size(), q.data(), scales.data(), sums.data());
+  const Activations input = {.x = x.data(),
+                             .columns = kColumns,
+                             .q = q.data(),
+                             .scales = scales.data(),
+                             .sums = sums.data()};
   const auto multiply = [&](size_t thread) {
     const auto [begin, end] = split(matrix.groups(), pool.size(), thread);
-    if (begin == end) return;
-    const MatmulArgs args = {.weights = matrix.group(begin),
-                             .group_bytes = matrix.group_bytes(),
-                             .groups = end - begin,
-                             .columns = kColumns,
-                             .rows = std::min(end * kGroupRows, matrix.rows()) - begin * kGroupRows,
-                             .tokens = tokens,
-                             .x = x.data(),
-                             .xq = q.data(),
-                             .x_scales = scales.data(),
-                             .x_sums = sums.data(),
-                             .y = y.data() + begin * kGroupRows,
-                             .y_stride = matrix.rows()};
-    switch (matrix.type()) {
-      case Type::f32:
-        return kernels.matmul_f32(args);
-      case Type::f16:
-        return kernels.matmul_f16(args);
-      case Type::q80:
-        return kernels.matmul_q80(args);
-      case Type::q40:
-        return kernels.matmul_q40(args);
-    }
+    multiply_groups(kernels, input, tokens, matrix, matrix.rows(), begin, end, y.data());
   };
   const double seconds = median_seconds([&] { pool.run(multiply); });
   return {static_cast<double>(matrix.size_bytes()) / seconds * 1e-9,
@@ -135,7 +118,8 @@ int main(int argc, char** argv) {
     std::vector<uint8_t> data(rows * row_bytes(type, kColumns));
     random_rows(type, {1, 0, rows, 0, kColumns, 0.02f}, data.data());
     Arena arena;
-    const Matrix matrix(type, rows, kColumns, data, nullptr, &arena);
+    Matrix matrix(type, rows, kColumns, &arena);
+    matrix.pack(0, data);
     arena.gather(false);
     data = {};
     for (size_t tokens : {1, 4, 16, 128}) {

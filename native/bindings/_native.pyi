@@ -187,7 +187,7 @@ class Shard:
     def step(
         self,
         activations: NDArray[np.float32],
-        sequences: Sequence[tuple[int, int, Sequence[int]]],
+        sequences: Sequence[tuple[int, int, Sequence[int] | NDArray[np.uint32]]],
         output_rows: Sequence[int],
         lane: Lane | None,
     ) -> StepOutput:

@@ -44,22 +44,6 @@ struct StepOutput {
 
 using Pair = std::pair<size_t, size_t>;
 
-KvType parse_kv_type(const std::string& name) {
-  if (name == "f32") return KvType::f32;
-  if (name == "f16") return KvType::f16;
-  if (name == "q80") return KvType::q80;
-  throw std::invalid_argument("unknown KV type '" + name.substr(0, 32) +
-                              "': there are f32, f16, q80");
-}
-
-WireType parse_wire_type(const std::string& name) {
-  if (name == "f32") return WireType::f32;
-  if (name == "f16") return WireType::f16;
-  if (name == "q80") return WireType::q80;
-  throw std::invalid_argument("unknown sync type '" + name.substr(0, 32) +
-                              "': there are f32, f16, q80");
-}
-
 py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
   if (logits.ndim() != 2) throw std::invalid_argument("best takes [rows, n] logits");
   const size_t rows = logits.shape(0), columns = logits.shape(1);
@@ -77,7 +61,7 @@ py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
 }
 
 StepOutput step(Shard& shard, const Floats& activations,
-                const std::vector<std::tuple<size_t, size_t, std::vector<uint32_t>>>& sequences,
+                const std::vector<std::tuple<size_t, size_t, Ids>>& sequences,
                 const std::vector<uint32_t>& output_rows, Lane* lane) {
   const ShardConfig& config = shard.config();
   if (activations.ndim() != 2 || static_cast<size_t>(activations.shape(1)) != config.hidden_size) {
@@ -90,7 +74,10 @@ StepOutput step(Shard& shard, const Floats& activations,
   }
   std::vector<SequenceStep> steps;
   steps.reserve(sequences.size());
-  for (const auto& [rows, position, pages] : sequences) steps.push_back({rows, position, pages});
+  for (const auto& [rows, position, pages] : sequences) {
+    if (pages.ndim() != 1) throw std::invalid_argument("a sequence's pages are [n]");
+    steps.push_back({rows, position, {pages.data(), static_cast<size_t>(pages.size())}});
+  }
   StepOutput out;
   out.activations = Floats({activations.shape(0), activations.shape(1)});
   std::copy_n(activations.data(), activations.size(), out.activations.mutable_data());
@@ -257,8 +244,8 @@ void bind_shard(py::module_& module) {
           },
           "name"_a, "type"_a, "data"_a, "first_row"_a = 0, "Packs rows of a slice for this CPU.")
       .def_property_readonly("weight_bytes", &Shard::weight_bytes)
-      .def_property_readonly("kv_bytes", [](const Shard& shard) { return shard.kv().size_bytes(); })
-      .def_property_readonly("kv_pages", [](const Shard& shard) { return shard.kv().pages(); })
+      .def_property_readonly("kv_bytes", [](const Shard& shard) { return shard.kv_bytes(); })
+      .def_property_readonly("kv_pages", [](const Shard& shard) { return shard.kv_pages(); })
       .def(
           "embed",
           [](const Shard& shard, const Ids& tokens) {

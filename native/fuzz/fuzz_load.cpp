@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "formats/matrix.h"
 #include "hearth/shard.h"
 #include "input.h"
 #include "shards.h"
@@ -120,9 +121,11 @@ void use(Shard& shard, fuzz::Input& in) {
   }
   std::vector<float> logits(config.vocab.size());
   const std::vector<uint32_t> rows(config.vocab.size() > 0 ? 1 : 0);
+  const std::vector<uint32_t> pages = {0};
+  const std::vector<SequenceStep> sequences = {{1, 0, pages}};
   const bool complete = shard.missing().empty();
   try {
-    shard.step(x, {{1, 0, {0}}}, rows, logits.data(), nullptr);
+    shard.step(x, sequences, rows, logits.data(), nullptr);
     fuzz::demand(complete, "a step has all weights");
   } catch (const std::logic_error&) {
     fuzz::demand(!complete, "a shard with all its weights takes a step");

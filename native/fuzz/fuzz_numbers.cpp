@@ -5,9 +5,9 @@
 #include <stdexcept>
 
 #include "hearth/cpu.h"
-#include "hearth/kv.h"
 #include "hearth/quant.h"
 #include "input.h"
+#include "shard/kv_cache.h"
 
 using namespace hearth;
 

@@ -2,6 +2,7 @@
 // type of weights and KV cache. A batch is refused in words or computed; after a refusal the shard
 // computes what it did before.
 #include <cmath>
+#include <deque>
 #include <map>
 #include <stdexcept>
 #include <tuple>
@@ -28,7 +29,9 @@ std::vector<float> known_step(Shard& shard) {
   shard.embed(tokens, x.data());
   std::vector<float> logits(shard.config().vocab.size());
   const std::vector<uint32_t> rows = {1};
-  shard.step(x, {{2, 0, {11}}}, rows, logits.data(), nullptr);
+  const std::vector<uint32_t> pages = {11};
+  const std::vector<SequenceStep> sequences = {{2, 0, pages}};
+  shard.step(x, sequences, rows, logits.data(), nullptr);
   return logits;
 }
 
@@ -70,13 +73,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const ShardConfig& config = shard->config();
 
   std::vector<SequenceStep> sequences;
+  std::deque<std::vector<uint32_t>> tables;  // of the sequences; they stay in place
   size_t rows = 0;
   for (size_t count = in.upto(4); count > 0; --count) {
     SequenceStep sequence{in.number(5), in.number(12), {}};
+    std::vector<uint32_t>& table = tables.emplace_back();
     for (size_t pages = in.upto(5); pages > 0; --pages)
-      sequence.pages.push_back(static_cast<uint32_t>(in.number(11)));
+      table.push_back(static_cast<uint32_t>(in.number(11)));
+    sequence.pages = table;
     rows += std::min(sequence.rows, kMostRows);
-    sequences.push_back(std::move(sequence));
+    sequences.push_back(sequence);
   }
   if (in.upto(15) == 0) rows = in.upto(kMostRows);
   rows = std::min(rows, kMostRows);
@@ -104,7 +110,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } catch (const std::runtime_error&) {  // the lane's
     refused = true;
   }
-  fuzz::demand(shard->kv().pages() <= config.max_pages, "no more pages than planned");
+  fuzz::demand(shard->kv_pages() <= config.max_pages, "no more pages than planned");
   // Page 11 may hold what a step before this one wrote; it is written before it is read.
   if ((refused || fine) && in.upto(3) == 0) {
     const std::vector<float> again = known_step(*shard);

@@ -12,7 +12,7 @@
 #include "check.h"
 #include "hearth/cpu.h"
 #include "hearth/kernels.h"
-#include "hearth/matrix.h"
+#include "formats/matrix.h"
 #include "hearth/quant.h"
 
 using namespace hearth;

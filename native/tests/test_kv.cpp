@@ -7,7 +7,7 @@
 
 #include "check.h"
 #include "hearth/cpu.h"
-#include "hearth/kv.h"
+#include "shard/kv_cache.h"
 #include "hearth/quant.h"
 
 using namespace hearth;

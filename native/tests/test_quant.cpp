@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "hearth/matrix.h"
+#include "formats/matrix.h"
 #include "hearth/quant.h"
 
 using namespace hearth;

@@ -104,10 +104,23 @@ struct Output {
   std::vector<float> x, logits;
 };
 
-Output run(Shard& shard, std::vector<float> x, const std::vector<SequenceStep>& sequences,
+// A SequenceStep that owns its pages.
+struct Sequence {
+  size_t rows, position;
+  std::vector<uint32_t> pages;
+};
+
+StepTiming step(Shard& shard, std::span<float> x, const std::vector<Sequence>& sequences,
+                std::span<const uint32_t> output_rows, float* logits, Lane* lane) {
+  std::vector<SequenceStep> steps;
+  for (const auto& [rows, position, pages] : sequences) steps.push_back({rows, position, pages});
+  return shard.step(x, steps, output_rows, logits, lane);
+}
+
+Output run(Shard& shard, std::vector<float> x, const std::vector<Sequence>& sequences,
            const std::vector<uint32_t>& output_rows, Lane* lane = nullptr) {
   Output out{std::move(x), std::vector<float>(output_rows.size() * shard.config().vocab.size())};
-  const StepTiming timing = shard.step(out.x, sequences, output_rows, out.logits.data(), lane);
+  const StepTiming timing = step(shard, out.x, sequences, output_rows, out.logits.data(), lane);
   CHECK(timing.compute_ns + timing.sync_ns == timing.wall_ns);
   return out;
 }
@@ -313,10 +326,10 @@ void test_lost_rank() {
 void test_bad_steps() {
   const auto shard = make(whole(), Type::f32, 2);
   const std::vector<float> two = embed(*shard, {1, 2});
-  const auto bad = [&](std::vector<float> x, std::vector<SequenceStep> sequences,
+  const auto bad = [&](std::vector<float> x, std::vector<Sequence> sequences,
                        std::vector<uint32_t> output_rows, const char* part) {
     std::vector<float> logits((output_rows.size() + 1) * kVocab);
-    CHECK_THROWS(shard->step(x, sequences, output_rows, logits.data(), nullptr),
+    CHECK_THROWS(step(*shard, x, sequences, output_rows, logits.data(), nullptr),
                  std::invalid_argument, part);
   };
   bad(two, {{3, 0, {0}}}, {}, "3 rows of 64");
@@ -330,11 +343,11 @@ void test_bad_steps() {
   bad(two, {{2, 0, {16}}}, {}, "page 16");
   bad(two, {{1, 0, {3}}, {1, 0, {3}}}, {}, "page 3 would be written twice");
   bad(std::vector<float>(5 * kHidden), {{5, 0, {6, 6}}}, {}, "page 6 would be written twice");
-  CHECK_EQUAL(shard->kv().pages(), size_t{0});
+  CHECK_EQUAL(shard->kv_pages(), size_t{0});
   bad(two, {{2, 0, {0}}}, {2}, "output row 2");
   bad(two, {{2, 0, {0}}}, {1, 1}, "must ascend");  // more rows than the workspace has
   bad(two, {{2, 0, {0}}}, {1, 0}, "must ascend");
-  CHECK_EQUAL(shard->kv().pages(), size_t{0});  // what is refused takes no memory
+  CHECK_EQUAL(shard->kv_pages(), size_t{0});  // what is refused takes no memory
   bad(std::vector<float>(13 * kHidden), {{12, 0, {0, 1, 2}}, {1, 0, {3}}}, {}, "more than 12");
   std::vector<float> x(kHidden);
   const std::vector<uint32_t> token = {kVocab};
@@ -348,7 +361,7 @@ void test_bad_steps() {
   const auto headless = make(config, Type::f32, 1);
   std::vector<float> copy = two;
   const std::vector<uint32_t> row = {0};
-  CHECK_THROWS(headless->step(copy, {{2, 0, {0}}}, row, nullptr, nullptr), std::invalid_argument,
+  CHECK_THROWS(step(*headless, copy, {{2, 0, {0}}}, row, nullptr, nullptr), std::invalid_argument,
                "no output head");
   CHECK_SAME(run(*headless, two, {{2, 0, {0}}}, {}).x, run(*shard, two, {{2, 0, {0}}}, {}).x);
   const auto without = make(half(1), Type::f32, 1);
@@ -372,7 +385,7 @@ void test_bad_slices() {
   CHECK_THROWS(load("layers.0.wq", Type::q40, 256 * 36), std::invalid_argument, "twice");
   CHECK_EQUAL(shard.missing().size(), shard.expected().size() - 1);
   std::vector<float> x(kHidden);
-  CHECK_THROWS(shard.step(x, {{1, 0, {0}}}, {}, nullptr, nullptr), std::logic_error, "lacks");
+  CHECK_THROWS(step(shard, x, {{1, 0, {0}}}, {}, nullptr, nullptr), std::logic_error, "lacks");
   ShardConfig config = whole();
   config.hidden_size = 33;  // no whole number of blocks
   Shard odd(config, 1);
@@ -476,7 +489,7 @@ void test_one_step_at_a_time() {
     explicit Asking(Shard& shard) : shard_(shard) {}
     void all_reduce(float*, size_t, size_t) override {
       std::vector<float> x(kHidden);
-      CHECK_THROWS(shard_.step(x, {{1, 0, {5}}}, {}, nullptr, nullptr), std::logic_error,
+      CHECK_THROWS(step(shard_, x, {{1, 0, {5}}}, {}, nullptr, nullptr), std::logic_error,
                    "another step");
     }
 
@@ -491,11 +504,11 @@ void test_one_step_at_a_time() {
 
 void test_kv_memory() {
   const auto shard = make(whole(), Type::f32, 1);
-  CHECK_EQUAL(shard->kv().pages(), size_t{0});
+  CHECK_EQUAL(shard->kv_pages(), size_t{0});
   run_prompt(*shard);
-  CHECK_EQUAL(shard->kv().pages(), size_t{3});
+  CHECK_EQUAL(shard->kv_pages(), size_t{3});
   run(*shard, embed(*shard, {4}), {{1, 9, kPages}}, {});
-  CHECK_EQUAL(shard->kv().pages(), size_t{3});
+  CHECK_EQUAL(shard->kv_pages(), size_t{3});
 }
 
 }  // namespace

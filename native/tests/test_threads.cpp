@@ -31,11 +31,11 @@ void test_split() {
 
 // Phase after phase, every item is taken exactly once, in whole units. One thread is held up until
 // the others have taken all that it has not: they must not wait for it, nor it find anything.
-void test_dealer(size_t threads, size_t items, size_t unit) {
+void test_work_queue(size_t threads, size_t items, size_t unit) {
   const test::Case each(threads, " threads, ", items, " items by ", unit);
   constexpr size_t kPhases = 20;
   ThreadPool pool(threads);
-  Dealer dealer(threads);
+  WorkQueue queue(threads);
   std::vector<std::vector<int>> taken(kPhases, std::vector<int>(items, 0));
   std::vector<int> ragged(threads, 0);
   std::atomic<size_t> left{0};
@@ -43,9 +43,9 @@ void test_dealer(size_t threads, size_t items, size_t unit) {
     for (size_t phase = 0; phase < kPhases; ++phase) {
       if (thread == 0) left = items;
       pool.barrier();
-      dealer.open(thread);
+      queue.begin_phase(thread);
       while (true) {
-        const auto [begin, end] = dealer.take(thread, items, unit);
+        const auto [begin, end] = queue.take(thread, items, unit);
         if (begin == end) break;
         ragged[thread] += begin % unit != 0 || (end % unit != 0 && end != items);
         for (size_t i = begin; i < end; ++i) ++taken[phase][i];
@@ -167,7 +167,7 @@ int main() {
   test_split();
   for (size_t threads : {1, 2, 5}) {
     for (size_t items : {0, 1, 7, 200}) {
-      for (size_t unit : {1, 4}) test_dealer(threads, items, unit);
+      for (size_t unit : {1, 4}) test_work_queue(threads, items, unit);
     }
   }
   for (size_t threads : {1, 2, 8}) test_runs(threads, 2000);

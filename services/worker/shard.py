@@ -110,7 +110,7 @@ def kv_bytes(config: common_pb2.ShardConfig) -> int:
 
 
 def step_bytes(config: common_pb2.ShardConfig) -> int:
-    """Bytes of a step's intermediate numbers at most: the core's workspace (native step.cpp)."""
+    """Bytes of a step's intermediate numbers at most: the core's workspace (native/src/shard)."""
     hidden, ffn = config.hidden_size, _size(config.ffn)
     q, kv = (_size(heads) * config.head_size for heads in (config.heads, config.kv_heads))
     quantized = max(hidden, q) + ffn  # int8, with a scale and a sum for each block

@@ -11,12 +11,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 namespace hearth {
 
 inline constexpr size_t kMostRanks = 1024;
 
+// How activations are encoded for a sync.
 enum class WireType : uint8_t { f32, f16, q80 };
+
+// Throws std::invalid_argument naming the types there are.
+WireType parse_wire_type(std::string_view name);
 
 struct LinkCosts {
   uint64_t latency_ns;  // until all ranks have a few bytes of each other

@@ -60,28 +60,28 @@ inline std::pair<size_t, size_t> split(size_t items, size_t threads, size_t thre
   return {items * thread / threads, items * (thread + 1) / threads};
 }
 
-// The items of one phase after another, dealt so that all threads end a phase at about the same
-// time though one is slower or was held up: each takes from the front of its own part, and then
+// Work stealing over the items of one phase after another: threads end a phase at about the same
+// time though one is slower or was held up. Each takes from the front of its own share, and then
 // from the back of what others have left. What is taken gets smaller towards the end.
-class Dealer {
+class WorkQueue {
  public:
-  explicit Dealer(size_t threads) : hands_(threads) {}
+  explicit WorkQueue(size_t threads) : shares_(threads) {}
 
   // Every thread calls it once for each phase, between the barriers around that phase.
-  void open(size_t thread);
+  void begin_phase(size_t thread);
   // Takes some of the phase's [0, items): whole units, but for the end of the last one. Empty when
-  // nothing is left. All threads give the same numbers.
+  // nothing is left. All threads pass the same items and unit.
   std::pair<size_t, size_t> take(size_t thread, size_t items, size_t unit);
 
  private:
-  // On a cache line of its own. Two phases take turns: a thread clears its half of the next phase
-  // while nobody uses it.
-  struct alignas(64) Hand {
+  // On a cache line of its own. Two phases alternate: a thread clears its half of the next phase
+  // while no thread uses it.
+  struct alignas(64) Share {
     std::atomic<uint64_t> taken[2] = {0, 0};  // units from the front, and << 32 from the back
     uint32_t phase = 0;                       // its own thread's
   };
 
-  std::vector<Hand> hands_;
+  std::vector<Share> shares_;
 };
 
 }  // namespace hearth

@@ -1,4 +1,4 @@
-#include "hearth/matrix.h"
+#include "formats/matrix.h"
 
 #include <cstring>
 #include <stdexcept>

@@ -8,27 +8,22 @@
 #include <stdexcept>
 #include <string>
 
+#include "formats/names.h"
+
 namespace hearth {
 
-Type parse_type(std::string_view name) {
-  if (name == "f32") return Type::f32;
-  if (name == "f16") return Type::f16;
-  if (name == "q80") return Type::q80;
-  if (name == "q40") return Type::q40;
-  throw std::invalid_argument("unknown weight type '" + std::string(name.substr(0, 32)) +
-                              "': there are f32, f16, q80, q40");
-}
+namespace {
+
+constexpr Named<Type> kTypes[] = {
+    {"f32", Type::f32}, {"f16", Type::f16}, {"q80", Type::q80}, {"q40", Type::q40}};
+
+}  // namespace
+
+Type parse_type(std::string_view name) { return parse_name("weight type", kTypes, name); }
 
 std::string_view type_name(Type type) {
-  switch (type) {
-    case Type::f32:
-      return "f32";
-    case Type::f16:
-      return "f16";
-    case Type::q80:
-      return "q80";
-    case Type::q40:
-      return "q40";
+  for (const Named<Type>& each : kTypes) {
+    if (each.value == type) return each.name;
   }
   return "?";
 }

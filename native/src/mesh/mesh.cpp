@@ -12,7 +12,7 @@
 
 #include "hearth/cpu.h"
 #include "hearth/quant.h"
-#include "mesh_exchange.h"
+#include "mesh/mesh_exchange.h"
 
 namespace hearth {
 namespace {

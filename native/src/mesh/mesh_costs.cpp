@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <limits>
 #include <vector>
 
+#include "formats/names.h"
 #include "hearth/mesh.h"
 #include "hearth/types.h"
-#include "mesh_exchange.h"
+#include "mesh/mesh_exchange.h"
+#include "platform/stopwatch.h"
 
 namespace hearth {
 namespace {
@@ -27,11 +28,14 @@ constexpr size_t kLatencyRounds = 9;
 constexpr size_t kAddNumbers = 16384;
 constexpr size_t kAddRounds = 5;
 
-uint64_t nanoseconds_since(Clock::time_point start) {
-  return static_cast<uint64_t>(std::chrono::nanoseconds(Clock::now() - start).count());
-}
+constexpr Named<WireType> kWireTypes[] = {
+    {"f32", WireType::f32}, {"f16", WireType::f16}, {"q80", WireType::q80}};
 
 }  // namespace
+
+WireType parse_wire_type(std::string_view name) {
+  return parse_name("sync type", kWireTypes, name);
+}
 
 LinkCosts bounded(LinkCosts costs) {
   return {.latency_ns = std::clamp<uint64_t>(costs.latency_ns, 1, kMostLatencyNs),
@@ -62,11 +66,8 @@ uint64_t MeshLane::largest(uint64_t own) {
 
 LinkCosts MeshLane::measure(double seconds) {
   if (sockets_.closed) throw std::logic_error("mesh: the lane is closed");
-  const auto start = Clock::now();
-  const auto limit = [&] {
-    patience_ =
-        std::max(0.0, seconds - std::chrono::duration<double>(Clock::now() - start).count());
-  };
+  const Stopwatch since_start;
+  const auto limit = [&] { patience_ = std::max(0.0, seconds - since_start.seconds()); };
   begin(0);  // steps count from 1
   LinkCosts costs{};
   const auto shared = [&](uint64_t own) {
@@ -79,9 +80,9 @@ LinkCosts MeshLane::measure(double seconds) {
   shared(0);
   std::array<uint64_t, kLatencyRounds> times;
   for (uint64_t& time : times) {
-    const auto begun = Clock::now();
+    const Stopwatch watch;
     shared(0);
-    time = nanoseconds_since(begun);
+    time = watch.nanoseconds();
   }
   std::nth_element(times.begin(), times.begin() + kLatencyRounds / 2, times.end());
   costs.latency_ns = shared(times[kLatencyRounds / 2]);
@@ -101,10 +102,10 @@ LinkCosts MeshLane::measure(double seconds) {
     uint64_t best = kMostLatencyNs;
     for (size_t round = 0; round < kRounds; ++round) {
       limit();
-      const auto begun = Clock::now();
+      const Stopwatch watch;
       exchange(out, in);
       ++index_;
-      const uint64_t longest = std::min(shared(nanoseconds_since(begun)), kMostLatencyNs);
+      const uint64_t longest = std::min(shared(watch.nanoseconds()), kMostLatencyNs);
       best = std::min(best, longest);
       total += longest;
     }
@@ -118,9 +119,9 @@ LinkCosts MeshLane::measure(double seconds) {
   encode(part.data(), kAddNumbers, encoded.data());
   uint64_t adding = kMostLatencyNs;
   for (size_t round = 0; round < kAddRounds; ++round) {
-    const auto begun = Clock::now();
+    const Stopwatch watch;
     decode(encoded.data(), kAddNumbers, sum.data(), true);
-    adding = std::min(adding, nanoseconds_since(begun));
+    adding = std::min(adding, watch.nanoseconds());
   }
   costs.add_ps = shared(adding * 1000 / encoded.size());
 

@@ -1,5 +1,5 @@
 // Frames between this rank and the others: sending, receiving, comparing headers, waiting.
-#include "mesh_exchange.h"
+#include "mesh/mesh_exchange.h"
 
 #include <poll.h>
 #include <sys/socket.h>

@@ -4,13 +4,10 @@
 #include <sys/uio.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 
 namespace hearth {
-
-using Clock = std::chrono::steady_clock;
 
 inline constexpr size_t kHeaderBytes = 16;
 

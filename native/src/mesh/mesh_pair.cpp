@@ -5,7 +5,7 @@
 #include <array>
 
 #include "hearth/mesh.h"
-#include "mesh_exchange.h"
+#include "mesh/mesh_exchange.h"
 
 namespace hearth {
 namespace {

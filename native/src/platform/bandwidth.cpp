@@ -1,11 +1,11 @@
 #include "hearth/bandwidth.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <vector>
 
-#include "hearth/memory.h"
+#include "platform/memory.h"
+#include "platform/stopwatch.h"
 
 namespace hearth {
 namespace {
@@ -16,7 +16,6 @@ constexpr size_t kAhead = 1024;
 }  // namespace
 
 double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
-  using Clock = std::chrono::steady_clock;
   Buffer buffer(bytes / 64 * 64);
   // Written first: untouched memory is all the same page of zeros. Then as weights lie, and read as
   // they are read: else the measure would be shorter than what is measured with it.
@@ -27,7 +26,7 @@ double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
   std::vector<uint64_t> totals(pool.size() * 8);
   std::vector<double> seconds;
   for (size_t i = 0; i < std::max<size_t>(repeats, 1); ++i) {
-    const auto start = Clock::now();
+    const Stopwatch watch;
     pool.run([&](size_t thread) {
       const auto [begin, end] = split(lines, pool.size(), thread);
       // Eight sums at once, so that additions are not what is measured.
@@ -38,7 +37,7 @@ double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
       }
       for (uint64_t sum : sums) totals[thread * 8] += sum;
     });
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    seconds.push_back(watch.seconds());
   }
   // What was summed is used, or the compiler would leave the reading out.
   volatile uint64_t keep = 0;

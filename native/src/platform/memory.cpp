@@ -1,4 +1,4 @@
-#include "hearth/memory.h"
+#include "platform/memory.h"
 
 #include <sys/mman.h>
 

@@ -15,7 +15,7 @@ namespace {
 // About 20 microseconds: longer than threads of one step ever are apart when each has a core.
 constexpr int kSpins = 600;
 
-void pause() {
+void spin_hint() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -27,7 +27,7 @@ void pause() {
 void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
   for (int i = 0; i < kSpins; ++i) {
     if (value.load(std::memory_order_acquire) != old) return;
-    pause();
+    spin_hint();
   }
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
@@ -106,19 +106,19 @@ void ThreadPool::loop(size_t thread) {
 }
 
 // Nothing here orders what the threads compute: the barriers around a phase do.
-void Dealer::open(size_t thread) {
-  Hand& hand = hands_[thread];
-  ++hand.phase;
-  hand.taken[(hand.phase + 1) % 2].store(0, std::memory_order_relaxed);
+void WorkQueue::begin_phase(size_t thread) {
+  Share& share = shares_[thread];
+  ++share.phase;
+  share.taken[(share.phase + 1) % 2].store(0, std::memory_order_relaxed);
 }
 
-std::pair<size_t, size_t> Dealer::take(size_t thread, size_t items, size_t unit) {
-  const size_t threads = hands_.size(), units = (items + unit - 1) / unit;
-  const size_t which = hands_[thread].phase % 2;
+std::pair<size_t, size_t> WorkQueue::take(size_t thread, size_t items, size_t unit) {
+  const size_t threads = shares_.size(), units = (items + unit - 1) / unit;
+  const size_t which = shares_[thread].phase % 2;
   for (size_t i = 0; i < threads; ++i) {
     const size_t owner = (thread + i) % threads;
     const auto [begin, end] = split(units, threads, owner);
-    std::atomic<uint64_t>& taken = hands_[owner].taken[which];
+    std::atomic<uint64_t>& taken = shares_[owner].taken[which];
     uint64_t now = taken.load(std::memory_order_relaxed);
     while (true) {
       const size_t front = now & 0xffffffff, back = now >> 32;

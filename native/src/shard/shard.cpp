@@ -1,209 +1,164 @@
 #include "hearth/shard.h"
 
-#include <cmath>
-#include <cstring>
+#include <atomic>
+#include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
+#include <utility>
 
 #include "hearth/cpu.h"
+#include "hearth/threads.h"
+#include "platform/stopwatch.h"
+#include "shard/batch.h"
+#include "shard/kv_cache.h"
+#include "shard/pass.h"
+#include "shard/weights.h"
+#include "shard/workspace.h"
 
 namespace hearth {
 namespace {
 
-// Far above any model there is, and low enough that no product of two of these overflows.
-constexpr size_t kMost = size_t{1} << 24;
-constexpr size_t kMostLayers = 4096;
-constexpr size_t kMostHeads = 65536;
-constexpr size_t kMostPageSize = 4096;
-
-void check(bool good, const std::string& name, size_t value, size_t most) {
-  if (!good) {
-    throw std::invalid_argument("shard: " + name + " is " + std::to_string(value) +
-                                ", not in 1 .. " + std::to_string(most));
-  }
-}
-
-void check_span(const std::string& name, const Span& span, size_t most) {
-  if (span.begin > span.end || span.end > most) {
-    throw std::invalid_argument("shard: " + name + " [" + std::to_string(span.begin) + ", " +
-                                std::to_string(span.end) + ") is no range within " +
-                                std::to_string(most));
-  }
+KvShape kv_shape(const ShardConfig& config) {
+  return {config.layers.size(), config.kv_heads.size(), config.head_size,
+          config.page_size,     config.max_pages,       config.kv_type};
 }
 
 }  // namespace
 
-void ShardConfig::validate() const {
-  const auto positive = [](const char* name, size_t value, size_t most) {
-    check(value >= 1 && value <= most, name, value, most);
-  };
-  positive("hidden_size", hidden_size, kMost);
-  positive("head_size", head_size, kMostHeadSize);
-  positive("page_size", page_size, kMostPageSize);
-  positive("max_pages", max_pages, kMost);
-  positive("max_step_tokens", max_step_tokens, 65536);
-  positive("vocab_size", vocab_size, kMost);
-  check_span("layers", layers, kMostLayers);
-  check_span("heads", heads, kMostHeads);
-  check_span("kv_heads", kv_heads, kMostHeads);
-  check_span("ffn", ffn, kMost);
-  check_span("vocab", vocab, vocab_size);
-  positive("layers", layers.size(), kMostLayers);
-  positive("heads", heads.size(), kMostHeads);
-  positive("kv_heads", kv_heads.size(), kMostHeads);
-  positive("ffn", ffn.size(), kMost);
-  if (heads.size() % kv_heads.size() != 0) {
-    throw std::invalid_argument("shard: " + std::to_string(heads.size()) +
-                                " query heads cannot share " + std::to_string(kv_heads.size()) +
-                                " KV heads evenly");
+struct Shard::State {
+  State(ShardConfig shard_config, size_t threads, std::vector<int> pin)
+      : config((shard_config.validate(), std::move(shard_config))),
+        kernels(kernels_in_use()),
+        pool(threads, std::move(pin)),
+        queue(threads),
+        weights(config),
+        kv(kv_shape(config)) {
+    for (const auto& [name, slot] : weights.slots()) expected[name] = {slot.rows, slot.columns};
   }
-  if (head_size % 2 != 0 || rope_frequencies.size() != head_size / 2) {
-    throw std::invalid_argument("shard: a head of " + std::to_string(head_size) + " wants " +
-                                std::to_string(head_size / 2) + " rope frequencies, not " +
-                                std::to_string(rope_frequencies.size()));
+  ~State() {
+    closing = true;
+    if (gathering.joinable()) gathering.join();
   }
-  if (!(norm_epsilon >= 0.0f && norm_epsilon < 1.0f))
-    throw std::invalid_argument("shard: norm_epsilon is not in [0, 1)");
-  kv_head_bytes(kv_type, head_size, page_size);  // throws for a type that does not fit the head
-  if (head_from_embedding && (!embedding || vocab.begin != 0))
-    throw std::invalid_argument("shard: the head can be the embedding's first rows only");
-}
+
+  // Gives pages memory: after all checks, because a step that is refused should take none.
+  void take_pages(const Batch& batch) {
+    for (const SequenceStep& sequence : batch.sequences()) {
+      const size_t end = sequence.position + sequence.rows;
+      for (size_t p = 0; p * config.page_size < end; ++p) kv.ensure(sequence.pages[p]);
+    }
+  }
+
+  const ShardConfig config;
+  const Kernels& kernels;
+  std::map<std::string, SliceShape> expected;
+  ThreadPool pool;
+  WorkQueue queue;
+
+  std::mutex loading;  // over weights, until they are complete
+  Weights weights;
+  std::atomic<bool> closing{false};
+  std::thread gathering;
+
+  std::mutex stepping;  // over what follows
+  KvCache kv;
+  std::optional<Program> program;  // compiled by the first step
+  PerBuffer<BufferPlan> buffer_plan;
+  Workspace workspace;
+};
 
 Shard::Shard(ShardConfig config, size_t threads, std::vector<int> pin)
-    : config_((config.validate(), std::move(config))),
-      kernels_(kernels_in_use()),
-      pool_(threads, std::move(pin)),
-      dealer_(threads),
-      kv_({config_.layers.size(), config_.kv_heads.size(), config_.head_size, config_.page_size,
-           config_.max_pages, config_.kv_type}),
-      layers_(config_.layers.size()) {
-  const size_t hidden = config_.hidden_size;
-  const size_t q = config_.heads.size() * config_.head_size;
-  const size_t kv = config_.kv_heads.size() * config_.head_size;
-  const size_t ffn = config_.ffn.size();
-  for (size_t n = config_.layers.begin; n < config_.layers.end; ++n) {
-    const std::string layer = "layers." + std::to_string(n) + ".";
-    expected_[layer + "attn_norm"] = {1, hidden};
-    expected_[layer + "wq"] = {q, hidden};
-    expected_[layer + "wk"] = {kv, hidden};
-    expected_[layer + "wv"] = {kv, hidden};
-    expected_[layer + "wo"] = {hidden, q};
-    expected_[layer + "ffn_norm"] = {1, hidden};
-    expected_[layer + "w1"] = {ffn, hidden};
-    expected_[layer + "w3"] = {ffn, hidden};
-    expected_[layer + "w2"] = {hidden, ffn};
-  }
-  if (config_.embedding) expected_["embedding"] = {config_.vocab_size, hidden};
-  if (config_.vocab.size() > 0) {
-    expected_["norm"] = {1, hidden};
-    if (!config_.head_from_embedding) expected_["head"] = {config_.vocab.size(), hidden};
-  }
-}
+    : state_(std::make_unique<State>(std::move(config), threads, std::move(pin))) {}
 
-Shard::~Shard() {
-  closing_ = true;
-  if (gathering_.joinable()) gathering_.join();
-}
+Shard::~Shard() = default;
+
+const ShardConfig& Shard::config() const { return state_->config; }
+
+const std::map<std::string, SliceShape>& Shard::expected() const { return state_->expected; }
 
 std::vector<std::string> Shard::missing() const {
-  const std::lock_guard lock(loading_);
-  std::vector<std::string> names;
-  for (const auto& [name, shape] : expected_) {
-    const auto found = packed_.find(name);
-    if (found == packed_.end() || found->second != shape.first) names.push_back(name);
-  }
-  return names;
-}
-
-std::vector<float>* Shard::vector_slot(const std::string& name) {
-  if (name == "norm") return &norm_;
-  const size_t dot = name.rfind('.');
-  if (dot == std::string::npos) return nullptr;
-  Layer& layer = layers_[std::stoul(name.substr(7)) - config_.layers.begin];
-  if (name.substr(dot) == ".attn_norm") return &layer.attn_norm;
-  if (name.substr(dot) == ".ffn_norm") return &layer.ffn_norm;
-  return nullptr;
-}
-
-Matrix* Shard::matrix_slot(const std::string& name) {
-  if (name == "embedding") return &embedding_;
-  if (name == "head") return &head_;
-  Layer& layer = layers_[std::stoul(name.substr(7)) - config_.layers.begin];
-  const std::map<std::string, Matrix*> slots = {
-      {"wq", &layer.wq}, {"wk", &layer.wk}, {"wv", &layer.wv}, {"wo", &layer.wo},
-      {"w1", &layer.w1}, {"w2", &layer.w2}, {"w3", &layer.w3}};
-  return slots.at(name.substr(name.rfind('.') + 1));
+  const std::lock_guard lock(state_->loading);
+  return state_->weights.missing();
 }
 
 size_t Shard::weight_bytes() const {
-  const std::lock_guard lock(loading_);
-  return weight_bytes_;
+  const std::lock_guard lock(state_->loading);
+  return state_->weights.size_bytes();
 }
+
+size_t Shard::kv_pages() const { return state_->kv.pages(); }
+
+size_t Shard::kv_bytes() const { return state_->kv.size_bytes(); }
 
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,
                  size_t first_row) {
-  const std::lock_guard lock(loading_);
-  if (!expected_.contains(name))
-    throw std::invalid_argument("this shard has no slice '" + name.substr(0, 64) + "'");
+  const std::lock_guard lock(state_->loading);
+  state_->weights.load(name, type, data, first_row, state_->pool);
+  if (!state_->weights.complete()) return;
   try {
-    if (!load_rows(name, type, data, first_row)) return;
-  } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument("slice '" + name + "': " + error.what());
+    state_->gathering =
+        std::thread([state = state_.get()] { state->weights.gather(state->closing); });
+  } catch (const std::system_error&) {  // no more threads to be had: it works as well without
   }
-  if (++complete_ == expected_.size()) {
-    try {
-      gathering_ = std::thread([this] { arena_.gather(closing_); });
-    } catch (const std::system_error&) {  // no more threads to be had: it works as well without
-    }
-  }
-}
-
-bool Shard::load_rows(const std::string& name, Type type, std::span<const uint8_t> data,
-                      size_t first_row) {
-  const auto [rows, columns] = expected_.at(name);
-  size_t& packed = packed_[name];
-  if (packed == rows) throw std::invalid_argument("it came twice");
-  if (first_row != packed && first_row != 0) {
-    throw std::invalid_argument("row " + std::to_string(first_row) + " came where row " +
-                                std::to_string(packed) + " was next");
-  }
-  if (std::vector<float>* vector = vector_slot(name)) {
-    if (type != Type::f32) throw std::invalid_argument("a norm is f32");
-    if (data.size() != columns * 4) {
-      throw std::invalid_argument("it has " + std::to_string(data.size()) + " bytes, not " +
-                                  std::to_string(columns * 4));
-    }
-    vector->resize(columns);
-    std::memcpy(vector->data(), data.data(), data.size());
-    weight_bytes_ += data.size();
-    packed = rows;
-    return true;
-  }
-  Matrix* matrix = matrix_slot(name);
-  if (matrix->empty()) {
-    // Checked before it takes memory, which an arena does not take back.
-    Matrix::check_rows(type, rows, columns, first_row, data.size());
-    *matrix = Matrix(type, rows, columns, &arena_);
-  } else if (matrix->type() != type) {
-    throw std::invalid_argument("it began as " + std::string(type_name(matrix->type())) +
-                                " and cannot go on as " + std::string(type_name(type)));
-  }
-  packed = first_row + matrix->pack(first_row, data, &pool_);
-  if (packed != rows) return false;
-  weight_bytes_ += matrix->size_bytes();
-  return true;
 }
 
 void Shard::embed(std::span<const uint32_t> tokens, float* out) const {
-  if (embedding_.empty()) throw std::logic_error("this shard holds no embedding");
+  const Matrix& embedding = state_->weights.embedding();
+  if (embedding.empty()) throw std::logic_error("this shard holds no embedding");
   for (uint32_t token : tokens) {
-    if (token >= config_.vocab_size) {
+    if (token >= state_->config.vocab_size) {
       throw std::invalid_argument("token " + std::to_string(token) + " of a vocabulary of " +
-                                  std::to_string(config_.vocab_size));
+                                  std::to_string(state_->config.vocab_size));
     }
-    embedding_.read_row(token, out);
-    out += config_.hidden_size;
+    embedding.read_row(token, out);
+    out += state_->config.hidden_size;
   }
+}
+
+StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequences,
+                       std::span<const uint32_t> output_rows, float* logits, Lane* lane) {
+  State& state = *state_;
+  const ShardConfig& config = state.config;
+  const std::unique_lock alone(state.stepping, std::try_to_lock);
+  if (!alone.owns_lock()) throw std::logic_error("the shard is in the middle of another step");
+  if (!state.program) {
+    const std::lock_guard lock(state.loading);
+    if (!state.weights.complete()) {
+      const auto names = state.weights.missing();
+      throw std::logic_error("the shard lacks " + std::to_string(names.size()) +
+                             " slices, the first is '" + names.front() + "'");
+    }
+    state.program = state.weights.compile(config);
+    state.buffer_plan = state.program->plan_buffers();
+  }
+  const Batch batch(config, x.size(), sequences, output_rows);
+  state.take_pages(batch);
+  const AttentionShape shape = attention_shape(config);
+  const size_t threads = state.pool.size();
+  const std::vector<RowRange> ranges = cut_rows(batch, shape, threads);
+  state.workspace.resize(state.buffer_plan, batch.rows().size(),
+                         attention_scratch(ranges, shape, state.kv.stride(), config.page_size),
+                         threads);
+  state.workspace.bind(BufferId::residual, x.data(), config.hidden_size);
+  state.workspace.bind(BufferId::logits, logits, config.vocab.size());
+  Pass pass = {.kernels = state.kernels,
+               .pool = state.pool,
+               .queue = state.queue,
+               .kv = state.kv,
+               .buffers = state.workspace,
+               .batch = batch,
+               .row_ranges = ranges,
+               .lane = lane,
+               .sync_ns = 0,
+               .error = nullptr};
+  const Stopwatch watch;
+  run_program(*state.program, pass);
+  StepTiming timing;
+  timing.wall_ns = watch.nanoseconds();
+  timing.sync_ns = pass.sync_ns;
+  timing.compute_ns = timing.wall_ns - timing.sync_ns;
+  return timing;
 }
 
 }  // namespace hearth

@@ -15,9 +15,9 @@
 #include <span>
 
 #include "hearth/kernels.h"
-#include "hearth/memory.h"
 #include "hearth/threads.h"
 #include "hearth/types.h"
+#include "platform/memory.h"
 
 namespace hearth {
 

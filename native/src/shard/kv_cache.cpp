@@ -1,12 +1,17 @@
-#include "hearth/kv.h"
+#include "shard/kv_cache.h"
 
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "formats/names.h"
+
 namespace hearth {
 
 namespace {
+
+constexpr Named<KvType> kKvTypes[] = {
+    {"f32", KvType::f32}, {"f16", KvType::f16}, {"q80", KvType::q80}};
 
 size_t whole_vectors(size_t slots) { return (slots + kKeySlots - 1) / kKeySlots * kKeySlots; }
 
@@ -28,6 +33,8 @@ void scatter(const Number* from, size_t count, Number* to, size_t stride) {
 }
 
 }  // namespace
+
+KvType parse_kv_type(std::string_view name) { return parse_name("KV type", kKvTypes, name); }
 
 size_t kv_head_bytes(KvType type, size_t head_size, size_t page_size) {
   return (whole_vectors(page_size) + page_size) * row_bytes(type, head_size);

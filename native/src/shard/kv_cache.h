@@ -9,19 +9,10 @@
 #include <vector>
 
 #include "hearth/kernels.h"
-#include "hearth/memory.h"
+#include "hearth/types.h"
+#include "platform/memory.h"
 
 namespace hearth {
-
-// q80: int8 in blocks of 32 with an f32 scale each, as the kernel that quantizes activations makes
-// them.
-enum class KvType : uint8_t { f32, f16, q80 };
-
-inline constexpr size_t kMostHeadSize = 4096;
-
-// Bytes of the keys and values of one head in one page. Throws std::invalid_argument when q80 finds
-// no whole blocks.
-size_t kv_head_bytes(KvType type, size_t head_size, size_t page_size);
 
 struct KvShape {
   size_t layers, kv_heads, head_size;

@@ -1,0 +1,72 @@
+// The named buffers of a forward pass, and sets of them. Operations name the buffers that they read
+// and write; from this follow the barriers between them (program.h) and which buffers may share
+// memory (shard/workspace.h).
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace hearth {
+
+enum class BufferId : uint8_t {
+  // Not in the workspace.
+  residual,  // [rows, hidden]: the step's input and, at last, its output
+  logits,    // [output rows, vocab]
+  kv_cache,  // all pages
+  // In the workspace: [rows, columns], but for the scratch memory of each thread.
+  cos,      // of the rotary angles
+  sin,      //
+  normed,   // input of the mixer, of the feed-forward, and of the head
+  queries,  //
+  keys,     //
+  values,   //
+  mixed,    // what attention makes
+  partial,  // this rank's part of what is added to the residual
+  gate,     //
+  up,       //
+  scratch,  // one thread's, while it computes attention
+};
+
+inline constexpr size_t kBuffers = static_cast<size_t>(BufferId::scratch) + 1;
+
+class BufferSet {
+ public:
+  constexpr BufferSet() = default;
+  constexpr BufferSet(std::initializer_list<BufferId> ids) {
+    for (BufferId id : ids) bits_ |= bit(id);
+  }
+  constexpr bool contains(BufferId id) const { return (bits_ & bit(id)) != 0; }
+  constexpr bool intersects(BufferSet other) const { return (bits_ & other.bits_) != 0; }
+  constexpr BufferSet operator|(BufferSet other) const { return BufferSet(bits_ | other.bits_); }
+  constexpr BufferSet without(BufferSet other) const { return BufferSet(bits_ & ~other.bits_); }
+
+ private:
+  static constexpr uint32_t bit(BufferId id) { return uint32_t{1} << static_cast<unsigned>(id); }
+  constexpr explicit BufferSet(uint32_t bits) : bits_(bits) {}
+  uint32_t bits_ = 0;
+};
+
+template <typename Value>
+class PerBuffer {
+ public:
+  Value& operator[](BufferId id) { return values_[static_cast<size_t>(id)]; }
+  const Value& operator[](BufferId id) const { return values_[static_cast<size_t>(id)]; }
+
+ private:
+  std::array<Value, kBuffers> values_{};
+};
+
+// One buffer in a step. Inputs of products with quantized weights have a quantized copy, in blocks
+// of 32 columns.
+struct Activations {
+  float* x = nullptr;       // [rows, columns]
+  size_t columns = 0;       //
+  int8_t* q = nullptr;      // [rows, columns]
+  float* scales = nullptr;  // [rows, columns / 32]
+  int32_t* sums = nullptr;  // [rows, columns / 32]: see Kernels::quantize
+
+  float* row(size_t r) const { return x + r * columns; }
+};
+
+}  // namespace hearth

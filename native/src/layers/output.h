@@ -1,0 +1,22 @@
+// The last layer: final norm and head, which make the logits of the output rows.
+#pragma once
+
+#include <vector>
+
+#include "formats/matrix.h"
+#include "hearth/shard.h"
+#include "layers/program.h"
+#include "layers/slots.h"
+
+namespace hearth {
+
+struct Output {
+  std::vector<float> norm;
+  Matrix head;  // empty when the embedding is the head too
+
+  void add_slots(const ShardConfig& config, Slots& slots);
+  // Logits go to `logits`. embedding: in place of the head, when the two are tied.
+  void compile(const ShardConfig& config, const Matrix& embedding, Program& program) const;
+};
+
+}  // namespace hearth

@@ -1,0 +1,43 @@
+// Where a shard's slices go: their names, shapes and the members that hold them. Built once, from
+// the config; each layer adds its own.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "formats/matrix.h"
+
+namespace hearth {
+
+struct Slot {
+  size_t rows, columns;
+  std::variant<std::vector<float>*, Matrix*> target;  // a norm's weights (one row of f32), a matrix
+  size_t loaded_rows = 0;
+};
+
+class Slots {
+ public:
+  void add(const std::string& name, size_t columns, std::vector<float>& vector) {
+    by_name_.emplace(name, Slot{1, columns, &vector});
+  }
+  void add(const std::string& name, size_t rows, size_t columns, Matrix& matrix) {
+    by_name_.emplace(name, Slot{rows, columns, &matrix});
+  }
+
+  // nullptr for a name that is not there.
+  Slot* find(const std::string& name) {
+    const auto found = by_name_.find(name);
+    return found == by_name_.end() ? nullptr : &found->second;
+  }
+  size_t size() const { return by_name_.size(); }
+  auto begin() const { return by_name_.begin(); }
+  auto end() const { return by_name_.end(); }
+
+ private:
+  std::map<std::string, Slot> by_name_;
+};
+
+}  // namespace hearth

@@ -1,0 +1,90 @@
+#include "shard/weights.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace hearth {
+
+Weights::Weights(const ShardConfig& config) : blocks_(config.layers.size()) {
+  for (size_t n = 0; n < blocks_.size(); ++n) {
+    const std::string prefix = "layers." + std::to_string(config.layers.begin + n) + ".";
+    blocks_[n].mixer.add_slots(config, prefix, slots_);
+    blocks_[n].feed_forward.add_slots(config, prefix, slots_);
+  }
+  if (config.embedding) slots_.add("embedding", config.vocab_size, config.hidden_size, embedding_);
+  if (config.vocab.size() > 0) output_.add_slots(config, slots_);
+}
+
+std::vector<std::string> Weights::missing() const {
+  std::vector<std::string> names;
+  for (const auto& [name, slot] : slots_) {
+    if (slot.loaded_rows != slot.rows) names.push_back(name);
+  }
+  return names;
+}
+
+void Weights::load(const std::string& name, Type type, std::span<const uint8_t> data,
+                   size_t first_row, ThreadPool& pool) {
+  Slot* slot = slots_.find(name);
+  if (slot == nullptr)
+    throw std::invalid_argument("this shard has no slice '" + name.substr(0, 64) + "'");
+  try {
+    if (slot->loaded_rows == slot->rows) throw std::invalid_argument("it came twice");
+    if (first_row != slot->loaded_rows && first_row != 0) {
+      throw std::invalid_argument("row " + std::to_string(first_row) + " came where row " +
+                                  std::to_string(slot->loaded_rows) + " was next");
+    }
+    if (auto* const* vector = std::get_if<std::vector<float>*>(&slot->target)) {
+      load_vector(**vector, type, data, slot->columns);
+      slot->loaded_rows = slot->rows;
+    } else {
+      load_matrix(*slot, *std::get<Matrix*>(slot->target), type, data, first_row, pool);
+    }
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument("slice '" + name + "': " + error.what());
+  }
+  if (slot->loaded_rows != slot->rows) return;
+  auto* const* matrix = std::get_if<Matrix*>(&slot->target);
+  size_bytes_ += matrix == nullptr ? data.size() : (*matrix)->size_bytes();
+  ++complete_slices_;
+}
+
+void Weights::load_vector(std::vector<float>& vector, Type type, std::span<const uint8_t> data,
+                          size_t columns) {
+  if (type != Type::f32) throw std::invalid_argument("a norm is f32");
+  if (data.size() != columns * 4) {
+    throw std::invalid_argument("it has " + std::to_string(data.size()) + " bytes, not " +
+                                std::to_string(columns * 4));
+  }
+  vector.resize(columns);
+  std::memcpy(vector.data(), data.data(), data.size());
+}
+
+void Weights::load_matrix(Slot& slot, Matrix& matrix, Type type, std::span<const uint8_t> data,
+                          size_t first_row, ThreadPool& pool) {
+  if (matrix.empty()) {
+    // Checked before it takes memory, which an arena does not take back.
+    Matrix::check_rows(type, slot.rows, slot.columns, first_row, data.size());
+    matrix = Matrix(type, slot.rows, slot.columns, &arena_);
+  } else if (matrix.type() != type) {
+    throw std::invalid_argument("it began as " + std::string(type_name(matrix.type())) +
+                                " and cannot go on as " + std::string(type_name(type)));
+  }
+  slot.loaded_rows = first_row + matrix.pack(first_row, data, &pool);
+}
+
+Program Weights::compile(const ShardConfig& config) const {
+  Program program;
+  program.size_buffer(BufferId::cos, config.head_size / 2);
+  program.size_buffer(BufferId::sin, config.head_size / 2);
+  program.add(RopeAngles{.frequencies = config.rope_frequencies});
+  for (size_t n = 0; n < blocks_.size(); ++n) {
+    blocks_[n].mixer.compile(config, n, program);
+    blocks_[n].feed_forward.compile(config, program);
+  }
+  program.add(AddPartial{});
+  if (config.vocab.size() > 0) output_.compile(config, embedding_, program);
+  return program;
+}
+
+}  // namespace hearth
