@@ -1,4 +1,4 @@
-"""How the ranks of a mesh find and trust each other; what flows then is the core's (native/mesh.h).
+"""Connecting and authenticating the ranks of a mesh; the core's frames flow then (native/mesh.h).
 
 The handshake, fixed sizes only, each side proving the session key before the other reads on:
 
@@ -6,7 +6,7 @@ The handshake, fixed sizes only, each side proving the session key before the ot
     dialler  -> listener  80 bytes  magic, own rank, peer's rank (u32 each), nonce B, proof
     listener -> dialler   32 bytes  proof
 
-A proof is HMAC-SHA256(session key, role | A | B | ranks). The key is made anew for every epoch and
+A proof is HMAC-SHA256(session key, role | A | B | ranks). Every epoch has its own key,
 handed out over gRPC, so a connection of an older epoch proves nothing.
 """
 
@@ -18,7 +18,6 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -26,7 +25,7 @@ from hearth import _native
 from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import split_address
 from hearth.common.errors import HearthError, Reason
-from hearth.common.sizes import format_size
+from hearth.common.link_costs import LinkCosts
 
 KEY_BYTES = 32
 _MAGIC = b"HRTHMSH1"
@@ -34,8 +33,8 @@ _HELLO = struct.Struct("<8sII32s32s")
 # A dialler that says nothing for so long is dropped; it holds a thread.
 _HANDSHAKE_SECONDS = 2.0
 # Handshakes at once, of all and of one host; more are closed unheard, and ranks try again.
-_MOST_HANDSHAKES = 32
-_MOST_OF_A_HOST = 16
+_MAX_HANDSHAKES = 32
+_MAX_HANDSHAKES_PER_HOST = 16
 _RETRY_SECONDS = 0.05
 # What is sent and not acknowledged for so long breaks a connection: a cable between two workers,
 # both of which the root reaches. (One that it does not reach is noticed sooner, by gRPC.) A rank
@@ -66,8 +65,8 @@ class MeshListener:
         self._key: bytes | None = None
         self._rank = 0
         self._arrived: dict[int, socket.socket] = {}
-        # Handshakes now, by host.
-        self._greeting: Counter[str] = Counter()
+        # Handshakes now, by host; a host that has none is not kept.
+        self._greeting: dict[str, int] = {}
         self._refusals = Refusals("the mesh port")
         self._thread = threading.Thread(target=self._accept, name="mesh-listener", daemon=True)
         self._thread.start()
@@ -128,12 +127,19 @@ class MeshListener:
 
     def _enter(self, host: str) -> bool:
         with self._changed:
-            if self._greeting.total() >= _MOST_HANDSHAKES:
+            if sum(self._greeting.values()) >= _MAX_HANDSHAKES:
                 return False
-            if self._greeting[host] >= _MOST_OF_A_HOST:
+            handshakes = self._greeting.get(host, 0)
+            if handshakes >= _MAX_HANDSHAKES_PER_HOST:
                 return False
-            self._greeting[host] += 1
+            self._greeting[host] = handshakes + 1
             return True
+
+    def _leave(self, host: str) -> None:
+        with self._changed:
+            self._greeting[host] -= 1
+            if not self._greeting[host]:
+                del self._greeting[host]
 
     def _greet(self, connection: socket.socket, peer: Peer) -> None:
         try:
@@ -145,22 +151,20 @@ class MeshListener:
             connection.close()
             raise
         finally:
-            with self._changed:
-                self._greeting[peer[0]] -= 1
-                self._greeting += Counter()  # forgets hosts that have none
+            self._leave(peer[0])
         if problem:
             connection.close()
             self._refusals.note(peer, problem)
 
     def _admit(self, connection: socket.socket) -> str:
-        """Why the connection is refused; empty where it was taken in."""
+        """The reason to refuse the connection; empty where it was taken in."""
         ours = secrets.token_bytes(32)
         connection.sendall(ours)
         magic, rank, peer, theirs, proof = _HELLO.unpack(_receive(connection, _HELLO.size))
         if magic != _MAGIC:
             return "it does not speak the mesh's handshake"
         with self._changed:
-            # A dialler may be told of the mesh a moment before we are.
+            # A dialler may hear of the mesh a moment before this rank.
             self._changed.wait_for(lambda: self._key is not None, _HANDSHAKE_SECONDS)
             key = self._key
             if key is None:
@@ -225,22 +229,20 @@ def connect_all(
     return [-1 if r == rank else connections[r].detach() for r in range(len(addresses))]
 
 
-def measure(lane: _native.MeshLane, ranks: int, seconds: float) -> str:
-    """Lets all ranks measure their links, and choose how syncs travel; what was found, in words.
+def measure(lane: _native.MeshLane, seconds: float) -> LinkCosts:
+    """Measures the links, with all ranks at once, and chooses how syncs travel.
 
-    Raises HearthError PEER_LOST naming the rank that did not go along.
+    Raises HearthError PEER_LOST naming the rank that did not take part.
     """
     try:
         costs = lane.measure(seconds)
     except _native.LaneError as error:
         problem = f"the mesh broke while its links were measured: {error}"
         raise HearthError(Reason.PEER_LOST, problem, {"rank": error.rank}) from None
-    ways = f"sums of up to {format_size(lane.direct_bytes)} go direct, larger ones scattered"
-    if lane.direct_bytes > _LARGEST_SUM:
-        ways = "all sums go direct"
-    return (
-        f"mesh of {ranks} ranks: latency {costs.latency_ns / 1e3:.0f} us, "
-        f"{1e6 / costs.byte_ps:.0f} MB/s a rank; {ways}"
+    return LinkCosts(
+        latency_seconds=costs.latency_ns / 1e9,
+        bytes_per_second=1e12 / max(1, costs.byte_ps),
+        direct_bytes=lane.direct_bytes if lane.direct_bytes <= _LARGEST_SUM else None,
     )
 
 

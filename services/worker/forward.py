@@ -16,7 +16,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all, measure
 from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2
-from hearth.worker.lanes import GrpcLane, StepAborted, StreamEnded
+from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
 from hearth.worker.shard import NodeShard
 
@@ -70,10 +70,6 @@ class ForwardLoop:
                         self._step(request.step)
                 elif kind == "mesh_open" and self._needs_mesh:
                     self._open_mesh(request.mesh_open)
-                elif kind == "abort" and request.abort.step_id <= self._step_id:
-                    pass  # crossed our answer on the way
-                elif kind == "sync" and request.sync.step_id <= self._step_id:
-                    pass  # was on its way when the step was given up
                 else:
                     raise HearthError(Reason.BAD_STEP, f"a message {kind!r} came between two steps")
         except StreamEnded:
@@ -90,7 +86,7 @@ class ForwardLoop:
             lane.abort()
 
     def _open_mesh(self, request: worker_pb2.MeshOpen) -> None:
-        """Connects to every other rank, and measures. Raises HearthError."""
+        """Connects to every other rank of the stage, and measures. Raises HearthError."""
         place = self._placement
         if len(request.addresses) != place.ranks or len(request.session_key) != KEY_BYTES:
             problem = (
@@ -103,20 +99,24 @@ class ForwardLoop:
             raise HearthError(Reason.INVALID_ARGUMENT, problem)
         name = wire.type_name(self._sync_type)  # before there are sockets to lose
         self._mesh.expect(request.session_key, place.rank)
-        sockets = connect_all(
-            list(request.addresses),
-            request.session_key,
-            place.rank,
-            self._mesh.take,
-            MESH_SECONDS,
-        )
-        lane = self._lane = _native.MeshLane(
-            rank=place.rank,
-            sockets=sockets,
-            wire=name,
-            deadline_seconds=request.deadline_seconds,
-        )
-        measure(lane, place.ranks, MESH_SECONDS)
+        try:
+            sockets = connect_all(
+                list(request.addresses),
+                request.session_key,
+                place.rank,
+                self._mesh.take,
+                MESH_SECONDS,
+            )
+            lane = self._lane = _native.MeshLane(
+                rank=place.rank,
+                sockets=sockets,
+                wire=name,
+                deadline_seconds=request.deadline_seconds,
+            )
+            measure(lane, MESH_SECONDS)
+        except HearthError as error:
+            error.metadata.setdefault("stage", str(place.stage))
+            raise
         self._needs_mesh = False
         self._send(worker_pb2.ForwardResponse(mesh_ready=worker_pb2.MeshReady()))
 
@@ -132,13 +132,10 @@ class ForwardLoop:
             self._lane.begin(step.step_id)
         try:
             output = self._shard.step(activations, sequences, step.output_rows, self._lane)
-        except StepAborted:
-            aborted = worker_pb2.StepResult(step_id=step.step_id, aborted=True)
-            self._send(worker_pb2.ForwardResponse(result=aborted))
-            return
         except _native.LaneError as error:
             # Named by rank: only the root knows which worker that is.
-            raise HearthError(Reason.PEER_LOST, str(error), {"rank": error.rank}) from None
+            place = {"stage": self._placement.stage, "rank": error.rank}
+            raise HearthError(Reason.PEER_LOST, str(error), place) from None
         response, sent = self._response(step, output)
         wall, sync = output.wall_ns / 1e9, output.sync_ns / 1e9
         del output  # its logits are in the response

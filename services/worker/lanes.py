@@ -7,21 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from hearth import _native
 from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
+from hearth.common.lanes import StreamLane
 from hearth.v1 import worker_pb2
-
-
-class StepAborted(Exception):  # noqa: N818 (an event, not an error)
-    """The root gave up the step in hand."""
 
 
 class StreamEnded(Exception):  # noqa: N818 (an event, not an error)
     """The Forward stream ended; nobody waits for an answer."""
 
 
-class GrpcLane(_native.Lane):
+class GrpcLane(StreamLane):
     """Sends this rank's partial sum to the root, and waits for the sum over all ranks.
 
     `receive` blocks for the next message of the stream and raises StreamEnded when there is none.
@@ -33,27 +29,14 @@ class GrpcLane(_native.Lane):
         receive: Callable[[], worker_pb2.ForwardRequest],
         sync_type: int,
     ) -> None:
-        super().__init__()
-        wire.type_name(sync_type)
+        super().__init__(sync_type)
         self._send = send
         self._receive = receive
-        self._sync_type = sync_type
-        self._step_id = 0
-        self._index = 0
-        self.sent_bytes = 0
-        self.received_bytes = 0
-
-    def begin(self, step_id: int) -> None:
-        """The next syncs are those of step `step_id`, counted from 0."""
-        self._step_id = step_id
-        self._index = 0
-        self.sent_bytes = 0
-        self.received_bytes = 0
 
     def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
         """x, float32 [rows, hidden_size], becomes the sum over all ranks, in place.
 
-        Raises StepAborted, StreamEnded, or HearthError BAD_STEP for a frame that is not next.
+        Raises StreamEnded, or HearthError BAD_STEP for a frame that is not next.
         """
         frame = worker_pb2.SyncFrame(
             step_id=self._step_id, index=self._index, data=wire.encode(x, self._sync_type)
@@ -62,8 +45,6 @@ class GrpcLane(_native.Lane):
         self.sent_bytes += len(frame.data)
         reply = self._receive()
         kind = reply.WhichOneof("message")
-        if kind == "abort":
-            raise StepAborted
         if kind != "sync":
             raise self._unexpected(f"a message {kind!r}")
         answer = reply.sync

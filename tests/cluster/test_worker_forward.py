@@ -124,16 +124,48 @@ def test_candidates_are_the_best_with_their_ids(root: Root) -> None:
     assert {*ids[0]} == {*np.argsort(whole[0])[-5:]}
 
 
-def test_an_aborted_step_is_answered_and_the_next_one_runs(root: Root) -> None:
-    root.begin_step(rows(1), [(1, 0, [0])], [0])
-    assert root.receive().sync.index == 0
-    root.send(abort=worker_pb2.StepAbort(step_id=1))
-    result = root.receive().result
-    assert result.aborted
-    assert result.step_id == 1
-    root.send(abort=worker_pb2.StepAbort(step_id=1))  # late ones do no harm
-    root.begin_step(rows(1), [(1, 0, [0])], [0])
-    assert len(root.finish_step().logits) == 256 * 4
+def stage_of_two(stage: int, rank: int = 0, ranks: int = 1) -> Plan:
+    """One of two stages of a layer each; only the second has a head."""
+    config = shard_config(layers=2)
+    config.layers.begin, config.layers.end = stage, stage + 1
+    if stage == 0:
+        config.vocab.Clear()
+    plan = Plan(config, ranks=ranks)
+    plan.begin.placement.CopyFrom(
+        common_pb2.Placement(stage=stage, stages=2, rank=rank, ranks=ranks)
+    )
+    return plan
+
+
+def test_a_stage_returns_activations_and_the_last_one_logits(start_worker: Start) -> None:
+    plans = [stage_of_two(0), stage_of_two(1)]
+    roots = [Root(start_worker(), plan) for plan in plans]
+    shards = [plan.local_shard() for plan in plans]
+    for x, sequences, output_rows in (
+        (rows(20), [(20, 0, [0, 1])], [19]),
+        (rows(2), [(1, 20, [0, 1]), (1, 0, [2])], [0, 1]),
+    ):
+        roots[0].begin_step(x, sequences, [])
+        result = roots[0].finish_step()
+        assert not result.logits
+        between = wire.decode(result.activations, F32, *x.shape)
+        assert np.array_equal(between, shards[0].step(x, sequences, [], None).activations)
+        roots[1].begin_step(between, sequences, output_rows)
+        result = roots[1].finish_step()
+        assert not result.activations
+        expected = shards[1].step(between, sequences, output_rows, None).logits
+        assert np.array_equal(wire.decode(result.logits, F32, *expected.shape), expected)
+    for root in roots:
+        root.close()
+
+
+def test_only_the_first_rank_of_a_stage_returns_activations(start_worker: Start) -> None:
+    root = Root(start_worker(), stage_of_two(0, rank=1, ranks=2))
+    root.begin_step(rows(3), [(3, 0, [0])], [])
+    result = root.finish_step()
+    assert not result.activations
+    assert not result.logits
+    root.close()
 
 
 @pytest.mark.parametrize(

@@ -429,7 +429,7 @@ def changed_step(draw: Draw, worker: Worker) -> worker_pb2.Step:
 
 
 def any_message(draw: Draw, worker: Worker) -> bytes:
-    kind = draw(st.sampled_from(["step", "step", "step", "sync", "abort", "mesh", "open", "raw"]))
+    kind = draw(st.sampled_from(["step", "step", "step", "sync", "mesh", "open", "raw"]))
     request = worker_pb2.ForwardRequest()
     if kind == "step":
         request.step.CopyFrom(changed_step(draw, worker))
@@ -442,8 +442,6 @@ def any_message(draw: Draw, worker: Worker) -> bytes:
                 data=bytes(size),
             )
         )
-    elif kind == "abort":
-        request.abort.step_id = u64(draw(NUMBERS))
     elif kind == "mesh":
         request.mesh_open.addresses.extend(draw(st.lists(st.text(max_size=9), max_size=3)))
         request.mesh_open.session_key = bytes(draw(st.sampled_from([0, 31, 32])))

@@ -21,6 +21,7 @@ from hearth.root.cluster.streaming import LoadEvent
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.scheduling.batch import Limits
+from hearth.root.status import describe
 from hearth.root.status.board import Board
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
@@ -67,7 +68,10 @@ class Forming:
         self._metrics = metrics
         self._on_load = on_load
         self._on_end = on_end
-        self._links = [WorkerLink(address, blueprint.settings.security) for address in workers]
+        self._links = [
+            WorkerLink(address, blueprint.settings.security, node.place)
+            for address, node in zip(workers, self._plan.nodes[1:], strict=True)
+        ]
         self._loading: Loading | None = None
         # Of the ranks, about the mesh; the workers' names are known once they are described.
         self._reports = Reports(())
@@ -242,9 +246,10 @@ class Forming:
         settings = self._blueprint.settings
         sync_type = SYNC[settings.sync_type]
         if settings.lane == "mesh":
-            lane, found = open_mesh(self._links, sync_type, settings.step_seconds)
-            log.info("%s", found)
+            lane, costs = open_mesh(self._links, sync_type, settings.step_seconds)
+            note = describe.mesh_note(len(self._links) + 1, costs)
+            log.info("%s", note)
             with self._board.change() as status:
-                status.notes.append(found)
+                status.notes.append(note)
             return lane
         return HubLane(self._links, sync_type)

@@ -14,6 +14,8 @@ from hearth import _native
 from hearth.common import wire
 from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
+from hearth.common.lanes import StreamLane
+from hearth.common.link_costs import LinkCosts
 from hearth.common.mesh import KEY_BYTES, connect_all, measure
 from hearth.root.cluster.links import WorkerLink, expect_sync
 from hearth.v1 import worker_pb2
@@ -23,7 +25,7 @@ from hearth.v1 import worker_pb2
 MESH_SECONDS = 15.0
 
 
-class HubLane(_native.Lane):
+class HubLane(StreamLane):
     """All-reduce over the Forward streams, the root in the middle.
 
     Sums run in rank order, in f32; every rank, the root too, goes on with what was on the wire, so
@@ -31,22 +33,9 @@ class HubLane(_native.Lane):
     """
 
     def __init__(self, links: Sequence[WorkerLink], sync_type: int) -> None:
-        """links: the workers in rank order, ranks 1 and up; sync_type: of hearth.v1.SyncType."""
-        super().__init__()
+        """links: ranks 1 and up of the root's stage, in rank order; sync_type: of SyncType."""
+        super().__init__(sync_type)
         self._links = links
-        self._sync_type = sync_type
-        self._exact = wire.type_name(sync_type) == "f32"
-        self._step_id = 0
-        self._index = 0
-        self.sent_bytes = 0
-        self.received_bytes = 0
-
-    def begin(self, step_id: int) -> None:
-        """The next syncs are those of step `step_id`, counted from 0."""
-        self._step_id = step_id
-        self._index = 0
-        self.sent_bytes = 0
-        self.received_bytes = 0
 
     def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
         """x, f32 [rows, hidden_size], becomes the sum over all ranks. Raises HearthError."""
@@ -68,10 +57,10 @@ class HubLane(_native.Lane):
 
 def open_mesh(
     links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float
-) -> tuple[_native.MeshLane, str]:
-    """Connects all ranks to each other, and measures; links: the workers in rank order.
+) -> tuple[_native.MeshLane, LinkCosts]:
+    """Connects the ranks of the root's stage to each other, and measures their links.
 
-    The text says what was found. Raises HearthError.
+    links: all ranks of the stage but the root, in rank order. Raises HearthError.
     """
     for link in links:
         if not link.mesh_address:
@@ -107,7 +96,7 @@ def open_mesh(
     )
     try:
         try:
-            found = measure(lane, len(addresses), MESH_SECONDS)
+            costs = measure(lane, MESH_SECONDS)
         except HearthError as error:
             raise _lost(links, error) from None
         for link in links:
@@ -119,12 +108,12 @@ def open_mesh(
     except BaseException:
         lane.close()
         raise
-    return lane, found
+    return lane, costs
 
 
 def _lost(links: Sequence[WorkerLink], error: HearthError) -> HearthError:
-    """The root's own finding that a rank is lost: which worker that is."""
+    """The root's own finding that a rank is lost, as an error that names the worker."""
     rank = int(error.metadata["rank"])
-    link = links[rank - 1]
-    facts = {"worker": link.address, "rank": rank}
+    link = next(link for link in links if link.place.rank == rank)
+    facts = {"worker": link.address, "stage": link.place.stage, "rank": rank}
     return HearthError(Reason.WORKER_LOST, f"worker {link.name}: {error.message}", facts)

@@ -1,6 +1,7 @@
 """The root's end of one worker: its channel, its weight stream, its Forward stream.
 
-Every failure becomes a HearthError that names the worker. Knows no plan and no batch.
+Every failure becomes a HearthError that names the worker. Knows no batch, and of the plan only
+the worker's place.
 """
 
 import queue
@@ -16,6 +17,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.common.security import Security
 from hearth.root.cluster.streaming import LoadEvent, SliceReader, stream_weights
+from hearth.root.planning.plan import ALONE, Placement
 from hearth.v1 import worker_pb2, worker_pb2_grpc
 
 DESCRIBE_SECONDS = 5.0
@@ -28,9 +30,12 @@ _GONE = {Reason.UNREACHABLE, Reason.CANCELLED, Reason.INTERNAL, Reason.DEADLINE}
 class WorkerLink:
     """A worker at host:port. `receive` and `send` are for one thread; `fail` is for any."""
 
-    def __init__(self, address: str, security: Security | None = None) -> None:
-        """Raises HearthError BAD_ADDRESS; connects when first used."""
+    def __init__(
+        self, address: str, security: Security | None = None, place: Placement = ALONE
+    ) -> None:
+        """place: the worker's in the plan. Raises HearthError BAD_ADDRESS; connects when used."""
         self.address = address
+        self.place = place
         self.name = address
         # host:port where other ranks connect; known after `describe`.
         self.mesh_address = ""
@@ -58,7 +63,7 @@ class WorkerLink:
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                problem = f"{self.address} is no Hearth worker: something else answers there"
+                problem = f"{self.address} is not a Hearth worker: something else answers there"
                 raise self._named(HearthError(Reason.BAD_ADDRESS, problem)) from None
             if failure.reason in _GONE:
                 problem = (
@@ -201,6 +206,6 @@ def expect_result(
 ) -> worker_pb2.StepResult:
     """The step's result, which must come next. Raises HearthError WORKER_LOST otherwise."""
     result = response.result
-    if response.WhichOneof("message") != "result" or result.step_id != step_id or result.aborted:
+    if response.WhichOneof("message") != "result" or result.step_id != step_id:
         raise _violation(link.name, f"the result of step {step_id} was next")
     return result

@@ -23,6 +23,10 @@ class Placement:
     ranks: int
 
 
+# A node that no plan has placed.
+ALONE = Placement(stage=0, stages=1, rank=0, ranks=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """One node's cut of one tensor: rows and columns [begin, end) of the whole, in type `kind`."""

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
+from hearth.common.link_costs import LinkCosts
 from hearth.common.node_info import node_info
+from hearth.common.sizes import format_size
 from hearth.common.types import LANE, SYNC
 from hearth.root.membership.candidates import Candidate
 from hearth.root.planning.plan import Placement, Plan
@@ -116,6 +118,18 @@ def explain(status: root_pb2.ClusterStatus, known: Sequence[Candidate], why: str
         if state is not None:
             node.state, node.reason = state, candidate.reason
     return status != before
+
+
+def mesh_note(ranks: int, costs: LinkCosts) -> str:
+    """The measured links of a mesh, for people."""
+    ways = "all sums go direct"
+    if costs.direct_bytes is not None:
+        size = format_size(costs.direct_bytes)
+        ways = f"sums of up to {size} go direct, larger ones scattered"
+    return (
+        f"mesh of {ranks} ranks: latency {costs.latency_seconds * 1e6:.0f} us, "
+        f"{costs.bytes_per_second / 1e6:.0f} MB/s a rank; {ways}"
+    )
 
 
 def placement(place: Placement) -> common_pb2.Placement:
