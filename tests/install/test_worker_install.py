@@ -50,7 +50,7 @@ def test_the_libraries_are_absent(without_libraries: dict[str, str]) -> None:
 def test_a_worker_without_them_computes_its_share(
     start_worker: Callable[..., WorkerProcess], without_libraries: dict[str, str]
 ) -> None:
-    arguments = ["generate", "--model", "demo", "--prompt", "Once", "--steps", "5"]
+    arguments = ["generate", "--model", "demo", "--prompt", "Once", "--max-tokens", "5"]
     expected = hearth(*arguments)
     assert expected.returncode == 0, expected.stderr
     worker = start_worker(environ=without_libraries)
