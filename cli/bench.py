@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import statistics
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,7 @@ from hearth.cli import options as common
 if TYPE_CHECKING:
     from hearth.cli.session import Session
     from hearth.root.cluster.cluster import Cluster
-    from hearth.root.cluster.formation import StepOutput
-    from hearth.root.scheduling.batch import Batch
+    from hearth.root.scheduling.batch import Batch, StepOutput
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,12 +48,21 @@ class Recorder:
         self._cluster = cluster
         self.decode: list[StepOutput] = []
 
-    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
-        output = self._cluster.run(batch, candidates)
+    @property
+    def depth(self) -> int:
+        return self._cluster.depth
+
+    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+        step = self._cluster.submit(batch, candidates)
         if batch.decode_rows == batch.rows:
+            step.add_done_callback(self._record)
+        return step
+
+    def _record(self, step: Future[StepOutput]) -> None:
+        if step.exception() is None:
+            output = step.result()
             # Without the logits: rows of a large vocabulary would show in the peak of memory.
             self.decode.append(dataclasses.replace(output, logits=output.logits[:0].copy()))
-        return output
 
 
 def run(options: argparse.Namespace) -> int:

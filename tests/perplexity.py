@@ -49,10 +49,11 @@ def step(limits: Limits, sequences: Sequence[tuple[Sequence[int], int, Sequence[
     for number, (pages, position, tokens) in enumerate(sequences):
         count = -(-(position + len(tokens)) // limits.page_size)
         assert count <= len(pages)
-        parts.append(SequenceStep(number, tuple(tokens), position, tuple(pages[:count]), True))
+        table = tuple(pages[:count])
+        parts.append(SequenceStep(number, tuple(tokens), position, 0, table, len(tokens)))
     rows = tuple(token for part in parts for token in part.tokens)
     decode = sum(len(part.tokens) == 1 for part in parts)
-    return Batch(tuple(parts), rows, tuple(range(len(rows))), decode)
+    return Batch(tuple(parts), rows, tuple(range(len(rows))), decode, reset=True)
 
 
 def logits_of(cluster: Cluster, limits: Limits, ids: Sequence[int]) -> F32:
@@ -60,7 +61,7 @@ def logits_of(cluster: Cluster, limits: Limits, ids: Sequence[int]) -> F32:
     length, pages = limits.max_step_tokens, range(limits.max_pages)
     return np.concatenate(
         [
-            cluster.run(step(limits, [(pages, at, ids[at : at + length])])).logits
+            cluster.submit(step(limits, [(pages, at, ids[at : at + length])])).result().logits
             for at in range(0, len(ids), length)
         ]
     )

@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +22,9 @@ from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.grpc.server import RootServer
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.params import Sampling
-from hearth.root.scheduling.batch import Batch, Limits
+from hearth.root.scheduling.batch import Batch, Limits, StepOutput
 from hearth.v1 import root_pb2
+from hearth.worker.page_tables import PageTables
 
 BOS, EOS = 256, 257
 VOCAB = 258
@@ -70,12 +72,6 @@ def script(text: str | bytes, prompt: str = "") -> NextToken:
     return next_token
 
 
-@dataclass(frozen=True)
-class FakeOutput:
-    logits: npt.NDArray[np.float32]
-    ids: None = None
-
-
 @dataclass
 class FakeRunner:
     """Steps in no time, or in `seconds`; holds every rule of a Batch on the way."""
@@ -88,10 +84,21 @@ class FakeRunner:
     gate: threading.Event | None = None
     entered: threading.Event = field(default_factory=threading.Event)
     fail_with: Exception | None = None
+    depth: int = 1
     batches: list[Batch] = field(default_factory=list)
     cache: dict[int, list[int | None]] = field(default_factory=dict)
+    tables: PageTables = field(default_factory=lambda: PageTables(1 << 16, 1 << 24))
 
-    def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
+    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+        """Computes in the calling thread, as a cluster of one stage does."""
+        step: Future[StepOutput] = Future()
+        try:
+            step.set_result(self.run(batch, candidates))
+        except Exception as error:
+            step.set_exception(error)
+        return step
+
+    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
         self.entered.set()
         if self.gate is not None:
             assert self.gate.wait(30)
@@ -101,25 +108,39 @@ class FakeRunner:
         if self.fail_with is not None:
             error, self.fail_with = self.fail_with, None
             raise error
+        return self.read(batch, self.write(batch))
+
+    def write(self, batch: Batch) -> list[list[int]]:
+        """Puts the tokens of a step into the cache; the page table of each sequence."""
         assert 1 <= batch.rows <= self.max_step_tokens
         assert batch.tokens == tuple(t for step in batch.sequences for t in step.tokens)
+        self.tables.forget(batch.reset, batch.ended)
+        tables: list[list[int]] = []
         for step in batch.sequences:
             assert len(step.tokens) >= 1
+            pages = self.tables.change(step.seq_id, step.kept_pages, step.new_pages).tolist()
+            tables.append(pages)
+            # Never more pages than the positions so far need.
+            assert len(pages) == -(-(step.position + len(step.tokens)) // self.page_size)
             for i, token in enumerate(step.tokens):
                 page, offset = divmod(step.position + i, self.page_size)
-                slots = self.cache.setdefault(step.pages[page], [None] * self.page_size)
+                slots = self.cache.setdefault(pages[page], [None] * self.page_size)
                 slots[offset] = token
+        return tables
+
+    def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
+        """Logits of the rows that want them, from what the cache holds now."""
         logits = np.zeros((len(batch.output_rows), VOCAB), np.float32)
         row = 0
-        for step in batch.sequences:
-            if step.wants_logits:
-                history = self._history(step.pages, step.position + len(step.tokens))
-                logits[row, self.next_token(history)] = 10.0
+        for step, pages in zip(batch.sequences, tables, strict=True):
+            end = step.position + len(step.tokens)
+            for length in range(end - step.outputs + 1, end + 1):
+                logits[row, self.next_token(self._history(pages, length))] = 10.0
                 row += 1
         assert row == len(logits)
-        return FakeOutput(logits)
+        return StepOutput(logits)
 
-    def _history(self, pages: tuple[int, ...], length: int) -> tuple[int, ...]:
+    def _history(self, pages: Sequence[int], length: int) -> tuple[int, ...]:
         history = []
         for position in range(length):
             page, offset = divmod(position, self.page_size)
@@ -142,6 +163,9 @@ class Greedy:
 
     def accept(self, token: int) -> None:
         self.accepted.append(token)
+
+    def accept_prompt(self, tokens: npt.NDArray[np.uint32]) -> None:
+        self.accepted += tokens.tolist()
 
 
 def expected(prompt: Sequence[int], count: int, next_token: NextToken = letters) -> list[int]:

@@ -193,9 +193,9 @@ class Shard:
     ) -> StepOutput:
         """One forward pass of a batch.
 
-        activations: f32 [rows, hidden_size]; sequences: (rows, position, pages) of each sequence,
-        in row order. Raises ValueError for shapes, positions or pages that do not fit, RuntimeError
-        when slices are missing, and whatever the lane raises.
+        activations: f32 [rows, hidden_size]; sequences: (rows, position, pages u32 [n]) of each
+        sequence, in row order. Raises ValueError for shapes, positions or pages that do not fit,
+        RuntimeError when slices are missing, and whatever the lane raises.
         """
 
 class Sampler:
@@ -215,3 +215,6 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Counts a token as seen (prompt and answer alike), for the repetition penalty."""
+
+    def accept_prompt(self, tokens: NDArray[np.uint32]) -> None:
+        """Counts all tokens [n] of a prompt as seen."""

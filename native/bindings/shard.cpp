@@ -281,7 +281,14 @@ void bind_shard(py::module_& module) {
             return sampler.sample(row, {ids->data(), static_cast<size_t>(ids->size())});
           },
           "logits"_a, "ids"_a = py::none(), "f32 [n], and u32 [n] ids if not all -> token id.")
-      .def("accept", &Sampler::accept, "token"_a, "Counts a token as seen.");
+      .def("accept", &Sampler::accept, "token"_a, "Counts a token as seen.")
+      .def(
+          "accept_prompt",
+          [](Sampler& sampler, const Ids& tokens) {
+            if (tokens.ndim() != 1) throw std::invalid_argument("tokens of a prompt are [n]");
+            for (py::ssize_t i = 0; i < tokens.size(); ++i) sampler.accept(tokens.data()[i]);
+          },
+          "tokens"_a, "Counts the tokens of a prompt as seen: u32 [n].");
 }
 
 }  // namespace hearth::bindings

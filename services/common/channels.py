@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hearth.common.security import Security
 
 # The contract's version: a root and a worker that differ refuse each other.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 # Weight data in one WeightChunk, bytes.
 CHUNK_BYTES = 1 << 20

@@ -135,6 +135,11 @@ class Metrics:
         self._running = Gauge(
             "hearth_running_sequences", "Sequences in the batch.", registry=self.registry
         )
+        self._preemptions = Counter(
+            "hearth_preemptions",
+            "Sequences taken out of the batch because KV pages ran out; they are prefilled again.",
+            registry=self.registry,
+        )
         self._pages = Gauge("hearth_kv_pages", "KV pages.", ["state"], registry=self.registry)
         self._build = Gauge(
             "hearth_build_info",
@@ -264,6 +269,10 @@ class Metrics:
         """Pages of KV cache, now."""
         self._pages.labels("used").set(used)
         self._pages.labels("free").set(free)
+
+    def preempted(self, count: int) -> None:
+        """Sequences preempted since the last call."""
+        self._preemptions.inc(count)
 
     def serve(self, address: str, security: Security | None = None, insecure: bool = False) -> int:
         """Answers GET /metrics on host:port; the port it has.

@@ -18,7 +18,8 @@ from hearth.common.metrics import Metrics
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
-from hearth.worker.shard import NodeShard
+from hearth.worker.page_tables import PageTables
+from hearth.worker.shard import NodeShard, Span
 
 # How long the ranks of a new plan may take to find each other, and then to measure their links.
 MESH_SECONDS = 10.0
@@ -51,6 +52,7 @@ class ForwardLoop:
         self._first_rank = begin.placement.rank == 0
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
+        self._tables = PageTables(shard.config.max_step_tokens, shard.config.max_pages)
         self._placement = begin.placement
         self._sync_type = begin.sync_type
         self._mesh = mesh
@@ -127,7 +129,7 @@ class ForwardLoop:
         self._step_id = step.step_id
         self._check_sizes(step)
         activations = self._activations(step)
-        sequences = [(item.rows, item.position, list(item.pages)) for item in step.sequences]
+        sequences = self._sequences(step)
         if self._lane is not None:
             self._lane.begin(step.step_id)
         try:
@@ -149,16 +151,27 @@ class ForwardLoop:
         for what, count, most in (
             ("sequences", len(step.sequences), config.max_step_tokens),
             ("output rows", len(step.output_rows), config.max_step_tokens),
-            (
-                "pages of a sequence",
-                max((len(item.pages) for item in step.sequences), default=0),
-                config.max_pages,
-            ),
         ):
             if count > most:
                 raise HearthError(
                     Reason.BAD_STEP, f"a step with {count} {what} where {most} are planned"
                 )
+
+    def _sequences(self, step: worker_pb2.Step) -> list[Span]:
+        """Rows, position and page table of each sequence. Raises HearthError BAD_STEP."""
+        ids = {item.sequence_id for item in step.sequences}
+        if len(ids) != len(step.sequences):
+            problem = f"a step of {len(step.sequences)} sequences has {len(ids)} sequence ids"
+            raise HearthError(Reason.BAD_STEP, problem)
+        self._tables.forget(step.reset, step.ended)
+        return [
+            (
+                item.rows,
+                item.position,
+                self._tables.change(item.sequence_id, item.kept_pages, item.new_pages),
+            )
+            for item in step.sequences
+        ]
 
     def _activations(self, step: worker_pb2.Step) -> wire.F32:
         rows = sum(item.rows for item in step.sequences)

@@ -21,6 +21,8 @@ from hearth.common.types import BLOCK, KV, WEIGHT, name_of
 from hearth.v1 import common_pb2, worker_pb2
 
 F32: TypeAlias = npt.NDArray[np.float32]
+# A sequence in a step: its rows, the position of the first, and its pages, u32 [n] or a list.
+Span: TypeAlias = tuple[int, int, npt.NDArray[np.uint32] | list[int]]
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
 # Generous for every model known (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
@@ -212,11 +214,11 @@ class NodeShard:
     def step(
         self,
         activations: F32,
-        sequences: Sequence[tuple[int, int, list[int]]],
+        sequences: Sequence[Span],
         output_rows: Sequence[int],
         lane: _native.Lane | None,
     ) -> _native.StepOutput:
-        """One forward pass. `activations` [rows, hidden_size]; sequences (rows, position, pages).
+        """One forward pass: activations f32 [rows, hidden_size], the rows of `sequences` in order.
 
         `output_rows` are the rows whose logits are wanted. An exception of the lane passes through.
         """

@@ -153,7 +153,7 @@ def test_cancel_stops_the_work() -> None:
             list(stream)
         # What passes until the root hears of it, not 4,000 steps.
         assert root.steps_when_quiet() <= made + 40
-        assert root.engine._scheduler.idle
+        assert root.engine.idle
 
 
 def test_leaving_the_context_manager_early_cancels() -> None:
@@ -161,7 +161,7 @@ def test_leaving_the_context_manager_early_cancels() -> None:
         with client.generate("ab", max_tokens=4000) as stream:
             next(stream)
         assert root.steps_when_quiet() < 4000
-        assert root.engine._scheduler.idle
+        assert root.engine.idle
 
 
 def test_timeout() -> None:
@@ -310,7 +310,7 @@ def test_async_cancel_timeout_and_cancelled_tasks() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await asyncio.to_thread(root.steps_when_quiet) < 800
-            assert root.engine._scheduler.idle
+            assert root.engine.idle
 
     with Root(FakeRunner(seconds=0.005), **LONG) as root:
         asyncio.run(use(root))

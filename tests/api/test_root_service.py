@@ -198,13 +198,13 @@ def test_cancelling_the_stream_stops_the_work_within_a_step() -> None:
         call.cancel()
         # The cancellation reaches the root while the step is still running.
         for _ in range(200):
-            if not root.engine._inbox.empty():
+            if root.engine.commands:
                 break
             time.sleep(0.02)
         assert runner.gate is not None
         runner.gate.set()
         assert root.steps_when_quiet() == 1
-        assert root.engine._scheduler.idle
+        assert root.engine.idle
 
 
 def test_a_client_that_vanishes_stops_the_work() -> None:
@@ -214,7 +214,7 @@ def test_a_client_that_vanishes_stops_the_work() -> None:
         next(call)
         channel.close()
         assert root.steps_when_quiet() < 1000
-        assert root.engine._scheduler.idle
+        assert root.engine.idle
 
 
 def test_the_deadline_stops_the_work() -> None:
@@ -224,7 +224,7 @@ def test_the_deadline_stops_the_work() -> None:
                 list(Stub(channel).Generate(request(max_tokens=4000), timeout=0.3))
             assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert root.steps_when_quiet() < 200
-            assert root.engine._scheduler.idle
+            assert root.engine.idle
 
 
 def test_queue_full() -> None:
@@ -238,7 +238,7 @@ def test_queue_full() -> None:
             third = stub.Generate(request())
             # All three must have arrived before the step ends.
             for _ in range(200):
-                if root.engine._inbox.qsize() == 2:
+                if root.engine.commands == 2:
                     break
                 time.sleep(0.02)
             assert runner.gate is not None
@@ -329,7 +329,7 @@ def test_stop_ends_what_outlasts_the_grace() -> None:
             with pytest.raises(grpc.RpcError):
                 list(call)
             assert root.steps_when_quiet() < 4000
-            assert root.engine._scheduler.idle
+            assert root.engine.idle
 
 
 def test_a_port_in_use_is_said() -> None:

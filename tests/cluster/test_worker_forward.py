@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -53,7 +54,9 @@ class Root:
             output_rows=output_rows,
         )
         for rows, position, pages in sequences:
-            step.sequences.add(rows=rows, position=position, pages=pages)
+            # A sequence is known by its first page here, and its table is sent whole.
+            seq_id = pages[0] if pages else 0
+            step.sequences.add(rows=rows, position=position, sequence_id=seq_id, new_pages=pages)
         self.send(step=step)
 
     def finish_step(self) -> worker_pb2.StepResult:
@@ -116,7 +119,7 @@ def test_candidates_are_the_best_with_their_ids(root: Root) -> None:
         output_rows=[0, 2],
         candidates=worker_pb2.Candidates(count=5),
     )
-    step.sequences.add(rows=3, position=0, pages=[0])
+    step.sequences.add(rows=3, position=0, sequence_id=0, new_pages=[0])
     root.send(step=step)
     result = root.finish_step()
     ids = np.frombuffer(result.candidate_ids, "<u4").reshape(2, 5)
@@ -202,6 +205,66 @@ def test_a_step_that_cannot_be_computed_is_refused(
 ) -> None:
     root.begin_step(rows(count), sequences, output_rows)
     assert root.refused().reason == Reason.BAD_STEP
+
+
+def test_page_tables_as_changes_give_the_same_numbers(root: Root) -> None:
+    """Two sequences of which only what changed is sent: pages added, pages replaced, one ended."""
+    shard = root.plan.local_shard()
+    steps: list[tuple[list[tuple[int, int, int, int, list[int]]], list[int]]] = [
+        # (sequence, rows, position, kept pages, new pages); ended
+        ([(5, 20, 0, 0, [3, 1]), (6, 9, 0, 0, [2])], []),
+        ([(5, 1, 20, 2, []), (6, 8, 9, 1, [0])], []),
+        ([(5, 14, 21, 2, [5])], [6]),
+        ([(5, 4, 30, 1, [1, 4]), (6, 3, 0, 0, [2])], []),
+    ]
+    tables: dict[int, list[int]] = {}
+    for spans, ended in steps:
+        x = rows(sum(span[1] for span in spans))
+        root.step_id += 1
+        step = worker_pb2.Step(
+            step_id=root.step_id,
+            activations=wire.encode(x, F32),
+            activation_type=F32,
+            output_rows=[0],
+            ended=ended,
+        )
+        whole = []
+        for seq_id, count, position, kept, new in spans:
+            step.sequences.add(
+                rows=count, position=position, sequence_id=seq_id, kept_pages=kept, new_pages=new
+            )
+            tables[seq_id] = tables.get(seq_id, [])[:kept] + new
+            whole.append((count, position, tables[seq_id]))
+        root.send(step=step)
+        expected = shard.step(x, whole, [0], None).logits
+        got = wire.decode(root.finish_step().logits, F32, *expected.shape)
+        assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept_pages": 2}, "sequence 1 keeps 2 pages of a table of 1"),
+        ({"new_pages": [1 << 20]}, "sequence 1 has page 1048576 of a KV cache of"),
+        ({"sequence_id": 2}, "a step of 2 sequences has 1 sequence ids"),
+        ({"ended": 3}, "sequence 3 ended and has no page table; 1 have one"),
+    ],
+)
+def test_page_tables_that_cannot_be_are_refused(
+    root: Root, change: dict[str, Any], message: str
+) -> None:
+    root.begin_step(rows(1), [(1, 0, [1])], [0])
+    root.finish_step()
+    step = worker_pb2.Step(step_id=2, activations=wire.encode(rows(2), F32), activation_type=F32)
+    if "ended" in change:
+        step.ended.append(change.pop("ended"))
+    change = {"sequence_id": 1, "kept_pages": 1, **change}
+    step.sequences.add(rows=1, position=1, **change)
+    step.sequences.add(rows=1, position=0, sequence_id=2, new_pages=[2])
+    root.send(step=step)
+    error = root.refused()
+    assert error.reason == Reason.BAD_STEP
+    assert message in error.message
 
 
 def test_a_step_out_of_order_is_refused(root: Root) -> None:

@@ -332,7 +332,7 @@ class Worker:
             activation_type=common_pb2.SYNC_TYPE_F32,
             output_rows=[1],
         )
-        step.sequences.add(rows=2, position=0, pages=[1])
+        step.sequences.add(rows=2, position=0, sequence_id=7, new_pages=[1])
         return step
 
     def forward(self, messages: list[bytes]) -> tuple[int, HearthError | None]:
@@ -399,7 +399,9 @@ def changed_step(draw: Draw, worker: Worker) -> worker_pb2.Step:
     step = worker.step()
     for _ in range(draw(st.integers(0, 3))):
         what = draw(
-            st.sampled_from(["id", "rows", "position", "pages", "type", "outputs", "best", "more"])
+            st.sampled_from(
+                ["id", "rows", "position", "pages", "tables", "type", "outputs", "best", "more"]
+            )
         )
         first = step.sequences[0]
         if what == "id":
@@ -409,7 +411,12 @@ def changed_step(draw: Draw, worker: Worker) -> worker_pb2.Step:
         elif what == "position":
             first.position = u32(draw(NUMBERS))
         elif what == "pages":
-            first.pages[:] = [u32(page) for page in draw(st.lists(NUMBERS, max_size=20))]
+            first.new_pages[:] = [u32(page) for page in draw(st.lists(NUMBERS, max_size=20))]
+            first.kept_pages = u32(draw(NUMBERS))
+        elif what == "tables":
+            first.sequence_id = u64(draw(NUMBERS))
+            step.ended[:] = [u64(seq_id) for seq_id in draw(st.lists(NUMBERS, max_size=3))]
+            step.reset = draw(st.booleans())
         elif what == "type":
             step.activation_type = draw(st.integers(-1, 5))
         elif what == "outputs":
@@ -417,7 +424,10 @@ def changed_step(draw: Draw, worker: Worker) -> worker_pb2.Step:
         elif what == "best":
             step.candidates.count = u32(draw(NUMBERS))
         else:
-            step.sequences.add(rows=u32(draw(NUMBERS)), position=0, pages=[1])
+            other = draw(st.sampled_from([0, 7, 8, 9]))
+            step.sequences.add(
+                rows=u32(draw(NUMBERS)), position=0, sequence_id=other, new_pages=[1]
+            )
             size = sum(item.rows for item in step.sequences)
             if size <= 40:
                 step.activations = bytes(size * 32 * 4)

@@ -199,7 +199,7 @@ def test_logits(
                         ids = expected.texts[which][places[which] : places[which] + count]
                         parts.append((pages[which], places[which], ids))
                         places[which] += count
-                rows = cluster.run(perplexity.step(limits, parts)).logits
+                rows = cluster.submit(perplexity.step(limits, parts)).result().logits
                 for which, count in enumerate(counts):
                     found[which].append(rows[:count])
                     rows = rows[count:]

@@ -15,7 +15,6 @@ from serving_fakes import (
     BOS,
     EOS,
     ByteTokenizer,
-    FakeOutput,
     FakeRunner,
     Greedy,
     expected,
@@ -27,7 +26,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
 from hearth.root.engine.params import GenerateParams, Sampling
-from hearth.root.scheduling.batch import Batch, FinishReason, Limits
+from hearth.root.scheduling.batch import Batch, FinishReason, Limits, StepOutput
 
 LIMITS = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=16, max_running=8)
 
@@ -183,10 +182,8 @@ def test_cancel_takes_effect_before_the_next_step() -> None:
                 cancelled_at.append(len(runner.batches))
 
         sink = Sink(cancel_at_third)
-        ready = threading.Event()
-        e._post(ready.wait)  # the sink may only run when the handle is known
-        handles.append(e.submit(params("ab", 50), sink))
-        ready.set()
+        with e.held():  # the sink may only run when the handle is known
+            handles.append(e.submit(params("ab", 50), sink))
         assert sink.error.reason == "CANCELLED"
         time.sleep(0.05)
         assert len(runner.batches) == cancelled_at[0]
@@ -216,11 +213,9 @@ def test_a_lost_worker_ends_all_and_the_engine_refuses_until_resumed() -> None:
     limits = Limits(context_size=64, max_pages=64, page_size=4, max_running=1)
     with engine(runner, limits) as e:
         sinks = [Sink(), Sink()]
-        ready = threading.Event()
-        e._post(ready.wait)  # so that the engine takes both together
-        for sink in sinks:
-            e.submit(params("ab", 5), sink)
-        ready.set()
+        with e.held():  # so that the engine takes both together
+            for sink in sinks:
+                e.submit(params("ab", 5), sink)
         for sink in sinks:
             assert sink.error is lost
         refused = Sink()
@@ -294,9 +289,9 @@ def test_a_mistake_in_the_runner_is_an_internal_error_and_the_engine_goes_on() -
 
 def test_a_runner_with_too_few_rows_is_noticed() -> None:
     class Short(FakeRunner):
-        def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
+        def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
             super().run(batch)
-            return FakeOutput(np.zeros((0, 258), np.float32))
+            return StepOutput(np.zeros((0, 258), np.float32))
 
     with engine(Short()) as e:
         sink = Sink()
@@ -315,7 +310,7 @@ def test_a_sink_that_fails_ends_its_request_only() -> None:
         e.submit(params("ab", 40), broken)
         e.submit(params("ab", 5), good)
         assert good.wait().tokens == expected((BOS, *b"ab"), 5)
-        assert e._scheduler.idle
+        assert e.idle
 
 
 def test_stop_texts_over_token_borders_are_not_in_the_output() -> None:
@@ -450,10 +445,10 @@ def test_the_core_s_sampler_draws_the_same_whatever_runs_beside() -> None:
     class Noise(FakeRunner):
         """Logits that leave the sampler something to choose."""
 
-        def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
+        def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
             peaks = super().run(batch).logits.argmax(axis=1)
             rows = [np.random.default_rng(int(p)).normal(size=258) for p in peaks]
-            return FakeOutput(np.array(rows, np.float32).reshape(len(peaks), 258))
+            return StepOutput(np.array(rows, np.float32).reshape(len(peaks), 258))
 
     def texts(requests: list[GenerateParams], together: bool) -> list[list[int]]:
         e = Engine(Noise(), ByteTokenizer(), LIMITS)
@@ -510,7 +505,7 @@ class Breaking(FakeRunner):
     def reached(self, step: int) -> bool:
         return self.steps == step
 
-    def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
+    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
         self.steps += 1
         if self.steps in self.broken:
             self.cache.clear()
@@ -635,7 +630,7 @@ def test_a_request_that_takes_the_cluster_down_is_given_up() -> None:
     """It alone: the one that waited behind it goes on."""
 
     class Poisoned(FakeRunner):
-        def run(self, batch: Batch, candidates: int = 0) -> FakeOutput:
+        def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
             if ord("x") in batch.tokens:
                 raise lost()
             return super().run(batch)

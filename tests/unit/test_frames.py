@@ -130,7 +130,7 @@ def test_large_steps_and_syncs_are_read() -> None:
         step_id=1 << 40, activations=payload, activation_type=common_pb2.SYNC_TYPE_F32
     )
     for _ in range(128):
-        step.sequences.add(rows=1, position=100_000, pages=range(8000, 12000))
+        step.sequences.add(rows=1, position=100_000, new_pages=range(8000, 12000))
     for request in (
         worker_pb2.ForwardRequest(step=step),
         worker_pb2.ForwardRequest(sync=worker_pb2.SyncFrame(step_id=3, index=4, data=payload)),

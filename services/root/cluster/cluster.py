@@ -1,8 +1,9 @@
 """A model over the root and its workers: forms the cluster, and runs steps while it serves.
 
 `form` makes a Formation (forming.py does the work): every worker dialled, all shards loaded, the
-Forward streams and the lane open. `run` is one step on all nodes. When a worker is lost, the step
-that is running fails with an error that names it, and nothing runs until `form` is called again.
+Forward streams and the lane open. `submit` is one step on all nodes. When a worker is lost, the
+step that is running fails with an error that names it, and nothing runs until `form` is called
+again.
 
 A root that serves for long calls `form` through its Supervisor, which also forms again after a
 loss. A command that runs one request calls `form` itself; a lost worker ends the command.
@@ -20,6 +21,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from hearth import _native
@@ -27,14 +29,14 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model
 from hearth.root.cluster import blame, state
-from hearth.root.cluster.formation import Formation, StepOutput
+from hearth.root.cluster.formation import Formation
 from hearth.root.cluster.forming import Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.membership.candidates import Candidate
 from hearth.root.planning.blueprint import draw
 from hearth.root.planning.plan import Plan
-from hearth.root.scheduling.batch import Batch, Limits
+from hearth.root.scheduling.batch import Batch, Limits, StepOutput
 from hearth.root.settings import ClusterSettings
 from hearth.root.status import describe
 from hearth.root.status.board import Board
@@ -59,7 +61,8 @@ class Listener(Protocol):
 class Cluster:
     """One model over the root and its workers.
 
-    `form` and `run` may be called by different threads: `form` first ends a step that is running.
+    `form` and `submit` may be called by different threads: `form` first ends a step that is
+    running.
     """
 
     def __init__(
@@ -181,11 +184,26 @@ class Cluster:
         self._check_broken(forming, formation)
         return limits
 
-    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
-        """One step on all nodes. Raises HearthError when a worker is lost: then `form` again.
+    @property
+    def depth(self) -> int:
+        """Batches worth keeping in flight: as many as the plan has stages."""
+        return 1
+
+    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+        """One step on all nodes. The Future raises HearthError when a worker is lost: `form` again.
 
         candidates: how many of each row's best tokens are enough; 0 means whole rows.
         """
+        # With one stage nothing could overlap with this step. So it is computed in the calling
+        # thread: handing it to another and back would cost tens of microseconds a token.
+        step: Future[StepOutput] = Future()
+        try:
+            step.set_result(self._run(batch, candidates))
+        except Exception as error:
+            step.set_exception(error)
+        return step
+
+    def _run(self, batch: Batch, candidates: int) -> StepOutput:
         with self._stepping:
             phase = self._state.phase
             if not isinstance(phase, state.Serving):

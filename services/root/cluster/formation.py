@@ -3,10 +3,8 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from hearth import _native
 from hearth.common import wire
@@ -17,27 +15,10 @@ from hearth.root.cluster.lanes import HubLane
 from hearth.root.cluster.links import WorkerLink, expect_result
 from hearth.root.cluster.reports import Reports
 from hearth.root.planning.plan import NodePlan, Plan
-from hearth.root.scheduling.batch import Batch
+from hearth.root.scheduling.batch import Batch, StepOutput
 from hearth.v1 import common_pb2, worker_pb2
+from hearth.worker.page_tables import PageTables
 from hearth.worker.shard import NodeShard
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """A step's logits, and where its time went. Seconds of the root's clock."""
-
-    # f32 [output rows, vocab_size]; of candidates: [output rows, n], and their u32 token ids.
-    logits: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.uint32] | None
-    wall_seconds: float
-    # The slowest node's computing; the rest of the wall time is sync, transport and waiting.
-    compute_seconds: float
-    # (compute, sync) of each node, in rank order, by its own clock.
-    node_seconds: tuple[tuple[float, float], ...]
-    sent_bytes: int
-    received_bytes: int
-    # Addresses of the workers that said in this step, for the first time, that they leave.
-    leaving: tuple[str, ...] = ()
 
 
 class Formation:
@@ -60,6 +41,8 @@ class Formation:
         self._lane = lane
         self._sync_type = sync_type
         self._step_id = 0
+        # Of the root's own shard.
+        self._tables = PageTables(shard.config.max_step_tokens, shard.config.max_pages)
         # Of the worker because of which it failed.
         self._culprit = ""
 
@@ -68,7 +51,11 @@ class Formation:
         start = time.perf_counter()
         links, lane = self.links, self._lane
         x = self._shard.embed(np.array(batch.tokens, np.uint32))
-        sequences = [(len(s.tokens), s.position, list(s.pages)) for s in batch.sequences]
+        self._tables.forget(batch.reset, batch.ended)
+        sequences = [
+            (len(s.tokens), s.position, self._tables.change(s.seq_id, s.kept_pages, s.new_pages))
+            for s in batch.sequences
+        ]
         sent = received = 0
         leaving = []
         self._step_id += 1

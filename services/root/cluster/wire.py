@@ -84,9 +84,17 @@ def step(
         step=worker_pb2.Step(
             step_id=step_id,
             sequences=[
-                worker_pb2.SequenceStep(rows=len(s.tokens), position=s.position, pages=s.pages)
+                worker_pb2.SequenceStep(
+                    rows=len(s.tokens),
+                    position=s.position,
+                    sequence_id=s.seq_id,
+                    kept_pages=s.kept_pages,
+                    new_pages=s.new_pages,
+                )
                 for s in batch.sequences
             ],
+            ended=batch.ended,
+            reset=batch.reset,
             activations=activations,
             output_rows=batch.output_rows,
             activation_type=activation_type,

@@ -1,11 +1,13 @@
 """The loop: one step after another, in its own thread, for as long as there are sequences.
 
     commands (submit, cancel, suspend, resume, stop)  ->  inbox
-    loop: inbox -> scheduler.schedule() -> runner.run(batch) -> sample -> detokenize -> sinks
+    loop: inbox -> scheduler.schedule() -> runner.submit(batch) -> in flight
+    in flight -> sample (sampling.py) -> scheduler.step_finished() -> text to sinks (delivery.py)
 
-Thin on purpose: which sequences run is the scheduler's business, how a step is computed is the
-runner's (`cluster.py`), and how text reaches a client is the sink's. An idle engine blocks on its
-inbox and uses no CPU.
+Up to `runner.depth` batches are in flight; commands are taken between any two of these stages. The
+scheduler decides which sequences run, the runner (`cluster.py`) computes a step, and the sink
+brings text to a client. An engine that has nothing to do blocks on its inbox and uses no CPU; a
+step that ends in another thread wakes it there.
 """
 
 import itertools
@@ -14,23 +16,29 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
 from functools import partial
+
+import numpy as np
 
 from hearth.common.errors import Code, HearthError
 from hearth.converter.tokenizers.base import Tokenizer
-from hearth.root.engine import errors
+from hearth.root.engine import errors, sampling
+from hearth.root.engine.delivery import Delivery
 from hearth.root.engine.interfaces import (
     EngineMetrics,
     SamplerFactory,
     StepRunner,
     native_sampler,
 )
-from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox, Sink
+from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox, Sink
 from hearth.root.engine.params import GenerateParams, check_ids
 from hearth.root.engine.request import Active, RequestHandle
 from hearth.root.engine.stopping import StopMatcher
-from hearth.root.scheduling.batch import Batch, FinishReason, Limits, Request, Sampled
+from hearth.root.scheduling.batch import Batch, Limits, Request, StepOutput
 from hearth.root.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -69,7 +77,9 @@ class Engine:
         self._metrics = metrics
         self._sampler_factory = sampler_factory
         self._scheduler = Scheduler(limits)
-        self._active: dict[int, Active] = {}
+        # In the order in which they were submitted.
+        self._flights: deque[tuple[Batch, futures.Future[StepOutput]]] = deque()
+        self._requests = Delivery(metrics, lambda seq_id: self._scheduler.cancel(seq_id))
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._pause_seconds = pause_seconds
@@ -79,6 +89,7 @@ class Engine:
         self._paused_until: float | None = None
         self._draining = False
         self._reported: tuple[int, int, int] | None = None
+        self._preemptions_reported = 0
         # Guards `_closed`: after it is set nobody reads the inbox, so nothing may be put there.
         self._closing = threading.Lock()
         self._closed = False
@@ -93,8 +104,8 @@ class Engine:
         """Takes no new requests, ends the running ones, and the thread. True when it has ended.
 
         With `drain` running requests may finish, for `timeout` seconds at most; what is left then,
-        or all without `drain`, fails with reason SHUTTING_DOWN. A step in flight is waited for
-        (the runner's own watchdog bounds it).
+        or all without `drain`, fails with reason SHUTTING_DOWN. Steps in flight are waited for
+        (the runner's own watchdog bounds them).
         """
         self._post(self._on_drain)
         if not self._thread.is_alive():
@@ -115,17 +126,12 @@ class Engine:
         # A prompt that is too long is not worth reading: the scheduler will refuse it.
         seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
         check_ids(seen, self._vocab_size)
-        sampling = params.sampling
-        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        sampler = self._sampler_factory(sampling, seed)
-        if sampling.repetition_penalty != 1:
-            for token in seen:
-                sampler.accept(token)
+        seed = secrets.randbits(64) if params.sampling.seed is None else params.sampling.seed
         active = Active(
             next(self._ids),
             params,
             sink,
-            sampler,
+            self._sampler_factory(params.sampling, seed),
             # Enough to know how text goes on: a character has at most 4 bytes.
             self.tokenizer.stream(seen[-_TAIL:]),
             StopMatcher(params.stop),
@@ -138,7 +144,9 @@ class Engine:
         )
 
     def suspend(self, error: HearthError, *, refuse: bool = False) -> threading.Event:
-        """No steps until `resume`, because of `error`; the event is set when none runs any more.
+        """No steps until `resume`, because of `error`; the event is set when none is in flight.
+
+        Those in flight are finished first.
 
         Requests, new ones too, wait for `pause_seconds` at most, and end with `error` then. With
         `refuse`, or where `pause_seconds` is 0, they end at once, and new ones are refused. Again
@@ -163,8 +171,31 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether there are requests, running or waiting."""
-        return bool(self._active)
+        """True while there are requests, running or waiting."""
+        return len(self._requests) > 0
+
+    @property
+    def idle(self) -> bool:
+        """True when the scheduler has no sequence and no step is in flight."""
+        return self._scheduler.idle
+
+    @property
+    def commands(self) -> int:
+        """Commands that the engine's thread has not taken yet."""
+        return self._inbox.qsize()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Takes no command after the first in this block before its end.
+
+        Requests submitted in it are queued together, and those of an idle engine start together.
+        """
+        end = threading.Event()
+        self._post(end.wait)
+        try:
+            yield
+        finally:
+            end.set()
 
     def generate(self, params: GenerateParams) -> Iterator[Delta | Done]:
         """Submits and iterates over what comes: deltas, then Done; HearthError when it fails.
@@ -199,30 +230,27 @@ class Engine:
     def _loop(self) -> None:
         while not (self._draining and self._scheduler.idle):
             try:
-                self._take_commands()
-                if self._suspended is not None:
-                    continue
-                batch = self._scheduler.schedule()
-                if batch is not None:
-                    self._step(batch)
-                    if self._scheduler.idle:
-                        self._scheduler.check()
+                self._turn()
             except Exception as error:
-                # A mistake in Hearth itself: say so to those it hits, and go on with a clean slate.
+                # A mistake in Hearth itself: report it to those it hits, and begin afresh.
                 log.exception("engine: unexpected error")
-                self._fail_all(errors.internal(error))
                 self._scheduler = Scheduler(self.limits)
+                self._preemptions_reported = 0
+                self._fail_all(errors.internal(error))
         self._close()
 
-    def _take_commands(self) -> None:
-        if self._scheduler.idle or self._suspended is not None:
-            self._report_load()
+    def _turn(self) -> None:
+        """Finishes a step, or begins one, or waits for a command; then takes all commands."""
+        if self._flights and self._flights[0][1].done():
+            self._finish()
+        elif not self._begin():
             self._wait_for_command()
         while not self._inbox.empty():
             self._inbox.get_nowait()()
 
     def _wait_for_command(self) -> None:
         """Blocks; no longer than requests may wait for the cluster."""
+        self._report_load()
         until = self._paused_until
         try:
             self._inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))()
@@ -249,19 +277,22 @@ class Engine:
                 Request(active.seq_id, params.prompt, params.max_tokens, eos_ids)
             )
         except HearthError as error:
-            if self._metrics is not None:
-                self._metrics.request_refused(error.reason)
-            self._emit(active, Failed(error))
-        else:
-            self._active[active.seq_id] = active
+            self._requests.refuse(active, Failed(error))
+            return
+        self._requests.add(active)
+        if params.sampling.repetition_penalty != 1:
+            # Here and not in `submit`: a long prompt takes milliseconds, and `submit` is called
+            # from an event loop.
+            active.sampler.accept_prompt(np.array(params.prompt, np.uint32))
 
     def _on_cancel(self, seq_id: int) -> None:
-        active = self._active.get(seq_id)
+        active = self._requests.get(seq_id)
         if active is not None:
-            self._scheduler.cancel(seq_id)
-            self._end(active, Failed(errors.cancelled()))
+            self._fail(active, errors.cancelled())
 
     def _on_suspend(self, error: HearthError, refuse: bool = False) -> None:
+        """After the steps in flight, or because they failed."""
+        self._finish_all()
         refusing = self._suspended is not None and self._paused_until is None
         if refuse or refusing or not self._pause_seconds:
             self._refuse(error)
@@ -270,11 +301,11 @@ class Engine:
             self._paused_until = time.monotonic() + self._pause_seconds
         self._suspended = error
         for seq_id in self._scheduler.rewind():
-            active = self._active[seq_id]
+            active = self._requests.get(seq_id)
+            assert active is not None
             active.setbacks += 1
             if active.setbacks >= _MOST_SETBACKS:
-                self._scheduler.cancel(seq_id)
-                self._end(active, Failed(errors.lost_too_often(error, active.setbacks)))
+                self._fail(active, errors.lost_too_often(error, active.setbacks))
 
     def _refuse(self, error: HearthError) -> None:
         """Ends every request with `error`, and refuses new ones until `resume`."""
@@ -283,7 +314,9 @@ class Engine:
         self._fail_all(error)
 
     def _on_resume(self, limits: Limits | None) -> None:
-        cause = self._suspended or errors.formed_anew()
+        # Steps of before: they fail, if the cluster was lost in them, before it is used again.
+        self._finish_all()
+        cause = self._suspended or errors.formed_again()
         if self._paused_until is not None and self._metrics is not None:
             since = self._paused_until - self._pause_seconds
             self._metrics.paused(time.monotonic() - since)
@@ -293,115 +326,116 @@ class Engine:
             return
         self.limits = limits
         for seq_id, problem in self._scheduler.refit(limits):
-            self._end(self._active[seq_id], Failed(errors.fits_no_more(problem, cause)))
+            active = self._requests.get(seq_id)
+            assert active is not None
+            self._requests.end(active, Failed(errors.fits_no_more(problem, cause)))
 
     def _on_drain(self) -> None:
         self._draining = True
 
-    def _fail_all(self, error: HearthError) -> None:
-        self._scheduler.step_failed()
-        for active in list(self._active.values()):
-            self._end(active, Failed(error))
+    def _fail(self, active: Active, error: HearthError) -> None:
+        """Ends one request with `error`."""
+        self._scheduler.cancel(active.seq_id)
+        self._requests.end(active, Failed(error))
 
-    def _step(self, batch: Batch) -> None:
+    def _fail_all(self, error: HearthError) -> None:
+        """Ends every request with `error`, when no step is in flight any more."""
+        self._drop_flights()
+        self._scheduler.step_failed()
+        for active in self._requests.all():
+            self._requests.end(active, Failed(error))
+
+    def _begin(self) -> bool:
+        """Submits the next batch; False when there is none, or as many in flight as are useful."""
+        if self._suspended is not None or len(self._flights) >= self._runner.depth:
+            return False
+        batch = self._scheduler.schedule()
+        if batch is None:
+            return False
         begin = time.perf_counter()
-        active = self._active
+        wanted: list[int] = []
         for step in batch.sequences:
-            if not active[step.seq_id].started:
-                active[step.seq_id].started = begin
+            active = self._requests.get(step.seq_id)
+            assert active is not None
+            active.started = active.started or begin
+            if step.outputs:
+                wanted.append(active.params.sampling.candidates)
+        # Padding could be among the best.
+        padded = self._sampled_columns < self._vocab_size
+        step_in_flight = self._runner.submit(batch, 0 if padded else sampling.candidates(wanted))
+        self._flights.append((batch, step_in_flight))
+        if not step_in_flight.done():
+            step_in_flight.add_done_callback(lambda _: self._post(lambda: None))
+        elif len(self._flights) == 1:
+            self._finish()
+        return True
+
+    def _finish(self) -> None:
+        """Ends the oldest step in flight, which it waits for: samples, and delivers the tokens."""
+        batch, step_in_flight = self._flights.popleft()
         try:
-            output = self._runner.run(batch, self._candidates(batch))
+            output = step_in_flight.result()
         except HearthError as error:
             log.warning("engine: step failed: %s", error.message)
+            self._drop_flights()
             if error.code is Code.UNAVAILABLE:
                 self._on_suspend(error)
             else:
                 self._fail_all(error)
             return
-        logits, ids = output.logits, output.ids
-        if len(logits) != len(batch.output_rows):
+        if len(output.logits) != len(batch.output_rows):
             raise RuntimeError(
-                f"the step gave {len(logits)} rows of logits, {len(batch.output_rows)} were wanted"
+                f"the step gave {len(output.logits)} rows of logits, "
+                f"{len(batch.output_rows)} were wanted"
             )
-        tokens: dict[int, int] = {}
-        for step in batch.sequences:
-            if step.wants_logits:
-                sampler = active[step.seq_id].sampler
-                row = len(tokens)
-                if ids is None:
-                    token = sampler.sample(logits[row, : self._sampled_columns])
-                else:
-                    token = sampler.sample(logits[row], ids[row])
-                sampler.accept(token)
-                tokens[step.seq_id] = token
+        tokens = self._sample(batch, output)
         now = time.perf_counter()
-        for sampled in self._scheduler.step_finished(tokens):
-            self._deliver(active[sampled.seq_id], sampled, now)
+        for sampled in self._scheduler.step_finished(batch, tokens):
+            active = self._requests.get(sampled.seq_id)
+            if active is not None:  # else it ended at a stop text, earlier in this very step
+                self._requests.token(active, sampled, now)
         self._report_load()
+        if self._scheduler.idle:
+            self._scheduler.check()
 
-    def _candidates(self, batch: Batch) -> int:
-        """How many of the best tokens every sampler of the batch is content with; 0: all."""
-        if self._sampled_columns < self._vocab_size:
-            return 0  # padding could be among the best
-        wanted = [
-            self._active[step.seq_id].params.sampling.candidates
-            for step in batch.sequences
-            if step.wants_logits
-        ]
-        return max(wanted) if wanted and all(wanted) else 0
+    def _finish_all(self) -> None:
+        """Ends all steps in flight, in order."""
+        while self._flights:
+            self._finish()
 
-    def _deliver(self, active: Active, sampled: Sampled, now: float) -> None:
-        if not active.made:
-            active.first = now
-            if self._metrics is not None:
-                self._metrics.first_token(now - active.submitted)
-        elif self._metrics is not None:
-            self._metrics.next_token(now - active.last)
-        active.last = now
-        active.made += 1
-        active.setbacks = 0
-        finish = sampled.finish
-        # An end-of-sequence token is counted and listed, and has no text.
-        text = "" if finish is FinishReason.EOS else active.decoder.push(sampled.token)
-        if finish is not None:
-            text += active.decoder.flush()
-        text, stopped = active.stops.feed(text)
-        if stopped:
-            if finish is None:
-                self._scheduler.cancel(active.seq_id)
-            finish = FinishReason.STOP
-        elif finish is not None:
-            text += active.stops.flush()
-        self._emit(active, Delta(text, (sampled.token,)))
-        if finish is not None:
-            self._end(active, Done(finish, active.usage()))
+    def _drop_flights(self) -> None:
+        """Waits for all steps in flight, whose outcome does not matter any more."""
+        futures.wait([step_in_flight for _, step_in_flight in self._flights])
+        self._flights.clear()
 
-    def _end(self, active: Active, event: Done | Failed) -> None:
-        self._active.pop(active.seq_id, None)
-        self._emit(active, event)
-        if self._metrics is not None:
-            usage = active.usage()
-            self._metrics.request_done(
-                event.error.reason if isinstance(event, Failed) else event.finish_reason.name,
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                usage.prefill_seconds,
-                usage.decode_seconds,
-            )
-
-    def _emit(self, active: Active, event: Event) -> None:
-        try:
-            active.sink(event)
-        except Exception:
-            # The reader is gone; its request must not take the others with it.
-            log.exception("engine: the sink of request %d failed", active.seq_id)
-            if self._active.pop(active.seq_id, None) is not None:
-                self._scheduler.cancel(active.seq_id)
+    def _sample(self, batch: Batch, output: StepOutput) -> dict[int, tuple[int, ...]]:
+        """New tokens of each sequence that wanted logits; one whose sampler fails ends alone."""
+        tokens: dict[int, tuple[int, ...]] = {}
+        row = 0
+        for step in batch.sequences:
+            rows = slice(row, row + step.outputs)
+            row += step.outputs
+            active = self._requests.get(step.seq_id)
+            if not step.outputs or active is None:  # None: cancelled while it was in flight
+                continue
+            ids = None if output.ids is None else output.ids[rows]
+            logits = output.logits[rows, : self._sampled_columns if ids is None else None]
+            try:
+                tokens[step.seq_id] = sampling.sample(step, logits, ids, active.sampler)
+            except Exception as error:
+                log.exception("engine: sampling for request %d failed", active.seq_id)
+                self._fail(active, errors.not_sampled(error, active.made))
+        return tokens
 
     def _report_load(self) -> None:
+        if self._metrics is None:
+            return
         scheduler = self._scheduler
         load = (scheduler.waiting, scheduler.running, scheduler.pool.free)
-        if self._metrics is not None and load != self._reported:
+        if load != self._reported:
             self._reported = load
             self._metrics.queue(scheduler.waiting, scheduler.running)
             self._metrics.kv_pages(self.limits.max_pages - scheduler.pool.free, scheduler.pool.free)
+        if scheduler.preemptions > self._preemptions_reported:
+            self._metrics.preempted(scheduler.preemptions - self._preemptions_reported)
+            self._preemptions_reported = scheduler.preemptions

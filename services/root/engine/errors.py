@@ -22,12 +22,22 @@ def internal(error: Exception) -> HearthError:
     )
 
 
-def formed_anew() -> HearthError:
-    return HearthError(Reason.CLUSTER_NOT_READY, "the cluster was formed anew")
+def not_sampled(error: Exception, made: int) -> HearthError:
+    """Error for a request whose sampler failed, after `made` tokens."""
+    return HearthError(
+        Reason.INTERNAL,
+        f"no token could be sampled after {made} of this request: {type(error).__name__}: {error}; "
+        "other requests go on, and the root's log has the details",
+        {"tokens": made},
+    )
+
+
+def formed_again() -> HearthError:
+    return HearthError(Reason.CLUSTER_NOT_READY, "the cluster was formed again")
 
 
 def not_serving(cause: HearthError) -> HearthError:
-    """What a new request is told while the cluster cannot serve because of `cause`."""
+    """Error for a new request while the cluster is not ready, because of `cause`."""
     return HearthError(
         Reason.CLUSTER_NOT_READY,
         f"the cluster is not serving: {cause.message}",
@@ -36,7 +46,7 @@ def not_serving(cause: HearthError) -> HearthError:
 
 
 def waited_too_long(cause: HearthError, seconds: float) -> HearthError:
-    """What a request is told that waited in vain for the cluster to come back."""
+    """Error for a request whose wait for the cluster timed out."""
     return HearthError(
         cause.reason,
         f"{cause.message}; requests wait {seconds:g} s for the cluster to serve again "
@@ -47,7 +57,7 @@ def waited_too_long(cause: HearthError, seconds: float) -> HearthError:
 
 
 def lost_too_often(cause: HearthError, times: int) -> HearthError:
-    """What a request is told in whose steps the cluster is lost again and again."""
+    """Error for a request in whose steps the cluster was lost again and again."""
     return HearthError(
         cause.reason,
         f"{cause.message}; the cluster was lost {times} times in a row before this request got a "
@@ -58,10 +68,10 @@ def lost_too_often(cause: HearthError, times: int) -> HearthError:
 
 
 def fits_no_more(problem: HearthError, cause: HearthError) -> HearthError:
-    """What a request is told that has no room in the cluster as it is after `cause`."""
+    """Error for a request that does not fit the cluster any more after `cause`."""
     return HearthError(
         problem.reason,
-        f"{problem.message}, since the model was divided anew: {cause.message}",
+        f"{problem.message}, since the model was divided again: {cause.message}",
         {**cause.metadata, **problem.metadata, "cause": cause.reason},
         problem.code,
     )

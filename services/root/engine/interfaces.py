@@ -1,38 +1,32 @@
-"""What the engine is given: what computes steps, what samples, what counts."""
+"""Interfaces that the engine depends on: step runner, sampler, metrics."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hearth.root.engine.params import Sampling
-from hearth.root.scheduling.batch import Batch
+from hearth.root.scheduling.batch import Batch, StepOutput
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
 
 
-class StepOutput(Protocol):
-    """What a step gives back."""
-
-    @property
-    def logits(self) -> Logits:
-        """[len(batch.output_rows), vocab_size], or of the candidates only."""
-
-    @property
-    def ids(self) -> Ids | None:
-        """Token ids of candidates, in the shape of `logits`; None for whole rows."""
-
-
 class StepRunner(Protocol):
     """Computes steps; `hearth.root.cluster.cluster` does it with all nodes."""
 
-    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
-        """One forward pass. After a HearthError the KV cache is gone: every request ends with it.
-        One of code UNAVAILABLE (a worker is lost) pauses them until `Engine.resume` instead.
+    @property
+    def depth(self) -> int:
+        """Batches worth keeping in flight: as many as there are stages."""
 
-        With `candidates` the logits may be of each row's best tokens only, at least so many.
+    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+        """Begins one forward pass; batches end in the order in which they were submitted.
+
+        With `candidates` the logits may be of each row's best tokens only, at least so many. After
+        a HearthError the KV cache is gone: the engine ends every request with it. One of code
+        UNAVAILABLE (a worker is lost) pauses them until `Engine.resume` instead.
         """
 
 
@@ -42,6 +36,8 @@ class TokenSampler(Protocol):
     def sample(self, logits: Logits, ids: Ids | None = None) -> int: ...
 
     def accept(self, token: int) -> None: ...
+
+    def accept_prompt(self, tokens: Ids) -> None: ...
 
 
 SamplerFactory = Callable[[Sampling, int], TokenSampler]
@@ -62,7 +58,7 @@ def native_sampler(sampling: Sampling, seed: int) -> TokenSampler:
 
 
 class EngineMetrics(Protocol):
-    """What the engine tells of itself (hearth.common.metrics); steps are the runner's to tell."""
+    """Measurements of the engine (hearth.common.metrics); the runner reports the steps."""
 
     def first_token(self, seconds: float) -> None: ...
 
@@ -84,3 +80,5 @@ class EngineMetrics(Protocol):
     def queue(self, waiting: int, running: int) -> None: ...
 
     def kv_pages(self, used: int, free: int) -> None: ...
+
+    def preempted(self, count: int) -> None: ...

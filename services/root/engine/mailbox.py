@@ -10,7 +10,7 @@ from hearth.root.scheduling.batch import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request cost. Seconds are the root's own clock."""
+    """The cost of a request. Seconds are the root's own clock."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -76,7 +76,7 @@ class Mailbox:
             self._wake()
 
     def take(self) -> tuple[Delta | None, Done | Failed | None]:
-        """What is new: a delta, the end, both or neither. The delta comes before the end."""
+        """The news since the last call: a delta, the end, both or neither, in this order."""
         with self._lock:
             delta = Delta("".join(self._text), tuple(self._token_ids)) if self._token_ids else None
             self._text.clear()

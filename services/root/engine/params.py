@@ -1,4 +1,4 @@
-"""What a request asks for, checked: sampling values, stop texts, token ids.
+"""The checked values of a request: sampling, stop texts, token ids.
 
 Every value that is out of range is refused with the value and the range (those of root.proto).
 Floats are compared so that NaN is refused too.
@@ -22,7 +22,7 @@ def invalid(message: str, **metadata: object) -> HearthError:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; the defaults are greedy. HearthError when out of range."""
+    """Choice of the next token; the defaults are greedy. HearthError when out of range."""
 
     # 0 is greedy.
     temperature: float = 0.0
@@ -39,7 +39,7 @@ class Sampling:
 
     @property
     def candidates(self) -> int:
-        """How many of the best tokens are all that this can choose from; 0: any may be chosen."""
+        """Number of best tokens that this chooses among; 0: it may choose any token."""
         if self.repetition_penalty != 1:
             return 0
         if self.temperature == 0:

@@ -39,7 +39,7 @@ class StopMatcher:
         return out, False
 
     def flush(self) -> str:
-        """What was held back, when no more text will come."""
+        """The text that was held back, when no more will come."""
         out, self._held = self._held, ""
         return out
 

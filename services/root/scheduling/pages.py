@@ -1,4 +1,4 @@
-"""Who owns which page of the KV cache.
+"""Owners of the pages of the KV cache.
 
 Pure bookkeeping of page numbers: no memory is held here. The root owns the numbering, and it is the
 same on every node, so one pool decides for the whole cluster.

@@ -1,48 +1,42 @@
-"""Which sequences run in the next step, on which pages: continuous batching, as pure state.
+"""Continuous batching as pure state: the sequences of the next step, and their pages.
 
-Events come in (`submit`, `cancel`, `step_finished`, `step_failed`, `rewind`, `refit`), batches come
-out (`schedule`).
-There is no I/O, no clock and no thread here; the engine around it has those. One step is in flight
-at most.
+Events come in (`submit`, `cancel`, `propose`, `step_finished`, `step_failed`, `rewind`, `refit`),
+batches come out (`schedule`). It does no I/O and has no clock and no thread; the engine around it
+has those. Several batches may be in flight; they finish in the order in which they were scheduled.
+
+A sequence counts the positions `scheduled` (handed out to batches) and `computed` (done). One rule
+serves prefill, decode and drafts: both counts catch up with the known tokens and the drafts. So
+prefill chunks of one sequence may be in several batches at once, and a decode row in one only: its
+next token is not known before.
 
 The rules, in order:
 
 1. Sequences are served in order of arrival: every running sequence is older than every waiting one.
-2. A step takes decode tokens first (one for each sequence that lacks only its last position), then
-   prefill chunks out of what is left of `max_step_tokens`, divided evenly among those in prefill. A
-   long prompt therefore never holds up decoding, nor a short prompt behind it.
+2. A step takes decode tokens first: one for each sequence that lacks only its last position. Then
+   come prefill chunks out of what is left of `max_step_tokens`, divided evenly among those. A long
+   prompt therefore never holds up decoding, nor a short prompt behind it. Draft tokens get the rows
+   and pages that are left then: they are a guess, the others are work that must be done.
 3. Pages are allocated when a step needs them. A waiting sequence is let in when the pages of its
    known tokens, and those that running sequences still need for theirs, are free.
 4. When an older sequence finds no free page, the newest running one is preempted: its pages are
    freed, and it goes back to the front of the queue with prompt and generated tokens, which are
    prefilled again. The newest itself just waits for a page. So the oldest sequence always advances,
    and since none is accepted that would not fit alone, every sequence ends.
+5. Pages are freed only when no batch in flight uses them. A sequence in flight is never preempted:
+   the older one waits until that batch is done. One that is cancelled in flight keeps its pages
+   until then.
 """
 
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.scheduling.batch import Batch, FinishReason, Limits, Request, Sampled, SequenceStep
+from hearth.root.scheduling import admission, invariants
+from hearth.root.scheduling.batch import Batch, Limits, Request, Sampled, SequenceStep
 from hearth.root.scheduling.pages import PagePool
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    request: Request
-    arrival: int
-    # Prompt and generated tokens; the KV of the first `computed` is in `pages`.
-    tokens: list[int]
-    # Tokens at which it ends, and with what reason.
-    limit: int
-    limit_reason: FinishReason
-    computed: int = 0
-    pages: tuple[int, ...] = ()
-
-    @property
-    def pending(self) -> int:
-        return len(self.tokens) - self.computed
+from hearth.root.scheduling.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -53,32 +47,46 @@ class Scheduler:
     preemptions: int = 0
     pool: PagePool = field(init=False)
     # By arrival, oldest first.
-    _running: list[_Sequence] = field(default_factory=list)
-    _waiting: deque[_Sequence] = field(default_factory=deque)
-    _by_id: dict[int, _Sequence] = field(default_factory=dict)
-    _in_flight: Batch | None = None
+    _running: list[Sequence] = field(default_factory=list)
+    _waiting: deque[Sequence] = field(default_factory=deque)
+    _by_id: dict[int, Sequence] = field(default_factory=dict)
+    # Cancelled while in flight, in the order of that: their pages are still written to.
+    _zombies: dict[int, Sequence] = field(default_factory=dict)
+    # In the order in which they were scheduled.
+    _flights: deque[Batch] = field(default_factory=deque)
     _arrivals: int = 0
+    # What the next batch says of page tables.
+    _ended: list[int] = field(default_factory=list)
+    _reset: bool = True
 
     def __post_init__(self) -> None:
         self.pool = PagePool(self.limits.max_pages)
 
     @property
     def running(self) -> int:
+        """Sequences that hold pages, or may take some in the next step."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
+        """Sequences queued behind the running ones."""
         return len(self._waiting)
 
     @property
+    def in_flight(self) -> int:
+        """Batches scheduled and not finished."""
+        return len(self._flights)
+
+    @property
     def idle(self) -> bool:
-        return not self._by_id
+        """True when no sequence is known and no batch is in flight."""
+        return not self._by_id and not self._flights
 
     def submit(self, request: Request) -> None:
         """Queues a request, or raises HearthError: it can never fit, or the queue is full."""
-        if request.seq_id in self._by_id:
+        if request.seq_id in self._by_id or request.seq_id in self._zombies:
             raise ValueError(f"sequence {request.seq_id} is already known")
-        limit, reason = self._limit(request)
+        limit, reason = admission.limit(request, self.limits)
         lim = self.limits
         if len(self._by_id) >= lim.max_running + lim.max_waiting:
             raise HearthError(
@@ -87,16 +95,15 @@ class Scheduler:
                 f"takes {lim.max_running} and {lim.max_waiting}; try again later",
                 {"running": len(self._running), "waiting": len(self._waiting)},
             )
-        sequence = _Sequence(request, self._arrivals, list(request.prompt), limit, reason)
+        sequence = Sequence(request, self._arrivals, list(request.prompt), limit, reason)
         self._arrivals += 1
         self._waiting.append(sequence)
         self._by_id[request.seq_id] = sequence
 
     def cancel(self, seq_id: int) -> bool:
-        """Forgets a sequence and frees its pages; False when it is not (or no longer) known.
+        """Forgets a sequence; False when it is not (or no longer) known.
 
-        A step in flight may still write into the freed pages; they are given to no one before that
-        step has ended, because `schedule` is not called before.
+        Its pages are freed at once, or when the batches in flight that use them are done.
         """
         sequence = self._by_id.get(seq_id)
         if sequence is None:
@@ -104,73 +111,97 @@ class Scheduler:
         self._end(sequence)
         return True
 
+    def propose(self, seq_id: int, tokens: Tokens[int]) -> bool:
+        """Draft tokens, after the sequence's known ones, to verify in its next decode step.
+
+        They replace those proposed before, and are dropped when the sequence gets a token. Fewer
+        or none are taken where rows, pages or the sequence's own limit leave no room. False when
+        the sequence is not known.
+        """
+        sequence = self._by_id.get(seq_id)
+        if sequence is None:
+            return False
+        sequence.drafts = tuple(tokens)
+        return True
+
     def schedule(self) -> Batch | None:
-        """The next step, or None when there is nothing to do."""
-        if self._in_flight is not None:
-            raise RuntimeError("schedule() was called while a step is in flight")
+        """The next step; None when there is nothing to do before a batch in flight is done."""
         self._admit()
-        if not self._running:
-            return None
         # Rows for each sequence of this step; preemption takes entries out again.
         rows: dict[int, int] = {}
         budget = self.limits.max_step_tokens
         for sequence in self._running.copy():
             if sequence.pending == 1 and self._make_room(sequence, 1, rows):
-                rows[sequence.request.seq_id] = 1
+                rows[sequence.seq_id] = 1
         decoding = set(rows)
         budget -= len(rows)
         for sequence, share in self._share(budget):
             if granted := self._make_room(sequence, share, rows):
-                rows[sequence.request.seq_id] = granted
+                rows[sequence.seq_id] = granted
+        if not rows:
+            return None
+        self._add_drafts(rows, decoding)
         batch = self._batch(rows, decoding)
-        self._in_flight = batch
+        self._flights.append(batch)
         return batch
 
-    def step_finished(self, tokens: Mapping[int, int]) -> list[Sampled]:
-        """The step in flight is done; `tokens` has one sampled token for each row of logits wanted.
+    def step_finished(self, batch: Batch, tokens: Mapping[int, Tokens[int]]) -> list[Sampled]:
+        """The oldest batch in flight is done. Sequences that end are forgotten.
 
-        Tokens of sequences cancelled meanwhile are ignored. Sequences that end are forgotten.
+        tokens: for each sequence that wanted logits the drafts that were accepted, in order, then
+        the token sampled after them: 1 to `SequenceStep.outputs` tokens. Tokens after the one that
+        ends a sequence are dropped, and those of sequences cancelled meanwhile are ignored. Raises
+        RuntimeError when `batch` is not the oldest in flight, ValueError for tokens that do not fit
+        it.
         """
-        batch = self._in_flight
-        if batch is None:
-            raise RuntimeError("step_finished() was called with no step in flight")
-        self._in_flight = None
-        sampled = []
+        if not self._flights or self._flights[0] is not batch:
+            raise RuntimeError(f"step_finished() was called out of order: {self._story(batch)}")
+        accepted = {
+            step.seq_id: step.accepted(tokens.get(step.seq_id, ()))
+            for step in batch.sequences
+            if step.outputs and step.seq_id in self._by_id
+        }
+        self._flights.popleft()
         for step in batch.sequences:
-            sequence = self._by_id.get(step.seq_id)
-            if sequence is None:
-                continue
-            sequence.computed += len(step.tokens)
-            if step.wants_logits:
-                token = tokens[step.seq_id]
-                sequence.tokens.append(token)
-                finish = self._finish(sequence, token)
-                if finish is not None:
-                    self._end(sequence)
-                sampled.append(Sampled(step.seq_id, token, finish))
+            sequence = self._known(step.seq_id)
+            sequence.in_flight -= 1
+            sequence.computed = step.position + len(step.tokens)
+        # Before the pages of those that end now: the order in which they were given back.
+        self._bury()
+        sampled: list[Sampled] = []
+        for step in batch.sequences:
+            if step.seq_id in accepted:
+                sequence, new = self._by_id[step.seq_id], accepted[step.seq_id]
+                # Rows after the last accepted draft are written again.
+                sequence.computed -= step.outputs - len(new)
+                sequence.scheduled = sequence.computed
+                sequence.drafts = ()
+                sampled += self._append(sequence, new)
         return sampled
 
     def step_failed(self) -> list[int]:
-        """The step in flight is lost, and with it the KV cache: forgets every sequence.
+        """The batches in flight are lost, and with them the KV cache: forgets every sequence.
 
         Returns the ids forgotten, running and waiting, oldest first.
         """
-        self._in_flight = None
+        self._drop_flights()
         ended = sorted(self._by_id.values(), key=lambda sequence: sequence.arrival)
         for sequence in ended:
             self._end(sequence)
-        return [sequence.request.seq_id for sequence in ended]
+        self._forget_tables()
+        return [sequence.seq_id for sequence in ended]
 
     def rewind(self) -> list[int]:
         """The KV cache is gone, no sequence is: all are prefilled again, in the order they had.
 
-        Returns the ids that were in the step in flight, if there was one: it gave no tokens.
+        Returns the ids that were in the batches in flight, if any: those gave no tokens.
         """
-        batch, self._in_flight = self._in_flight, None
+        steps = [step.seq_id for batch in self._flights for step in batch.sequences]
+        self._drop_flights()
         for sequence in reversed(self._running.copy()):
             self._requeue(sequence)
-        steps = batch.sequences if batch is not None else ()
-        return [step.seq_id for step in steps if step.seq_id in self._by_id]
+        self._forget_tables()
+        return [seq_id for seq_id in dict.fromkeys(steps) if seq_id in self._by_id]
 
     def refit(self, limits: Limits) -> list[tuple[int, HearthError]]:
         """Other limits from now on, and an empty KV cache: rewinds.
@@ -183,67 +214,28 @@ class Scheduler:
         misfits: list[tuple[int, HearthError]] = []
         for sequence in list(self._waiting):
             try:
-                sequence.limit, sequence.limit_reason = self._limit(sequence.request)
+                sequence.limit, sequence.limit_reason = admission.limit(sequence.request, limits)
                 if len(sequence.tokens) >= sequence.limit:
-                    raise self._outgrown(sequence)
+                    raise admission.outgrown(len(sequence.tokens), limits)
             except HearthError as error:
                 self._end(sequence)
-                misfits.append((sequence.request.seq_id, error))
+                misfits.append((sequence.seq_id, error))
         return misfits
 
     def check(self) -> None:
         """Integrity check: RuntimeError says what does not agree. For idle times and tests."""
-        self.pool.check({s.request.seq_id: s.pages for s in self._by_id.values()})
-        order = [s.arrival for s in [*self._running, *self._waiting]]
-        if order != sorted(set(order)):
-            raise RuntimeError(f"sequences are out of order: {order}")
-        if {id(s) for s in [*self._running, *self._waiting]} != set(map(id, self._by_id.values())):
-            raise RuntimeError("a known sequence neither runs nor waits")
-        if len(self._running) > self.limits.max_running:
-            raise RuntimeError(f"{len(self._running)} sequences run of {self.limits.max_running}")
-        for s in self._running:
-            if s.pending < 1 or len(s.pages) < self._pages_for(s.computed):
-                raise RuntimeError(
-                    f"sequence {s.request.seq_id} has {len(s.tokens)} tokens, {s.computed} of them "
-                    f"computed, and {len(s.pages)} pages"
-                )
-        for s in self._waiting:
-            if s.pages or s.computed:
-                raise RuntimeError(f"waiting sequence {s.request.seq_id} holds {s.pages}")
+        invariants.check(
+            self.limits,
+            self.pool,
+            self._running,
+            self._waiting,
+            self._by_id,
+            self._zombies,
+            self._flights,
+        )
 
-    def _limit(self, request: Request) -> tuple[int, FinishReason]:
-        """At how many tokens the request ends, and why; HearthError when it cannot be served."""
-        lim, prompt = self.limits, len(request.prompt)
-        if prompt < 1:
-            raise HearthError(
-                Reason.INVALID_ARGUMENT,
-                "the prompt has 0 tokens, and this model has no begin-of-sequence token to start "
-                "from; give at least 1 token",
-            )
-        if prompt >= lim.context_size:
-            raise HearthError(
-                Reason.PROMPT_TOO_LONG,
-                f"the prompt has {prompt} tokens and the context {lim.context_size} positions, for "
-                "prompt and answer together; shorten the prompt to at most "
-                f"{lim.context_size - 1} tokens, or start the root with a larger --context",
-                {"promptTokens": prompt, "contextSize": lim.context_size},
-            )
-        wanted = prompt + request.max_tokens
-        # The last token is sampled and never computed, so it needs no position in the cache.
-        positions = min(wanted, lim.context_size) - 1 if request.max_tokens else prompt
-        if positions > lim.max_pages * lim.page_size:
-            raise HearthError(
-                Reason.OUT_OF_MEMORY,
-                f"{prompt} prompt tokens and {request.max_tokens} new ones need {positions} "
-                f"positions of KV cache, and all of it has {lim.max_pages * lim.page_size} "
-                f"({lim.max_pages} pages of {lim.page_size}); ask for fewer tokens, or give the "
-                "root more pages",
-                {"positions": positions, "maxPages": lim.max_pages, "pageSize": lim.page_size},
-            )
-        room = min(lim.context_size, lim.max_pages * lim.page_size + 1)
-        if request.max_tokens and wanted <= room:
-            return wanted, FinishReason.LENGTH
-        return room, FinishReason.CONTEXT
+    def _known(self, seq_id: int) -> Sequence:
+        return self._by_id[seq_id] if seq_id in self._by_id else self._zombies[seq_id]
 
     def _pages_for(self, positions: int) -> int:
         return -(-positions // self.limits.page_size)
@@ -252,7 +244,8 @@ class Scheduler:
         """Moves waiting sequences to running, in order, while there is room (rule 3)."""
         if not self._waiting or len(self._running) >= self.limits.max_running:
             return
-        owed = sum(self._pages_for(len(s.tokens)) - len(s.pages) for s in self._running)
+        # Rejected drafts may have left a sequence with more pages than its tokens need yet.
+        owed = sum(max(0, self._pages_for(len(s.tokens)) - len(s.pages)) for s in self._running)
         spare = self.pool.free - owed
         while self._waiting and len(self._running) < self.limits.max_running:
             needed = self._pages_for(len(self._waiting[0].tokens))
@@ -261,10 +254,10 @@ class Scheduler:
             spare -= needed
             self._running.append(self._waiting.popleft())
 
-    def _share(self, budget: int) -> list[tuple[_Sequence, int]]:
+    def _share(self, budget: int) -> list[tuple[Sequence, int]]:
         """Divides `budget` rows among those in prefill: evenly, what is left over to the oldest."""
         prefilling = [s for s in self._running if s.pending > 1]
-        shares: list[tuple[_Sequence, int]] = []
+        shares: list[tuple[Sequence, int]] = []
         fair = max(1, budget // len(prefilling)) if prefilling else 0
         for sequence in prefilling:
             share = min(sequence.pending, fair, budget)
@@ -276,81 +269,126 @@ class Scheduler:
             shares[i] = (sequence, share + extra)
         return [(sequence, share) for sequence, share in shares if share]
 
-    def _make_room(self, sequence: _Sequence, wanted: int, rows: dict[int, int]) -> int:
+    def _make_room(self, sequence: Sequence, wanted: int, rows: dict[int, int]) -> int:
         """Gives a running sequence pages for up to `wanted` more positions; how many it can have.
 
         Preempts newer sequences for the first of them (rule 4), and takes those out of `rows`. 0
         when the sequence has itself been preempted, or must wait.
         """
         held = len(sequence.pages) * self.limits.page_size
-        if sequence.computed + wanted <= held:
+        if sequence.scheduled + wanted <= held:
             return wanted
         if sequence not in self._running:
             return 0  # preempted by an older one in this very step
-        if sequence.computed == held:
+        if sequence.scheduled == held:
             while not self.pool.free:
                 victim = self._running[-1]
-                if victim is sequence:
+                if victim is sequence or victim.in_flight:
                     return 0
                 self._preempt(victim)
-                rows.pop(victim.request.seq_id, None)
-        count = min(
-            self._pages_for(sequence.computed + wanted) - len(sequence.pages), self.pool.free
-        )
-        sequence.pages += self.pool.allocate(sequence.request.seq_id, count)
-        return min(wanted, len(sequence.pages) * self.limits.page_size - sequence.computed)
+                rows.pop(victim.seq_id, None)
+        return self._allocate(sequence, wanted)
+
+    def _allocate(self, sequence: Sequence, wanted: int) -> int:
+        """Takes free pages for up to `wanted` more positions; how many positions there are."""
+        missing = self._pages_for(sequence.scheduled + wanted) - len(sequence.pages)
+        count = min(max(0, missing), self.pool.free)
+        sequence.pages += self.pool.allocate(sequence.seq_id, count)
+        return min(wanted, len(sequence.pages) * self.limits.page_size - sequence.scheduled)
+
+    def _add_drafts(self, rows: dict[int, int], decoding: set[int]) -> None:
+        """Adds rows to verify to the decode rows, out of the rows that are left (rule 2)."""
+        left = self.limits.max_step_tokens - sum(rows.values())
+        for seq_id in [seq_id for seq_id in rows if seq_id in decoding]:
+            sequence = self._by_id[seq_id]
+            drafts = min(len(sequence.drafts), sequence.most_drafts, left)
+            if drafts:
+                rows[seq_id] = self._allocate(sequence, 1 + drafts)
+                left -= rows[seq_id] - 1
 
     def _batch(self, rows: dict[int, int], decoding: set[int]) -> Batch:
+        """The batch of these rows; they are in flight from now on."""
         steps: list[SequenceStep] = []
         tokens: list[int] = []
         output_rows: list[int] = []
         decode_rows = 0
         for seq_id, count in rows.items():
-            sequence = self._by_id[seq_id]
-            begin = sequence.computed
-            chunk = tuple(sequence.tokens[begin : begin + count])
-            last = begin + count == len(sequence.tokens)
-            pages = sequence.pages[: self._pages_for(begin + count)]
-            steps.append(SequenceStep(seq_id, chunk, begin, pages, last))
-            tokens += chunk
-            if last:
-                output_rows.append(len(tokens) - 1)
-            decode_rows += seq_id in decoding
-        return Batch(tuple(steps), tuple(tokens), tuple(output_rows), decode_rows)
+            step = self._by_id[seq_id].advance(count, self.limits.page_size)
+            steps.append(step)
+            tokens += step.tokens
+            output_rows += range(len(tokens) - step.outputs, len(tokens))
+            decode_rows += count if seq_id in decoding else 0
+        ended, self._ended = tuple(self._ended), []
+        reset, self._reset = self._reset, False
+        return Batch(tuple(steps), tuple(tokens), tuple(output_rows), decode_rows, ended, reset)
 
-    def _finish(self, sequence: _Sequence, token: int) -> FinishReason | None:
-        if token in sequence.request.eos_ids:
-            return FinishReason.EOS
-        if len(sequence.tokens) >= sequence.limit:
-            return sequence.limit_reason
-        return None
+    def _append(self, sequence: Sequence, tokens: Tokens[int]) -> list[Sampled]:
+        """New tokens of a sequence, up to the one that ends it."""
+        sampled: list[Sampled] = []
+        for token in tokens:
+            sequence.tokens.append(token)
+            finish = sequence.finish(token)
+            sampled.append(Sampled(sequence.seq_id, token, finish))
+            if finish is not None:
+                self._end(sequence)
+                break
+        return sampled
 
-    def _outgrown(self, sequence: _Sequence) -> HearthError:
-        lim, length = self.limits, len(sequence.tokens)
-        return HearthError(
-            Reason.OUT_OF_MEMORY,
-            f"the request has {length} tokens by now, and the KV cache has room for "
-            f"{lim.max_pages * lim.page_size} positions ({lim.max_pages} pages of {lim.page_size})",
-            {"positions": length, "maxPages": lim.max_pages, "pageSize": lim.page_size},
-        )
-
-    def _preempt(self, sequence: _Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
+        if sequence.table:
+            self._ended.append(sequence.seq_id)
         self._requeue(sequence)
         self.preemptions += 1
 
-    def _requeue(self, sequence: _Sequence) -> None:
+    def _requeue(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
-        self.pool.release(sequence.request.seq_id, sequence.pages)
-        sequence.pages = ()
-        sequence.computed = 0
+        self._release(sequence)
+        sequence.scheduled = sequence.computed = 0
         # It is newer than all that run and older than all that wait: the front keeps the order.
         self._waiting.appendleft(sequence)
 
-    def _end(self, sequence: _Sequence) -> None:
+    def _end(self, sequence: Sequence) -> None:
         if sequence in self._running:
             self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)
-        self.pool.release(sequence.request.seq_id, sequence.pages)
+        del self._by_id[sequence.seq_id]
+        if sequence.table:
+            self._ended.append(sequence.seq_id)
+        if sequence.in_flight:
+            self._zombies[sequence.seq_id] = sequence
+        else:
+            self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.seq_id, sequence.pages)
         sequence.pages = ()
-        del self._by_id[sequence.request.seq_id]
+        sequence.table = 0
+
+    def _bury(self) -> None:
+        """Frees the pages of ended sequences that no batch in flight uses any more."""
+        for seq_id, sequence in list(self._zombies.items()):
+            if not sequence.in_flight:
+                self._release(sequence)
+                del self._zombies[seq_id]
+
+    def _drop_flights(self) -> None:
+        """The batches in flight are gone: nothing uses their pages."""
+        self._flights.clear()
+        for sequence in [*self._running, *self._zombies.values()]:
+            sequence.in_flight = 0
+            sequence.scheduled = sequence.computed
+        self._bury()
+
+    def _forget_tables(self) -> None:
+        """The next batch says that the nodes may forget all page tables."""
+        self._ended.clear()
+        self._reset = True
+
+    def _story(self, batch: Batch) -> str:
+        """The batches in flight, and `batch` among them, for an error."""
+        in_flight = [flight.brief() for flight in self._flights]
+        place = next((i for i, flight in enumerate(self._flights) if flight is batch), None)
+        given = f"batch {place + 1} of them" if place is not None else "a batch that is not"
+        story = "no step in flight" if not in_flight else f"in flight are {', '.join(in_flight)}"
+        return f"{story}; finished was {given}: {batch.brief()}"

@@ -1,0 +1,91 @@
+"""The requests on their way, and what their readers get: text, tokens, the end."""
+
+import logging
+from collections.abc import Callable
+
+from hearth.root.engine.interfaces import EngineMetrics
+from hearth.root.engine.mailbox import Delta, Done, Event, Failed
+from hearth.root.engine.request import Active
+from hearth.root.scheduling.batch import FinishReason, Sampled
+
+log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """Every request that was taken in and has not ended. For the engine's thread."""
+
+    def __init__(self, metrics: EngineMetrics | None, cancel: Callable[[int], object]) -> None:
+        """cancel: ends the sequence of an id in the scheduler, if it is known there."""
+        self._metrics = metrics
+        self._cancel = cancel
+        self._active: dict[int, Active] = {}
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def get(self, seq_id: int) -> Active | None:
+        """The request of a sequence; None when it has ended."""
+        return self._active.get(seq_id)
+
+    def all(self) -> list[Active]:
+        """Every request, oldest first."""
+        return list(self._active.values())
+
+    def add(self, active: Active) -> None:
+        """A request that was taken in."""
+        self._active[active.seq_id] = active
+
+    def refuse(self, active: Active, event: Failed) -> None:
+        """Ends a request that was not taken in."""
+        if self._metrics is not None:
+            self._metrics.request_refused(event.error.reason)
+        self._emit(active, event)
+
+    def token(self, active: Active, sampled: Sampled, now: float) -> None:
+        """Hands a new token and its text to the reader, and ends the request if it is the last."""
+        if not active.made:
+            active.first = now
+            if self._metrics is not None:
+                self._metrics.first_token(now - active.submitted)
+        elif self._metrics is not None:
+            self._metrics.next_token(now - active.last)
+        active.last = now
+        active.made += 1
+        active.setbacks = 0
+        finish = sampled.finish
+        # An end-of-sequence token is counted and listed, and has no text.
+        text = "" if finish is FinishReason.EOS else active.decoder.push(sampled.token)
+        if finish is not None:
+            text += active.decoder.flush()
+        text, stopped = active.stops.feed(text)
+        if stopped:
+            self._cancel(active.seq_id)
+            finish = FinishReason.STOP
+        elif finish is not None:
+            text += active.stops.flush()
+        self._emit(active, Delta(text, (sampled.token,)))
+        if finish is not None:
+            self.end(active, Done(finish, active.usage()))
+
+    def end(self, active: Active, event: Done | Failed) -> None:
+        """The last event of a request."""
+        self._active.pop(active.seq_id, None)
+        self._emit(active, event)
+        if self._metrics is not None:
+            usage = active.usage()
+            self._metrics.request_done(
+                event.error.reason if isinstance(event, Failed) else event.finish_reason.name,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.prefill_seconds,
+                usage.decode_seconds,
+            )
+
+    def _emit(self, active: Active, event: Event) -> None:
+        try:
+            active.sink(event)
+        except Exception:
+            # The reader is gone; its request must not take the others with it.
+            log.exception("engine: the sink of request %d failed", active.seq_id)
+            if self._active.pop(active.seq_id, None) is not None:
+                self._cancel(active.seq_id)

@@ -1,0 +1,83 @@
+"""Page tables of the sequences of a plan, kept from step to step and changed by each.
+
+A step carries only what changed in each table (SequenceStep in worker.proto): in decode one page
+in every `page_size` steps. Used by the worker and by the root for its own shard.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.common.errors import HearthError, Reason
+
+Table: TypeAlias = npt.NDArray[np.uint32]
+
+# A table grows in steps of at least so many pages.
+_LEAST_GROWTH = 16
+
+
+class PageTables:
+    """Tables of at most `max_sequences` sequences, each of at most `max_pages` pages.
+
+    After an error the tables are not to be used again: the plan has failed.
+    """
+
+    def __init__(self, max_sequences: int, max_pages: int) -> None:
+        self._max_sequences = max_sequences
+        self._max_pages = max_pages
+        # Sequence id -> (room for pages, how many there are).
+        self._tables: dict[int, tuple[Table, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def forget(self, reset: bool, ended: Iterable[int]) -> None:
+        """Forgets all tables with `reset`, then those of `ended`.
+
+        Raises HearthError BAD_STEP for an ended sequence that has no table.
+        """
+        if reset:
+            self._tables.clear()
+        for seq_id in ended:
+            if self._tables.pop(seq_id, None) is None:
+                raise _bad(
+                    f"sequence {seq_id} ended and has no page table; {len(self._tables)} have one"
+                )
+
+    def change(self, seq_id: int, kept: int, new_pages: Sequence[int]) -> Table:
+        """The table of the first `kept` pages of a sequence's last one, then `new_pages`: u32 [n].
+
+        The array is valid until the sequence's next change. Raises HearthError BAD_STEP.
+        """
+        table, length = self._tables.get(seq_id, (_EMPTY, 0))
+        if kept > length:
+            raise _bad(f"sequence {seq_id} keeps {kept} pages of a table of {length}")
+        size = kept + len(new_pages)
+        if size > self._max_pages:
+            raise _bad(f"sequence {seq_id} has {size} pages where {self._max_pages} are planned")
+        if new_pages and max(new_pages) >= self._max_pages:
+            raise _bad(
+                f"sequence {seq_id} has page {max(new_pages)} of a KV cache of {self._max_pages}"
+            )
+        if seq_id not in self._tables and len(self._tables) >= self._max_sequences:
+            raise _bad(
+                f"sequence {seq_id} would be one of {len(self._tables) + 1} with a page table "
+                f"where {self._max_sequences} are planned"
+            )
+        if size > len(table):
+            room = np.empty(min(self._max_pages, size + max(size // 2, _LEAST_GROWTH)), np.uint32)
+            room[:kept] = table[:kept]
+            table = room
+        if new_pages:
+            table[kept:size] = new_pages
+        self._tables[seq_id] = (table, size)
+        return table[:size]
+
+
+_EMPTY: Table = np.empty(0, np.uint32)
+
+
+def _bad(problem: str) -> HearthError:
+    return HearthError(Reason.BAD_STEP, f"a step that cannot be computed: {problem}")

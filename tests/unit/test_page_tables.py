@@ -1,0 +1,92 @@
+"""Page tables that are sent as changes: what arrives is what was meant, or an error."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hearth.common.errors import HearthError
+from hearth.worker.page_tables import PageTables
+
+
+def test_a_table_grows_and_is_cut() -> None:
+    tables = PageTables(max_sequences=2, max_pages=100)
+    assert tables.change(1, 0, [5, 6]).tolist() == [5, 6]
+    assert tables.change(1, 2, []).tolist() == [5, 6]
+    assert tables.change(1, 2, range(10, 60)).tolist() == [5, 6, *range(10, 60)]
+    table = tables.change(1, 1, [7])
+    assert (table.tolist(), table.dtype) == ([5, 7], np.uint32)
+    assert tables.change(2, 0, [9]).tolist() == [9]
+    tables.forget(False, [1])
+    assert tables.change(1, 0, [8]).tolist() == [8]
+    tables.forget(True, [])
+    assert len(tables) == 0
+
+
+@pytest.mark.parametrize(
+    ("seq_id", "kept", "new", "message"),
+    [
+        (1, 3, [], "sequence 1 keeps 3 pages of a table of 2"),
+        (2, 1, [], "sequence 2 keeps 1 pages of a table of 0"),
+        (1, 2, [0] * 7, "sequence 1 has 9 pages where 8 are planned"),
+        (1, 2, [3, 8], "sequence 1 has page 8 of a KV cache of 8"),
+        (3, 0, [3], "sequence 3 would be one of 3 with a page table where 2 are planned"),
+    ],
+)
+def test_changes_that_cannot_be(seq_id: int, kept: int, new: list[int], message: str) -> None:
+    tables = PageTables(max_sequences=2, max_pages=8)
+    tables.change(1, 0, [5, 6])
+    tables.change(2, 0, [])
+    with pytest.raises(HearthError, match=message) as error:
+        tables.change(seq_id, kept, new)
+    assert error.value.reason == "BAD_STEP"
+
+
+def test_only_a_sequence_with_a_table_ends() -> None:
+    tables = PageTables(max_sequences=2, max_pages=8)
+    tables.change(1, 0, [5])
+    for reset, ended in ((False, [2]), (False, [1, 1]), (True, [1])):
+        with pytest.raises(HearthError, match="ended and has no page table") as error:
+            tables.forget(reset, ended)
+        assert error.value.reason == "BAD_STEP"
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.integers(0, 5),
+        st.integers(0, 40),
+        st.lists(st.integers(0, 60), max_size=30),
+        st.sampled_from(["", "", "", "ended", "reset"]),
+    ),
+    max_size=30,
+)
+
+
+@given(CHANGES)
+def test_any_history(changes: list[tuple[int, int, list[int], str]]) -> None:
+    tables = PageTables(max_sequences=4, max_pages=50)
+    model: dict[int, list[int]] = {}
+    for seq_id, kept, new, event in changes:
+        if event == "ended" and seq_id in model:
+            tables.forget(False, [seq_id])
+            del model[seq_id]
+        elif event == "reset":
+            tables.forget(True, [])
+            model.clear()
+        held = model.get(seq_id, [])
+        fits = (
+            kept <= len(held)
+            and kept + len(new) <= 50
+            and max(new, default=0) < 50
+            and (seq_id in model or len(model) < 4)
+        )
+        try:
+            table = tables.change(seq_id, kept, new)
+        except HearthError as error:
+            assert not fits
+            assert error.reason == "BAD_STEP"
+            continue
+        assert fits
+        model[seq_id] = held[:kept] + new
+        assert table.tolist() == model[seq_id]
+        assert len(tables) == len(model)
