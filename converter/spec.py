@@ -31,7 +31,7 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than the model was trained on.
+    """Stretching of rotary frequencies for contexts longer than the model was trained on.
 
     kind "linear" divides every frequency by `factor`. kind "llama3" divides only the slow ones,
     with a ramp between `original_context / low_freq_factor` and `original_context /
@@ -66,7 +66,7 @@ class RopeScaling:
 
 
 class Unit(Enum):
-    """What the ranks of a stage divide among themselves: each unit is one rank's."""
+    """Parts that the ranks of a stage divide among themselves: a unit is never cut."""
 
     # A KV head, with the query heads that read it.
     KV_HEAD = "KV heads"
@@ -78,7 +78,7 @@ class Unit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How a tensor is cut: each `unit` is `size` neighbouring rows, or columns, of it."""
+    """A tensor's cut: each `unit` is `size` neighbouring rows, or columns, of it."""
 
     unit: Unit
     size: int
@@ -86,7 +86,7 @@ class Cut:
 
 
 class Place(Enum):
-    """Which part of a forward pass uses a tensor."""
+    """The part of a forward pass that uses a tensor."""
 
     INPUT = "before the first layer"
     LAYER = "in a layer"
@@ -177,7 +177,7 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has; a tied head is not counted twice."""
+        """The model's count of numbers; a tied head is not counted twice."""
         return sum(math.prod(self.tensor_shape(name)) for name in self.tensor_names())
 
     def rope_frequencies(self) -> npt.NDArray[np.float32]:
@@ -253,5 +253,5 @@ class ModelSpec:
 
 
 def is_norm(name: str) -> bool:
-    """Whether a tensor is the weight of an RMS norm, which is always f32 [1, hidden]."""
+    """True for the weight of an RMS norm, which is always f32 [1, hidden]."""
     return name == "norm" or name.endswith("_norm")

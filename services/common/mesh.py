@@ -30,22 +30,22 @@ from hearth.common.link_costs import LinkCosts
 KEY_BYTES = 32
 _MAGIC = b"HRTHMSH1"
 _HELLO = struct.Struct("<8sII32s32s")
-# A dialler that says nothing for so long is dropped; it holds a thread.
+# A dialler that sends nothing for so long is dropped: it holds a thread.
 _HANDSHAKE_SECONDS = 2.0
-# Handshakes at once, of all and of one host; more are closed unheard, and ranks try again.
+# Handshakes at once, of all hosts and of one; more are closed, and ranks try again.
 _MAX_HANDSHAKES = 32
 _MAX_HANDSHAKES_PER_HOST = 16
 _RETRY_SECONDS = 0.05
-# What is sent and not acknowledged for so long breaks a connection: a cable between two workers,
-# both of which the root reaches. (One that it does not reach is noticed sooner, by gRPC.) A rank
-# that computes for so long while its buffers are full would look the same.
+# Data that is not acknowledged for so long breaks a connection: a cable between two workers, both
+# of which the root reaches. (The root notices a lost worker sooner, by gRPC.) A rank that computes
+# for so long while its buffers are full would look the same.
 _UNANSWERED_SECONDS = 20
 # No step has sums of so many bytes.
 _LARGEST_SUM = 1 << 40
 
 
 class MeshListener:
-    """Takes in connections of lower ranks. One mesh is expected at a time."""
+    """Accepts connections of lower ranks. A node is in one mesh at a time: that of its stage."""
 
     def __init__(self, host: str, port: int = 0) -> None:
         """Listens on host:port, 0 for any free one. Raises HearthError PORT_IN_USE."""
@@ -289,7 +289,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _settle(connection: socket.socket) -> None:
-    """For the core: blocking, and noticing a peer that is gone without a word."""
+    """Prepares a socket for the core: blocking, and failing when the peer is silently gone."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # Elsewhere than on Linux the system's own times hold.

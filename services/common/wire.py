@@ -1,4 +1,4 @@
-"""What a sync or an activation carries on the wire: f32, f16 or q80, checked before it is used.
+"""Encoding of syncs and activations on the wire: f32, f16 or q80, checked before use.
 
 Shapes are [rows, columns], row-major, little-endian. Knows nothing of gRPC.
 """
@@ -39,7 +39,7 @@ def encoded_bytes(sync_type: int, rows: int, columns: int) -> int:
 
 
 def encode(x: F32, sync_type: int) -> bytes:
-    """Bytes of x, float32 [rows, columns]. f16 saturates at 65504 in place of becoming infinite."""
+    """Bytes of x, float32 [rows, columns]. f16 saturates at 65504."""
     name = type_name(sync_type)
     if name == "f32":
         return np.ascontiguousarray(x, dtype="<f4").tobytes()

@@ -21,7 +21,7 @@ class Announcement:
     """From `__init__` to `stop`. The instance's name is the worker's with part of `instance`."""
 
     def __init__(self, listen: str, port: int, name: str, instance: str) -> None:
-        """listen: "host:port" as given; all addresses of this machine are told for 0.0.0.0 or ::.
+        """listen: "host:port" as given; 0.0.0.0 and :: mean all addresses of this machine.
 
         Raises HearthError BAD_SETTING where there is nothing to announce on.
         """

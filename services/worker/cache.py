@@ -37,7 +37,7 @@ _SPARE_BYTES = 64 << 20
 
 
 class Sink(Protocol):
-    """Where the bytes of a slice go, in order."""
+    """Destination of the bytes of a slice, in order."""
 
     def space(self) -> Bytes:
         """Memory for the next bytes; some of it, or all."""
@@ -151,7 +151,7 @@ class SliceCache:
             os.close(file)
 
     def has_part(self, identity: bytes) -> bool:
-        """Whether an earlier stream left a part of this slice."""
+        """True when an earlier stream left a part of this slice."""
         return (self.folder / f"{identity.hex()}.part").exists()
 
     def part(self, identity: bytes, size: int) -> Part | None:
@@ -173,7 +173,7 @@ class SliceCache:
             stored = os.fstat(file).st_size
             trailer = os.pread(file, _TRAILER.size, size)
             if stored != size + _TRAILER.size or len(trailer) != _TRAILER.size:
-                problem = f"{stored} bytes in place of {size + _TRAILER.size}"
+                problem = f"{stored} bytes instead of {size + _TRAILER.size}"
             else:
                 magic, written, digest = _TRAILER.unpack(trailer)
                 if magic != _MAGIC or written != size:
@@ -195,7 +195,7 @@ class SliceCache:
         file = os.open(shared, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Locked, but perhaps renamed by its writer meanwhile: then it is no part any more.
+            # Locked, but perhaps its writer has renamed it: then it is a finished slice.
             if _same(file, shared):
                 return Part(shared, file, size, private=False)
         except OSError:
@@ -269,7 +269,7 @@ def _same(file: int, path: Path) -> bool:
 
 
 def _unlocked(path: Path) -> bool:
-    """Whether no process writes this part now (finished slices have no writer)."""
+    """True when no process writes this file now (finished slices have no writer)."""
     if path.suffix != ".part":
         return True
     try:

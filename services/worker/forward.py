@@ -21,7 +21,7 @@ from hearth.worker.leaving import Leaving
 from hearth.worker.page_tables import PageTables
 from hearth.worker.shard import NodeShard, Span
 
-# How long the ranks of a new plan may take to find each other, and then to measure their links.
+# Time limit for connecting the ranks of a new plan, and then for measuring their links.
 MESH_SECONDS = 10.0
 MAX_DEADLINE_SECONDS = 3600.0
 

@@ -14,7 +14,7 @@ from hearth.v1 import worker_pb2
 
 
 class StreamEnded(Exception):  # noqa: N818 (an event, not an error)
-    """The Forward stream ended; nobody waits for an answer."""
+    """The Forward stream ended; no answer can be sent."""
 
 
 class GrpcLane(StreamLane):

@@ -1,4 +1,4 @@
-"""Who holds the worker. Pure state: the caller brings the time, in seconds, and the lock.
+"""State of the lease on a worker. Pure: the caller brings the time, in seconds, and the lock.
 
 One root at a time; its epochs only grow. A lease without an open stream ends after a grace period.
 """

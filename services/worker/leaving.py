@@ -1,8 +1,8 @@
-"""How a worker that is told to stop goes without breaking a step.
+"""Graceful stop of a worker: no step fails.
 
-Every result of a step says from then on that it leaves. The root goes on without it from the next
-step on, where the others have the room, and gives the lease back. Where they have not, it goes on
-with this worker, and what runs may end, until the time is up.
+From then on every result of a step carries `leaving`. The root divides the model over the others,
+where they have the room, and releases this worker. Where they have not, steps go on here, so that
+running requests can end, until the time is up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Without a step for so long no request runs, and nobody would hear that it leaves.
+# Without a step for so long no request runs, and no result would carry `leaving`.
 _IDLE_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
 
@@ -21,7 +21,7 @@ class Leaving:
     """`step` is for the thread that computes, `wait` for the one that stops the worker."""
 
     def __init__(self) -> None:
-        # Whether the worker was told to stop.
+        # Whether the worker is about to stop.
         self.begun = False
         self._stepping = False
         self._stepped_at = 0.0
@@ -37,7 +37,7 @@ class Leaving:
             self._stepping = False
 
     def wait(self, held: Callable[[], bool], seconds: float, hurry: threading.Event) -> None:
-        """Until the worker is not `held` any more, or no steps come; `seconds` at most.
+        """Waits until the worker is not `held` any more, or no steps come; `seconds` at most.
 
         hurry: set when there is no time for that.
         """

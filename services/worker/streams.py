@@ -47,7 +47,7 @@ class Exchange(Generic[Request, Response]):
         try:
             request = next(self._requests)
         except (StopIteration, grpc.RpcError) as error:
-            # gRPC's error holds itself, and would hold the frames of all that led here.
+            # gRPC's error refers to itself: its traceback would keep every frame up to here.
             error.__traceback__ = None
             raise StreamEnded from None
         except Exception as error:

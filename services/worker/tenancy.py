@@ -1,4 +1,4 @@
-"""Whose plan this worker runs: the lease, the plan's LoadSession, and the streams that keep both.
+"""The plan that this worker runs: its lease, its LoadSession, and the streams that keep both.
 
 Thread-safe. Knows no gRPC: a stream is a name and a way to end it with an error.
 """
@@ -24,7 +24,7 @@ _LEAVE_SECONDS = 30.0
 
 
 def lease_id(lease: worker_pb2.Lease) -> LeaseId:
-    """The message as the pure state knows it."""
+    """The message as a value of lease.py."""
     return LeaseId(lease.root_id, lease.root_name, lease.epoch)
 
 
@@ -47,13 +47,13 @@ class Tenancy:
             return (holder.root_name or holder.root_id, holder.epoch) if holder else ("", 0)
 
     def held_by_root(self, root_id: str) -> bool:
-        """Whether the lease is of that root."""
+        """True when that root holds the lease."""
         with self._changed:
             holder = self._state.holder
             return holder is not None and bool(root_id) and holder.root_id == root_id
 
     def stepping(self) -> bool:
-        """Whether a root's Forward stream is open."""
+        """True while a root's Forward stream is open."""
         with self._changed:
             return "Forward" in self._streams
 
@@ -74,7 +74,7 @@ class Tenancy:
         make: Callable[[worker_pb2.LoadBegin], LoadSession],
         end: End,
     ) -> Iterator[LoadSession]:
-        """The session of `begin`'s lease, made anew for a new plan, while its stream is open.
+        """The session of `begin`'s lease, another for every plan, while its stream is open.
 
         Raises HearthError: WORKER_BUSY, STALE_EPOCH, STREAM_IN_USE, SHUTTING_DOWN, or `make`'s.
         """

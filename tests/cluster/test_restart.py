@@ -1,4 +1,4 @@
-"""What a start costs when workers have had the weights before: nothing, or only what is lacking.
+"""A start whose workers had the weights before sends nothing, or only what is lacking.
 
 Whole processes, as they are started at home; test_weight_stream.py has the stream alone, cut in the
 middle of a slice.
@@ -103,7 +103,7 @@ def network_bytes(model_name: str, worker: ServiceProcess, shares: tuple[int, in
 
 
 def test_a_worker_killed_while_loading_resumes(start_worker: Start, tmp_path: Path) -> None:
-    """What was acknowledged before the worker died does not travel again."""
+    """Chunks acknowledged before the worker died are not sent again."""
     cache = ("--cache-dir", str(tmp_path / "cache"))
     worker = start_worker(*cache)
     acknowledged = 0

@@ -16,11 +16,11 @@ from hearth.root.cluster.reports import Reports
     [
         # One says that another is silent, and nobody else says anything.
         ({1: 2}, 1, 2, (1, 2)),
-        ({0: 2}, 0, 2, (2, 0)),
+        ({0: 2}, 0, 2, (2,)),
         # A stopped one is silent to all.
-        ({0: 2, 1: 2}, 1, 2, (2, 0)),
-        ({0: 2, 1: 2}, 0, 2, (2, 0)),
-        # A cut cable: both say so, and whoever else hears of it hears of those two.
+        ({0: 2, 1: 2}, 1, 2, (2,)),
+        ({0: 2, 1: 2}, 0, 2, (2,)),
+        # A cut cable: both report it, and later reports lead to those two.
         ({1: 2, 2: 1}, 1, 2, (1, 2)),
         ({1: 2, 2: 1}, 2, 1, (1, 2)),
         ({0: 1, 1: 2, 2: 1}, 0, 1, (1, 2)),
@@ -29,17 +29,36 @@ from hearth.root.cluster.reports import Reports
         # Only one of them noticed so far.
         ({0: 1, 1: 2}, 0, 1, (1, 2)),
         # The cable between a worker and the root: it breaks the mesh, not gRPC.
-        ({1: 0}, 1, 0, (1, 0)),
-        ({0: 1, 1: 0}, 0, 1, (1, 0)),
-        # What is no rank of another.
-        ({1: 1}, 1, 1, (1, 0)),
+        ({1: 0}, 1, 0, (1,)),
+        ({0: 1, 1: 0}, 0, 1, (1,)),
+        # A report of a rank about itself.
+        ({1: 1}, 1, 1, (1,)),
     ],
 )
-def test_who_it_was(said: dict[int, int], by: int, rank: int, found: tuple[int, int]) -> None:
+def test_who_it_was(said: dict[int, int], by: int, rank: int, found: tuple[int, ...]) -> None:
     assert culprits(said, by, rank) == found
 
 
-WORKERS = [Worker(f"127.0.0.1:{number}", f"127.0.0.1:{number}") for number in (1, 2)]
+@pytest.mark.parametrize(
+    ("said", "by", "rank", "found"),
+    [
+        ({1: 0}, 1, 0, (0, 1)),
+        ({0: 1, 1: 0}, 0, 1, (0, 1)),
+        ({0: 1}, 0, 1, (0, 1)),
+        ({2: 1, 1: 0}, 2, 1, (0, 1)),
+    ],
+)
+def test_in_a_stage_without_the_root_rank_0_is_a_worker(
+    said: dict[int, int], by: int, rank: int, found: tuple[int, ...]
+) -> None:
+    assert culprits(said, by, rank, root=None) == found
+    workers = [Worker(rank, f"127.0.0.1:{rank}", f"pi{rank}") for rank in (0, 1, 2)]
+    reports = {of: unheard(of, whom) for of, whom in said.items()}
+    error = explain(workers, reports, 0, by, rank, f"rank {rank} is lost")
+    assert error.metadata == {"worker": "127.0.0.1:0", "peer": "127.0.0.1:1"}
+
+
+WORKERS = [Worker(number, f"127.0.0.1:{number}", f"127.0.0.1:{number}") for number in (1, 2)]
 
 
 def ended(*reports: HearthError | None) -> dict[int, HearthError]:

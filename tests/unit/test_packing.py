@@ -46,7 +46,7 @@ def source(plan: Plan, index: int) -> _Source:
 
 
 def chunks(plan: Plan, index: int, offset: int = 0) -> Iterator[ChunkFrame]:
-    """What the root sends of a slice from `offset` on."""
+    """The chunks that the root sends of a slice from `offset` on."""
     slice_ = source(plan, index)
     while offset < plan.slices[index].size:
         chunk = slice_.chunk(offset)

@@ -1,4 +1,4 @@
-"""Works out which rank broke the mesh from the ranks' reports. Pure.
+"""Works out which rank of a stage broke its mesh from the ranks' reports. Pure.
 
 A rank that loses a connection ends its stream, and with it its connections to all others, which
 then report that they lost it. So a rank that sent a report is not lost; its report is the reason.
@@ -14,24 +14,27 @@ from hearth.common.errors import HearthError, Reason
 class Worker:
     """A rank's worker, as errors name it."""
 
+    rank: int
     address: str
     name: str
 
 
-def culprits(unheard: Mapping[int, int], by: int, rank: int) -> tuple[int, int]:
-    """(worker, 0): it is lost. (worker, other): both are there, and do not reach each other.
+def culprits(
+    unheard: Mapping[int, int], by: int, rank: int, root: int | None = 0
+) -> tuple[int, ...]:
+    """One rank: it is lost. Two ranks: both are there, and do not reach each other.
 
-    unheard: for each rank that sent a report, the rank it no longer hears. Rank 0 is the root,
-    which also hears the workers by other ways. by and rank: the first report.
+    unheard: for each rank that sent a report, the rank it no longer hears. by and rank: the first
+    report. root: the root's rank, None in a stage without it; it hears the workers by other ways.
     """
     seen = {by}
     while rank in unheard and rank not in seen and unheard[rank] != rank:
         seen.add(rank)
         by, rank = rank, unheard[rank]
-    if by == 0 or rank == 0 or by == rank:
-        return (by or rank, 0)
-    if rank not in unheard and unheard.get(0) == rank:
-        return (rank, 0)
+    if root in (by, rank) or by == rank:
+        return (rank if by == root else by,)
+    if rank not in unheard and root is not None and unheard.get(root) == rank:
+        return (rank,)
     return (min(by, rank), max(by, rank))
 
 
@@ -45,23 +48,26 @@ def explain(
 ) -> HearthError:
     """The result of `culprits` as an error that names the workers.
 
-    workers: in rank order, from rank 1. reports: why each rank's stream ended. own: the rank that
-    the root does not hear; 0 for none. by, rank, problem: the first report and its text.
+    workers: the ranks of one stage; rank 0 is the root where no worker has it. reports: why each
+    rank's stream ended. own: the rank that the root does not hear; 0 for none. by, rank, problem:
+    the first report and its text.
     """
+    by_rank = {worker.rank: worker for worker in workers}
+    root = None if 0 in by_rank else 0
     unheard = {0: own} if own else {}
     for number, report in sorted(reports.items()):
         if report.reason != Reason.PEER_LOST:
             return report  # it is about the rank itself, so it needs no guess
         unheard[number] = rank_of(report)
-    one, other = culprits(unheard, by, rank)
-    if not 1 <= one <= len(workers) or other > len(workers):
+    ranks = culprits(unheard, by, rank, root)
+    if not all(found in by_rank for found in ranks):
         return HearthError(Reason.WORKER_LOST, f"the mesh broke: {problem}")
-    worker = workers[one - 1]
-    if not other:
+    worker, *peers = (by_rank[found] for found in ranks)
+    if not peers:
         message = f"worker {worker.name} was lost: {problem}"
         return HearthError(Reason.WORKER_LOST, message, {"worker": worker.address})
-    peer = workers[other - 1]
-    known = reports.get(one) or reports.get(other)
+    peer = peers[0]
+    known = reports.get(worker.rank) or reports.get(peer.rank)
     message = (
         f"worker {worker.name} and worker {peer.name} do not reach each other, though the root "
         f"reaches both: {known.message if known is not None else problem}"

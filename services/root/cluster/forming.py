@@ -80,12 +80,14 @@ class Forming:
         self._broken: HearthError | None = None
 
     def run(self) -> tuple[Formation, Limits]:
-        """What can run steps, and what the scheduler may use. Raises HearthError, or ModelError."""
+        """The formed cluster and the scheduler's limits. Raises HearthError, or ModelError."""
         settings = self._blueprint.settings
         try:
             self.check()
             limits = self._limits(self._describe())
-            self._reports = Reports([blame.Worker(link.address, link.name) for link in self._links])
+            self._reports = Reports(
+                [blame.Worker(link.place.rank, link.address, link.name) for link in self._links]
+            )
             self.check()
             shard = self._load(limits)
             lane = self._open_lane()
@@ -101,7 +103,7 @@ class Forming:
         return formation, limits
 
     def check(self) -> None:
-        """Raises HearthError when it has been interrupted, or a worker was lost since."""
+        """Raises HearthError when this was interrupted, or a worker was lost meanwhile."""
         if self._interrupted.is_set():
             raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
         if self._broken is not None:
@@ -127,7 +129,7 @@ class Forming:
                 loading.give_up()
 
     def _reason(self, error: BaseException) -> BaseException:
-        """Why it failed: what broke first, not what broke because of that."""
+        """The cause of the failure: the first error, not one that followed from it."""
         if not isinstance(error, HearthError):
             return error
         if self._interrupted.is_set():
@@ -136,7 +138,7 @@ class Forming:
         return self._mesh_broke(first, error) if first.reason == Reason.PEER_LOST else first
 
     def _mesh_broke(self, first: HearthError, error: HearthError) -> HearthError:
-        """Why a worker does not reach another.
+        """The cause of a worker's report that it does not reach another.
 
         first: PEER_LOST of a worker. error: what ended the forming; the root's own where the root
         does not reach a rank.
@@ -151,7 +153,7 @@ class Forming:
         return reports.cause(by, blame.rank_of(first), first.message)
 
     def _describe(self) -> list[common_pb2.NodeInfo]:
-        """What every worker is. Raises HearthError when one is absent or busy."""
+        """Facts about every worker. Raises HearthError when one is absent or busy."""
         if not self._links:
             return []
         with ThreadPoolExecutor(len(self._links), "describe") as pool:
@@ -170,7 +172,7 @@ class Forming:
         return infos
 
     def _ask(self, link: WorkerLink) -> worker_pb2.DescribeResponse:
-        """What a worker is, once it holds nothing of ours any more."""
+        """Facts about a worker, once it holds nothing of an earlier epoch of this root."""
         answer = link.describe(self._lease.root_id)
         if answer.held_by_caller and answer.epoch < self._lease.epoch:
             # It was out of reach when we gave our leases back.

@@ -1,7 +1,7 @@
 """The root's end of both lanes.
 
 grpc: every rank's partial sum comes in over its Forward stream, their sum goes out.
-mesh: the root hands out addresses and a key, and is then one rank among others (native/mesh.h).
+mesh: the root sends addresses and a key, and is then one rank among others (native/mesh.h).
 """
 
 import secrets
@@ -20,16 +20,16 @@ from hearth.common.mesh import KEY_BYTES, connect_all, measure
 from hearth.root.cluster.links import WorkerLink, expect_sync
 from hearth.v1 import worker_pb2
 
-# How long the ranks may take to find each other, and then to measure their links; a worker gives up
-# a little earlier, and says why.
+# Time limit for connecting the ranks, and then for measuring their links. A worker's is a little
+# shorter, so that its own error arrives first.
 MESH_SECONDS = 15.0
 
 
 class HubLane(StreamLane):
     """All-reduce over the Forward streams, the root in the middle.
 
-    Sums run in rank order, in f32; every rank, the root too, goes on with what was on the wire, so
-    that all have the same bits whatever the sync type rounds.
+    Sums run in rank order, in f32. Every rank, the root too, uses the rounded values from the wire,
+    so that all have the same bits.
     """
 
     def __init__(self, links: Sequence[WorkerLink], sync_type: int) -> None:

@@ -1,11 +1,11 @@
-"""What the scheduler may use of a cluster."""
+"""The scheduler's limits."""
 
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.scheduling.batch import Limits
 
 
 def limits_for(blueprint: Blueprint, pages: int) -> Limits:
-    """The limits of a cluster that has so many pages of KV cache."""
+    """The limits of a cluster with `pages` of KV cache."""
     settings = blueprint.settings
     return Limits(
         context_size=blueprint.context,

@@ -23,7 +23,7 @@ from hearth.v1 import worker_pb2, worker_pb2_grpc
 DESCRIBE_SECONDS = 5.0
 OPEN_SECONDS = 10.0
 RELEASE_SECONDS = 2.0
-# Reasons of a broken stream that say nothing but that the worker is gone.
+# Reasons of a broken stream that mean only that the worker is gone.
 _GONE = {Reason.UNREACHABLE, Reason.CANCELLED, Reason.INTERNAL, Reason.DEADLINE}
 
 
@@ -39,21 +39,21 @@ class WorkerLink:
         self.name = address
         # host:port where other ranks connect; known after `describe`.
         self.mesh_address = ""
-        # Whether a thread is in `receive` now.
+        # True while a thread is in `receive`.
         self.waiting = False
-        # Whether it has said that it is about to stop.
+        # Whether the worker has reported that it is about to stop.
         self.leaving = False
         self._channel = dial(address, security)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
         self._call: Any = None  # grpc's type of a stream-stream call is private
         self._failure: HearthError | None = None
-        # Why the stream ended, where it was not `fail` that ended it.
+        # The reason that the stream ended, where `fail` did not end it.
         self.ended: HearthError | None = None
         self._failing = threading.Lock()
 
     def describe(self, root_id: str = "") -> worker_pb2.DescribeResponse:
-        """What the worker is; root_id: of the caller, so that it learns whether it holds the lease.
+        """Facts about the worker. root_id: the caller's, to learn whether it holds the lease.
 
         Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION.
         """
@@ -115,7 +115,7 @@ class WorkerLink:
             yield request
 
     def send(self, request: worker_pb2.ForwardRequest) -> None:
-        """Queues a message; that the stream is gone is for `receive` to tell."""
+        """Queues a message; where the stream has ended, `receive` raises."""
         self._outgoing.put(request)
 
     def receive(self) -> worker_pb2.ForwardResponse:
@@ -129,7 +129,7 @@ class WorkerLink:
         return response
 
     def receive_within(self, seconds: float, what: str) -> worker_pb2.ForwardResponse:
-        """`receive`, given up after `seconds`; `what` says what the worker did not do by then."""
+        """`receive` with a deadline; `what` completes "the worker did not ..." in the error."""
         silence = HearthError(
             Reason.WORKER_LOST, f"worker {self.name} did not {what} within {seconds:g} s"
         )
@@ -141,7 +141,7 @@ class WorkerLink:
             watchdog.cancel()
 
     def fail(self, error: HearthError) -> None:
-        """Ends the stream; whoever waits in `receive` gets `error`."""
+        """Ends the stream; a thread that waits in `receive` gets `error`."""
         with self._failing:
             if self._failure is None:
                 self._failure = self._named(error)
@@ -164,7 +164,7 @@ class WorkerLink:
             self._stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=RELEASE_SECONDS)
 
     def _ended(self) -> HearthError:
-        """Why the stream has ended."""
+        """The reason that the stream has ended."""
         with self._failing:
             if self._failure is None:
                 self._failure = self.ended = self._named(self._cause())
@@ -186,9 +186,7 @@ class WorkerLink:
 
 
 def _violation(name: str, problem: str) -> HearthError:
-    return HearthError(
-        Reason.WORKER_LOST, f"worker {name} does not keep to the contract: {problem}"
-    )
+    return HearthError(Reason.WORKER_LOST, f"worker {name} violated the protocol: {problem}")
 
 
 def expect_sync(

@@ -78,7 +78,7 @@ class Loading:
 
     @property
     def given_up(self) -> bool:
-        """True when what ends now ends because of `give_up`."""
+        """True once `give_up` was called: what ends now, ends because of it."""
         return self._giving_up.is_set()
 
     def give_up(self) -> None:

@@ -23,7 +23,7 @@ def own_logits(whole: npt.NDArray[np.float32], candidates: int) -> Logits:
 def logits(
     result: worker_pb2.StepResult, name: str, rows: int, vocab: tuple[int, int], candidates: int
 ) -> Logits:
-    """A worker's part, checked. Raises HearthError WORKER_LOST when it is not what is due."""
+    """A worker's part, checked. Raises HearthError WORKER_LOST for another shape or other ids."""
     columns = _columns(vocab, candidates)
     size = rows * columns * 4
     # Each look at a field of a message copies it: 4 MiB for 16 whole rows of a large vocabulary.
@@ -71,6 +71,6 @@ class JoinedLogits:
 
 
 def _columns(vocab: tuple[int, int], candidates: int) -> int:
-    """How many logits of a row a rank gives."""
+    """Logits of a row that a rank returns."""
     size = vocab[1] - vocab[0]
     return min(candidates, size) if candidates else size

@@ -11,10 +11,10 @@ REPORT_SECONDS = 0.5
 
 
 class Reports:
-    """The reports about one mesh. Thread-safe; holds only its own lock, and calls nobody."""
+    """The reports about one stage's mesh. Thread-safe; holds only its own lock, calls nobody."""
 
     def __init__(self, workers: Sequence[Worker], seconds: float = REPORT_SECONDS) -> None:
-        """workers: in rank order, from rank 1. seconds: how long `cause` waits at most."""
+        """workers: of the stage. seconds: how long `cause` waits at most."""
         self._workers = tuple(workers)
         self._seconds = seconds
         self._changed = threading.Condition()
@@ -43,7 +43,7 @@ class Reports:
             self._changed.notify_all()
 
     def cause(self, by: int, rank: int, problem: str) -> HearthError:
-        """Why the mesh broke, after rank `by` reported that it does not hear `rank`.
+        """The cause of a broken mesh, after rank `by` reported that it does not hear `rank`.
 
         Blocks until the reports that are in leave no doubt, or the time is over.
         """
@@ -55,8 +55,8 @@ class Reports:
 
     def rank(self, address: str) -> int:
         """The rank of the worker at `address`; 0 where it is none of these."""
-        addresses = [worker.address for worker in self._workers]
-        return 1 + addresses.index(address) if address in addresses else 0
+        ranks = {worker.address: worker.rank for worker in self._workers}
+        return ranks.get(address, 0)
 
     def _certain(self) -> bool:
         about_itself = any(r.reason != Reason.PEER_LOST for r in self._reports.values())

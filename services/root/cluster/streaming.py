@@ -33,7 +33,7 @@ Request = worker_pb2.LoadWeightsRequest | ChunkFrame
 _BLOCK_BYTES = 2 << 20
 # Sent and not yet acknowledged: enough for a fast network's delay, little enough for any memory.
 WINDOW_BYTES = 8 * CHUNK_BYTES
-# A worker that neither acknowledges nor reports progress for so long is given up.
+# A worker that neither acknowledges nor reports progress for so long counts as lost.
 STALL_SECONDS = 120.0
 
 
@@ -157,7 +157,7 @@ class _Sender:
                 raise _violation(f"it wants slice {need.slice} from byte {need.offset} of {size}")
             lacking += size - need.offset
         if self._needs is not None or len({need.slice for need in needs}) != len(needs):
-            raise _violation("it told twice what it lacks")
+            raise _violation("it listed twice what it lacks")
         self._needs = needs
         self._offset = needs[0].offset if needs else 0
         self._cache_bytes = self._total - lacking
@@ -299,7 +299,7 @@ class _Source:
 
 
 def _violation(problem: str) -> HearthError:
-    return HearthError(Reason.INTERNAL, f"the worker does not keep to the contract: {problem}")
+    return HearthError(Reason.INTERNAL, f"the worker violated the protocol: {problem}")
 
 
 def _named(error: HearthError, worker: str) -> HearthError:

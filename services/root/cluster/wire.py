@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def activation_type(sync_type: str) -> common_pb2.SyncType.ValueType:
-    """How a step's input travels. Embeddings are a step's only input: q80 would be too coarse."""
+    """The type of a step's input on the wire: q80 would be too coarse for embeddings."""
     return SYNC["f32"] if sync_type == "f32" else SYNC["f16"]
 
 

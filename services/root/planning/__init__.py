@@ -1,1 +1,1 @@
-"""Who holds what of a model. Pure: no clock, thread or transport."""
+"""Plans: which node holds which part of a model. Pure: no clock, thread or transport."""

@@ -90,7 +90,7 @@ class Blueprint:
         return None
 
     def _shares(self, workers: Sequence[str]) -> tuple[float, ...]:
-        """Shares of the root and each worker; a worker keeps its share whoever else is there."""
+        """Shares of the root and each worker; a worker keeps its share in any company."""
         given, static = self.settings.shares, self.settings.workers
         if given is None:
             return (1.0,) * (1 + len(workers))

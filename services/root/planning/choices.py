@@ -1,4 +1,4 @@
-"""The choices of a cluster's settings, and which of them a model allows."""
+"""Checks of a cluster's settings that are names, against the model."""
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.types import BLOCK, KV, LANE, SYNC
@@ -6,7 +6,7 @@ from hearth.converter import ModelSpec
 
 
 def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
-    """Raises HearthError INVALID_ARGUMENT for a name that there is not, or that does not fit."""
+    """Raises HearthError INVALID_ARGUMENT for an unknown name, or one that does not fit."""
     for what, name, known in (
         ("lane", lane, LANE),
         ("sync type", sync_type, SYNC),
@@ -14,7 +14,7 @@ def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
     ):
         if name not in known:
             raise HearthError(
-                Reason.INVALID_ARGUMENT, f"unknown {what} {name!r}: there are {', '.join(known)}"
+                Reason.INVALID_ARGUMENT, f"unknown {what} {name!r}: use {', '.join(known)}"
             )
     if kv_type == "q80" and spec.head_size % BLOCK:
         raise HearthError(

@@ -58,5 +58,5 @@ def divide_on_blocks(units: int, shares: Sequence[float]) -> list[Span]:
 
 
 def on_blocks(spans: Sequence[Span], factor: int) -> bool:
-    """Whether spans of units of `factor` numbers each begin at quantized blocks."""
+    """True when spans of units of `factor` numbers each begin at quantized blocks."""
     return all(begin * factor % BLOCK == 0 for begin, _ in spans)

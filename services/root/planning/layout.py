@@ -10,7 +10,7 @@ from hearth.common.errors import HearthError, Reason
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How many ranks and layers each stage has, first stage first."""
+    """The ranks and layers of each stage, first stage first."""
 
     ranks: tuple[int, ...]
     # None: layers in proportion to the shares of each stage's nodes.

@@ -1,4 +1,4 @@
-"""How much KV cache fits beside the weights."""
+"""The KV cache that fits beside the weights."""
 
 from collections.abc import Sequence
 

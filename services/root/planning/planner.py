@@ -79,7 +79,7 @@ def make_plan(
 
 @dataclass(frozen=True, slots=True)
 class _StageCut:
-    """How the units of one stage are divided: a span of each unit for every rank."""
+    """The units of one stage, divided: a span of each unit for every rank."""
 
     stage: int
     stages: int
@@ -191,7 +191,7 @@ def _nodes(
 
 
 def _holds(tensor: TensorSpec, cut: _StageCut, embedding: bool) -> bool:
-    """Whether a rank has a slice of the tensor; embedding: whether it holds the embedding."""
+    """True when a rank has a slice of the tensor; embedding: whether it holds the embedding."""
     if tensor.place is Place.LAYER:
         return cut.layers[0] <= tensor.layer < cut.layers[1]
     if tensor.place is Place.INPUT:
