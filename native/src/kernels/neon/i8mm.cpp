@@ -158,23 +158,9 @@ void matmul_blocks(const MatmulArgs& a) {
 
 }  // namespace
 
-const Kernels kI8mmKernels = {
-    .name = "i8mm",
-    .quantize = neon::quantize,
-    .matmul_f32 = neon::matmul_f32,
-    .matmul_f16 = neon::matmul_f16,
-    .matmul_q80 = matmul_blocks<Type::q80, dotprod::matmul_q80>,
-    .matmul_q40 = matmul_blocks<Type::q40, dotprod::matmul_q40>,
-    .rms_norm = neon::rms_norm,
-    .add = neon::add,
-    .swiglu = neon::swiglu,
-    .rope = neon::rope,
-    .attend_f32 = neon::attend_f32,
-    .attend_f16 = neon::attend_f16,
-    .to_f16 = neon::to_f16,
-    .from_f16 = neon::from_f16,
-    .from_q80 = neon::from_q80,
-    .keys_from_q80 = neon::keys_from_q80,
-};
+namespace i8mm {
+void matmul_q80(const MatmulArgs& a) { matmul_blocks<Type::q80, dotprod::matmul_q80>(a); }
+void matmul_q40(const MatmulArgs& a) { matmul_blocks<Type::q40, dotprod::matmul_q40>(a); }
+}  // namespace i8mm
 
 }  // namespace hearth

@@ -1,21 +1,11 @@
 // NEON as every ARMv8-A CPU has it (Raspberry Pi 3 and 4 among them). Each function is held to its
 // twin in kernels/scalar/kernels.cpp by tests/test_kernels.cpp.
-#include <cmath>
-#include <limits>
-
+#include "../generic/table.h"
 #include "neon.h"
+#include "vec.h"
 
 namespace hearth {
 namespace {
-
-constexpr float kLargestHalf = 65504.0f;
-
-// What is too large becomes the largest number; NaN stays (min and max hand it on).
-uint16x4_t to_halves(float32x4_t x) {
-  const float32x4_t held =
-      vmaxq_f32(vminq_f32(x, vdupq_n_f32(kLargestHalf)), vdupq_n_f32(-kLargestHalf));
-  return vreinterpret_u16_f16(vcvt_f16_f32(held));
-}
 
 // The weights of four rows in one column, as f32.
 template <Type kType>
@@ -207,160 +197,25 @@ void matmul_blocks(const MatmulArgs& a) {
   }
 }
 
+constexpr Products kProducts = {.matmul_f32 = matmul_floats<Type::f32>,
+                                .matmul_f16 = matmul_floats<Type::f16>,
+                                .matmul_q80 = matmul_blocks<q80_tile<2>, q80_tile<1>>,
+                                .matmul_q40 = matmul_blocks<q40_tile<2>, q40_tile<1>>};
+
+// NEON's table with the integer products of a newer instruction set.
+constexpr Kernels with_blocks(const char* name, void (*matmul_q80)(const MatmulArgs&),
+                              void (*matmul_q40)(const MatmulArgs&)) {
+  Products products = kProducts;
+  products.matmul_q80 = matmul_q80;
+  products.matmul_q40 = matmul_q40;
+  return table<Neon>(name, products);
+}
+
 }  // namespace
 
-namespace neon {
-
-void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums) {
-  for (size_t b = 0; b < columns / kBlock; ++b, x += kBlock, q += kBlock) {
-    float32x4_t v[8];
-    // Compared as bits, in which infinity is above every number and NaN above infinity.
-    uint32x4_t top = vdupq_n_u32(0);
-    unrolled<8>([&](auto i) {
-      v[i] = vld1q_f32(x + 4 * i);
-      top = vmaxq_u32(top, vreinterpretq_u32_f32(vabsq_f32(v[i])));
-    });
-    const uint32_t bits = vmaxvq_u32(top);
-    if (bits >= 0x7f800000u) {
-      std::memset(q, 0, kBlock);
-      scales[b] = std::numeric_limits<float>::quiet_NaN();
-      sums[b] = 0;
-      continue;
-    }
-    float largest;
-    std::memcpy(&largest, &bits, sizeof largest);
-    const float inverse = largest >= kSmallestQuantized ? 127.0f / largest : 0.0f;
-    int32x4_t whole[8];  // rounded to nearest, halves to even
-    unrolled<8>([&](auto i) { whole[i] = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse)); });
-    int16x8_t eight[4];
-    unrolled<4>([&](auto i) {
-      eight[i] = vcombine_s16(vmovn_s32(whole[2 * i]), vmovn_s32(whole[2 * i + 1]));
-    });
-    unrolled<2>([&](auto i) {
-      vst1q_s8(q + 16 * i, vcombine_s8(vmovn_s16(eight[2 * i]), vmovn_s16(eight[2 * i + 1])));
-    });
-    const int16x8_t sum = vaddq_s16(vaddq_s16(eight[0], eight[1]), vaddq_s16(eight[2], eight[3]));
-    scales[b] = largest / 127.0f;
-    sums[b] = 8 * vaddvq_s16(sum);  // at most 32 x 127
-  }
-}
-
-void matmul_f32(const MatmulArgs& a) { matmul_floats<Type::f32>(a); }
-void matmul_f16(const MatmulArgs& a) { matmul_floats<Type::f16>(a); }
-
-void rms_norm(const float* x, const float* weight, size_t size, float epsilon, float* y) {
-  float32x4_t low = vdupq_n_f32(0.0f), high = low;
-  size_t i = 0;
-  for (; i + 8 <= size; i += 8) {
-    const float32x4_t a = vld1q_f32(x + i), b = vld1q_f32(x + i + 4);
-    low = vfmaq_f32(low, a, a);
-    high = vfmaq_f32(high, b, b);
-  }
-  float sums[8];
-  vst1q_f32(sums, low);
-  vst1q_f32(sums + 4, high);
-  for (; i < size; ++i) sums[i % 8] = std::fma(x[i], x[i], sums[i % 8]);
-  float sum = 0.0f;
-  for (float each : sums) sum += each;
-  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon);
-  for (i = 0; i + 4 <= size; i += 4)
-    vst1q_f32(y + i, vmulq_f32(vmulq_n_f32(vld1q_f32(x + i), scale), vld1q_f32(weight + i)));
-  for (; i < size; ++i) y[i] = x[i] * scale * weight[i];
-}
-
-void add(float* x, const float* y, size_t size) {
-  size_t i = 0;
-  for (; i + 4 <= size; i += 4) vst1q_f32(x + i, vaddq_f32(vld1q_f32(x + i), vld1q_f32(y + i)));
-  for (; i < size; ++i) x[i] += y[i];
-}
-
-void swiglu(float* gate, const float* up, size_t size) {
-  size_t i = 0;
-  for (; i + 4 <= size; i += 4) {
-    const float32x4_t v = vld1q_f32(gate + i);
-    const float32x4_t silu = vdivq_f32(v, vaddq_f32(vdupq_n_f32(1.0f), exp4(vnegq_f32(v))));
-    vst1q_f32(gate + i, vmulq_f32(silu, vld1q_f32(up + i)));
-  }
-  for (; i < size; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
-}
-
-void rope(float* head, const float* cos, const float* sin, size_t half) {
-  size_t i = 0;
-  for (; i + 4 <= half; i += 4) {
-    const float32x4_t a = vld1q_f32(head + i), b = vld1q_f32(head + half + i);
-    const float32x4_t c = vld1q_f32(cos + i), s = vld1q_f32(sin + i);
-    vst1q_f32(head + i, vsubq_f32(vmulq_f32(a, c), vmulq_f32(b, s)));
-    vst1q_f32(head + half + i, vaddq_f32(vmulq_f32(b, c), vmulq_f32(a, s)));
-  }
-  for (; i < half; ++i) {
-    const float a = head[i], b = head[i + half];
-    head[i] = a * cos[i] - b * sin[i];
-    head[i + half] = b * cos[i] + a * sin[i];
-  }
-}
-
-void to_f16(const float* x, size_t size, uint16_t* out) {
-  size_t i = 0;
-  for (; i + 4 <= size; i += 4) vst1_u16(out + i, to_halves(vld1q_f32(x + i)));
-  for (; i < size; ++i) out[i] = vget_lane_u16(to_halves(vdupq_n_f32(x[i])), 0);
-}
-
-void from_f16(const uint16_t* in, size_t size, float* x, bool add) {
-  size_t i = 0;
-  for (; i + 4 <= size; i += 4) {
-    const float32x4_t before = add ? vld1q_f32(x + i) : vdupq_n_f32(0.0f);
-    vst1q_f32(x + i, vaddq_f32(before, load_halves(in + i)));
-  }
-  for (; i < size; ++i) x[i] = (add ? x[i] : 0.0f) + half_to_float(in[i]);
-}
-
-void from_q80(const int8_t* q, const float* scales, size_t size, float* x, bool add) {
-  for (size_t i = 0; i < size; i += 8) {
-    const int16x8_t eight = vmovl_s8(vld1_s8(q + i));
-    const int32x4_t whole[2] = {vmovl_s16(vget_low_s16(eight)), vmovl_high_s16(eight)};
-    unrolled<2>([&](auto k) {
-      float* at = x + i + 4 * k;
-      const float32x4_t before = add ? vld1q_f32(at) : vdupq_n_f32(0.0f);
-      const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(whole[k]), scales[i / kBlock]);
-      vst1q_f32(at, vaddq_f32(before, scaled));
-    });
-  }
-}
-
-void keys_from_q80(const int8_t* q, const float* scales, size_t head_size, size_t stride,
-                   float* x) {
-  for (size_t i = 0; i < head_size; ++i, q += stride, x += stride) {
-    const float* scale = scales + i / kBlock * stride;
-    for (size_t s = 0; s < stride; s += 8) {
-      const int16x8_t eight = vmovl_s8(vld1_s8(q + s));
-      const int32x4_t whole[2] = {vmovl_s16(vget_low_s16(eight)), vmovl_high_s16(eight)};
-      unrolled<2>([&](auto k) {
-        const size_t at = s + 4 * k;
-        vst1q_f32(x + at, vmulq_f32(vcvtq_f32_s32(whole[k]), vld1q_f32(scale + at)));
-      });
-    }
-  }
-}
-
-}  // namespace neon
-
-const Kernels kNeonKernels = {
-    .name = "neon",
-    .quantize = neon::quantize,
-    .matmul_f32 = neon::matmul_f32,
-    .matmul_f16 = neon::matmul_f16,
-    .matmul_q80 = matmul_blocks<q80_tile<2>, q80_tile<1>>,
-    .matmul_q40 = matmul_blocks<q40_tile<2>, q40_tile<1>>,
-    .rms_norm = neon::rms_norm,
-    .add = neon::add,
-    .swiglu = neon::swiglu,
-    .rope = neon::rope,
-    .attend_f32 = neon::attend_f32,
-    .attend_f16 = neon::attend_f16,
-    .to_f16 = neon::to_f16,
-    .from_f16 = neon::from_f16,
-    .from_q80 = neon::from_q80,
-    .keys_from_q80 = neon::keys_from_q80,
-};
+extern constexpr Kernels kNeonKernels = table<Neon>("neon", kProducts);
+extern constexpr Kernels kDotprodKernels =
+    with_blocks("dotprod", dotprod::matmul_q80, dotprod::matmul_q40);
+extern constexpr Kernels kI8mmKernels = with_blocks("i8mm", i8mm::matmul_q80, i8mm::matmul_q40);
 
 }  // namespace hearth

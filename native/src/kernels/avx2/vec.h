@@ -1,0 +1,86 @@
+// The vector trait of AVX2 with FMA and F16C (see generic/vector.h).
+#pragma once
+
+#include <immintrin.h>
+
+#include "../generic/vector.h"
+
+namespace hearth {
+namespace {
+
+struct Avx2 {
+  using Float = __m256;
+  using Int = __m256i;
+  static constexpr size_t kWidth = 8;
+
+  // Attention: enough sums to hide the latency of one, and no more than 16 registers hold.
+  static constexpr size_t kPageQueries = 6;
+  static constexpr size_t page_vectors(size_t queries) { return queries > 3 ? 2 : 4; }
+  static constexpr bool kSumsOfLanes = true;
+
+  static Float zero() { return _mm256_setzero_ps(); }
+  static Float broadcast(float value) { return _mm256_set1_ps(value); }
+  static Float load(const float* at) { return _mm256_loadu_ps(at); }
+  static Float load(const uint16_t* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+  static void store(float* at, Float v) { _mm256_storeu_ps(at, v); }
+  static void store(uint16_t* at, Float v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static float to_float(float value) { return value; }
+  static float to_float(uint16_t half) { return _cvtsh_ss(half); }
+
+  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float fnma(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
+  static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static Float clamp(Float v, float low, float high) {
+    // min and max give their second operand where one is NaN.
+    return _mm256_max_ps(broadcast(low), _mm256_min_ps(broadcast(high), v));
+  }
+  static Float round(Float v) {
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // 2^n for an integer n of the normal range.
+  static Float power_of_two(Float n) {
+    const Int biased = _mm256_add_epi32(to_int(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+
+  static Int zero_int() { return _mm256_setzero_si256(); }
+  static Int to_int(Float v) { return _mm256_cvtps_epi32(v); }
+  static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int max(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static Int magnitude_bits(Float v) {
+    return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
+  }
+  static int32_t largest(Int v) {
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    four = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 1)));
+  }
+  static int32_t sum(Int v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    four = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 1)));
+  }
+  // A block of elements that are within int8.
+  static void store_int8(int8_t* at, const Int (&v)[4]) {
+    // packs works within 128-bit halves; the permutation puts the groups of four back in order.
+    const Int bytes =
+        _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    const Int order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<Int*>(at), _mm256_permutevar8x32_epi32(bytes, order));
+  }
+  static void load_eight(const int8_t* at, Float (&out)[1]) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    out[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
+};
+
+}  // namespace
+}  // namespace hearth
