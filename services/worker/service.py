@@ -6,6 +6,8 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -148,16 +150,19 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 self._mesh,
                 self._leaving,
             )
-            # Weakly: gRPC keeps the callbacks of a call that is over, and the loop has the shard.
-            abort_loop = weakref.WeakMethod(loop.abort)
-            stream.on_close(lambda: (abort_loop() or (lambda: None))())
+            stream.on_close(partial(_abort, weakref.ref(loop)))
             loop.run()
 
-    def _slot(self, context: grpc.ServicerContext) -> _Slot:
+    @contextmanager
+    def _slot(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """A place among the streams at once. Ends the call where all are taken."""
         if not self._slots.acquire(blocking=False):
             problem = f"busy: {MAX_STREAMS} streams are open on this worker already"
             abort(context, HearthError(Reason.WORKER_BUSY, problem))
-        return _Slot(self._slots)
+        try:
+            yield
+        finally:
+            self._slots.release()
 
 
 class ChunkFrames(grpc.ServerInterceptor):
@@ -198,17 +203,14 @@ def _reader(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
-class _Slot:
-    """Gives its place back when left."""
+def _abort(loop: weakref.ref[ForwardLoop]) -> None:
+    """Ends the loop's step when its stream is over.
 
-    def __init__(self, slots: threading.BoundedSemaphore) -> None:
-        self._slots = slots
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        self._slots.release()
+    gRPC keeps the callbacks of a call that is over; a strong reference would keep the shard.
+    """
+    running = loop()
+    if running is not None:
+        running.abort()
 
 
 def _check_protocol(version: int) -> None:

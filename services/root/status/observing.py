@@ -62,7 +62,10 @@ class Observer:
                 self._metrics.nodes(
                     [
                         NodeFacts(node.info.name or node.address, node.weight_bytes)
-                        for node in sorted(status.nodes, key=lambda node: node.placement.rank)
+                        for node in sorted(
+                            status.nodes,
+                            key=lambda node: (node.placement.stage, node.placement.rank),
+                        )
                         if node.state == root_pb2.NODE_STATE_SERVING
                     ]
                 )
