@@ -9,6 +9,11 @@ from pathlib import Path
 import leaks
 import pytest
 from harness import ServiceProcess, WorkerProcess
+from hypothesis import settings
+
+# No time decides a test, whatever else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -58,12 +58,14 @@ def rounded(x: F64) -> F64:
     blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, _BLOCK)
     scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
     steps = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
-    return (steps.astype(np.float64) * scale).reshape(x.shape)
+    near: F64 = (steps.astype(np.float64) * scale).reshape(x.shape)
+    return near
 
 
 def norm(x: F64, weight: F64, epsilon: float) -> F64:
     """RMS norm of each row."""
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + epsilon) * weight
+    scaled: F64 = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + epsilon) * weight
+    return scaled
 
 
 def frequencies(spec: ModelSpec) -> F64:
@@ -99,7 +101,9 @@ def attention(q: F64, k: F64, v: F64) -> F64:
     scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
     scores[:, np.triu(np.ones(scores.shape[1:], dtype=bool), 1)] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.einsum("hqk,khd->qhd", weights / weights.sum(axis=-1, keepdims=True), v)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed: F64 = np.einsum("hqk,khd->qhd", weights, v)
+    return mixed
 
 
 def logits(spec: ModelSpec, weights: Mapping[str, Weight], ids: Sequence[int]) -> F64:

@@ -55,9 +55,10 @@ def main() -> None:
     import torch
     import transformers
 
-    model = transformers.LlamaForCausalLM.from_pretrained(
+    model: Any = transformers.LlamaForCausalLM.from_pretrained(
         known_answers.MODEL, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    )
+    model.eval()
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(known_answers.MODEL)
     stories = []
     for prompt in PROMPTS:
