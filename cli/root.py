@@ -98,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
     from hearth.common import logging as hearth_logging
     from hearth.common.channels import split_address
     from hearth.common.security import ApiKeys
+    from hearth.root.api.frontend import Frontend
     from hearth.root.api.grpc.server import RootServer
     from hearth.root.supervisor import Supervisor
 
@@ -119,16 +120,14 @@ def run(options: argparse.Namespace) -> int:
         options, sequences=options.sequences, form=False, pause_seconds=options.pause_seconds
     ) as session:
         supervisor = Supervisor(session.cluster, session.engine, _joining(options))
+        frontend = Frontend(session.engine, session.model, session.cluster, drain=supervisor.drain)
         server = RootServer(
             options.listen,
-            session.engine,
-            session.model,
-            session.cluster,
+            frontend,
             security=security,
             api_keys=keys,
             insecure=options.insecure,
             health_address=options.health or None,
-            drain=supervisor.drain,
         )
         # Before the cluster is formed: who asks is told how far it is.
         port = server.start()

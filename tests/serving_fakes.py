@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
+from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.server import RootServer
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.params import Sampling
@@ -230,14 +231,10 @@ class Root:
         self.engine = Engine(self.runner, tokenizer, Limits(**values), sampler_factory=Greedy)
         self.cluster = FakeCluster()
         spec = ModelSpec("tiny", 8, 2, 2, 1, 4, 16, VOCAB, 1e-5, 10000.0, 64, True)
-        self.server = RootServer(
-            "127.0.0.1:0",
-            self.engine,
-            FakeModel(spec),
-            self.cluster,
-            max_streams=max_streams,
-            **server_options,
+        self.frontend = Frontend(
+            self.engine, FakeModel(spec), self.cluster, max_streams=max_streams
         )
+        self.server = RootServer("127.0.0.1:0", self.frontend, **server_options)
         self.address = ""
 
     def __enter__(self) -> "Root":

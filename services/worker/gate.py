@@ -1,4 +1,4 @@
-"""What every call to a worker passes first: who it is from, and that its message comes in time."""
+"""Interceptor of the worker: authenticates each call, and limits how long its message may take."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Any, NoReturn
 
 import grpc
 
-from hearth.common.admission import Handshakes, Refusals, peer_of
-from hearth.common.errors import HearthError, Reason
+from hearth.common.admission import Handshakes, Refusals
+from hearth.common.gate import (
+    Callers,
+    Handler,
+    behavior_of,
+    refusing,
+    streaming,
+    without_message,
+)
 from hearth.common.rpc_errors import abort
 from hearth.common.security import ROOT_NAME, Security
 
-Handler = Any  # grpc.RpcMethodHandler; generic in its types only
+_RULE = "this worker takes calls of its cluster's root only"
 
 
 class Gate(grpc.ServerInterceptor):
-    """Refuses calls without the join token, or by a certificate that is no root's, before any
-    message of theirs is read.
+    """Refuses calls without the join token or a root's certificate, before their message is read.
 
-    Without `security` (a worker on loopback, or --insecure) everybody may call.
+    Without `security` (a worker on loopback, or --insecure) anyone may call.
     """
 
     def __init__(
@@ -33,8 +39,7 @@ class Gate(grpc.ServerInterceptor):
     ) -> None:
         """silence_seconds: a call whose message has not come by then ends."""
         self._security = security
-        self._refusals = refusals
-        self._handshakes = handshakes
+        self._callers = Callers(refusals, handshakes)
         # Until then such a call holds a thread of the server.
         self._seconds = silence_seconds
 
@@ -52,40 +57,28 @@ class Gate(grpc.ServerInterceptor):
         return None if handler is None else self._watched(handler)
 
     def _refusal(self, problem: str) -> Handler:
-        """A handler of streams, whatever the method is: it is called before a message is read."""
-
         def refuse(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             self._refuse(context, problem)
 
-        return grpc.stream_stream_rpc_method_handler(refuse)
+        return refusing(refuse)
 
     def _watched(self, handler: Any) -> Handler:
-        behavior = (
-            handler.unary_unary
-            or handler.unary_stream
-            or handler.stream_unary
-            or handler.stream_stream
-        )
+        behavior = behavior_of(handler)
 
-        # What the health service says of its handlers by their attributes goes along.
+        # `wraps` copies the attributes that the health service sets on its handlers.
         @functools.wraps(behavior)
         def watched(requests: Iterator[Any], context: grpc.ServicerContext, *more: Any) -> Any:
-            self._note(context)
+            self._callers.note(context)
             if self._security is not None:
                 self._check_name(context)
             argument = requests if handler.request_streaming else self._only(requests, context)
             try:
                 return behavior(argument, context, *more)
-            except NotImplementedError:  # what stubs raise; gRPC would log it as ours each time
+            except NotImplementedError:  # raised by stubs; gRPC would log a traceback each time
                 status = grpc.StatusCode.UNIMPLEMENTED
                 context.abort(status, "this worker does not have this method")
 
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler
-        )
-        return make(watched, handler.request_deserializer, handler.response_serializer)
+        return streaming(watched, handler)
 
     def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """The message of a call that has one; the call ends when it does not come."""
@@ -95,7 +88,7 @@ class Gate(grpc.ServerInterceptor):
         try:
             return next(requests)
         except StopIteration:
-            abort(context, HearthError(Reason.INVALID_ARGUMENT, "the call came without a message"))
+            abort(context, without_message())
         finally:
             watchdog.cancel()
 
@@ -107,12 +100,4 @@ class Gate(grpc.ServerInterceptor):
             self._refuse(context, problem)
 
     def _refuse(self, context: grpc.ServicerContext, problem: str) -> NoReturn:
-        self._refusals.note(self._note(context), problem)
-        text = f"{problem}: this worker takes calls of its cluster's root only"
-        abort(context, HearthError(Reason.UNAUTHENTICATED, text))
-
-    def _note(self, context: grpc.ServicerContext) -> tuple[str, int]:
-        peer = peer_of(context.peer())
-        if self._handshakes is not None:
-            self._handshakes.called(peer)
-        return peer
+        abort(context, self._callers.refuse(context, problem, _RULE))

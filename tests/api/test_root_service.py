@@ -336,9 +336,7 @@ def test_a_port_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
         root = Root()
-        server = RootServer(
-            f"127.0.0.1:{port}", root.engine, root.server._service._model, root.cluster
-        )
+        server = RootServer(f"127.0.0.1:{port}", root.frontend)
         with pytest.raises(HearthError, match=f"127.0.0.1:{port}") as error:
             server.start()
         assert error.value.reason == "PORT_IN_USE"

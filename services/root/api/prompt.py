@@ -1,13 +1,69 @@
-"""Prompts and conversations to token ids, with limits on their size."""
+"""Prompts, token ids and conversations: checked for size, then turned into token ids."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.engine.params import check_text, invalid
 
-# A prompt of more bytes for each position of the context is refused unread: it cannot fit, and to
-# find that out by tokenizing 4 MiB takes 10 s and 250 MiB. Text has 2 to 6 bytes a token.
+# Longer prompts, in bytes per position of the context, are refused without tokenizing. They cannot
+# fit, and tokenizing 4 MiB takes 10 s and 250 MiB. Text has 2 to 6 bytes a token.
 MAX_BYTES_PER_POSITION = 32
+# Bytes that a message counts for besides its texts: an empty one costs memory too.
+_MESSAGE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Text to continue."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Tokens to continue, used as they are."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages to answer; JSON values as chat templates expect them.
+
+    messages: read once, in a tokenizing thread; each has at least "role" and "content".
+    tools: functions that the model may call, in JSON schema, for templates that take them.
+    """
+
+    messages: Iterable[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+Input: TypeAlias = Prompt | TokenIds | Conversation
+
+
+def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[int, ...]:
+    """Token ids of any input. Raises HearthError, PROMPT_TOO_LONG for what cannot fit."""
+    match given:
+        case Prompt(text):
+            check_size("prompt", len(check_text("prompt", text).encode()), context_size)
+            return prompt_ids(tokenizer, text)
+        case TokenIds(ids):
+            check_count(len(ids), context_size)
+            return tuple(ids)
+        case Conversation(messages, tools):
+            size = len(json.dumps(tools)) if tools else 0
+            read: list[Mapping[str, Any]] = []
+            for number, message in enumerate(messages, 1):
+                size += _MESSAGE_BYTES + sum(map(_size, message.values()))
+                # Now, not at the end: millions of empty messages would fill the memory.
+                check_size(f"conversation up to message {number}", size, context_size)
+                read.append(message)
+            return conversation_ids(tokenizer, read, tools)
 
 
 def check_size(what: str, size: int, context_size: int) -> None:
@@ -42,8 +98,12 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def conversation_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tuple[int, ...]:
-    """Token ids of a conversation, `messages` of role and content, up to the assistant's turn.
+def conversation_ids(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> tuple[int, ...]:
+    """Token ids of a conversation up to the assistant's turn.
 
     HearthError when the model has no chat template, or when the template refuses the messages.
     """
@@ -59,7 +119,8 @@ def conversation_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tu
     if not messages:
         raise invalid("the conversation has 0 messages; give at least 1")
     for message in messages:
-        check_text(f"message of role {message['role']!r}", message["role"] + message["content"])
+        texts = [value for value in message.values() if isinstance(value, str)]
+        check_text(f"message of role {message['role']!r}", "".join(texts))
     eos_id = min(tokenizer.eos_ids, default=None)
     try:
         text = render(
@@ -67,6 +128,7 @@ def conversation_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tu
             messages,
             bos_token=tokenizer.token_text(tokenizer.bos_id),
             eos_token=tokenizer.token_text(eos_id),
+            tools=tools,
         )
         ids = tokenizer.encode(text, add_special=False)
     except ModelError as error:
@@ -75,3 +137,10 @@ def conversation_ids(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tu
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids = [tokenizer.bos_id, *ids]
     return tuple(ids)
+
+
+def _size(value: object) -> int:
+    """Bytes of one value of a message."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    return len(json.dumps(value))

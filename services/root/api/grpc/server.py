@@ -27,17 +27,10 @@ from hearth.common.channels import (
 from hearth.common.errors import HearthError
 from hearth.common.health import HealthPort
 from hearth.common.security import ApiKeys, Security
+from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.gate import Gate
-from hearth.root.api.grpc.service import (
-    MAX_STREAMS,
-    SERVICE,
-    Cluster,
-    Drain,
-    RootService,
-    ServedModel,
-    Unreadable,
-)
-from hearth.root.engine.engine import Engine
+from hearth.root.api.grpc.service import SERVICE, RootService
+from hearth.root.api.signals import Signal
 from hearth.v1 import root_pb2, root_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -58,16 +51,12 @@ class RootServer:
     def __init__(
         self,
         listen: str,
-        engine: Engine,
-        model: ServedModel,
-        cluster: Cluster,
+        frontend: Frontend,
         *,
-        max_streams: int = MAX_STREAMS,
         security: Security | None = None,
         api_keys: ApiKeys | None = None,
         insecure: bool = False,
         health_address: str | None = None,
-        drain: Drain | None = None,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         """With `security` by TLS: clients show an API key, or a certificate where `api_keys` are
@@ -83,9 +72,7 @@ class RootServer:
         self._gate = Gate(api_keys, refusals, self._handshakes, silence_seconds)
         self._silence_seconds = silence_seconds
         self._certificates = api_keys is None
-        self._cluster = cluster
-        self._service = RootService(engine, model, cluster, max_streams, drain)
-        self._max_streams = max_streams
+        self._frontend = frontend
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_grace: asyncio.Future[float] | None = None
         # The one that listens is the last; before it those that gRPC has closed, while calls last.
@@ -122,15 +109,14 @@ class RootServer:
         self, checker: health.aio.HealthServicer, address: str
     ) -> tuple[grpc.aio.Server, int]:
         """A server that is not started yet, and its port."""
+        # The frontend refuses streams with a reason; this only bounds everything else.
+        calls = 2 * self._frontend.max_streams
         server = grpc.aio.server(
-            interceptors=[self._gate, Unreadable()],
-            options=server_options(
-                MAX_CLIENT_MESSAGE_BYTES, 2 * self._max_streams, self._silence_seconds
-            ),
-            # The service refuses streams with a reason; this only bounds everything else.
-            maximum_concurrent_rpcs=2 * self._max_streams,
+            interceptors=[self._gate],
+            options=server_options(MAX_CLIENT_MESSAGE_BYTES, calls, self._silence_seconds),
+            maximum_concurrent_rpcs=calls,
         )
-        root_pb2_grpc.add_RootServiceServicer_to_server(self._service, server)
+        root_pb2_grpc.add_RootServiceServicer_to_server(RootService(self._frontend), server)
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         if is_loopback(self._listen):
             reflection.enable_server_reflection(
@@ -147,10 +133,10 @@ class RootServer:
     async def _keep_up(
         self, server: grpc.aio.Server, checker: health.aio.HealthServicer, address: str
     ) -> None:
-        """Opens the port again when gRPC has closed it.
+        """Open the port again when gRPC has closed it.
 
-        It does when its loop falls over a call that it cannot read, by a name that is no UTF-8 for
-        instance. Calls that run go on, on the server of before.
+        gRPC's loop ends on some calls that it cannot read, such as a method name that is not
+        UTF-8. Running calls continue on the closed server.
         """
         while True:
             try:
@@ -185,13 +171,8 @@ class RootServer:
             )
         if self._handshakes is not None:
             self._handshakes.start(port)
-        changed = asyncio.Event()
-
-        def wake(_: root_pb2.ClusterStatus) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(changed.set)
-
-        unsubscribe = self._cluster.subscribe(wake)
+        changed = Signal()
+        unsubscribe = self._frontend.subscribe(changed.set)
         self._loop, self._stop_grace = loop, loop.create_future()
         watch = loop.create_task(self._watch_health(checker, changed, probes))
         address = f"{self._listen.rpartition(':')[0]}:{port}"
@@ -205,7 +186,7 @@ class RootServer:
             watch.cancel()
             if probes is not None:
                 probes.set_serving(False)
-            await self._service.drain(grace)
+            await self._frontend.shutdown(grace)
         finally:
             unsubscribe()
             watch.cancel()
@@ -215,7 +196,7 @@ class RootServer:
             for server in [*self._servers]:
                 with suppress(UnicodeDecodeError):  # what gRPC fell over, once more
                     await server.stop(0.2)
-            self._service.close()
+            self._frontend.close()
             if self._handshakes is not None:
                 self._handshakes.stop()
             if probes is not None:
@@ -224,15 +205,14 @@ class RootServer:
     async def _watch_health(
         self,
         checker: health.aio.HealthServicer,
-        changed: asyncio.Event,
+        changed: Signal,
         probes: HealthPort | None,
     ) -> None:
         while True:
-            serving = self._cluster.status().state == root_pb2.CLUSTER_STATE_SERVING
+            serving = self._frontend.cluster().state == root_pb2.CLUSTER_STATE_SERVING
             answer = health_pb2.HealthCheckResponse
             for name in ("", SERVICE):
                 await checker.set(name, answer.SERVING if serving else answer.NOT_SERVING)
             if probes is not None:
                 probes.set_serving(serving)
             await changed.wait()
-            changed.clear()

@@ -1,0 +1,67 @@
+"""The common half of both services' gates: the log of callers, and gRPC handlers.
+
+A gate is an interceptor. It authenticates each call and limits how long the first message may take.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from hearth.common.admission import Handshakes, Peer, Refusals, peer_of
+from hearth.common.errors import HearthError, Reason
+
+Handler = Any  # grpc.RpcMethodHandler; generic in its types only
+Behavior = Any  # the servicer's method
+
+
+class Callers:
+    """Notes every call: its TLS handshake was good, or the call was refused."""
+
+    def __init__(self, refusals: Refusals, handshakes: Handshakes | None) -> None:
+        self._refusals = refusals
+        self._handshakes = handshakes
+
+    def note(self, context: Any) -> Peer:
+        """The caller's address; its handshake no longer counts as unfinished."""
+        peer = peer_of(context.peer())
+        if self._handshakes is not None:
+            self._handshakes.called(peer)
+        return peer
+
+    def refuse(self, context: Any, problem: str, rule: str) -> HearthError:
+        """The error for a call that is refused, which goes to the log too."""
+        self._refusals.note(self.note(context), problem)
+        return HearthError(Reason.UNAUTHENTICATED, f"{problem}: {rule}")
+
+
+def without_message() -> HearthError:
+    """Error for a call that ended without its one message."""
+    return HearthError(Reason.INVALID_ARGUMENT, "the call came without a message")
+
+
+def behavior_of(handler: Handler) -> Behavior:
+    """The servicer's method behind a handler of any of the four kinds."""
+    return (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+
+
+def streaming(behavior: Behavior, handler: Handler, *, raw: bool = False) -> Handler:
+    """A handler like `handler`, whose `behavior` takes a stream of requests.
+
+    It is then called before a message is read. raw: requests come as bytes.
+    """
+    make: Any = (
+        grpc.stream_stream_rpc_method_handler
+        if handler.response_streaming
+        else grpc.stream_unary_rpc_method_handler
+    )
+    read = None if raw else handler.request_deserializer
+    return make(behavior, read, handler.response_serializer)
+
+
+def refusing(behavior: Behavior) -> Handler:
+    """A handler for any method, which refuses before a message is read."""
+    return grpc.stream_stream_rpc_method_handler(behavior)

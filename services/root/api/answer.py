@@ -1,0 +1,136 @@
+"""One running request, as its reader sees it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from hearth.common.errors import HearthError, Reason
+from hearth.root.api.signals import Signal
+from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox
+from hearth.root.engine.request import RequestHandle
+
+log = logging.getLogger(__name__)
+
+
+class Answer:
+    """The events of one request: an async iterator over Delta*, then Done.
+
+    Iterating raises HearthError when the request fails, and reason DEADLINE at the deadline. A
+    slow reader gets merged deltas and holds up nobody. Leaving the `with` block ends the request:
+    its sequence stops before the next step.
+    """
+
+    def __init__(
+        self, request_id: str, deadline: float | None, on_close: Callable[["Answer"], object]
+    ) -> None:
+        """deadline: in the running loop's time, seconds; None for none."""
+        self.request_id = request_id
+        self.prompt_tokens = 0
+        self.deadline = deadline
+        self._on_close = on_close
+        self._signal = Signal()
+        self.mailbox = Mailbox(self._signal.set)
+        self._handle: RequestHandle | None = None
+        # The last event, once it is here, and whether the reader has it.
+        self._end: Done | Failed | None = None
+        self._read = False
+        self._made = 0
+        self._created = time.perf_counter()
+        self._closed = False
+
+    def start(self, handle: RequestHandle, prompt_tokens: int) -> None:
+        """The request is queued."""
+        self._handle, self.prompt_tokens = handle, prompt_tokens
+
+    def fail(self, error: HearthError) -> None:
+        """End the request with `error`, unless it has ended."""
+        self._end = self._end or Failed(error)
+        self._cancel()
+        self._signal.set()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the request if it still runs, and write its line to the log, with `error` if any."""
+        if not self._closed:
+            self._closed = True
+            if self._end is None and isinstance(error, HearthError):
+                self._end = Failed(error)
+            self._cancel()
+            self._on_close(self)
+            self._log()
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(error)
+
+    def __aiter__(self) -> "Answer":
+        return self
+
+    async def __anext__(self) -> Delta | Done:
+        if self._read or self._closed:
+            raise StopAsyncIteration
+        while self._end is None:
+            await self._wait()
+            delta, end = self.mailbox.take()
+            self._end = self._end or end
+            if delta is not None:
+                self._made += len(delta.token_ids)
+                return delta
+        self._read = True
+        if isinstance(self._end, Failed):
+            raise self._end.error
+        return self._end
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                await self._signal.wait()
+        except TimeoutError:
+            self.fail(past_deadline(f"{self._made} tokens were generated"))
+
+    def _cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _log(self) -> None:
+        match self._end:
+            case Done(finish_reason, usage):
+                log.info(
+                    "request %s: %d prompt tokens, %d generated; queue %.3f s, prefill %.3f s, "
+                    "decode %.3f s; %s",
+                    self.request_id,
+                    usage.prompt_tokens,
+                    usage.completion_tokens,
+                    usage.queue_seconds,
+                    usage.prefill_seconds,
+                    usage.decode_seconds,
+                    finish_reason.name,
+                )
+                return
+            case Failed(error):
+                outcome = error.reason
+            case None:
+                outcome = str(Reason.CANCELLED)
+        log.info(
+            "request %s: %d prompt tokens, %d generated; %.3f s; %s",
+            self.request_id,
+            self.prompt_tokens,
+            self._made,
+            time.perf_counter() - self._created,
+            outcome,
+        )
+
+
+def past_deadline(progress: str) -> HearthError:
+    """Error for a request whose deadline passed."""
+    return HearthError(
+        Reason.DEADLINE, f"the deadline of the request passed: {progress}; give it a longer timeout"
+    )

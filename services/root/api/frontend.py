@@ -1,0 +1,270 @@
+"""Requests from admission to their last token, without a transport.
+
+    Generation -> admit -> tokenize (in a thread) -> Engine.submit -> Answer: Delta*, Done
+
+The gRPC service (grpc/) maps messages to these values and back; any other face does the same. Every
+failure is a HearthError; a face maps its code or reason to its own status.
+"""
+
+import asyncio
+import functools
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+
+from hearth.common.errors import HearthError, Reason
+from hearth.converter.errors import ModelError
+from hearth.converter.spec import ModelSpec
+from hearth.root.api.answer import Answer, past_deadline
+from hearth.root.api.prompt import Input, check_count, check_size, input_ids
+from hearth.root.api.signals import Signal
+from hearth.root.engine import errors
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.engine.params import GenerateParams, Sampling, check_ids, check_text
+
+if TYPE_CHECKING:
+    from hearth.v1.root_pb2 import ClusterStatus
+
+# Answers and watches open at once. Each answer costs a mailbox of at most one context of tokens.
+MAX_STREAMS = 256
+# Texts tokenized at once; others wait for their turn.
+_TOKENIZERS = 2
+_SHUTDOWN_POLL_SECONDS = 0.02
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ServedModel(Protocol):
+    """The facts of a model that clients may read; hearth.converter.Model has them."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def weight_type(self) -> str: ...
+
+
+class WatchedCluster(Protocol):
+    """The cluster, as far as clients see it. Called from the event loop: must not block."""
+
+    def status(self) -> "ClusterStatus": ...
+
+    def subscribe(self, callback: Callable[["ClusterStatus"], object]) -> Callable[[], object]:
+        """Call back, from any thread, at every change; until the function returned is called."""
+
+
+Drain = Callable[[str, bool], "Future[ClusterStatus]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A request for text. HearthError INVALID_ARGUMENT for values out of range.
+
+    max_tokens: 0 means as many as the context has room for. stop: texts that end the answer.
+    request_id: for logs; "" draws one.
+    """
+
+    input: Input
+    max_tokens: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    request_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.params(())
+
+    def params(self, prompt: tuple[int, ...]) -> GenerateParams:
+        """The same for the engine, with the input as token ids."""
+        return GenerateParams(prompt, self.max_tokens, self.sampling, self.stop, self.ignore_eos)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The running model. `weight_type` is "f32", "f16", "q80" or "q40"."""
+
+    name: str
+    architecture: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    vocab_size: int
+    # Positions of one sequence in this cluster, prompt and answer together.
+    context_size: int
+    weight_type: str
+    has_chat_template: bool
+
+
+class Frontend:
+    """Serves the requests of all faces. Lives on one event loop; made anywhere."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: ServedModel,
+        cluster: WatchedCluster,
+        *,
+        max_streams: int = MAX_STREAMS,
+        drain: Drain | None = None,
+    ) -> None:
+        """drain: takes a worker out, by address or name, or (True) lets it in again."""
+        self._engine = engine
+        self._model = model
+        self._cluster = cluster
+        self._max_streams = max_streams
+        self._drain = drain
+        self._answers: set[Answer] = set()
+        self._watchers: set[Signal] = set()
+        self._shutting_down = False
+        self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, "tokenizing")
+
+    @property
+    def max_streams(self) -> int:
+        """Answers and watches that may be open at once."""
+        return self._max_streams
+
+    async def submit(self, request: Generation, *, deadline: float | None = None) -> Answer:
+        """Queue a request. The caller must use the answer in a `with` block, or close it.
+
+        deadline: when the answer must be complete, in the running loop's time (seconds).
+        Raises HearthError for what can be known before the first step: SHUTTING_DOWN, QUEUE_FULL
+        (too many streams), INVALID_ARGUMENT, PROMPT_TOO_LONG, NO_CHAT_TEMPLATE, DEADLINE.
+        """
+        self._admit()
+        request_id = request.request_id or secrets.token_hex(6)
+        answer = Answer(request_id, deadline, self._answers.discard)
+        self._answers.add(answer)
+        try:
+            ids = await self._input_ids(request.input, deadline)
+            handle = self._engine.submit(request.params(ids), answer.mailbox)
+        except BaseException as error:
+            answer.close(error)
+            raise
+        answer.start(handle, len(ids))
+        return answer
+
+    async def generate(
+        self, request: Generation, *, deadline: float | None = None
+    ) -> AsyncGenerator[Delta | Done, None]:
+        """Submit and iterate: deltas, then Done. Closing the iterator ends the request."""
+        with await self.submit(request, deadline=deadline) as answer:
+            async for event in answer:
+                yield event
+
+    async def tokenize(self, text: str, add_special: bool) -> list[int]:
+        """Token ids of a text. add_special: with the tokens that open a sequence."""
+        size = len(check_text("text", text).encode())
+        check_size("text", size, self._engine.limits.context_size)
+        return await self._in_thread(self._engine.tokenizer.encode, text, add_special)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        check_count(len(ids), self._engine.limits.context_size)
+        return await self._in_thread(self._decode, ids)
+
+    def model(self) -> ModelFacts:
+        """The facts of the running model."""
+        spec = self._model.spec
+        return ModelFacts(
+            name=spec.name,
+            architecture=spec.architecture,
+            parameters=spec.parameters,
+            layers=spec.layers,
+            hidden_size=spec.hidden_size,
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            vocab_size=spec.vocab_size,
+            context_size=self._engine.limits.context_size,
+            weight_type=self._model.weight_type,
+            has_chat_template=self._engine.tokenizer.chat_template is not None,
+        )
+
+    def cluster(self) -> "ClusterStatus":
+        """The cluster now."""
+        return self._cluster.status()
+
+    def subscribe(self, callback: Callable[["ClusterStatus"], object]) -> Callable[[], object]:
+        """Call back at every change of the cluster, from any thread; the result ends it."""
+        return self._cluster.subscribe(callback)
+
+    async def watch(self) -> AsyncGenerator["ClusterStatus", None]:
+        """The cluster now, then after each change, until HearthError SHUTTING_DOWN.
+
+        Changes that come faster than they are read are skipped, the last one never.
+        """
+        self._admit()
+        changed = Signal()
+        self._watchers.add(changed)
+        unsubscribe = self._cluster.subscribe(changed.set)
+        try:
+            last: ClusterStatus | None = None
+            while not self._shutting_down:
+                status = self._cluster.status()
+                if status != last:
+                    yield status
+                    last = status
+                await changed.wait()
+            raise errors.shutting_down()
+        finally:
+            unsubscribe()
+            self._watchers.remove(changed)
+
+    async def drain_worker(self, worker: str, undo: bool = False) -> "ClusterStatus":
+        """Take a worker out, or let it in again; returns when the cluster serves without it."""
+        if self._drain is None:
+            raise HearthError(Reason.CLUSTER_NOT_READY, "this root has no workers to take out")
+        return await asyncio.wrap_future(self._drain(worker, undo))
+
+    async def shutdown(self, grace: float) -> None:
+        """Refuse new streams and end the open ones: answers may finish for `grace` seconds."""
+        self._shutting_down = True
+        for changed in self._watchers:
+            changed.set()
+        deadline = asyncio.get_running_loop().time() + grace
+        while self._answers and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_SHUTDOWN_POLL_SECONDS)
+        for answer in self._answers:
+            answer.fail(errors.shutting_down())
+
+    def close(self) -> None:
+        """Let the tokenizing threads end."""
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+
+    def _admit(self) -> None:
+        """Raise HearthError where one more stream is not allowed."""
+        if self._shutting_down:
+            raise errors.shutting_down()
+        if len(self._answers) + len(self._watchers) >= self._max_streams:
+            raise HearthError(
+                Reason.QUEUE_FULL,
+                f"{self._max_streams} streams are open, and the root takes no more; try again "
+                "later",
+                {"maxStreams": self._max_streams},
+            )
+
+    async def _input_ids(self, given: Input, deadline: float | None) -> tuple[int, ...]:
+        context_size = self._engine.limits.context_size
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._in_thread(input_ids, self._engine.tokenizer, given, context_size)
+        except TimeoutError:
+            raise past_deadline("it was not queued yet") from None
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        check_ids(ids, self._model.spec.vocab_size)
+        return self._engine.tokenizer.decode(ids)
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in a tokenizing thread: a long prompt takes a while, and memory."""
+        loop = asyncio.get_running_loop()
+        call = functools.partial(work, *args, **kwargs)
+        try:
+            return await loop.run_in_executor(self._tokenizers, call)
+        except ModelError as error:
+            raise HearthError(Reason.INVALID_ARGUMENT, str(error)) from error
