@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,10 +24,13 @@ from serving_fakes import (
 )
 
 from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import Metrics
 from hearth.root.engine.engine import Engine
+from hearth.root.engine.interfaces import Ids, Logits
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
 from hearth.root.engine.params import GenerateParams, Sampling
-from hearth.root.scheduling.batch import Batch, FinishReason, Limits, StepOutput
+from hearth.root.engine.sampling import sample
+from hearth.root.scheduling.batch import Batch, FinishReason, Limits, SequenceStep, StepOutput
 
 LIMITS = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=16, max_running=8)
 
@@ -681,6 +685,281 @@ def test_text_state_survives_a_pause() -> None:
             e.suspend(lost())
             e.resume()
             assert (sink.finish, sink.text) == (FinishReason.STOP, "Grüße ")
+
+
+# Several batches in flight.
+
+
+class Staged(FakeRunner):
+    """Computes in another thread. Tokens are written when a batch is submitted, read at its end.
+
+    So a page that is given away while a batch uses it changes the text.
+    """
+
+    def __init__(self, depth: int, **options: Any) -> None:
+        super().__init__(depth=depth, **options)
+        self.thread = ThreadPoolExecutor(1, "stages")
+        self.submitted = 0
+
+    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+        self.submitted += 1
+        assert self.submitted - len(self.batches) <= self.depth
+        tables = self.write(batch)
+        return self.thread.submit(self.compute, batch, tables)
+
+    def compute(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        try:
+            if self.fail_with is not None:
+                error, self.fail_with = self.fail_with, None
+                raise error
+            return self.read(batch, tables)
+        finally:
+            self.batches.append(batch)
+
+
+@contextmanager
+def staged(runner: Staged, limits: Limits = LIMITS, seconds: float = 30.0) -> Iterator[Engine]:
+    made = Engine(runner, ByteTokenizer(), limits, sampler_factory=Greedy, pause_seconds=seconds)
+    made.start()
+    try:
+        yield made
+    finally:
+        if runner.gate is not None:
+            runner.gate.set()
+        assert made.stop(drain=False)
+        runner.thread.shutdown()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("ab", max_size=30), st.integers(1, 25), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(12, 64),
+    st.integers(1, 3),
+)
+def test_batches_in_flight_change_no_text(
+    requests: list[tuple[str, int, bool]], pages: int, depth: int
+) -> None:
+    limits = Limits(
+        context_size=48,
+        max_pages=pages,
+        page_size=4,
+        max_step_tokens=8,
+        max_running=4,
+        max_waiting=8,
+    )
+    with staged(Staged(depth, max_step_tokens=8), limits) as e:
+        sinks = []
+        for text, count, cancelled in requests:
+            sinks.append(Sink())
+            handle = e.submit(params(text, count), sinks[-1])
+            if cancelled:
+                handle.cancel()
+        for (text, count, cancelled), sink in zip(requests, sinks, strict=True):
+            made = sink.wait().tokens
+            wanted = min(count, 48 - 1 - len(text))
+            if isinstance(sink.events[-1], Failed):
+                assert cancelled
+                assert sink.error.reason == "CANCELLED"
+                wanted = len(made)
+            assert made == expected((BOS, *text.encode()), wanted, letters)
+        wait_for(lambda: e.idle)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_as_many_batches_are_in_flight_as_the_runner_is_deep(depth: int) -> None:
+    runner = Staged(depth, gate=threading.Event(), max_step_tokens=8)
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=8, max_running=4)
+    with staged(runner, limits) as e:
+        sink = Sink()
+        e.submit(params("a" * 40, 3), sink)
+        wait_for(lambda: runner.submitted == depth)
+        other = Sink()
+        e.submit(params("b", 3), other)
+        wait_for(lambda: e.commands == 0)
+        assert runner.submitted == depth
+        assert runner.gate is not None
+        runner.gate.set()
+        assert sink.wait().tokens == expected((BOS, *b"a" * 40), 3)
+        assert other.wait().tokens == expected((BOS, *b"b"), 3)
+
+
+def test_cancelling_in_flight_takes_effect_at_once() -> None:
+    runner = Staged(2, gate=threading.Event())
+    with staged(runner) as e:
+        sink, other = Sink(), Sink()
+        handle = e.submit(params("ab", 50), sink)
+        wait_for(lambda: runner.submitted == 1)
+        handle.cancel()
+        assert sink.error.reason == "CANCELLED"
+        assert not e.idle, "its step is in flight still"
+        e.submit(params("cd", 5), other)
+        assert runner.gate is not None
+        runner.gate.set()
+        assert other.wait().tokens == expected((BOS, *b"cd"), 5)
+        assert sink.tokens == []
+        wait_for(lambda: e.idle)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_suspension_waits_for_what_is_in_flight(depth: int) -> None:
+    runner = Staged(depth, gate=threading.Event(), max_step_tokens=8)
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=8, max_running=4)
+    with staged(runner, limits) as e:
+        sink = Sink()
+        e.submit(params("a" * 7, 9), sink)  # one step for the prompt
+        wait_for(lambda: runner.submitted == 1)
+        suspended = e.suspend(lost())
+        wait_for(lambda: e.commands == 0)
+        assert not suspended.is_set()
+        assert runner.gate is not None
+        runner.gate.set()
+        assert suspended.wait(30)
+        assert len(runner.batches) == runner.submitted == 1
+        assert sink.tokens == expected((BOS, *b"a" * 7), 1), "what was in flight counts"
+        runner.cache.clear()
+        e.resume()
+        assert sink.wait().tokens == expected((BOS, *b"a" * 7), 9)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_worker_lost_with_batches_in_flight_pauses_all(depth: int) -> None:
+    runner = Staged(depth, gate=threading.Event(), max_step_tokens=8)
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=8, max_running=4)
+    with staged(runner, limits) as e:
+        sinks = [Sink(), Sink()]
+        e.submit(params("a" * 40, 5), sinks[0])
+        wait_for(lambda: runner.submitted == depth)
+        e.submit(params("b", 5), sinks[1])
+        runner.fail_with = lost()
+        assert runner.gate is not None
+        runner.gate.set()
+        wait_for(lambda: len(runner.batches) == runner.submitted == depth)
+        time.sleep(0.05)
+        assert runner.submitted == depth, "nothing runs until the cluster is back"
+        assert not any(sink.events for sink in sinks)
+        runner.cache.clear()
+        e.resume()
+        assert sinks[0].wait().tokens == expected((BOS, *b"a" * 40), 5)
+        assert sinks[1].wait().tokens == expected((BOS, *b"b"), 5)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("oh"), HearthError(Reason.BAD_STEP, "oh")])
+def test_another_error_in_flight_ends_all_after_the_others_are_done(error: Exception) -> None:
+    runner = Staged(3, gate=threading.Event(), max_step_tokens=8, fail_with=error)
+    limits = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=8, max_running=4)
+    with staged(runner, limits) as e:
+        sink = Sink()
+        e.submit(params("a" * 40, 5), sink)
+        wait_for(lambda: runner.submitted == 3)
+        assert runner.gate is not None
+        runner.gate.set()
+        assert "oh" in sink.error.message
+        assert len(runner.batches) == 3
+        again = Sink()
+        e.submit(params("ab", 5), again)
+        assert again.wait().tokens == expected((BOS, *b"ab"), 5)
+
+
+def test_stop_waits_for_batches_in_flight() -> None:
+    runner = Staged(2, gate=threading.Event())
+    with staged(runner) as e:
+        sink = Sink()
+        e.submit(params("ab", 5), sink)
+        wait_for(lambda: runner.submitted == 1)
+        threading.Timer(0.05, runner.gate.set).start()  # type: ignore[union-attr]
+        assert e.stop(drain=False)
+        assert sink.error.reason == "SHUTTING_DOWN"
+        assert len(runner.batches) == 1
+
+
+# Sampling.
+
+
+def test_a_sampler_that_fails_ends_its_request_only() -> None:
+    class Rows(FakeRunner):
+        """After the letter x every logit is not a number."""
+
+        def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
+            output = super().read(batch, tables)
+            logits = output.logits.copy()
+            rows = iter(range(len(logits)))
+            for step in batch.sequences:
+                for _ in range(step.outputs):
+                    logits[next(rows)] *= np.nan if ord("x") in step.tokens else 1
+            return StepOutput(logits)
+
+    pytest.importorskip("hearth._native")
+    e = Engine(Rows(), ByteTokenizer(), LIMITS)
+    e.start()
+    bad, good = Sink(), Sink()
+    with e.held():
+        e.submit(params("x", 5), bad)
+        e.submit(params("ab", 5), good)
+    assert good.wait().tokens == expected((BOS, *b"ab"), 5)
+    assert bad.error.reason == "INTERNAL"
+    assert "no token could be sampled after 0 of this request: RuntimeError" in bad.error.message
+    assert e.stop()
+
+
+class Fixed:
+    """A sampler that draws what it is given, and remembers what it accepts."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = iter(tokens)
+        self.accepted: list[int] = []
+
+    def sample(self, logits: Logits, ids: Ids | None = None) -> int:
+        return next(self.tokens)
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+    def accept_prompt(self, tokens: Ids) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("drawn", "tokens"),
+    [
+        ([7, 8, 9, 5], (7, 8, 9, 5)),  # every draft, and one more
+        ([7, 8, 1, 5], (7, 8, 1)),
+        ([1, 8, 9, 5], (1,)),
+    ],
+)
+def test_drafts_are_accepted_up_to_the_first_that_is_not_drawn(
+    drawn: list[int], tokens: tuple[int, ...]
+) -> None:
+    step = SequenceStep(1, (6, 7, 8, 9), 20, 0, (0,), 4)
+    sampler = Fixed(drawn)
+    assert sample(step, np.zeros((4, 10), np.float32), None, sampler) == tokens
+    assert tuple(sampler.accepted) == tokens
+
+
+def test_the_last_row_of_a_prompt_has_no_drafts() -> None:
+    step = SequenceStep(1, (6, 7, 8, 9), 20, 0, (0,), 1)
+    assert sample(step, np.zeros((1, 10), np.float32), None, Fixed([3])) == (3,)
+
+
+def test_preemptions_are_counted() -> None:
+    metrics = Metrics()
+    limits = Limits(context_size=40, max_pages=10, page_size=4, max_step_tokens=8, max_running=3)
+    e = Engine(FakeRunner(), ByteTokenizer(), limits, sampler_factory=Greedy, metrics=metrics)
+    e.start()
+    sinks = [Sink() for _ in range(3)]
+    with e.held():
+        for i, sink in enumerate(sinks):
+            e.submit(params("abc"[i] * 5, 30), sink)
+    for i, sink in enumerate(sinks):
+        assert sink.wait().tokens == expected((BOS, *b"abc"[i : i + 1] * 5), 30)
+    assert e.stop()
+    assert (metrics.registry.get_sample_value("hearth_preemptions_total") or 0) > 0
 
 
 def wait_for(ready: Callable[[], bool]) -> None:

@@ -1,10 +1,10 @@
 """The loop: one step after another, in its own thread, for as long as there are sequences.
 
     commands (submit, cancel, suspend, resume, stop)  ->  inbox
-    loop: inbox -> scheduler.schedule() -> runner.submit(batch) -> in flight
-    in flight -> sample (sampling.py) -> scheduler.step_finished() -> text to sinks (delivery.py)
+    loop: inbox -> scheduler.schedule() -> in flight (flights.py: runner.submit(batch))
+          in flight -> sample (sampling.py) -> scheduler.step_finished() -> text (delivery.py)
 
-Up to `runner.depth` batches are in flight; commands are taken between any two of these stages. The
+Up to `runner.depth` batches are in flight; commands are taken between any two of these lines. The
 scheduler decides which sequences run, the runner (`cluster.py`) computes a step, and the sink
 brings text to a client. An engine that has nothing to do blocks on its inbox and uses no CPU; a
 step that ends in another thread wakes it there.
@@ -16,9 +16,7 @@ import queue
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from functools import partial
 
@@ -26,8 +24,9 @@ import numpy as np
 
 from hearth.common.errors import Code, HearthError
 from hearth.converter.tokenizers.base import Tokenizer
-from hearth.root.engine import errors, sampling
+from hearth.root.engine import errors
 from hearth.root.engine.delivery import Delivery
+from hearth.root.engine.flights import Flights
 from hearth.root.engine.interfaces import (
     EngineMetrics,
     SamplerFactory,
@@ -38,7 +37,7 @@ from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox, Sink
 from hearth.root.engine.params import GenerateParams, check_ids
 from hearth.root.engine.request import Active, RequestHandle
 from hearth.root.engine.stopping import StopMatcher
-from hearth.root.scheduling.batch import Batch, Limits, Request, StepOutput
+from hearth.root.scheduling.batch import Limits, Request
 from hearth.root.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -70,16 +69,14 @@ class Engine:
         """
         self.tokenizer = tokenizer
         self.limits = limits
-        self._runner = runner
         self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
-        # Rows of padding behind the tokenizer's last token stand for nothing, so none is sampled.
-        self._sampled_columns = min(self._vocab_size, tokenizer.vocab_size)
         self._metrics = metrics
         self._sampler_factory = sampler_factory
         self._scheduler = Scheduler(limits)
-        # In the order in which they were submitted.
-        self._flights: deque[tuple[Batch, futures.Future[StepOutput]]] = deque()
         self._requests = Delivery(metrics, lambda seq_id: self._scheduler.cancel(seq_id))
+        # Rows of padding behind the tokenizer's last token stand for nothing, so none is sampled.
+        columns = None if self._vocab_size <= tokenizer.vocab_size else tokenizer.vocab_size
+        self._flights = Flights(runner, self._requests, self._fail, self._wake, columns)
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._pause_seconds = pause_seconds
@@ -225,6 +222,10 @@ class Engine:
                 self._inbox.put(command)
             return not self._closed
 
+    def _wake(self) -> None:
+        """Ends a wait for commands."""
+        self._post(lambda: None)
+
     # Called from the engine's thread only.
 
     def _loop(self) -> None:
@@ -241,7 +242,7 @@ class Engine:
 
     def _turn(self) -> None:
         """Finishes a step, or begins one, or waits for a command; then takes all commands."""
-        if self._flights and self._flights[0][1].done():
+        if self._flights.done:
             self._finish()
         elif not self._begin():
             self._wait_for_command()
@@ -340,55 +341,36 @@ class Engine:
 
     def _fail_all(self, error: HearthError) -> None:
         """Ends every request with `error`, when no step is in flight any more."""
-        self._drop_flights()
+        self._flights.drop()
         self._scheduler.step_failed()
         for active in self._requests.all():
             self._requests.end(active, Failed(error))
 
     def _begin(self) -> bool:
         """Submits the next batch; False when there is none, or as many in flight as are useful."""
-        if self._suspended is not None or len(self._flights) >= self._runner.depth:
+        if self._suspended is not None or self._flights.full:
             return False
         batch = self._scheduler.schedule()
         if batch is None:
             return False
-        begin = time.perf_counter()
-        wanted: list[int] = []
-        for step in batch.sequences:
-            active = self._requests.get(step.seq_id)
-            assert active is not None
-            active.started = active.started or begin
-            if step.outputs:
-                wanted.append(active.params.sampling.candidates)
-        # Padding could be among the best.
-        padded = self._sampled_columns < self._vocab_size
-        step_in_flight = self._runner.submit(batch, 0 if padded else sampling.candidates(wanted))
-        self._flights.append((batch, step_in_flight))
-        if not step_in_flight.done():
-            step_in_flight.add_done_callback(lambda _: self._post(lambda: None))
-        elif len(self._flights) == 1:
+        self._flights.begin(batch)
+        if len(self._flights) == 1 and self._flights.done:
+            # It was computed in this thread. Commands that came meanwhile are taken after it.
             self._finish()
         return True
 
     def _finish(self) -> None:
-        """Ends the oldest step in flight, which it waits for: samples, and delivers the tokens."""
-        batch, step_in_flight = self._flights.popleft()
+        """Ends the oldest step in flight, which it waits for, and delivers its tokens."""
         try:
-            output = step_in_flight.result()
+            batch, tokens = self._flights.finish()
         except HearthError as error:
             log.warning("engine: step failed: %s", error.message)
-            self._drop_flights()
+            self._flights.drop()
             if error.code is Code.UNAVAILABLE:
                 self._on_suspend(error)
             else:
                 self._fail_all(error)
             return
-        if len(output.logits) != len(batch.output_rows):
-            raise RuntimeError(
-                f"the step gave {len(output.logits)} rows of logits, "
-                f"{len(batch.output_rows)} were wanted"
-            )
-        tokens = self._sample(batch, output)
         now = time.perf_counter()
         for sampled in self._scheduler.step_finished(batch, tokens):
             active = self._requests.get(sampled.seq_id)
@@ -402,30 +384,6 @@ class Engine:
         """Ends all steps in flight, in order."""
         while self._flights:
             self._finish()
-
-    def _drop_flights(self) -> None:
-        """Waits for all steps in flight, whose outcome does not matter any more."""
-        futures.wait([step_in_flight for _, step_in_flight in self._flights])
-        self._flights.clear()
-
-    def _sample(self, batch: Batch, output: StepOutput) -> dict[int, tuple[int, ...]]:
-        """New tokens of each sequence that wanted logits; one whose sampler fails ends alone."""
-        tokens: dict[int, tuple[int, ...]] = {}
-        row = 0
-        for step in batch.sequences:
-            rows = slice(row, row + step.outputs)
-            row += step.outputs
-            active = self._requests.get(step.seq_id)
-            if not step.outputs or active is None:  # None: cancelled while it was in flight
-                continue
-            ids = None if output.ids is None else output.ids[rows]
-            logits = output.logits[rows, : self._sampled_columns if ids is None else None]
-            try:
-                tokens[step.seq_id] = sampling.sample(step, logits, ids, active.sampler)
-            except Exception as error:
-                log.exception("engine: sampling for request %d failed", active.seq_id)
-                self._fail(active, errors.not_sampled(error, active.made))
-        return tokens
 
     def _report_load(self) -> None:
         if self._metrics is None:
