@@ -123,9 +123,10 @@ def markdown_texts(source: str) -> Iterator[Text]:
 
 def texts_of(path: Path) -> Iterator[Text]:
     """The prose of a file, by its kind."""
-    if path.suffix in (".png", ".safetensors", ".json", ".bin", ".binpb"):
+    try:
+        source = path.read_text()
+    except UnicodeDecodeError:
         return
-    source = path.read_text()
     if path.suffix in (".py", ".pyi"):
         yield from python_texts(source)
     elif path.suffix in (".cpp", ".h", ".proto"):

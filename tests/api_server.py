@@ -102,7 +102,7 @@ class ApiServer:
         )
 
     def objects(self, namespace: str) -> list[Object]:
-        """What was created and is there still, as it was sent."""
+        """Objects that were created and still exist, as they were sent."""
         with self._lock:
             return [
                 json.loads(json.dumps(found))
@@ -235,7 +235,7 @@ def _place(path: str) -> Place | None:
 
 
 def _matches(labels: dict[str, str], selector: str) -> bool:
-    """Whether labels have every `key=value` of the selector, and no value of `key!=value`."""
+    """Match labels: every `key=value` of the selector, and no value of `key!=value`."""
     for term in filter(None, selector.split(",")):
         key, unequal, value = term.partition("!=")
         if not unequal:

@@ -1,4 +1,4 @@
-"""What the chart's tests share: the chart installed with some values, its objects to look at."""
+"""Shared by the chart's tests: the chart installed with some values, and its objects."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def ports(pod: Object) -> dict[str, int]:
 
 
 def environ_of(container: Object) -> dict[str, str]:
-    """What the container's variables are, with a stand-in for what only a cluster knows."""
+    """The container's variables, with stand-ins for values that only a cluster has."""
     return {item["name"]: item.get("value", "from-the-cluster") for item in container["env"]}
 
 
@@ -216,7 +216,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> argparse.Namespac
 
 
 def options_of(pod: Object) -> argparse.Namespace:
-    """What the pod's container asks of `hearth`."""
+    """Arguments of the pod's container to `hearth`."""
     container = main_container(pod)
     assert container["command"] == ["hearth"]
     return parse(container["args"], environ_of(container))

@@ -50,7 +50,7 @@ def run(
 
 
 def docker(*arguments: str, seconds: float = 120, check: bool = True) -> str:
-    """What `docker` printed."""
+    """Output of `docker`."""
     return run("docker", *arguments, seconds=seconds, check=check).stdout.strip()
 
 
@@ -181,7 +181,7 @@ class Stack:
         self.compose(*profiles, "down", "--remove-orphans", "--timeout", "10", *options)
 
     def wait_until_serving(self, workers: int = WORKERS) -> dict[str, Any]:
-        """What `hearth cluster --json` says once the root and all workers serve."""
+        """Output of `hearth cluster --json` once the root and all workers are ready."""
 
         def serving() -> dict[str, Any] | None:
             status = self.cluster()
@@ -196,7 +196,7 @@ class Stack:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def cluster(self) -> dict[str, Any]:
-        """What `hearth cluster --json` says; empty while the root does not answer."""
+        """Output of `hearth cluster --json`; empty while the root does not answer."""
         done = self.client("cluster", "--json", check=False)
         return json.loads(done.stdout) if done.stdout.startswith("{") else {}
 

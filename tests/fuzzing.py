@@ -1,6 +1,6 @@
-"""What fuzz tests share: how many examples, and the bounds that each of them keeps.
+"""Shared by the fuzz tests: the number of examples, and the bounds that each of them keeps.
 
-`make fuzz` sets FUZZ_EXAMPLES, how many there are to be in all; otherwise there are a few of each.
+`make fuzz` sets FUZZ_EXAMPLES, the number in all; otherwise there are a few of each.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def nested(value: Any, depth: int) -> Any:
 
 
 def paths(value: Any, most: int = 4000) -> list[tuple[Any, ...]]:
-    """Where everything in a JSON value lies: keys and indices from its top."""
+    """Paths of everything in a JSON value: keys and indices from its top."""
     found: list[tuple[Any, ...]] = []
     waiting: list[tuple[tuple[Any, ...], Any]] = [((), value)]
     while waiting and len(found) < most:

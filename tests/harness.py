@@ -1,4 +1,4 @@
-"""What tests share: `hearth` as processes, small plans with random weights to load into them."""
+"""Shared by the tests: `hearth` as processes, and small plans with random weights."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Helm:
             )
 
     def lint(self, chart: Path) -> list[str]:
-        """What is wrong with it, with its default values; notes of no weight are left out."""
+        """Findings of `helm lint` with default values, without informational notes."""
         answer = self._ask(action="lint", chart=str(chart))
         return [str(message) for message in answer["Messages"] or [] if message["Severity"] > 1]
 

@@ -50,7 +50,7 @@ def leaked_threads() -> list[str]:
 
 
 def wait_until_empty(find: Callable[[], list[str]], seconds: float = 15.0) -> list[str]:
-    """What `find` finds still after `seconds`; what is ending already has that long."""
+    """Results of `find` that remain after `seconds`, the time for pending ends."""
     deadline = time.monotonic() + seconds
     while (found := find()) and time.monotonic() < deadline:
         time.sleep(0.1)

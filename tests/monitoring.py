@@ -35,7 +35,7 @@ def panels() -> Iterator[dict[str, Any]]:
 
 
 def expressions() -> list[tuple[str, str]]:
-    """(title, PromQL) of all that the dashboard asks for, with Grafana's variables as they are."""
+    """(title, PromQL) of every expression of the dashboard, with Grafana's variables unchanged."""
     dashboard = json.loads(DASHBOARD.read_text())
     found = [
         (panel["title"], target["expr"])

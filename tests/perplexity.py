@@ -1,6 +1,6 @@
-"""What a cluster makes of a given text: logits of every position, and perplexity.
+"""A cluster's logits at every position of a given text, and their perplexity.
 
-The text is given token by token: nothing is sampled.
+The text is fed token by token; nothing is sampled.
 """
 
 from __future__ import annotations

@@ -56,8 +56,9 @@ class Network:
 
     @staticmethod
     def entered(*arguments: str) -> bool:
-        """Whether this process is in namespaces of its own; else runs this script again in such,
-        with these arguments, to its end. Needs root."""
+        """Enter namespaces of its own: True inside, else runs this script there to its end.
+
+        Needs root."""
         if os.environ.get(_INSIDE):
             return True
         command = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c"]
@@ -67,12 +68,12 @@ class Network:
         return False
 
     def cut(self, host: int) -> None:
-        """Nothing goes in or out, and nobody is told."""
+        """Drop all packets of a host silently."""
         for chain in ("INPUT", "OUTPUT"):
             self._inside(host, "iptables", "-I", chain, "-j", "DROP")
 
     def part(self, one: int, other: int) -> None:
-        """Nothing goes between these two, and nobody is told; all others reach both."""
+        """Drop all packets between two hosts silently; all others reach both."""
         for host, peer in ((one, other), (other, one)):
             rule = ("INPUT", "-s", self.addresses[peer], "-j", "DROP")
             self._inside(host, "iptables", "-I", *rule)
@@ -82,7 +83,7 @@ class Network:
             self._inside(host, "iptables", "-F")
 
     def before(self, host: int) -> tuple[str, ...]:
-        """What runs a command on a host."""
+        """Prefix that runs a command on a host."""
         return ("ip", "netns", "exec", self._name(host))
 
     @staticmethod
@@ -145,7 +146,7 @@ class Scene:
         return self._workers[number]
 
     def start_worker(self, number: int) -> None:
-        """Where it was before, with what its cache has."""
+        """Start it again at its address, with its cache."""
         old = self._workers.pop(number, None)
         if old is not None:
             old.end()

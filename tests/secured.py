@@ -1,4 +1,4 @@
-"""A secured cluster as processes, and calls to it by whoever: with what certificate, what token."""
+"""A secured cluster as processes, and calls to it with various certificates and tokens."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def channel(
 
 
 def outcome(channel: grpc.Channel, method: MethodDescriptor) -> grpc.RpcError | None:
-    """How a call ends whose messages are empty; None where an answer came first."""
+    """Status of a call with empty messages; None where an answer came first."""
     name = f"/{method.containing_service.full_name}/{method.name}"
     streams = (
         "stream" if s else "unary" for s in (method.client_streaming, method.server_streaming)

@@ -1,7 +1,7 @@
 """Stand-ins for a model, so that the root's engine and service are tested without weights.
 
-The runner keeps a paged KV cache of tokens and computes each next token from what it reads there,
-so a page given to two sequences, a gap in positions or a lost token changes the text.
+The runner keeps a paged KV cache of tokens and computes each next token from its contents. So a
+page shared by two sequences, a gap in positions or a lost token changes the text.
 """
 
 import re
@@ -170,7 +170,7 @@ class Greedy:
 
 
 def expected(prompt: Sequence[int], count: int, next_token: NextToken = letters) -> list[int]:
-    """What one sequence alone makes."""
+    """Tokens of one sequence that runs alone."""
     history = list(prompt)
     for _ in range(count):
         history.append(next_token(tuple(history)))

@@ -83,9 +83,9 @@ def test_a_coarser_type_costs_little(
 @pytest.mark.parametrize(
     ("weights", "allowed"),
     # Nodes add in another order, which moves the last bit of a float32 sum: nothing in a mean over
-    # 10,000 tokens. With q80 and q40 activations are rounded to int8 on the way; a last bit tips
-    # one over to its neighbour now and then, and from there on the rounding errors of that token
-    # are other ones, of the same size. So what remains is less than q80's whole rounding may cost.
+    # 10,000 tokens. With q80 and q40, activations are rounded to int8 on the way. Now and then a
+    # last bit tips one over to its neighbour, and that token's rounding errors then differ, at the
+    # same size. So the difference is less than the cost of q80's whole rounding.
     # Cuts fall on the blocks of 32: the blocks themselves are the same on all node counts.
     [("f32", 1e-6), ("f16", 1e-5), ("q80", 1e-3), ("q40", 1e-3)],
 )

@@ -1,6 +1,6 @@
-"""What the chart's objects say, held against Hearth itself: options, ports, secrets, notes.
+"""The chart's objects compared with Hearth itself: options, ports, secrets, notes.
 
-Who reaches whom is test_chart_network.py's; running what they say is test_chart_run.py's.
+test_chart_network.py covers NetworkPolicies; test_chart_run.py runs the commands.
 """
 
 from __future__ import annotations
@@ -170,8 +170,7 @@ def test_pods_may_do_nothing_that_they_need_not(installed: Look, name: str) -> N
 
 @every_option
 def test_a_pod_has_the_time_to_drain(installed: Look, name: str) -> None:
-    """To wait as long as it is told to, and then to end: a worker's streams and its server have 5 s
-    each for that."""
+    """Time to wait as configured and then to end: streams and server of a worker have 5 s each."""
     pods = installed(name).pods()
     assert pods.keys() & {"root", "worker"}
     for part in pods.keys() & {"root", "worker"}:
@@ -185,7 +184,7 @@ def test_a_pod_has_the_time_to_drain(installed: Look, name: str) -> None:
 
 
 def test_service_links_would_set_options() -> None:
-    """Why they are off: what kubelet would set for a Service called hearth-mesh."""
+    """The reason to disable them: variables that kubelet would set for a Service hearth-mesh."""
     links = {"HEARTH_MESH_SERVICE_HOST": "10.43.0.9", "HEARTH_MESH_PORT": "tcp://10.43.0.9:7718"}
     with pytest.raises(HearthError, match="HEARTH_MESH_PORT") as caught:
         parse(["worker"], links)
@@ -369,7 +368,7 @@ def test_rules_and_dashboards_are_those_of_compose(installed: Look) -> None:
     assert all(path.is_symlink() for path in CHART.glob("files/*/*"))
 
 
-# -- what people are told --------------------------------------------------------------------------
+# -- messages to people --------------------------------------------------------------------------
 
 
 @every_option

@@ -1,4 +1,4 @@
-"""Who reaches whom under the chart's NetworkPolicies, worked out by Kubernetes' rules."""
+"""Connections that the chart's NetworkPolicies allow, by Kubernetes' rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Look = Callable[[str], Installed]
 
 
 def _admits(peers: list[Object] | None, labels: dict[str, str], other_namespace: bool) -> bool:
-    """Whether one of a rule's peers is a pod with these labels."""
+    """Test whether a rule's peers include a pod with these labels."""
     if peers is None:
         return True
     for peer in peers:
@@ -32,7 +32,7 @@ def _admits(peers: list[Object] | None, labels: dict[str, str], other_namespace:
 
 
 class Network:
-    """Who reaches whom under NetworkPolicies, by Kubernetes' rules."""
+    """NetworkPolicies, evaluated by Kubernetes' rules."""
 
     def __init__(self, policies: list[Object]) -> None:
         self._policies = [policy["spec"] for policy in policies]
@@ -57,7 +57,7 @@ class Network:
     def reaches(
         self, one: dict[str, str], other: dict[str, str], port: int, abroad: bool = False
     ) -> bool:
-        """Whether a pod with labels `one` (of another namespace: abroad) may dial `other`."""
+        """Test whether a pod with labels `one` (abroad: of another namespace) may dial `other`."""
         out = abroad or self._open("egress", one, other, port, False)
         return out and self._open("ingress", other, one, port, abroad)
 

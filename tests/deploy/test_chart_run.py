@@ -39,7 +39,7 @@ class Running:
     processes: dict[str, ServiceProcess] = field(default_factory=dict)
 
     def arguments(self, role: str) -> list[str]:
-        """A container's, with addresses and folders of this machine in place of a pod's."""
+        """A container's arguments, with this machine's addresses and folders instead of a pod's."""
         return [self._moved(role, text) for text in main_container(self._pod(role))["args"]]
 
     def environ(self, role: str) -> dict[str, str]:
@@ -98,7 +98,7 @@ def running(
 
 
 def _text(running: Running, *more: str) -> str:
-    """What the pod of `helm test` prints."""
+    """Output of the pod of `helm test`."""
     ran = hearth(*running.arguments("test"), *more, environ=running.environ("test"))
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

@@ -1,7 +1,7 @@
-"""What people can get wrong on the command line, and files that are broken: one clear line each.
+"""Mistakes on the command line and broken files: one clear line each.
 
-The line says what failed, the numbers, and what would do; it goes to stderr, nothing to stdout, and
-the exit code is 1 (2 where the command itself was written wrongly, as argparse has it).
+The line names the failure, the numbers, and what to do. It goes to stderr, nothing to stdout, and
+the exit code is 1 (2 for wrong usage, as in argparse).
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def test_another_protocol_version(polite: bool) -> None:
 
 
 def test_a_server_that_is_no_worker(start_root: Start) -> None:
-    """A root given in place of a worker: it has no such service."""
+    """A root listed as a worker: it has no such service."""
     root = start_root("--model", "demo")
     line = refusal(generate("--workers", root.address))
     assert root.address in line

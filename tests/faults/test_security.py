@@ -42,7 +42,7 @@ from hearth.v1 import worker_pb2, worker_pb2_grpc
 
 @pytest.fixture(scope="module")
 def keyed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """A root alone whose clients have API keys in place of certificates."""
+    """A root alone whose clients have API keys instead of certificates."""
     root = ServiceProcess(
         *("root", "--model", "demo", "--listen", "127.0.0.1:0", "--threads", "1"),
         *("--tls", str(cluster.ours / "root"), "--api-keys", str(cluster.ours / "api-keys")),
@@ -61,7 +61,7 @@ WITHOUT_CERTIFICATE: dict[str, Intruder] = {
     "another cluster's certificate": lambda c, a: channel(a, c.ours, c.theirs / "root"),
     "another cluster": lambda c, address: channel(address, c.theirs, c.theirs / "root"),
 }
-# Who has one, and is no root of this cluster's.
+# Callers with a certificate that are not the cluster's root.
 WITHOUT_TOKEN: dict[str, Intruder] = {
     "a client": lambda c, address: channel(address, c.ours, c.ours / "client"),
     "a client with the token": lambda c, address: channel(

@@ -53,7 +53,7 @@ def test_health_is_plain_and_nothing_else(cluster: Cluster) -> None:
                 assert error.code() is grpc.StatusCode.UNIMPLEMENTED, method.full_name
     ran = hearth("healthcheck", environ={"HEARTH_HEALTH": cluster.health["worker"]})
     assert ran.returncode == 0
-    # What TLS protects is no health port.
+    # A port with TLS is not a health port.
     assert hearth("healthcheck", cluster.root.address).returncode == 1
 
 

@@ -1,6 +1,6 @@
-"""What becomes of a cluster when workers stay away, come, or are taken out: real processes.
+"""A cluster whose workers are lost, join, or are drained: real processes.
 
-`make survival` tells the long stories: many kills, stopped processes, cut cables.
+`make survival` runs the long stories: many kills, stopped processes, cut cables.
 """
 
 from __future__ import annotations
@@ -211,7 +211,10 @@ def test_a_worker_that_is_needed_is_not_drained(start_worker: Start, serve: Root
 def test_a_worker_that_is_needed_is_waited_for_with_numbers(
     start_worker: Start, serve: Roots
 ) -> None:
-    """The rest have no room: requests wait beyond --wait-seconds, and are told what is lacking."""
+    """Others without room:
+
+    requests wait beyond --wait-seconds, and the status says what is lacking.
+    """
     worker = start_worker()
     client = serve(
         *("--workers", worker.address, *CRAMPED),

@@ -93,7 +93,7 @@ def http1(dice: random.Random) -> bytes:
 
 
 def hello(dice: random.Random) -> bytes:
-    """What a rank says to the mesh port, without the key."""
+    """A rank's messages to the mesh port, without the key."""
     rank, peer = dice.choice([0, 1, 2, 0xFFFFFFFF]), dice.choice([0, 1, 0xFFFFFFFF])
     return struct.pack("<8sII32s32s", b"HRTHMSH1", rank, peer, dice.randbytes(32), bytes(32))
 

@@ -51,13 +51,13 @@ def use(path: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a test writes its one file; nothing else is in it."""
+    """A folder for a test's one file."""
     return tmp_path_factory.mktemp("tokenizer")
 
 
 @pytest.fixture
 def write(folder: Path) -> Callable[..., Path]:
-    """Puts files there in place of what was."""
+    """Replace the folder's contents by these files."""
 
     def put(**files: bytes) -> Path:
         for path in folder.iterdir():

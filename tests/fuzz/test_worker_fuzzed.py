@@ -1,7 +1,7 @@
-"""What a worker is sent, in any order and of any content: weight loading, steps, its cache's files.
+"""Messages to a worker in any order, of any content: weight loading, steps, files of its cache.
 
-Every stream ends in success or with an error of Hearth's own, and the worker computes the same
-numbers after it.
+Every stream ends in success or with one of Hearth's errors, and the worker computes the same
+results afterwards.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def test_any_plan(data: st.DataObject) -> None:
 
 
 def right_chunks(session: LoadSession) -> list[ChunkFrame]:
-    """What a good root would send now, in chunks of 1,000 bytes."""
+    """The messages that a correct root would send next, in chunks of 1,000 bytes."""
     chunks = []
     for need in session.needs().needs.slices:
         data = PLAN.slices[need.slice]

@@ -1,8 +1,8 @@
 """Logits against Hugging Face transformers on tiny random Llama models, over 1, 2 and 3 nodes.
 
-Each model is written by transformers' own save_pretrained and read as any model is; both compute in
-float32. Weights are drawn large enough that logits spread over several units, so that the allowed
-difference of 1e-3 would not hide a wrong rotation, scale or cut.
+transformers' own save_pretrained writes each model; both sides compute in float32. Weights are
+large enough that logits spread over several units. So the allowed difference of 1e-3 cannot hide a
+wrong rotation, scale or cut.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python tests/survival/soak.py SECONDS [SECONDS BETWEEN KILLS]
 
-Requests short and long, of several at once, some cancelled, some read slowly. Fails for a text that
-is not the undisturbed one, for a request without an end, and for a leak: memory, descriptors and
-threads of the root and of the worker that is never killed are printed a minute in, every ten
-minutes and at the end, and the last are compared with the first.
+Requests are short and long, several at once, some cancelled, some read slowly. Fails for a text
+that differs from the undisturbed one, for a request without an end, and for a leak. Memory,
+descriptors and threads of the root and of one surviving worker are printed after a minute, every
+ten minutes and at the end. The last are compared with the first.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process holds: resident bytes, open descriptors, threads."""
+    """Resources of a process: resident bytes, open descriptors, threads."""
 
     memory: int
     descriptors: int
@@ -115,7 +115,7 @@ class Footprint:
         )
 
     def leaks_since(self, first: Footprint) -> list[str]:
-        """What grew beyond what load and the allocator explain.
+        """Growth that load and the allocator do not explain.
 
         A kill or a reader between requests moves the counts by a few connections and pool threads;
         one of either lost at each of an hour's 30 kills is more than these bounds.

@@ -1,4 +1,4 @@
-"""Slices on disk: what is read is what was written, or nothing; a full disk is no catastrophe."""
+"""Slices on disk: reads return what was written, or nothing; a full disk is survived."""
 
 from __future__ import annotations
 

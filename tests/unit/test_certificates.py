@@ -1,4 +1,4 @@
-"""Certificates, tokens and keys as files; who is told what; how often a refusal is logged."""
+"""Certificates, tokens and keys as files; error messages; how often a refusal is logged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KEY = "k" * 16
 
 @pytest.fixture(scope="module")
 def clusters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """What `hearth certs init` makes, for two clusters."""
+    """Files of `hearth certs init`, for two clusters."""
     folders = (tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("theirs"))
     for folder in folders:
         certs.make(folder, [], 30)
@@ -252,7 +252,7 @@ def test_secrets_are_compared_in_constant_time(
     ours = Security(clusters[0] / "worker")
     assert ours.admits([("authorization", "Bearer x")])
     assert not ours.admits([("authorization", f"Bearer {ours.token}")])
-    assert compared == [(32, 32)] * 2  # digests: not even the length is told
+    assert compared == [(32, 32)] * 2  # digests: not even the length leaks
 
 
 # Where one may listen
@@ -406,7 +406,7 @@ def test_renewed_certificates_need_no_restart(
 def test_certificates_are_for_their_role_only(
     served: tuple[int, Path], clusters: tuple[Path, Path]
 ) -> None:
-    """A worker's certificate is no client's: one worker cannot call another."""
+    """A worker's certificate is not a client's: one worker cannot call another."""
     port, _ = served
     ours = clusters[0]
     with pytest.raises(grpc.RpcError):

@@ -1,4 +1,4 @@
-"""Where workers are looked for: a DNS name as it changes, and mDNS on the loopback."""
+"""Sources of workers: a DNS name as it changes, and mDNS on the loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hearth.worker.announce import Announcement
 
 
 class Found:
-    """What a source has told; waits for what a test expects."""
+    """A source's reports; waits for the one that a test expects."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -534,7 +534,7 @@ def patient(runner: FakeRunner, limits: Limits = LIMITS, seconds: float = 30.0) 
     st.sets(st.integers(0, 60), max_size=4),
 )
 def test_no_token_is_lost_or_repeated(requests: list[tuple[str, int]], broken: set[int]) -> None:
-    """Whatever steps fail: each request has what it would have had, in the same order."""
+    """Any failures of steps: each request gets the text it would have had, in order."""
     limits = Limits(
         context_size=48, max_pages=40, page_size=4, max_step_tokens=8, max_running=4, max_waiting=8
     )

@@ -1,4 +1,4 @@
-"""Who holds a worker: every order of events that roots can bring about."""
+"""The holder of a worker: every order of events that roots can cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is in the cluster: each rule by its events, then random histories that hold invariants."""
+"""Cluster membership: each rule by its events, then random histories that hold invariants."""
 
 from __future__ import annotations
 
@@ -517,7 +517,7 @@ class Histories(RuleBasedStateMachine):
             assert self.fit(members) is None
 
     def teardown(self) -> None:
-        """Whatever was: left alone, with everyone up, all that have a place are in."""
+        """After any history: left alone with every worker up, all that have a place are in."""
         if not hasattr(self, "story"):
             return
         story, membership = self.story, self.story.membership

@@ -1,4 +1,4 @@
-"""A root that starts anew gives its workers the ranks that they had, wherever they are by now."""
+"""A restarted root gives its workers the ranks that they had, whatever their addresses now."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _roomy(workers: tuple[Member, ...]) -> None:
 
 
 def _first(membership: Membership, named: dict[str, str]) -> Form:
-    """What is decided when all have answered."""
+    """The decision after all have answered."""
     for address in membership.due(0.0):
         membership.described(address, named[address], f"of {address}", 1 << 30, 0.0)
     decision = membership.decide(1.0, False)

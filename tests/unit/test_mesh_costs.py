@@ -1,4 +1,4 @@
-"""How the mesh chooses between its two ways: as a pure function, and by what it measures."""
+"""The mesh's choice between direct and scattered sums: as a pure function, and as measured."""
 
 from __future__ import annotations
 

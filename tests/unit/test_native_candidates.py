@@ -1,4 +1,4 @@
-"""Candidates in place of whole rows: the same token, exactly."""
+"""Candidates instead of whole rows: exactly the same token."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from hearth import _native
 def candidates(
     row: NDArray[np.float32], cuts: list[int], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-    """What ranks that hold the cuts of a row would send, side by side."""
+    """Candidates of ranks that hold the cuts of a row, side by side."""
     values, ids = [], []
     edges = [0, *cuts, len(row)]
     for begin, end in itertools.pairwise(edges):

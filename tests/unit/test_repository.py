@@ -1,5 +1,7 @@
-"""What holds the repository together: every package is in the wheel, the arrows between packages
-point down, and the commands that the README shows exist."""
+"""Checks of the repository:
+
+packages in the wheel, arrows between packages, the README's commands.
+"""
 
 import ast
 import itertools

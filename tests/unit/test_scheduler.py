@@ -422,7 +422,7 @@ class Histories(RuleBasedStateMachine):
     """Any order of submissions, cancellations, drafts, steps and failures, in too small a cache.
 
     Up to `depth` batches are in flight. A batch writes its tokens when it is scheduled and reads
-    the cache when it is done, so a page that is given away too early changes the text.
+    the cache when it is done. So a page that is freed too early changes the text.
     """
 
     def __init__(self) -> None:
@@ -526,7 +526,7 @@ class Histories(RuleBasedStateMachine):
         self.lose()
 
     def lose(self) -> None:
-        """What the cache held is gone."""
+        """Forget the contents of the cache."""
         self.flights.clear()
         self.runner.cache.clear()
         self.scheduled = dict.fromkeys(self.scheduled, 0)
