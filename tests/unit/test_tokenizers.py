@@ -158,9 +158,13 @@ def test_a_stream_gives_whole_characters_and_the_whole_text(
     assert prompt + rest == whole
 
 
+# SentencePiece writes a space as U+2581, so that character itself comes back as a space.
+TEXT = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\u2581")
+
+
 @pytest.mark.parametrize("path", ALL)
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=60))
+@given(text=st.text(TEXT, max_size=60))
 def test_text_survives_encoding(testdata: Path, path: str, text: str) -> None:
     tokenizer = load(testdata / path)
     if "qwen2" in path or "tok512" in path:
