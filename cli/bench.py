@@ -118,7 +118,7 @@ def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -
         "weights": session.model.weight_type,
         "sync_type": options.sync_type,
         "lane": options.lane,
-        "parallel": "tensor",
+        "parallel": _parallel(session),
         "prefill_tokens_per_second": _round(statistics.median(prefill)),
         "prefill_spread": [_round(min(prefill)), _round(max(prefill))],
         "decode_tokens_per_second": _round(statistics.median(decode)),
@@ -136,6 +136,11 @@ def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -
         # What the mesh measured of its links is among them.
         "notes": list(status.notes),
     }
+
+
+def _parallel(session: Session) -> str:
+    """The plan's form: "tensor" for one stage."""
+    return "tensor" if len(session.cluster.plan.stages) == 1 else "pipeline"
 
 
 def _weights_read(session: Session) -> int:

@@ -1,16 +1,14 @@
 """`hearth convert`: writes a Hearth directory from a model, in a chosen weight type."""
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
+from hearth.cli.stopping import terminate_as_interrupt
 from hearth.converter import ModelError
 from hearth.converter.convert import Progress, convert
 from hearth.converter.weights import TYPES
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def run_conversion(source: str, dest: Path, weights: str) -> int:
     """Converts with progress on stderr; returns the exit code."""
     try:
-        with _terminate_as_interrupt(), progress_bar() as progress:
+        with terminate_as_interrupt(), progress_bar() as progress:
             convert(source, dest, weights, progress)
     except ModelError as error:
         print(f"hearth convert: {error}", file=sys.stderr)
@@ -81,20 +79,3 @@ def progress_bar() -> Iterator[Progress]:
                 print(f"{10 * tenth}% {done} of {total} bytes, {name}", file=sys.stderr)
 
         yield write
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C does, so that the half-written directory is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from hearth.cli import options as common
 
 if TYPE_CHECKING:
     from hearth.root.settings import Joining
-
-log = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,57 +87,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serves until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
+    """Serve until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
     from hearth.cli.session import open_session
+    from hearth.cli.stopping import StopSignals
     from hearth.common import logging as hearth_logging
-    from hearth.common.channels import split_address
+    from hearth.common.channels import format_address, split_address
     from hearth.common.security import ApiKeys
-    from hearth.root.api.frontend import Frontend
-    from hearth.root.api.grpc.server import RootServer
-    from hearth.root.supervisor import Supervisor
+    from hearth.root.app import serving
+    from hearth.root.settings import Serving
 
     hearth_logging.setup()
-    security = common.security(options, "listen", "metrics")
-    keys = ApiKeys(Path(options.api_keys)) if options.api_keys else None
-    stop = threading.Event()
+    settings = Serving(
+        listen=options.listen,
+        joining=_joining(options),
+        security=common.security(options, "listen", "metrics"),
+        api_keys=ApiKeys(Path(options.api_keys)) if options.api_keys else None,
+        insecure=options.insecure,
+        health=options.health or None,
+        shutdown_seconds=options.drain_seconds,
+    )
     host, _ = split_address(options.listen)
-    serving = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if not serving or stop.is_set():
-            raise SystemExit(128 + number)  # nothing to drain yet, or asked a second time
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    stop = StopSignals(exits=True)
     with open_session(
         options, sequences=options.sequences, form=False, pause_seconds=options.pause_seconds
     ) as session:
-        supervisor = Supervisor(session.cluster, session.engine, _joining(options))
-        frontend = Frontend(session.engine, session.model, session.cluster, drain=supervisor.drain)
-        server = RootServer(
-            options.listen,
-            frontend,
-            security=security,
-            api_keys=keys,
-            insecure=options.insecure,
-            health_address=options.health or None,
-        )
-        # Before the cluster is formed: who asks is told how far it is.
-        port = server.start()
-        try:
-            supervisor.form_first()
-            supervisor.start()
-            serving = True
-            shown = f"[{host}]" if ":" in host else host
-            print(f"hearth root listening on {shown}:{port}", flush=True)
-            # Not for ever: a signal may be given to a thread that does not wake this one.
-            while not stop.wait(0.5):
-                pass
-            log.info("draining, for %g s at most", options.drain_seconds)
-        finally:
-            supervisor.stop()
-            server.stop(options.drain_seconds if serving else 0.0)
+        with serving(session.core, settings) as port:
+            stop.ready = True
+            print(f"hearth root listening on {format_address(host, port)}", flush=True)
+            stop.wait()
     return 0
 
 

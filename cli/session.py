@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from hearth import _native
 from hearth.cli import options as common
 from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
@@ -19,24 +18,37 @@ from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import Metrics
 from hearth.converter import Model, open_model
+from hearth.root.app import Core, core, metrics_port
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import StepRunner
 from hearth.root.engine.params import Sampling
+from hearth.root.planning.blueprint import draw
 from hearth.root.settings import ClusterSettings
-from hearth.root.status.observing import Observer
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a command works with. `workers` are those started for it."""
+    """A running core, and the workers that were started for it."""
 
-    model: Model
-    cluster: Cluster
-    engine: Engine
-    metrics: Metrics
+    core: Core
     workers: LocalWorkers
     load_seconds: float
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.core.model
+
+    @property
+    def cluster(self) -> Cluster:
+        """The nodes."""
+        return self.core.cluster
+
+    @property
+    def engine(self) -> Engine:
+        """Runs requests."""
+        return self.core.engine
 
 
 def settings_of(options: argparse.Namespace, workers: tuple[str, ...]) -> ClusterSettings:
@@ -79,12 +91,10 @@ def open_session(
     pause_seconds: float = 0.0,
     observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Session]:
-    """Everything from the model's files to an engine that runs; all of it is ended after.
+    """Run a model until the block ends, with its workers of --nodes.
 
-    quiet: no progress. sequences: of full context that the KV cache has room for. form: whether the
-    cluster is formed already; else the engine refuses requests until it is told to resume.
-    pause_seconds: how long requests wait for a lost worker; for one who forms the cluster again.
-    observe: puts something between engine and cluster.
+    quiet: no progress. sequences: of full context that the KV cache has room for. form,
+    pause_seconds, observe: see hearth.root.app.core.
     """
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
@@ -96,19 +106,16 @@ def open_session(
     joining = ("workers", "workers_dns", "workers_mdns", "metrics")
     needed = any(getattr(options, name, None) for name in joining)
     security = common.security(options, "metrics") if needed else None
+    count = (nodes or 1) - 1
     with ExitStack() as stack:
         model = stack.enter_context(open_model(options.model, options.weights))
-        # Errors of the plan come before anything is started.
-        planned = settings_of(
-            options, tuple(options.workers) or ("planned:1",) * ((nodes or 1) - 1)
-        )
-        if nodes is not None:
-            Cluster(model, planned)
+        # Errors of the plan come before any worker is started.
+        planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
+        notes = draw(model, planned).plan(planned.workers).notes
         tokenizer = model.tokenizer()
         system.trim_memory()  # what it was made of: up to 100 MiB, before there are weights
         started = time.perf_counter()
-        count = (nodes or 1) - 1
-        pin = cores_of(nodes or 1, options.threads or 1) if options.pin else []
+        pin = cores_of(count + 1, options.threads or 1) if options.pin else []
         workers = stack.enter_context(
             LocalWorkers(count, options.threads, options.cache_dir, pin[1:])
         )
@@ -121,32 +128,23 @@ def open_session(
             pin=tuple(pin[0]) if pin else (),
         )
         metrics = Metrics()
-        metrics.build_info(
-            "root", system.version(), _native.instruction_set(), system.architecture()
-        )
-        if options.metrics:
-            metrics.serve(options.metrics, security, options.insecure)
-            stack.callback(metrics.stop)
+        stack.enter_context(metrics_port(metrics, options.metrics, security, options.insecure))
         progress = LoadProgress(None if quiet else sys.stderr)
         stack.callback(progress.close)
-        cluster = Cluster(model, settings, metrics=metrics, on_load=progress)
-        stack.callback(cluster.close)
-        cluster.subscribe(Observer(metrics, cluster.status))
         if not quiet:
-            for note in cluster.plan.notes:
+            for note in notes:
                 print(f"note: {note}", file=sys.stderr)
-        limits = cluster.form() if form else cluster.expected_limits()
-        progress.close()
-        engine = Engine(
-            observe(cluster),
-            tokenizer,
-            limits,
-            vocab_size=model.spec.vocab_size,
-            metrics=metrics,
-            pause_seconds=pause_seconds,
+        running = stack.enter_context(
+            core(
+                model,
+                settings,
+                tokenizer=tokenizer,
+                form=form,
+                pause_seconds=pause_seconds,
+                metrics=metrics,
+                on_load=progress,
+                observe=observe,
+            )
         )
-        engine.start()
-        stack.callback(engine.stop, drain=False)
-        if cluster.lost is not None:
-            engine.suspend(cluster.lost, refuse=True)
-        yield Session(model, cluster, engine, metrics, workers, time.perf_counter() - started)
+        progress.close()
+        yield Session(running, workers, time.perf_counter() - started)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import threading
 from pathlib import Path
-from types import FrameType
 
 from hearth.cli import options as common
 
@@ -99,25 +97,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(options: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
     # Late: `hearth worker --help` needs neither gRPC nor the core.
+    from hearth.cli.stopping import StopSignals
     from hearth.common import logging as hearth_logging
     from hearth.common import system
-    from hearth.common.channels import split_address
+    from hearth.common.channels import format_address, split_address
     from hearth.common.metrics import Metrics
     from hearth.worker.server import WorkerServer
 
     hearth_logging.setup()
     system.keep_message_memory()
-    stop, hurry = threading.Event(), threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            hurry.set()  # asked a second time
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    stop = StopSignals()
     if options.exit_with_parent is not None:
-        _watch_parent(options.exit_with_parent or os.getppid(), stop)
+        _watch_parent(options.exit_with_parent or os.getppid(), stop.requested)
     security = common.security(options, "listen", "metrics")
     metrics = Metrics()
     server = WorkerServer(
@@ -145,15 +136,12 @@ def run(options: argparse.Namespace) -> int:
 
             announcement = Announcement(options.listen, port, server.name, server.instance)
         host, _ = split_address(options.listen)
-        shown = f"[{host}]" if ":" in host else host
-        print(f"hearth worker listening on {shown}:{port}", flush=True)
-        # Not for ever: a signal may be given to a thread that does not wake this one.
-        while not stop.wait(1.0):
-            pass
+        print(f"hearth worker listening on {format_address(host, port)}", flush=True)
+        stop.wait()
     finally:
         if announcement is not None:
             announcement.stop()
-        server.leave(options.drain_seconds, hurry)
+        server.leave(options.drain_seconds, stop.hurry)
         server.stop()
         metrics.stop()
     return 0

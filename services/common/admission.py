@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from hearth.common.channels import SILENCE_SECONDS
+from hearth.common.channels import SILENCE_SECONDS, format_address
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Refusals:
             self._said.add((host, problem))
             unsaid, self._unsaid = self._unsaid, 0
         more = f" ({unsaid} more refused since the last line)" if unsaid else ""
-        where = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+        where = format_address(host, number)
         log.warning("refused %s at %s: %s%s", where, self._port, problem, more)
 
 

@@ -128,6 +128,11 @@ def split_address(address: str) -> tuple[str, int]:
     return bare, number
 
 
+def format_address(host: str, port: int) -> str:
+    """host:port, or [host]:port for IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach a server that listens on `address`."""
     host, _ = split_address(address)

@@ -1,12 +1,12 @@
-"""How a cluster is to be formed; the command line's options, as values."""
+"""Settings of a root: the command line's options, as values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it brings gRPC, which planning must not know
-    from hearth.common.security import Security
+    from hearth.common.security import ApiKeys, Security
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +50,21 @@ class Joining:
     join_seconds: float = 60.0
     # How long a lost worker is waited for before the model is divided over the rest.
     wait_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a root serves its clients."""
+
+    # "host:port"; port 0 takes any free one.
+    listen: str = "127.0.0.1:7716"
+    joining: Joining = field(default_factory=Joining)
+    # With TLS; clients show an API key, or a certificate where there are no keys.
+    security: Security | None = None
+    api_keys: ApiKeys | None = None
+    # Allows an address beyond loopback without TLS.
+    insecure: bool = False
+    # "host:port" of the plaintext port for health checks; None for none.
+    health: str | None = None
+    # How long running requests may take to finish at the end.
+    shutdown_seconds: float = 10.0

@@ -1,0 +1,131 @@
+"""A root put together: model -> cluster -> engine (a Core), then supervisor and faces around it.
+
+A command that runs one request needs the core only. A service adds the rest:
+
+    with open_model("demo") as model, core(model, ClusterSettings(), form=False) as running:
+        with serving(running, Serving(listen="127.0.0.1:0")) as port:
+            ...
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from hearth import _native
+from hearth.common import system
+from hearth.common.metrics import Metrics
+from hearth.common.security import Security
+from hearth.converter import Model
+from hearth.converter.tokenizers.base import Tokenizer
+from hearth.root.api.frontend import Frontend
+from hearth.root.api.grpc.server import RootServer
+from hearth.root.cluster.cluster import Cluster
+from hearth.root.cluster.forming import LoadListener
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.interfaces import StepRunner
+from hearth.root.settings import ClusterSettings, Serving
+from hearth.root.status.observing import Observer
+from hearth.root.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Core:
+    """A model over its nodes, and the engine that runs requests on them."""
+
+    model: Model
+    cluster: Cluster
+    engine: Engine
+    metrics: Metrics
+
+
+@contextmanager
+def core(
+    model: Model,
+    settings: ClusterSettings,
+    *,
+    tokenizer: Tokenizer | None = None,
+    form: bool = True,
+    pause_seconds: float = 0.0,
+    metrics: Metrics | None = None,
+    on_load: LoadListener = lambda address, event: None,
+    observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
+) -> Iterator[Core]:
+    """Run an engine until the block ends.
+
+    tokenizer: the model's; made here where it is not given.
+    form: form the cluster now. Otherwise the engine refuses requests until a supervisor has.
+    pause_seconds: how long requests wait for a lost worker; 0 ends them at once.
+    observe: may put another step runner between engine and cluster.
+    Raises HearthError or ModelError.
+    """
+    with ExitStack() as stack:
+        metrics = metrics or Metrics()
+        metrics.build_info(
+            "root", system.version(), _native.instruction_set(), system.architecture()
+        )
+        cluster = Cluster(model, settings, metrics=metrics, on_load=on_load)
+        stack.callback(cluster.close)
+        cluster.subscribe(Observer(metrics, cluster.status))
+        limits = cluster.form() if form else cluster.expected_limits()
+        engine = Engine(
+            observe(cluster),
+            tokenizer or model.tokenizer(),
+            limits,
+            vocab_size=model.spec.vocab_size,
+            metrics=metrics,
+            pause_seconds=pause_seconds,
+        )
+        engine.start()
+        stack.callback(engine.stop, drain=False)
+        if cluster.lost is not None:
+            engine.suspend(cluster.lost, refuse=True)
+        yield Core(model, cluster, engine, metrics)
+
+
+@contextmanager
+def metrics_port(
+    metrics: Metrics, address: str | None, security: Security | None, insecure: bool
+) -> Iterator[None]:
+    """Serve Prometheus metrics until the block ends; nothing without an address."""
+    if address:
+        metrics.serve(address, security, insecure)
+    try:
+        yield
+    finally:
+        metrics.stop()
+
+
+@contextmanager
+def serving(running: Core, settings: Serving) -> Iterator[int]:
+    """Serve clients until the block ends; the port. Running requests then have time to finish.
+
+    The port opens before the cluster is formed, so that clients can watch it form. The block begins
+    when the cluster is ready. A core can be served once: the end interrupts its cluster for good.
+    Raises HearthError, for instance when too few workers came.
+    """
+    supervisor = Supervisor(running.cluster, running.engine, settings.joining)
+    frontend = Frontend(running.engine, running.model, running.cluster, drain=supervisor.drain)
+    server = RootServer(
+        settings.listen,
+        frontend,
+        security=settings.security,
+        api_keys=settings.api_keys,
+        insecure=settings.insecure,
+        health_address=settings.health,
+    )
+    port = server.start()
+    grace = 0.0
+    try:
+        supervisor.form_first()
+        supervisor.start()
+        grace = settings.shutdown_seconds
+        yield port
+        log.info("shutting down: running requests have %g s to finish", grace)
+    finally:
+        supervisor.stop()
+        server.stop(grace)
