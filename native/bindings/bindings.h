@@ -59,7 +59,10 @@ using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::arr
 using Ids = pybind11::array_t<uint32_t, pybind11::array::c_style | pybind11::array::forcecast>;
 using Bytes = pybind11::array_t<uint8_t, pybind11::array::c_style>;
 
-void bind_numbers(pybind11::module_& module);
+void bind_formats(pybind11::module_& module);
+void bind_machine(pybind11::module_& module);
+void bind_lanes(pybind11::module_& module);
 void bind_shard(pybind11::module_& module);
+void bind_sampler(pybind11::module_& module);
 
 }  // namespace hearth::bindings

@@ -1,5 +1,9 @@
 // The pool and its barrier with more threads than cores. The data that the threads pass one another
 // are plain numbers, not atomics: the thread sanitizer then sees whether the barrier orders them.
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -137,6 +141,39 @@ void test_limits() {
   for (int count : counts) CHECK_EQUAL(count, 1);
 }
 
+#ifdef __linux__
+cpu_set_t cores_of_this_thread() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof set, &set);
+  return set;
+}
+
+// Every thread of a pinned pool works on its core, the caller of `run` too, who is free again
+// afterwards.
+void test_pinning() {
+  const cpu_set_t before = cores_of_this_thread();
+  std::vector<int> cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &before)) cores.push_back(core);
+  }
+  for (size_t threads : {1, 2, 3}) {
+    const test::Case each(threads, " threads");
+    // The last core first: where threads start anyway is no proof.
+    const std::vector<int> pin(cores.rbegin(), cores.rend());
+    ThreadPool pool(threads, pin);
+    std::vector<cpu_set_t> seen(threads);
+    pool.run([&](size_t thread) { seen[thread] = cores_of_this_thread(); });
+    for (size_t t = 0; t < threads; ++t) {
+      CHECK_EQUAL(CPU_COUNT(&seen[t]), 1);
+      CHECK(CPU_ISSET(pin[t % pin.size()], &seen[t]));
+    }
+    const cpu_set_t after = cores_of_this_thread();
+    CHECK(CPU_EQUAL(&after, &before));
+  }
+}
+#endif
+
 // The barrier by itself, among threads that are no pool.
 void test_barrier() {
   constexpr size_t kThreads = 6;
@@ -176,6 +213,9 @@ int main() {
   test_late_thread();
   test_short_lives();
   test_limits();
+#ifdef __linux__
+  test_pinning();
+#endif
   test_barrier();
   return test::finish();
 }

@@ -14,7 +14,8 @@ std::vector<std::string> instruction_sets();
 // nullptr when this CPU (or this build) lacks them.
 const Kernels* find_kernels(const std::string& name);
 // The kernels for new shards: the best there are, or those chosen by use_kernels or by the
-// environment variable HEARTH_INSTRUCTION_SET.
+// environment variable HEARTH_INSTRUCTION_SET. Throws std::invalid_argument when that variable
+// names kernels that this machine lacks.
 const Kernels& kernels_in_use();
 // Throws std::invalid_argument naming those that can be had.
 void use_kernels(const std::string& name);

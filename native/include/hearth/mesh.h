@@ -97,7 +97,7 @@ class MeshLane : public Lane {
   // Where rank `rank`'s segment of `numbers` begins, on block borders.
   size_t segment(size_t numbers, size_t rank) const;
   // The largest number that any rank gives.
-  uint64_t largest(uint64_t own);
+  uint64_t all_reduce_max(uint64_t own);
 
   void direct(float* x, size_t numbers);
   void scattered(float* x, size_t numbers);
@@ -112,7 +112,7 @@ class MeshLane : public Lane {
   static Wait begin_wait();
   static void note_move(Wait& wait);
   // Nothing moved: spins or sleeps until something may. Throws when the sync is to end.
-  void pause(const Wait& wait, std::span<const Transfer> transfers);
+  void wait_to_move(const Wait& wait, std::span<const Transfer> transfers);
   // After an exchange: see spin_.
   void adapt(const Wait& wait);
 

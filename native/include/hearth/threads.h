@@ -27,7 +27,8 @@ class Barrier {
 
 class ThreadPool {
  public:
-  // threads counts the caller of `run`. pin: a core for each thread, or empty.
+  // threads counts the caller of `run`. pin: a core for each thread, or empty; the caller's thread
+  // is pinned while `run` lasts.
   // Throws std::invalid_argument for 0 or more than 1024 threads.
   explicit ThreadPool(size_t threads, std::vector<int> pin = {});
   ~ThreadPool();

@@ -53,7 +53,7 @@ uint64_t direct_bytes(size_t ranks, WireType wire, LinkCosts costs) {
 }
 
 // A round with a number for everyone: also the small message whose time is the latency.
-uint64_t MeshLane::largest(uint64_t own) {
+uint64_t MeshLane::all_reduce_max(uint64_t own) {
   std::vector<uint64_t> theirs(ranks());
   std::vector<Outgoing> out(ranks(), {reinterpret_cast<const uint8_t*>(&own), sizeof own});
   std::vector<Incoming> in(ranks());
@@ -72,7 +72,7 @@ LinkCosts MeshLane::measure(double seconds) {
   LinkCosts costs{};
   const auto shared = [&](uint64_t own) {
     limit();
-    return largest(own);
+    return all_reduce_max(own);
   };
 
   // Ranks come at different times; from here on they are in step. The median: a rank that is held

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 
 #include "hearth/mesh.h"
@@ -30,8 +31,8 @@ size_t moved(ssize_t result, size_t rank) {
 }
 
 // What is left of a header, and up to so many bytes behind it.
-struct Parts {
-  Parts(void* header, size_t past, const uint8_t* body, size_t size) {
+struct FrameMessage {
+  FrameMessage(void* header, size_t past, const uint8_t* body, size_t size) {
     auto* start = static_cast<uint8_t*>(header);
     if (past < kHeaderBytes) pieces[message.msg_iovlen++] = {start + past, kHeaderBytes - past};
     if (size > 0) pieces[message.msg_iovlen++] = {const_cast<uint8_t*>(body), size};
@@ -53,13 +54,15 @@ Transfer::Transfer(size_t rank, int socket, uint32_t step, uint32_t index, const
       offered_(out_size),
       in_(in),
       in_size_(in_size),
-      window_(window) {}
+      window_(window) {
+  if (window == 0) throw std::logic_error("mesh: no room to receive a frame in");
+}
 
 bool Transfer::send() {
   if (!can_send()) return false;
   const size_t past = sent();
-  Parts parts(out_header_, sent_, out_ + past, std::min(offered_ - past, kMoveAtOnce));
-  const size_t size = moved(sendmsg(socket_, &parts.message, MSG_DONTWAIT | MSG_NOSIGNAL), rank_);
+  FrameMessage frame(out_header_, sent_, out_ + past, std::min(offered_ - past, kMoveAtOnce));
+  const size_t size = moved(sendmsg(socket_, &frame.message, MSG_DONTWAIT | MSG_NOSIGNAL), rank_);
   sent_ += size;
   return size > 0;
 }
@@ -71,8 +74,8 @@ bool Transfer::receive() {
   const bool heading = received_ < kHeaderBytes;
   const size_t past = received(), at = past % window_;
   const size_t most = std::min({in_size_ - past, window_ - at, kMoveAtOnce});
-  Parts parts(in_header_, received_, in_ + at, most);
-  const ssize_t result = recvmsg(socket_, &parts.message, MSG_DONTWAIT);
+  FrameMessage frame(in_header_, received_, in_ + at, most);
+  const ssize_t result = recvmsg(socket_, &frame.message, MSG_DONTWAIT);
   if (result == 0) throw LaneError(rank_, "is lost: it closed its connection");
   const size_t size = moved(result, rank_);
   received_ += size;
@@ -113,7 +116,7 @@ void MeshLane::exchange(const std::vector<Outgoing>& out, const std::vector<Inco
     }
     if (moved) note_move(wait);
     if (done) return adapt(wait);
-    if (!moved) pause(wait, transfers);
+    if (!moved) wait_to_move(wait, transfers);
   }
 }
 
@@ -128,7 +131,7 @@ void MeshLane::note_move(Wait& wait) {
   wait.moved_at = now;
 }
 
-void MeshLane::pause(const Wait& wait, std::span<const Transfer> transfers) {
+void MeshLane::wait_to_move(const Wait& wait, std::span<const Transfer> transfers) {
   if (aborted_.load()) throw LaneError(config_.rank, "was told to give the step up");
   const auto now = Clock::now();
   const double left = patience_ - std::chrono::duration<double>(now - wait.start).count();

@@ -29,7 +29,7 @@ void MeshLane::pair_direct(float* x, size_t numbers) {
     const size_t ready = std::min(whole[0].sent(), whole[0].received()) / 4;
     kernels_.add(x + added, reinterpret_cast<const float*>(part.data()) + added, ready - added);
     added = ready;
-    sent || received ? note_move(wait) : pause(wait, whole);
+    sent || received ? note_move(wait) : wait_to_move(wait, whole);
   }
   adapt(wait);
 }
@@ -67,7 +67,7 @@ void MeshLane::pair_scattered(float* x, size_t numbers) {
     } else {
       moved = sums.receive() || moved;
     }
-    moved ? note_move(wait) : pause(wait, both);
+    moved ? note_move(wait) : wait_to_move(wait, both);
   }
   adapt(wait);
 }

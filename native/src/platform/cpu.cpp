@@ -18,6 +18,8 @@
 namespace hearth {
 namespace {
 
+constexpr char kInstructionSetVariable[] = "HEARTH_INSTRUCTION_SET";
+
 #if defined(HEARTH_HAVE_NEON) && defined(__linux__)
 bool runs_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 // Its kernels leave small products to those of dotprod.
@@ -50,10 +52,16 @@ std::vector<const Kernels*> runnable_kernels() {
   return kernels;
 }
 
+const Kernels* checked_kernels(const std::string& name, const std::string& what) {
+  if (const Kernels* kernels = find_kernels(name)) return kernels;
+  std::string names;
+  for (const auto& each : instruction_sets()) names += (names.empty() ? "" : ", ") + each;
+  throw std::invalid_argument(what + " '" + name.substr(0, 32) + "': this machine has " + names);
+}
+
 const Kernels* default_kernels() {
-  if (const char* name = std::getenv("HEARTH_INSTRUCTION_SET")) {
-    if (const Kernels* kernels = find_kernels(name)) return kernels;
-  }
+  if (const char* name = std::getenv(kInstructionSetVariable); name != nullptr && *name != '\0')
+    return checked_kernels(name, std::string(kInstructionSetVariable) + " is");
   return runnable_kernels().front();
 }
 
@@ -79,14 +87,6 @@ const Kernels* find_kernels(const std::string& name) {
 
 const Kernels& kernels_in_use() { return *current().load(); }
 
-void use_kernels(const std::string& name) {
-  const Kernels* kernels = find_kernels(name);
-  if (kernels == nullptr) {
-    std::string names;
-    for (const auto& each : instruction_sets()) names += (names.empty() ? "" : ", ") + each;
-    throw std::invalid_argument("no kernels '" + name.substr(0, 32) + "' here: there are " + names);
-  }
-  current().store(kernels);
-}
+void use_kernels(const std::string& name) { current().store(checked_kernels(name, "no kernels")); }
 
 }  // namespace hearth

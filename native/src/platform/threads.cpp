@@ -44,6 +44,32 @@ void pin_this_thread([[maybe_unused]] const std::vector<int>& cores,
 #endif
 }
 
+// Pins the calling thread while it works as thread 0 of a pool; then it may run where it could
+// before, and so may the threads that it makes.
+class CallerPin {
+ public:
+  explicit CallerPin([[maybe_unused]] const std::vector<int>& cores) {
+#ifdef __linux__
+    if (cores.empty()) return;
+    pinned_ = pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) == 0;
+    if (pinned_) pin_this_thread(cores, 0);
+#endif
+  }
+  ~CallerPin() {
+#ifdef __linux__
+    if (pinned_) pthread_setaffinity_np(pthread_self(), sizeof before_, &before_);
+#endif
+  }
+  CallerPin(const CallerPin&) = delete;
+  CallerPin& operator=(const CallerPin&) = delete;
+
+#ifdef __linux__
+ private:
+  cpu_set_t before_;
+  bool pinned_ = false;
+#endif
+};
+
 }  // namespace
 
 void Barrier::wait() {
@@ -89,6 +115,7 @@ void ThreadPool::run(const std::function<void(size_t)>& work) {
   work_ = &work;
   generation_.fetch_add(1, std::memory_order_acq_rel);
   generation_.notify_all();
+  const CallerPin pinned(pin_);
   work(0);
   barrier_.wait();
 }

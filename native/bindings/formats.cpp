@@ -60,12 +60,12 @@ Bytes random_slice(const std::string& name, uint64_t seed, size_t row_begin, siz
 
 }  // namespace
 
-void bind_numbers(py::module_& module) {
+void bind_formats(py::module_& module) {
   using namespace py::literals;
   module.def(
       "row_bytes",
       [](const std::string& type, size_t columns) { return row_bytes(parse_type(type), columns); },
-      "type"_a, "columns"_a, "Bytes of one row of `columns` numbers.");
+      "type"_a, "columns"_a, "Bytes of one row of `columns` elements.");
   module.def("quantize", &quantize, "x"_a, "type"_a,
              "f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)].");
   module.def("dequantize", &dequantize, "data"_a, "type"_a, "columns"_a,

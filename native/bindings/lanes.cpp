@@ -1,0 +1,119 @@
+// Lanes: Python's own, and the mesh.
+#include <pybind11/operators.h>
+#include <pybind11/stl.h>
+
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "hearth/lane.h"
+#include "hearth/mesh.h"
+
+namespace py = pybind11;
+
+namespace hearth::bindings {
+namespace {
+
+// A lane whose all_reduce is Python's. The shard calls it without the GIL.
+class PythonLane : public Lane, public py::trampoline_self_life_support {
+ public:
+  void all_reduce(float* x, size_t rows, size_t columns) override {
+    const WithGil held;
+    const py::function call = py::get_override(static_cast<const Lane*>(this), "all_reduce");
+    if (!call) throw std::logic_error("this lane defines no all_reduce");
+    // A view: the capsule keeps numpy from copying, and owns nothing.
+    const py::capsule unowned(x, [](void*) {});
+    const Floats view({rows, columns}, x, unowned);
+    PyObject* result = unless_exiting([&] { return PyObject_CallOneArg(call.ptr(), view.ptr()); });
+    if (result == nullptr) throw py::error_already_set();
+    Py_DECREF(result);
+  }
+};
+
+// In place: the argument must not be converted (noconvert), or a copy would be summed and dropped.
+void all_reduce(Lane& lane, Floats& x) {
+  if (x.ndim() != 2) throw std::invalid_argument("all_reduce takes [rows, columns]");
+  float* data = x.mutable_data();
+  const size_t rows = x.shape(0), columns = x.shape(1);
+  const WithoutGil released;
+  lane.all_reduce(data, rows, columns);
+}
+
+size_t checked_direct_bytes(size_t ranks, const std::string& wire, const LinkCosts& costs) {
+  if (ranks < 2 || ranks > kMostRanks)
+    throw std::invalid_argument("a mesh has 2 to " + std::to_string(kMostRanks) + " ranks");
+  return direct_bytes(ranks, parse_wire_type(wire), costs);
+}
+
+// A LaneError of the core is a LaneError in Python, with the rank.
+void bind_lane_error(py::module_& module) {
+  static py::exception<LaneError> lane_error(module, "LaneError", PyExc_RuntimeError);
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const LaneError& error) {
+      py::object instance = py::reinterpret_borrow<py::object>(lane_error)(error.what());
+      instance.attr("rank") = error.rank();
+      PyErr_SetObject(lane_error.ptr(), instance.ptr());
+    }
+  });
+}
+
+void bind_link_costs(py::module_& module) {
+  using namespace py::literals;
+  py::class_<LinkCosts>(module, "LinkCosts", "What a sync costs over the ranks' links.")
+      .def(py::init<uint64_t, uint64_t, uint64_t>(), py::kw_only(), "latency_ns"_a, "byte_ps"_a,
+           "add_ps"_a)
+      .def(py::self == py::self)
+      .def_readonly("latency_ns", &LinkCosts::latency_ns)
+      .def_readonly("byte_ps", &LinkCosts::byte_ps)
+      .def_readonly("add_ps", &LinkCosts::add_ps);
+  module.def("direct_bytes", &checked_direct_bytes, "ranks"_a, "wire"_a, "costs"_a,
+             "The largest part that is to go direct, in bytes.");
+}
+
+void bind_mesh_lane(py::module_& module) {
+  using namespace py::literals;
+  py::class_<MeshLane, Lane, py::smart_holder>(module, "MeshLane",
+                                               "Syncs over the ranks' own TCP connections.")
+      .def(py::init([](size_t rank, const std::vector<int>& sockets, const std::string& wire,
+                       double deadline_seconds, uint64_t direct_bytes) {
+             return std::make_unique<MeshLane>(
+                 MeshConfig{rank, sockets, parse_wire_type(wire), deadline_seconds, direct_bytes});
+           }),
+           py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a,
+           "direct_bytes"_a = uint64_t{0})
+      .def(
+          "measure",
+          [](MeshLane& lane, double seconds) {
+            const WithoutGil released;
+            return lane.measure(seconds);
+          },
+          "seconds"_a, "Measures the links, on all ranks at once, and chooses how syncs travel.")
+      .def_property_readonly("direct_bytes", &MeshLane::direct_bytes)
+      .def("begin", &MeshLane::begin, "step_id"_a, "The next syncs are those of this step.")
+      .def("abort", &MeshLane::abort, "Ends a sync that is under way, from any thread.")
+      .def("close", &MeshLane::close, "Ends the connections; no sync may be under way.")
+      .def("all_reduce", &all_reduce, "x"_a.noconvert(), "Adds up x over all ranks, in place.")
+      .def_property_readonly("sent_bytes", &MeshLane::sent_bytes)
+      .def_property_readonly("received_bytes", &MeshLane::received_bytes);
+}
+
+}  // namespace
+
+void bind_lanes(py::module_& module) {
+  using namespace py::literals;
+  py::class_<Lane, PythonLane, py::smart_holder>(module, "Lane",
+                                                 "How a sync travels; define all_reduce.")
+      .def(py::init<>())
+      .def("all_reduce", &all_reduce, "x"_a.noconvert(),
+           "Adds up x over all ranks, in place: f32 [rows, hidden_size].");
+  bind_lane_error(module);
+  bind_link_costs(module);
+  bind_mesh_lane(module);
+}
+
+}  // namespace hearth::bindings

@@ -1,0 +1,35 @@
+// What this machine can do: its kernels and its memory.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "hearth/bandwidth.h"
+#include "hearth/cpu.h"
+#include "hearth/kernels.h"
+#include "hearth/threads.h"
+
+namespace py = pybind11;
+
+namespace hearth::bindings {
+
+void bind_machine(py::module_& module) {
+  using namespace py::literals;
+  module.def(
+      "instruction_set", [] { return std::string(kernels_in_use().name); }, "The kernels in use.");
+  module.def("instruction_sets", &instruction_sets, "The kernels that this CPU can run.");
+  module.def("set_instruction_set", &use_kernels, "name"_a,
+             "Chooses the kernels of shards made from now on.");
+  module.def(
+      "read_bandwidth",
+      [](size_t threads, size_t bytes, size_t repeats, const std::vector<int>& pin) {
+        const WithoutGil released;
+        ThreadPool pool(threads, pin);
+        return read_bandwidth(pool, bytes, repeats);
+      },
+      "threads"_a, "bytes"_a = size_t{256} << 20, "repeats"_a = 5, "pin"_a = std::vector<int>{},
+      "Bytes per second that so many threads read from memory.");
+}
+
+}  // namespace hearth::bindings

@@ -1,0 +1,73 @@
+// Choosing tokens.
+#include "hearth/sampler.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace hearth::bindings {
+namespace {
+
+py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
+  if (logits.ndim() != 2) throw std::invalid_argument("best takes [rows, n] logits");
+  const size_t rows = logits.shape(0), columns = logits.shape(1);
+  if (count == 0 || count > columns) {  // before anything is made that large
+    throw std::invalid_argument(std::to_string(count) + " candidates of " +
+                                std::to_string(columns) + " logits");
+  }
+  Floats values({rows, count});
+  Ids ids({rows, count});
+  for (size_t r = 0; r < rows; ++r) {
+    best_candidates({logits.data() + r * columns, columns}, count, first_id,
+                    values.mutable_data() + r * count, ids.mutable_data() + r * count);
+  }
+  return py::make_tuple(values, ids);
+}
+
+}  // namespace
+
+void bind_sampler(py::module_& module) {
+  using namespace py::literals;
+  module.def("best", &best, "logits"_a, "count"_a, "first_id"_a,
+             "The best of each row: f32 [rows, count] and u32 [rows, count] ids.");
+  py::class_<Sampler>(module, "Sampler", "Chooses tokens; one for each sequence.")
+      .def(
+          py::init([](float temperature, uint32_t top_k, float top_p, float min_p,
+                      float repetition_penalty, uint64_t seed) {
+            return std::make_unique<Sampler>(SamplerConfig{.temperature = temperature,
+                                                           .top_k = top_k,
+                                                           .top_p = top_p,
+                                                           .min_p = min_p,
+                                                           .repetition_penalty = repetition_penalty,
+                                                           .seed = seed});
+          }),
+          "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
+          "repetition_penalty"_a = 1.0f, "seed"_a = 0)
+      .def(
+          "sample",
+          [](Sampler& sampler, const Floats& logits, const std::optional<Ids>& ids) {
+            if (logits.ndim() != 1 || (ids && ids->ndim() != 1))
+              throw std::invalid_argument("sample takes [n] logits, and as many ids if any");
+            const std::span<const float> row(logits.data(), static_cast<size_t>(logits.size()));
+            if (!ids) return sampler.sample(row);
+            return sampler.sample(row, {ids->data(), static_cast<size_t>(ids->size())});
+          },
+          "logits"_a, "ids"_a = py::none(), "f32 [n], and u32 [n] ids if not all -> token id.")
+      .def("accept", &Sampler::accept, "token"_a, "Counts a token as seen.")
+      .def(
+          "accept_prompt",
+          [](Sampler& sampler, const Ids& tokens) {
+            if (tokens.ndim() != 1) throw std::invalid_argument("tokens of a prompt are [n]");
+            for (py::ssize_t i = 0; i < tokens.size(); ++i) sampler.accept(tokens.data()[i]);
+          },
+          "tokens"_a, "Counts the tokens of a prompt as seen: u32 [n].");
+}
+
+}  // namespace hearth::bindings
