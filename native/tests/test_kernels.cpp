@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "check.h"
+#include "formats/matrix.h"
 #include "hearth/cpu.h"
 #include "hearth/kernels.h"
-#include "formats/matrix.h"
 #include "hearth/quant.h"
 
 using namespace hearth;

@@ -7,8 +7,8 @@
 
 #include "check.h"
 #include "hearth/cpu.h"
-#include "shard/kv_cache.h"
 #include "hearth/quant.h"
+#include "shard/kv_cache.h"
 
 using namespace hearth;
 
