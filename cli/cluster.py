@@ -105,20 +105,20 @@ def describe(status: root_pb2.ClusterStatus) -> list[str]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
     lines += [f"{node.address}: {node.reason}" for node in status.nodes if node.reason]
-    lines += _candidates(status)
+    lines += _peers(status)
     return lines + [f"note: {note}" for note in status.notes]
 
 
-def _candidates(status: root_pb2.ClusterStatus) -> list[str]:
+def _peers(status: root_pb2.ClusterStatus) -> list[str]:
     """Every worker that the root knows of: in or not, and why."""
     from hearth.v1 import root_pb2
 
     lines = []
-    for candidate in status.candidates:
-        state = root_pb2.CandidateState.Name(candidate.state).removeprefix("CANDIDATE_STATE_")
-        name = f"{candidate.name} ({candidate.address})" if candidate.name else candidate.address
-        where = "in" if candidate.state == root_pb2.CANDIDATE_STATE_IN else f"out, {state.lower()}"
-        reason = f": {candidate.reason}" if candidate.reason else ""
-        sources = ", ".join(candidate.sources) or "not listed any more"
+    for peer in status.peers:
+        state = root_pb2.PeerState.Name(peer.state).removeprefix("PEER_STATE_")
+        name = f"{peer.name} ({peer.address})" if peer.name else peer.address
+        where = "in" if peer.state == root_pb2.PEER_STATE_IN else f"out, {state.lower()}"
+        reason = f": {peer.reason}" if peer.reason else ""
+        sources = ", ".join(peer.sources) or "not listed any more"
         lines.append(f"worker {name} [{sources}]: {where}{reason}")
     return lines

@@ -83,6 +83,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="S",
         help="how long running requests may take after SIGTERM (default: %(default)s)",
     )
+    parser.add_argument(
+        "--story",
+        metavar="FILE",
+        default="",
+        help="append what happens to workers, and each decision, as JSON lines for a bug report "
+        "(about 10 MB a day)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -131,4 +138,5 @@ def _joining(options: argparse.Namespace) -> Joining:
         min_workers=options.min_workers,
         join_seconds=options.join_seconds,
         wait_seconds=options.wait_seconds,
+        story=options.story,
     )

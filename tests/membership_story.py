@@ -6,8 +6,10 @@ from collections.abc import Callable
 from itertools import combinations
 
 from hearth.common.errors import Reason
-from hearth.root.membership.candidates import Decision, Form, Member, Misfit, Rules, State
+from hearth.root.membership.decisions import Decision, Form, Member, Misfit, Rules
+from hearth.root.membership.events import Described, Event, Formed, FormFailed, Lost, Unreachable
 from hearth.root.membership.membership import Membership
+from hearth.root.membership.peers import PeerState
 
 GIB = 1 << 30
 LOST = Reason.WORKER_LOST
@@ -32,6 +34,21 @@ def needs(total: int, root: int) -> Callable[[tuple[Member, ...]], Misfit | None
     return fit
 
 
+class Checked(Membership):
+    """A membership whose invariants are checked after every event and decision."""
+
+    def handle(self, event: Event) -> None:
+        try:
+            super().handle(event)
+        finally:
+            self.check()
+
+    def decide(self, now: float, busy: bool) -> Decision:
+        decision = super().decide(now, busy)
+        self.check()
+        return decision
+
+
 class Story:
     """A membership and a clock; workers answer as the test says, decisions come true."""
 
@@ -43,7 +60,8 @@ class Story:
         fit: Callable[[tuple[Member, ...]], Misfit | None] = roomy,
     ) -> None:
         rules = Rules(most, len(static) if needed is None else needed, static)
-        self.membership = Membership(rules, fit)
+        self.record: list[str] = []
+        self.membership = Checked(rules, fit, self.record.append)
         self.now = 0.0
         self.busy = False
         # What answers: (name, instance, room).
@@ -61,9 +79,9 @@ class Story:
     def answer(self) -> None:
         for address in self.membership.due(self.now):
             if address in self.up:
-                self.membership.described(address, *self.up[address], self.now)
+                self.membership.handle(Described(self.now, address, *self.up[address]))
             else:
-                self.membership.unreachable(address, f"{address} is silent", self.now)
+                self.membership.handle(Unreachable(self.now, address, f"{address} is silent"))
 
     def decide(self) -> Decision:
         return self.membership.decide(self.now, self.busy)
@@ -89,16 +107,18 @@ class Story:
             self.attempts.append(decision.workers)
             self.now += 10.0  # so long they try to reach each other
             problem = f"{one} and {other} do not reach each other"
-            self.membership.failed(one, Reason.PEER_LOST, problem, self.now, peer=other)
+            self.membership.handle(
+                FormFailed(self.now, one, Reason.PEER_LOST, problem, apart_from=other)
+            )
         elif dead is None:
-            self.membership.formed(decision.workers, self.now)
+            self.membership.handle(Formed(self.now, decision.workers))
             self.formed.append(decision.workers)
         else:
-            self.membership.failed(dead, LOST, f"{dead} was lost", self.now)
+            self.membership.handle(FormFailed(self.now, dead, LOST, f"{dead} was lost"))
 
     def lose(self, address: str, on_purpose: bool = False) -> Story:
         del self.up[address]
-        self.membership.lost(address, f"{address} was lost", on_purpose, self.now)
+        self.membership.handle(Lost(self.now, address, f"{address} was lost", on_purpose))
         return self
 
     def part(self, one: str, other: str) -> Story:
@@ -106,12 +126,12 @@ class Story:
         self.apart.add(frozenset((one, other)))
         if {one, other} <= set(self.membership.serving or ()):
             problem = f"{one} and {other} do not reach each other"
-            self.membership.lost(one, problem, False, self.now, peer=other)
+            self.membership.handle(Lost(self.now, one, problem, apart_from=other))
         return self
 
-    def of(self, address: str) -> tuple[State, str]:
-        candidate = next(c for c in self.membership.candidates if c.address == address)
-        return candidate.shown, candidate.reason
+    def of(self, address: str) -> tuple[PeerState, str]:
+        peer = next(c for c in self.membership.peers if c.address == address)
+        return peer.shown, peer.reason
 
 
 def serving(*static: str, **options: object) -> Story:

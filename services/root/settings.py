@@ -50,6 +50,8 @@ class Joining:
     join_seconds: float = 60.0
     # How long a lost worker is waited for before the model is divided over the rest.
     wait_seconds: float = 30.0
+    # File that gets the story of the cluster's workers, as JSON lines; "" for none.
+    story: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
-"""The I/O around membership.py: asks workers what they are, forms the cluster, pauses the engine.
+"""The I/O around membership.py: takes its events in, and acts on its decisions.
 
-All decisions are the membership's. Events come from the sources' threads, from those that ask, and
-from the cluster; they are looked at in one thread: the caller's in `form_first`, one of its own
-from `start` on.
+    sources (discovery), answers (cluster/asking.py), losses (cluster), drains (api)  ->  queue
+    queue -> Membership.handle; Membership.due -> Asker; Membership.decide -> Cluster.form, Engine
+
+All decisions are the membership's. Events may come from any thread. One thread takes them and acts:
+the caller's in `form_first`, one of its own from `start` on. Times are seconds since the supervisor
+was made.
 """
 
 import logging
@@ -10,62 +13,82 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from hearth.common.errors import HearthError, Reason
+from hearth.root.cluster.asking import Asker
 from hearth.root.cluster.cluster import Cluster
-from hearth.root.cluster.links import WorkerLink
 from hearth.root.discovery.sources import Source, sources
 from hearth.root.engine.engine import Engine
-from hearth.root.membership.candidates import Fit, Form, Member, Misfit, Rules, Serve, State
-from hearth.root.membership.membership import GONE, LEAVING, Membership
+from hearth.root.membership import events
+from hearth.root.membership.deciding import LEAVING
+from hearth.root.membership.decisions import Fit, Form, Member, Misfit, Rules, Serve
+from hearth.root.membership.membership import GONE, Membership, MembershipError
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.settings import Joining
+from hearth.root.status.peer_log import PeerLog
+from hearth.root.status.story_file import StoryFile
 from hearth.v1 import root_pb2
 
 log = logging.getLogger(__name__)
 
-# Workers asked at once.
-_ASKERS = 8
-# At a start: what may pass without anyone changing a setting.
+# At a start: reasons that may pass without a change of any setting.
 _PASSING = GONE | {
     Reason.WORKER_BUSY,
     Reason.STREAM_IN_USE,
     Reason.SHUTTING_DOWN,
     Reason.CLUSTER_NOT_READY,
 }
-# How long a step that runs may take to end before the model is divided anew.
+# How long a running step may take to end before the model is divided again.
 _STEP_SECONDS = 30.0
 
-Event = Callable[[float], object]
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """An event on its way to the membership, with what the membership does not need."""
+
+    event: events.Event
+    # Of an answer: why the worker cannot be used.
+    error: HearthError | None = None
+    # Of a Drain or Undrain: done when the cluster serves so.
+    done: Future[root_pb2.ClusterStatus] | None = None
 
 
 class Supervisor:
     """Keeps a cluster formed, with the workers that there are, from `form_first` to `stop`."""
 
-    def __init__(self, cluster: Cluster, engine: Engine, joining: Joining) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        engine: Engine,
+        joining: Joining,
+        asker: Callable[..., Asker] = Asker,
+    ) -> None:
         """Raises HearthError BAD_SETTING."""
         self._cluster = cluster
         self._engine = engine
         self._joining = joining
         self._static = cluster.settings.workers
-        self._membership = Membership(
-            _rules(joining, self._static, cluster.blueprint.most_workers), _fit(cluster.blueprint)
-        )
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._began = time.monotonic()
+        rules = _rules(joining, self._static, cluster.blueprint.most_workers)
+        self._story = StoryFile(joining.story) if joining.story else None
+        record = self._story.write if self._story is not None else None
+        self._membership = Membership(rules, _fit(cluster.blueprint), record)
+        self._queue: queue.SimpleQueue[_Posted | None] = queue.SimpleQueue()
         self._sources: list[Source] = sources(joining, self._found)
-        self._askers = ThreadPoolExecutor(_ASKERS, "describe")
-        self._asking: set[WorkerLink] = set()
+        self._asker = asker(cluster.root_id, cluster.settings.security, self._answered)
         self._stopping = threading.Event()
-        self._drains: list[tuple[str, Future[root_pb2.ClusterStatus]]] = []
-        # Why the cluster was lost, and what has been told of it since.
+        self._drains: list[Future[root_pb2.ClusterStatus]] = []
+        # Why the cluster stopped serving, and the reason for waiting that was shown last.
         self._cause: HearthError | None = None
-        self._said = ""
-        # What each worker was last refused for.
+        self._shown_why = ""
+        # Why each worker could not be used last.
         self._refusals: dict[str, HearthError] = {}
-        self._told: dict[str, tuple[State, str]] = {}
+        self._peer_log = PeerLog()
+        self._broken = ""
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         cluster.listen(self)
 
@@ -77,13 +100,13 @@ class Supervisor:
         for source in self._sources:
             source.start()
         seconds = self._joining.join_seconds
-        deadline = time.monotonic() + seconds
+        deadline = self._now() + seconds
         while True:
             until = min(self._look(), deadline)
             if self._membership.serving is not None:
                 return
             self._raise_what_cannot_pass()
-            if time.monotonic() >= deadline:
+            if self._now() >= deadline:
                 raise self._not_joined(seconds)
             self._await_event(until)
 
@@ -92,143 +115,133 @@ class Supervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends a forming that is under way; what serves goes on."""
+        """Ends a forming that is under way; a cluster that serves goes on."""
         self._stopping.set()
         self._cluster.interrupt()
         for source in self._sources:
             source.stop()
-        self._post(lambda now: None)
+        self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join()
-        for link in list(self._asking):
-            link.close()
-        self._askers.shutdown(cancel_futures=True)
-        for _, future in self._drains:
-            future.set_exception(HearthError(Reason.SHUTTING_DOWN, "the root is shutting down"))
+        self._asker.stop()
+        for done in self._drains:
+            done.set_exception(HearthError(Reason.SHUTTING_DOWN, "the root is shutting down"))
+        if self._story is not None:
+            self._story.close()
 
     def drain(self, worker: str, undo: bool = False) -> Future[root_pb2.ClusterStatus]:
         """Takes a worker out on purpose, or lets it in again; done when the cluster serves so.
 
         The future raises HearthError: no such worker, or the rest have no room for the model.
         """
-        future: Future[root_pb2.ClusterStatus] = Future()
-        future.set_running_or_notify_cancel()  # its reader may leave; it is answered all the same
+        done: Future[root_pb2.ClusterStatus] = Future()
+        done.set_running_or_notify_cancel()  # its reader may leave; it is answered all the same
+        event = events.Undrain(0.0, worker) if undo else events.Drain(0.0, worker)
+        self._queue.put(_Posted(event, done=done))
+        return done
 
-        def event(now: float) -> None:
-            try:
-                self._membership.drain(worker, undo, now)
-            except HearthError as error:
-                future.set_exception(error)
-            else:
-                log.info("worker %s is %s", worker, "let in again" if undo else "taken out")
-                self._drains.append((worker, future))
-
-        self._post(event)
-        return future
-
-    # Events, from any thread.
-
-    def _post(self, event: Event) -> None:
-        self._events.put(event)
-
-    def _found(self, source: str, addresses: list[str]) -> None:
-        self._post(lambda now: self._membership.found(source, addresses, now))
+    # Events, from any thread. Their time is set when they are taken: the membership sees times
+    # that never go back.
 
     def cluster_lost(self, error: HearthError) -> None:
-        """Requests wait until the cluster is back."""
+        """The cluster's: it no longer serves. Requests wait until it does again."""
         self._engine.suspend(error)
-
-        def event(now: float) -> None:
-            if self._cluster.lost is None:
-                return  # it has been formed again since
-            self._cause, self._said = error, ""
-            on_purpose = error.reason == Reason.SHUTTING_DOWN
-            worker, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
-            self._membership.lost(worker, error.message, on_purpose, now, peer=peer)
-            # So that those who are left tell what memory is free.
-            self._cluster.dissolve()
-
-        self._post(event)
+        on_purpose = error.reason == Reason.SHUTTING_DOWN
+        worker, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
+        self._queue.put(_Posted(events.Lost(0.0, worker, error.message, on_purpose, peer), error))
 
     def worker_leaving(self, address: str) -> None:
-        self._post(lambda now: self._membership.leaving(address, LEAVING, now))
+        """The cluster's: a worker is about to stop."""
+        self._queue.put(_Posted(events.Leaving(0.0, address, LEAVING)))
 
-    def _ask(self, address: str) -> None:
-        """One question, in a thread of the pool; always answered."""
-        membership, answer = self._membership, None
-        failure: HearthError | None = None
-        link: WorkerLink | None = None
-        try:
-            link = WorkerLink(address, self._cluster.settings.security)
-            self._asking.add(link)
-            answer = link.describe(self._cluster.root_id)
-        except HearthError as error:
-            failure = error
-        except Exception as error:  # the channel was closed under it
-            failure = HearthError(Reason.WORKER_UNREACHABLE, f"{type(error).__name__}: {error}")
-        finally:
-            if link is not None:
-                self._asking.discard(link)
-                link.close()
+    def _found(self, source: str, addresses: list[str]) -> None:
+        self._queue.put(_Posted(events.Found(0.0, source, tuple(addresses))))
 
-        def event(now: float) -> None:
-            if answer is None:
-                assert failure is not None
-                self._refusals[address] = failure
-                tell: Callable[[str, str, float], None] = membership.refused
-                if failure.reason == Reason.WORKER_UNREACHABLE:
-                    tell = membership.unreachable
-                elif failure.reason == Reason.SHUTTING_DOWN:
-                    tell = membership.leaving
-                tell(address, failure.message, now)
-            elif answer.held_by and not answer.held_by_caller:
-                problem = f"busy: root {answer.held_by!r} holds it"
-                self._refusals[address] = HearthError(Reason.WORKER_BUSY, problem)
-                membership.refused(address, problem, now)
-            else:
-                self._refusals.pop(address, None)
-                room = answer.node.memory_available_bytes
-                membership.described(address, answer.node.name, answer.instance, room, now)
-
-        self._post(event)
+    def _answered(self, event: events.Event, error: HearthError | None) -> None:
+        self._queue.put(_Posted(event, error))
 
     # In the one thread.
+
+    def _now(self) -> float:
+        return time.monotonic() - self._began
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._await_event(self._look())
             except Exception:
-                # Whatever it was, a root that gives up is of no use to anyone.
+                # Keep supervising: a root that stops here can never recover.
                 log.exception("supervisor: unexpected error")
                 self._stopping.wait(1.0)
 
     def _await_event(self, until: float) -> None:
+        """Takes all events that are there; waits for one until then at most."""
         with suppress(queue.Empty):
-            event = self._events.get(timeout=max(0.0, until - time.monotonic()))
+            posted = self._queue.get(timeout=max(0.0, until - self._now()))
             while True:
-                event(time.monotonic())
-                event = self._events.get_nowait()
+                if posted is not None:
+                    self._take(posted)
+                posted = self._queue.get_nowait()
+
+    def _take(self, posted: _Posted) -> None:
+        event = replace(posted.event, at=self._now())
+        match event:
+            case events.Lost():
+                self._take_loss(event, posted.error)
+            case events.Drain() | events.Undrain():
+                self._take_drain(event, posted.done)
+            case events.Described():
+                self._refusals.pop(event.address, None)
+                self._membership.handle(event)
+            case events.Refused() | events.Unreachable() | events.Leaving():
+                if posted.error is not None:
+                    self._refusals[event.address] = posted.error
+                self._membership.handle(event)
+            case _:
+                self._membership.handle(event)
+
+    def _take_loss(self, event: events.Lost, error: HearthError | None) -> None:
+        if self._cluster.lost is None:
+            return  # it has been formed again since
+        self._cause, self._shown_why = error, ""
+        self._membership.handle(event)
+        # So that the workers that are left report the memory that is free.
+        self._cluster.dissolve()
+
+    def _take_drain(
+        self, event: events.Drain | events.Undrain, done: Future[root_pb2.ClusterStatus] | None
+    ) -> None:
+        try:
+            self._membership.handle(event)
+        except HearthError as error:
+            if done is not None:
+                done.set_exception(error)
+            return
+        undo = isinstance(event, events.Undrain)
+        log.info("worker %s is %s", event.worker, "let in again" if undo else "taken out")
+        if done is not None:
+            self._drains.append(done)
 
     def _look(self) -> float:
         """Asks, decides and acts; when to look again."""
         membership = self._membership
-        for address in membership.due(time.monotonic()):
-            self._askers.submit(self._ask, address)
-        decision = membership.decide(time.monotonic(), self._engine.busy)
+        for address in membership.due(self._now()):
+            self._asker.ask(address)
+        decision = membership.decide(self._now(), self._engine.busy)
         waiting = None
         if isinstance(decision, Form) and not self._stopping.is_set():
             self._form(decision)
-            until = time.monotonic()
+            until = self._now()
         elif isinstance(decision, Serve):
             self._answer_drains()
+            self._check()
             until = decision.until
         else:
             waiting = decision.why
-            until = time.monotonic() + 1.0 if isinstance(decision, Form) else decision.until
-            self._tell_waiting(decision.why)
-        self._tell_candidates()
-        self._cluster.show(membership.candidates, waiting)
+            until = self._now() + 1.0 if isinstance(decision, Form) else decision.until
+            self._show_waiting(decision.why)
+        self._peer_log.show(membership.peers)
+        self._cluster.show(membership.peers, waiting)
         return until
 
     def _form(self, decision: Form) -> None:
@@ -236,56 +249,58 @@ class Supervisor:
         log.info("forming the cluster with %s: %s", names, decision.why)
         if self._cluster.lost is None:
             pause = HearthError(
-                Reason.CLUSTER_NOT_READY, f"the model is being divided anew: {decision.why}"
+                Reason.CLUSTER_NOT_READY, f"the model is being divided again: {decision.why}"
             )
             self._engine.suspend(pause).wait(_STEP_SECONDS)
             self._cause = pause
         try:
             limits = self._cluster.form(decision.workers)
         except HearthError as error:
-            address, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
-            self._refusals[address] = error
             if not self._stopping.is_set():
-                log.warning("the cluster was not formed: %s", error.message)
-            now = time.monotonic()
-            self._membership.failed(address, error.reason, error.message, now, peer=peer)
+                log.warning("the cluster was not formed: %s%s", error.message, self._see_story())
+            self._form_failed(error)
         except Exception as error:
-            log.exception("the cluster was not formed")
-            problem = f"{type(error).__name__}: {error}"
-            self._refusals[""] = HearthError(Reason.INTERNAL, problem)
-            self._membership.failed("", Reason.INTERNAL, problem, time.monotonic())
+            log.exception("the cluster was not formed%s", self._see_story())
+            self._form_failed(HearthError(Reason.INTERNAL, f"{type(error).__name__}: {error}"))
         else:
             self._refusals.clear()
-            self._cause, self._said = None, ""
-            self._membership.formed(decision.workers, time.monotonic())
+            self._cause, self._shown_why = None, ""
+            self._membership.handle(events.Formed(self._now(), decision.workers))
             self._engine.resume(limits)
             log.info("the cluster serves, epoch %d", self._cluster.status().epoch)
 
+    def _form_failed(self, error: HearthError) -> None:
+        address, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
+        self._refusals[address] = error
+        failed = events.FormFailed(self._now(), address, error.reason, error.message, peer)
+        self._membership.handle(failed)
+
     def _answer_drains(self) -> None:
-        for _, future in self._drains:
-            future.set_result(self._cluster.status())
+        for done in self._drains:
+            done.set_result(self._cluster.status())
         self._drains.clear()
 
-    def _tell_waiting(self, why: str) -> None:
-        if why == self._said:
+    def _check(self) -> None:
+        """Logs a broken invariant of the membership once, with the story, and goes on."""
+        try:
+            self._membership.check()
+        except MembershipError as error:
+            if error.problem != self._broken:
+                self._broken = error.problem
+                log.error("%s%s", error, self._see_story())
+
+    def _see_story(self) -> str:
+        return f" (its story: {self._story.path})" if self._story is not None else ""
+
+    def _show_waiting(self, why: str) -> None:
+        if why == self._shown_why:
             return
-        self._said = why
-        log.warning("the cluster does not serve: %s", why)
+        self._shown_why = why
+        log.warning("the cluster is not ready: %s", why)
         cause = self._cause
         if cause is not None:
             message = f"{cause.message} (now: {why})"
             self._engine.suspend(HearthError(cause.reason, message, cause.metadata, cause.code))
-
-    def _tell_candidates(self) -> None:
-        told = {c.address: (c.shown, c.reason) for c in self._membership.candidates}
-        for candidate in self._membership.candidates:
-            news = told[candidate.address]
-            if self._told.get(candidate.address) != news:
-                state = news[0].name.lower()
-                log.info("worker %s: %s%s", candidate.title, state, f": {news[1]}" * bool(news[1]))
-        for address in self._told.keys() - told.keys():
-            log.info("worker %s: no source lists it any more", address)
-        self._told = told
 
     def _raise_what_cannot_pass(self) -> None:
         """At a start a listed worker that can never be used is an error of the command line."""
@@ -297,7 +312,7 @@ class Supervisor:
         listed = [self._refusals[a] for a in self._static if a in self._refusals]
         error = next(iter([*listed, *self._refusals.values()]), None)
         if error is None:
-            problem = f"{self._said or 'no workers are there'}"
+            problem = self._shown_why or "no workers are there"
             error = HearthError(Reason.WORKER_UNREACHABLE, problem)
         message = f"{error.message} (waited {seconds:g} s: see --join-seconds)"
         return HearthError(error.reason, message, error.metadata, error.code)

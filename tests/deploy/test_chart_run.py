@@ -110,8 +110,8 @@ def test_a_client_is_answered(running: Running) -> None:
     address = running.arguments("test")[2]
     ran = hearth("cluster", "--json", "--root", address, environ=running.environ("test"))
     assert ran.returncode == 0, ran.stderr
-    candidates = json.loads(ran.stdout)["candidates"]
-    assert [c["name"] for c in candidates if c["state"] == "CANDIDATE_STATE_IN"] == [_NAME]
+    peers = json.loads(ran.stdout)["peers"]
+    assert [c["name"] for c in peers if c["state"] == "PEER_STATE_IN"] == [_NAME]
 
 
 def test_a_client_without_the_certificate_is_not(running: Running) -> None:

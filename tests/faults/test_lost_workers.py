@@ -224,8 +224,8 @@ def test_a_worker_that_leaves_on_purpose(start_worker: Start, serve: Callable[..
     assert next(stream)
     assert worker.end() == 0
     assert len(finish(stream)) == 600
-    (candidate,) = client.cluster().candidates
-    assert candidate.state == root_pb2.CANDIDATE_STATE_UNREACHABLE
+    (peer,) = client.cluster().peers
+    assert peer.state == root_pb2.PEER_STATE_UNREACHABLE
     assert len(client.cluster().nodes) == 1
 
 

@@ -104,8 +104,8 @@ def serves_with(*workers: ServiceProcess) -> Callable[[root_pb2.ClusterStatus], 
     return ready
 
 
-def candidate(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> root_pb2.Candidate:
-    return next(item for item in status.candidates if item.address == worker.address)
+def peer(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> root_pb2.Peer:
+    return next(item for item in status.peers if item.address == worker.address)
 
 
 def test_a_worker_gone_for_good_is_divided_around_and_taken_in_again(
@@ -118,8 +118,8 @@ def test_a_worker_gone_for_good_is_divided_around_and_taken_in_again(
     telling = Telling(client, 600)
     one.kill()
     until(client, serves_with(two))
-    away = root_pb2.CANDIDATE_STATE_UNREACHABLE
-    until(client, lambda status: candidate(status, one).state == away)
+    away = root_pb2.PEER_STATE_UNREACHABLE
+    until(client, lambda status: peer(status, one).state == away)
     assert telling.end() == wanted  # on two nodes from there on
     shown = hearth("cluster", "--root", client.address)
     assert shown.returncode == 0
@@ -303,9 +303,9 @@ def test_workers_of_a_dns_name(start_worker: Start, serve: Roots) -> None:
     client = serve(*dns)
     assert serves_with(worker)(client.cluster())
     listed = json.loads(hearth("cluster", "--json", "--root", client.address).stdout)
-    found = {item["address"]: item for item in listed["candidates"]}
+    found = {item["address"]: item for item in listed["peers"]}
     assert found[worker.address]["sources"] == ["dns"]
-    assert found[worker.address]["state"] == "CANDIDATE_STATE_IN"
+    assert found[worker.address]["state"] == "PEER_STATE_IN"
     assert len(story(client)) == 200
 
 
@@ -331,7 +331,7 @@ def test_workers_that_announce_themselves(start_worker: Start, serve: Roots) -> 
     assert one.address in [node.address for node in client.cluster().nodes]
     telling = Telling(client, 1000)
     two = start_worker("--announce", "--name", "node2")
-    status = until(client, lambda status: "when no request runs" in candidate_of(status, two))
+    status = until(client, lambda status: "when no request runs" in reason_of(status, two))
     assert serves_with(one)(status)
     assert len(telling.end()) == 1000
     # In the order in which they were seen.
@@ -340,8 +340,8 @@ def test_workers_that_announce_themselves(start_worker: Start, serve: Roots) -> 
     until(client, serves_with(one))
 
 
-def candidate_of(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> str:
-    return next((c.reason for c in status.candidates if c.address == worker.address), "")
+def reason_of(status: root_pb2.ClusterStatus, worker: ServiceProcess) -> str:
+    return next((c.reason for c in status.peers if c.address == worker.address), "")
 
 
 def test_new_requests_are_refused_until_the_first_forming(

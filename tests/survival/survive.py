@@ -196,7 +196,7 @@ def split() -> None:
         status = scene.until_serving(1)
         # Both were tried together once more, and then one alone.
         assert status.epoch == before + 2, status.epoch
-        reason = status.candidates[1].reason
+        reason = status.peers[1].reason
         assert "node1" in reason, reason
         assert "do not reach each other" in reason, reason
         print(

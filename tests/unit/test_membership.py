@@ -11,7 +11,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from membership_story import GIB, Story, needs, serving
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.membership.candidates import Form, Member, Serve, State, Wait
+from hearth.root.membership.decisions import Form, Member, Serve, Wait
+from hearth.root.membership.events import (
+    Described,
+    Drain,
+    FormFailed,
+    Found,
+    Leaving,
+    Lost,
+    Refused,
+    Undrain,
+)
+from hearth.root.membership.peers import PeerState
 
 # The start.
 
@@ -39,19 +50,19 @@ def test_no_workers_at_all() -> None:
 
 def test_those_that_are_just_being_asked_come_in_with_the_rest() -> None:
     story = Story(needed=1)
-    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
     assert set(story.membership.due(0.0)) == {"a:1", "b:1"}
-    story.membership.described("a:1", "a", "1", GIB, 0.1)
+    story.membership.handle(Described(0.1, "a:1", "a", "1", GIB))
     assert isinstance(story.membership.decide(0.1, False), Wait)
-    story.membership.described("b:1", "b", "2", GIB, 0.2)
+    story.membership.handle(Described(0.2, "b:1", "b", "2", GIB))
     assert story.membership.decide(0.2, False) == Form(("a:1", "b:1"), "2 workers are there")
 
 
 def test_one_that_never_answers_holds_nobody_up_for_long() -> None:
     story = Story(needed=1)
-    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
     story.membership.due(0.0)
-    story.membership.described("a:1", "a", "1", GIB, 0.1)
+    story.membership.handle(Described(0.1, "a:1", "a", "1", GIB))
     assert isinstance(story.membership.decide(0.2, False), Wait)
     assert isinstance(story.membership.decide(4.0, False), Form)
 
@@ -59,38 +70,38 @@ def test_one_that_never_answers_holds_nobody_up_for_long() -> None:
 def test_a_worker_that_refuses_is_told_with_its_reason() -> None:
     story = Story("a:1")
     story.membership.due(0.0)
-    story.membership.refused("a:1", "it speaks version 9", 0.1)
+    story.membership.handle(Refused(0.1, "a:1", "it speaks version 9"))
     decision = story.decide()
     assert isinstance(decision, Wait)
     assert "it speaks version 9" in decision.why
-    assert story.of("a:1") == (State.REFUSED, "it speaks version 9")
+    assert story.of("a:1") == (PeerState.REFUSED, "it speaks version 9")
 
 
 def test_more_workers_than_kv_heads() -> None:
     story = Story(needed=1, most=2).start("a:1", "b:1", "c:1")
-    story.membership.found("dns", ["a:1", "b:1", "c:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("a:1", "b:1", "c:1")))
     story.run(10)
     assert story.formed == [("a:1", "b:1")]
     state, reason = story.of("c:1")
-    assert state is State.READY
+    assert state is PeerState.READY
     assert "KV heads allow 2" in reason
 
 
 def test_a_worker_without_the_memory_is_left_out_where_it_may_be() -> None:
     story = Story(needed=1, fit=needs(3 * GIB, 2 * GIB))
     story.start("a:1", "b:1").start("c:1", room=GIB // 2)
-    story.membership.found("dns", ["a:1", "b:1", "c:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("a:1", "b:1", "c:1")))
     story.run(5)
     assert story.formed == [("a:1", "b:1")]
     state, reason = story.of("c:1")
-    assert state is State.REFUSED
+    assert state is PeerState.REFUSED
     assert str(GIB // 2) in reason
 
 
 def test_two_addresses_of_one_worker_are_one_worker() -> None:
     story = Story(needed=1)
     story.up["10.0.0.1:1"] = story.up["[fd00::1]:1"] = ("a", "same", GIB)
-    story.membership.found("dns", ["10.0.0.1:1", "[fd00::1]:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("10.0.0.1:1", "[fd00::1]:1")))
     story.run(10)
     assert story.formed == [("10.0.0.1:1",)]
     assert "the same worker as 10.0.0.1:1" in story.of("[fd00::1]:1")[1]
@@ -106,7 +117,7 @@ def test_a_lost_worker_is_waited_for_and_comes_back_at_its_rank() -> None:
     assert isinstance(decision, Wait)
     assert "30 s" in decision.why
     assert "a:1" in decision.why
-    assert story.of("a:1")[0] is State.LOST
+    assert story.of("a:1")[0] is PeerState.LOST
     story.start("a:1", instance="2").run(1)
     assert story.formed == [("a:1", "b:1")] * 2
 
@@ -115,7 +126,7 @@ def test_after_the_wait_the_rest_goes_on_without_it() -> None:
     story = serving("a:1", "b:1")
     story.lose("a:1").run(31)
     assert story.formed[1:] == [("b:1",)]
-    assert story.of("a:1")[0] is State.UNREACHABLE
+    assert story.of("a:1")[0] is PeerState.UNREACHABLE
     # And without anybody.
     story.lose("b:1").run(31)
     assert story.formed[2:] == [()]
@@ -135,7 +146,7 @@ def test_who_comes_back_without_its_memory_is_still_waited_for() -> None:
     story.lose("a:1").start("a:1", room=5)
     decision = story.run(20)
     assert isinstance(decision, Wait)
-    assert story.of("a:1")[0] is State.REFUSED
+    assert story.of("a:1")[0] is PeerState.REFUSED
     story.run(11)
     assert story.formed[1:] == [("b:1",)]
 
@@ -145,7 +156,7 @@ def test_two_losses_at_once_are_two_waits() -> None:
     story.lose("a:1")
     del story.up["b:1"]  # and nobody noticed
     assert isinstance(story.run(28), Wait)
-    assert {story.of(a)[0] for a in ("a:1", "b:1")} == {State.LOST}
+    assert {story.of(a)[0] for a in ("a:1", "b:1")} == {PeerState.LOST}
     story.start("b:1").run(1)
     assert story.formed[1:] == []
     story.start("a:1").run(1)
@@ -154,7 +165,7 @@ def test_two_losses_at_once_are_two_waits() -> None:
 
 def test_a_loss_of_nobody_in_particular() -> None:
     story = serving("a:1", "b:1")
-    story.membership.lost("", "a step took too long", False, story.now)
+    story.membership.handle(Lost(story.now, "", "a step took too long"))
     story.run(1)
     assert story.formed[1:] == [("a:1", "b:1")]
 
@@ -163,7 +174,9 @@ def test_one_that_is_left_and_busy_for_a_moment_is_waited_for_too() -> None:
     story = serving("a:1", "b:1")
     story.lose("a:1").start("a:1")
     story.answer()
-    story.membership.failed("b:1", Reason.WORKER_BUSY, "its step has not ended yet", story.now)
+    story.membership.handle(
+        FormFailed(story.now, "b:1", Reason.WORKER_BUSY, "its step has not ended yet")
+    )
     decision = story.run(2)
     assert isinstance(decision, Wait)
     assert "its step has not ended yet" in decision.why
@@ -185,7 +198,7 @@ def test_a_worker_that_leaves_on_purpose_is_not_waited_for() -> None:
 def test_a_newcomer_does_not_move_the_weights_of_those_who_return() -> None:
     story = serving("a:1", "b:1")
     story.lose("a:1").start("z:1")
-    story.membership.found("dns", ["z:1"], story.now)
+    story.membership.handle(Found(story.now, "dns", ("z:1",)))
     story.run(1)
     story.start("a:1").run(1)
     assert story.formed[1:] == [("a:1", "b:1")]
@@ -219,7 +232,7 @@ def test_a_forming_that_fails_for_nobody_s_fault_is_tried_again_more_and_more_sl
         story.answer()
         if isinstance(story.decide(), Form):
             tries += 1
-            story.membership.failed("", Reason.INTERNAL, "a bad disk", story.now)
+            story.membership.handle(FormFailed(story.now, "", Reason.INTERNAL, "a bad disk"))
             decision = story.decide()
             assert isinstance(decision, Wait)
             assert decision.why == "a bad disk"
@@ -230,15 +243,15 @@ def test_a_forming_that_fails_for_nobody_s_fault_is_tried_again_more_and_more_sl
 def test_a_worker_that_forming_refuses_is_left_out_and_asked_again() -> None:
     story = serving("a:1")
     story.start("b:1")
-    story.membership.found("dns", ["b:1"], story.now)
+    story.membership.handle(Found(story.now, "dns", ("b:1",)))
     while not isinstance(decision := story.decide(), Form):
         story.now += 0.25
         story.answer()
     assert decision.workers == ("a:1", "b:1")
-    story.membership.failed("b:1", Reason.BAD_SHARD, "it cannot", story.now)
+    story.membership.handle(FormFailed(story.now, "b:1", Reason.BAD_SHARD, "it cannot"))
     story.run(2)
     assert story.membership.serving == ("a:1",)
-    assert story.of("b:1") == (State.REFUSED, "it cannot")
+    assert story.of("b:1") == (PeerState.REFUSED, "it cannot")
     story.run(20)
     assert story.membership.serving == ("a:1", "b:1")
 
@@ -250,10 +263,10 @@ def test_a_new_worker_is_taken_in_when_no_request_runs() -> None:
     story = serving("a:1")
     story.busy = True
     story.start("b:1")
-    story.membership.found("mdns", ["b:1"], story.now)
+    story.membership.handle(Found(story.now, "mdns", ("b:1",)))
     assert isinstance(story.run(600), Serve)
     state, reason = story.of("b:1")
-    assert state is State.READY
+    assert state is PeerState.READY
     assert "when no request runs" in reason
     story.busy = False
     story.run(1)
@@ -274,10 +287,10 @@ def test_one_that_was_in_before_is_taken_in_even_if_requests_never_end() -> None
 def test_several_that_come_together_come_in_once() -> None:
     story = serving("a:1", most=5)
     story.start("b:1")
-    story.membership.found("dns", ["b:1"], story.now)
+    story.membership.handle(Found(story.now, "dns", ("b:1",)))
     story.run(1)
     story.start("c:1")
-    story.membership.found("dns", ["b:1", "c:1"], story.now)
+    story.membership.handle(Found(story.now, "dns", ("b:1", "c:1")))
     story.run(10)
     assert story.formed[1:] == [("a:1", "b:1", "c:1")]
 
@@ -285,26 +298,26 @@ def test_several_that_come_together_come_in_once() -> None:
 def test_a_worker_at_a_new_address_has_its_old_rank() -> None:
     story = Story(needed=2)
     story.up = {"10.0.0.1:1": ("w0", "x", GIB), "10.0.0.2:1": ("w1", "y", GIB)}
-    story.membership.found("dns", list(story.up), 0.0)
+    story.membership.handle(Found(0.0, "dns", tuple(story.up)))
     story.run(5)
     assert story.formed == [("10.0.0.1:1", "10.0.0.2:1")]
     story.lose("10.0.0.1:1")
     story.up["10.0.0.9:1"] = ("w0", "z", GIB)
-    story.membership.found("dns", list(story.up), story.now)
+    story.membership.handle(Found(story.now, "dns", tuple(story.up)))
     story.run(2)
     assert story.formed[1:] == [("10.0.0.9:1", "10.0.0.2:1")]
-    assert {c.address for c in story.membership.candidates} == {"10.0.0.9:1", "10.0.0.2:1"}
+    assert {c.address for c in story.membership.peers} == {"10.0.0.9:1", "10.0.0.2:1"}
 
 
 def test_what_no_source_lists_is_forgotten_once_it_is_gone() -> None:
     story = Story(needed=1).start("a:1")
-    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
     story.run(5)
-    story.membership.found("dns", [], story.now)
+    story.membership.handle(Found(story.now, "dns", ()))
     story.run(5)
-    assert [c.address for c in story.membership.candidates] == ["a:1"]  # it serves all the same
+    assert [c.address for c in story.membership.peers] == ["a:1"]  # it serves all the same
     story.lose("a:1").run(31)
-    assert story.membership.candidates == []
+    assert story.membership.peers == []
     assert story.membership.serving == ()
 
 
@@ -314,10 +327,10 @@ def test_what_no_source_lists_is_forgotten_once_it_is_gone() -> None:
 def test_a_drained_worker_is_out_until_it_is_restarted() -> None:
     story = serving("a:1", "b:1")
     story.busy = True
-    story.membership.drain("a", False, story.now)
+    story.membership.handle(Drain(story.now, "a"))
     story.run(100)
     assert story.formed[1:] == [("b:1",)]
-    assert story.of("a:1") == (State.DRAINED, "taken out on purpose")
+    assert story.of("a:1") == (PeerState.DRAINED, "taken out on purpose")
     story.busy = False
     story.run(100)
     assert story.formed[2:] == []
@@ -327,9 +340,9 @@ def test_a_drained_worker_is_out_until_it_is_restarted() -> None:
 
 def test_a_drained_worker_may_be_let_in_again() -> None:
     story = serving("a:1", "b:1")
-    story.membership.drain("a:1", False, story.now)
+    story.membership.handle(Drain(story.now, "a:1"))
     story.run(10)
-    story.membership.drain("a:1", True, story.now)
+    story.membership.handle(Undrain(story.now, "a:1"))
     story.run(10)
     assert story.formed[1:] == [("b:1",), ("a:1", "b:1")]
 
@@ -337,7 +350,7 @@ def test_a_drained_worker_may_be_let_in_again() -> None:
 def test_a_worker_that_is_needed_cannot_be_drained() -> None:
     story = serving("a:1", "b:1", fit=needs(3 * GIB, GIB))
     with pytest.raises(HearthError, match=f"a .a:1. cannot be taken out: .* {GIB} of") as error:
-        story.membership.drain("a:1", False, story.now)
+        story.membership.handle(Drain(story.now, "a:1"))
     assert error.value.reason == "OUT_OF_MEMORY"
     assert isinstance(story.run(10), Serve)
     assert len(story.formed) == 1
@@ -348,10 +361,10 @@ def test_a_drained_worker_s_place_is_taken_by_one_that_is_there() -> None:
     story.run(10)
     story.busy = True
     story.start("c:1")
-    story.membership.found("dns", ["c:1"], story.now)
+    story.membership.handle(Found(story.now, "dns", ("c:1",)))
     story.run(10)
     assert "not needed" in story.of("c:1")[1]
-    story.membership.drain("a:1", False, story.now)
+    story.membership.handle(Drain(story.now, "a:1"))
     story.run(1)
     assert story.formed[1:] == [("b:1", "c:1")]
 
@@ -362,12 +375,12 @@ def test_a_drained_worker_s_place_is_taken_by_one_that_is_there() -> None:
 def test_a_worker_that_is_about_to_stop_is_divided_around_before_it_is_gone() -> None:
     story = serving("a:1", "b:1")
     story.busy = True
-    story.membership.leaving("a:1", "it is about to stop", story.now)
+    story.membership.handle(Leaving(story.now, "a:1", "it is about to stop"))
     story.run(0.5)
     assert story.formed[1:] == [("b:1",)]
     del story.up["a:1"]
     story.run(10)
-    assert story.of("a:1")[0] is State.UNREACHABLE
+    assert story.of("a:1")[0] is PeerState.UNREACHABLE
     # Restarted, it is taken in as any other.
     story.start("a:1", instance="2").run(100)
     assert story.formed[2:] == [("a:1", "b:1")]
@@ -375,14 +388,14 @@ def test_a_worker_that_is_about_to_stop_is_divided_around_before_it_is_gone() ->
 
 def test_one_that_is_about_to_stop_and_is_needed_serves_until_it_is_gone() -> None:
     story = serving("a:1", "b:1", fit=needs(3 * GIB, GIB))
-    story.membership.leaving("a:1", "it is about to stop", story.now)
+    story.membership.handle(Leaving(story.now, "a:1", "it is about to stop"))
     assert isinstance(story.run(10), Serve)
     state, reason = story.of("a:1")
-    assert state is State.IN
+    assert state is PeerState.IN
     assert f"about to stop, and the others have no room: the root has {GIB} of" in reason
     # However it went: it had said so.
     assert isinstance(story.lose("a:1").run(1), Wait)
-    assert story.of("a:1")[0] is State.UNREACHABLE
+    assert story.of("a:1")[0] is PeerState.UNREACHABLE
     story.start("a:1", instance="2").run(1)
     assert story.formed[1:] == [("a:1", "b:1")]
 
@@ -392,7 +405,7 @@ def test_one_that_was_replaced_makes_room_for_the_next_to_leave() -> None:
     story = serving("a:1", "b:1", "c:1", fit=needs(3 * GIB, GIB))
     story.busy = True
     for address in ("c:1", "b:1", "a:1"):
-        story.membership.leaving(address, "it is about to stop", story.now)
+        story.membership.handle(Leaving(story.now, address, "it is about to stop"))
         story.run(1)
         del story.up[address]
         story.run(1)
@@ -405,10 +418,12 @@ def test_a_worker_that_stops_while_nothing_serves_is_not_waited_for() -> None:
     story = serving("a:1", "b:1", "c:1")
     story.lose("a:1").start("a:1")
     story.answer()
-    story.membership.failed("b:1", Reason.SHUTTING_DOWN, "it is shutting down", story.now)
+    story.membership.handle(
+        FormFailed(story.now, "b:1", Reason.SHUTTING_DOWN, "it is shutting down")
+    )
     del story.up["b:1"]
-    assert story.of("b:1")[0] is State.UNREACHABLE
-    story.membership.leaving("c:1", "it is shutting down", story.now)
+    assert story.of("b:1")[0] is PeerState.UNREACHABLE
+    story.membership.handle(Leaving(story.now, "c:1", "it is shutting down"))
     del story.up["c:1"]
     story.run(1)
     assert story.formed[1:] == [("a:1",)]
@@ -417,7 +432,7 @@ def test_a_worker_that_stops_while_nothing_serves_is_not_waited_for() -> None:
 def test_draining_nobody() -> None:
     story = serving("a:1")
     with pytest.raises(HearthError, match=r"no worker is called 'c'.*a:1"):
-        story.membership.drain("c", False, story.now)
+        story.membership.handle(Drain(story.now, "c"))
 
 
 class Histories(RuleBasedStateMachine):
@@ -449,30 +464,30 @@ class Histories(RuleBasedStateMachine):
 
     @rule(listed=st.sets(st.sampled_from(addresses)), source=st.sampled_from(("dns", "mdns")))
     def list(self, listed: set[str], source: str) -> None:
-        self.story.membership.found(source, listed, self.story.now)
+        self.story.membership.handle(Found(self.story.now, source, tuple(listed)))
 
     @rule(address=st.sampled_from(addresses), undo=st.booleans())
     def drain(self, address: str, undo: bool) -> None:
         try:
-            self.story.membership.drain(address, undo, self.story.now)
+            self.story.membership.handle((Undrain if undo else Drain)(self.story.now, address))
         except HearthError as error:
             assert error.reason in ("INVALID_ARGUMENT", "OUT_OF_MEMORY")
 
     @rule(address=st.sampled_from(addresses))
     def leave(self, address: str) -> None:
         if address in self.story.up:
-            self.story.membership.leaving(address, "it is about to stop", self.story.now)
+            self.story.membership.handle(Leaving(self.story.now, address, "it is about to stop"))
 
     @rule(order=st.permutations(addresses))
     def part(self, order: Sequence[str]) -> None:
         one, other, *_ = order
         if {one, other} <= set(self.story.membership.serving or ()):
-            self.story.membership.lost(one, "unheard", False, self.story.now, peer=other)
+            self.story.membership.handle(Lost(self.story.now, one, "unheard", apart_from=other))
 
     @rule()
     def break_nobody(self) -> None:
         if self.story.membership.serving is not None:
-            self.story.membership.lost("", "a step took too long", False, self.story.now)
+            self.story.membership.handle(Lost(self.story.now, "", "a step took too long"))
 
     @rule(seconds=st.floats(0, 40), busy=st.booleans())
     def pass_time(self, seconds: float, busy: bool) -> None:
@@ -500,10 +515,12 @@ class Histories(RuleBasedStateMachine):
             self.story.form(decision)
         else:
             reason = Reason.OUT_OF_MEMORY
-            self.story.membership.failed(misfit.address, reason, misfit.problem, self.story.now)
+            self.story.membership.handle(
+                FormFailed(self.story.now, misfit.address, reason, misfit.problem)
+            )
 
     def check(self, decision: Form) -> None:
-        known = {c.address: c for c in self.story.membership.candidates}
+        known = {c.address: c for c in self.story.membership.peers}
         chosen = [known[address] for address in decision.workers]
         assert len(chosen) <= 2
         assert not any(c.drained for c in chosen)
@@ -521,20 +538,20 @@ class Histories(RuleBasedStateMachine):
         if not hasattr(self, "story"):
             return
         story, membership = self.story, self.story.membership
-        membership.found("dns", self.addresses, story.now)
-        membership.found("mdns", [], story.now)
+        membership.handle(Found(story.now, "dns", tuple(self.addresses)))
+        membership.handle(Found(story.now, "mdns", ()))
         for address in self.addresses:
             self.rooms[address] = 4
             if address in (membership.serving or ()) and address not in story.up:
-                membership.lost(address, "noticed at last", False, story.now)
+                membership.handle(Lost(story.now, address, "noticed at last"))
             story.start(address, room=4, instance="last")
         story.busy = False
-        for candidate in membership.candidates:
-            membership.drain(candidate.address, True, story.now)
+        for peer in membership.peers:
+            membership.handle(Undrain(story.now, peer.address))
         self.step(700)
         assert membership.serving is not None
         assert len(membership.serving) == 2
-        orders = [c.order for c in membership.candidates if c.state is State.IN]
+        orders = [c.order for c in membership.peers if c.state is PeerState.IN]
         assert orders == sorted(orders)
 
 

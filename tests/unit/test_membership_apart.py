@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from membership_story import GIB, Story, needs, serving
 
-from hearth.root.membership.candidates import Serve, State, Wait
+from hearth.root.membership.decisions import Serve, Wait
+from hearth.root.membership.events import Found
+from hearth.root.membership.peers import PeerState
 
 
 def test_a_connection_that_breaks_once_moves_nobody() -> None:
@@ -20,7 +22,7 @@ def test_of_two_that_stay_apart_the_later_one_is_left_out() -> None:
     story.run(15)
     assert story.attempts == [("a:1", "b:1")]
     assert story.formed[1:] == [("a:1",)]
-    assert story.of("b:1") == (State.READY, "it and worker a (a:1) do not reach each other")
+    assert story.of("b:1") == (PeerState.READY, "it and worker a (a:1) do not reach each other")
 
 
 def test_they_are_tried_again_less_and_less_often() -> None:
@@ -85,7 +87,7 @@ def test_where_both_are_needed_they_are_tried_all_the_same() -> None:
 def test_a_newcomer_that_does_not_reach_a_member_disturbs_less_and_less() -> None:
     story = serving("a:1")
     story.start("b:1").part("a:1", "b:1")
-    story.membership.found("dns", ["b:1"], story.now)
+    story.membership.handle(Found(story.now, "dns", ("b:1",)))
     story.run(600)
     assert story.membership.serving == ("a:1",)
     assert len(story.attempts) < 8
@@ -94,7 +96,7 @@ def test_a_newcomer_that_does_not_reach_a_member_disturbs_less_and_less() -> Non
 
 def test_at_the_start_who_is_needed_is_waited_for() -> None:
     story = Story(needed=2).start("a:1", "b:1").part("a:1", "b:1")
-    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
     decision = story.run(60)
     assert isinstance(decision, Wait)
     assert decision.why == "b (b:1): it and worker a (a:1) do not reach each other"
@@ -105,6 +107,6 @@ def test_at_the_start_who_is_needed_is_waited_for() -> None:
 
 def test_at_the_start_who_is_not_needed_may_be_left_out() -> None:
     story = Story(needed=1).start("a:1", "b:1").part("a:1", "b:1")
-    story.membership.found("dns", ["a:1", "b:1"], 0.0)
+    story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
     story.run(60)
     assert story.membership.serving == ("a:1",)

@@ -33,7 +33,7 @@ from hearth.root.cluster.formation import Formation
 from hearth.root.cluster.forming import Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
-from hearth.root.membership.candidates import Candidate
+from hearth.root.membership.peers import Peer
 from hearth.root.planning.blueprint import draw
 from hearth.root.planning.plan import Plan
 from hearth.root.scheduling.batch import Batch, Limits, StepOutput
@@ -122,17 +122,17 @@ class Cluster:
         """Of this root's leases."""
         return self._root_id
 
-    def show(self, candidates: Sequence[Candidate], why: str | None = None) -> None:
-        """Puts all workers that are known on the board; why: the cluster does not serve."""
-        listed = describe.candidates(candidates)
+    def show(self, known: Sequence[Peer], why: str | None = None) -> None:
+        """Puts all known workers on the board; why: the reason that the cluster is not ready."""
+        peers = describe.peers(known)
         status = self._board.status()
-        told = describe.explain(status, candidates, why) if why is not None else False
-        if told or list(status.candidates) != listed:
+        news = describe.explain(status, known, why) if why is not None else False
+        if news or list(status.peers) != peers:
             with self._board.change() as status:
-                del status.candidates[:]
-                status.candidates.extend(listed)
+                del status.peers[:]
+                status.peers.extend(peers)
                 if why is not None and self.lost is not None:
-                    describe.explain(status, candidates, why)
+                    describe.explain(status, known, why)
 
     def form(self, workers: Sequence[str] | None = None) -> Limits:
         """Dials, loads and opens; what the scheduler may use then.
@@ -146,9 +146,9 @@ class Cluster:
         self.plan = self.blueprint.plan(workers)
         self._epoch += 1
         with self._board.change() as status:
-            known = list(status.candidates)
+            known = list(status.peers)
             status.CopyFrom(describe.forming(self._epoch, self.settings, self.plan, workers))
-            status.candidates.extend(known)
+            status.peers.extend(known)
         forming = Forming(
             self.blueprint,
             workers,

@@ -1,20 +1,13 @@
-"""Which workers have room for the model together. Pure state, as membership.py."""
+"""Chooses the workers that have room for the model together. Pure state."""
 
 from collections.abc import Sequence
 
 from hearth.root.membership.apart import Apart
-from hearth.root.membership.candidates import (
-    Candidate,
-    Fit,
-    Misfit,
-    Rules,
-    State,
-    addresses,
-    member,
-)
+from hearth.root.membership.decisions import Fit, Misfit, Rules
+from hearth.root.membership.peers import Peer, PeerState, addresses
 
-# Those chosen, in rank order; or none, and why.
-Choice = tuple[list[Candidate], Misfit | None]
+# The chosen peers in rank order; or none, and why.
+Choice = tuple[list[Peer], Misfit | None]
 
 
 class Chooser:
@@ -27,11 +20,11 @@ class Chooser:
         self._formed_before: set[tuple[str, ...]] = set()
 
     def formed(self, workers: tuple[str, ...]) -> None:
-        """These have their slices from now on."""
+        """The cluster was formed with these: they have their slices from now on."""
         self._formed_before.add(workers)
 
-    def known(self, chosen: Sequence[Candidate]) -> bool:
-        """Whether just these were formed before, so that no weights move."""
+    def known(self, chosen: Sequence[Peer]) -> bool:
+        """Whether the cluster was formed with exactly these before, so that no weights move."""
         return addresses(chosen) in self._formed_before
 
     def renamed(self, old: str, new: str) -> None:
@@ -41,69 +34,69 @@ class Chooser:
             for workers in self._formed_before
         }
 
-    def fits(self, candidates: Sequence[Candidate]) -> bool:
+    def fits(self, peers: Sequence[Peer]) -> bool:
         """Whether the first of them, as many as can be in, have room."""
-        return self._fit(tuple(map(member, candidates[: self._most]))) is None
+        return self._fit(tuple(peer.member for peer in peers[: self._most])) is None
 
-    def choose(self, candidates: Sequence[Candidate], now: float, anyway: bool = False) -> Choice:
-        """As many of the candidates as have room for the model together; or why there are none.
+    def choose(self, peers: Sequence[Peer], now: float, anyway: bool = False) -> Choice:
+        """As many of the peers as have room for the model together; or why there are none.
 
-        Those who were in come first. A worker that lacks memory, or that does not reach another, is
-        left out, and told so. anyway: rather those who may not reach each other than none.
+        Peers with a place in the cluster come first. A worker that lacks memory, or that does not
+        reach another, is left out, and its reason says so. anyway: where no other choice has room,
+        choose workers that may not reach each other.
         """
         first: Misfit | None = None
-        for way in self.apart.ways(candidates, now):
+        for way in self.apart.ways(peers, now):
             chosen, misfit = self._choose(way)
             if misfit is None:
-                self._tell_apart(candidates, chosen, now)
+                self._explain_apart(peers, chosen, now)
                 return chosen, None
             first = first or misfit
-        return self._choose(candidates) if anyway else ([], first)
+        return self._choose(peers) if anyway else ([], first)
 
-    def _choose(self, candidates: Sequence[Candidate]) -> Choice:
-        left = sorted(candidates, key=lambda c: (not c.member, c.order))
+    def _choose(self, peers: Sequence[Peer]) -> Choice:
+        left = sorted(peers, key=lambda peer: (peer.place is None, peer.order))
         first: Misfit | None = None
         while True:
-            chosen = sorted(left[: self._most], key=lambda c: c.order)
-            misfit = self._fit(tuple(map(member, chosen)))
+            chosen = sorted(left[: self._most], key=lambda peer: peer.order)
+            misfit = self._fit(tuple(peer.member for peer in chosen))
             if misfit is None:
                 return chosen, None
             first = first or misfit
-            lacking = next((c for c in chosen if c.address == misfit.address), None)
-            if lacking is None or lacking.state is State.IN:
+            short = next((peer for peer in chosen if peer.address == misfit.address), None)
+            if short is None or short.state is PeerState.IN:
                 return [], first
-            left.remove(lacking)
-            lacking.lacking, lacking.reason = True, misfit.problem
+            left.remove(short)
+            short.lacks_memory = True
+            short.reason = misfit.problem
 
-    def _tell_apart(
-        self, candidates: Sequence[Candidate], chosen: Sequence[Candidate], now: float
-    ) -> None:
-        for candidate in candidates:
-            if candidate not in chosen and candidate.state is State.READY:
-                partner = self.apart.partner(candidate, chosen, now)
+    def _explain_apart(self, peers: Sequence[Peer], chosen: Sequence[Peer], now: float) -> None:
+        for peer in peers:
+            if peer not in chosen and peer.state is PeerState.READY:
+                partner = self.apart.partner(peer, chosen, now)
                 if partner is not None:
-                    candidate.reason = f"it and worker {partner.title} do not reach each other"
+                    peer.reason = f"it and worker {partner.title} do not reach each other"
 
     def divide(
         self,
-        staying: Sequence[Candidate],
-        ready: Sequence[Candidate],
+        staying: Sequence[Peer],
+        ready: Sequence[Peer],
         now: float,
         anyway: bool = False,
     ) -> Choice:
-        """Those who stay, where that moves no weights; else with the others that are there."""
+        """The staying peers where that moves no weights; else with the others that are ready."""
         alone = self.choose(staying, now)
         if alone[1] is None and self.known(alone[0]):
             return alone
         together = self.choose(list(dict.fromkeys([*staying, *ready])), now, anyway)
         return together if together[1] is None else alone
 
-    def spare(self, ready: Sequence[Candidate], chosen: Sequence[Candidate]) -> None:
-        """Tells those that are one too many so."""
+    def spare(self, ready: Sequence[Peer], chosen: Sequence[Peer]) -> None:
+        """Mark the ready workers beyond the limit as not needed."""
         if len(chosen) == self._most:
-            for candidate in ready:
-                if candidate not in chosen and not candidate.lacking:
-                    candidate.reason = (
+            for peer in ready:
+                if peer not in chosen and not peer.lacks_memory:
+                    peer.reason = (
                         f"not needed: the model's KV heads allow {self._most} workers beside the "
                         "root"
                     )

@@ -1,8 +1,7 @@
 """Who is in the cluster: pure state. Events in, decisions out; times come with the events.
 
-Events: `found` (what a source lists now), `described`, `refused`, `unreachable` (answers to a
-question that `due` asked for), `formed`, `failed` (an attempt to form), `lost`, `leaving`, `drain`.
-What to do now is `decide`'s answer: form with these workers, wait (nothing runs), or go on serving.
+`handle` takes an event (events.py), `due` says which workers to ask what they are, and `decide`
+says what to do now: form with these workers, wait (nothing runs), or go on serving.
 
 The rules:
 
@@ -10,52 +9,43 @@ The rules:
    which workers were first seen, and kept: a worker's slices belong to its rank. A worker that
    comes back at another address is known by its name.
 2. Before the first forming, `needed` workers must be there.
-3. A lost worker is waited for, `wait_seconds`, for it has its slices in its cache and nothing moves
-   when it comes back. One that left on purpose is not. After that the cluster is formed with what
-   there is, where the model fits; else the wait goes on, and says what is lacking.
-   One that is about to leave is divided around at once; where the others have no room, not before
-   it is gone.
-4. A worker that comes while the cluster serves is taken in when no request runs; at the latest
-   after `patience` seconds if just this set was formed before, for then all have their slices.
-5. A worker that is lost again and again as soon as the cluster serves is left out for a while. So
-   is one of two that do not reach each other, twice in a row, though the root reaches both: see
-   apart.py. Where nothing else has room for the model, they are tried all the same.
+3. A lost worker is waited for, `wait_seconds`: its slices are in its cache, and nothing moves when
+   it comes back. One that left on purpose is not waited for. After that the cluster is formed with
+   what there is, where the model fits; else the wait goes on, and its reason says what is lacking.
+   A worker that is shutting down is left out immediately: the model is divided over the others.
+   Where these have no room, it stays until it is gone.
+4. A worker that comes while the cluster serves is taken in when no request runs. It is taken in
+   after `patience` seconds at the latest if exactly this set was formed before, for then all have
+   their slices.
+5. A worker that is lost again and again just after the cluster was formed is left out for a while.
+   So is one of two that do not reach each other, twice in a row, though the root reaches both: see
+   apart.py. Where nothing else has room for the model, such workers are used all the same.
+
+Every event and decision is an entry of the story (story.py). `record` gets them as JSON lines,
+which replay.py can run again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.membership.candidates import (
-    Candidate,
-    Decision,
-    Fit,
-    Form,
-    Rules,
-    Serve,
-    State,
-    Wait,
-    addresses,
-)
+from hearth.root.membership import events, story
 from hearth.root.membership.choosing import Chooser
+from hearth.root.membership.deciding import ASK_SECONDS, ASK_SERVING_SECONDS, Decider
+from hearth.root.membership.decisions import Decision, Fit, Rules, Wait
+from hearth.root.membership.invariants import broken
+from hearth.root.membership.peers import Move, Peer, PeerState, Place
 from hearth.root.membership.roster import Roster
 
-# Between two questions to a worker that is not in: while nothing serves, and while it does.
-ASK_SECONDS = 0.5
-ASK_SERVING_SECONDS = 2.0
-# At a start: how long those that have not answered yet are waited for once there are enough.
-_SETTLE_SECONDS = 3.0
-# Between a worker's coming and its being taken in, so that several that come together come in once.
-_JOIN_SECONDS = 3.0
 # A loss so soon after the cluster was formed is a strike; so many of them in a row, and the worker
 # is left out for so long, then twice as long.
 _STRIKE_SECONDS = 1.0
 _STRIKES = 5
 _BANNED_SECONDS = 30.0
-_MOST_BANNED_SECONDS = 600.0
+_MAX_BANNED_SECONDS = 600.0
 # Between attempts to form that failed for no worker's fault.
 _RETRY_SECONDS = 0.5
-_MOST_RETRY_SECONDS = 10.0
-# A worker that a forming refused is asked again after so long.
+_MAX_RETRY_SECONDS = 10.0
+# A worker that made an attempt to form fail is asked again after so long.
 _REFUSED_SECONDS = 5.0
 # Reasons for which a worker is gone, not unwilling.
 GONE = {
@@ -68,34 +58,49 @@ GONE = {
     Reason.NOT_LOADED,
 }
 
-
 _DRAINED = "taken out on purpose"
-LEAVING = "it is about to stop"
+
+
+class MembershipError(RuntimeError):
+    """A mistake in the membership itself; its text carries the story up to it."""
+
+    def __init__(self, problem: str, told: str) -> None:
+        super().__init__(f"membership: {problem}; the story so far:\n{told}")
+        self.problem = problem
 
 
 class Membership:
     """See the module's docstring. Not thread-safe."""
 
-    def __init__(self, rules: Rules, fit: Fit) -> None:
+    def __init__(self, rules: Rules, fit: Fit, record: Callable[[str], None] | None = None) -> None:
+        """record: called with each line of the record, without a line end."""
         self._rules = rules
-        self._chooser = Chooser(rules, fit)
+        self._fit = story.RecordedFit(fit)
+        self._chooser = Chooser(rules, self._fit)
         self._roster = Roster()
+        self._decider = Decider(rules, self._roster, self._chooser)
         # The workers of the cluster that serves; None while none does.
         self._serving: tuple[str, ...] | None = None
         self._formed_at = 0.0
         self._has_formed = False
-        self._first_seen: float | None = None
         # No attempt to form before, and why.
         self._hold_until = 0.0
         self._hold_why = ""
         self._failures = 0
-        self.found("static", rules.static, 0.0)
+        # Of the event or decision under way; and the latest.
+        self._now = self._latest = 0.0
+        self._moves: list[Move] = []
+        self._record = record
+        self.story = story.Story()
+        if record is not None:
+            record(story.header(rules))
+        self._roster.found("static", rules.static, 0.0)
 
-    # What the outside wants to know.
+    # For those who look.
 
     @property
-    def candidates(self) -> list[Candidate]:
-        """All known, in rank order; not to be changed."""
+    def peers(self) -> list[Peer]:
+        """All known workers in rank order; not to be changed."""
         return list(self._roster)
 
     @property
@@ -103,309 +108,251 @@ class Membership:
         """The workers of the cluster that serves; None while none does."""
         return self._serving
 
+    def check(self) -> None:
+        """Raises MembershipError where an invariant is broken."""
+        problems = broken(self.peers, self._serving, self._rules, self._latest)
+        if problems:
+            raise self._mistake("; ".join(problems))
+
+    # In.
+
+    def handle(self, event: events.Event) -> None:
+        """Take in what happened.
+
+        Raises HearthError for a Drain or Undrain that cannot be: INVALID_ARGUMENT where no one
+        worker is called so, OUT_OF_MEMORY where the rest have no room for the model.
+        """
+        self._now = event.at
+        try:
+            self._dispatch(event)
+        except HearthError as error:
+            self._tell(event, error.message)
+            raise
+        except ValueError as error:
+            self._tell(event, str(error))
+            raise self._mistake(str(error)) from None
+        self._tell(event, None)
+
     def due(self, now: float) -> list[str]:
         """Workers to be asked now what they are; an answer must come for each."""
-        asked = [
-            c
-            for c in self.candidates
-            if c.ask_at is not None and c.ask_at <= now and c.state is not State.IN
-        ]
-        for candidate in asked:
-            candidate.ask_at = None
-        return [candidate.address for candidate in asked]
+        self._now = now
+        asked = []
+        for peer in self._roster:
+            if peer.ask_at is not None and peer.ask_at <= now and peer.state is not PeerState.IN:
+                peer.ask_at = None
+                asked.append(peer.address)
+        if asked:
+            self._tell(events.Ask(now), tuple(asked))
+        return asked
 
-    # Events.
-
-    def found(self, source: str, listing: Iterable[str], now: float) -> None:
-        """All that `source` lists now; what it listed before and does not now has vanished."""
-        self._roster.found(source, listing, now)
-
-    def described(self, address: str, name: str, instance: str, room: int, now: float) -> None:
-        """It answered, speaks our version and is free."""
-        candidate = self._answered(address, now)
-        if candidate is None:
-            return
-        if candidate.drained and instance != candidate.instance:
-            candidate.drained = False  # restarted since
-        candidate.name, candidate.instance, candidate.room = name, instance, room
-        former = self._roster.inherit(candidate)
-        if former:
-            self._chooser.renamed(former, address)
-        twin = self._roster.twin(candidate)
-        if candidate.drained:
-            self._set(candidate, State.DRAINED, _DRAINED)
-        elif twin is not None:
-            self._set(candidate, State.REFUSED, f"the same worker as {twin.address}")
-        elif now >= candidate.refused_until:
-            if candidate.state is not State.READY:
-                candidate.ready_since = now
-            self._set(candidate, State.READY, "it answers, and may be taken in")
-
-    def refused(self, address: str, problem: str, now: float) -> None:
-        """It answered, and cannot be used: another version, another root's."""
-        candidate = self._answered(address, now)
-        if candidate is not None:
-            self._await(candidate, now)
-            self._set(candidate, State.REFUSED, problem)
-
-    def unreachable(self, address: str, problem: str, now: float) -> None:
-        """It did not answer."""
-        candidate = self._answered(address, now)
-        if candidate is None:
-            return
-        self._await(candidate, now)
-        lost = candidate.waited_until > now
-        self._set(candidate, State.LOST if lost else State.UNREACHABLE, problem)
-
-    def formed(self, workers: tuple[str, ...], now: float) -> None:
-        """The cluster serves, with these."""
-        self._serving = workers
-        self._formed_at = now
-        self._has_formed = True
-        self._chooser.formed(workers)
-        self._failures = 0
-        for candidate in self._roster:
-            candidate.member = candidate.address in workers
-            if candidate.member:
-                candidate.waited_until = 0.0
-                self._set(candidate, State.IN, "")
-            elif candidate.state is State.IN:
-                out = (State.DRAINED, candidate.reason)
-                self._set(candidate, *(out if candidate.drained else (State.SEEN, "not in")))
-                candidate.ask_at = now
-            elif candidate.state is State.LOST:
-                self._set(candidate, State.UNREACHABLE, candidate.reason)
-
-    def failed(
-        self, address: str, reason: str, problem: str, now: float, *, peer: str = ""
-    ) -> None:
-        """The cluster could not be formed because of the worker at `address` ("": of none).
-
-        peer: the worker that it does not reach, where the root reaches both.
-        """
-        self._stop(now)
-        self._failures += 1
-        if peer:
-            self._chooser.apart.broke(address, peer, now)
-        candidate = None if peer else self._roster.get(address)
-        if candidate is None or self._failures > 3:
-            pause = _RETRY_SECONDS * 2.0 ** min(self._failures - 1, 10)
-            self._hold_until = now + min(_MOST_RETRY_SECONDS, pause)
-            self._hold_why = problem
-        if candidate is None:
-            return
-        if reason == Reason.SHUTTING_DOWN:
-            self._gone(candidate, problem, True, now)
-        elif reason in GONE:
-            candidate.strikes += 1
-            self._gone(candidate, problem, False, now)
-        else:
-            self._await(candidate, now)
-            candidate.refused_until = now + _REFUSED_SECONDS
-            self._set(candidate, State.REFUSED, problem)
-
-    def lost(
-        self, address: str, cause: str, on_purpose: bool, now: float, *, peer: str = ""
-    ) -> None:
-        """The cluster serves no more because this worker was lost ("": it is not known which).
-
-        peer: the worker that it does not reach any more, where the root reaches both.
-        """
-        early = now - self._formed_at < _STRIKE_SECONDS
-        self._stop(now)
-        candidate = self._roster.get(address)
-        if peer:
-            self._chooser.apart.broke(address, peer, now)
-        elif candidate is not None:
-            candidate.strikes = candidate.strikes + 1 if early and not on_purpose else 0
-            self._gone(candidate, cause, on_purpose, now)
-
-    def leaving(self, address: str, problem: str, now: float) -> None:
-        """It says that it is about to stop: while it serves, or when it was asked what it is."""
-        candidate = self._roster.get(address)
-        if candidate is None:
-            return
-        candidate.drained = True
-        candidate.waited_until = 0.0
-        if candidate.state is State.IN:
-            candidate.reason = problem
-        else:
-            candidate.member = False
-            self._answered(address, now)
-            self._set(candidate, State.UNREACHABLE, problem)
-
-    def drain(self, worker: str, undo: bool, now: float) -> None:
-        """Takes a worker out, by address or name, or lets it in again.
-
-        Raises HearthError INVALID_ARGUMENT where no one worker is called so, OUT_OF_MEMORY where
-        the rest have no room for the model.
-        """
-        candidate = self._roster.called(worker)
-        if undo:
-            candidate.drained = False
-            candidate.ask_at = now
-            return
-        if candidate.state is State.IN:
-            rest = [c for c in self._members() if c is not candidate]
-            _, misfit = self._chooser.divide(rest, self._ready(now), now)
-            if misfit is not None:
-                problem = f"{candidate.title} cannot be taken out: {misfit.problem}"
-                raise HearthError(Reason.OUT_OF_MEMORY, problem, {"worker": candidate.address})
-            candidate.reason = _DRAINED
-        else:
-            self._set(candidate, State.DRAINED, _DRAINED)
-        candidate.drained = True
-        candidate.waited_until = 0.0
-
-    # Decisions.
+    # Out.
 
     def decide(self, now: float, busy: bool) -> Decision:
         """What to do now; busy: whether requests run."""
+        self._now = now
         self._roster.forget(now)
-        for candidate in self._roster:
-            candidate.lacking = False
+        for peer in self._roster:
+            peer.lacks_memory = False
+        decision = self._decide(now, busy)
+        self._tell(events.Look(now, busy), decision)
+        return decision
+
+    def _decide(self, now: float, busy: bool) -> Decision:
         if self._serving is not None:
-            return self._while_serving(self._serving, now, busy)
+            return self._decider.while_serving(now, busy)
         if now < self._hold_until:
             return Wait(self._hold_until, self._hold_why)
         if not self._has_formed:
-            return self._at_start(now)
-        return self._after_loss(now)
+            return self._decider.at_start(now)
+        return self._decider.after_loss(now)
 
-    def _at_start(self, now: float) -> Decision:
-        rules = self._rules
-        if not rules.static:
-            self._roster.rank_by_name()
-        ready = self._ready(now)
-        absent = [c for c in self.candidates if c not in ready and not c.drained]
-        if len(ready) < rules.needed:
-            first = next((f": {c.title}: {c.reason}" for c in absent), "")
-            why = f"{len(ready)} of {rules.needed} workers are there{first}"
-            return Wait(now + ASK_SECONDS, why)
-        if self._first_seen is None:
-            self._first_seen = now
-        open_questions = [c for c in absent if c.state is State.SEEN]
-        if open_questions and now < self._first_seen + _SETTLE_SECONDS:
-            return Wait(now + ASK_SECONDS, f"asking {open_questions[0].title}")
-        if rules.static and set(rules.static) <= {c.address for c in ready}:
-            # A list is meant as it is: what does not fit is an error of the forming.
-            chosen, misfit = ready[: rules.most], None
+    # Events.
+
+    def _dispatch(self, event: events.Event) -> None:
+        match event:
+            case events.Found():
+                self._roster.found(event.source, event.addresses, event.at)
+            case events.Described():
+                self._described(event)
+            case events.Refused():
+                peer = self._answered(event.address)
+                if peer is not None:
+                    self._await(peer)
+                    self._enter(peer, PeerState.REFUSED, event.problem)
+            case events.Unreachable():
+                peer = self._answered(event.address)
+                if peer is not None:
+                    self._await(peer)
+                    lost = peer.awaited(event.at)
+                    state = PeerState.LOST if lost else PeerState.UNREACHABLE
+                    self._enter(peer, state, event.problem)
+            case events.Leaving():
+                self._leaving(event)
+            case events.Formed():
+                self._formed(event)
+            case events.FormFailed():
+                self._form_failed(event)
+            case events.Lost():
+                self._lost(event)
+            case events.Drain():
+                self._drain(self._roster.called(event.worker))
+            case events.Undrain():
+                peer = self._roster.called(event.worker)
+                peer.drained = False
+                peer.ask_at = event.at
+
+    def _described(self, event: events.Described) -> None:
+        peer = self._answered(event.address)
+        if peer is None:
+            return
+        if peer.drained and event.instance != peer.instance:
+            peer.drained = False  # restarted since
+        peer.name, peer.instance, peer.room = event.name, event.instance, event.room
+        former = self._roster.inherit(peer)
+        if former:
+            self._chooser.renamed(former, peer.address)
+        twin = self._roster.twin(peer)
+        if peer.drained:
+            self._enter(peer, PeerState.DRAINED, _DRAINED)
+        elif twin is not None:
+            self._enter(peer, PeerState.REFUSED, f"the same worker as {twin.address}")
+        elif event.at >= peer.record.refused_until:
+            self._enter(peer, PeerState.READY, "it answers, and may be taken in")
+
+    def _formed(self, event: events.Formed) -> None:
+        self._serving = event.workers
+        self._formed_at = event.at
+        self._has_formed = True
+        self._chooser.formed(event.workers)
+        self._failures = 0
+        for peer in self._roster:
+            if peer.address in event.workers:
+                peer.place = Place()
+                self._enter(peer, PeerState.IN, "")
+                continue
+            peer.place = None
+            if peer.state is PeerState.IN:
+                if peer.drained:
+                    self._enter(peer, PeerState.DRAINED, peer.reason)
+                else:
+                    self._enter(peer, PeerState.SEEN, "not in")
+                peer.ask_at = event.at
+            elif peer.state is PeerState.LOST:
+                self._enter(peer, PeerState.UNREACHABLE, peer.reason)
+
+    def _form_failed(self, event: events.FormFailed) -> None:
+        self._stop()
+        self._failures += 1
+        if event.apart_from:
+            self._chooser.apart.broke(event.address, event.apart_from, event.at)
+        peer = None if event.apart_from else self._roster.get(event.address)
+        if peer is None or self._failures > 3:
+            pause = _RETRY_SECONDS * 2.0 ** min(self._failures - 1, 10)
+            self._hold_until = event.at + min(_MAX_RETRY_SECONDS, pause)
+            self._hold_why = event.problem
+        if peer is None:
+            return
+        if event.reason == Reason.SHUTTING_DOWN:
+            self._gone(peer, event.problem, on_purpose=True)
+        elif event.reason in GONE:
+            peer.record.strikes += 1
+            self._gone(peer, event.problem, on_purpose=False)
         else:
-            chosen, misfit = self._chooser.choose(ready, now, anyway=True)
-        if misfit is not None:
-            return Wait(now + ASK_SECONDS, misfit.problem)
-        if len(chosen) < min(rules.needed, rules.most):
-            out = next(c for c in (*ready, *absent) if c not in chosen)
-            return Wait(now + ASK_SECONDS, f"{out.title}: {out.reason}")
-        self._chooser.spare(ready, chosen)
-        return Form(addresses(chosen), f"{len(chosen)} workers are there")
+            self._await(peer)
+            peer.record.refused_until = event.at + _REFUSED_SECONDS
+            self._enter(peer, PeerState.REFUSED, event.problem)
 
-    def _after_loss(self, now: float) -> Decision:
-        ready = self._ready(now)
-        members = [c for c in self.candidates if c.member]
-        if members and all(c in ready for c in members):
-            # With those who were in before nothing moves; others can be taken in later.
-            chosen, misfit = self._chooser.divide(members, ready, now, anyway=True)
+    def _lost(self, event: events.Lost) -> None:
+        early = event.at - self._formed_at < _STRIKE_SECONDS
+        self._stop()
+        if event.apart_from:
+            self._chooser.apart.broke(event.address, event.apart_from, event.at)
+            return
+        peer = self._roster.get(event.address)
+        if peer is not None:
+            strike = early and not event.on_purpose
+            peer.record.strikes = peer.record.strikes + 1 if strike else 0
+            self._gone(peer, event.cause, event.on_purpose)
+
+    def _leaving(self, event: events.Leaving) -> None:
+        peer = self._roster.get(event.address)
+        if peer is None:
+            return
+        peer.drained = True
+        if peer.state is PeerState.IN:
+            peer.reason = event.problem
         else:
-            chosen, misfit = self._chooser.choose(ready, now, anyway=True)
-        awaited = [c for c in self.candidates if c.waited_until > now and c not in chosen]
-        asked = [c for c in self.candidates if c.member and c.state is State.SEEN]
-        if awaited:
-            candidate, until = awaited[0], max(c.waited_until for c in awaited)
-            seconds = self._rules.wait_seconds
-            why = f"waiting up to {seconds:g} s for worker {candidate.title}: {candidate.reason}"
-            return Wait(min(until, now + ASK_SECONDS), why)
-        if asked:
-            return Wait(now + ASK_SECONDS, f"asking worker {asked[0].title} whether it is there")
-        if misfit is not None:
-            return Wait(now + ASK_SECONDS, misfit.problem)
-        self._chooser.spare(ready, chosen)
-        return Form(addresses(chosen), "the workers that are there have room for the model")
+            peer.place = None
+            self._answered(event.address)
+            self._enter(peer, PeerState.UNREACHABLE, event.problem)
 
-    def _while_serving(self, serving: tuple[str, ...], now: float, busy: bool) -> Decision:
-        members = self._members()
-        ready = self._ready(now)
-        going = [c for c in members if c.drained]
-        if going:
-            leaver, staying = going[0], [c for c in members if not c.drained]
-            chosen, misfit = self._chooser.divide(staying, ready, now)
-            if misfit is None:
-                return Form(addresses(chosen), f"worker {leaver.title}: {leaver.reason}")
-            leaver.reason = f"{LEAVING}, and the others have no room: {misfit.problem}"
-            return Serve(now + ASK_SERVING_SECONDS)
-        # Those that came last may be about to be followed by others.
-        coming = [c for c in ready if now < c.ready_since + _JOIN_SECONDS]
-        chosen, misfit = self._chooser.choose([*members, *ready], now)
-        self._chooser.spare(ready, chosen)
-        until = now + ASK_SERVING_SECONDS
-        joining = [c for c in chosen if c not in members]
-        if misfit is not None or not joining or not set(members) <= set(chosen):
-            return Serve(until)
-        waiting = now - max(c.ready_since for c in joining)
-        known = self._chooser.known(chosen)
-        if coming or (busy and not (known and waiting >= self._rules.patience)):
-            when = "when no request runs" + (
-                f", or after {self._rules.patience:g} s" if known else ""
-            )
-            for candidate in joining:
-                candidate.reason = f"it will be taken in {when}"
-            return Serve(now + ASK_SECONDS)
-        return Form(addresses(chosen), f"worker {joining[0].title} can be taken in")
+    def _drain(self, peer: Peer) -> None:
+        if peer.state is PeerState.IN:
+            rest = [member for member in self._decider.members() if member is not peer]
+            ready = self._decider.ready(self._now, serving=True)
+            _, misfit = self._chooser.divide(rest, ready, self._now)
+            if misfit is not None:
+                problem = f"{peer.title} cannot be taken out: {misfit.problem}"
+                raise HearthError(Reason.OUT_OF_MEMORY, problem, {"worker": peer.address})
+            peer.reason = _DRAINED
+        else:
+            self._enter(peer, PeerState.DRAINED, _DRAINED)
+        peer.drained = True
+        if peer.place is not None:
+            peer.place = Place()  # it is not waited for
 
     # Details.
 
-    def _ready(self, now: float) -> list[Candidate]:
-        ready = [c for c in self.candidates if c.state is State.READY and not c.drained]
-        well = [c for c in ready if now >= c.banned_until]
-        if self._serving is None and not self._chooser.fits(well):
-            return ready  # better an unsteady one than none
-        for candidate in ready:
-            if candidate not in well:
-                candidate.reason = f"it was lost {candidate.strikes} times just after it came in"
-        return well
-
-    def _members(self) -> list[Candidate]:
-        return [c for c in self.candidates if c.state is State.IN]
-
-    def _answered(self, address: str, now: float) -> Candidate | None:
-        """The candidate that was asked; None where the answer is of no use any more."""
-        candidate = self._roster.get(address)
-        if candidate is None:
+    def _answered(self, address: str) -> Peer | None:
+        """The peer that was asked; None where the answer is of no use any more."""
+        peer = self._roster.get(address)
+        if peer is None:
             return None
         pause = ASK_SECONDS if self._serving is None else ASK_SERVING_SECONDS
-        candidate.ask_at = now + pause
-        return None if candidate.state is State.IN else candidate
+        peer.ask_at = self._now + pause
+        return None if peer.state is PeerState.IN else peer
 
-    def _await(self, candidate: Candidate, now: float) -> None:
-        """One that was in, and cannot be now, is waited for; that once, and from the first time."""
-        if self._serving is None and candidate.member and not candidate.waited_until:
-            candidate.waited_until = now + self._rules.wait_seconds
+    def _await(self, peer: Peer) -> None:
+        """A peer that was in, and cannot be now, is waited for; once, from the first time on."""
+        if self._serving is None and peer.place == Place():
+            peer.place = Place(self._now + self._rules.wait_seconds)
 
-    def _gone(self, candidate: Candidate, problem: str, on_purpose: bool, now: float) -> None:
-        candidate.waited_until = 0.0 if on_purpose else now + self._rules.wait_seconds
-        if candidate.strikes >= _STRIKES:
-            seconds = _BANNED_SECONDS * 2.0 ** min(candidate.strikes - _STRIKES, 10)
-            candidate.banned_until = now + min(_MOST_BANNED_SECONDS, seconds)
-            candidate.waited_until = 0.0
-        if candidate.drained or not candidate.member:
-            candidate.waited_until = 0.0
-        candidate.member = candidate.waited_until > now
-        lost = candidate.waited_until > now
-        self._set(candidate, State.LOST if lost else State.UNREACHABLE, problem)
-        candidate.ask_at = now + ASK_SECONDS
+    def _gone(self, peer: Peer, problem: str, on_purpose: bool) -> None:
+        wait = peer.place is not None and not peer.drained and not on_purpose
+        if peer.record.strikes >= _STRIKES:
+            seconds = _BANNED_SECONDS * 2.0 ** min(peer.record.strikes - _STRIKES, 10)
+            peer.record.banned_until = self._now + min(_MAX_BANNED_SECONDS, seconds)
+            wait = False
+        peer.place = Place(self._now + self._rules.wait_seconds) if wait else None
+        lost = peer.awaited(self._now)
+        if not lost:
+            peer.place = None
+        self._enter(peer, PeerState.LOST if lost else PeerState.UNREACHABLE, problem)
+        peer.ask_at = self._now + ASK_SECONDS
 
-    def _stop(self, now: float) -> None:
-        """Nothing serves: everyone is asked anew, for what was true may not be."""
+    def _stop(self) -> None:
+        """Nothing serves: every worker is asked again, for what was true may not be."""
         if self._serving is not None:
-            self._chooser.apart.served(self._serving, now - self._formed_at)
+            self._chooser.apart.served(self._serving, self._now - self._formed_at)
         self._serving = None
-        for candidate in self._roster:
-            if candidate.state in (State.IN, State.READY):
-                self._set(candidate, State.SEEN, "waiting for the others")
-                candidate.ask_at = now
+        for peer in self._roster:
+            if peer.state in (PeerState.IN, PeerState.READY):
+                self._enter(peer, PeerState.SEEN, "waiting for the others")
+                peer.ask_at = self._now
 
-    @staticmethod
-    def _set(candidate: Candidate, state: State, reason: str) -> None:
-        if (candidate.state, state) != (State.READY, State.READY):
-            candidate.reason = reason
-        candidate.state = state
+    def _enter(self, peer: Peer, state: PeerState, reason: str) -> None:
+        move = peer.enter(state, reason, self._now)
+        if move is not None:
+            self._moves.append(move)
+
+    def _tell(self, event: events.Stimulus, result: story.Result) -> None:
+        entry = story.Entry(event, tuple(self._moves), result)
+        self._moves.clear()
+        self._latest = max(self._latest, self._now)
+        fits = self._fit.taken()
+        self.story.add(entry)
+        if self._record is not None:
+            self._record(story.line(entry, fits))
+
+    def _mistake(self, problem: str) -> MembershipError:
+        return MembershipError(problem, self.story.text())

@@ -9,7 +9,7 @@ from hearth.common.link_costs import LinkCosts
 from hearth.common.node_info import node_info
 from hearth.common.sizes import format_size
 from hearth.common.types import LANE, SYNC
-from hearth.root.membership.candidates import Candidate
+from hearth.root.membership.peers import Peer
 from hearth.root.planning.plan import Placement, Plan
 from hearth.v1 import common_pb2, root_pb2
 
@@ -25,12 +25,12 @@ _REFUSALS = {
     Reason.BAD_SHARD,
     Reason.PEER_LOST,
 }
-# What a candidate's state means for its place in the plan that does not serve.
+# What a peer's state means for its place in the plan that does not serve.
 _NODE_STATES = {
-    root_pb2.CANDIDATE_STATE_READY: root_pb2.NODE_STATE_READY,
-    root_pb2.CANDIDATE_STATE_LOST: root_pb2.NODE_STATE_LOST,
-    root_pb2.CANDIDATE_STATE_UNREACHABLE: root_pb2.NODE_STATE_LOST,
-    root_pb2.CANDIDATE_STATE_REFUSED: root_pb2.NODE_STATE_REFUSED,
+    root_pb2.PEER_STATE_READY: root_pb2.NODE_STATE_READY,
+    root_pb2.PEER_STATE_LOST: root_pb2.NODE_STATE_LOST,
+    root_pb2.PEER_STATE_UNREACHABLE: root_pb2.NODE_STATE_LOST,
+    root_pb2.PEER_STATE_REFUSED: root_pb2.NODE_STATE_REFUSED,
 }
 
 
@@ -89,34 +89,34 @@ def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
             node.reason = "waiting for the others"
 
 
-def candidates(known: Sequence[Candidate]) -> list[root_pb2.Candidate]:
+def peers(known: Sequence[Peer]) -> list[root_pb2.Peer]:
     """All workers that the root knows of, as clients see them."""
     return [
-        root_pb2.Candidate(
-            address=candidate.address,
-            sources=sorted(candidate.sources),
-            state=root_pb2.CandidateState.ValueType(candidate.shown.value),
-            reason=candidate.reason,
-            name=candidate.name,
+        root_pb2.Peer(
+            address=peer.address,
+            sources=sorted(peer.sources),
+            state=root_pb2.PeerState.ValueType(peer.shown.value),
+            reason=peer.reason,
+            name=peer.name,
         )
-        for candidate in known
+        for peer in known
     ]
 
 
-def explain(status: root_pb2.ClusterStatus, known: Sequence[Candidate], why: str) -> bool:
+def explain(status: root_pb2.ClusterStatus, known: Sequence[Peer], why: str) -> bool:
     """Says why the cluster does not serve, and what its workers lack; whether that is news."""
     before = root_pb2.ClusterStatus()
     before.CopyFrom(status)
     status.state = root_pb2.CLUSTER_STATE_DEGRADED
     status.reason = why
-    by_address = {candidate.address: candidate for candidate in known}
+    by_address = {peer.address: peer for peer in known}
     for node in status.nodes[1:]:
-        candidate = by_address.get(node.address)
-        if candidate is None:
+        peer = by_address.get(node.address)
+        if peer is None:
             continue
-        state = _NODE_STATES.get(root_pb2.CandidateState.ValueType(candidate.shown.value))
+        state = _NODE_STATES.get(root_pb2.PeerState.ValueType(peer.shown.value))
         if state is not None:
-            node.state, node.reason = state, candidate.reason
+            node.state, node.reason = state, peer.reason
     return status != before
 
 

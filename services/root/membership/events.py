@@ -1,0 +1,134 @@
+"""What happens to a cluster's workers, as values. `at` is the time of each, in seconds."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All that `source` lists now. An address that it listed before, and does not now, vanished."""
+
+    at: float
+    source: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A worker answered: it speaks our version and is free. room: bytes that it can give."""
+
+    at: float
+    address: str
+    name: str
+    instance: str
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker answered, and cannot be used: another version, or held by another root."""
+
+    at: float
+    address: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A worker did not answer."""
+
+    at: float
+    address: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker is about to stop: it sent so while it serves, or when it was asked what it is."""
+
+    at: float
+    address: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """The cluster serves with these workers, in rank order."""
+
+    at: float
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FormFailed:
+    """The cluster could not be formed because of the worker at `address` ("": of none).
+
+    reason: a hearth.common.errors.Reason. apart_from: the worker that it does not reach, where the
+    root reaches both.
+    """
+
+    at: float
+    address: str
+    reason: str
+    problem: str
+    apart_from: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The cluster stopped serving because this worker was lost ("": which one is not known).
+
+    apart_from: the worker that it does not reach any more, where the root reaches both.
+    """
+
+    at: float
+    address: str
+    cause: str
+    on_purpose: bool = False
+    apart_from: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take a worker out, by address or name."""
+
+    at: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Let a worker that was taken out in again, by address or name."""
+
+    at: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The root asks every worker whose turn it is what it is."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The root decides what to do now. busy: whether requests run."""
+
+    at: float
+    busy: bool
+
+
+Event = (
+    Found
+    | Described
+    | Refused
+    | Unreachable
+    | Leaving
+    | Formed
+    | FormFailed
+    | Lost
+    | Drain
+    | Undrain
+)
+# Everything that changes a membership.
+Stimulus = Event | Ask | Look
