@@ -146,9 +146,9 @@ class Supervisor:
     def cluster_lost(self, error: HearthError) -> None:
         """The cluster's: it no longer serves. Requests wait until it does again."""
         self._engine.suspend(error)
-        on_purpose = error.reason == Reason.SHUTTING_DOWN
-        worker, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
-        self._queue.put(_Posted(events.Lost(0.0, worker, error.message, on_purpose, peer), error))
+        worker, on_purpose = error.metadata.get("worker", ""), error.reason == Reason.SHUTTING_DOWN
+        lost = events.Lost(0.0, worker, error.message, on_purpose, _apart_from(error))
+        self._queue.put(_Posted(lost, error))
 
     def worker_leaving(self, address: str) -> None:
         """The cluster's: a worker is about to stop."""
@@ -270,10 +270,11 @@ class Supervisor:
             log.info("the cluster serves, epoch %d", self._cluster.status().epoch)
 
     def _form_failed(self, error: HearthError) -> None:
-        address, peer = (error.metadata.get(key, "") for key in ("worker", "peer"))
+        address = error.metadata.get("worker", "")
         self._refusals[address] = error
-        failed = events.FormFailed(self._now(), address, error.reason, error.message, peer)
-        self._membership.handle(failed)
+        self._membership.handle(
+            events.FormFailed(self._now(), address, error.reason, error.message, _apart_from(error))
+        )
 
     def _answer_drains(self) -> None:
         for done in self._drains:
@@ -316,6 +317,14 @@ class Supervisor:
             error = HearthError(Reason.WORKER_UNREACHABLE, problem)
         message = f"{error.message} (waited {seconds:g} s: see --join-seconds)"
         return HearthError(error.reason, message, error.metadata, error.code)
+
+
+def _apart_from(error: HearthError) -> str:
+    """The address of the worker that the error's worker does not reach; "" for none.
+
+    Other errors use `peer` for whatever did not answer the root.
+    """
+    return error.metadata.get("peer", "") if error.reason == Reason.PEER_LOST else ""
 
 
 def _fit(blueprint: Blueprint) -> Fit:

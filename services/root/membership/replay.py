@@ -9,16 +9,18 @@ A record may hold several runs of a root, one after another; each begins with a 
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.membership import events, story
 from hearth.root.membership.decisions import Member, Misfit, Rules
-from hearth.root.membership.membership import Membership
+from hearth.root.membership.membership import Membership, MembershipError
 
-_STIMULI = {
+T = TypeVar("T")
+
+_STIMULI: dict[str, type[events.Stimulus]] = {
     kind.__name__: kind
     for kind in (
         events.Found,
@@ -72,14 +74,10 @@ class _Run:
             case events.Look(at, busy):
                 membership.decide(at, busy)
             case _:
-                try:
+                with suppress(HearthError, MembershipError):  # the line has it
                     membership.handle(stimulus)
-                except HearthError as error:
-                    if not self._lines:
-                        raise
-                    del error  # the line has it
         membership.check()
-        return self._lines[-1] if self._lines else "null"
+        return self._lines[-1] if self._lines else "{}"
 
 
 def replay(lines: Iterable[str], rules: Rules | None = None) -> list[Membership]:
@@ -98,15 +96,21 @@ def replay(lines: Iterable[str], rules: Rules | None = None) -> list[Membership]
             recorded = {key: value for key, value in data.items() if key != "fits"}
             stimulus, fits = _stimulus(data), dict(_fits(data.get("fits", [])))
             run = runs[-1]
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             problem = f"line {number} is not an entry of a story: {type(error).__name__}: {error}"
             raise HearthError(Reason.INVALID_ARGUMENT, problem) from None
         try:
             replayed = json.loads(run.feed(stimulus, fits))
         except LookupError as error:
             raise DivergedError(number, json.dumps(recorded), f"a question: {error}") from None
-        if replayed is not None:
-            replayed.pop("fits", None)
+        replayed.pop("fits", None)
         if replayed != recorded:
             raise DivergedError(number, json.dumps(recorded), json.dumps(replayed))
     return [run.membership for run in runs]
@@ -122,12 +126,10 @@ def _stimulus(data: dict[str, Any]) -> events.Stimulus:
     return _made(_STIMULI[data["event"]], data)
 
 
-def _made(kind: Any, data: dict[str, Any]) -> Any:
+def _made(kind: type[T], data: dict[str, Any]) -> T:
     """A dataclass from its fields as JSON. Raises ValueError for one of another type."""
     hints = get_type_hints(kind)
-    return kind(
-        **{field.name: _value(field.name, hints[field.name], data) for field in fields(kind)}
-    )
+    return kind(**{name: _value(name, hint, data[name]) for name, hint in hints.items()})
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:

@@ -1,0 +1,256 @@
+"""The supervisor with a cluster, an engine and workers that are values: no gRPC, no model."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from hearth.common.errors import HearthError, Reason
+from hearth.root.cluster.asking import Asker
+from hearth.root.cluster.cluster import Cluster, Listener
+from hearth.root.engine.engine import Engine
+from hearth.root.membership.events import Described, Event, Refused, Unreachable
+from hearth.root.membership.replay import replay
+from hearth.root.scheduling.batch import Limits
+from hearth.root.settings import ClusterSettings, Joining
+from hearth.root.supervisor import Supervisor
+from hearth.v1 import root_pb2
+
+LIMITS = Limits(context_size=16, max_pages=16, page_size=4, max_step_tokens=8, max_running=4)
+
+
+class FakeCluster:
+    """Forms as the test says, and keeps what it was asked to do."""
+
+    def __init__(self, *workers: str) -> None:
+        self.settings = ClusterSettings(workers=workers)
+        self.blueprint = SimpleNamespace(most_workers=3, misfit=lambda facts: None)
+        self.root_id = "root"
+        self.lost: HearthError | None = HearthError(Reason.CLUSTER_NOT_READY, "not formed")
+        self.formed: list[tuple[str, ...]] = []
+        self.dissolved = 0
+        self.interrupted = False
+        # Raised by the next attempts to form, one each.
+        self.failures: list[Exception] = []
+        self.waiting: list[str | None] = []
+        self.serving = threading.Semaphore(0)
+        self.listener: Listener | None = None
+
+    def listen(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def form(self, workers: tuple[str, ...]) -> Limits:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.formed.append(workers)
+        self.lost = None
+        self.serving.release()
+        return LIMITS
+
+    def dissolve(self) -> None:
+        self.dissolved += 1
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+    def show(self, known: object, why: str | None = None) -> None:
+        self.waiting.append(why)
+
+    def status(self) -> root_pb2.ClusterStatus:
+        return root_pb2.ClusterStatus(epoch=len(self.formed))
+
+    def lose(self, error: HearthError) -> None:
+        self.lost = error
+        assert self.listener is not None
+        self.listener.cluster_lost(error)
+
+
+class FakeEngine:
+    busy = False
+
+    def __init__(self) -> None:
+        self.suspended: list[HearthError] = []
+        self.resumed: list[Limits | None] = []
+
+    def suspend(self, error: HearthError) -> threading.Event:
+        self.suspended.append(error)
+        done = threading.Event()
+        done.set()
+        return done
+
+    def resume(self, limits: Limits | None = None) -> None:
+        self.resumed.append(limits)
+
+
+class Workers:
+    """Answers questions at once: by address, an error, or None for a worker that is free."""
+
+    def __init__(self, **answers: HearthError | None) -> None:
+        self.answers = {f"{name}:1": answer for name, answer in answers.items()}
+        self._answered: Callable[[Event, HearthError | None], None] | None = None
+
+    def __call__(self, root_id: str, security: object, answered: Any) -> Asker:
+        self._answered = answered
+        return cast("Asker", self)
+
+    def ask(self, address: str) -> None:
+        assert self._answered is not None
+        error = self.answers[address]
+        if error is None:
+            self._answered(Described(0.0, address, address[0], address, 1 << 30), None)
+        elif error.reason == Reason.WORKER_UNREACHABLE:
+            self._answered(Unreachable(0.0, address, error.message), error)
+        else:
+            self._answered(Refused(0.0, address, error.message), error)
+
+    def stop(self) -> None:
+        pass
+
+
+def supervisor(
+    cluster: FakeCluster, engine: FakeEngine, workers: Workers, joining: Joining | None = None
+) -> Supervisor:
+    return Supervisor(
+        cast("Cluster", cluster), cast("Engine", engine), joining or Joining(), workers
+    )
+
+
+def error(reason: str, message: str, **metadata: object) -> HearthError:
+    return HearthError(reason, message, metadata)
+
+
+def test_a_start_with_all_workers() -> None:
+    cluster, engine = FakeCluster("a:1", "b:1"), FakeEngine()
+    running = supervisor(cluster, engine, Workers(a=None, b=None))
+    running.form_first()
+    assert cluster.formed == [("a:1", "b:1")]
+    assert engine.resumed == [LIMITS]
+    running.stop()
+    assert cluster.interrupted
+
+
+def test_a_listed_worker_that_can_never_be_used_ends_the_start() -> None:
+    foreign = error(Reason.PROTOCOL_VERSION, "it speaks version 9")
+    running = supervisor(FakeCluster("a:1"), FakeEngine(), Workers(a=foreign))
+    with pytest.raises(HearthError, match="version 9") as raised:
+        running.form_first()
+    assert raised.value is foreign
+    running.stop()
+
+
+def test_a_listed_worker_that_is_absent_ends_the_start_after_a_while() -> None:
+    away = error(Reason.WORKER_UNREACHABLE, "a:1 cannot be reached")
+    joining = Joining(join_seconds=0.1)
+    running = supervisor(FakeCluster("a:1"), FakeEngine(), Workers(a=away), joining)
+    with pytest.raises(HearthError, match=r"a:1 cannot be reached \(waited 0.1 s: see --join"):
+        running.form_first()
+    running.stop()
+
+
+def test_nobody_comes() -> None:
+    joining = Joining(min_workers=1, join_seconds=0.1)
+    running = supervisor(FakeCluster(), FakeEngine(), Workers(), joining)
+    with pytest.raises(HearthError, match="0 of 1 workers are there"):
+        running.form_first()
+    running.stop()
+
+
+def test_settings_that_cannot_be(tmp_path: Path) -> None:
+    for joining, problem in (
+        (Joining(min_workers=-1), "less than 0"),
+        (Joining(min_workers=4), "more than the 3 workers"),
+        (Joining(story=str(tmp_path)), f"--story {tmp_path} cannot be written"),
+    ):
+        with pytest.raises(HearthError, match=problem) as raised:
+            supervisor(FakeCluster(), FakeEngine(), Workers(), joining)
+        assert raised.value.reason == "BAD_SETTING"
+
+
+def test_a_forming_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    cluster, engine = FakeCluster("a:1"), FakeEngine()
+    cluster.failures = [
+        error(Reason.WORKER_BUSY, "a step has not ended", worker="a:1"),
+        error(Reason.DEADLINE, "too slow", worker="a:1"),
+    ]
+    running = supervisor(cluster, engine, Workers(a=None), Joining(wait_seconds=1))
+    running.form_first()
+    assert cluster.formed == [("a:1",)]
+    assert "the cluster was not formed: a step has not ended" in caplog.text
+    running.stop()
+
+
+def test_only_two_that_do_not_reach_each_other_are_apart(tmp_path: Path) -> None:
+    """Other errors name as `peer` what did not answer the root."""
+    cluster = FakeCluster("a:1", "b:1")
+    names = {"worker": "a:1", "peer": "worker a (a:1)"}
+    cluster.failures = [HearthError(Reason.UNREACHABLE, "gone", names)]
+    joining = Joining(min_workers=1, story=str(tmp_path / "story"))
+    running = supervisor(cluster, FakeEngine(), Workers(a=None, b=None), joining)
+    running.form_first()
+    running.stop()
+    (membership,) = replay((tmp_path / "story").read_text().splitlines())
+    (failed,) = [e for e in membership.story() if type(e.event).__name__ == "FormFailed"]
+    assert [(move.address, move.after.name) for move in failed.moves][-1] == ("a:1", "UNREACHABLE")
+
+
+@pytest.fixture
+def serving() -> Any:
+    """A cluster of a:1 and b:1 that a supervisor keeps, in its own thread."""
+    cluster, engine, workers = FakeCluster("a:1", "b:1"), FakeEngine(), Workers(a=None, b=None)
+    running = supervisor(cluster, engine, workers, Joining(wait_seconds=0.1))
+    running.form_first()
+    assert cluster.serving.acquire(timeout=30)
+    running.start()
+    yield SimpleNamespace(supervisor=running, cluster=cluster, engine=engine, workers=workers)
+    running.stop()
+
+
+def test_after_a_loss_requests_wait_and_the_cluster_is_formed_again(serving: Any) -> None:
+    lost = error(Reason.WORKER_LOST, "b was lost", worker="b:1")
+    serving.workers.answers["b:1"] = error(Reason.WORKER_UNREACHABLE, "b:1 is silent")
+    serving.cluster.lose(lost)
+    assert serving.cluster.serving.acquire(timeout=30)
+    assert serving.cluster.formed == [("a:1", "b:1"), ("a:1",)]
+    assert serving.cluster.dissolved == 1
+    assert serving.engine.suspended[0] is lost
+    assert len(serving.engine.resumed) <= 2
+
+
+def test_a_worker_is_taken_out_and_the_caller_learns_when(serving: Any) -> None:
+    status = serving.supervisor.drain("b:1").result(30)
+    assert status.epoch == 2
+    assert serving.cluster.formed[-1] == ("a:1",)
+    assert "is being divided again" in serving.engine.suspended[-1].message
+    with pytest.raises(HearthError, match="no worker is called 'c'"):
+        serving.supervisor.drain("c").result(30)
+
+
+def test_a_worker_that_is_about_to_stop_is_left_out(serving: Any) -> None:
+    serving.workers.answers["b:1"] = error(Reason.WORKER_UNREACHABLE, "b:1 is silent")
+    serving.supervisor.worker_leaving("b:1")
+    assert serving.cluster.serving.acquire(timeout=30)
+    assert serving.cluster.formed[-1] == ("a:1",)
+
+
+def test_a_mistake_is_logged_and_the_supervisor_goes_on(
+    serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    show, logged = serving.cluster.show, threading.Event()
+
+    def broken(known: object, why: str | None = None) -> None:
+        serving.cluster.show = show
+        logged.set()
+        raise ZeroDivisionError
+
+    serving.cluster.show = broken
+    with caplog.at_level(logging.ERROR):
+        serving.supervisor.drain("b:1", True).result(30)
+        assert logged.wait(30)
+        assert serving.supervisor.drain("b:1").result(30).epoch == 2
+    assert "supervisor: unexpected error" in caplog.text
