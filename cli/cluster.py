@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=common.seconds,
         default=600.0,
         metavar="S",
-        help="of drain: how long dividing the model anew may take (default: %(default)s)",
+        help="of drain: how long dividing the model again may take (default: %(default)s)",
     )
     parser.add_argument(
         "--root",

@@ -24,10 +24,9 @@ from hearth.root.discovery.sources import Source, sources
 from hearth.root.engine.engine import Engine
 from hearth.root.membership import events
 from hearth.root.membership.deciding import LEAVING
-from hearth.root.membership.decisions import Fit, Form, Member, Misfit, Rules, Serve
+from hearth.root.membership.decisions import Form, Serve
 from hearth.root.membership.membership import GONE, Membership, MembershipError
-from hearth.root.planning.blueprint import Blueprint
-from hearth.root.planning.facts import NodeFacts
+from hearth.root.rules import fit_of, rules_of
 from hearth.root.settings import Joining
 from hearth.root.status.peer_log import PeerLog
 from hearth.root.status.story_file import StoryFile
@@ -73,10 +72,10 @@ class Supervisor:
         self._joining = joining
         self._static = cluster.settings.workers
         self._began = time.monotonic()
-        rules = _rules(joining, self._static, cluster.blueprint.most_workers)
+        rules = rules_of(joining, self._static, cluster.blueprint.most_workers)
         self._story = StoryFile(joining.story) if joining.story else None
         record = self._story.write if self._story is not None else None
-        self._membership = Membership(rules, _fit(cluster.blueprint), record)
+        self._membership = Membership(rules, fit_of(cluster.blueprint), record)
         self._queue: queue.SimpleQueue[_Posted | None] = queue.SimpleQueue()
         self._sources: list[Source] = sources(joining, self._found)
         self._asker = asker(cluster.root_id, cluster.settings.security, self._answered)
@@ -136,7 +135,9 @@ class Supervisor:
         """
         done: Future[root_pb2.ClusterStatus] = Future()
         done.set_running_or_notify_cancel()  # its reader may leave; it is answered all the same
-        event = events.Undrain(0.0, worker) if undo else events.Drain(0.0, worker)
+        event = (
+            events.Undrain(events.PENDING, worker) if undo else events.Drain(events.PENDING, worker)
+        )
         self._queue.put(_Posted(event, done=done))
         return done
 
@@ -147,15 +148,15 @@ class Supervisor:
         """The cluster's: it no longer serves. Requests wait until it does again."""
         self._engine.suspend(error)
         worker, on_purpose = error.metadata.get("worker", ""), error.reason == Reason.SHUTTING_DOWN
-        lost = events.Lost(0.0, worker, error.message, on_purpose, _apart_from(error))
+        lost = events.Lost(events.PENDING, worker, error.message, on_purpose, _apart_from(error))
         self._queue.put(_Posted(lost, error))
 
     def worker_leaving(self, address: str) -> None:
         """The cluster's: a worker is about to stop."""
-        self._queue.put(_Posted(events.Leaving(0.0, address, LEAVING)))
+        self._queue.put(_Posted(events.Leaving(events.PENDING, address, LEAVING)))
 
     def _found(self, source: str, addresses: list[str]) -> None:
-        self._queue.put(_Posted(events.Found(0.0, source, tuple(addresses))))
+        self._queue.put(_Posted(events.Found(events.PENDING, source, tuple(addresses))))
 
     def _answered(self, event: events.Event, error: HearthError | None) -> None:
         self._queue.put(_Posted(event, error))
@@ -325,33 +326,3 @@ def _apart_from(error: HearthError) -> str:
     Other errors use `peer` for whatever did not answer the root.
     """
     return error.metadata.get("peer", "") if error.reason == Reason.PEER_LOST else ""
-
-
-def _fit(blueprint: Blueprint) -> Fit:
-    """The blueprint's answer as the membership asks for it."""
-
-    def fit(workers: tuple[Member, ...]) -> Misfit | None:
-        found = blueprint.misfit([NodeFacts(w.title, w.room, w.address) for w in workers])
-        if found is None:
-            return None
-        rank, problem = found
-        return Misfit(workers[rank - 1].address if rank else "", problem)
-
-    return fit
-
-
-def _rules(joining: Joining, static: tuple[str, ...], most: int) -> Rules:
-    """Raises HearthError BAD_SETTING for more workers than the model can be divided over."""
-    discovering = bool(joining.dns) or joining.mdns
-    needed = joining.min_workers
-    if needed is None:
-        needed = len(static) or int(discovering)
-    if needed < 0:
-        raise HearthError(Reason.BAD_SETTING, f"--min-workers {needed} is less than 0")
-    if needed > most:
-        problem = (
-            f"--min-workers {needed} is more than the {most} workers that the model's KV heads "
-            "allow beside the root"
-        )
-        raise HearthError(Reason.BAD_SETTING, problem)
-    return Rules(most, needed, static, joining.wait_seconds)

@@ -6,7 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from hearth.common.errors import HearthError, Reason
 from hearth.common.security import Security
 from hearth.root.cluster.links import WorkerLink
-from hearth.root.membership.events import Described, Event, Leaving, Refused, Unreachable
+from hearth.root.membership.events import (
+    PENDING,
+    Described,
+    Event,
+    Leaving,
+    Refused,
+    Unreachable,
+)
 from hearth.v1 import worker_pb2
 
 # Workers asked at once.
@@ -58,10 +65,10 @@ class Asker:
 
 def _failed(address: str, error: HearthError) -> Event:
     if error.reason == Reason.WORKER_UNREACHABLE:
-        return Unreachable(0.0, address, error.message)
+        return Unreachable(PENDING, address, error.message)
     if error.reason == Reason.SHUTTING_DOWN:
-        return Leaving(0.0, address, error.message)
-    return Refused(0.0, address, error.message)
+        return Leaving(PENDING, address, error.message)
+    return Refused(PENDING, address, error.message)
 
 
 def _described(
@@ -69,7 +76,7 @@ def _described(
 ) -> tuple[Event, HearthError | None]:
     if answer.held_by and not answer.held_by_caller:
         problem = f"busy: root {answer.held_by!r} holds it"
-        return Refused(0.0, address, problem), HearthError(Reason.WORKER_BUSY, problem)
+        return Refused(PENDING, address, problem), HearthError(Reason.WORKER_BUSY, problem)
     node = answer.node
     room = node.memory_available_bytes
-    return Described(0.0, address, node.name, answer.instance, room), None
+    return Described(PENDING, address, node.name, answer.instance, room), None

@@ -96,7 +96,7 @@ class Cluster:
 
     @property
     def lost(self) -> HearthError | None:
-        """Why nothing runs until `form` is called; None while the cluster serves."""
+        """The reason that nothing runs until `form` is called; None while the cluster serves."""
         return self._state.lost
 
     def listen(self, listener: Listener) -> None:
@@ -114,7 +114,7 @@ class Cluster:
         return self._board.subscribe(callback)
 
     def expected_limits(self) -> Limits:
-        """What `form` gives when no node is short of memory."""
+        """The limits that `form` returns when no node is short of memory."""
         return limits_for(self.blueprint, self.blueprint.expected_pages())
 
     @property

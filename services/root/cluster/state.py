@@ -70,7 +70,7 @@ class State:
 
     @property
     def lost(self) -> HearthError | None:
-        """Why nothing runs; None while the cluster serves."""
+        """The reason that nothing runs; None while the cluster serves."""
         phase = self._phase
         return None if isinstance(phase, Serving) else phase.error
 
@@ -101,8 +101,7 @@ class State:
             return False
 
     def lose(self, formation: Formation, error: HearthError) -> bool:
-        """Serving to Lost; False where `formation` does not serve any more: the first error
-        counts."""
+        """Serving to Lost; False where `formation` was lost before: the first error counts."""
         with self._lock:
             if not isinstance(self._phase, Serving) or self._phase.formation is not formation:
                 return False

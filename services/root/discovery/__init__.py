@@ -1,1 +1,1 @@
-"""Where workers are looked for."""
+"""Sources that list workers: a DNS name, mDNS on the LAN."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from zeroconf import IPVersion, ServiceBrowser, ServiceListener, Zeroconf
 
-from hearth.root.discovery.sources import MOST, Found
+from hearth.root.discovery.sources import MAX_WORKERS, Found
 from hearth.worker.announce import SERVICE_TYPE
 
-# How long a service that was seen may take to tell its address.
-_TELL_MS = 3_000
+# How long a service that was seen may take to send its address.
+_ADDRESS_MS = 3_000
 
 
 class MdnsSource(ServiceListener):
@@ -35,21 +35,21 @@ class MdnsSource(ServiceListener):
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         """zeroconf's: a service was seen."""
-        info = zc.get_service_info(type_, name, timeout=_TELL_MS)
+        info = zc.get_service_info(type_, name, timeout=_ADDRESS_MS)
         addresses = info.parsed_addresses(IPVersion.V4Only) if info is not None else []
-        if info is None or not addresses or not info.port or len(self._known) >= MOST:
+        if info is None or not addresses or not info.port or len(self._known) >= MAX_WORKERS:
             return
         self._known[name] = f"{addresses[0]}:{info.port}"
-        self._tell()
+        self._report()
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: it tells something else."""
+        """zeroconf's: its announcement changed."""
         self.add_service(zc, type_, name)
 
     def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         """zeroconf's: it has left."""
         if self._known.pop(name, None) is not None:
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._found("mdns", sorted(set(self._known.values())))

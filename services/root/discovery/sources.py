@@ -1,6 +1,7 @@
-"""Where workers are looked for: a DNS name that lists them, mDNS on the LAN (mdns.py).
+"""Sources of workers: a DNS name that lists them, mDNS on the LAN (mdns.py).
 
-A source tells all that it knows, "host:port", at every change; what that means is membership.py's.
+A source reports all addresses that it lists, "host:port", at every change. membership.py decides
+what follows.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from hearth.root.settings import Joining
 
 log = logging.getLogger(__name__)
 
-# Between two looks at a DNS name. Resolvers of containers answer from memory.
+# Between two look-ups of a DNS name. Resolvers of containers answer from memory.
 _DNS_SECONDS = 3.0
-# Names on a LAN are anybody's to announce: no more than these are kept.
-MOST = 256
+# Anyone on a LAN can announce names: no more than these are kept.
+MAX_WORKERS = 256
 
 # (name of the source, all addresses that it lists now); called in the source's thread.
 Found = Callable[[str, list[str]], object]
 
 
 class Source(Protocol):
-    """Tells what it finds from `start` to `stop`."""
+    """Reports what it finds, from `start` to `stop`."""
 
     def start(self) -> None: ...
 
@@ -35,19 +36,19 @@ class Source(Protocol):
 
 
 def sources(joining: Joining, found: Found) -> list[Source]:
-    """Those that the settings name. Raises HearthError BAD_ADDRESS."""
+    """The sources that the settings name. Raises HearthError BAD_ADDRESS."""
     made: list[Source] = []
     if joining.dns:
         made.append(DnsSource(joining.dns, found))
     if joining.mdns:
-        from hearth.root.discovery.mdns import MdnsSource  # late: zeroconf, where it is wanted only
+        from hearth.root.discovery.mdns import MdnsSource  # late: loads zeroconf
 
         made.append(MdnsSource(found))
     return made
 
 
 class DnsSource:
-    """Every address (IPv4 and IPv6) of a name, looked up again and again."""
+    """All addresses (IPv4 and IPv6) of a name, looked up every few seconds."""
 
     def __init__(self, name: str, found: Found, seconds: float = _DNS_SECONDS) -> None:
         """name: "host:port". Raises HearthError BAD_ADDRESS."""
@@ -63,7 +64,7 @@ class DnsSource:
         self._thread.start()
 
     def stop(self) -> None:
-        """A look-up that is under way is not waited for."""
+        """Returns at once, even while a look-up is under way."""
         self._stopping.set()
 
     def _run(self) -> None:
@@ -79,7 +80,7 @@ class DnsSource:
         try:
             answers = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
-            # A name of containers is unknown while none runs. A resolver that fails says nothing.
+            # A name of containers is unknown while none runs. Other failures change nothing.
             gone = error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None))
             self._say(f"{self._host}: {error.strerror or error}")
             return [] if gone else None
@@ -88,7 +89,7 @@ class DnsSource:
             return None
         self._say("")
         found = {_address(answer[4]) for answer in answers}
-        return sorted(address for address in found if address)[:MOST]
+        return sorted(address for address in found if address)[:MAX_WORKERS]
 
     def _say(self, problem: str) -> None:
         if problem != self._problem:

@@ -1,1 +1,1 @@
-"""Which workers are in the cluster. Pure state: no clock, thread or transport."""
+"""Membership: the workers in the cluster. Pure state: no clock, thread or transport."""

@@ -24,7 +24,7 @@ class Chooser:
         self._formed_before.add(workers)
 
     def known(self, chosen: Sequence[Peer]) -> bool:
-        """Whether the cluster was formed with exactly these before, so that no weights move."""
+        """True if the cluster was formed with exactly these before, so that no weights move."""
         return addresses(chosen) in self._formed_before
 
     def renamed(self, old: str, new: str) -> None:
@@ -35,7 +35,7 @@ class Chooser:
         }
 
     def fits(self, peers: Sequence[Peer]) -> bool:
-        """Whether the first of them, as many as can be in, have room."""
+        """True if the first of them, as many as can be in, have room."""
         return self._fit(tuple(peer.member for peer in peers[: self._most])) is None
 
     def choose(self, peers: Sequence[Peer], now: float, anyway: bool = False) -> Choice:

@@ -15,7 +15,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """Why the model does not fit; `address` is the worker that lacks memory, if one does."""
+    """The reason that the model does not fit; `address`: the worker that lacks memory, if any."""
 
     address: str
     problem: str

@@ -1,6 +1,9 @@
-"""What happens to a cluster's workers, as values. `at` is the time of each, in seconds."""
+"""Events of a cluster's workers, as values. `at` is the time of each, in seconds."""
 
 from dataclasses import dataclass
+
+# `at` of an event on its way to the membership: its time is set when it is handled.
+PENDING = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What must hold of a membership after every event."""
+"""Invariants of a membership, which hold after every event."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Who is in the cluster: pure state. Events in, decisions out; times come with the events.
+"""Cluster membership: pure state. Events in, decisions out; times come with the events.
 
 `handle` takes an event (events.py), `due` says which workers to ask what they are, and `decide`
 says what to do now: form with these workers, wait (nothing runs), or go on serving.
@@ -148,7 +148,7 @@ class Membership:
     # Out.
 
     def decide(self, now: float, busy: bool) -> Decision:
-        """What to do now; busy: whether requests run."""
+        """The next action; busy: whether requests run."""
         self._now = now
         self._roster.forget(now)
         for peer in self._roster:

@@ -110,7 +110,7 @@ class Peer:
         return 0.0 if self.place is None else self.place.until or 0.0
 
     def awaited(self, now: float) -> bool:
-        """Whether it is lost and the root waits for it."""
+        """True while it is lost and the root waits for it."""
         return self.awaited_until > now
 
     @property

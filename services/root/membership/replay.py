@@ -83,7 +83,7 @@ class _Run:
 def replay(lines: Iterable[str], rules: Rules | None = None) -> list[Membership]:
     """The membership of each run, at the end of its record.
 
-    rules: used in place of the recorded ones. Raises DivergedError at the first entry that differs,
+    rules: used instead of the recorded ones. Raises DivergedError at the first entry that differs,
     HearthError INVALID_ARGUMENT where a line is not one of a record.
     """
     runs: list[_Run] = []

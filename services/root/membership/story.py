@@ -36,7 +36,7 @@ class Entry:
     result: Result
 
     def concerns(self, address: str) -> bool:
-        """Whether the worker at this address is in it."""
+        """True if the worker at this address is in it."""
         named = {getattr(self.event, "address", ""), getattr(self.event, "worker", "")}
         named.update(getattr(self.event, "workers", ()), getattr(self.event, "addresses", ()))
         named.update(move.address for move in self.moves)

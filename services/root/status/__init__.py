@@ -1,1 +1,1 @@
-"""What is told of a cluster: to clients and to metrics."""
+"""The state of a cluster as clients, metrics and logs see it."""

@@ -1,4 +1,4 @@
-"""What the cluster is doing now, for everyone who asks: a ClusterStatus and its readers."""
+"""The cluster's status now (a ClusterStatus), and its readers."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class Board:
 
     @contextmanager
     def change(self) -> Iterator[root_pb2.ClusterStatus]:
-        """The status itself, to be changed in place; subscribers hear of it after."""
+        """The status itself, to be changed in place; subscribers are called after."""
         with self._lock:
             yield self._status
             copy = self._copy()

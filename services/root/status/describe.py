@@ -1,4 +1,4 @@
-"""What clients are shown of a cluster, as hearth.v1.ClusterStatus. No I/O."""
+"""The cluster as clients see it: a hearth.v1.ClusterStatus. No I/O."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ _REFUSALS = {
     Reason.BAD_SHARD,
     Reason.PEER_LOST,
 }
-# What a peer's state means for its place in the plan that does not serve.
+# The state of a node of the plan, by its peer's state, while the cluster is not ready.
 _NODE_STATES = {
     root_pb2.PEER_STATE_READY: root_pb2.NODE_STATE_READY,
     root_pb2.PEER_STATE_LOST: root_pb2.NODE_STATE_LOST,
@@ -70,7 +70,7 @@ def serving(status: root_pb2.ClusterStatus) -> None:
 
 
 def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
-    """The cluster does not serve because of `error`; the node that it names says why."""
+    """The cluster is not ready because of `error`, which the node that it names shows."""
     reason = str(error) or type(error).__name__
     culprits: set[str] = set()
     state = root_pb2.NODE_STATE_LOST
@@ -104,7 +104,7 @@ def peers(known: Sequence[Peer]) -> list[root_pb2.Peer]:
 
 
 def explain(status: root_pb2.ClusterStatus, known: Sequence[Peer], why: str) -> bool:
-    """Says why the cluster does not serve, and what its workers lack; whether that is news."""
+    """Show why the cluster is not ready, and what its workers lack; True if that is new."""
     before = root_pb2.ClusterStatus()
     before.CopyFrom(status)
     status.state = root_pb2.CLUSTER_STATE_DEGRADED

@@ -1,4 +1,4 @@
-"""Tells the metrics what the cluster is doing, from the statuses that its board shows."""
+"""Sets the metrics of the cluster from the statuses that its board shows."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Observer:
         self._lost: frozenset[str] = frozenset()
 
     def __call__(self, _: object = None) -> None:
-        """The status has changed. Which one this tells of does not matter: two threads' changes may
-        come in any order, and what stays must be the newest."""
+        """The status has changed. The argument is not read: the changes of two threads may come in
+        any order, and the newest status must be the last one counted."""
         with self._lock:
             status = self._look()
             serving = status.state == root_pb2.CLUSTER_STATE_SERVING
-            # The root is a node too, and no worker.
+            # The root is a node too, but not a worker.
             workers = [node for node in status.nodes if node.address != "local"]
             states = dict.fromkeys(root_pb2.NodeState.values(), 0)
             states.update(Counter(node.state for node in workers))
