@@ -21,8 +21,9 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "engine": frozenset({"scheduling"}),
     "status": frozenset({"membership", "planning", "settings"}),
     "cluster": frozenset({"engine", "membership", "planning", "scheduling", "settings", "status"}),
+    "rules": frozenset({"membership", "planning", "settings"}),
     "supervisor": frozenset(
-        {"cluster", "discovery", "engine", "membership", "planning", "settings", "status"}
+        {"cluster", "discovery", "engine", "membership", "rules", "settings", "status"}
     ),
     "api": frozenset({"engine", "scheduling", "status"}),
     "app": frozenset(
