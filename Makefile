@@ -134,7 +134,7 @@ lint: $(DONE)/installed $(DONE)/test $(DONE)/lint
 	@find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 	@echo "hearth: pyright and mypy"
 	@$(BIN)/python .ci/check_types.py
-	@$(MAKE) build/npm/node_modules
+	@$(MAKE) -s build/npm/node_modules
 	@echo "hearth: buf"
 	@$(BUF) lint
 	@$(BUF) breaking --against $(BASELINE) || \
