@@ -16,7 +16,7 @@ from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.converter import Model, open_model
 from hearth.root.app import Core, core, metrics_port
 from hearth.root.cluster.cluster import Cluster
@@ -127,7 +127,7 @@ def open_session(
             threads=options.threads or (workers.threads if count else None),
             pin=tuple(pin[0]) if pin else (),
         )
-        metrics = Metrics()
+        metrics = RootMetrics()
         stack.enter_context(metrics_port(metrics, options.metrics, security, options.insecure))
         progress = LoadProgress(None if quiet else sys.stderr)
         stack.callback(progress.close)

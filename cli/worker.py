@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     from hearth.common import logging as hearth_logging
     from hearth.common import system
     from hearth.common.channels import format_address, split_address
-    from hearth.common.metrics import Metrics
+    from hearth.common.metrics import WorkerMetrics
     from hearth.worker.server import WorkerServer
 
     hearth_logging.setup()
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     if options.exit_with_parent is not None:
         _watch_parent(options.exit_with_parent or os.getppid(), stop.requested)
     security = common.security(options, "listen", "metrics")
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     server = WorkerServer(
         options.listen,
         threads=options.threads,

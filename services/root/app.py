@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from hearth import _native
 from hearth.common import system
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.common.security import Security
 from hearth.converter import Model
 from hearth.converter.tokenizers.base import Tokenizer
@@ -40,7 +40,7 @@ class Core:
     model: Model
     cluster: Cluster
     engine: Engine
-    metrics: Metrics
+    metrics: RootMetrics
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def core(
     tokenizer: Tokenizer | None = None,
     form: bool = True,
     pause_seconds: float = 0.0,
-    metrics: Metrics | None = None,
+    metrics: RootMetrics | None = None,
     on_load: LoadListener = lambda address, event: None,
     observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Core]:
@@ -64,7 +64,7 @@ def core(
     Raises HearthError or ModelError.
     """
     with ExitStack() as stack:
-        metrics = metrics or Metrics()
+        metrics = metrics or RootMetrics()
         metrics.build_info(
             "root", system.version(), _native.instruction_set(), system.architecture()
         )
@@ -89,7 +89,7 @@ def core(
 
 @contextmanager
 def metrics_port(
-    metrics: Metrics, address: str | None, security: Security | None, insecure: bool
+    metrics: RootMetrics, address: str | None, security: Security | None, insecure: bool
 ) -> Iterator[None]:
     """Serve Prometheus metrics until the block ends; nothing without an address."""
     if address:

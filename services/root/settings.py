@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # it brings gRPC, which planning must not know
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """How to form a cluster. Types by name: "f32", "f16", "q80"; lanes "mesh", "grpc"."""
+    """Settings of a cluster. Types by name: "f32", "f16", "q80"; lanes "mesh", "grpc"."""
 
     workers: tuple[str, ...] = ()
     shares: tuple[float, ...] | None = None
@@ -38,7 +38,7 @@ class ClusterSettings:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """How workers come into the cluster, beside the static list."""
+    """Discovery of workers beside the static list, and waiting for them."""
 
     # "name:port" that lists workers, looked up again and again; "" for none.
     dns: str = ""
@@ -56,7 +56,7 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a root serves its clients."""
+    """Settings of the ports for clients."""
 
     # "host:port"; port 0 takes any free one.
     listen: str = "127.0.0.1:7716"

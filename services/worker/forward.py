@@ -14,7 +14,7 @@ from hearth import _native
 from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all, measure
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import WorkerMetrics
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
@@ -38,7 +38,7 @@ class ForwardLoop:
         begin: worker_pb2.LoadBegin,
         send: Send,
         receive: Receive,
-        metrics: Metrics,
+        metrics: WorkerMetrics,
         mesh: MeshListener,
         leaving: Leaving,
     ) -> None:

@@ -18,7 +18,7 @@ from hearth.common import system
 from hearth.common.channels import CHUNK_BYTES
 from hearth.common.errors import HearthError, Reason
 from hearth.common.frames import ChunkFrame
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import WorkerMetrics
 from hearth.common.sizes import format_size
 from hearth.v1 import worker_pb2
 from hearth.worker.cache import SliceCache
@@ -48,7 +48,7 @@ class LoadSession:
         self,
         begin: worker_pb2.LoadBegin,
         cache: SliceCache | None,
-        metrics: Metrics,
+        metrics: WorkerMetrics,
         memory_limit: Callable[[], int],
         threads: int = 1,
         pin: Sequence[int] = (),

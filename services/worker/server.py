@@ -20,7 +20,7 @@ from hearth.common.admission import Handshakes, Refusals
 from hearth.common.errors import HearthError, Reason
 from hearth.common.health import HealthPort
 from hearth.common.mesh import MeshListener
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import WorkerMetrics
 from hearth.common.node_info import node_info
 from hearth.common.security import Security
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -58,7 +58,7 @@ class WorkerServer:
         memory_limit: int | None = None,
         name: str | None = None,
         pin: Sequence[int] = (),
-        metrics: Metrics | None = None,
+        metrics: WorkerMetrics | None = None,
         lease_grace: float = 2.0,
         mesh_port: int = 0,
         security: Security | None = None,
@@ -79,7 +79,7 @@ class WorkerServer:
         self._pin = tuple(pin)
         self._name = name or platform.node() or "worker"
         self._memory_limit = memory_limit
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics or WorkerMetrics()
         self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None
         self._tenancy = Tenancy(lease_grace)
         self._leaving = Leaving()

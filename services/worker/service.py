@@ -17,7 +17,7 @@ from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason
 from hearth.common.frames import ChunkFrame, decode_forward, decode_request
 from hearth.common.mesh import MeshListener
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import WorkerMetrics
 from hearth.common.rpc_errors import abort
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.forward import ForwardLoop
@@ -47,7 +47,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         tenancy: Tenancy,
         describe: Callable[[], common_pb2.NodeInfo],
         make_session: Callable[[worker_pb2.LoadBegin], LoadSession],
-        metrics: Metrics,
+        metrics: WorkerMetrics,
         mesh: MeshListener,
         leaving: Leaving,
         instance: str,

@@ -30,7 +30,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hearth.cli import root, worker
-from hearth.common.metrics import Metrics, NodeFacts
+from hearth.common.metrics import NodeFacts, RootMetrics
 from hearth.common.settings import variable
 
 needs_promtool = pytest.mark.skipif(
@@ -190,7 +190,7 @@ def test_the_image_is_given_all_of_the_package() -> None:
 @pytest.fixture(scope="module")
 def exposed() -> set[str]:
     """Every name that a scrape of a Hearth service can show."""
-    metrics = Metrics()
+    metrics = RootMetrics()
     metrics.build_info("root", "1", "scalar", "x86_64")
     metrics.kv_pages(1, 1)
     metrics.cluster(True, 1, {"serving": 1}, 0, True)

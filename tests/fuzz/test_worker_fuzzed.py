@@ -28,7 +28,7 @@ from hearth.common import wire
 from hearth.common.channels import CHUNK_BYTES, PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError
 from hearth.common.frames import ChunkFrame, decode_forward, decode_request, encode_request
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import WorkerMetrics
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
@@ -37,7 +37,7 @@ from hearth.worker.server import WorkerServer
 
 SMALL = shard_config(hidden=32, layers=1, ffn=32)
 PLAN = Plan(SMALL)
-METRICS = Metrics()
+METRICS = WorkerMetrics()
 NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 5, 16, 17, 32, 33, *(e for e in EDGES if e >= 0)])
 
 

@@ -24,7 +24,7 @@ from serving_fakes import (
 )
 
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import Ids, Logits
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
@@ -948,7 +948,7 @@ def test_the_last_row_of_a_prompt_has_no_drafts() -> None:
 
 
 def test_preemptions_are_counted() -> None:
-    metrics = Metrics()
+    metrics = RootMetrics()
     limits = Limits(context_size=40, max_pages=10, page_size=4, max_step_tokens=8, max_running=3)
     e = Engine(FakeRunner(), ByteTokenizer(), limits, sampler_factory=Greedy, metrics=metrics)
     e.start()

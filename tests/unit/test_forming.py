@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.converter import open_model
 from hearth.root.cluster.forming import Forming
 from hearth.root.planning import blueprint as blueprints
@@ -28,7 +28,7 @@ def test_a_plan_of_several_stages_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             worker_pb2.Lease(root_id="a", root_name="attic", epoch=1),
             None,
             Board(),
-            Metrics(),
+            RootMetrics(),
             lambda address, event: None,
             lambda link, error: None,
         )

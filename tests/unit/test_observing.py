@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_fakes import BOS, ByteTokenizer, FakeRunner, Greedy, script
 
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.params import GenerateParams
 from hearth.root.scheduling.batch import Limits
@@ -23,7 +23,7 @@ LOST = root_pb2.NODE_STATE_LOST
 READY = root_pb2.NODE_STATE_READY
 
 
-def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
+def scrape(metrics: RootMetrics) -> dict[tuple[str, ...], float]:
     """Value by (name, label values in the order of their names)."""
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     return {
@@ -33,7 +33,7 @@ def scrape(metrics: Metrics) -> dict[tuple[str, ...], float]:
     }
 
 
-def observer(metrics: Metrics) -> Callable[[root_pb2.ClusterStatus], None]:
+def observer(metrics: RootMetrics) -> Callable[[root_pb2.ClusterStatus], None]:
     """Shows an Observer one status after another."""
     shown: list[root_pb2.ClusterStatus] = []
     observe = Observer(metrics, lambda: shown[-1])
@@ -60,7 +60,7 @@ def status(
 
 
 def test_a_cluster_that_forms_loses_a_worker_and_serves_again() -> None:
-    metrics = Metrics()
+    metrics = RootMetrics()
     observe = observer(metrics)
     assert scrape(metrics)[("hearth_cluster_serving",)] == 0
     observe(status(root_pb2.CLUSTER_STATE_FORMING, ("a", READY), ("b", READY)))
@@ -93,7 +93,7 @@ def test_a_cluster_that_forms_loses_a_worker_and_serves_again() -> None:
 
 
 def test_a_status_that_comes_late_does_not_stay() -> None:
-    metrics = Metrics()
+    metrics = RootMetrics()
     newest = status(root_pb2.CLUSTER_STATE_SERVING, ("a", SERVING))
     observe = Observer(metrics, lambda: newest)
     observe(newest)
@@ -102,7 +102,7 @@ def test_a_status_that_comes_late_does_not_stay() -> None:
 
 
 def test_nodes_times_go_to_their_ranks_and_end_with_their_plan() -> None:
-    metrics = Metrics()
+    metrics = RootMetrics()
     observe = observer(metrics)
     observe(status(root_pb2.CLUSTER_STATE_SERVING, ("a", SERVING), ("b", SERVING)))
     metrics.node_times([(0.5, 0.25), (0.125, 1.0), (0.0, 2.0)])
@@ -122,7 +122,7 @@ def test_nodes_times_go_to_their_ranks_and_end_with_their_plan() -> None:
 
 
 def test_tokens_requests_and_memory_are_counted_as_they_come() -> None:
-    metrics = Metrics()
+    metrics = RootMetrics()
     metrics.first_token(0.5)
     metrics.next_token(0.002)
     metrics.next_token(7.0)
@@ -148,7 +148,7 @@ def test_tokens_requests_and_memory_are_counted_as_they_come() -> None:
 
 
 def test_the_engine_tells_how_long_requests_were_paused() -> None:
-    metrics = Metrics()
+    metrics = RootMetrics()
     limits = Limits(context_size=16, max_pages=16, page_size=4, max_step_tokens=8, max_running=4)
     engine = Engine(FakeRunner(), ByteTokenizer(), limits, metrics=metrics, pause_seconds=60)
     engine.start()
@@ -167,7 +167,7 @@ def test_the_engine_tells_how_long_requests_were_paused() -> None:
 
 
 def test_the_engine_tells_of_every_request(caplog: pytest.LogCaptureFixture) -> None:
-    metrics = Metrics()
+    metrics = RootMetrics()
     limits = Limits(context_size=16, max_pages=16, page_size=4, max_step_tokens=8, max_running=4)
     runner = FakeRunner(script("Once", "H"))
     engine = Engine(runner, ByteTokenizer(), limits, metrics=metrics, sampler_factory=Greedy)

@@ -15,7 +15,7 @@ from harness import Plan, shard_config
 from hearth.common.channels import CHUNK_BYTES
 from hearth.common.errors import HearthError
 from hearth.common.frames import ChunkFrame
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import WorkerMetrics
 from hearth.root.cluster import streaming
 from hearth.root.cluster.streaming import _Source
 from hearth.v1 import worker_pb2
@@ -25,7 +25,7 @@ from hearth.worker.loading import LoadSession
 from hearth.worker.packing import Assembly, ShardFiller, block_rows
 from hearth.worker.shard import NodeShard
 
-METRICS = Metrics()
+METRICS = WorkerMetrics()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from harness import Plan
 
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import WorkerMetrics
 from hearth.worker.loading import LoadSession
 
 
@@ -21,7 +21,7 @@ def reserved() -> int:
 def test_the_end_of_a_plan_gives_its_weights_back() -> None:
     plan = Plan()
     before = reserved()
-    session = LoadSession(plan.begin, None, Metrics(), lambda: 64 << 20)
+    session = LoadSession(plan.begin, None, WorkerMetrics(), lambda: 64 << 20)
     shard = session.shard  # as the frames of an error would
     for entry, data in zip(plan.begin.manifest, plan.slices, strict=True):
         shard.load(entry, data)

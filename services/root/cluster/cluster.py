@@ -26,7 +26,7 @@ from typing import Protocol
 
 from hearth import _native
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.converter import Model
 from hearth.root.cluster import blame, state
 from hearth.root.cluster.formation import Formation
@@ -70,11 +70,11 @@ class Cluster:
         model: Model,
         settings: ClusterSettings,
         *,
-        metrics: Metrics | None = None,
+        metrics: RootMetrics | None = None,
         on_load: LoadListener = lambda address, event: None,
     ) -> None:
         self.settings = settings
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics or RootMetrics()
         self._on_load = on_load
         self._listeners: tuple[Listener, ...] = ()
         # Before anything is dialled: what cannot be cut is an error of the command line.

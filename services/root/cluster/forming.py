@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hearth import _native
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.common.types import SYNC
 from hearth.root.cluster import blame, wire
 from hearth.root.cluster.formation import Formation, close_all
@@ -45,7 +45,7 @@ class Forming:
         lease: worker_pb2.Lease,
         shard: NodeShard | None,
         board: Board,
-        metrics: Metrics,
+        metrics: RootMetrics,
         on_load: LoadListener,
         on_end: Callable[[WorkerLink, HearthError], None],
     ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import Metrics
+from hearth.common.metrics import RootMetrics
 from hearth.converter import Model
 from hearth.root.cluster import wire
 from hearth.root.cluster.links import WorkerLink
@@ -31,7 +31,7 @@ class Loading:
         model: Model,
         plan: Plan,
         on_progress: Callable[[int, LoadEvent], None],
-        metrics: Metrics,
+        metrics: RootMetrics,
     ) -> None:
         """on_progress: (number of the node, event), called in several threads."""
         self._model = model
