@@ -1,0 +1,86 @@
+"""The documentation names what exists: files, functions, options, metrics."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+PAGES = [
+    TOP / "README.md",
+    *sorted(TOP.glob("*.md")),
+    *sorted((TOP / "docs").rglob("*.md")),
+    *sorted((TOP / "deploy").rglob("*.md")),
+    *sorted((TOP / "models").glob("*.md")),
+]
+PAGES = list(dict.fromkeys(PAGES))
+
+
+def names_in(path: Path) -> set[str]:
+    """Functions, classes, methods ("Class.method") and constants that a module defines."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {
+                f"{node.name}.{inner.name}"
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_functions_that_are_named_exist(page: Path) -> None:
+    for name, function in re.findall(r"`([\w/.-]+\.py):([\w.]+)`", page.read_text()):
+        assert (TOP / name).is_file(), name
+        assert function in names_in(TOP / name), f"{name} has no {function}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = (
+        "services",
+        "native",
+        "converter",
+        "client",
+        "cli",
+        "bench",
+        "tests",
+        "deploy",
+        "protos",
+        ".ci",
+    )
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.\w+)`", page.read_text()):
+        if name.startswith(tuple(f"{folder}/" for folder in folders)):
+            assert (TOP / name).exists(), name
+
+
+def test_the_overview_names_functions() -> None:
+    """The test above would pass on a page that names none."""
+    text = (TOP / "docs" / "overview.md").read_text()
+    assert len(re.findall(r"`[\w/.-]+\.py:[\w.]+`", text)) >= 15
+
+
+def test_the_reference_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(TOP / ".ci" / "write_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
