@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hearth.cli.main import COMMANDS
 from hearth.common.settings import apply_environment, variable
@@ -71,19 +72,28 @@ def option_tables() -> Iterator[str]:
 
 def metric_tables() -> Iterator[str]:
     """A table for each service."""
-    from hearth.common import metrics
+    from hearth.common.metrics import RootMetrics, WorkerMetrics
+
+    metrics_of = {"root": RootMetrics, "worker": WorkerMetrics}
 
     yield "\n## Metrics\n\nA histogram has the series `_bucket`, `_sum` and `_count`.\n"
     for role in ("root", "worker"):
-        families = sorted(metrics.for_role(role).registry.collect(), key=lambda family: family.name)
+        registry = metrics_of[role]().registry
         yield f"\n### {role}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n"
-        for family in families:
-            if not family.name.startswith("hearth_"):
-                continue
-            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-            name = family.name + "_total" * (family.type == "counter")
-            row = (f"`{name}`", family.type, ", ".join(sorted(labels)), cell(family.documentation))
-            yield f"| {' | '.join(row)} |\n"
+        # prometheus_client has no public way to the labels of a metric without samples.
+        collectors: list[Any] = list(registry._collector_to_names)
+        for family, labels in sorted(
+            (
+                (family, getattr(collector, "_labelnames", ()))
+                for collector in collectors
+                for family in collector.collect()
+            ),
+            key=lambda item: str(item[0].name),
+        ):
+            if family.name.startswith("hearth_"):
+                name = family.name + "_total" * (family.type == "counter")
+                row = (f"`{name}`", family.type, ", ".join(labels), cell(family.documentation))
+                yield f"| {' | '.join(row)} |\n"
 
 
 def main() -> int:
