@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
-from hearth.cli import certs
+from hearth.common import pki
 from hearth.common.channels import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
@@ -97,7 +97,7 @@ def load_seconds(
         options = ["--cache-dir", f"{folder}/cache" if cache == "disk" else "none"]
         security = None
         if tls:
-            certs.make(Path(folder), [], 60)
+            pki.make(Path(folder), [], 60)
             security = Security(Path(folder) / "root")
             options += ["--tls", f"{folder}/worker"]
         command = [sys.executable, "-m", "hearth.cli.main", "worker", "--listen", "127.0.0.1:0"]

@@ -1,4 +1,4 @@
-"""`hearth bench`: how fast a model runs here, and what it costs in bytes and memory."""
+"""`hearth bench`: speed, network bytes and memory of a model here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import json
 import statistics
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hearth.cli import options as common
@@ -25,24 +24,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     common.add_cluster(parser)
     common.add_local_nodes(parser)
     parser.add_argument(
-        "--prompt-tokens", type=common.count, default=128, metavar="P", help="prompt of each run"
+        "--prompt-tokens",
+        type=common.count,
+        default=128,
+        metavar="P",
+        help="tokens in the prompt of each run",
     )
     parser.add_argument(
         "--new-tokens",
         type=common.several,
         default=32,
         metavar="N",
-        help="tokens to make: 2 or more, for the first belongs to the prompt",
+        help="tokens to make, at least 2: the first one counts as prefill",
     )
     parser.add_argument(
-        "--repeats", type=common.count, default=3, metavar="R", help="runs after one warm-up"
+        "--repeats",
+        type=common.count,
+        default=3,
+        metavar="R",
+        help="runs to take medians of, after one to warm up",
     )
     parser.add_argument("--json", action="store_true", help="print one object")
     parser.set_defaults(run=run)
 
 
 class Recorder:
-    """Stands between engine and cluster, and keeps what each step cost."""
+    """Runs the cluster's steps and records their costs."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -108,7 +115,7 @@ def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -
     rest = [(step.wall_seconds - step.compute_seconds) * 1e3 for step in steps]
     peaks: list[float | None] = [_mib(system.peak_rss_bytes())]
     peaks += [_peak(process.pid) for process in session.workers.processes]
-    peaks += [None] * (len(status.nodes) - len(peaks))  # of other machines we do not know
+    peaks += [None] * (len(status.nodes) - len(peaks))  # unknown on other machines
     # Last: it takes memory of its own.
     bandwidth = _native.read_bandwidth(threads)
     return {
@@ -177,14 +184,11 @@ def _generate(session: Session, options: argparse.Namespace, repeat: int) -> tup
 
 
 def _peak(pid: int) -> float | None:
-    """The most resident memory that a process has had."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return _mib(int(line.split()[1]) * 1024)
-    except OSError:
-        pass
-    return None
+    """MiB of the most resident memory that a process has had; None where it is not known."""
+    from hearth.common import system
+
+    peak = system.status_bytes(pid, "VmHWM")
+    return None if peak is None else _mib(peak)
 
 
 def _mib(size: int) -> float:

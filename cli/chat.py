@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from hearth.cli import options as common
 
 Messages = list[dict[str, str]]
-# What answers: from the conversation so far to pieces of text.
+# From the conversation so far to the pieces of an answer.
 Answer = Callable[[Messages], Iterator[str]]
 
 
@@ -21,13 +21,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     common.add_cluster(parser)
     common.add_local_nodes(parser)
     common.add_sampling(parser)
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="system message: instructions for the model"
+    )
     common.add_max_tokens(parser, "tokens of one answer at most; 0: no limit but the context")
     parser.set_defaults(run=run, temperature=0.7, top_p=0.9)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Reads lines until the input ends."""
+    """Read lines until the input ends; 0."""
     if options.root:
         from hearth.client import Client
 
@@ -76,17 +78,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def plain(messages: Messages) -> str:
-    """The conversation as one text, for a model that was never taught to converse."""
+    """The conversation as one text, for a model without a chat template."""
     return "\n".join(message["content"] for message in messages)
 
 
 def _warn(template: bool) -> None:
     if not template:
-        print("This model has no chat template: it goes on with your text.", file=sys.stderr)
+        print("This model has no chat template: it continues your text.", file=sys.stderr)
 
 
 def converse(system: str | None, answer: Answer) -> int:
-    """Asks and answers in turn."""
+    """Read a line and print an answer, in turn."""
     messages: Messages = [{"role": "system", "content": system}] if system else []
     while True:
         try:

@@ -1,4 +1,4 @@
-"""`hearth generate`: prints what a model makes from a prompt."""
+"""`hearth generate`: prints the text that a model makes from a prompt."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     common.add_cluster(parser)
     common.add_local_nodes(parser)
     common.add_sampling(parser)
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what to go on from")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue")
     common.add_max_tokens(
         parser, "tokens to make at most; 0: until the model ends or the context is full"
     )
-    parser.add_argument("--stop", action="append", default=[], help="a text that ends the output")
     parser.add_argument(
-        "--ignore-eos", action="store_true", help="go on past the end-of-sequence token"
+        "--stop",
+        action="append",
+        default=[],
+        help="text that ends the output; may be given several times",
     )
-    parser.add_argument("--json", action="store_true", help="print one object, and nothing before")
+    parser.add_argument(
+        "--ignore-eos", action="store_true", help="continue past the end-of-sequence token"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
     parser.set_defaults(run=run)
 
 
@@ -39,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from hearth.root.engine.mailbox import Done
     from hearth.root.engine.params import GenerateParams, check_text
 
-    # What cannot be asked for is refused before a model is loaded.
+    # Values out of range are refused before a model is loaded.
     check_text("prompt", options.prompt)
     wanted = GenerateParams(
         prompt=(),

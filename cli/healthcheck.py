@@ -1,4 +1,4 @@
-"""`hearth healthcheck`: asks a --health port; for container engines, so it starts fast."""
+"""`hearth healthcheck`: reads a --health port; for container engines, so it starts fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declares the subcommand's options."""
     parser = subparsers.add_parser(
-        "healthcheck", help="exit with 0 when a service says that it serves, else with 1"
+        "healthcheck", help="exit with 0 when a service is ready, else with 1"
     )
     parser.add_argument(
         "address",
@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--liveness",
         action="store_true",
-        help="ask whether the process answers, whatever its cluster does",
+        help="check only that the process answers, in any state of its cluster",
     )
     parser.add_argument(
         "--timeout",
@@ -39,16 +39,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when the service serves. Raises HearthError when it does not, or does not answer."""
+    """0 when the service is ready. Raises HearthError when it is not, or does not answer."""
     import grpc
 
     from hearth.common.errors import HearthError, Reason
 
     address = options.address or os.environ.get("HEARTH_HEALTH")
     if not address:
-        problem = "which port? give HOST:PORT, the service's --health, or set HEARTH_HEALTH"
+        problem = "give the HOST:PORT of the service's --health, or set HEARTH_HEALTH"
         raise HearthError(Reason.BAD_SETTING, problem)
-    # An address to listen on everywhere is this machine's own, to whoever asks it.
+    # A service that listens on every address is reached over the loopback.
     host, _, port = address.rpartition(":")
     target = f"{_ANYWHERE.get(host, host)}:{port}"
     request = b"\x0a\x08liveness" if options.liveness else b""
@@ -57,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
             check: Any = channel.unary_unary(_CHECK)  # bytes in, bytes out
             answer: bytes = check(request, timeout=options.timeout)
         except grpc.RpcError as error:
-            problem = f"no health from {target}: {error.details() or error.code().name}"
+            problem = (
+                f"no answer from the health port {target}: {error.details() or error.code().name}"
+            )
             raise HearthError(Reason.UNREACHABLE, problem) from None
     state = _STATES.get(answer[1] if answer[:1] == b"\x08" and len(answer) > 1 else 0, "UNKNOWN")
     if state != "SERVING":

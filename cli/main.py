@@ -24,7 +24,7 @@ COMMANDS = {
     "bench": "measure tokens per second, bytes per token and memory",
     "cluster": "show a running cluster",
     "certs": "make the certificates and the join token of a cluster",
-    "healthcheck": "ask a service's health port, for container engines",
+    "healthcheck": "check a service's health port, for container engines",
     "convert": "write a model as a Hearth directory, in another weight type",
     "pull": "fetch a model from Hugging Face and convert it",
 }

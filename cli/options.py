@@ -91,15 +91,15 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     """A model to run here, or a root that runs one."""
     group = parser.add_mutually_exclusive_group(required=True)
     _add_model(group)
-    group.add_argument("--root", metavar="HOST:PORT", help="ask a running root")
-    _add_weights(parser)
+    group.add_argument("--root", metavar="HOST:PORT", help="use a running root")
+    add_weights(parser)
     add_api_key(parser)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """--model and how its weights are held."""
     _add_model(parser, required=True)
-    _add_weights(parser)
+    add_weights(parser)
 
 
 def _add_model(parser: argparse._ActionsContainer, required: bool = False) -> None:
@@ -111,16 +111,19 @@ def _add_model(parser: argparse._ActionsContainer, required: bool = False) -> No
     action.required = required
 
 
-def _add_weights(parser: argparse.ArgumentParser) -> None:
+def add_weights(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--weights, whose default is the type in the model's files."""
+    shown = default or "as stored"
     parser.add_argument(
         "--weights",
         choices=("f32", "f16", "q80", "q40"),
-        help="weight type in memory (default: as stored)",
+        default=default,
+        help=f"number type of the weights (default: {shown})",
     )
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
-    """How a root divides a model over nodes."""
+    """The nodes of a model, and the cut of the model over them."""
     parser.add_argument(
         "--workers", nargs="+", metavar="HOST:PORT", default=[], help="workers, in rank order"
     )
@@ -128,7 +131,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         "--shares",
         type=shares,
         metavar="A,B,...",
-        help="what each node holds, root first, in proportion (default: equal)",
+        help="share of the model that each node holds, root first (default: equal)",
     )
     parser.add_argument("--threads", type=threads, metavar="N", help="threads of each node")
     parser.add_argument(
@@ -141,20 +144,20 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         "--sync-type",
         choices=("f32", "f16", "q80"),
         default="f32",
-        help="what a sync carries: q80 is a quarter of f32's bytes (default: %(default)s)",
+        help="number type of syncs; q80 takes a quarter of the bytes of f32 (default: %(default)s)",
     )
     parser.add_argument(
         "--lane",
         choices=("mesh", "grpc"),
         default="mesh",
-        help="how syncs travel: between the nodes themselves, or through the root, which needs one "
-        "port only (default: %(default)s)",
+        help="path of syncs: mesh sends them between the nodes, grpc through the root, which needs "
+        "one port only (default: %(default)s)",
     )
     parser.add_argument(
         "--kv-type",
         choices=("f32", "f16", "q80"),
         default="f16",
-        help="what the KV cache holds (default: %(default)s)",
+        help="number type of the KV cache (default: %(default)s)",
     )
     parser.add_argument(
         "--parallel",
@@ -167,20 +170,20 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar="N",
         default=128,
-        help="rows of one step: how long a prompt's chunks are (default: %(default)s)",
+        help="rows of one step; longer prompts are prefilled in chunks (default: %(default)s)",
     )
     parser.add_argument(
         "--step-seconds",
         type=seconds,
         metavar="S",
         default=120.0,
-        help="a step that takes longer is given up (default: %(default)s)",
+        help="time limit of a step; one that takes longer fails (default: %(default)s)",
     )
     parser.add_argument(
         "--memory-limit",
         type=size,
         metavar="SIZE",
-        help="bytes for the root's weights and KV cache at most (default: what is free)",
+        help="most bytes for the root's weights and KV cache (default: the free memory)",
     )
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
@@ -189,13 +192,13 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
-    """Who is trusted. Of a command that asks a running root, --tls is the client's directory."""
+    """TLS or none. For a command that calls a running root, --tls is the client's directory."""
     group = parser.add_mutually_exclusive_group()
     add_tls(group)
     group.add_argument(
         "--insecure",
         action="store_true",
-        help="let everybody who reaches an address beyond loopback use it",
+        help="serve other machines without TLS or authentication",
     )
 
 
@@ -204,14 +207,14 @@ def add_tls(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--tls",
         metavar="DIR",
-        help="directory with ca.crt, tls.crt, tls.key and token, of `hearth certs init`: speak "
-        "TLS, with those of the same cluster only",
+        help="directory with ca.crt, tls.crt, tls.key and token, made by `hearth certs init`: use "
+        "TLS, with nodes and clients of the same cluster only",
     )
 
 
 def add_api_key(parser: argparse.ArgumentParser) -> None:
     """The key of a client."""
-    parser.add_argument("--api-key", metavar="KEY", help="what a running root knows this client by")
+    parser.add_argument("--api-key", metavar="KEY", help="API key to send to the root")
 
 
 def add_health(parser: argparse.ArgumentParser) -> None:
@@ -219,12 +222,12 @@ def add_health(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--health",
         metavar="HOST:PORT",
-        help="answer health checks, and nothing else, on this address, in plaintext",
+        help="answer health checks, and nothing else, in plaintext on this address",
     )
 
 
 def security(options: argparse.Namespace, *exposed: str) -> Security | None:
-    """What --tls says, or None without it.
+    """The credentials of --tls, or None without it.
 
     exposed: the options among "listen" and "metrics" that are addresses to serve. Raises
     HearthError INSECURE for one beyond loopback without --tls or --insecure, or BAD_SETTING.
@@ -241,11 +244,11 @@ def security(options: argparse.Namespace, *exposed: str) -> Security | None:
         if address:
             refuse_exposed(f"--{name}", address, found, options.insecure)
         if address and options.insecure and not is_loopback(address):
-            log.warning("--insecure: whoever reaches --%s %s may use it", name, address)
-    # A name that a resolver gives was chosen by somebody; on a LAN, anybody can announce himself.
+            log.warning("--insecure: anyone who can reach --%s %s may use it", name, address)
+    # Anyone on a LAN can announce a worker.
     if getattr(options, "workers_mdns", False) and found is None and not options.insecure:
         problem = (
-            "--workers-mdns would give the model and its prompts to whoever announces a worker: "
+            "--workers-mdns would give the model and its prompts to anyone who announces a worker: "
             "give --tls DIR (`hearth certs init` makes one), or --insecure where you trust the "
             "whole network"
         )
@@ -259,13 +262,13 @@ def add_local_nodes(parser: argparse.ArgumentParser) -> None:
         "--nodes",
         type=count,
         metavar="N",
-        help="start N-1 workers on this machine: N nodes in all",
+        help="run N nodes on this machine: start N-1 workers for this command",
     )
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
         default="none",
-        help="slice cache of the workers started (default: %(default)s)",
+        help="slice cache of the workers that are started (default: %(default)s)",
     )
     parser.add_argument(
         "--pin", action="store_true", help="pin each node's threads to cores of its own (Linux)"
@@ -285,12 +288,30 @@ def add_max_tokens(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How tokens are chosen; the defaults are greedy."""
+    """Sampling; the defaults are greedy."""
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="keep the K best; 0 keeps all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep the best of this sum")
     parser.add_argument(
-        "--min-p", type=float, default=0.0, help="drop below this share of the best"
+        "--top-k", type=int, default=0, help="keep the K most likely tokens; 0 keeps all"
     )
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off")
-    parser.add_argument("--seed", type=int, help="same seed, same text")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="nucleus sampling: keep the most likely tokens whose probabilities add up to P",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="drop tokens less likely than this share of the most likely one",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="divide the logits of tokens in the text so far by this; 1 is off",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of the random choices: the same seed gives the same text"
+    )

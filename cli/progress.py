@@ -1,18 +1,26 @@
-"""Progress of loading, a bar for each node: tqdm's on a terminal, elsewhere a line at the end."""
+"""Progress of loading and of conversions: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import sys
 import threading
-from typing import Never, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Never, TextIO
 
 from tqdm import tqdm
 
 from hearth.common.sizes import format_size
-from hearth.root.cluster.streaming import LoadEvent
+
+if TYPE_CHECKING:
+    from hearth.root.cluster.streaming import LoadEvent
 
 
 class LoadProgress:
-    """Called with (address, event) from any thread. `out` None shows nothing."""
+    """Shows each node's loading; called with (address, event) from any thread.
+
+    `out` None shows nothing. Elsewhere than on a terminal, one line a node at the end.
+    """
 
     def __init__(self, out: TextIO | None) -> None:
         self._out = out
@@ -21,7 +29,7 @@ class LoadProgress:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Leaves the bars as they are; what comes later begins new ones."""
+        """Leave the bars as they are; later events begin new ones."""
         with self._lock:
             for bar in self._bars.values():
                 bar.close()
@@ -34,24 +42,12 @@ class LoadProgress:
         held = event.network_bytes + event.cache_bytes
         with self._lock:
             if self._out.isatty():
-                self._draw(address, event.total_bytes, held)
+                if address not in self._bars:
+                    self._bars[address] = _bar(self._out, len(self._bars))
+                _advance(self._bars[address], address, held, event.total_bytes)
             elif held >= event.total_bytes and address not in self._done:
                 self._done.add(address)
                 print(self._line(address, event), file=self._out, flush=True)
-
-    def _draw(self, address: str, total: int, held: int) -> None:
-        bar = self._bars.get(address)
-        if bar is None:
-            bar = self._bars[address] = tqdm(
-                desc=address,
-                total=total,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                position=len(self._bars),
-                file=self._out,
-            )
-        bar.update(held - bar.n)
 
     @staticmethod
     def _line(address: str, event: LoadEvent) -> str:
@@ -60,3 +56,42 @@ class LoadProgress:
             return f"root: {total} of weights loaded"
         network, cache = format_size(event.network_bytes), format_size(event.cache_bytes)
         return f"worker {address}: {total} of weights loaded ({network} sent, {cache} cached)"
+
+
+@contextmanager
+def conversion_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows (tensor's name, bytes done, bytes in all) on stderr; a line a tenth without a terminal.
+
+    The function it yields is converter.convert.Progress.
+    """
+    if sys.stderr.isatty():
+        with _bar(sys.stderr) as bar:
+            yield lambda name, done, total: _advance(bar, name, done, total)
+        return
+    shown = -1
+
+    def write(name: str, done: int, total: int) -> None:
+        nonlocal shown
+        tenth = 10 * done // total
+        if tenth != shown:
+            shown = tenth
+            print(f"{10 * tenth}% {done} of {total} bytes, {name}", file=sys.stderr)
+
+    yield write
+
+
+def _bar(out: TextIO, position: int = 0) -> tqdm[Never]:
+    return tqdm(
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        dynamic_ncols=True,
+        position=position,
+        file=out,
+    )
+
+
+def _advance(bar: tqdm[Never], name: str, done: int, total: int) -> None:
+    bar.total = total
+    bar.set_description(name, refresh=False)
+    bar.update(done - bar.n)

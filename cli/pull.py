@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hearth.cli.convert import add_weights, run_conversion
+from hearth.cli.convert import run_conversion
+from hearth.cli.options import add_weights
 from hearth.converter import ModelError
 from hearth.converter.pull import pull
 
@@ -20,7 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "name", metavar="NAME", help="owner/model, or owner/model/file.gguf for one GGUF file"
     )
     parser.add_argument("--revision", help="a branch, tag or commit (default: the main branch)")
-    add_weights(parser, default=None)
+    add_weights(parser)
     parser.add_argument(
         "--dest", type=Path, help="the directory to convert into (default: ./MODEL-WEIGHTS)"
     )

@@ -1,4 +1,4 @@
-"""`hearth root`: serves a model to clients, alone or with workers, until it is told to stop."""
+"""`hearth root`: serves a model to clients, alone or with workers, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--api-keys",
         metavar="FILE",
-        help="lines NAME KEY: take calls of clients with one of these keys only",
+        help="file of lines NAME KEY: only clients with one of these keys may call",
     )
     parser.add_argument(
         "--sequences",
@@ -41,18 +41,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--workers-dns",
         metavar="NAME:PORT",
         default="",
-        help="take in the workers that this DNS name lists, as it changes",
+        help="use the workers that this DNS name lists, as it changes",
     )
     parser.add_argument(
         "--workers-mdns",
         action="store_true",
-        help="take in the workers that announce themselves on the LAN (hearth worker --announce)",
+        help="use the workers that announce themselves on the LAN (hearth worker --announce)",
     )
     parser.add_argument(
         "--min-workers",
         type=int,
         metavar="N",
-        help="serve as soon as N workers are in (default: all of --workers; else 1)",
+        help="serve as soon as N workers have joined (default: all of --workers; else 1)",
     )
     parser.add_argument(
         "--join-seconds",
@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=common.seconds,
         default=30.0,
         metavar="S",
-        help="how long a lost worker is waited for before the model is divided over the rest "
+        help="how long to wait for a lost worker before the model is divided over the others "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -81,7 +81,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=common.seconds,
         default=10.0,
         metavar="S",
-        help="how long running requests may take after SIGTERM (default: %(default)s)",
+        help="how long running requests may take to finish after SIGTERM (default: %(default)s)",
     )
     parser.add_argument(
         "--story",
@@ -130,7 +130,7 @@ def _joining(options: argparse.Namespace) -> Joining:
     from hearth.root.settings import Joining
 
     if options.shares is not None and (options.workers_dns or options.workers_mdns):
-        problem = "--shares needs a static list: each share is of one of --workers"
+        problem = "--shares needs a static list: give --workers, and a share for each of them"
         raise HearthError(Reason.BAD_SETTING, problem)
     return Joining(
         dns=options.workers_dns,

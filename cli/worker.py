@@ -1,4 +1,4 @@
-"""`hearth worker`: serves one root at a time until it is told to stop."""
+"""`hearth worker`: serves one root at a time until a signal stops it."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--cache-dir",
         metavar="DIR",
         default=str(default_cache_dir()),
-        help="where weight slices are kept for the next start; none keeps none "
+        help="directory that keeps weight slices for the next start; none keeps none "
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--cache-limit", type=common.size, metavar="SIZE", help="bytes of slices to keep at most"
+        "--cache-limit", type=common.size, metavar="SIZE", help="most bytes of slices to keep"
     )
     parser.add_argument(
         "--memory-limit",
         type=common.size,
         metavar="SIZE",
-        help="bytes for weights and KV cache at most (default: what the machine has free)",
+        help="most bytes for weights and KV cache (default: the free memory)",
     )
-    parser.add_argument("--name", help="name in messages to people (default: the host's name)")
+    parser.add_argument("--name", help="name in messages and metrics (default: the host's name)")
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
     )
@@ -66,22 +66,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--announce",
         action="store_true",
-        help="tell the LAN by mDNS that this worker is here (root: --workers-mdns)",
+        help="announce this worker on the LAN by mDNS (root: --workers-mdns)",
     )
     parser.add_argument(
         "--lease-grace",
         type=common.seconds,
         metavar="SECONDS",
         default=2.0,
-        help="how long a root may stay away before its shard is freed (default: %(default)s)",
+        help="how long a root may be disconnected before its shard is freed (default: %(default)s)",
     )
     parser.add_argument(
         "--drain-seconds",
         type=common.seconds,
         metavar="S",
         default=20.0,
-        help="how long, after SIGTERM, the root may take to go on without this worker; where the "
-        "others have no room for its part, running requests may end (default: %(default)s)",
+        help="how long, after SIGTERM, the root may take to continue without this worker; where "
+        "the others have no room for its part, running requests may finish (default: %(default)s)",
     )
     parser.add_argument(
         "--exit-with-parent",
@@ -89,7 +89,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="?",
         const=0,
         metavar="PID",
-        help="stop when the process that started this one is gone (PID: its id)",
+        help="stop when the process that started this one has ended (PID: its id)",
     )
     parser.set_defaults(run=run)
 
@@ -148,7 +148,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def default_cache_dir() -> Path:
-    """Where this user's slices are kept unless told otherwise."""
+    """The default folder of this user's slices."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache")) / "hearth" / "slices"
 

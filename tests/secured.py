@@ -16,7 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from harness import ServiceProcess, WorkerProcess, free_port, hearth
 
-from hearth.cli import certs
+from hearth.common import pki
 from hearth.v1 import root_pb2, worker_pb2
 
 PROMPT = "Once upon a time"
@@ -67,7 +67,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
     """Ends all of it after."""
     ours, theirs = folder / "ours", folder / "theirs"
     assert hearth("certs", "init", str(ours)).returncode == 0
-    certs.make(theirs, [], 30)
+    pki.make(theirs, [], 30)
     mesh, metrics, health = (
         local_port(),
         {name: local_port() for name in ("root", "worker")},

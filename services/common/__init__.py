@@ -1,1 +1,1 @@
-"""What both services share: errors, channels, settings, metrics, logging."""
+"""The parts of both services: errors, channels, settings, metrics, logging."""

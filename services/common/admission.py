@@ -1,7 +1,7 @@
-"""Who was refused at a port, and why, in the log: at a bounded rate, with the peer's address.
+"""Log of refused callers, with their addresses and at a bounded rate.
 
-gRPC finishes TLS handshakes by itself and tells nobody whose failed. What it does call is the
-credentials' fetcher, at the start of each; the process's own descriptors then hold the newcomer.
+gRPC does TLS handshakes by itself and does not report which failed. It does call the credentials'
+fetcher at the start of each; the process's own descriptors then include the new connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hearth.common.channels import SILENCE_SECONDS, format_address
 
 log = logging.getLogger(__name__)
 
-# Lines in a minute, and of one host and cause once only: a scanner cannot fill the log.
+# Lines in a minute, one for each host and cause: a scanner cannot fill the log.
 MOST_LINES = 20
 WINDOW_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
@@ -35,7 +35,7 @@ Peer = tuple[str, int]
 
 
 class Refusals:
-    """Says who was refused. Thread-safe; holds at most MOST_LINES entries."""
+    """Logs refused callers. Thread-safe; holds at most MOST_LINES entries."""
 
     def __init__(self, port: str, clock: Callable[[], float] = time.monotonic) -> None:
         """port: what was called, for people: "the worker's port"."""
@@ -65,7 +65,7 @@ class Refusals:
 
 
 def peer_of(text: str) -> Peer:
-    """The address in what gRPC calls a peer: "ipv4:10.0.0.1:5", "ipv6:[::1]:5", percent-encoded."""
+    """The address in gRPC's name of a peer: "ipv4:10.0.0.1:5", "ipv6:[::1]:5", percent-encoded."""
     kind, _, rest = unquote(text).partition(":")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
@@ -74,12 +74,12 @@ def peer_of(text: str) -> Peer:
 
 
 def peer_address(address: tuple[Any, ...]) -> Peer:
-    """What a socket says of its other end."""
+    """The address of a socket's other end."""
     return _plain(str(address[0])), int(address[1])
 
 
 class Handshakes:
-    """Watches a gRPC server's TLS connections from outside; says whose handshake came to nothing.
+    """Watches a gRPC server's TLS connections from outside; reports those whose handshake failed.
 
     A connection that closes before it made a call, while it was young, is taken for a failed
     handshake: gRPC itself closes those that are not done within `seconds`.
@@ -165,7 +165,7 @@ class Handshakes:
 
 
 def _cause(first: bytes, seconds: float, limit: float = SILENCE_SECONDS) -> str:
-    """What was probably wrong with a handshake that began with these bytes."""
+    """The probable cause of a failed handshake that began with these bytes."""
     if seconds > 0.9 * limit:
         return f"the TLS handshake was not done within {limit:g} s"
     if first.startswith(b"PRI"):
@@ -179,7 +179,7 @@ def _cause(first: bytes, seconds: float, limit: float = SILENCE_SECONDS) -> str:
 
 
 def connections(port: int, peek: bool = False) -> dict[Peer, bytes]:
-    """Who is connected to this process's `port`; with `peek`, the first bytes not read yet.
+    """The peers connected to this process's `port`; with `peek`, their first unread bytes.
 
     Empty where the system does not list a process's descriptors (/proc/self/fd, /dev/fd).
     """

@@ -1,4 +1,4 @@
-"""What Linux control groups, versions 1 and 2, leave this process of the machine: memory, CPU time.
+"""Limits of Linux control groups, versions 1 and 2, on this process: memory and CPU time.
 
 A container's limits are those of its group; a group within a group has the tightest of all of
 them, so every group from the process's own outwards is asked. Anything that cannot be read or

@@ -28,14 +28,14 @@ MAX_PAYLOAD_BYTES = 64 << 20
 # Field tags, page tables and digests around the payload.
 _OVERHEAD_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + _OVERHEAD_BYTES
-# What a server takes from clients that send text only (the root's own service).
+# Limit of messages from clients, which send text only.
 MAX_CLIENT_MESSAGE_BYTES = 4 << 20
 
-# Both ends ping a connection that was silent for 4 s, and give it up 8 s later: a machine that
-# vanished, or a process that is stopped, is noticed within 12 s, however long a step takes, for
-# gRPC's own threads answer pings while others compute. Sooner would be a false alarm where a slow
-# network is full of weights, for a ping waits behind them. The server allows pings twice as often
-# as they come, so that no clock makes the pings of an agreed client "too many".
+# Both ends ping a connection that was silent for 4 s, and close it 8 s later. So the loss of a
+# machine or a stopped process is noticed within 12 s. Long steps do not matter: gRPC's own threads
+# answer pings while others compute. Shorter limits would be false alarms where a slow network is
+# full of weights, because a ping waits behind them. The server allows pings twice as often as they
+# come, so that differing clocks do not make them "too many".
 _KEEPALIVE_MS = 4_000
 _KEEPALIVE_TIMEOUT_MS = 8_000
 
@@ -134,7 +134,7 @@ def format_address(host: str, port: int) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach a server that listens on `address`."""
+    """True where only this machine can reach a server that listens on `address`."""
     host, _ = split_address(address)
     if host == "localhost":
         return True

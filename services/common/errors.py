@@ -97,7 +97,7 @@ CODES: Mapping[str, Code] = {
 
 
 class HearthError(Exception):
-    """What failed, the numbers on both sides, and what to do, in one sentence or two.
+    """An error: the failure, the numbers on both sides, and the remedy, in one sentence or two.
 
     `reason` is UPPER_SNAKE, for programs; `code` the one of CODES unless given;
     `metadata` the facts of the message as text, by lowerCamel key.

@@ -1,11 +1,11 @@
-"""What the worker's large messages are on the wire: the bytes protobuf writes.
+"""The worker's large messages on the wire, in the bytes that protobuf writes.
 
-WeightChunk without copies of its payload: through protobuf's Python a chunk of 1 MiB is copied five
-times on the way out and twice on the way in, which costs more than sending it. Here it is once, and
-not at all. Tests hold both to protobuf.
+Protobuf's Python copies a WeightChunk of 1 MiB five times when it writes it, and twice when it
+reads it. That costs more than sending it. Here it is copied once, and not at all. Tests hold both
+to protobuf.
 
-And a look at messages before protobuf takes them apart: bytes that are many small fields become
-twenty to forty times as large in memory. What is no payload has a limit of its own.
+Messages are also measured before protobuf parses them: many small fields become twenty to forty
+times as large in memory. Everything except the payload is limited separately.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from hearth.v1 import worker_pb2
 
-# A message of weight loading that is no chunk. The manifest of a model of a thousand layers has
+# A message of weight loading without a chunk. The manifest of a model of a thousand layers has
 # under 1 MiB; taken apart, 2 MiB are 80 MiB at most.
 MAX_BEGIN_BYTES = 2 << 20
 # A step's page tables: 2 MiB are 128 sequences of 100,000 tokens. 40 MiB at most, taken apart.
@@ -64,7 +64,7 @@ def encode_request(request: worker_pb2.LoadWeightsRequest | ChunkFrame) -> bytes
 def decode_request(raw: bytes) -> worker_pb2.LoadWeightsRequest | ChunkFrame:
     """Reads a message: a chunk as a ChunkFrame (a view of `raw`), all else as protobuf does.
 
-    Raises protobuf's DecodeError for bytes that are no message.
+    Raises protobuf's DecodeError for bytes that are not a message.
     """
     frame = _decode_chunk(raw)
     if frame is not None:
@@ -89,8 +89,8 @@ _PAYLOAD = 3 << 3 | 2
 def decode_forward(raw: bytes) -> worker_pb2.ForwardRequest:
     """Reads a message of a Forward stream.
 
-    Raises protobuf's DecodeError for bytes that are no message, or one with too much beside its
-    payload.
+    Raises protobuf's DecodeError for bytes that are not a message, or that hold too much beside
+    the payload.
     """
     if len(raw) > MAX_STRUCTURE_BYTES:
         structure = len(raw) - _payload_bytes(raw)

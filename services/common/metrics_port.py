@@ -1,7 +1,7 @@
 """The HTTP server of --metrics: GET /metrics in plain text, or by mutual TLS; bounded throughout.
 
-prometheus_client has a server too; with certificates that one does each handshake in the thread
-that accepts, so that a single half-open connection ends all scraping, and it has no limits.
+prometheus_client has a server too, without limits. With certificates it does each handshake in the
+thread that accepts: a single half-open connection ends all scraping.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hearth.common.security import Security
 
 # A scrape: the handshake, the request and the answer, each read or written within this.
 SCRAPE_SECONDS = 5.0
-# Connections at once; more are closed unheard.
+# Connections at once; more are closed.
 _MOST_CONNECTIONS = 16
 
 
@@ -103,7 +103,7 @@ class _Server(WSGIServer):
             watchdog.start()
             connection.settimeout(self.silence_seconds)
             if self.security is not None:
-                # Made anew: renewed certificates are taken up, and a scrape is rare.
+                # Made each time: renewed certificates are taken up, and a scrape is rare.
                 context = self.security.ssl_context()
                 connection = context.wrap_socket(connection, server_side=True)
             self.finish_request(connection, client_address)
@@ -129,7 +129,7 @@ class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a scrape is no event."""
+        """Nothing: scrapes are not logged."""
 
 
 def _cut(connection: socket.socket) -> None:

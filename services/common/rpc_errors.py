@@ -1,6 +1,6 @@
-"""How a HearthError travels over gRPC, and what HearthError a failed call stands for.
+"""HearthError to gRPC status, and failed calls back to HearthError.
 
-It crosses the wire as google.rpc.Status with one ErrorInfo of domain "hearth".
+An error crosses the wire as google.rpc.Status with one ErrorInfo of domain "hearth".
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FOREIGN: Mapping[grpc.StatusCode, Reason] = {
 _CODES: Mapping[grpc.StatusCode, Code] = {
     status: Code[status.name] for status in _C if status is not _C.OK
 }
-# What gRPC says where one end speaks TLS and the other does not, or does not trust it.
+# Words of gRPC's messages where one end uses TLS and the other does not, or does not trust it.
 _TLS_SIGNS = ("handshake", "socket closed")
 
 

@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The names that certificates carry, whatever machine they are on: whoever dials a worker asks for
-# the one, whoever dials a root for the other. So any number of workers can share a certificate.
+# The names in certificates do not depend on the machine: clients of a worker and of a root each
+# expect theirs. So any number of workers can share a certificate.
 ROOT_NAME = "hearth-root"
 WORKER_NAME = "hearth-worker"
-CLIENT_NAME = "hearth-client"
 
 FILES = ("ca.crt", "tls.crt", "tls.key", "token")
 # What a token or an API key must at least be: 16 characters are 96 bits where they are random.
@@ -46,7 +45,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the files say, checked against each other. PEM as bytes; `repr` shows no secret."""
+    """The contents of the files, checked against each other. PEM bytes; `repr` shows no secret."""
 
     ca: bytes = field(repr=False)
     certificate: bytes = field(repr=False)
@@ -92,7 +91,7 @@ def read_identity(directory: Path) -> Identity:
 
 
 class Reread(Generic[T]):
-    """What was read from files, read again when one of them has changed. Thread-safe.
+    """A value read from files, read again when one of them has changed. Thread-safe.
 
     The first reading raises what `read` raises; a later one that fails is logged, and what was read
     before stays.
@@ -145,7 +144,7 @@ class Security:
         return self._files.get().token
 
     def admits(self, metadata: Metadata) -> str:
-        """Why a call with this metadata is refused; empty where it has the join token."""
+        """The problem of a call with this metadata; empty where it has the join token."""
         return bearer_problem(metadata, lambda given: _same(given, self.token), "join token")
 
     def server_credentials(
@@ -206,7 +205,7 @@ class ApiKeys:
         self._keys = Reread([path], lambda: _read_keys(path))
 
     def admits(self, metadata: Metadata) -> str:
-        """Why a call with this metadata is refused; empty where it has one of the keys."""
+        """The problem of a call with this metadata; empty where it has one of the keys."""
         return bearer_problem(metadata, self._knows, "API key")
 
     def _knows(self, given: str) -> bool:
@@ -216,7 +215,7 @@ class ApiKeys:
 
 
 def bearer_problem(metadata: Metadata, knows: Callable[[str], bool], what: str) -> str:
-    """Why `authorization: Bearer ...` is not what `knows` knows; empty where it is."""
+    """The problem of `authorization: Bearer ...`; empty where `knows` accepts its secret."""
     given = [value for key, value in metadata if key == "authorization"]
     if not given:
         return f"no {what}"

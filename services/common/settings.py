@@ -72,7 +72,7 @@ def _shown(parser: argparse.ArgumentParser, action: argparse.Action) -> argparse
 def _excluded(
     parser: argparse.ArgumentParser, action: argparse.Action, arguments: Sequence[str]
 ) -> bool:
-    """Whether another option that `action` excludes was given."""
+    """True where another option that `action` excludes was given."""
     given = {argument.partition("=")[0] for argument in arguments}
     return any(
         not given.isdisjoint(other.option_strings)

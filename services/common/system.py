@@ -1,4 +1,4 @@
-"""What this machine gives the process: cores, memory, its own footprint.
+"""The resources of this process: cores, memory, its own footprint.
 
 Honours Linux control groups (containers): their limits, not the machine's, are what may be used.
 """
@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import sys
 from pathlib import Path
@@ -79,6 +80,14 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def status_bytes(pid: int | str, field: str) -> int | None:
+    """A size in a process's status: "VmRSS" is its resident memory, "VmHWM" the peak of that.
+
+    None where there is no such process or field. Linux only.
+    """
+    return _sizes(Path(f"/proc/{pid}/status")).get(field)
+
+
 def keep_message_memory() -> None:
     """Lets the allocator keep the memory of freed messages for the next ones, within bounds.
 
@@ -102,11 +111,15 @@ def trim_memory() -> None:
 
 
 def _meminfo(field: str) -> int:
+    size = _sizes(Path("/proc/meminfo")).get(field)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if size is None else size
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Bytes of each line `NAME: N kB`; none where the file cannot be read."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == field:
-                return int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    found = [re.fullmatch(r"(\w+):\s*(\d+) kB", line) for line in lines]
+    return {match[1]: int(match[2]) * 1024 for match in found if match}

@@ -190,8 +190,8 @@ class ChunkFrames(grpc.ServerInterceptor):
 def _reader(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     """`decode` that gives its DecodeError as a message.
 
-    gRPC has an answer of its own to a deserializer that raises, but when a second message cannot be
-    read either it never ends that call: 32 of them, and a connection takes no more.
+    gRPC handles a deserializer that raises, but never ends the call when a second message cannot
+    be read either. After 32 such calls a connection takes no more.
     """
 
     def read(raw: bytes) -> Any:

@@ -31,8 +31,8 @@ from secured import (
 )
 from serving_fakes import Root
 
-from hearth.cli import certs
 from hearth.client import Client, Unreachable
+from hearth.common import pki
 from hearth.common.channels import MAX_CONNECTIONS
 from hearth.common.metrics_port import MetricsPort
 from hearth.common.security import Security
@@ -189,7 +189,7 @@ def silent_call(address: str) -> grpc.Call:
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_every_port_closes_what_is_silent(tls: bool, tmp_path: Path) -> None:
     """Servers that wait for a second: the others wait for 5 or 10."""
-    certs.make(tmp_path, [], 30)
+    pki.make(tmp_path, [], 30)
     secured = {role: Security(tmp_path / role) if tls else None for role in ("root", "worker")}
     with ExitStack() as stack:
         ports = [free_port() for _ in range(3)]

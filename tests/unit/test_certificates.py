@@ -22,8 +22,7 @@ import pytest
 from cryptography import x509
 from prometheus_client import CollectorRegistry, Gauge
 
-from hearth.cli import certs
-from hearth.common import admission
+from hearth.common import admission, pki
 from hearth.common.admission import MOST_LINES, WINDOW_SECONDS, Handshakes, Refusals, peer_of
 from hearth.common.channels import is_loopback, refuse_exposed
 from hearth.common.errors import HearthError
@@ -40,7 +39,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Files of `hearth certs init`, for two clusters."""
     folders = (tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("theirs"))
     for folder in folders:
-        certs.make(folder, [], 30)
+        pki.make(folder, [], 30)
     return folders
 
 
@@ -74,47 +73,47 @@ def test_what_is_made_is_whole_and_private(clusters: tuple[Path, Path]) -> None:
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
-    made = certs.make(tmp_path, ["nas.lan", "192.168.1.20"], 30)
+    made = pki.make(tmp_path, ["nas.lan", "192.168.1.20"], 30)
     before = {path: path.read_bytes() for path in made}
-    assert certs.make(tmp_path, [], 30) == []
+    assert pki.make(tmp_path, [], 30) == []
     assert {path: path.read_bytes() for path in made} == before
 
 
 def test_what_is_missing_is_made_with_the_same_authority_and_token(tmp_path: Path) -> None:
-    certs.make(tmp_path, [], 30)
+    pki.make(tmp_path, [], 30)
     token = (tmp_path / "root" / "token").read_bytes()
     shutil.rmtree(tmp_path / "worker")
     (tmp_path / "root" / "tls.key").unlink()
-    certs.make(tmp_path, [], 30)
+    pki.make(tmp_path, [], 30)
     assert (tmp_path / "worker" / "token").read_bytes() == token
     read_identity(tmp_path / "worker")
     read_identity(tmp_path / "root")
 
 
 def test_force_makes_another_cluster(tmp_path: Path) -> None:
-    first = {path: path.read_bytes() for path in certs.make(tmp_path, [], 30)}
-    again = certs.make(tmp_path, [], 30, force=True)
+    first = {path: path.read_bytes() for path in pki.make(tmp_path, [], 30)}
+    again = pki.make(tmp_path, [], 30, force=True)
     assert set(again) == set(first)
     assert not [path for path in again if path.read_bytes() == first[path]]
 
 
 def test_runs_at_the_same_time_make_one_set(tmp_path: Path) -> None:
     with futures.ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: certs.make(tmp_path, [], 30), range(4)))
+        made = list(pool.map(lambda _: pki.make(tmp_path, [], 30), range(4)))
     assert sum(map(bool, made)) == 1
     read_identity(tmp_path / "worker")
 
 
 def test_a_lost_authority_is_said(tmp_path: Path) -> None:
-    certs.make(tmp_path, [], 30)
+    pki.make(tmp_path, [], 30)
     (tmp_path / "ca.key").unlink()
-    assert certs.make(tmp_path, [], 30) == []  # nothing needs it
+    assert pki.make(tmp_path, [], 30) == []  # nothing needs it
     (tmp_path / "client" / "tls.crt").unlink()
-    assert "ca.key is not" in problem_of(lambda: certs.make(tmp_path, [], 30))
+    assert "ca.key is not" in problem_of(lambda: pki.make(tmp_path, [], 30))
 
 
 def test_hosts_are_names_of_root_and_worker(tmp_path: Path) -> None:
-    certs.make(tmp_path, ["nas", "fe80::1", "10.0.0.1"], 30)
+    pki.make(tmp_path, ["nas", "fe80::1", "10.0.0.1"], 30)
     for role, own in (("root", "hearth-root"), ("worker", "hearth-worker")):
         (certificate,) = x509.load_pem_x509_certificates((tmp_path / role / "tls.crt").read_bytes())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -124,7 +123,7 @@ def test_hosts_are_names_of_root_and_worker(tmp_path: Path) -> None:
 
 
 def test_a_host_that_no_certificate_can_name(tmp_path: Path) -> None:
-    assert "café" in problem_of(lambda: certs.make(tmp_path, ["café"], 30))
+    assert "café" in problem_of(lambda: pki.make(tmp_path, ["café"], 30))
 
 
 # A directory that cannot be used
@@ -154,7 +153,7 @@ def test_files_of_two_clusters(clusters: tuple[Path, Path], worker: Path) -> Non
 
 
 def test_a_certificate_that_has_ended(tmp_path: Path) -> None:
-    maker = certs._Maker(tmp_path, [], 1)
+    maker = pki._Maker(tmp_path, [], 1)
     maker._until = datetime.timedelta(days=-1)
     maker.run()
     said = problem_of(lambda: read_identity(tmp_path / "worker"))
@@ -165,7 +164,7 @@ def test_a_certificate_that_has_ended(tmp_path: Path) -> None:
 def test_a_certificate_that_ends_soon_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    certs.make(tmp_path, [], 5)
+    pki.make(tmp_path, [], 5)
     Security(tmp_path / "root")
     assert "ends in 4 days" in caplog.text
 
