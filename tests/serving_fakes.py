@@ -246,7 +246,7 @@ class Root:
         if self.runner.gate is not None:
             self.runner.gate.set()
         self.server.stop(0)
-        assert self.engine.stop(drain=False)
+        assert self.engine.stop(finish=False)
 
     def steps_when_quiet(self) -> int:
         """Steps made, once no more are made."""

@@ -81,7 +81,7 @@ def core(
             pause_seconds=pause_seconds,
         )
         engine.start()
-        stack.callback(engine.stop, drain=False)
+        stack.callback(engine.stop, finish=False)
         if cluster.lost is not None:
             engine.suspend(cluster.lost, refuse=True)
         yield Core(model, cluster, engine, metrics)

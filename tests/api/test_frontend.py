@@ -43,7 +43,7 @@ def play(scene: Scene[T], root: Root | None = None) -> T:
         if root.runner.gate is not None:
             root.runner.gate.set()
         root.frontend.close()
-        assert root.engine.stop(drain=False)
+        assert root.engine.stop(finish=False)
 
 
 async def _awaited(work: Awaitable[T]) -> T:

@@ -70,7 +70,7 @@ def test_what_passes_does_not_end_a_start(start_worker: Start, reason: str) -> N
             assert cluster.status().state == root_pb2.CLUSTER_STATE_SERVING
         finally:
             supervisor.stop()
-            engine.stop(drain=False)
+            engine.stop(finish=False)
             cluster.close()
 
 

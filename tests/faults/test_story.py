@@ -102,7 +102,7 @@ def test_a_formation_that_fails_is_recorded_and_replayed(
             supervisor.form_first()
         finally:
             supervisor.stop()
-            engine.stop(drain=False)
+            engine.stop(finish=False)
             cluster.close()
     assert f"(its story: {file})" in caplog.text
 

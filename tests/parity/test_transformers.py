@@ -240,7 +240,7 @@ def test_greedy_generation(reference: Callable[[str], Reference], addresses: lis
             ]
             events = [list(stream) for stream in streams]
         finally:
-            engine.stop(drain=False)
+            engine.stop(finish=False)
     for made_by, ids in zip(events, wanted, strict=True):
         tokens = [token for e in made_by if isinstance(e, Delta) for token in e.token_ids]
         assert tokens == ids

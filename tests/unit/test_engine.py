@@ -83,7 +83,7 @@ def engine(runner: FakeRunner | None = None, limits: Limits = LIMITS) -> Iterato
     try:
         yield made
     finally:
-        assert made.stop(drain=False)
+        assert made.stop(finish=False)
 
 
 def params(text: str, max_tokens: int = 10, **more: object) -> GenerateParams:
@@ -364,7 +364,7 @@ def test_bad_token_ids_are_refused_at_once() -> None:
         e.submit(GenerateParams((1, 258)), Sink())
 
 
-def test_stop_with_drain_finishes_what_runs() -> None:
+def test_stop_finishes_what_runs() -> None:
     runner = FakeRunner(gate=threading.Event())
     e = Engine(runner, ByteTokenizer(), LIMITS, sampler_factory=Greedy)
     e.start()
@@ -372,20 +372,20 @@ def test_stop_with_drain_finishes_what_runs() -> None:
     e.submit(params("ab", 5), sink)
     assert runner.gate is not None
     threading.Timer(0.05, runner.gate.set).start()
-    assert e.stop(drain=True)
+    assert e.stop(finish=True)
     assert sink.finish is FinishReason.LENGTH
     with pytest.raises(HearthError, match="shutting down"):
         e.submit(params("ab"), sink)
 
 
-def test_stop_with_drain_gives_up_after_its_timeout() -> None:
+def test_stop_gives_up_after_its_timeout() -> None:
     e = Engine(FakeRunner(seconds=0.01), ByteTokenizer(), LIMITS, sampler_factory=Greedy)
     e.start()
     sink = Sink()
     e.submit(params("ab", 0), sink)
     late = Sink()
     threading.Timer(0.05, lambda: e.submit(params("ab"), late)).start()
-    assert e.stop(drain=True, timeout=0.2)
+    assert e.stop(finish=True, timeout=0.2)
     assert sink.error.reason == "SHUTTING_DOWN"
     assert late.error.reason == "SHUTTING_DOWN"
 
@@ -463,7 +463,7 @@ def test_the_core_s_sampler_draws_the_same_whatever_runs_beside() -> None:
             if not together:
                 sink.wait()
         made = [sink.wait().tokens for sink in sinks]
-        assert e.stop(drain=False)
+        assert e.stop(finish=False)
         return made
 
     warm = Sampling(temperature=0.9, top_k=50, top_p=0.9, repetition_penalty=1.2, seed=11)
@@ -524,7 +524,7 @@ def patient(runner: FakeRunner, limits: Limits = LIMITS, seconds: float = 30.0) 
     try:
         yield made
     finally:
-        assert made.stop(drain=False)
+        assert made.stop(finish=False)
 
 
 @settings(max_examples=40, deadline=None)
@@ -729,7 +729,7 @@ def staged(runner: Staged, limits: Limits = LIMITS, seconds: float = 30.0) -> It
     finally:
         if runner.gate is not None:
             runner.gate.set()
-        assert made.stop(drain=False)
+        assert made.stop(finish=False)
         runner.thread.shutdown()
 
 
@@ -874,7 +874,7 @@ def test_stop_waits_for_batches_in_flight() -> None:
         e.submit(params("ab", 5), sink)
         wait_for(lambda: runner.submitted == 1)
         threading.Timer(0.05, runner.gate.set).start()  # type: ignore[union-attr]
-        assert e.stop(drain=False)
+        assert e.stop(finish=False)
         assert sink.error.reason == "SHUTTING_DOWN"
         assert len(runner.batches) == 1
 

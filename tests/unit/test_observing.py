@@ -160,7 +160,7 @@ def test_the_engine_tells_how_long_requests_were_paused() -> None:
         assert engine.suspend(lost, refuse=True).wait(30)  # refused, not paused
         engine.resume()
     finally:
-        assert engine.stop(drain=False)
+        assert engine.stop(finish=False)
     seen = scrape(metrics)
     assert seen[("hearth_pause_seconds_count",)] == 1
     assert 0 <= seen[("hearth_pause_seconds_sum",)] < 60
@@ -178,7 +178,7 @@ def test_the_engine_tells_of_every_request(caplog: pytest.LogCaptureFixture) -> 
         with pytest.raises(HearthError):
             list(engine.generate(GenerateParams((BOS,) * 17, 0)))
     finally:
-        assert engine.stop(drain=False)
+        assert engine.stop(finish=False)
     seen = scrape(metrics)
     ended = {key[1]: value for key, value in seen.items() if key[0] == "hearth_requests_total"}
     assert {outcome: count for outcome, count in ended.items() if count} == {

@@ -84,7 +84,7 @@ class Engine:
         # pass; None: they are refused.
         self._suspended: HearthError | None = None
         self._paused_until: float | None = None
-        self._draining = False
+        self._stopping = False
         self._reported: tuple[int, int, int] | None = None
         self._preemptions_reported = 0
         # Guards `_closed`: after it is set nobody reads the inbox, so nothing may be put there.
@@ -97,21 +97,21 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, drain: bool = True, timeout: float | None = None) -> bool:
+    def stop(self, finish: bool = True, timeout: float | None = None) -> bool:
         """Takes no new requests, ends the running ones, and the thread. True when it has ended.
 
-        With `drain` running requests may finish, for `timeout` seconds at most; what is left then,
-        or all without `drain`, fails with reason SHUTTING_DOWN. Steps in flight are waited for
+        With `finish` running requests may finish, for `timeout` seconds at most; what is left then,
+        or all without `finish`, fails with reason SHUTTING_DOWN. Steps in flight are waited for
         (the runner's own watchdog bounds them).
         """
-        self._post(self._on_drain)
+        self._post(self._on_stop)
         if not self._thread.is_alive():
             self._close()
             return True
-        if drain:
+        if finish:
             self._thread.join(timeout)
         self._post(partial(self._fail_all, errors.shutting_down()))
-        self._thread.join(None if drain and timeout is None else 30.0)
+        self._thread.join(None if finish and timeout is None else 30.0)
         return not self._thread.is_alive()
 
     def submit(self, params: GenerateParams, sink: Sink) -> RequestHandle:
@@ -229,7 +229,7 @@ class Engine:
     # Called from the engine's thread only.
 
     def _loop(self) -> None:
-        while not (self._draining and self._scheduler.idle):
+        while not (self._stopping and self._scheduler.idle):
             try:
                 self._turn()
             except Exception as error:
@@ -269,7 +269,7 @@ class Engine:
     def _on_submit(self, active: Active) -> None:
         params = active.params
         try:
-            if self._draining:
+            if self._stopping:
                 raise errors.shutting_down()
             if self._suspended is not None and self._paused_until is None:
                 raise errors.not_serving(self._suspended)
@@ -331,8 +331,8 @@ class Engine:
             assert active is not None
             self._requests.end(active, Failed(errors.fits_no_more(problem, cause)))
 
-    def _on_drain(self) -> None:
-        self._draining = True
+    def _on_stop(self) -> None:
+        self._stopping = True
 
     def _fail(self, active: Active, error: HearthError) -> None:
         """Ends one request with `error`."""
