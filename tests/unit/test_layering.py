@@ -68,7 +68,7 @@ def imports_of(source: str) -> set[str]:
 
 
 def wrong_arrows(package: str, sources: Iterable[tuple[str, str]]) -> list[str]:
-    """What the modules of `package`, (name, source) each, import and must not."""
+    """Forbidden imports of the modules of `package`, (name, source) each."""
     wrong = []
     for name, source in sources:
         for target in sorted(imports_of(source)):
