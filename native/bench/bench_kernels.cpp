@@ -21,6 +21,7 @@
 #include "hearth/quant.h"
 #include "hearth/threads.h"
 #include "layers/products.h"
+#include "platform/memory.h"
 #include "platform/stopwatch.h"
 
 using namespace hearth;
@@ -57,9 +58,12 @@ Speed product(ThreadPool& pool, const Kernels& kernels, const Matrix& matrix, si
                              .q = q.data(),
                              .scales = scales.data(),
                              .sums = sums.data()};
+  const size_t scratch_bytes = kernels.matmul_scratch;
+  Buffer scratch(pool.size() * scratch_bytes);
   const auto multiply = [&](size_t thread) {
     const auto [begin, end] = split(matrix.groups(), pool.size(), thread);
-    multiply_groups(kernels, input, tokens, matrix, matrix.rows(), begin, end, y.data());
+    multiply_groups(kernels, input, tokens, matrix, matrix.rows(), begin, end, y.data(),
+                    scratch.data() + thread * scratch_bytes);
   };
   const double seconds = median_seconds([&] { pool.run(multiply); });
   return {static_cast<double>(matrix.size_bytes()) / seconds * 1e-9,

@@ -27,15 +27,17 @@ struct MatmulArgs {
   size_t columns;
   size_t rows;  // rows to write: at most groups * 8
   size_t tokens;
-  // f32 and f16 weights: activations as they are, [tokens, columns].
-  const float* x;
-  // q80 and q40 weights: activations quantized by `quantize`, [tokens, columns] and [tokens,
-  // blocks].
-  const int8_t* xq;
-  const float* x_scales;
-  const int32_t* x_sums;
   float* y;  // [tokens, y_stride]
   size_t y_stride;
+  // Kernels::matmul_scratch bytes of the calling thread's own, on a border of 64 bytes.
+  void* scratch;
+};
+
+// The activations of q80 and q40 weights, from Kernels::quantize.
+struct QuantizedRows {
+  const int8_t* q;      // [tokens, columns]
+  const float* scales;  // [tokens, columns / 32]
+  const int32_t* sums;  // [tokens, columns / 32]
 };
 
 // One page of one KV head, for queries that see the same slots of it: those of the heads that share
@@ -61,16 +63,20 @@ struct AttendArgs {
 struct Kernels {
   const char* name;
 
+  // Bytes of scratch memory that a matrix product of any type and shape needs; may be 0.
+  size_t matmul_scratch;
+
   // Activations to int8 in blocks of 32: q = round(x / scale), scale = largest magnitude / 127,
-  // sum = 8 * (sum of q), the offset that unsigned 4-bit weights carry. columns % 32 == 0.
+  // sum = the sum of q, for weights whose codes are unsigned. columns % 32 == 0.
   // A block with a number that is not finite gets zeros and the scale NaN, so that every product
   // with it says so; one whose numbers are all below kSmallestQuantized gets zeros.
   void (*quantize)(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums);
 
-  void (*matmul_f32)(const MatmulArgs&);
-  void (*matmul_f16)(const MatmulArgs&);
-  void (*matmul_q80)(const MatmulArgs&);
-  void (*matmul_q40)(const MatmulArgs&);
+  // Activations of f32 and f16 weights: [tokens, columns].
+  void (*matmul_f32)(const MatmulArgs&, const float* x);
+  void (*matmul_f16)(const MatmulArgs&, const float* x);
+  void (*matmul_q80)(const MatmulArgs&, const QuantizedRows& x);
+  void (*matmul_q40)(const MatmulArgs&, const QuantizedRows& x);
 
   // y = x / sqrt(mean(x^2) + epsilon) * weight
   void (*rms_norm)(const float* x, const float* weight, size_t size, float epsilon, float* y);
@@ -97,6 +103,11 @@ struct Kernels {
 extern const Kernels kScalarKernels;
 #ifdef HEARTH_HAVE_AVX2
 extern const Kernels kAvx2Kernels;
+#endif
+#ifdef HEARTH_HAVE_NEON
+extern const Kernels kNeonKernels;
+extern const Kernels kDotprodKernels;
+extern const Kernels kI8mmKernels;
 #endif
 
 }  // namespace hearth

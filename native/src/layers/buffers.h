@@ -25,7 +25,7 @@ enum class BufferId : uint8_t {
   partial,  // this rank's part of what is added to the residual
   gate,     //
   up,       //
-  scratch,  // one thread's, while it computes attention
+  scratch,  // each thread's, for attention and products
 };
 
 inline constexpr size_t kBuffers = static_cast<size_t>(BufferId::scratch) + 1;

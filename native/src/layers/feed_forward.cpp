@@ -32,7 +32,7 @@ void FeedForward::compile(const ShardConfig& config, Program& program) const {
 
 Access GatedProducts::access() const {
   return {.reads = {BufferId::normed},
-          .writes = {BufferId::gate, BufferId::up},
+          .writes = {BufferId::gate, BufferId::up, BufferId::scratch},
           .division = Division::stealing};
 }
 
@@ -40,6 +40,7 @@ void GatedProducts::run(Pass& pass, size_t thread) const {
   const Activations& normed = pass.buffers[BufferId::normed];
   const Activations& gated = pass.buffers[BufferId::gate];
   const Activations& ups = pass.buffers[BufferId::up];
+  void* scratch = pass.buffers[BufferId::scratch].row(thread);
   const size_t rows = pass.batch.rows().size(), units = gated.columns;
   const size_t groups = (units + kGroupRows - 1) / kGroupRows;
   // Whole blocks of the next product's input: who made one can quantize it at once.
@@ -48,8 +49,8 @@ void GatedProducts::run(Pass& pass, size_t thread) const {
   while (true) {
     const auto [begin, end] = pass.queue.take(thread, groups, unit);
     if (begin == end) return;
-    multiply_groups(pass.kernels, normed, rows, *gate, units, begin, end, gated.x);
-    multiply_groups(pass.kernels, normed, rows, *up, units, begin, end, ups.x);
+    multiply_groups(pass.kernels, normed, rows, *gate, units, begin, end, gated.x, scratch);
+    multiply_groups(pass.kernels, normed, rows, *up, units, begin, end, ups.x, scratch);
     const size_t first = begin * kGroupRows, last = std::min(end * kGroupRows, units);
     for (size_t r = 0; r < rows; ++r) {
       pass.kernels.swiglu(gated.row(r) + first, ups.row(r) + first, last - first);

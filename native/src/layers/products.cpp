@@ -19,7 +19,8 @@ void quantize_columns(const Kernels& kernels, const Activations& buffer, size_t 
 }
 
 void multiply_groups(const Kernels& kernels, const Activations& input, size_t rows,
-                     const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y) {
+                     const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y,
+                     void* scratch) {
   if (begin >= end) return;
   const size_t first = begin * kGroupRows;
   const MatmulArgs args = {
@@ -29,22 +30,20 @@ void multiply_groups(const Kernels& kernels, const Activations& input, size_t ro
       .columns = weight.columns(),
       .rows = std::min(end * kGroupRows, weight_rows) - first,
       .tokens = rows,
-      .x = input.x,
-      .xq = input.q,
-      .x_scales = input.scales,
-      .x_sums = input.sums,
       .y = y + first,
       .y_stride = weight_rows,
+      .scratch = scratch,
   };
+  const QuantizedRows quantized = {.q = input.q, .scales = input.scales, .sums = input.sums};
   switch (weight.type()) {
     case Type::f32:
-      return kernels.matmul_f32(args);
+      return kernels.matmul_f32(args, input.x);
     case Type::f16:
-      return kernels.matmul_f16(args);
+      return kernels.matmul_f16(args, input.x);
     case Type::q80:
-      return kernels.matmul_q80(args);
+      return kernels.matmul_q80(args, quantized);
     case Type::q40:
-      return kernels.matmul_q40(args);
+      return kernels.matmul_q40(args, quantized);
   }
 }
 
@@ -57,7 +56,7 @@ size_t groups_of(const Products::Product& product) {
 }  // namespace
 
 Access Products::access() const {
-  Access access = {.reads = {input}, .writes = {}, .division = Division::stealing};
+  Access access = {.reads = {input}, .writes = {BufferId::scratch}, .division = Division::stealing};
   for (const Product& product : products) access.writes = access.writes | BufferSet{product.output};
   return access;
 }
@@ -73,7 +72,8 @@ void Products::run(Pass& pass, size_t thread) const {
     for (const Product& product : products) {
       const size_t count = groups_of(product);
       multiply_groups(pass.kernels, pass.buffers[input], rows, *product.weight, product.rows, begin,
-                      std::min(end, count), pass.buffers[product.output].x);
+                      std::min(end, count), pass.buffers[product.output].x,
+                      pass.buffers[BufferId::scratch].row(thread));
       begin -= std::min(begin, count);
       end -= std::min(end, count);
     }

@@ -17,8 +17,9 @@ void quantize_columns(const Kernels& kernels, const Activations& buffer, size_t 
                       size_t end);
 
 // y[r][w] = input row r times weight row w, for weight rows in groups [begin, end) and below
-// `weight_rows`; y: [rows, weight_rows].
+// `weight_rows`; y: [rows, weight_rows]. scratch: see MatmulArgs.
 void multiply_groups(const Kernels& kernels, const Activations& input, size_t rows,
-                     const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y);
+                     const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y,
+                     void* scratch);
 
 }  // namespace hearth

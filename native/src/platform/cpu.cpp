@@ -9,7 +9,6 @@
 #include <cpuid.h>
 #endif
 #ifdef HEARTH_HAVE_NEON
-#include "../kernels/neon/neon.h"
 #ifdef __linux__
 #include <sys/auxv.h>
 #endif

@@ -1,5 +1,6 @@
 #include "hearth/shard.h"
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <optional>
@@ -137,9 +138,10 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   const AttentionShape shape = attention_shape(config);
   const size_t threads = state.pool.size();
   const std::vector<RowRange> ranges = cut_rows(batch, shape, threads);
-  state.workspace.resize(state.buffer_plan, batch.rows().size(),
-                         attention_scratch(ranges, shape, state.kv.stride(), config.page_size),
-                         threads);
+  const size_t scratch =
+      std::max(attention_scratch(ranges, shape, state.kv.stride(), config.page_size),
+               state.kernels.matmul_scratch / sizeof(float));
+  state.workspace.resize(state.buffer_plan, batch.rows().size(), scratch, threads);
   state.workspace.bind(BufferId::residual, x.data(), config.hidden_size);
   state.workspace.bind(BufferId::logits, logits, config.vocab.size());
   Pass pass = {.kernels = state.kernels,

@@ -39,6 +39,8 @@ void page_tile(const PageProduct<Number>& p, size_t query, size_t column) {
     Float b[kVectors];
     unrolled<kVectors>(
         [&](auto v) { b[v] = V::load(p.b + k * p.b_stride + column + V::kWidth * v); });
+    // Loaded once for all queries.
+    if constexpr (kQueries > 1) unrolled<kVectors>([&](auto v) { b[v] = V::in_turn(b[v]); });
     unrolled<kQueries>([&](auto q) {
       const Float each = V::broadcast(a[q * p.a_stride + k]);
       unrolled<kVectors>([&](auto v) { sums[q][v] = V::fma(each, b[v], sums[q][v]); });

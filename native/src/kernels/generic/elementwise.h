@@ -39,7 +39,7 @@ void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t*
     scales[b] = largest / 127.0f;
     Int sum = whole[0];
     unrolled<kVectors - 1>([&](auto i) { sum = V::add(sum, whole[i + 1]); });
-    sums[b] = 8 * V::sum(sum);
+    sums[b] = V::sum(sum);
   }
 }
 

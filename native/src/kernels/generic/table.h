@@ -2,28 +2,32 @@
 #pragma once
 
 #include "attend.h"
+#include "block_products.h"
 #include "elementwise.h"
+#include "float_products.h"
 
 namespace hearth {
 namespace {
 
-// What each newer instruction set brings: the matrix products.
-struct Products {
-  void (*matmul_f32)(const MatmulArgs&);
-  void (*matmul_f16)(const MatmulArgs&);
-  void (*matmul_q80)(const MatmulArgs&);
-  void (*matmul_q40)(const MatmulArgs&);
-};
+using MatmulBlocks = void (*)(const MatmulArgs&, const QuantizedRows&);
+
+// Bytes of scratch memory that the products of a trait with panels need, whatever the type.
+template <typename V>
+constexpr size_t kScratchBytes = V::kPanelTokens == 0 ? 0
+                                 : sizeof(FloatScratch) > sizeof(BlockScratch)
+                                     ? sizeof(FloatScratch)
+                                     : sizeof(BlockScratch);
 
 template <typename V>
-constexpr Kernels table(const char* name, const Products& products) {
+constexpr Kernels kernels_of(const char* name, MatmulBlocks matmul_q80, MatmulBlocks matmul_q40) {
   return {
       .name = name,
+      .matmul_scratch = kScratchBytes<V>,
       .quantize = quantize<V>,
-      .matmul_f32 = products.matmul_f32,
-      .matmul_f16 = products.matmul_f16,
-      .matmul_q80 = products.matmul_q80,
-      .matmul_q40 = products.matmul_q40,
+      .matmul_f32 = matmul_floats<V, float>,
+      .matmul_f16 = matmul_floats<V, uint16_t>,
+      .matmul_q80 = matmul_q80,
+      .matmul_q40 = matmul_q40,
       .rms_norm = rms_norm<V>,
       .add = add<V>,
       .swiglu = swiglu<V>,
@@ -35,6 +39,15 @@ constexpr Kernels table(const char* name, const Products& products) {
       .from_q80 = from_q80<V>,
       .keys_from_q80 = keys_from_q80<V>,
   };
+}
+
+// The table of a newer instruction set that differs in the products of int8.
+[[maybe_unused]] constexpr Kernels with_blocks(Kernels base, const char* name,
+                                               MatmulBlocks matmul_q80, MatmulBlocks matmul_q40) {
+  base.name = name;
+  base.matmul_q80 = matmul_q80;
+  base.matmul_q40 = matmul_q40;
+  return base;
 }
 
 }  // namespace

@@ -1,19 +1,23 @@
 // FEAT_I8MM (Arm servers and phones since about 2021), for products with several tokens: one
 // instruction multiplies two rows of eight int8 with two tokens' eight activations, twice the
-// multiply-adds of FEAT_DotProd's. Entered only after a look at the CPU; what is left of four
-// tokens is kernels_dotprod.cpp's, everything else kernels_neon.cpp's.
+// multiply-adds of FEAT_DotProd's. Tokens that do not fill a tile of four are left to dotprod.cpp;
+// everything else of this instruction set is NEON's (kernels.cpp).
+//
+// Not an instance of generic/block_products.h: an instruction's result is two rows by two tokens,
+// so operands, scales and sums lie in pairs, and only a tile that is laid out for it pays.
 //
 // The packed layout must be paired first: weights by one zip for each vector, once for the tile;
 // activations once for four groups. Instructions for a block of eight rows and four tokens, as GCC
 // 12 compiles them, pairing included: q40 132 (32 of them products) where dotprod has 171 (64), q80
 // 127 where it has 137. With two tokens the two are even. A tile of eight would unpack half as
 // often, but 32 registers do not hold its sums and operands: with what it spills it saves nothing.
+#include "blocks.h"
 #include "neon.h"
 
 namespace hearth {
 namespace {
 
-constexpr size_t kTokens = 4;      // of a tile
+constexpr size_t kFour = 4;        // of a tile
 constexpr size_t kPairs = 2;       // of tokens in it
 constexpr size_t kRowPairs = 2;    // in half a group
 constexpr size_t kOperands = 4;    // of eight columns in a block
@@ -28,12 +32,13 @@ struct Panel {
   int32x4_t offsets[kChunk][kPairs];
 };
 
-void lay_out(const MatmulArgs& a, size_t token, size_t begin, size_t count, Panel& panel) {
+void lay_out(const MatmulArgs& a, const QuantizedRows& in, size_t token, size_t begin, size_t count,
+             Panel& panel) {
   const size_t blocks = a.columns / kBlock;
   for (size_t p = 0; p < kPairs; ++p) {
     const size_t first = token + 2 * p;
     for (size_t b = 0; b < count; ++b) {
-      const int8_t* x = a.xq + first * a.columns + (begin + b) * kBlock;
+      const int8_t* x = in.q + first * a.columns + (begin + b) * kBlock;
       unrolled<2>([&](auto k) {
         const int64x2_t one = vreinterpretq_s64_s8(vld1q_s8(x + 16 * k));
         const int64x2_t two = vreinterpretq_s64_s8(vld1q_s8(x + a.columns + 16 * k));
@@ -42,9 +47,9 @@ void lay_out(const MatmulArgs& a, size_t token, size_t begin, size_t count, Pane
       });
       const size_t at = first * blocks + begin + b, next = at + blocks;
       panel.scales[b][p] =
-          vzip1q_f32(vld1q_dup_f32(a.x_scales + at), vld1q_dup_f32(a.x_scales + next));
+          vzip1q_f32(vld1q_dup_f32(in.scales + at), vld1q_dup_f32(in.scales + next));
       panel.offsets[b][p] =
-          vnegq_s32(vzip1q_s32(vld1q_dup_s32(a.x_sums + at), vld1q_dup_s32(a.x_sums + next)));
+          vmulq_n_s32(vzip1q_s32(vld1q_dup_s32(in.sums + at), vld1q_dup_s32(in.sums + next)), -8);
     }
   }
 }
@@ -81,7 +86,7 @@ using Sums = float32x4_t[kHalves][kRowPairs][kPairs];
 
 template <Type kType>
 void add_chunk(const uint8_t* block, const Panel& panel, size_t count, Sums& totals) {
-  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40BlockBytes : kQ80BlockBytes;
+  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40GroupBlock : kQ80GroupBlock;
   Sums sums;  // in registers
   const auto each = [](auto step) __attribute__((always_inline)) {
     unrolled<kHalves>([&](auto h) {
@@ -89,13 +94,14 @@ void add_chunk(const uint8_t* block, const Panel& panel, size_t count, Sums& tot
     });
   };
   each([&](auto h, auto r, auto p) { sums[h][r][p] = totals[h][r][p]; });
-  for (size_t b = 0; b < count; ++b, block += kGroupRows * kBlockBytes) {
+  for (size_t b = 0; b < count; ++b, block += kBlockBytes) {
     unrolled<kHalves>([&](auto h) {
-      const float32x4_t scales = load_halves(block + 8 * h);
+      const float32x4_t scales =
+          Neon::load(reinterpret_cast<const uint16_t*>(block) + Neon::kWidth * h);
       const float32x4_t row_scales[kRowPairs] = {vzip1q_f32(scales, scales),
                                                  vzip2q_f32(scales, scales)};
       int8x16_t w[kRowPairs][kOperands];
-      load_operands<kType>(block + 16 + 16 * h, w);
+      load_operands<kType>(block + kScaleBytes + 16 * h, w);
       unrolled<kRowPairs>([&](auto r) {
         unrolled<kPairs>([&](auto p) {
           int32x4_t whole = kType == Type::q40 ? panel.offsets[b][p] : vdupq_n_s32(0);
@@ -111,17 +117,16 @@ void add_chunk(const uint8_t* block, const Panel& panel, size_t count, Sums& tot
 }
 
 template <Type kType>
-void tile(const MatmulArgs& a, size_t token, size_t group, size_t groups) {
-  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40BlockBytes : kQ80BlockBytes;
+void tile(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_t group, size_t groups) {
+  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40GroupBlock : kQ80GroupBlock;
   const size_t blocks = a.columns / kBlock;
   Sums sums[kTileGroups] = {};
   Panel panel;
   for (size_t begin = 0; begin < blocks; begin += kChunk) {
-    const size_t count = blocks - begin < kChunk ? blocks - begin : kChunk;
-    lay_out(a, token, begin, count, panel);
+    const size_t count = smaller(kChunk, blocks - begin);
+    lay_out(a, x, token, begin, count, panel);
     for (size_t g = 0; g < groups; ++g) {
-      const uint8_t* block =
-          a.weights + (group + g) * a.group_bytes + begin * kGroupRows * kBlockBytes;
+      const uint8_t* block = a.weights + (group + g) * a.group_bytes + begin * kBlockBytes;
       add_chunk<kType>(block, panel, count, sums[g]);
     }
   }
@@ -129,38 +134,43 @@ void tile(const MatmulArgs& a, size_t token, size_t group, size_t groups) {
     const size_t row = (group + g) * kGroupRows;
     for (size_t p = 0; p < kPairs; ++p) {
       float* y = a.y + (token + 2 * p) * a.y_stride + row;
-      for (size_t h = 0; h < kHalves; ++h) {
-        const float32x4_t one = sums[g][h][0][p], two = sums[g][h][1][p];
-        store_rows(y, vuzp1q_f32(one, two), h, a.rows - row);
-        store_rows(y + a.y_stride, vuzp2q_f32(one, two), h, a.rows - row);
-      }
+      float32x4_t first[kHalves], second[kHalves];  // of the two tokens
+      unrolled<kHalves>([&](auto h) {
+        first[h] = vuzp1q_f32(sums[g][h][0][p], sums[g][h][1][p]);
+        second[h] = vuzp2q_f32(sums[g][h][0][p], sums[g][h][1][p]);
+      });
+      store_rows<Neon>(y, first, a.rows - row);
+      store_rows<Neon>(y + a.y_stride, second, a.rows - row);
     }
   }
 }
 
 template <Type kType, auto kRest>
-void matmul_blocks(const MatmulArgs& a) {
-  const size_t whole = a.tokens / kTokens * kTokens;
+void matmul_by_fours(const MatmulArgs& a, const QuantizedRows& x) {
+  const size_t whole = a.tokens / kFour * kFour;
   for (size_t g = 0; g < a.groups; g += kTileGroups) {
-    const size_t groups = a.groups - g < kTileGroups ? a.groups - g : kTileGroups;
-    for (size_t t = 0; t < whole; t += kTokens) tile<kType>(a, t, g, groups);
+    const size_t groups = smaller(kTileGroups, a.groups - g);
+    for (size_t t = 0; t < whole; t += kFour) tile<kType>(a, x, t, g, groups);
   }
   if (whole == a.tokens) return;
   const size_t blocks = a.columns / kBlock;
   MatmulArgs rest = a;
   rest.tokens -= whole;
-  rest.xq += whole * a.columns;
-  rest.x_scales += whole * blocks;
-  rest.x_sums += whole * blocks;
   rest.y += whole * a.y_stride;
-  kRest(rest);
+  kRest(rest, {.q = x.q + whole * a.columns,
+               .scales = x.scales + whole * blocks,
+               .sums = x.sums + whole * blocks});
 }
 
 }  // namespace
 
 namespace i8mm {
-void matmul_q80(const MatmulArgs& a) { matmul_blocks<Type::q80, dotprod::matmul_q80>(a); }
-void matmul_q40(const MatmulArgs& a) { matmul_blocks<Type::q40, dotprod::matmul_q40>(a); }
+void matmul_q80(const MatmulArgs& a, const QuantizedRows& x) {
+  matmul_by_fours<Type::q80, dotprod::matmul_q80>(a, x);
+}
+void matmul_q40(const MatmulArgs& a, const QuantizedRows& x) {
+  matmul_by_fours<Type::q40, dotprod::matmul_q40>(a, x);
+}
 }  // namespace i8mm
 
 }  // namespace hearth

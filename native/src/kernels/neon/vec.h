@@ -18,6 +18,13 @@ struct Neon {
   static constexpr size_t page_vectors(size_t queries) { return queries > 3 ? 4 : 8; }
   static constexpr bool kSumsOfLanes = false;
 
+  // Float products: what is loaded and converted serves four tokens. Panels and prefetching have
+  // not been measured on Arm.
+  using FloatTiles = std::index_sequence<4, 3, 2, 1>;
+  static constexpr size_t kFloatTileGroups = 1;
+  static constexpr size_t kPanelTokens = 0;
+  static constexpr size_t kAhead = 0;
+
   static Float zero() { return vdupq_n_f32(0.0f); }
   static Float broadcast(float value) { return vdupq_n_f32(value); }
   static Float load(const float* at) { return vld1q_f32(at); }
@@ -40,13 +47,32 @@ struct Neon {
     return vmaxq_f32(vminq_f32(v, broadcast(high)), broadcast(low));
   }
   static Float round(Float v) { return vrndnq_f32(v); }
+  // Four activations, of which an instruction can take one by its lane.
+  using FourFloats = float32x4_t;
+  static FourFloats load_four(const float* at) { return vld1q_f32(at); }
+  template <size_t kLane>
+  static Float fma_lane(Float a, FourFloats four, Float c) {
+    return vfmaq_laneq_f32(c, a, four, kLane);
+  }
+  // Needs no help: these files are compiled without scheduling ahead of registers.
+  template <typename Vector>
+  static Vector in_turn(Vector v) {
+    return v;
+  }
   // 2^n for an integer n of the normal range.
   static Float power_of_two(Float n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(to_int(n), vdupq_n_s32(127)), 23));
   }
   static float sum(Float v) { return vaddvq_f32(v); }
 
+  static Int broadcast_int(int32_t value) { return vdupq_n_s32(value); }
+  // kFactor is a power of two.
+  template <int32_t kFactor>
+  static Int broadcast_times(int32_t value) {
+    return vshlq_n_s32(broadcast_int(value), __builtin_ctz(kFactor));
+  }
   static Int zero_int() { return vdupq_n_s32(0); }
+  static Float from_int(Int v) { return vcvtq_f32_s32(v); }
   static Int to_int(Float v) { return vcvtnq_s32_f32(v); }
   static Int add(Int a, Int b) { return vaddq_s32(a, b); }
   static Int max(Int a, Int b) { return vmaxq_s32(a, b); }

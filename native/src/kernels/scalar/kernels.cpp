@@ -41,17 +41,17 @@ void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t*
       sum += q[i];
     }
     scales[b] = largest / 127.0f;
-    sums[b] = 8 * sum;
+    sums[b] = sum;
   }
 }
 
 // Even and odd columns are summed apart and then added.
 template <typename Load>
-void matmul_floats(const MatmulArgs& a, size_t bytes, Load load) {
+void matmul_floats(const MatmulArgs& a, const float* activations, size_t bytes, Load load) {
   for (size_t r = 0; r < a.rows; ++r) {
     const uint8_t* group = a.weights + r / kGroupRows * a.group_bytes + r % kGroupRows * bytes;
     for (size_t t = 0; t < a.tokens; ++t) {
-      const float* x = a.x + t * a.columns;
+      const float* x = activations + t * a.columns;
       float sums[2] = {0.0f, 0.0f};
       for (size_t c = 0; c < a.columns; ++c) {
         sums[c % 2] = std::fma(load(group + c * kGroupRows * bytes), x[c], sums[c % 2]);
@@ -61,29 +61,29 @@ void matmul_floats(const MatmulArgs& a, size_t bytes, Load load) {
   }
 }
 
-void matmul_f32(const MatmulArgs& a) {
-  matmul_floats(a, 4, [](const uint8_t* at) {
+void matmul_f32(const MatmulArgs& a, const float* x) {
+  matmul_floats(a, x, 4, [](const uint8_t* at) {
     float value;
     std::memcpy(&value, at, 4);
     return value;
   });
 }
 
-void matmul_f16(const MatmulArgs& a) { matmul_floats(a, 2, half_at); }
+void matmul_f16(const MatmulArgs& a, const float* x) { matmul_floats(a, x, 2, half_at); }
 
 // Block after block: the integer sum is exact, then one fused multiply-add in f32.
 template <typename Dot>
-void matmul_blocks(const MatmulArgs& a, size_t block_bytes, Dot dot) {
+void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t block_bytes, Dot dot) {
   const size_t blocks = a.columns / kBlock;
   for (size_t r = 0; r < a.rows; ++r) {
     const size_t lane = r % kGroupRows;
     for (size_t t = 0; t < a.tokens; ++t) {
       const uint8_t* block = a.weights + r / kGroupRows * a.group_bytes;
-      const int8_t* x = a.xq + t * a.columns;
+      const int8_t* q = x.q + t * a.columns;
       float sum = 0.0f;
-      for (size_t b = 0; b < blocks; ++b, block += block_bytes, x += kBlock) {
-        const int32_t whole = dot(block + 2 * kGroupRows, lane, x, a.x_sums[t * blocks + b]);
-        const float scale = half_at(block + 2 * lane) * a.x_scales[t * blocks + b];
+      for (size_t b = 0; b < blocks; ++b, block += block_bytes, q += kBlock) {
+        const int32_t whole = dot(block + 2 * kGroupRows, lane, q, x.sums[t * blocks + b]);
+        const float scale = half_at(block + 2 * lane) * x.scales[t * blocks + b];
         sum = std::fma(static_cast<float>(whole), scale, sum);
       }
       a.y[t * a.y_stride + r] = sum;
@@ -91,25 +91,25 @@ void matmul_blocks(const MatmulArgs& a, size_t block_bytes, Dot dot) {
   }
 }
 
-void matmul_q80(const MatmulArgs& a) {
-  matmul_blocks(a, kGroupRows * kQ80BlockBytes,
-                [](const uint8_t* bytes, size_t lane, const int8_t* x, int32_t) {
+void matmul_q80(const MatmulArgs& a, const QuantizedRows& x) {
+  matmul_blocks(a, x, kGroupRows * kQ80BlockBytes,
+                [](const uint8_t* bytes, size_t lane, const int8_t* q, int32_t) {
                   int32_t sum = 0;
                   for (size_t i = 0; i < kBlock; ++i) {
                     const uint8_t byte = bytes[i / 4 * 32 + lane * 4 + i % 4];
-                    sum += static_cast<int8_t>(byte) * x[i];
+                    sum += static_cast<int8_t>(byte) * q[i];
                   }
                   return sum;
                 });
 }
 
-void matmul_q40(const MatmulArgs& a) {
-  matmul_blocks(a, kGroupRows * kQ40BlockBytes,
-                [](const uint8_t* bytes, size_t lane, const int8_t* x, int32_t offset) {
-                  int32_t sum = -offset;
+void matmul_q40(const MatmulArgs& a, const QuantizedRows& x) {
+  matmul_blocks(a, x, kGroupRows * kQ40BlockBytes,
+                [](const uint8_t* bytes, size_t lane, const int8_t* q, int32_t sum_of_q) {
+                  int32_t sum = -8 * sum_of_q;  // nibbles are too large by 8
                   for (size_t i = 0; i < kBlock / 2; ++i) {
                     const uint8_t byte = bytes[i / 4 * 32 + lane * 4 + i % 4];
-                    sum += (byte & 15) * x[i] + (byte >> 4) * x[i + kBlock / 2];
+                    sum += (byte & 15) * q[i] + (byte >> 4) * q[i + kBlock / 2];
                   }
                   return sum;
                 });
@@ -203,6 +203,7 @@ void keys_from_q80(const int8_t* q, const float* scales, size_t head_size, size_
 
 const Kernels kScalarKernels = {
     .name = "scalar",
+    .matmul_scratch = 0,
     .quantize = quantize,
     .matmul_f32 = matmul_f32,
     .matmul_f16 = matmul_f16,

@@ -1,0 +1,109 @@
+// What the matrix products share, of floats and of blocks of int8.
+#pragma once
+
+#include "vector.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kLine = 64;  // bytes of a cache line
+constexpr size_t kQ40GroupBlock = kGroupRows * kQ40BlockBytes;
+constexpr size_t kQ80GroupBlock = kGroupRows * kQ80BlockBytes;
+constexpr size_t kScaleBytes = 2 * kGroupRows;  // of a block of a group, before its codes
+
+// A hint to load a line, harmless past the end of the weights.
+inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
+
+// run(first token, constant number of tokens) for all tokens, in tiles of the sizes given.
+template <typename Run, size_t... kTiles>
+void visit_tiles(std::index_sequence<kTiles...>, size_t tokens, Run run) {
+  size_t t = 0;
+  const auto pass = [&](auto tile) {
+    for (; t + tile <= tokens; t += tile) run(t, tile);
+  };
+  (pass(Index<kTiles>{}), ...);
+}
+
+// run(first group, constant number of groups) for groups [begin, end), kMost at a time and then
+// the rest.
+template <size_t kMost, typename Run>
+void visit_groups(size_t begin, size_t end, Run run) {
+  for (size_t g = begin; g < end; g += kMost)
+    with_constant<kMost>(smaller(kMost, end - g), [&](auto groups) { run(g, groups); });
+}
+
+// The eight rows of a group in y, of which the first `rows` exist.
+template <typename V>
+void load_rows(const float* y, size_t rows, typename V::Float (&v)[kGroupVectors<V>]) {
+  float all[kGroupRows] = {};
+  if (rows < kGroupRows) {
+    std::memcpy(all, y, rows * sizeof(float));
+    y = all;
+  }
+  unrolled<kGroupVectors<V>>([&](auto i) { v[i] = V::load(y + V::kWidth * i); });
+}
+
+template <typename V>
+void store_rows(float* y, const typename V::Float (&v)[kGroupVectors<V>], size_t rows) {
+  if (rows >= kGroupRows) {
+    unrolled<kGroupVectors<V>>([&](auto i) { V::store(y + V::kWidth * i, v[i]); });
+    return;
+  }
+  float all[kGroupRows];
+  unrolled<kGroupVectors<V>>([&](auto i) { V::store(all + V::kWidth * i, v[i]); });
+  std::memcpy(y, all, rows * sizeof(float));
+}
+
+// -- Many tokens
+//
+// Arithmetic bounds these products, so their operands stay within a core's caches (the order of
+// loops is that of Goto and van de Geijn: Anatomy of high-performance matrix multiplication, 2008):
+//   - the activations of up to 128 tokens are copied next to each other, tile by tile: rows that
+//     are a power of two apart would compete for the same few sets of a cache;
+//   - the weights of a few groups are unpacked once for all tokens, codes to bytes and f16 to f32;
+//   - a tile of tokens by those groups keeps its sums in registers: each load of activations serves
+//     all groups, and each load of weights all tokens.
+
+constexpr size_t kSlabTokens = 128;
+constexpr size_t kTileTokens = 4;
+constexpr size_t kSlabTiles = kSlabTokens / kTileTokens;
+
+// The tokens of a slab, [first, first + tokens) of the product, in tiles.
+struct Slab {
+  size_t first, tokens;
+
+  size_t tiles() const { return (tokens + kTileTokens - 1) / kTileTokens; }
+  size_t tile_tokens(size_t tile) const {
+    return smaller(kTileTokens, tokens - tile * kTileTokens);
+  }
+};
+
+template <typename Run>
+void visit_slabs(size_t tokens, Run run) {
+  for (size_t first = 0; first < tokens; first += kSlabTokens)
+    run(Slab{first, smaller(kSlabTokens, tokens - first)});
+}
+
+// Loads the weights that are unpacked next, a share of them with each tile of these.
+template <size_t kGroups>
+class Prefetcher {
+ public:
+  Prefetcher(const uint8_t* weights, size_t group_bytes, size_t bytes, size_t tiles)
+      : next_(weights + kGroups * group_bytes),
+        group_bytes_(group_bytes),
+        share_((bytes + tiles * kLine - 1) / (tiles * kLine) * kLine) {}
+
+  void advance() {
+    for (size_t at = 0; at < share_; at += kLine) {
+      for (size_t g = 0; g < kGroups; ++g) prefetch(next_ + g * group_bytes_ + at);
+    }
+    next_ += share_;
+  }
+
+ private:
+  const uint8_t* next_;
+  size_t group_bytes_, share_;
+};
+
+}  // namespace
+}  // namespace hearth
