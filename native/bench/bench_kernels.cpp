@@ -70,10 +70,11 @@ Speed product(ThreadPool& pool, const Kernels& kernels, const Matrix& matrix, si
           static_cast<double>(matrix.rows() * kColumns * tokens) / seconds * 1e-9};
 }
 
-// Billions of multiply-adds a second of one thread whose queries pass over a few pages that lie in
+// Billions of multiply-adds a second of one thread whose queries pass over a few pages in
 // its caches.
-double attention(const Kernels& kernels, Type type, size_t head_size, size_t queries) {
-  constexpr size_t kPages = 8, kSlots = 32, kPasses = 100;
+double attention(const Kernels& kernels, Type type, size_t head_size, size_t queries,
+                 size_t passes) {
+  constexpr size_t kPages = 8, kSlots = 32;
   const size_t strip = head_size * kSlots;
   std::vector<float> q(queries * head_size, 0.01f), scratch(queries * kSlots), shrink(queries),
       largest(queries, 0.0f), sum(queries, 0.0f), out(q.size(), 0.0f), wide(kPages * strip, 0.5f);
@@ -81,12 +82,12 @@ double attention(const Kernels& kernels, Type type, size_t head_size, size_t que
   kernels.to_f16(wide.data(), wide.size(), halves.data());
   const bool half = type == Type::f16;
   const double seconds = median_seconds([&] {
-    for (size_t page = 0; page < kPages * kPasses; ++page) {
+    for (size_t page = 0; page < kPages * passes; ++page) {
       const size_t at = page % kPages * strip;
-      const void* numbers = half ? static_cast<const void*>(halves.data() + at) : wide.data() + at;
+      const void* elements = half ? static_cast<const void*>(halves.data() + at) : wide.data() + at;
       const AttendArgs args = {.q = q.data(),
-                               .keys = numbers,
-                               .values = numbers,
+                               .keys = elements,
+                               .values = elements,
                                .queries = queries,
                                .head_size = head_size,
                                .slots = kSlots,
@@ -99,7 +100,7 @@ double attention(const Kernels& kernels, Type type, size_t head_size, size_t que
       (half ? kernels.attend_f16 : kernels.attend_f32)(args);
     }
   });
-  return 2e-9 * static_cast<double>(kPages * kPasses * queries * strip) / seconds;
+  return 2e-9 * static_cast<double>(kPages * passes * queries * strip) / seconds;
 }
 
 }  // namespace
@@ -139,7 +140,7 @@ int main(int argc, char** argv) {
       for (size_t queries : {1, 4, 8, 64}) {
         std::printf("%-10s %-6s %-9zu %-8zu %9.1f\n", "one thread",
                     std::string(type_name(type)).c_str(), head_size, queries,
-                    attention(kernels, type, head_size, queries));
+                    attention(kernels, type, head_size, queries, std::min<size_t>(megabytes, 100)));
       }
     }
   }

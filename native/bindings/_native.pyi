@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 def instruction_set() -> str:
-    """The kernels in use: "avx2"; "i8mm", "dotprod" or "neon" on Arm; "scalar"."""
+    """The kernels in use: "avx2"; "i8mm", "dotprod" or "neon" on Arm; "scalar".
+
+    ValueError when HEARTH_INSTRUCTION_SET names kernels that this machine lacks.
+    """
 
 def instruction_sets() -> list[str]:
     """The kernels that this CPU can run, best first; "scalar" is always the last."""
@@ -15,7 +18,7 @@ def set_instruction_set(name: str) -> None:
     """Chooses the kernels of shards made from now on; ValueError when the CPU lacks them."""
 
 def row_bytes(type: str, columns: int) -> int:
-    """Bytes of one row of `columns` numbers; ValueError when they are no whole number of blocks."""
+    """Bytes of one row of `columns` elements; ValueError when they are not whole blocks."""
 
 def read_bandwidth(
     threads: int, bytes: int = ..., repeats: int = ..., pin: Sequence[int] = ()
@@ -23,7 +26,7 @@ def read_bandwidth(
     """Bytes per second that so many threads read from memory; takes about a tenth of a second."""
 
 def kv_head_bytes(type: str, head_size: int, page_size: int) -> int:
-    """Bytes of K and V of one head in one page; ValueError: q80 has no whole blocks."""
+    """Bytes of K and V of one head in one page; ValueError when q80 lacks whole blocks."""
 
 def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)]."""
@@ -56,10 +59,13 @@ class Lane:
 
     def __init__(self) -> None: ...
     def all_reduce(self, x: NDArray[np.float32]) -> None:
-        """Adds up x over all ranks, in place: f32 [rows, hidden_size], of this call only."""
+        """Adds up x over all ranks, in place: f32 [rows, hidden_size], of this call only.
+
+        TypeError for an array of another type or order: a copy would be summed and dropped.
+        """
 
 class LaneError(RuntimeError):
-    """A rank that is lost, silent or out of step; or this rank itself, told to give up."""
+    """A rank that is lost, silent or out of step; or this rank itself, after `abort`."""
 
     rank: int
 

@@ -64,7 +64,7 @@ size_t barriers(const Program& program) {
 }
 
 // Eight barriers a block, without a lane; two more for the logits. One more a block where heads are
-// no whole blocks of a quantized input.
+// not whole blocks of a quantized input.
 void test_barriers() {
   for (size_t layers : {1, 2, 5}) {
     const auto whole = config_of(64, layers, 4, 2, 32, 96, 40);
@@ -130,7 +130,7 @@ std::vector<Bytes> pieces(const Activations& buffer, size_t rows) {
 }
 
 // Buffers to be kept apart do not overlap, pieces of one buffer neither, all are on cache lines;
-// and the workspace is no larger than services/worker/shard.py reckons with.
+// and the workspace is no larger than services/worker/shard.py estimates.
 void test_workspace() {
   for (Type type : {Type::f32, Type::q80}) {
     for (const auto& config :

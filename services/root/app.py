@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from hearth import _native
 from hearth.common import system
 from hearth.common.metrics import RootMetrics
+from hearth.common.node_info import instruction_set
 from hearth.common.security import Security
 from hearth.converter import Model
 from hearth.converter.tokenizers.base import Tokenizer
@@ -65,9 +65,7 @@ def core(
     """
     with ExitStack() as stack:
         metrics = metrics or RootMetrics()
-        metrics.build_info(
-            "root", system.version(), _native.instruction_set(), system.architecture()
-        )
+        metrics.build_info("root", system.version(), instruction_set(), system.architecture())
         cluster = Cluster(model, settings, metrics=metrics, on_load=on_load)
         stack.callback(cluster.close)
         cluster.subscribe(Observer(metrics, cluster.status))

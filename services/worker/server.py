@@ -14,14 +14,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hearth import _native
 from hearth.common import channels, system
 from hearth.common.admission import Handshakes, Refusals
 from hearth.common.errors import HearthError, Reason
 from hearth.common.health import HealthPort
 from hearth.common.mesh import MeshListener
 from hearth.common.metrics import WorkerMetrics
-from hearth.common.node_info import node_info
+from hearth.common.node_info import instruction_set, node_info
 from hearth.common.security import Security
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
@@ -97,7 +96,7 @@ class WorkerServer:
         self.name = self._name
         self._server: grpc.Server | None = None
         self._metrics.build_info(
-            "worker", system.version(), _native.instruction_set(), system.architecture()
+            "worker", system.version(), instruction_set(), system.architecture()
         )
 
     def start(self) -> int:

@@ -75,3 +75,18 @@ def test_kernels_that_are_not_there_are_refused(name: str) -> None:
     assert f"HEARTH_INSTRUCTION_SET is '{name[:32]}': this machine has {there}" in refused.stderr
     with pytest.raises(ValueError, match=f"this machine has {there}"):
         _native.set_instruction_set(name)
+
+
+def test_a_command_says_which_kernels_there_are() -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "hearth.cli.main", "worker", "--listen", "127.0.0.1:0"],
+        env={**os.environ, "HEARTH_INSTRUCTION_SET": "bogus"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    names = ", ".join(_native.instruction_sets())
+    assert refused.stderr == (
+        f"hearth: HEARTH_INSTRUCTION_SET is 'bogus': this machine has {names}\n"
+    )

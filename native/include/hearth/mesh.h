@@ -9,8 +9,8 @@
 //   direct    every rank sends its whole part to every other: one latency, (n - 1) parts sent
 //   scattered reduce-scatter, then all-gather: two latencies, 2 (n - 1) / n parts sent
 // In both the parts are added in rank order, and what was rounded for the wire is used rounded by
-// everyone, its maker too: all ranks end with the same bits. Two ranks that do not round have ways
-// of their own to do the same, which send from and receive to where the numbers lie.
+// all ranks, its sender too: all ranks end with the same bits. Two ranks that do not round have
+// ways of their own to do the same, which send from and receive to where the elements lie.
 #pragma once
 
 #include <atomic>
@@ -89,21 +89,21 @@ class MeshLane : public Lane {
   };
 
   size_t ranks() const { return sockets_.all.size(); }
-  // Bytes of `numbers` on the wire; numbers % 32 == 0 for q80.
-  size_t wire_bytes(size_t numbers) const;
-  void encode(const float* x, size_t numbers, uint8_t* out);
+  // Bytes of `elements` on the wire; elements % 32 == 0 for q80.
+  size_t wire_bytes(size_t elements) const;
+  void encode(const float* x, size_t elements, uint8_t* out);
   // x = or x += what is encoded.
-  void decode(const uint8_t* in, size_t numbers, float* x, bool add);
-  // Where rank `rank`'s segment of `numbers` begins, on block borders.
-  size_t segment(size_t numbers, size_t rank) const;
-  // The largest number that any rank gives.
+  void decode(const uint8_t* in, size_t elements, float* x, bool add);
+  // Where rank `rank`'s segment of `elements` begins, on block borders.
+  size_t segment(size_t elements, size_t rank) const;
+  // The largest of all ranks' values.
   uint64_t all_reduce_max(uint64_t own);
 
-  void direct(float* x, size_t numbers);
-  void scattered(float* x, size_t numbers);
+  void direct(float* x, size_t elements);
+  void scattered(float* x, size_t elements);
   // The same between two ranks, in f32 (mesh_pair.cpp).
-  void pair_direct(float* x, size_t numbers);
-  void pair_scattered(float* x, size_t numbers);
+  void pair_direct(float* x, size_t elements);
+  void pair_scattered(float* x, size_t elements);
 
   // Frames of the sync that is due; in: see Transfer.
   Transfer transfer(size_t rank, Outgoing out, Incoming in, size_t window);
@@ -111,7 +111,7 @@ class MeshLane : public Lane {
   void exchange(const std::vector<Outgoing>& out, const std::vector<Incoming>& in);
   static Wait begin_wait();
   static void note_move(Wait& wait);
-  // Nothing moved: spins or sleeps until something may. Throws when the sync is to end.
+  // Spins or polls until bytes may move. Throws when the sync is aborted or out of time.
   void wait_to_move(const Wait& wait, std::span<const Transfer> transfers);
   // After an exchange: see spin_.
   void adapt(const Wait& wait);
@@ -135,9 +135,9 @@ class MeshLane : public Lane {
   uint64_t sent_ = 0, received_ = 0;
   std::atomic<bool> aborted_{false};
   std::vector<std::vector<uint8_t>> outgoing_, incoming_;
-  std::vector<int32_t> sums_;  // quantize wants a place for them
-  // How long to look again before sleeping: a sync over loopback or a switch is done sooner than a
-  // sleeper wakes up. At most kMeshSpin, and less where that has not helped.
+  std::vector<int32_t> sums_;  // output of quantize that is not used here
+  // How long to spin before polling: over loopback or a switch a sync is done sooner than a thread
+  // wakes up. At most kMeshSpin, and less where spinning has not helped.
   static constexpr Clock::duration kMeshSpin = std::chrono::microseconds(50);
   Clock::duration spin_ = kMeshSpin;
 };

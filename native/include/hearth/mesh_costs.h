@@ -6,7 +6,7 @@
 //   direct     latency + (n - 1) b byte + (n - 1) b add
 //   scattered  2 latency + 2 (n - 1) / n b byte + (n - 1) / n b add
 // The way is chosen by what is measured over the links when the mesh is opened (MeshLane::measure).
-// All numbers are integers, so that ranks of any make come to the same choice.
+// The arithmetic is on integers, so that ranks of every architecture make the same choice.
 #pragma once
 
 #include <cstddef>

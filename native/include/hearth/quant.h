@@ -1,5 +1,6 @@
-// Conversions between f32 and the weight types, a row at a time. Plain code: it runs when weights
-// are read or converted, and for single rows of the embedding, never inside a matrix product.
+// Quantization and dequantization between f32 and the weight types, a row at a time. Plain code: it
+// runs when weights are read or converted, and for single rows of the embedding, never inside a
+// matrix product.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +15,14 @@ uint16_t f32_to_f16(float value);
 float f16_to_f32(uint16_t bits);
 
 // x: [columns]; out: row_bytes(type, columns).
-// q40 scales by the signed number of largest magnitude over -8, so that it is met exactly; q80 by
-// the largest magnitude over 127.
+// q40: the scale is the signed element of largest magnitude over -8, so that it is exact; q80: the
+// largest magnitude over 127.
 void quantize_row(Type type, const float* x, size_t columns, uint8_t* out);
 void dequantize_row(Type type, const uint8_t* in, size_t columns, float* out);
 
 // Fills a cut of a random matrix. Every block of 32 columns comes from a counter-based generator
 // keyed by (seed, row, block of the whole row), so a cut has the bytes that the whole has in that
-// place. Numbers are near uniform with standard deviation `scale`. column_begin and columns are
+// place. Elements are near uniform with standard deviation `scale`. column_begin and columns are
 // multiples of 32 for quantized types. out: [rows, row_bytes(type, columns)].
 struct RandomCut {
   uint64_t seed;

@@ -41,7 +41,7 @@ struct ShardConfig {
   size_t vocab_size;
   bool head_from_embedding;  // the head is the embedding's rows [vocab.begin, vocab.end)
 
-  // Throws std::invalid_argument, naming the number that is out of range.
+  // Throws std::invalid_argument, naming the value that is out of range.
   void validate() const;
 };
 

@@ -12,8 +12,8 @@
 
 namespace hearth {
 
-// Waiting spins briefly and then sleeps: a waiter costs nothing while a sync is under way, and a
-// machine with fewer cores than threads does not burn the time of the one that works.
+// Waiting spins briefly and then sleeps: a waiter costs nothing during a sync, and with fewer cores
+// than threads it does not take time from the thread that works.
 class Barrier {
  public:
   explicit Barrier(size_t threads) : threads_(static_cast<uint32_t>(threads)) {}

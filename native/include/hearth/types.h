@@ -26,8 +26,8 @@ inline bool is_quantized(Type type) { return type == Type::q80 || type == Type::
 // Longer than any row there is, and short enough that its bytes do not overflow.
 inline constexpr size_t kMostColumns = size_t{1} << 40;
 
-// Bytes of one row. Throws std::invalid_argument when a quantized row is no whole number of blocks,
-// or longer than kMostColumns.
+// Bytes of one row. Throws std::invalid_argument when a quantized row is not a whole number of
+// blocks, or longer than kMostColumns.
 size_t row_bytes(Type type, size_t columns);
 
 // How the KV cache stores keys and values. q80: int8 in blocks of 32 with an f32 scale each, as the
@@ -40,7 +40,7 @@ KvType parse_kv_type(std::string_view name);
 inline constexpr size_t kMostHeadSize = 4096;
 
 // Bytes of the keys and values of one head in one page of the KV cache. Throws
-// std::invalid_argument when the type is q80 and the head no whole number of blocks.
+// std::invalid_argument when the type is q80 and the head not a whole number of blocks.
 size_t kv_head_bytes(KvType type, size_t head_size, size_t page_size);
 
 }  // namespace hearth

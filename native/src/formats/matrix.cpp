@@ -10,14 +10,14 @@
 namespace hearth {
 namespace {
 
-[[maybe_unused]] size_t bytes_of_number(Type type) { return type == Type::f32 ? 4 : 2; }
+size_t element_bytes(Type type) { return type == Type::f32 ? 4 : 2; }
 
-// Where bytes [4 i, 4 i + 4) of row `lane` stand behind a block's scales.
-size_t place(size_t i, size_t lane) { return i * 32 + lane * 4; }
+// Offset of bytes [4 i, 4 i + 4) of row `lane` behind a block's scales.
+size_t quad_offset(size_t i, size_t lane) { return i * 32 + lane * 4; }
 
-// Eight rows become one group; written from front to back, in one pass.
+// Interleaves eight rows to one group, which is written front to back in one pass.
 template <size_t kBytes>
-void pack_numbers(const uint8_t* const (&from)[kGroupRows], size_t columns, uint8_t* to) {
+void pack_elements(const uint8_t* const (&from)[kGroupRows], size_t columns, uint8_t* to) {
   for (size_t c = 0; c < columns; ++c) {
     for (size_t lane = 0; lane < kGroupRows; ++lane, to += kBytes)
       std::memcpy(to, from[lane] + c * kBytes, kBytes);
@@ -73,7 +73,7 @@ size_t Matrix::pack(size_t first, std::span<const uint8_t> data, ThreadPool* poo
   const size_t rows = check_rows(type_, rows_, columns_, first, data.size());
   uint8_t* to = data_ + first / kGroupRows * group_bytes_;
   const size_t groups = (rows + kGroupRows - 1) / kGroupRows;
-  // Made here: what runs on the pool must not throw.
+  // Allocated here because work on the pool must not throw.
   const std::vector<uint8_t> zeros(rows % kGroupRows ? stride : 0);
   if (pool == nullptr) {
     pack_groups(data, rows, zeros.data(), 0, groups, to);
@@ -98,10 +98,10 @@ void Matrix::pack_groups(std::span<const uint8_t> data, size_t rows, const uint8
     uint8_t* to = packed + g * group_bytes_;
     switch (type_) {
       case Type::f32:
-        pack_numbers<4>(from, columns_, to);
+        pack_elements<4>(from, columns_, to);
         break;
       case Type::f16:
-        pack_numbers<2>(from, columns_, to);
+        pack_elements<2>(from, columns_, to);
         break;
       case Type::q80:
         pack_blocks<kQ80BlockBytes>(from, columns_ / kBlock, to);
@@ -118,7 +118,7 @@ void Matrix::read_row(size_t row, float* out) const {
   const size_t lane = row % kGroupRows;
   std::vector<uint8_t> bytes(group_bytes_ / kGroupRows);
   if (!is_quantized(type_)) {
-    const size_t size = bytes_of_number(type_);
+    const size_t size = element_bytes(type_);
     for (size_t c = 0; c < columns_; ++c)
       std::memcpy(bytes.data() + c * size, from + (c * kGroupRows + lane) * size, size);
   } else {
@@ -128,7 +128,7 @@ void Matrix::read_row(size_t row, float* out) const {
     for (size_t b = 0; b < columns_ / kBlock; ++b) {
       std::memcpy(to, from + 2 * lane, 2);
       for (size_t i = 0; i < quarters; ++i)
-        std::memcpy(to + 2 + 4 * i, from + 2 * kGroupRows + place(i, lane), 4);
+        std::memcpy(to + 2 + 4 * i, from + 2 * kGroupRows + quad_offset(i, lane), 4);
       to += block_bytes;
       from += kGroupRows * block_bytes;
     }

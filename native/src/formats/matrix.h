@@ -1,12 +1,12 @@
-// A weight matrix, packed on arrival for the kernels: rows in groups of eight, so that one load
-// holds the same columns of eight rows and no sum across a vector is ever needed.
+// A weight matrix, packed on arrival for the kernels: rows interleaved in groups of eight, so that
+// one load holds the same columns of eight rows and no horizontal sum is ever needed.
 //
-// Bytes of a group, by type (the last group is filled up with rows of zeros):
-//   f32, f16  column after column, eight numbers each
+// Bytes of a group, by type (the last group is padded with rows of zeros):
+//   f32, f16  column after column, eight elements each
 //   q80       block after block: eight f16 scales (16 bytes), then eight times 32 bytes: four
 //             successive int8 of each row
 //   q40       block after block: eight f16 scales, then four times 32 bytes: four successive nibble
-//             bytes of each row (byte j: number j low, number j + 16 high)
+//             bytes of each row (byte j: element j low, element j + 16 high)
 // A packed matrix has as many bytes as the slice it came from (rows rounded up to eight).
 #pragma once
 
@@ -24,15 +24,15 @@ namespace hearth {
 class Matrix {
  public:
   Matrix() = default;
-  // Memory for rows that `pack` brings. arena: where the packed weights go, and stay as long as it;
-  // nullptr for memory of the matrix's own. Throws std::invalid_argument for columns that are no
-  // whole number of blocks.
+  // Memory for rows that `pack` fills. arena: where the packed weights go, and it must outlive the
+  // matrix; nullptr for memory of the matrix's own. Throws std::invalid_argument when the columns
+  // are not a whole number of blocks.
   Matrix(Type type, size_t rows, size_t columns, Arena* arena = nullptr);
   // All rows at once: [rows, row_bytes(type, columns)].
   Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data);
 
   // How many rows of a matrix so many bytes are, from row `first` on: whole groups, but for the
-  // matrix's last. Throws std::invalid_argument where they are no such rows.
+  // matrix's last. Throws std::invalid_argument when the bytes are not such rows.
   static size_t check_rows(Type type, size_t rows, size_t columns, size_t first, size_t bytes);
   // Packs rows from `first` on, [n, row_bytes(type, columns)], that check_rows finds right; n.
   // pool: threads to pack with; most of packing is the first touch of new memory.

@@ -97,7 +97,7 @@ float inverse_of(float scale) {
   return std::abs(scale) >= std::numeric_limits<float>::min() ? 1.0f / scale : 0.0f;
 }
 
-// Not a number would poison the comparison and then the whole block: it counts as 0.
+// NaN would break the comparison and with it the whole block: it counts as 0.
 float finite_or_zero(float x) { return std::isfinite(x) ? x : 0.0f; }
 
 void quantize_q80_block(const float* x, uint8_t* out) {
@@ -132,7 +132,7 @@ void quantize_q40_block(const float* x, uint8_t* out) {
 }  // namespace
 
 void quantize_row(Type type, const float* x, size_t columns, uint8_t* out) {
-  if (columns == 0) return;  // pointers to nothing are no business of memcpy's
+  if (columns == 0) return;  // memcpy must not get null pointers
   switch (type) {
     case Type::f32:
       std::memcpy(out, x, columns * 4);

@@ -65,7 +65,7 @@ void attend_page(void (*attend)(const AttendArgs&), const AttendArgs& args, cons
     all.slots = page_size;
     return attend(all);
   }
-  // Causal mask: here each row sees another number of slots, from none to all.
+  // Causal mask: here each row sees its own number of slots, from none to all.
   for (size_t r = page_start > first ? page_start - first : 0; r < tile.rows.count; ++r) {
     AttendArgs row = args;
     const size_t query = r * tile.heads;

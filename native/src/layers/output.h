@@ -15,7 +15,7 @@ struct Output {
   Matrix head;  // empty when the embedding is the head too
 
   void add_slots(const ShardConfig& config, Slots& slots);
-  // Logits go to `logits`. embedding: in place of the head, when the two are tied.
+  // Logits go to `logits`. embedding: the head too, when the two are tied.
   void compile(const ShardConfig& config, const Matrix& embedding, Program& program) const;
 };
 

@@ -38,8 +38,8 @@ void settle(int socket) {
       errno != ENOPROTOOPT)
     throw std::system_error(errno, std::generic_category(), "mesh: TCP_NODELAY");
 #ifdef TCP_CONGESTION
-  // On loopback there is nothing to be congested: what spaces out packets (bbr) only makes large
-  // sums take twice as long. Every Linux has reno; where it is not to be had nothing is lost.
+  // Loopback has no congestion: a control that paces packets (bbr) only makes large sums take twice
+  // as long. Every Linux has reno; where it cannot be set, nothing is lost.
   constexpr char kPlain[] = "reno";
   if (is_loopback(socket))
     setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, kPlain, sizeof kPlain - 1);
@@ -84,86 +84,86 @@ void MeshLane::begin(uint32_t step) {
   sent_ = received_ = 0;
 }
 
-size_t MeshLane::wire_bytes(size_t numbers) const {
+size_t MeshLane::wire_bytes(size_t elements) const {
   switch (config_.wire) {
     case WireType::f32:
-      return numbers * 4;
+      return elements * 4;
     case WireType::f16:
-      return numbers * 2;
+      return elements * 2;
     case WireType::q80:
-      return numbers + numbers / kBlock * 4;
+      return elements + elements / kBlock * 4;
   }
   return 0;
 }
 
 // q80 on the wire: all f32 scales, then all int8, as the kernel that quantizes activations has
 // them.
-void MeshLane::encode(const float* x, size_t numbers, uint8_t* out) {
+void MeshLane::encode(const float* x, size_t elements, uint8_t* out) {
   switch (config_.wire) {
     case WireType::f32:
-      std::memcpy(out, x, numbers * 4);
+      std::memcpy(out, x, elements * 4);
       return;
     case WireType::f16:
-      kernels_.to_f16(x, numbers, reinterpret_cast<uint16_t*>(out));
+      kernels_.to_f16(x, elements, reinterpret_cast<uint16_t*>(out));
       return;
     case WireType::q80: {
-      const size_t blocks = numbers / kBlock;
+      const size_t blocks = elements / kBlock;
       if (sums_.size() < blocks) sums_.resize(blocks);
-      kernels_.quantize(x, numbers, reinterpret_cast<int8_t*>(out + blocks * 4),
+      kernels_.quantize(x, elements, reinterpret_cast<int8_t*>(out + blocks * 4),
                         reinterpret_cast<float*>(out), sums_.data());
       return;
     }
   }
 }
 
-void MeshLane::decode(const uint8_t* in, size_t numbers, float* x, bool add) {
+void MeshLane::decode(const uint8_t* in, size_t elements, float* x, bool add) {
   switch (config_.wire) {
     case WireType::f32:
       if (add) {
-        kernels_.add(x, reinterpret_cast<const float*>(in), numbers);
+        kernels_.add(x, reinterpret_cast<const float*>(in), elements);
       } else if (reinterpret_cast<const uint8_t*>(x) != in) {
-        std::memcpy(x, in, numbers * 4);
+        std::memcpy(x, in, elements * 4);
       }
       return;
     case WireType::f16:
-      kernels_.from_f16(reinterpret_cast<const uint16_t*>(in), numbers, x, add);
+      kernels_.from_f16(reinterpret_cast<const uint16_t*>(in), elements, x, add);
       return;
     case WireType::q80: {
-      const size_t blocks = numbers / kBlock;
+      const size_t blocks = elements / kBlock;
       kernels_.from_q80(reinterpret_cast<const int8_t*>(in + blocks * 4),
-                        reinterpret_cast<const float*>(in), numbers, x, add);
+                        reinterpret_cast<const float*>(in), elements, x, add);
       return;
     }
   }
 }
 
-size_t MeshLane::segment(size_t numbers, size_t rank) const {
-  return numbers / kBlock * rank / ranks() * kBlock;
+size_t MeshLane::segment(size_t elements, size_t rank) const {
+  return elements / kBlock * rank / ranks() * kBlock;
 }
 
 void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
-  const size_t numbers = rows * columns;
+  const size_t elements = rows * columns;
   if (sockets_.closed) throw std::logic_error("mesh: the lane is closed");
-  if (config_.wire == WireType::q80 && numbers % kBlock != 0)
+  if (config_.wire == WireType::q80 && elements % kBlock != 0)
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
-  if (numbers == 0) throw std::invalid_argument("mesh: a sync of no numbers");
-  if (numbers > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
-  // Fewer numbers than ranks have blocks for: segments would be empty.
-  const bool whole = wire_bytes(numbers) <= config_.direct_bytes || numbers % kBlock != 0 ||
-                     numbers / kBlock < ranks();
+  if (elements == 0) throw std::invalid_argument("mesh: a sync of no elements");
+  if (elements > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
+  // With fewer blocks than ranks, some segments would be empty.
+  const bool whole = wire_bytes(elements) <= config_.direct_bytes || elements % kBlock != 0 ||
+                     elements / kBlock < ranks();
   if (ranks() == 2 && config_.wire == WireType::f32) {
-    whole ? pair_direct(x, numbers) : pair_scattered(x, numbers);
+    whole ? pair_direct(x, elements) : pair_scattered(x, elements);
   } else {
-    whole ? direct(x, numbers) : scattered(x, numbers);
+    whole ? direct(x, elements) : scattered(x, elements);
   }
   ++index_;
 }
 
-void MeshLane::direct(float* x, size_t numbers) {
-  const size_t size = wire_bytes(numbers);
+void MeshLane::direct(float* x, size_t elements) {
+  const size_t size = wire_bytes(elements);
   auto& own = outgoing_[config_.rank];
   own.resize(size);
-  encode(x, numbers, own.data());
+  encode(x, elements, own.data());
   std::vector<Outgoing> out(ranks(), {own.data(), size});
   std::vector<Incoming> in(ranks());
   for (size_t r = 0; r < ranks(); ++r) {
@@ -173,21 +173,22 @@ void MeshLane::direct(float* x, size_t numbers) {
   }
   exchange(out, in);
   for (size_t r = 0; r < ranks(); ++r)
-    decode(r == config_.rank ? own.data() : incoming_[r].data(), numbers, x, r > 0);
-  // As scattered sums are, so that no number depends on which way it went. (Between two, none do.)
+    decode(r == config_.rank ? own.data() : incoming_[r].data(), elements, x, r > 0);
+  // Round the sum as the scattered way does, so that no bit depends on the way. (Between two ranks
+  // that round, the way is always direct.)
   if (ranks() > 2 && config_.wire != WireType::f32) {
-    encode(x, numbers, own.data());
-    decode(own.data(), numbers, x, false);
+    encode(x, elements, own.data());
+    decode(own.data(), elements, x, false);
   }
 }
 
-void MeshLane::scattered(float* x, size_t numbers) {
+void MeshLane::scattered(float* x, size_t elements) {
   const bool exact = config_.wire == WireType::f32;
   const auto size_of = [&](size_t rank) {
-    return segment(numbers, rank + 1) - segment(numbers, rank);
+    return segment(elements, rank + 1) - segment(elements, rank);
   };
-  const auto place = [&](size_t rank) {
-    return reinterpret_cast<uint8_t*>(x + segment(numbers, rank));
+  const auto bytes_of = [&](size_t rank) {
+    return reinterpret_cast<uint8_t*>(x + segment(elements, rank));
   };
   const size_t mine = size_of(config_.rank);
   std::vector<Outgoing> out(ranks());
@@ -195,17 +196,17 @@ void MeshLane::scattered(float* x, size_t numbers) {
   for (size_t r = 0; r < ranks(); ++r) {
     const size_t size = wire_bytes(size_of(r));
     if (exact && r != config_.rank) {
-      out[r] = {place(r), size};  // as it lies
+      out[r] = {bytes_of(r), size};  // sent from where it is
     } else {
       outgoing_[r].resize(size);
-      encode(x + segment(numbers, r), size_of(r), outgoing_[r].data());
+      encode(x + segment(elements, r), size_of(r), outgoing_[r].data());
       out[r] = {outgoing_[r].data(), size};
     }
     incoming_[r].resize(wire_bytes(mine));
     in[r] = {incoming_[r].data(), incoming_[r].size()};
   }
   exchange(out, in);
-  float* own = x + segment(numbers, config_.rank);
+  float* own = x + segment(elements, config_.rank);
   for (size_t r = 0; r < ranks(); ++r) {
     const auto& part = r == config_.rank ? outgoing_[r] : incoming_[r];
     decode(part.data(), mine, own, r > 0);
@@ -216,13 +217,13 @@ void MeshLane::scattered(float* x, size_t numbers) {
   for (size_t r = 0; r < ranks(); ++r) {
     out[r] = {sum.data(), sum.size()};
     incoming_[r].resize(exact ? 0 : wire_bytes(size_of(r)));
-    in[r] = {exact ? place(r) : incoming_[r].data(), wire_bytes(size_of(r))};
+    in[r] = {exact ? bytes_of(r) : incoming_[r].data(), wire_bytes(size_of(r))};
   }
   exchange(out, in);
-  if (exact) return;  // everything came to where it belongs
+  if (exact) return;  // received in place
   for (size_t r = 0; r < ranks(); ++r) {
     const auto& part = r == config_.rank ? sum : incoming_[r];
-    decode(part.data(), size_of(r), x + segment(numbers, r), false);
+    decode(part.data(), size_of(r), x + segment(elements, r), false);
   }
 }
 

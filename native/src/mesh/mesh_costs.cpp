@@ -17,12 +17,12 @@ namespace {
 constexpr uint64_t kMostLatencyNs = 10'000'000'000;
 constexpr uint64_t kMostPs = 1'000'000'000;  // a byte in a millisecond
 
-// Bytes that a rank sends in one round, to all others together. The small ones let TCP's window
-// grow, and use up what a shaper lets through at once. Of rounds of one size the best counts: the
-// others were held up by something else.
+// Bytes that a rank sends in one round, to all others together. The small rounds let TCP's window
+// grow and drain a shaper's burst allowance. The fastest round of each size counts: slower ones
+// were delayed by something else.
 constexpr size_t kRoundBytes[] = {16 << 10, 64 << 10, 256 << 10};
 constexpr size_t kRounds = 3;
-// When rounds took so long in all there are no larger ones: the link is slow, and known by then.
+// No larger rounds once they took this long in all: a slow link is measured well enough by then.
 constexpr uint64_t kLongRoundsNs = 50'000'000;
 constexpr size_t kLatencyRounds = 9;
 constexpr size_t kAddNumbers = 16384;
@@ -52,7 +52,7 @@ uint64_t direct_bytes(size_t ranks, WireType wire, LinkCosts costs) {
   return costs.latency_ns * 1000 * n / saved;
 }
 
-// A round with a number for everyone: also the small message whose time is the latency.
+// An all-reduce of one integer by max. Its time is also the latency of a small message.
 uint64_t MeshLane::all_reduce_max(uint64_t own) {
   std::vector<uint64_t> theirs(ranks());
   std::vector<Outgoing> out(ranks(), {reinterpret_cast<const uint8_t*>(&own), sizeof own});
@@ -75,8 +75,8 @@ LinkCosts MeshLane::measure(double seconds) {
     return all_reduce_max(own);
   };
 
-  // Ranks come at different times; from here on they are in step. The median: a rank that is held
-  // up makes one round too long for all, and the next too short for itself.
+  // Ranks arrive at different times; this round puts them in step. The median counts: a rank that
+  // is delayed makes one round too long for all, and its next one too short.
   shared(0);
   std::array<uint64_t, kLatencyRounds> times;
   for (uint64_t& time : times) {

@@ -15,22 +15,22 @@ namespace hearth {
 namespace {
 
 constexpr uint32_t kMagic = 0x48525448;  // "HTRH"
-// Sending and receiving take turns, so that neither of two ranks' buffers is full while the other's
-// is empty; in pieces that the second-level cache holds, and so large that calls do not count.
+// Bytes of one call. Sending and receiving alternate, so that neither rank's socket buffer is full
+// while the other's is empty. Pieces fit the second-level cache and make the cost of a call small.
 constexpr size_t kMoveAtOnce = 256 << 10;
-// After a wait longer than this spinning was in vain, and would have been at any length.
+// After a wait longer than this, spinning was useless at any length.
 constexpr auto kLongWait = std::chrono::microseconds(200);
 // How soon an abort is seen.
 constexpr int kPollMilliseconds = 100;
 
-// What a call that moves bytes gave: 0 when it would have to wait.
+// Bytes that a system call moved; 0 when it would block.
 size_t moved(ssize_t result, size_t rank) {
   if (result >= 0) return static_cast<size_t>(result);
   if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return 0;
   throw LaneError(rank, std::string("is lost: ") + std::strerror(errno));
 }
 
-// What is left of a header, and up to so many bytes behind it.
+// A message for sendmsg or recvmsg: the rest of a header, and up to `size` bytes behind it.
 struct FrameMessage {
   FrameMessage(void* header, size_t past, const uint8_t* body, size_t size) {
     auto* start = static_cast<uint8_t*>(header);
@@ -141,9 +141,9 @@ void MeshLane::wait_to_move(const Wait& wait, std::span<const Transfer> transfer
                                  [](const Transfer& each) { return !each.done(); });
   if (left <= 0.0)
     throw LaneError(slow->rank(), "did not answer within " + std::to_string(patience_) + " s");
-  // When all is sent, one rank is slept for at a time: woken by each of them, ranks that share
-  // cores would take these from those that still compute. The others are looked at when this one
-  // has come, or after kPollMilliseconds.
+  // Once all is sent, poll one rank at a time. Waking for each of them would take cores from ranks
+  // on the same machine that still compute. The others are checked when this one has arrived, or
+  // after kPollMilliseconds.
   const bool all_sent = std::none_of(transfers.begin(), transfers.end(),
                                      [](const Transfer& each) { return each.can_send(); });
   std::vector<pollfd> waiting;
@@ -157,7 +157,7 @@ void MeshLane::wait_to_move(const Wait& wait, std::span<const Transfer> transfer
   poll(waiting.data(), waiting.size(), static_cast<int>(milliseconds));
 }
 
-// Spinning pays where the others are nearly there. Where they are not, as with more ranks than
+// Spinning helps when the other ranks are nearly done. When they are not, as with more ranks than
 // cores, it takes the core that one of them needs.
 void MeshLane::adapt(const Wait& wait) {
   if (wait.longest > kLongWait) {

@@ -1,4 +1,4 @@
-// One rank's frames on their way: what is left to send and to receive, without waiting.
+// A frame to one rank and one from it, sent and received without blocking.
 #pragma once
 
 #include <sys/uio.h>
@@ -13,15 +13,16 @@ inline constexpr size_t kHeaderBytes = 16;
 
 class Transfer {
  public:
-  // out, in: of the bytes behind the headers. Of `in` there may be less than in_size, a window:
-  // then it is written again from its begin, once what was there has been used (`received`).
+  // out, in: the bytes behind the headers. `in` may be smaller than in_size: a window that is
+  // written again from its start, so the caller must have used what `received` counts. Throws
+  // std::logic_error for a window of 0 bytes.
   Transfer(size_t rank, int socket, uint32_t step, uint32_t index, const uint8_t* out,
            size_t out_size, uint8_t* in, size_t in_size, size_t window);
 
   size_t rank() const { return rank_; }
   int socket() const { return socket_; }
 
-  // Of `out` only so many bytes are there yet; all of them at first.
+  // Limits sending to the first `bytes` of `out`; at first all may be sent.
   void offer(size_t bytes) { offered_ = bytes; }
 
   bool sending() const { return sent_ < kHeaderBytes + out_size_; }
@@ -32,7 +33,7 @@ class Transfer {
   size_t sent() const { return sent_ - std::min(sent_, kHeaderBytes); }
   size_t received() const { return received_ - std::min(received_, kHeaderBytes); }
 
-  // One call of the system each; whether anything moved. Throw LaneError.
+  // One system call each; true if bytes moved. Throw LaneError.
   bool send();
   bool receive();
 

@@ -1,6 +1,6 @@
-// Two ranks' all-reduce in f32, as one thread does it best: parts are sent from and received to
-// where the numbers lie, and added while they are in the cache and the next ones on their way. Of
-// two numbers the order does not matter, so that both ranks have the same bits.
+// All-reduce between two ranks in f32, as one thread does it fastest. Parts are sent from and
+// received to where the elements are, and added while they are in the cache and the next ones on
+// their way. A sum of two does not depend on their order, so both ranks get the same bits.
 #include <algorithm>
 #include <array>
 
@@ -10,13 +10,13 @@
 namespace hearth {
 namespace {
 
-// Where the other's part is received before it is added: stays in the second-level cache.
+// Ring buffer for the other rank's part until it is added: it fits the second-level cache.
 constexpr size_t kWindowBytes = 256 << 10;
 
 }  // namespace
 
-void MeshLane::pair_direct(float* x, size_t numbers) {
-  const size_t size = numbers * 4, peer = 1 - config_.rank;
+void MeshLane::pair_direct(float* x, size_t elements) {
+  const size_t size = elements * 4, peer = 1 - config_.rank;
   auto& part = incoming_[peer];
   part.resize(size);
   std::array<Transfer, 1> whole = {
@@ -25,7 +25,7 @@ void MeshLane::pair_direct(float* x, size_t numbers) {
   size_t added = 0;
   while (!whole[0].done()) {
     const bool sent = whole[0].send(), received = whole[0].receive();
-    // Only what has been sent may be changed.
+    // Elements not yet sent must not change.
     const size_t ready = std::min(whole[0].sent(), whole[0].received()) / 4;
     kernels_.add(x + added, reinterpret_cast<const float*>(part.data()) + added, ready - added);
     added = ready;
@@ -34,19 +34,25 @@ void MeshLane::pair_direct(float* x, size_t numbers) {
   adapt(wait);
 }
 
-// Each adds up one half and sends the sums behind its part of the other half, as they come to be:
-// half the adding of the direct way, and one pass less over memory.
-void MeshLane::pair_scattered(float* x, size_t numbers) {
+// Reduce-scatter and all-gather overlapped:
+//
+//   own half    <- the peer's part of it arrives in the window, and is added in place;
+//                  the sums are sent as they are ready (`sums`, after all of `parts` is sent)
+//   their half  -> this rank's part of it is sent first; then the peer's sums arrive over it
+//
+// Half the additions of the direct way, and one pass less over memory.
+void MeshLane::pair_scattered(float* x, size_t elements) {
   const size_t peer = 1 - config_.rank;
-  float* own = x + segment(numbers, config_.rank);
-  float* theirs = x + segment(numbers, peer);
-  const size_t own_size = (segment(numbers, config_.rank + 1) - segment(numbers, config_.rank)) * 4;
-  const size_t their_size = numbers * 4 - own_size;
+  float* own = x + segment(elements, config_.rank);
+  float* theirs = x + segment(elements, peer);
+  const size_t own_size =
+      (segment(elements, config_.rank + 1) - segment(elements, config_.rank)) * 4;
+  const size_t their_size = elements * 4 - own_size;
   auto& window = incoming_[peer];
   window.resize(kWindowBytes);
   auto* own_bytes = reinterpret_cast<uint8_t*>(own);
   auto* their_bytes = reinterpret_cast<uint8_t*>(theirs);
-  // Their sums come to where our part of them is sent from: they are made of it, so it is gone.
+  // The peer's sums overwrite this rank's part of them: they contain it, so it has been sent.
   std::array<Transfer, 2> both = {
       transfer(peer, {their_bytes, their_size}, {window.data(), own_size}, kWindowBytes),
       transfer(peer, {own_bytes, own_size}, {their_bytes, their_size}, their_size)};

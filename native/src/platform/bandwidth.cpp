@@ -10,15 +10,15 @@
 namespace hearth {
 namespace {
 
-// Words that are asked for ahead of time: 8 KiB, as in the products.
+// Words to prefetch ahead: 8 KiB, as in the matrix products.
 constexpr size_t kAhead = 1024;
 
 }  // namespace
 
 double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
   Buffer buffer(bytes / 64 * 64);
-  // Written first: untouched memory is all the same page of zeros. Then as weights lie, and read as
-  // they are read: else the measure would be shorter than what is measured with it.
+  // Written first: untouched memory is all one page of zeros. Then moved to huge pages as weights
+  // are, or the figure would be below what decode reaches.
   std::fill_n(buffer.data(), buffer.size(), uint8_t{1});
   buffer.gather(buffer.size(), false);
   const auto* words = reinterpret_cast<const uint64_t*>(buffer.data());
@@ -39,7 +39,7 @@ double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
     });
     seconds.push_back(watch.seconds());
   }
-  // What was summed is used, or the compiler would leave the reading out.
+  // The sums are used, or the compiler would drop the reads.
   volatile uint64_t keep = 0;
   for (uint64_t total : totals) keep = keep + total;
   std::nth_element(seconds.begin(), seconds.begin() + static_cast<long>(seconds.size() / 2),

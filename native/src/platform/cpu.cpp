@@ -21,7 +21,7 @@ constexpr char kInstructionSetVariable[] = "HEARTH_INSTRUCTION_SET";
 
 #if defined(HEARTH_HAVE_NEON) && defined(__linux__)
 bool runs_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-// Its kernels leave small products to those of dotprod.
+// The i8mm kernels call those of dotprod for small products.
 bool runs_i8mm() { return runs_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #endif
 

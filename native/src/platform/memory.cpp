@@ -13,12 +13,12 @@ namespace hearth {
 
 #ifdef HEARTH_GUARD_BUFFERS
 
-// The address sanitizer sees the end of what comes from the heap, not of a mapping.
+// The address sanitizer detects the end of a heap allocation, not of a mapping.
 void Buffer::Free::operator()(uint8_t* at) const { ::operator delete(at, std::align_val_t{64}); }
 
 Buffer::Buffer(size_t size) : size_(size) {
   if (size == 0) return;
-  if (size >> 40 != 0) throw std::bad_alloc();  // which the sanitizer would not throw
+  if (size >> 40 != 0) throw std::bad_alloc();  // the sanitizer would abort
   auto* at = static_cast<uint8_t*>(::operator new(size, std::align_val_t{64}));
   std::memset(at, 0, size);
   data_ = {at, Free{size}};
@@ -41,7 +41,7 @@ constexpr size_t kChunk = size_t{1} << 30;
 // MADV_COLLAPSE, which older headers lack.
 [[maybe_unused]] constexpr int kCollapse = 25;
 
-// MADV_COLLAPSE would not ask. Where there is no such file there are no huge pages.
+// MADV_COLLAPSE does not check this setting. Without the file there are no huge pages.
 [[maybe_unused]] bool huge_pages_allowed() {
   std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
   std::string modes;
@@ -60,9 +60,9 @@ Buffer::Buffer(size_t size) : size_(size) {
   data_ = {static_cast<uint8_t*>(at), Free{size}};
 }
 
-// Asked for when all is filled, and at once. Before filling, the kernel must make huge pages while
-// they are first written, which can take several times as long; with MADV_HUGEPAGE after filling it
-// gathers them in the background, at 16 MiB in ten seconds.
+// Collapses pages after they are filled, and synchronously. Before filling, the kernel would make
+// huge pages at the first write, which can take several times as long; with MADV_HUGEPAGE after
+// filling it collapses them in the background, at 16 MiB in ten seconds.
 void Buffer::gather([[maybe_unused]] size_t filled,
                     [[maybe_unused]] const std::atomic<bool>& stop) const {
 #ifdef __linux__
@@ -72,7 +72,7 @@ void Buffer::gather([[maybe_unused]] size_t filled,
   const uintptr_t end = (start + filled) / kHugePage * kHugePage;
   for (uintptr_t at = (start + kHugePage - 1) / kHugePage * kHugePage; at < end; at += kHugePage) {
     if (stop.load(std::memory_order_relaxed)) return;
-    // EINVAL: not known, as before Linux 6.1. Other errors: this one page cannot be had now.
+    // EINVAL: unknown before Linux 6.1. Other errors concern this one page.
     if (madvise(reinterpret_cast<void*>(at), kHugePage, kCollapse) != 0 && errno == EINVAL) return;
   }
 #endif

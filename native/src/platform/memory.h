@@ -18,10 +18,10 @@ class Buffer {
   const uint8_t* data() const { return data_.get(); }
   size_t size() const { return size_; }
 
-  // Moves bytes [0, filled) into huge pages, whole ones only: weights then stream half as fast
-  // again where a TLB miss is dear. Takes about half a second a gigabyte, in which the buffer can
-  // be used; `stop` ends it early. Does nothing where the system has no huge pages, or is told to
-  // give none.
+  // Moves bytes [0, filled) into huge pages, whole ones only: where TLB misses are expensive,
+  // weights then stream 1.5 times as fast. Takes about half a second per gigabyte, during which the
+  // buffer can be used; `stop` ends it early. Does nothing where the system has no huge pages or
+  // disables them.
   void gather(size_t filled, const std::atomic<bool>& stop) const;
 
  private:
@@ -35,9 +35,9 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Many pieces, one behind the other, that are let go together: matrices that are no multiple of a
-// huge page would each leave their ends in small ones. What no piece has been taken of costs no
-// memory.
+// An arena allocator: pieces one after another, freed together. Separate matrices, whose sizes are
+// not multiples of a huge page, would each leave their ends in small pages. What is not taken costs
+// no memory.
 class Arena {
  public:
   // Zeroed, aligned to 64 bytes. Throws std::bad_alloc. Not for two threads at once.

@@ -12,7 +12,7 @@
 namespace hearth {
 namespace {
 
-// About 20 microseconds: longer than threads of one step ever are apart when each has a core.
+// About 20 microseconds: longer than the threads of a step are ever apart when each has a core.
 constexpr int kSpins = 600;
 
 void spin_hint() {
@@ -23,7 +23,7 @@ void spin_hint() {
 #endif
 }
 
-// Until `value` is no longer `old`.
+// Waits until `value` differs from `old`.
 void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
   for (int i = 0; i < kSpins; ++i) {
     if (value.load(std::memory_order_acquire) != old) return;
@@ -39,7 +39,7 @@ void pin_this_thread([[maybe_unused]] const std::vector<int>& cores,
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(static_cast<size_t>(cores[thread % cores.size()]), &set);
-  // A core that is not ours to have is no error: the thread then runs where it may.
+  // A core that this process may not use is not an error: the thread then runs where it may.
   pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 #endif
 }
@@ -96,7 +96,7 @@ ThreadPool::ThreadPool(size_t threads, std::vector<int> pin)
   threads_.reserve(threads - 1);
   try {
     for (size_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { loop(t); });
-  } catch (...) {  // the system gave some of them and no more
+  } catch (...) {  // the system could start only some of them
     join();
     throw;
   }
@@ -132,7 +132,7 @@ void ThreadPool::loop(size_t thread) {
   }
 }
 
-// Nothing here orders what the threads compute: the barriers around a phase do.
+// Memory orders are relaxed: the barriers around a phase order what the threads compute.
 void WorkQueue::begin_phase(size_t thread) {
   Share& share = shares_[thread];
   ++share.phase;

@@ -23,7 +23,7 @@ void check(bool good, const std::string& name, size_t value, size_t most) {
 void check_span(const std::string& name, const Span& span, size_t most) {
   if (span.begin > span.end || span.end > most) {
     throw std::invalid_argument("shard: " + name + " [" + std::to_string(span.begin) + ", " +
-                                std::to_string(span.end) + ") is no range within " +
+                                std::to_string(span.end) + ") is not a range within " +
                                 std::to_string(most));
   }
 }

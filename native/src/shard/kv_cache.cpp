@@ -26,9 +26,9 @@ size_t row_bytes(KvType type, size_t head_size) {
   return head_size + head_size / kBlock * sizeof(float);
 }
 
-// One position's numbers go to every row of the keys.
-template <typename Number>
-void scatter(const Number* from, size_t count, Number* to, size_t stride) {
+// One position is a column of the keys: its elements go to every row.
+template <typename Element>
+void scatter(const Element* from, size_t count, Element* to, size_t stride) {
   for (size_t i = 0; i < count; ++i) to[i * stride] = from[i];
 }
 
@@ -77,12 +77,12 @@ void KvCache::store_key(const Kernels& kernels, void* keys, size_t slot, const f
       return scatter(halves, size, static_cast<uint16_t*>(keys) + slot, stride);
     }
     case KvType::q80: {
-      int8_t numbers[kMostHeadSize];
+      int8_t codes[kMostHeadSize];
       float scales[kMostHeadSize / kBlock];
       int32_t sums[kMostHeadSize / kBlock];  // not needed here
-      kernels.quantize(x, size, numbers, scales, sums);
+      kernels.quantize(x, size, codes, scales, sums);
       auto* rows = static_cast<int8_t*>(keys);
-      scatter(numbers, size, rows + slot, stride);
+      scatter(codes, size, rows + slot, stride);
       return scatter(scales, size / kBlock, reinterpret_cast<float*>(rows + size * stride) + slot,
                      stride);
     }
@@ -98,10 +98,10 @@ void KvCache::store_value(const Kernels& kernels, void* values, size_t slot, con
     case KvType::f16:
       return kernels.to_f16(x, size, static_cast<uint16_t*>(values) + offset);
     case KvType::q80: {
-      auto* numbers = static_cast<int8_t*>(values);
-      auto* scales = reinterpret_cast<float*>(numbers + shape_.page_size * size);
+      auto* codes = static_cast<int8_t*>(values);
+      auto* scales = reinterpret_cast<float*>(codes + shape_.page_size * size);
       int32_t sums[kMostHeadSize / kBlock];  // not needed here
-      return kernels.quantize(x, size, numbers + offset, scales + offset / kBlock, sums);
+      return kernels.quantize(x, size, codes + offset, scales + offset / kBlock, sums);
     }
   }
 }
@@ -110,8 +110,8 @@ void KvCache::widen_keys(const Kernels& kernels, const void* keys, float* out) c
   const size_t count = shape_.head_size * stride();
   if (shape_.type == KvType::f16)
     return kernels.from_f16(static_cast<const uint16_t*>(keys), count, out, false);
-  const auto* numbers = static_cast<const int8_t*>(keys);
-  kernels.keys_from_q80(numbers, reinterpret_cast<const float*>(numbers + count), shape_.head_size,
+  const auto* codes = static_cast<const int8_t*>(keys);
+  kernels.keys_from_q80(codes, reinterpret_cast<const float*>(codes + count), shape_.head_size,
                         stride(), out);
 }
 
@@ -120,10 +120,9 @@ void KvCache::widen_values(const Kernels& kernels, const void* values, size_t sl
   const size_t count = slots * shape_.head_size;
   if (shape_.type == KvType::f16)
     return kernels.from_f16(static_cast<const uint16_t*>(values), count, out, false);
-  const auto* numbers = static_cast<const int8_t*>(values);
-  const auto* scales =
-      reinterpret_cast<const float*>(numbers + shape_.page_size * shape_.head_size);
-  kernels.from_q80(numbers, scales, count, out, false);
+  const auto* codes = static_cast<const int8_t*>(values);
+  const auto* scales = reinterpret_cast<const float*>(codes + shape_.page_size * shape_.head_size);
+  kernels.from_q80(codes, scales, count, out, false);
 }
 
 }  // namespace hearth

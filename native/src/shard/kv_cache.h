@@ -1,5 +1,5 @@
 // The KV cache of one shard, in pages. A page holds `page_size` positions of every layer and KV
-// head of the shard. Who has which page is the root's business: here a page is a number, and its
+// head of the shard. The root assigns pages to sequences: here a page is a number, and its
 // memory comes when it is first written.
 #pragma once
 
