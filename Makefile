@@ -3,6 +3,7 @@
 #   make demo            a story, made by three nodes on this machine
 #   make test            native tests (plain, and under the sanitizers), then Python tests
 #   make test PARITY=1   with the comparison with transformers too (installs PyTorch)
+#   make testdata        fetch public models and vocabularies, for the tests that read them
 #   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated (Pi 4, Pi 5, newest)
 #   make fuzz            random bytes for everything that reads bytes from outside (needs clang)
 #   make chart-test      the Helm chart alone (part of make test)
@@ -21,7 +22,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-python test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
+.PHONY: demo test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -29,6 +30,8 @@ VENV ?= .venv
 comma := ,
 JOBS ?= $(shell nproc)
 PARITY ?=
+# Tests of one file run in one process, one after another; files side by side.
+PARALLEL ?= -n $(JOBS) --dist loadgroup
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -58,16 +61,17 @@ demo: $(DONE)/installed
 
 test: test-native test-python
 
-test-native: build/native-release/build.ninja build/native-asan/build.ninja build/native-tsan/build.ninja
-	@for preset in release asan tsan; do \
-	  echo "hearth: native tests, $$preset"; \
-	  $(call quietly,build-$$preset,$(BIN)/cmake --build --preset $$preset); \
-	  run=(); \
-	  if [[ $$preset == tsan ]] && setarch $$(uname -m) -R true 2>/dev/null; then \
-	    run=(setarch $$(uname -m) -R); \
-	  fi; \
-	  "$${run[@]}" $(BIN)/ctest --preset $$preset --progress; \
-	done
+NATIVE := release asan tsan
+test-native: $(NATIVE:%=test-native-%)
+
+$(NATIVE:%=test-native-%): test-native-%: build/native-%/build.ninja
+	@echo "hearth: native tests, $*"
+	@$(call quietly,build-$*,$(BIN)/cmake --build --preset $*)
+	@run=(); \
+	if [[ $* == tsan ]] && setarch $$(uname -m) -R true 2>/dev/null; then \
+	  run=(setarch $$(uname -m) -R); \
+	fi; \
+	"$${run[@]}" $(BIN)/ctest --preset $* --parallel $(JOBS) --progress
 # (setarch: the thread sanitizer of older compilers cannot place itself in the far apart addresses
 # that newer kernels deal out.)
 
@@ -105,7 +109,11 @@ build/native-%/build.ninja: CMakePresets.json | $(DONE)/build
 
 test-python: $(DONE)/installed $(DONE)/test $(DONE)/deploy $(if $(PARITY),$(DONE)/parity)
 	@echo "hearth: Python tests$(if $(PARITY),$(comma) with parity)"
-	@$(BIN)/python -m pytest -q $(if $(PARITY),,-m "not parity") $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q $(PARALLEL) $(if $(PARITY),,-m "not parity") $(PYTEST_ARGS)
+
+# Public models and vocabularies, to build/testdata: tests that read them are skipped without.
+testdata: $(DONE)/venv
+	@$(BIN)/python tests/testdata.py build/testdata
 
 chart-test: $(DONE)/installed $(DONE)/test $(DONE)/deploy
 	@echo "hearth: tests of the chart"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -125,10 +127,20 @@ def begin(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+# Ports to hand out: below those that the system gives by itself, and for each process that runs
+# tests (pytest-xdist names them gw0, gw1 ...) others. So nobody else takes one before its use.
+_PORTS_EACH = 600
+_FIRST_PORT = 20_000 + _PORTS_EACH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_ports = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + _PORTS_EACH))
+
+
 def free_port() -> int:
-    """A port of the loopback that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port of the loopback that nothing listens on, and that no test had lately."""
+    for _ in range(_PORTS_EACH):
+        port = next(_ports)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError(f"no free port from {_FIRST_PORT} on")
 
 
 def status_bytes(pid: int | str, field: str) -> int:

@@ -28,6 +28,13 @@ def model_digest() -> str:
     return digest.hexdigest()
 
 
+def read_stories260k() -> tuple[list[int], str]:
+    """The 200 greedy tokens of stories260k from BOS, by the reference program, and their text."""
+    known: dict[str, Any] = json.loads((KNOWN / "stories260k.json").read_text())
+    assert (known["magic"], known["version"]) == (MAGIC.decode(), VERSION)
+    return known["greedy_ids"], known["text"]
+
+
 def read_stories() -> list[dict[str, Any]]:
     """Each with prompt, prompt_ids (BOS first), greedy_ids and text."""
     known: dict[str, Any] = json.loads((KNOWN / "demo.json").read_text())

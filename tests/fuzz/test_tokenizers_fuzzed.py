@@ -234,9 +234,9 @@ def test_long_texts_take_time_in_proportion(
     """A quadratic encoder would need minutes for these: the harness ends the test then."""
     files = [
         write(tokenizer__json=encoded(space_marks())),
-        testdata / "tokenizers" / "llama2" / "tokenizer.model",
-        testdata / "tokenizers" / "gpt2" / "tokenizer.json",
-        testdata / "vocab-vectors" / "ggml-vocab-llama-spm.gguf",
+        testdata / "tokenizers/llama2/tokenizer.model",
+        testdata / "tokenizers/gpt2/tokenizer.json",
+        testdata / "vocab-vectors/ggml-vocab-llama-spm.gguf",
     ]
     for path in files:
         tokenizer = load_tokenizer(path)

@@ -94,7 +94,7 @@ def test_rope_factors_and_special_ids_are_kept(tmp_path: Path) -> None:
 
 
 def test_stories260k_converts(testdata: Path, tmp_path: Path) -> None:
-    source = str(testdata / "stories260k" / "stories260K.gguf")
+    source = str(testdata / "stories260k/stories260K.gguf")
     after = open_model(str(convert(source, tmp_path / "out", "q80")))
     assert after.tokenizer().decode([403, 407, 261, 378]) == "Once upon a time"
 

@@ -1,11 +1,11 @@
 """The readers: every format gives the same tensors, and any cut is that place of the whole."""
 
-import json
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import known_answers
 import numpy as np
 import pytest
 from converter_builders import (
@@ -357,9 +357,8 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
 
 
 def test_stories260k_decodes_its_expected_text(testdata: Path) -> None:
-    with open_model(str(testdata / "stories260k" / "stories260K.gguf")) as model:
-        ids = json.loads((testdata / "stories260k" / "greedy_ids.json").read_text())["greedy_ids"]
-        text = (testdata / "stories260k" / "expected_200_steps.txt").read_text()
+    with open_model(str(testdata / "stories260k/stories260K.gguf")) as model:
+        ids, text = known_answers.read_stories260k()
         tokenizer = model.tokenizer()
         assert tokenizer.decode(ids) == text
         assert tokenizer.encode(text) == [1, *ids]

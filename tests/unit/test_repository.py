@@ -4,15 +4,19 @@ packages in the wheel, arrows between packages, the README's commands.
 """
 
 import ast
+import io
 import itertools
 import json
 import re
 import subprocess
-import sys
 import tomllib
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from hearth.cli.main import main
 
 TOP = Path(__file__).resolve().parents[2]
 PACKAGES: dict[str, str] = {
@@ -102,14 +106,24 @@ def test_readme_commands_exist() -> None:
         assert command in commands, f"README says `hearth {command}`"
 
 
-def run_hearth(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hearth.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@dataclass(frozen=True)
+class Ran:
+    """What a command in this process did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_hearth(*arguments: str) -> Ran:
+    """`hearth` in this process: its output, and how it ended."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as stop:  # how argparse ends after help, and after an error
+            code = int(stop.code or 0)
+    return Ran(code, out.getvalue(), err.getvalue())
 
 
 def commands_of_the_command_line() -> set[str]:
@@ -151,13 +165,28 @@ def test_stubs_are_generated_and_never_committed() -> None:
     assert not tracked("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
 
 
-def test_sanitizer_presets_build_what_they_say() -> None:
+def test_sanitizers_are_in_what_make_test_builds() -> None:
+    """By what make would run, and by the flags that CMake would build with."""
+    ran = subprocess.run(
+        ["make", "--dry-run", "--always-make", "test-native"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
     presets = json.loads((TOP / "CMakePresets.json").read_text())
     sanitizers = {
         preset["name"]: preset.get("cacheVariables", {}).get("HEARTH_SANITIZE")
         for preset in presets["configurePresets"]
     }
-    assert sanitizers["asan"] == "address,undefined"
-    assert sanitizers["tsan"] == "thread"
-    makefile = (TOP / "Makefile").read_text()
-    assert "for preset in release asan tsan" in makefile
+    for preset, wanted in (("asan", "address,undefined"), ("tsan", "thread")):
+        assert sanitizers[preset] == wanted
+        assert re.search(rf"cmake --preset {preset}\b", ran.stdout)
+        assert re.search(rf"cmake --build --preset {preset}\b", ran.stdout)
+        assert re.search(rf"ctest --preset {preset}\b", ran.stdout)
+        cache = TOP / f"build/native-{preset}/CMakeCache.txt"
+        if cache.exists():
+            assert f"HEARTH_SANITIZE:UNINITIALIZED={wanted}" in re.sub(
+                r"(HEARTH_SANITIZE):[A-Z]+", r"\1:UNINITIALIZED", cache.read_text()
+            )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hearth.converter import ModelError, Tokenizer
 from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
 from hearth.converter.tokenizers.plain import PlainTokenizer
+from hearth.converter.tokenizers.sentencepiece import build_model
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
 
@@ -54,7 +56,12 @@ ALL = [*(path for _, path in PAIRS), *MISTRAL, "plain"]
 
 @cache
 def load(path: Path) -> Tokenizer:
-    return PlainTokenizer(1000) if path.name == "plain" else load_tokenizer(path)
+    return load_tokenizer(path)
+
+
+def load_any(testdata: Path, path: str) -> Tokenizer:
+    """One of ALL."""
+    return PlainTokenizer(1000) if path == "plain" else load(testdata / path)
 
 
 def vectors(testdata: Path, name: str) -> list[tuple[str, list[int]]]:
@@ -132,7 +139,7 @@ def reference(text_bytes: bytes) -> str:
 def test_a_stream_gives_whole_characters_and_the_whole_text(
     testdata: Path, path: str, data: st.DataObject
 ) -> None:
-    tokenizer = load(testdata / path)
+    tokenizer = load_any(testdata, path)
     text = data.draw(
         st.text(st.characters(codec="utf-8"), max_size=40) | st.just("né 🦙👩‍👩‍👧 日本")
     )
@@ -166,7 +173,7 @@ TEXT = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_cha
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(TEXT, max_size=60))
 def test_text_survives_encoding(testdata: Path, path: str, text: str) -> None:
-    tokenizer = load(testdata / path)
+    tokenizer = load_any(testdata, path)
     if "qwen2" in path or "tok512" in path:
         # Qwen2 normalizes to NFC and tok512 joins spaces: once done, a text stays as it is.
         text = tokenizer.decode(tokenizer.encode(text))
@@ -197,13 +204,12 @@ def test_the_first_space_belongs_to_the_text_only_after_a_prompt(testdata: Path)
 def test_half_a_surrogate_pair_is_no_text(testdata: Path) -> None:
     for path in ALL:
         with pytest.raises(ModelError, match="position 2, half of a surrogate pair"):
-            load(testdata / path).encode("ab\ud83e")
+            load_any(testdata, path).encode("ab\ud83e")
 
 
 def test_chat_templates_and_settings_beside_a_tokenizer(testdata: Path, tmp_path: Path) -> None:
-    source = testdata / "tokenizers"
-    shutil.copy(source / "llama2" / "tokenizer.model", tmp_path)
-    shutil.copy(source / "tinyllama" / "tokenizer_config.json", tmp_path)
+    shutil.copy(testdata / "tokenizers/llama2/tokenizer.model", tmp_path)
+    shutil.copy(testdata / "tokenizers/tinyllama/tokenizer_config.json", tmp_path)
     (tmp_path / "notes.txt").write_text("not a tokenizer's")
     tokenizer = load_tokenizer(tmp_path, None, frozenset({5}))
     assert "<|assistant|>" in (tokenizer.chat_template or "")
@@ -214,7 +220,7 @@ def test_chat_templates_and_settings_beside_a_tokenizer(testdata: Path, tmp_path
     ]
     (tmp_path / "chat_template.jinja").write_text("newer")
     assert load_tokenizer(tmp_path).chat_template == "newer"
-    assert (load(source / "qwen2").chat_template or "").startswith("{%- if tools %}")
+    assert (load(testdata / "tokenizers/qwen2").chat_template or "").startswith("{%- if tools %}")
 
 
 def small_bpe() -> dict[str, Any]:
@@ -234,6 +240,15 @@ def small_bpe() -> dict[str, Any]:
         "model": {"type": "BPE", "vocab": {c: b for b, c in BYTE_TO_CHARACTER.items()},
                   "merges": []},
     }  # fmt: skip
+
+
+def small_spm() -> bytes:
+    """The SentencePiece model of a GGUF vocabulary."""
+    values = spm_metadata()
+    tokens, scores, types = (
+        values[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type")
+    )
+    return build_model(tokens, scores, types, True, False, bos_id=1, eos_id=2)
 
 
 def write_json(directory: Path, **changes: Any) -> Path:
@@ -329,16 +344,16 @@ def test_damaged_vocabulary_and_merges(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_mutated_tokenizers_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, testdata: Path, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     directory = tmp_path_factory.mktemp("mutated")
     name = data.draw(st.sampled_from(["tokenizer.json", "tokenizer.model", "tokenizer.gguf"]))
-    original = {
+    originals: dict[str, Callable[[], bytes]] = {
         "tokenizer.json": lambda: json.dumps(small_bpe()).encode(),
-        "tokenizer.model": lambda: (testdata / "stories260k" / "tok512.model").read_bytes(),
+        "tokenizer.model": small_spm,
         "tokenizer.gguf": lambda: gguf_bytes(spm_metadata(), {}),
-    }[name]()
-    content = bytearray(original)
+    }
+    content = bytearray(originals[name]())
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(content) - 1))
         content[place] = data.draw(st.integers(0, 255))
