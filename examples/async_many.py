@@ -1,6 +1,6 @@
 """Several prompts at once: the root runs them in one batch. Start a root first.
 
-python examples/async_many.py 127.0.0.1:7700 "The cat" "The dog" "A little girl"
+python examples/async_many.py 127.0.0.1:7716 "The cat" "The dog" "A little girl"
 """
 
 import asyncio

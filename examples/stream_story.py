@@ -1,6 +1,6 @@
 """Prints a story while the cluster makes it. Start a root first: hearth root --model demo
 
-python examples/stream_story.py 127.0.0.1:7700 "Once upon a time"
+python examples/stream_story.py 127.0.0.1:7716 "Once upon a time"
 """
 
 import sys
