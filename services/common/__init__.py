@@ -1,1 +1,1 @@
-"""The parts of both services: errors, channels, settings, metrics, logging."""
+"""Shared by both services: errors, channels, settings, metrics, logging."""

@@ -1,7 +1,7 @@
-"""Log of refused callers, with their addresses and at a bounded rate.
+"""Logs connections and calls refused at a port: at a bounded rate, with the peer's address.
 
-gRPC does TLS handshakes by itself and does not report which failed. It does call the credentials'
-fetcher at the start of each; the process's own descriptors then include the new connection.
+gRPC does not report failed TLS handshakes. It does call the credentials' fetcher when a handshake
+begins, and the process's own descriptors then include the new connection.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hearth.common.channels import SILENCE_SECONDS, format_address
 
 log = logging.getLogger(__name__)
 
-# Lines in a minute, one for each host and cause: a scanner cannot fill the log.
+# Lines per window, one per host and cause: a scanner cannot fill the log.
 MOST_LINES = 20
 WINDOW_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
-# New connections are looked at so often, and so many at once; of a flood, some are.
+# Rate and burst at which new connections are inspected; in a flood, only some are.
 _LOOKS_A_SECOND = 10.0
 _MOST_LOOKS = 20.0
 
@@ -35,37 +35,37 @@ Peer = tuple[str, int]
 
 
 class Refusals:
-    """Logs refused callers. Thread-safe; holds at most MOST_LINES entries."""
+    """Logs refused peers. Thread-safe; holds at most MOST_LINES entries."""
 
     def __init__(self, port: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """port: what was called, for people: "the worker's port"."""
+        """port: name of the port in log lines, such as "the worker's port"."""
         self._port = port
         self._clock = clock
         self._lock = threading.Lock()
         self._begun = float("-inf")
-        self._said: set[tuple[str, str]] = set()
-        self._unsaid = 0
+        self._logged: set[tuple[str, str]] = set()
+        self._skipped = 0
 
     def note(self, peer: Peer, problem: str) -> None:
-        """Logs that `peer` was refused because of `problem`, unless too much was logged already."""
+        """Logs that `peer` was refused because of `problem`, unless the limit is reached."""
         host, number = peer
         with self._lock:
             now = self._clock()
             if now - self._begun >= WINDOW_SECONDS:
                 self._begun = now
-                self._said.clear()
-            if (host, problem) in self._said or len(self._said) >= MOST_LINES:
-                self._unsaid += 1
+                self._logged.clear()
+            if (host, problem) in self._logged or len(self._logged) >= MOST_LINES:
+                self._skipped += 1
                 return
-            self._said.add((host, problem))
-            unsaid, self._unsaid = self._unsaid, 0
-        more = f" ({unsaid} more refused since the last line)" if unsaid else ""
+            self._logged.add((host, problem))
+            skipped, self._skipped = self._skipped, 0
+        more = f" ({skipped} more refused since the last line)" if skipped else ""
         where = format_address(host, number)
         log.warning("refused %s at %s: %s%s", where, self._port, problem, more)
 
 
 def peer_of(text: str) -> Peer:
-    """The address in gRPC's name of a peer: "ipv4:10.0.0.1:5", "ipv6:[::1]:5", percent-encoded."""
+    """Parses gRPC's name of a peer: "ipv4:10.0.0.1:5" or "ipv6:[::1]:5", percent-encoded."""
     kind, _, rest = unquote(text).partition(":")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
@@ -74,15 +74,15 @@ def peer_of(text: str) -> Peer:
 
 
 def peer_address(address: tuple[Any, ...]) -> Peer:
-    """The address of a socket's other end."""
+    """Converts the address that a socket returns for its peer."""
     return _plain(str(address[0])), int(address[1])
 
 
 class Handshakes:
-    """Watches a gRPC server's TLS connections from outside; reports those whose handshake failed.
+    """Watches a gRPC server's TLS connections from outside; logs failed handshakes.
 
-    A connection that closes before it made a call, while it was young, is taken for a failed
-    handshake: gRPC itself closes those that are not done within `seconds`.
+    A young connection that closes without a call counts as a failed handshake. gRPC itself closes
+    connections whose handshake is not done within `seconds`.
     """
 
     def __init__(self, refusals: Refusals, seconds: float = SILENCE_SECONDS) -> None:
@@ -90,18 +90,18 @@ class Handshakes:
         self._seconds = seconds
         self._port = 0
         self._changed = threading.Condition()
-        # Connections that are open and were looked at; those of them of which nothing is known yet,
-        # since when, and how they began.
+        # Open connections already inspected; among them those whose handshake may still fail, each
+        # with its start and first bytes.
         self._known: set[Peer] = set()
         self._young: dict[Peer, tuple[float, bytes]] = {}
-        # How many looks may be had at once, as of when.
+        # Inspections available (a token bucket), and the time of that count.
         self._looks = _MOST_LOOKS
         self._looked = time.monotonic()
         self._stopped = False
         self._thread = threading.Thread(target=self._watch, name="tls-watch", daemon=True)
 
     def start(self, port: int) -> None:
-        """Watches the connections that come in on this port."""
+        """Starts watching the connections on this port."""
         self._port = port
         self._thread.start()
 
@@ -114,10 +114,10 @@ class Handshakes:
             self._thread.join(timeout=5)
 
     def began(self) -> None:
-        """A handshake has begun; called by gRPC, and must never fail or wait."""
+        """Notes that a handshake has begun. Called by gRPC: must never raise or block."""
         try:
             now = time.monotonic()
-            # A look costs milliseconds where hundreds are connected.
+            # An inspection takes milliseconds with hundreds of connections.
             earned = self._looks + (now - self._looked) * _LOOKS_A_SECOND
             self._looks, self._looked = min(_MOST_LOOKS, earned), now
             if self._looks < 1:
@@ -132,10 +132,10 @@ class Handshakes:
                         self._young[peer] = (now, first)
                 self._changed.notify_all()
         except Exception:
-            log.exception("could not look at a connection")
+            log.exception("could not inspect a connection")
 
     def called(self, peer: Peer) -> None:
-        """This connection has made a call, so its handshake was good."""
+        """Notes that this connection has made a call, so its handshake succeeded."""
         if peer in self._young or peer not in self._known:
             with self._changed:
                 self._young.pop(peer, None)
@@ -159,7 +159,7 @@ class Handshakes:
             self._known &= still
             for peer, (since, _) in list(self._young.items()):
                 if now - since > self._seconds + 1:
-                    del self._young[peer]  # gRPC has let it in
+                    del self._young[peer]  # gRPC has accepted it
         for peer, (since, first) in failed.items():
             self._refusals.note(peer, _cause(first, now - since, self._seconds))
 
@@ -179,9 +179,9 @@ def _cause(first: bytes, seconds: float, limit: float = SILENCE_SECONDS) -> str:
 
 
 def connections(port: int, peek: bool = False) -> dict[Peer, bytes]:
-    """The peers connected to this process's `port`; with `peek`, their first unread bytes.
+    """Peers connected to this process's `port`; with `peek`, also the first bytes not read yet.
 
-    Empty where the system does not list a process's descriptors (/proc/self/fd, /dev/fd).
+    Empty if the system does not list a process's descriptors (/proc/self/fd, /dev/fd).
     """
     folder = next((f for f in (Path("/proc/self/fd"), Path("/dev/fd")) if f.is_dir()), None)
     found: dict[Peer, bytes] = {}
@@ -205,5 +205,5 @@ def connections(port: int, peek: bool = False) -> dict[Peer, bytes]:
 
 
 def _plain(host: str) -> str:
-    """An IPv4 address as such, where a socket for both kinds gave it as IPv6."""
+    """Removes the prefix of an IPv4 address that a dual-stack socket reported as IPv6."""
     return host.removeprefix("::ffff:") if "." in host else host

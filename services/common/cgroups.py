@@ -1,8 +1,8 @@
 """Limits of Linux control groups, versions 1 and 2, on this process: memory and CPU time.
 
-A container's limits are those of its group; a group within a group has the tightest of all of
-them, so every group from the process's own outwards is asked. Anything that cannot be read or
-understood counts as no limit. Knows no machine and no policy: see system.py.
+A container's limits are those of its group. The tightest limit of all enclosing groups applies, so
+every group from the process's own outwards is read. Anything that cannot be read or parsed counts
+as no limit. Policy is in system.py.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
-# Version 1 says "no limit" by the largest multiple of the page size, whatever that is.
+# Version 1 writes "no limit" as the largest multiple of the page size.
 _UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """Bytes that a group may use, and those it uses, file cache (which can be dropped) left out."""
+    """Bytes that a group may use, and bytes in use without the file cache, which can be dropped."""
 
     limit: int
     used: int
 
 
 def quota_cores(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Cores of the tightest CPU quota, rounded up; 0 when there is none."""
+    """Cores of the tightest CPU quota, rounded up; 0 without a quota."""
     quotas = [_quota_v2(folder) for folder in _folders(groups, membership, "")]
     quotas += [
         _quota_v1(folder)
@@ -37,7 +37,7 @@ def quota_cores(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
 
 
 def memory_limits(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> Iterator[MemoryLimit]:
-    """The limit of every group around this process that has one."""
+    """The memory limits of the groups around this process."""
     names = ("memory.max", "memory.current", "")
     for folder in _folders(groups, membership, ""):
         yield from _memory(folder, *names)
@@ -49,8 +49,8 @@ def memory_limits(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> Ite
 def _folders(groups: Path, membership: Path, controller: str) -> list[Path]:
     """The process's groups under `controller` ("": version 2), innermost first.
 
-    In a container the path is often the host's and the mount the container's own: what is not
-    there gives no limit, and the mount itself is always the last.
+    In a container the path is often the host's but the mount the container's own. Missing folders
+    therefore give no limit, and the mount itself always comes last.
     """
     path = "/"
     try:
@@ -75,7 +75,7 @@ def _quota_v2(folder: Path) -> int:
 
 
 def _quota_v1(folder: Path) -> int:
-    """Cores of a quota and its period, microseconds both; the quota is -1 for none."""
+    """Cores of a quota and its period, microseconds both; the quota is -1 for no limit."""
     try:
         quota = int((folder / "cpu.cfs_quota_us").read_text())
         period = int((folder / "cpu.cfs_period_us").read_text())
@@ -85,7 +85,7 @@ def _quota_v1(folder: Path) -> int:
 
 
 def _memory(folder: Path, limit: str, used: str, prefix: str) -> Iterator[MemoryLimit]:
-    """Reads the files so named; memory.stat's fields begin with `prefix` where they are sums."""
+    """Reads files `limit` and `used`; sums in memory.stat have names that begin with `prefix`."""
     try:
         bytes_limit = int((folder / limit).read_text())
         bytes_used = int((folder / used).read_text())
@@ -94,7 +94,7 @@ def _memory(folder: Path, limit: str, used: str, prefix: str) -> Iterator[Memory
             name, _, value = line.partition(" ")
             if name in droppable:
                 bytes_used -= int(value)
-    except (OSError, ValueError):  # "max" among them
+    except (OSError, ValueError):  # includes "max": no limit
         return
     if 0 < bytes_limit < _UNLIMITED:
         yield MemoryLimit(bytes_limit, max(0, bytes_used))

@@ -1,4 +1,4 @@
-"""gRPC channels and servers as both ends agree on them: addresses, message limits, keepalive."""
+"""Settings of gRPC channels and servers for both ends: addresses, message limits, keepalive."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from hearth.common.errors import HearthError, Reason
 if TYPE_CHECKING:
     from hearth.common.security import Security
 
-# The contract's version: a root and a worker that differ refuse each other.
+# The contract's version. A root and a worker of different versions refuse each other.
 PROTOCOL_VERSION = 3
 
 # Weight data in one WeightChunk, bytes.
 CHUNK_BYTES = 1 << 20
 
 # The largest payload of one Forward message: f32 [rows, hidden_size] of activations or partial
-# sums, or f32 [output rows, vocabulary rows] of logits. 64 MiB is 1,024 rows of the widest model
-# known (Llama 3.1 405B, hidden size 16,384), or 125 whole rows of a 128k vocabulary. A plan whose
-# max_step_tokens x hidden_size x 4 is more is refused (worker/shard.py).
+# sums, or f32 [output rows, vocabulary rows] of logits. 64 MiB is 1,024 rows of the widest known
+# model (Llama 3.1 405B, hidden size 16,384), or 125 whole rows of a 128k vocabulary. A plan with a
+# larger max_step_tokens x hidden_size x 4 is refused (worker/shard.py).
 MAX_PAYLOAD_BYTES = 64 << 20
 # Field tags, page tables and digests around the payload.
 _OVERHEAD_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + _OVERHEAD_BYTES
-# Limit of messages from clients, which send text only.
+# Limit of messages from clients, which send only text (the root's own service).
 MAX_CLIENT_MESSAGE_BYTES = 4 << 20
 
-# Both ends ping a connection that was silent for 4 s, and close it 8 s later. So the loss of a
-# machine or a stopped process is noticed within 12 s. Long steps do not matter: gRPC's own threads
-# answer pings while others compute. Shorter limits would be false alarms where a slow network is
-# full of weights, because a ping waits behind them. The server allows pings twice as often as they
-# come, so that differing clocks do not make them "too many".
+# Both ends ping a connection that was silent for 4 s, and close it 8 s later. A lost machine or a
+# stopped process is therefore noticed within 12 s, however long a step takes: gRPC's own threads
+# answer pings while others compute. Shorter limits would give false alarms on a slow network,
+# where a ping waits behind weights. The server allows twice the rate of pings, so that a clock's
+# drift never makes the pings of a correct client "too many".
 _KEEPALIVE_MS = 4_000
 _KEEPALIVE_TIMEOUT_MS = 8_000
 
-# How long a server waits for a peer that sends nothing: for the handshake of a connection (TLS, the
-# first frames of HTTP/2), for the message of a call, for the first message of a stream.
+# Time limit for a peer that sends nothing: for the handshake of a connection (TLS, the first frames
+# of HTTP/2), for the message of a call, for the first message of a stream.
 SILENCE_SECONDS = 10.0
-# A connection without any call for so long is closed: its client connects again by itself.
+# A connection without a call for this long is closed; clients reconnect by themselves.
 _IDLE_MS = 300_000
 # Connections of one server, half-open ones included. Each costs a descriptor and some 100 KiB.
 MAX_CONNECTIONS = 256
@@ -54,7 +54,7 @@ _KEEPALIVE: Options = [
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # gRPC waits a minute for the answer to a ping unless told otherwise here too.
+    # gRPC's default here is a minute, whatever the timeout above.
     ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
 ]
 
@@ -68,7 +68,7 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         # A worker that comes back is found within seconds, not after minutes of backoff.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        # Home clusters are dialled directly; a proxy of the environment is for the internet.
+        # Nodes are dialled directly: a proxy in the environment is for the internet.
         ("grpc.enable_http_proxy", 0),
         # One connection per channel: streams of two channels do not queue behind each other.
         ("grpc.use_local_subchannel_pool", 1),
@@ -95,7 +95,7 @@ def server_options(
         ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        # A port that another server holds is an error, not a second listener.
+        # A port in use is an error; do not share it with another server.
         ("grpc.so_reuseport", 0),
     ]
 
@@ -103,15 +103,15 @@ def server_options(
 def dial(address: str, security: Security | None = None) -> grpc.Channel:
     """The root's channel to a worker at host:port; connects when first used.
 
-    With `security`, by mutual TLS, and each call carries the join token. Raises HearthError
-    BAD_ADDRESS.
+    With `security`, uses mutual TLS and sends the join token with each call.
+    Raises HearthError BAD_ADDRESS.
     """
     split_address(address)
     if security is None:
         return grpc.insecure_channel(address, options=channel_options())
     from hearth.common.security import WORKER_NAME
 
-    # The name in the certificate says that it is a worker of this cluster, wherever it is.
+    # The certificate's name stands for "a worker of this cluster", whatever its address.
     options: Options = [*channel_options(), ("grpc.ssl_target_name_override", WORKER_NAME)]
     return grpc.secure_channel(address, security.worker_channel_credentials(), options=options)
 
@@ -134,25 +134,25 @@ def format_address(host: str, port: int) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """True where only this machine can reach a server that listens on `address`."""
+    """True if only this machine can reach a server that listens on `address`."""
     host, _ = split_address(address)
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name may mean anything
+        return False  # a name may resolve to any address
 
 
 def refuse_exposed(option: str, address: str, security: Security | None, insecure: bool) -> None:
-    """Raises HearthError INSECURE for an address beyond loopback that nothing protects.
+    """Raises HearthError INSECURE for an unprotected address beyond loopback.
 
-    option: which of the command line's it is, "--listen" or "--metrics".
+    option: the command-line option of the address, "--listen" or "--metrics".
     """
     if security is None and not insecure and not is_loopback(address):
         problem = (
-            f"{option} {address} would be open to every machine that can reach this one: give "
-            "--tls DIR (`hearth certs init` makes one), or --insecure where you trust the whole "
+            f"{option} {address} would be open to every machine that can reach this one: pass "
+            "--tls DIR (create it with `hearth certs init`), or --insecure if you trust the whole "
             "network"
         )
         raise HearthError(Reason.INSECURE, problem, {"address": address})
@@ -161,7 +161,7 @@ def refuse_exposed(option: str, address: str, security: Security | None, insecur
 def bind(
     server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None = None
 ) -> int:
-    """Makes `server` listen on host:port (port 0: any free one); the port it has.
+    """Makes `server` listen on host:port (port 0: any free one); returns the port.
 
     Raises HearthError PORT_IN_USE or BAD_ADDRESS, naming the address.
     """
@@ -180,7 +180,7 @@ def bind(
 
 
 def _check_free(address: str, host: str, port: int) -> None:
-    """Tries the addresses that `host` stands for: gRPC is content when one of several is free."""
+    """Tries every address of `host`: gRPC does not fail while one of several is free."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -201,7 +201,7 @@ def _check_free(address: str, host: str, port: int) -> None:
 
 def _port_in_use(address: str) -> HearthError:
     problem = (
-        f"cannot listen on {address}: another program has this port; "
+        f"cannot listen on {address}: another program uses this port; "
         "stop it, or choose another port (port 0 takes any free one)"
     )
     return HearthError(Reason.PORT_IN_USE, problem, {"address": address})

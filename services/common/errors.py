@@ -1,6 +1,6 @@
-"""The one error type of the services: a reason for programs, a message for people, the facts.
+"""The services' error type: a reason for programs, a message for people, and metadata.
 
-Knows no transport: rpc_errors.py maps it to gRPC.
+Independent of transport: rpc_errors.py maps it to gRPC.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import Enum, StrEnum, auto
 
 
 class Code(Enum):
-    """The class that an error belongs to. Names are those of google.rpc.Code."""
+    """The class of an error, with the names of google.rpc.Code."""
 
     UNKNOWN = auto()
     ABORTED = auto()
@@ -31,7 +31,7 @@ class Code(Enum):
 
 
 class Reason(StrEnum):
-    """Every reason that Hearth gives. Names are part of the contract: add, never rename."""
+    """Every reason of an error. Names are part of the contract: add, never rename."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
@@ -97,10 +97,10 @@ CODES: Mapping[str, Code] = {
 
 
 class HearthError(Exception):
-    """An error: the failure, the numbers on both sides, and the remedy, in one sentence or two.
+    """Error with a message of one or two sentences: the failure, both numbers, and the remedy.
 
-    `reason` is UPPER_SNAKE, for programs; `code` the one of CODES unless given;
-    `metadata` the facts of the message as text, by lowerCamel key.
+    `reason` is UPPER_SNAKE, for programs; `code` defaults to the reason's in CODES;
+    `metadata` holds the message's facts as text, by lowerCamel key.
     """
 
     def __init__(

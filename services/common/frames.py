@@ -1,10 +1,10 @@
-"""The worker's large messages on the wire, in the bytes that protobuf writes.
+"""Wire format of the worker's large messages: the same bytes as protobuf's.
 
-Protobuf's Python copies a WeightChunk of 1 MiB five times when it writes it, and twice when it
-reads it. That costs more than sending it. Here it is copied once, and not at all. Tests hold both
-to protobuf.
+WeightChunk is encoded with one copy of its payload and decoded with none. Protobuf's Python code
+copies a chunk of 1 MiB five times to encode it and twice to decode it: that costs more than sending
+it. Tests compare both ways with protobuf.
 
-Messages are also measured before protobuf parses them: many small fields become twenty to forty
+Sizes are checked before protobuf parses a message, because many small fields become twenty to forty
 times as large in memory. Everything except the payload is limited separately.
 """
 
@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError
 
 from hearth.v1 import worker_pb2
 
-# A message of weight loading without a chunk. The manifest of a model of a thousand layers has
-# under 1 MiB; taken apart, 2 MiB are 80 MiB at most.
+# Messages of weight loading other than chunks. The manifest of a model of a thousand layers has
+# under 1 MiB; parsed, 2 MiB become at most 80 MiB.
 MAX_BEGIN_BYTES = 2 << 20
-# A step's page tables: 2 MiB are 128 sequences of 100,000 tokens. 40 MiB at most, taken apart.
+# A step's page tables: 2 MiB are 128 sequences of 100,000 tokens; parsed, at most 40 MiB.
 MAX_STRUCTURE_BYTES = 2 << 20
 
 # Tags of LoadWeightsRequest.chunk and of WeightChunk's fields (field number << 3 | wire type).
@@ -43,7 +43,7 @@ class ChunkFrame:
 
 
 def encode_request(request: worker_pb2.LoadWeightsRequest | ChunkFrame) -> bytes:
-    """The message as it travels."""
+    """The message as bytes on the wire."""
     if not isinstance(request, ChunkFrame):
         return request.SerializeToString()
     head = b"".join(
@@ -62,19 +62,19 @@ def encode_request(request: worker_pb2.LoadWeightsRequest | ChunkFrame) -> bytes
 
 
 def decode_request(raw: bytes) -> worker_pb2.LoadWeightsRequest | ChunkFrame:
-    """Reads a message: a chunk as a ChunkFrame (a view of `raw`), all else as protobuf does.
+    """Decodes a message: a chunk as a ChunkFrame (a view of `raw`), others with protobuf.
 
-    Raises protobuf's DecodeError for bytes that are not a message.
+    Raises protobuf's DecodeError for malformed bytes.
     """
     frame = _decode_chunk(raw)
     if frame is not None:
         return frame
     if len(raw) > MAX_BEGIN_BYTES:
-        raise DecodeError(f"{len(raw)} bytes of weight loading, at most {MAX_BEGIN_BYTES} are read")
+        raise DecodeError(f"{len(raw)} bytes of weight loading, the limit is {MAX_BEGIN_BYTES}")
     request = worker_pb2.LoadWeightsRequest.FromString(raw)
     if not request.HasField("chunk"):
         return request
-    chunk = request.chunk  # its fields are there, in another order than protobuf writes them
+    chunk = request.chunk  # a chunk whose fields are in an order that protobuf does not write
     return ChunkFrame(
         chunk.slice, chunk.offset, memoryview(chunk.data), chunk.checksum, chunk.digest
     )
@@ -87,22 +87,21 @@ _PAYLOAD = 3 << 3 | 2
 
 
 def decode_forward(raw: bytes) -> worker_pb2.ForwardRequest:
-    """Reads a message of a Forward stream.
+    """Decodes a message of a Forward stream.
 
-    Raises protobuf's DecodeError for bytes that are not a message, or that hold too much beside
-    the payload.
+    Raises protobuf's DecodeError for malformed bytes, or for too many bytes besides the payload.
     """
     if len(raw) > MAX_STRUCTURE_BYTES:
         structure = len(raw) - _payload_bytes(raw)
         if structure > MAX_STRUCTURE_BYTES:
             raise DecodeError(
-                f"{structure} bytes beside the payload, at most {MAX_STRUCTURE_BYTES} are read"
+                f"{structure} bytes besides the payload, the limit is {MAX_STRUCTURE_BYTES}"
             )
     return worker_pb2.ForwardRequest.FromString(raw)
 
 
 def _payload_bytes(raw: bytes) -> int:
-    """The size of the payload of the one step or sync that fills `raw`; 0 for anything else."""
+    """Size of the payload if `raw` is exactly one step or sync; 0 for anything else."""
     if raw[0] not in (_STEP, _SYNC):
         return 0
     try:
@@ -127,7 +126,7 @@ def _payload_bytes(raw: bytes) -> int:
 
 
 def _decode_chunk(raw: bytes) -> ChunkFrame | None:
-    """None for anything but one chunk whose fields come at most once, in order, and fill `raw`."""
+    """A chunk whose fields are in order, at most once each, and fill `raw`; else None."""
     if not raw or raw[0] != _CHUNK:
         return None
     try:

@@ -12,7 +12,7 @@ import grpc
 from hearth.common.admission import Handshakes, Peer, Refusals, peer_of
 from hearth.common.errors import HearthError, Reason
 
-Handler = Any  # grpc.RpcMethodHandler; generic in its types only
+Handler = Any  # grpc.RpcMethodHandler; generic only in its type stubs
 Behavior = Any  # the servicer's method
 
 
@@ -24,20 +24,20 @@ class Callers:
         self._handshakes = handshakes
 
     def note(self, context: Any) -> Peer:
-        """The caller's address; its handshake no longer counts as unfinished."""
+        """The caller's address; marks its handshake as finished."""
         peer = peer_of(context.peer())
         if self._handshakes is not None:
             self._handshakes.called(peer)
         return peer
 
     def refuse(self, context: Any, problem: str, rule: str) -> HearthError:
-        """The error for a call that is refused, which goes to the log too."""
+        """Logs a refused call; returns its error."""
         self._refusals.note(self.note(context), problem)
         return HearthError(Reason.UNAUTHENTICATED, f"{problem}: {rule}")
 
 
 def without_message() -> HearthError:
-    """Error for a call that ended without its one message."""
+    """Error for a call that ended without its message."""
     return HearthError(Reason.INVALID_ARGUMENT, "the call came without a message")
 
 
@@ -49,9 +49,9 @@ def behavior_of(handler: Handler) -> Behavior:
 
 
 def streaming(behavior: Behavior, handler: Handler, *, raw: bool = False) -> Handler:
-    """A handler like `handler`, whose `behavior` takes a stream of requests.
+    """A handler like `handler` with a `behavior` that takes a stream of requests.
 
-    It is then called before a message is read. raw: requests come as bytes.
+    gRPC then calls it before reading a message. raw: requests come as bytes.
     """
     make: Any = (
         grpc.stream_stream_rpc_method_handler
@@ -63,5 +63,5 @@ def streaming(behavior: Behavior, handler: Handler, *, raw: bool = False) -> Han
 
 
 def refusing(behavior: Behavior) -> Handler:
-    """A handler for any method, which refuses before a message is read."""
+    """A handler for any method, called before a message is read."""
     return grpc.stream_stream_rpc_method_handler(behavior)

@@ -1,6 +1,6 @@
-"""A plaintext port with grpc.health.v1 and nothing else (`--health`): for probes that have no keys.
+"""A plaintext port with only grpc.health.v1 (`--health`): for probes without certificates.
 
-Nothing of it can be used to call a service, so it may be open where the services are not.
+The services cannot be called through it, so it may be reachable from machines that they refuse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from hearth.common.channels import SILENCE_SECONDS, bind, server_options
 
-# This name is SERVING as long as the process answers, whatever its cluster does.
+# This name is SERVING while the process responds, whatever the state of its cluster.
 LIVENESS = "liveness"
 # A request is a service's name.
 _MAX_MESSAGE_BYTES = 4096
@@ -22,7 +22,7 @@ _MAX_STREAMS = 32
 class HealthPort:
     """Answers Check and Watch on host:port from its construction to `stop`.
 
-    The names "" and `services` are what `set_serving` last said, NOT_SERVING at first.
+    The names "" and `services` have the state last given to `set_serving`, at first NOT_SERVING.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class HealthPort:
         self._server.start()
 
     def set_serving(self, serving: bool) -> None:
-        """From now on the services do, or do not."""
+        """Sets the state of the services: SERVING or NOT_SERVING."""
         answer = health_pb2.HealthCheckResponse
         for name in self._names:
             self._servicer.set(name, answer.SERVING if serving else answer.NOT_SERVING)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LinkCosts:
-    """The slowest link's costs, which all ranks of a mesh choose by."""
+    """Costs of the slowest link, from which all ranks of a mesh choose the same algorithm."""
 
     latency_seconds: float
     bytes_per_second: float
-    # The largest sum that ranks send to each other whole; larger ones are scattered and gathered.
-    # None: every sum goes direct.
+    # Largest sum that ranks send to each other whole; larger ones are scattered and gathered.
+    # None: every sum is sent whole.
     direct_bytes: int | None

@@ -1,4 +1,4 @@
-"""Log lines on standard error: one line an event, whatever a peer's name holds."""
+"""Log lines on standard error: one line per event, whatever characters a peer's name has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 def printable(text: str) -> str:
-    """Text from elsewhere, fit for a line of a log or a terminal: the rest is escaped."""
+    """Escapes characters of foreign text that are unsafe in a log line or a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -21,7 +21,7 @@ class _OneLine(logging.Formatter):
 
 
 def setup(level: str | None = None) -> None:
-    """Log records go to standard error, from `level` on (else HEARTH_LOG_LEVEL, else INFO)."""
+    """Logs to standard error from `level` up (default: HEARTH_LOG_LEVEL, else INFO)."""
     name = (level or os.environ.get("HEARTH_LOG_LEVEL") or "INFO").upper()
     known = logging.getLevelNamesMapping()
     handler = logging.StreamHandler()

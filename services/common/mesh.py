@@ -1,13 +1,13 @@
-"""Connecting and authenticating the ranks of a mesh; the core's frames flow then (native/mesh.h).
+"""Connects and authenticates the ranks of a mesh; afterwards the core sends its frames.
 
-The handshake, fixed sizes only, each side proving the session key before the other reads on:
+The handshake has fixed sizes, and each side proves the session key before the other reads on:
 
     listener -> dialler   32 bytes  nonce A
     dialler  -> listener  80 bytes  magic, own rank, peer's rank (u32 each), nonce B, proof
     listener -> dialler   32 bytes  proof
 
 A proof is HMAC-SHA256(session key, role | A | B | ranks). Every epoch has its own key,
-handed out over gRPC, so a connection of an older epoch proves nothing.
+sent over gRPC, so a connection of an older epoch cannot pass.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from hearth.common.link_costs import LinkCosts
 KEY_BYTES = 32
 _MAGIC = b"HRTHMSH1"
 _HELLO = struct.Struct("<8sII32s32s")
-# A dialler that sends nothing for so long is dropped: it holds a thread.
+# A dialler that sends nothing for this long is dropped, because it holds a thread.
 _HANDSHAKE_SECONDS = 2.0
-# Handshakes at once, of all hosts and of one; more are closed, and ranks try again.
+# Concurrent handshakes, of all hosts and of one; more are closed, and ranks try again.
 _MAX_HANDSHAKES = 32
 _MAX_HANDSHAKES_PER_HOST = 16
 _RETRY_SECONDS = 0.05
-# Data that is not acknowledged for so long breaks a connection: a cable between two workers, both
-# of which the root reaches. (The root notices a lost worker sooner, by gRPC.) A rank that computes
-# for so long while its buffers are full would look the same.
+# A connection fails when data is not acknowledged for this long: for example when the cable between
+# two workers breaks, while the root still reaches both. (The root notices a lost worker sooner, by
+# gRPC.) A rank that computes for this long while its buffers are full looks the same.
 _UNANSWERED_SECONDS = 20
-# No step has sums of so many bytes.
+# More bytes than any sum has.
 _LARGEST_SUM = 1 << 40
 
 
 class MeshListener:
-    """Accepts connections of lower ranks. A node is in one mesh at a time: that of its stage."""
+    """Accepts connections of lower ranks. A node is in one mesh at a time, its stage's."""
 
     def __init__(self, host: str, port: int = 0) -> None:
         """Listens on host:port, 0 for any free one. Raises HearthError PORT_IN_USE."""
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            # All addresses means those of IPv4 too, as it does for gRPC.
+            # "::" includes IPv4, as in gRPC.
             both = host == "::" and socket.has_dualstack_ipv6()
             self._socket = socket.create_server(
                 (host, port), family=family, backlog=64, dualstack_ipv6=both
@@ -61,27 +61,27 @@ class MeshListener:
             raise HearthError(Reason.PORT_IN_USE, problem) from None
         self.port = int(self._socket.getsockname()[1])
         self._changed = threading.Condition()
-        # What is expected now: key, own rank, and the ranks that have come.
+        # The mesh being opened: its key, the own rank, and the connected ranks.
         self._key: bytes | None = None
         self._rank = 0
         self._arrived: dict[int, socket.socket] = {}
-        # Handshakes now, by host; a host that has none is not kept.
+        # Handshakes in progress by host; hosts without one are removed.
         self._greeting: dict[str, int] = {}
         self._refusals = Refusals("the mesh port")
         self._thread = threading.Thread(target=self._accept, name="mesh-listener", daemon=True)
         self._thread.start()
 
     def expect(self, key: bytes, rank: int) -> None:
-        """From now on lower ranks that prove `key` are let in; what came before is closed."""
+        """Accepts lower ranks that prove `key` from now on; closes earlier connections."""
         with self._changed:
             self._drop()
             self._key, self._rank = key, rank
             self._changed.notify_all()
 
     def take(self, deadline: float) -> dict[int, socket.socket]:
-        """The connections of all lower ranks, by rank; they are the caller's then.
+        """The connections of all lower ranks, by rank; the caller owns them.
 
-        deadline: of time.monotonic(). Raises HearthError PEER_LOST naming a rank that is absent.
+        deadline: of time.monotonic(). Raises HearthError PEER_LOST naming a missing rank.
         """
         with self._changed:
             while len(self._arrived) < self._rank:
@@ -93,7 +93,7 @@ class MeshListener:
             return arrived
 
     def close(self) -> None:
-        """Ends the listener."""
+        """Closes the listener."""
         # Closing alone does not wake up a thread in accept().
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -114,7 +114,7 @@ class MeshListener:
             except OSError:
                 if self._socket.fileno() < 0:
                     return
-                time.sleep(_RETRY_SECONDS)  # no descriptors left, most likely
+                time.sleep(_RETRY_SECONDS)  # most likely no descriptors left
                 continue
             peer = peer_address(where)
             if not self._enter(peer[0]):
@@ -157,14 +157,14 @@ class MeshListener:
             self._refusals.note(peer, problem)
 
     def _admit(self, connection: socket.socket) -> str:
-        """The reason to refuse the connection; empty where it was taken in."""
+        """The reason to refuse the connection; empty if it was accepted."""
         ours = secrets.token_bytes(32)
         connection.sendall(ours)
         magic, rank, peer, theirs, proof = _HELLO.unpack(_receive(connection, _HELLO.size))
         if magic != _MAGIC:
             return "it does not speak the mesh's handshake"
         with self._changed:
-            # A dialler may hear of the mesh a moment before this rank.
+            # A dialler may learn of the mesh a moment before this rank.
             self._changed.wait_for(lambda: self._key is not None, _HANDSHAKE_SECONDS)
             key = self._key
             if key is None:
@@ -183,7 +183,7 @@ class MeshListener:
 
 
 def connect(address: str, key: bytes, rank: int, peer: int, deadline: float) -> socket.socket:
-    """A proven connection to rank `peer` at host:port, tried until `deadline` (time.monotonic()).
+    """Connects to rank `peer` at host:port; retries until `deadline` (time.monotonic()).
 
     Raises HearthError PEER_LOST naming the rank.
     """
@@ -212,9 +212,10 @@ def connect_all(
     lower: Callable[[float], dict[int, socket.socket]],
     seconds: float,
 ) -> list[int]:
-    """Descriptors of the connections to every rank, -1 in one's own place; they are the caller's.
+    """Descriptors of the connections to every rank, -1 for the own rank; the caller owns them.
 
-    lower: gives the connections of the lower ranks, which dial us. Raises HearthError PEER_LOST.
+    lower: returns the connections of the lower ranks, which dial this one.
+    Raises HearthError PEER_LOST.
     """
     deadline = time.monotonic() + seconds
     connections: dict[int, socket.socket] = {}
@@ -230,7 +231,7 @@ def connect_all(
 
 
 def measure(lane: _native.MeshLane, seconds: float) -> LinkCosts:
-    """Measures the links, with all ranks at once, and chooses how syncs travel.
+    """Measures the links together with all ranks, and chooses how syncs travel.
 
     Raises HearthError PEER_LOST naming the rank that did not take part.
     """
@@ -247,11 +248,11 @@ def measure(lane: _native.MeshLane, seconds: float) -> LinkCosts:
 
 
 def unreachable(rank: int, problem: str) -> HearthError:
-    """The error of a rank that cannot be reached over the mesh."""
+    """Error for a rank that cannot be reached over the mesh."""
     return HearthError(
         Reason.PEER_LOST,
-        f"rank {rank} cannot be reached over the mesh ({problem}): are the workers' mesh ports "
-        "open to each other? `--lane grpc` needs none",
+        f"rank {rank} cannot be reached over the mesh ({problem}): check that the workers can "
+        "reach each other's mesh ports, or use `--lane grpc`, which needs none",
         {"rank": rank},
     )
 
@@ -273,7 +274,7 @@ def _proof(key: bytes, role: bytes, listener: bytes, dialler: bytes, rank: int, 
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """Exactly `size` bytes, within the handshake's time as a whole. Raises OSError."""
+    """Reads exactly `size` bytes within the handshake's time limit. Raises OSError."""
     deadline = time.monotonic() + (connection.gettimeout() or _HANDSHAKE_SECONDS)
     data = b""
     while len(data) < size:
@@ -289,10 +290,10 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _settle(connection: socket.socket) -> None:
-    """Prepares a socket for the core: blocking, and failing when the peer is silently gone."""
+    """Prepares a socket for the core: blocking, and failing when the peer vanished silently."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Elsewhere than on Linux the system's own times hold.
+    # Systems other than Linux keep their default times.
     for name, value in (
         ("TCP_KEEPIDLE", _UNANSWERED_SECONDS // 4),
         ("TCP_KEEPINTVL", _UNANSWERED_SECONDS // 4),

@@ -17,7 +17,7 @@ def instruction_set() -> str:
 
 
 def node_info(name: str, threads: int, memory_available: int) -> common_pb2.NodeInfo:
-    """This node now. `threads` compute; `memory_available` bytes are for weights and KV cache."""
+    """Current facts: compute threads, and bytes available for weights and KV cache."""
     return common_pb2.NodeInfo(
         name=name,
         version=system.version(),

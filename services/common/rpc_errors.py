@@ -1,6 +1,6 @@
-"""HearthError to gRPC status, and failed calls back to HearthError.
+"""Mapping between HearthError and gRPC errors.
 
-An error crosses the wire as google.rpc.Status with one ErrorInfo of domain "hearth".
+On the wire an error is a google.rpc.Status with one ErrorInfo of domain "hearth".
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.logging import printable
 
 DOMAIN = "hearth"
-# Trailers share gRPC's default metadata limit of 8 KiB: a message for people stays well below it.
+# Trailers share gRPC's default metadata limit of 8 KiB; messages stay well below it.
 _MESSAGE_LIMIT = 2000
 _VALUE_LIMIT = 300
 
 _C = grpc.StatusCode
-# A status that carries no ErrorInfo of ours (made by gRPC itself, or by a stranger).
+# Reasons for a status without Hearth's ErrorInfo: from gRPC itself, or from another server.
 _FOREIGN: Mapping[grpc.StatusCode, Reason] = {
     _C.UNAVAILABLE: Reason.UNREACHABLE,
     _C.DEADLINE_EXCEEDED: Reason.DEADLINE,
@@ -33,12 +33,12 @@ _FOREIGN: Mapping[grpc.StatusCode, Reason] = {
 _CODES: Mapping[grpc.StatusCode, Code] = {
     status: Code[status.name] for status in _C if status is not _C.OK
 }
-# Words of gRPC's messages where one end uses TLS and the other does not, or does not trust it.
+# Words in gRPC's message if only one end speaks TLS, or does not trust the other.
 _TLS_SIGNS = ("handshake", "socket closed")
 
 
 def to_status(error: HearthError) -> grpc.Status:
-    """The status to give to `context.abort_with_status`."""
+    """The status for `context.abort_with_status`."""
     detail = any_pb2.Any()
     detail.Pack(
         error_details_pb2.ErrorInfo(
@@ -58,17 +58,17 @@ def to_status(error: HearthError) -> grpc.Status:
 
 
 def abort(context: grpc.ServicerContext, error: HearthError) -> NoReturn:
-    """Ends the call with `error` in its trailers. Only from the handler's own thread."""
+    """Ends the call with `error` in its trailers. Call it only in the handler's thread."""
     context.abort_with_status(to_status(error))
     raise AssertionError("abort_with_status returned")
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
-    """The HearthError that a failed call stands for, naming `peer` ("worker nas:7717").
+    """Converts the error of a failed call to a HearthError that names `peer` ("worker nas:7717").
 
-    A status without our ErrorInfo gets the reason that its code implies: UNAVAILABLE, UNREACHABLE.
+    Without Hearth's ErrorInfo the status code decides the reason: UNAVAILABLE gives UNREACHABLE.
     """
-    call: Any = error  # what gRPC raises is an RpcError and a Call at once; its types do not say so
+    call: Any = error  # also a grpc.Call, which the type stubs do not express
     status: grpc.StatusCode = call.code() if hasattr(call, "code") else _C.UNKNOWN
     message = (call.details() if hasattr(call, "details") else str(error)) or status.name
     # gRPC's own message quotes the bytes of whatever answered at the address.
@@ -92,7 +92,7 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
 
 
 def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
-    """Our ErrorInfo in the trailers, or None: a stranger's trailers may be anything."""
+    """Hearth's ErrorInfo in the trailers, or None: another server's may hold anything."""
     try:
         status = rpc_status.from_call(error)
         for detail in status.details if status is not None else ():

@@ -1,8 +1,8 @@
-"""A node's identity on disk, and the TLS credentials that are made from it.
+"""A node's identity on disk, and the TLS credentials made from it.
 
-A directory holds `ca.crt tls.crt tls.key token`, the names that a Kubernetes TLS secret uses;
-`hearth certs init` makes such directories. Nothing here decides who may call: that is admission.py
-and the two gates. Files that change are read again, so that renewed certificates need no restart.
+A directory holds `ca.crt tls.crt tls.key token`, named as in a Kubernetes TLS secret;
+`hearth certs init` makes such directories. The two gates decide which calls are allowed. Changed
+files are read again, so that renewed certificates need no restart.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The names in certificates do not depend on the machine: clients of a worker and of a root each
-# expect theirs. So any number of workers can share a certificate.
+# Names in the certificates, the same on every machine: those who dial a root or a worker expect the
+# name of its kind. So any number of workers can share a certificate.
 ROOT_NAME = "hearth-root"
 WORKER_NAME = "hearth-worker"
 
 FILES = ("ca.crt", "tls.crt", "tls.key", "token")
-# What a token or an API key must at least be: 16 characters are 96 bits where they are random.
+# Minimum length of a token or an API key: 16 random characters are 96 bits.
 MIN_SECRET_CHARACTERS = 16
 _MAX_SECRET_CHARACTERS = 1024
 _MAX_FILE_BYTES = 1 << 20
-# From how many days before its end on a certificate is worth a warning at the start.
+# Start-up warns about a certificate with fewer days left.
 _WARN_DAYS = 30
 
 T = TypeVar("T")
@@ -45,13 +45,13 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The contents of the files, checked against each other. PEM bytes; `repr` shows no secret."""
+    """Contents of the files, checked against each other. PEM as bytes; `repr` hides secrets."""
 
     ca: bytes = field(repr=False)
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
     token: str = field(repr=False)
-    # When the certificate ends.
+    # End of the certificate's validity.
     expires: datetime.datetime
 
 
@@ -65,7 +65,7 @@ def read_identity(directory: Path) -> Identity:
     def parse(name: str, read: Callable[[], T]) -> T:
         try:
             return read()
-        except Exception as error:  # what cryptography raises for bytes of a stranger is its own
+        except Exception as error:  # cryptography raises errors of many types for bad bytes
             raise _bad(f"{directory / name} cannot be used: {error}", directory) from None
 
     authorities = parse("ca.crt", lambda: x509.load_pem_x509_certificates(ca))
@@ -75,8 +75,8 @@ def read_identity(directory: Path) -> Identity:
         raise _bad(f"{directory}/tls.key is not the key of {directory}/tls.crt", directory)
     if not any(_issued(link, authority) for link in chain for authority in authorities):
         problem = (
-            f"{directory}/tls.crt was not signed by {directory}/ca.crt: take both from one run of "
-            "`hearth certs init`"
+            f"{directory}/tls.crt was not signed by {directory}/ca.crt: take both from "
+            "the same run of `hearth certs init`"
         )
         raise _bad(problem, directory)
     expires = chain[0].not_valid_after_utc
@@ -84,17 +84,17 @@ def read_identity(directory: Path) -> Identity:
     if not chain[0].not_valid_before_utc <= now < expires:
         problem = (
             f"{directory}/tls.crt is valid from {chain[0].not_valid_before_utc:%Y-%m-%d} to "
-            f"{expires:%Y-%m-%d}, and this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+            f"{expires:%Y-%m-%d}, and this machine's clock shows {now:%Y-%m-%d %H:%M} UTC"
         )
         raise _bad(problem, directory)
     return Identity(ca, certificate, key, _secret(directory / "token", token), expires)
 
 
 class Reread(Generic[T]):
-    """A value read from files, read again when one of them has changed. Thread-safe.
+    """A value read from files, and read again when one of them changes. Thread-safe.
 
-    The first reading raises what `read` raises; a later one that fails is logged, and what was read
-    before stays.
+    Construction raises the errors of `read`. Later errors are logged, and the last value stays in
+    use.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
@@ -104,14 +104,14 @@ class Reread(Generic[T]):
         self._value = read()
 
     def get(self) -> T:
-        """The newest that could be read."""
+        """The newest value that could be read."""
         stamp = self._look()
         if stamp != self._stamp:
             self._stamp = stamp
             try:
                 self._value = self._read()
             except HearthError as error:
-                log.error("what was read before stays in use: %s", error)
+                log.error("the previous version stays in use: %s", error)
             else:
                 log.info("%s changed: read again", ", ".join(map(str, self._paths)))
         return self._value
@@ -144,15 +144,15 @@ class Security:
         return self._files.get().token
 
     def admits(self, metadata: Metadata) -> str:
-        """The problem of a call with this metadata; empty where it has the join token."""
+        """The reason to refuse a call with this metadata; empty if it has the join token."""
         return bearer_problem(metadata, lambda given: _same(given, self.token), "join token")
 
     def server_credentials(
         self, client_certificates: bool = True, on_handshake: Callable[[], None] = lambda: None
     ) -> grpc.ServerCredentials:
-        """Of a server; whether clients must show a certificate of the CA.
+        """Credentials of a server; client_certificates: clients need a certificate of the CA.
 
-        on_handshake: called, in a thread of gRPC's, when a connection begins its handshake.
+        on_handshake: called in a gRPC thread at the start of each connection's handshake.
         """
         given = self._files.get()
 
@@ -163,7 +163,7 @@ class Security:
             )
 
         def renewed() -> Any:
-            """A configuration, or None for "as it was"."""
+            """The changed configuration, or None if unchanged."""
             nonlocal given
             on_handshake()
             newest = self._files.get()
@@ -177,7 +177,7 @@ class Security:
         )
 
     def worker_channel_credentials(self) -> grpc.ChannelCredentials:
-        """Of the root's channel to a worker: certificate and join token."""
+        """Credentials of the root's channel to a worker: certificate and join token."""
         identity = self._files.get()
         return grpc.composite_channel_credentials(
             grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate),
@@ -185,7 +185,7 @@ class Security:
         )
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Of a server that is not gRPC's; clients must show a certificate of the CA."""
+        """TLS context of a server other than gRPC; clients need a certificate of the CA."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
@@ -205,17 +205,17 @@ class ApiKeys:
         self._keys = Reread([path], lambda: _read_keys(path))
 
     def admits(self, metadata: Metadata) -> str:
-        """The problem of a call with this metadata; empty where it has one of the keys."""
-        return bearer_problem(metadata, self._knows, "API key")
+        """The reason to refuse a call with this metadata; empty if it has one of the keys."""
+        return bearer_problem(metadata, self._accepts, "API key")
 
-    def _knows(self, given: str) -> bool:
+    def _accepts(self, given: str) -> bool:
         digest = _digest(given)
-        # All of them, whichever is the one: how long it takes says nothing.
+        # Compares with every key, so that the time reveals nothing.
         return sum(hmac.compare_digest(digest, known) for known in self._keys.get().values()) > 0
 
 
-def bearer_problem(metadata: Metadata, knows: Callable[[str], bool], what: str) -> str:
-    """The problem of `authorization: Bearer ...`; empty where `knows` accepts its secret."""
+def bearer_problem(metadata: Metadata, accepts: Callable[[str], bool], what: str) -> str:
+    """The reason to refuse `authorization: Bearer ...`; empty if `accepts` returns True for it."""
     given = [value for key, value in metadata if key == "authorization"]
     if not given:
         return f"no {what}"
@@ -223,7 +223,7 @@ def bearer_problem(metadata: Metadata, knows: Callable[[str], bool], what: str) 
     scheme, _, secret = text.partition(" ")
     if len(given) > 1 or scheme.lower() != "bearer":
         return f"no {what} (authorization is not one `Bearer ...`)"
-    return "" if knows(secret) else f"a wrong {what}"
+    return "" if accepts(secret) else f"a wrong {what}"
 
 
 def _same(given: str, expected: str) -> bool:
@@ -244,10 +244,10 @@ def _read_keys(path: Path) -> dict[str, bytes]:
             continue
         where = f"{path}, line {number}"
         if len(words) != 2:
-            raise _bad(f"{where}: {len(words)} words where NAME KEY are 2", path)
+            raise _bad(f"{where}: {len(words)} words, expected 2: NAME KEY", path)
         name, key = words
         if name in keys:
-            raise _bad(f"{where}: the name {name!r} is there already", path)
+            raise _bad(f"{where}: the name {name!r} is there twice", path)
         _check_secret(f"{where}: the key of {name!r}", key, path)
         keys[name] = _digest(key)
     if not keys:
@@ -269,7 +269,7 @@ def _check_secret(what: str, text: str, path: Path) -> None:
         )
         raise _bad(problem, path)
     if not (text.isascii() and text.isprintable()) or " " in text:
-        raise _bad(f"{what} has characters that no header can carry: use letters and digits", path)
+        raise _bad(f"{what} has characters not allowed in a header: use letters and digits", path)
 
 
 def _read(path: Path, directory: Path) -> bytes:
@@ -278,12 +278,14 @@ def _read(path: Path, directory: Path) -> bytes:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         problem = (
-            f"cannot read {path}: {error.strerror or error}; `hearth certs init` makes what --tls "
-            "and --api-keys need"
+            f"cannot read {path}: {error.strerror or error}; `hearth certs init` creates the "
+            "files for --tls and --api-keys"
         )
         raise _bad(problem, directory) from None
     if len(data) > _MAX_FILE_BYTES:
-        raise _bad(f"{path} has more than {_MAX_FILE_BYTES} bytes: it is something else", directory)
+        raise _bad(
+            f"{path} has more than {_MAX_FILE_BYTES} bytes: it is not the right file", directory
+        )
     return data
 
 

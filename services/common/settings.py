@@ -1,6 +1,6 @@
-"""Options from the environment: the default of `--cache-dir` comes from HEARTH_CACHE_DIR.
+"""Options from the environment: HEARTH_CACHE_DIR sets the default of `--cache-dir`.
 
-The command line wins over the environment, the environment over the option's own default.
+The command line overrides the environment, which overrides the option's default.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def apply_environment(
     """Gives each option of `parser` its default from `environ`, and names the variable in its help.
 
     List options are separated by spaces or commas; flags take 1/0, true/false, yes/no, on/off.
-    Of options that exclude each other, one that is among `arguments` leaves the others unset. A
-    hidden option is a former name of the first option with its `dest`, whose own variable wins.
-    Call it once, after all options were added. Raises HearthError BAD_SETTING naming the variable.
+    If one of several exclusive options is in `arguments`, the others stay unset. A hidden option
+    is a former name of the first option with its `dest`, whose own variable takes precedence.
+    Call it once, after adding all options. Raises HearthError BAD_SETTING naming the variable.
     """
     environ = os.environ if environ is None else environ
     for action in parser._actions:
@@ -63,7 +63,7 @@ def apply_environment(
 
 
 def _shown(parser: argparse.ArgumentParser, action: argparse.Action) -> argparse.Action:
-    """The option that a hidden one is a former name of; any other is its own."""
+    """The current option for a hidden former name; any other option itself."""
     if action.help is not argparse.SUPPRESS:
         return action
     return next(other for other in parser._actions if other.dest == action.dest)
@@ -72,7 +72,7 @@ def _shown(parser: argparse.ArgumentParser, action: argparse.Action) -> argparse
 def _excluded(
     parser: argparse.ArgumentParser, action: argparse.Action, arguments: Sequence[str]
 ) -> bool:
-    """True where another option that `action` excludes was given."""
+    """True if an option that excludes `action` was given."""
     given = {argument.partition("=")[0] for argument in arguments}
     return any(
         not given.isdisjoint(other.option_strings)
@@ -91,7 +91,7 @@ def _value(action: argparse.Action, text: str) -> Any:
         if not values and action.nargs != "*":
             raise ValueError("at least one value is needed")
         if isinstance(action.nargs, int) and len(values) != action.nargs:
-            raise ValueError(f"{len(values)} values where {action.nargs} are needed")
+            raise ValueError(f"{len(values)} values, expected {action.nargs}")
         return values
     value = _one(action, text)
     return [value] if isinstance(action, argparse._AppendAction) else value

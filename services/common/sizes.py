@@ -1,4 +1,4 @@
-"""Byte counts as people write them: parse and format. Nothing else."""
+"""Parsing and formatting of byte counts as people write them."""
 
 from __future__ import annotations
 

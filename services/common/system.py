@@ -1,6 +1,6 @@
-"""The resources of this process: cores, memory, its own footprint.
+"""Resources of this process: cores, memory, its own footprint.
 
-Honours Linux control groups (containers): their limits, not the machine's, are what may be used.
+Limits of Linux control groups (containers) take precedence over the machine's.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 
 from hearth.common import cgroups
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-# What a root's or a worker's process takes beside weights and KV cache: Python, gRPC and the usual
-# steps take under 120 MiB (bench/memory.py); a large tokenizer and larger steps more.
+# Memory of a root or worker besides weights and KV cache. Python, gRPC and the usual steps take
+# under 120 MiB (bench/memory.py); a large tokenizer and larger steps need more.
 _OVERHEAD_BYTES = 256 << 20
 
 
@@ -48,19 +48,19 @@ def cores() -> int:
 
 
 def memory_total() -> int:
-    """Bytes of memory: the machine's or the container's limit, the lower."""
+    """Bytes of memory: the lower of the machine's and the container's limit."""
     total = _meminfo("MemTotal")
     return min([total, *(group.limit for group in cgroups.memory_limits())])
 
 
 def memory_available() -> int:
-    """Bytes that could be taken now without swapping, within the container's limit."""
+    """Bytes that can be allocated now without swapping, within the container's limit."""
     free = _meminfo("MemAvailable")
     return min([free, *(max(0, g.limit - g.used) for g in cgroups.memory_limits())])
 
 
 def memory_for_model(limit: int | None = None) -> int:
-    """Bytes that this process can give to weights and KV cache now, at most `limit`."""
+    """Bytes available now for weights and KV cache, at most `limit`."""
     free = max(0, memory_available() - _OVERHEAD_BYTES)
     return free if limit is None else min(free, limit)
 
@@ -75,7 +75,7 @@ def resident_bytes() -> int:
 
 
 def peak_rss_bytes() -> int:
-    """The most resident memory that this process has had."""
+    """Peak resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -91,9 +91,9 @@ def status_bytes(pid: int | str, field: str) -> int | None:
 def keep_message_memory() -> None:
     """Lets the allocator keep the memory of freed messages for the next ones, within bounds.
 
-    glibc gives a block of 1 MiB back when it is freed, and the next one is then faulted in page by
-    page: with weights streaming, a third of the process's time. Left to itself it also keeps such
-    memory once for each of many threads. Other allocators are left alone.
+    glibc returns a freed block of 1 MiB to the system, and the next one is faulted in page by page:
+    a third of the process's time while weights stream. By default it also keeps such memory
+    separately for each of many threads. Other allocators are not changed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -105,8 +105,8 @@ def keep_message_memory() -> None:
 
 
 def trim_memory() -> None:
-    """Gives the system what freed memory the allocator has kept: loading is over."""
-    with contextlib.suppress(OSError, AttributeError):  # glibc's
+    """Returns freed memory from the allocator to the system; called after loading."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -1,6 +1,6 @@
 """The types of weights, syncs and KV caches, and the lanes: name to number of hearth.v1.
 
-The one table of them. It imports no protobuf at run time; a test holds the numbers to
+The only table of them. It does not import protobuf at run time; a test compares the numbers with
 protos/hearth/v1/common.proto.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 if TYPE_CHECKING:
     from hearth.v1 import common_pb2
 
-# Numbers of a quantized row that share a scale.
+# Elements of a quantized row that share a scale.
 BLOCK = 32
 
 WEIGHT = cast(
@@ -26,5 +26,5 @@ Number = TypeVar("Number", bound=int)
 
 
 def name_of(table: Mapping[str, Number], number: int) -> str | None:
-    """The name of a number of `table`; None where it has none."""
+    """The name of a number of `table`; None if it is not in the table."""
     return next((name for name, value in table.items() if value == number), None)

@@ -1,6 +1,6 @@
 """Encoding of syncs and activations on the wire: f32, f16 or q80, checked before use.
 
-Shapes are [rows, columns], row-major, little-endian. Knows nothing of gRPC.
+Shapes are [rows, columns], row-major, little-endian. Independent of gRPC.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ def encode(x: F32, sync_type: int) -> bytes:
 
 
 def decode(data: bytes, sync_type: int, rows: int, columns: int) -> F32:
-    """float32 [rows, columns] of `encode`'s bytes, or read-only. Raises HearthError BAD_STEP."""
+    """Bytes of `encode` as float32 [rows, columns], perhaps read-only. Raises BAD_STEP."""
     expected = encoded_bytes(sync_type, rows, columns)
     if len(data) != expected:
-        problem = (
-            f"{len(data)} bytes where [{rows}, {columns}] in {type_name(sync_type)} are {expected}"
-        )
+        shape = f"[{rows}, {columns}] in {type_name(sync_type)}"
+        problem = f"{len(data)} bytes, expected {expected} for {shape}"
         raise HearthError(Reason.BAD_STEP, problem)
     name = type_name(sync_type)
     if name == "f32":

@@ -1,1 +1,1 @@
-"""The root: its gRPC face, the engine and scheduler behind it, and the cluster it leads."""
+"""The root: its API, the engine and scheduler behind it, and the cluster it leads."""

@@ -1,1 +1,1 @@
-"""The worker service: holds a shard of a model for one root and computes its part of each step."""
+"""The worker service: holds one shard of a model for a root, and computes its part of each step."""

@@ -1,4 +1,4 @@
-"""Tells the LAN by mDNS that a worker is here, so that a root with --workers-mdns finds it."""
+"""Announces a worker on the LAN by mDNS, so that a root with --workers-mdns finds it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SERVICE_TYPE = "_hearth-worker._tcp.local."
 
 
 class Announcement:
-    """From `__init__` to `stop`. The instance's name is the worker's with part of `instance`."""
+    """Announces from construction to `stop`, under the worker's name and part of `instance`."""
 
     def __init__(self, listen: str, port: int, name: str, instance: str) -> None:
         """listen: "host:port" as given; 0.0.0.0 and :: mean all addresses of this machine.
 
-        Raises HearthError BAD_SETTING where there is nothing to announce on.
+        Raises HearthError BAD_SETTING if no address can be announced.
         """
         host, _ = split_address(listen)
         addresses = _addresses(host)
@@ -40,18 +40,18 @@ class Announcement:
             )
             self._zeroconf.register_service(self._info)
         except OSError as error:
-            problem = f"--announce: no multicast on {', '.join(addresses)}: {error}"
+            problem = f"--announce: cannot send multicast on {', '.join(addresses)}: {error}"
             raise HearthError(Reason.BAD_SETTING, problem) from None
         log.info("announced as %s on %s", label, ", ".join(addresses))
 
     def stop(self) -> None:
-        """Tells the LAN that the worker leaves."""
+        """Withdraws the announcement."""
         self._zeroconf.unregister_service(self._info)
         self._zeroconf.close()
 
 
 def _addresses(host: str) -> list[str]:
-    """This machine's IPv4 addresses that a worker on `host` is reached at."""
+    """This machine's IPv4 addresses at which a worker listening on `host` can be reached."""
     if host in ("0.0.0.0", "::"):
         known = {
             ip.ip

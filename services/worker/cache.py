@@ -1,10 +1,10 @@
-"""Weight slices on disk, by identity, so that a restart moves no weights.
+"""Cache of weight slices on disk, by identity, so that a restart transfers no weights.
 
 A finished slice is one file, `<identity>.slice`: its bytes and a trailer with their xxh3_128
-digest, verified whenever it is read. An unfinished one is a `.part`, which a later stream goes on
-with. Several workers may share the folder: files appear by rename, and a part is locked by the
-process that writes it. Nothing is synced to disk on purpose: what a power cut leaves behind fails
-its digest and is fetched again.
+digest, verified at every read. An unfinished one is a `.part` file, which a later stream continues.
+Several workers may share the folder: files appear by rename, and the process that writes a part
+locks it. Nothing is synced to disk: a file damaged by a power cut fails its digest and is fetched
+again.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ Bytes = npt.NDArray[np.uint8]
 
 _TRAILER = struct.Struct("<8sQ16s")
 _MAGIC = b"HEARTHS1"
-# Left free on the disk for everybody else.
+# Left free on the disk for other programs.
 _SPARE_BYTES = 64 << 20
 
 
 class Sink(Protocol):
-    """Destination of the bytes of a slice, in order."""
+    """Destination of a slice's bytes, in order."""
 
     def space(self) -> Bytes:
-        """Memory for the next bytes; some of it, or all."""
+        """Memory for the next bytes, all or some of them."""
 
     def filled(self, count: int) -> None:
-        """So many bytes of `space` are there now."""
+        """Counts the first `count` bytes of `space` as received."""
 
     def digest(self) -> bytes:
-        """xxh3_128 of the bytes that are there."""
+        """xxh3_128 of the bytes received so far."""
 
 
 class Part:
@@ -60,7 +60,7 @@ class Part:
         self.held = min(os.fstat(file).st_size, size)
 
     def read(self, sink: Sink, most: int) -> None:
-        """Gives `sink` what an earlier stream left, `most` bytes of it at most."""
+        """Passes the bytes that an earlier stream left to `sink`, at most `most` of them."""
         self.held = _read(self._file, sink, min(self.held, most))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -76,7 +76,7 @@ class Part:
         os.ftruncate(self._file, size)
 
     def finish(self, digest: bytes) -> None:
-        """Makes the slice a finished one, under its own name."""
+        """Completes the slice: adds the trailer and renames the file to `.slice`."""
         os.ftruncate(self._file, self._size)
         self.write(self._size, _TRAILER.pack(_MAGIC, self._size, digest))
         final = self._path.with_name(self._path.name.partition(".")[0] + ".slice")
@@ -85,7 +85,7 @@ class Part:
         self.close()
 
     def close(self) -> None:
-        """Ends writing; what is there stays for a later stream (a private part does not)."""
+        """Ends writing. The part stays for a later stream, unless it is private."""
         if self._file >= 0:
             if self._private:
                 with contextlib.suppress(OSError):
@@ -95,17 +95,17 @@ class Part:
 
 
 class SliceCache:
-    """A folder of at most `limit_bytes` of slices (None: what the disk has); oldest use goes first.
+    """A folder of at most `limit_bytes` of slices (None: no limit); evicts the least recently used.
 
-    Raises HearthError BAD_SETTING when the folder cannot be used at all; later trouble with the
-    disk is logged and means only that a slice is not cached.
+    Raises HearthError BAD_SETTING if the folder cannot be used. Later disk errors are logged; the
+    slice is then just not cached.
     """
 
     def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self._pinned: set[str] = set()
-        self._full_told = False
+        self._full_warned = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
@@ -124,14 +124,14 @@ class SliceCache:
         return len(sizes), sum(sizes)
 
     def pin(self, identities: Iterable[bytes]) -> None:
-        """The running plan's slices are not evicted by this process; replaces the last pins."""
+        """Protects the running plan's slices from eviction; replaces earlier pins."""
         self._pinned = {identity.hex() for identity in identities}
-        self._full_told = False
+        self._full_warned = False
 
     def read(self, identity: bytes, size: int, sink: Sink) -> bool:
-        """Gives `sink` a slice of `size` bytes; False when it is absent or not right.
+        """Passes a slice of `size` bytes to `sink`; False if it is absent or corrupt.
 
-        What the sink was given is verified at the end only. Removes a corrupt entry.
+        The digest is checked only after the sink has all bytes. A corrupt file is removed.
         """
         path = self._path(identity)
         try:
@@ -145,23 +145,23 @@ class SliceCache:
             if not self._verified(path, file, size, sink):
                 return False
             with contextlib.suppress(OSError):
-                os.utime(path)  # when it was used last: what eviction goes by
+                os.utime(path)  # eviction goes by the time of last use
             return True
         finally:
             os.close(file)
 
     def has_part(self, identity: bytes) -> bool:
-        """True when an earlier stream left a part of this slice."""
+        """True if an earlier stream left a part of this slice."""
         return (self.folder / f"{identity.hex()}.part").exists()
 
     def part(self, identity: bytes, size: int) -> Part | None:
-        """A part to write to, with what an earlier stream left; None when it cannot be cached."""
+        """A part to write to, with any bytes of an earlier stream; None if it cannot be cached."""
         try:
             if not self._make_room(identity, size):
                 return None
             return self._open_part(identity, size)
         except OSError as error:
-            log.warning("cache: cannot write to %s, going on without: %s", self.folder, error)
+            log.warning("cache: cannot write to %s, continuing without: %s", self.folder, error)
             return None
 
     def _path(self, identity: bytes) -> Path:
@@ -177,16 +177,16 @@ class SliceCache:
             else:
                 magic, written, digest = _TRAILER.unpack(trailer)
                 if magic != _MAGIC or written != size:
-                    problem = "its trailer is not ours"
+                    problem = "the trailer is not a Hearth slice's"
                 elif _read(file, sink, size) != size:
-                    problem = "cannot be read to its end"
+                    problem = "the file ends early"
                 elif sink.digest() != digest:
-                    problem = "its bytes do not match its digest"
+                    problem = "the bytes do not match the digest"
         except OSError as error:
             problem = str(error)
         if problem:
             log.warning("cache: dropping %s (%s): it will be fetched again", path.name, problem)
-            with contextlib.suppress(OSError):  # a disk that is read-only now, or a folder
+            with contextlib.suppress(OSError):  # for example a read-only disk
                 path.unlink()
         return not problem
 
@@ -195,11 +195,11 @@ class SliceCache:
         file = os.open(shared, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Locked, but perhaps its writer has renamed it: then it is a finished slice.
+            # Its writer may have finished and renamed it before the lock was taken.
             if _same(file, shared):
                 return Part(shared, file, size, private=False)
         except OSError:
-            pass  # another process writes this slice now
+            pass  # another process is writing this slice
         os.close(file)
         own = self.folder / f"{identity.hex()}.{os.getpid()}-{secrets.token_hex(4)}.part"
         file = os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -218,10 +218,10 @@ class SliceCache:
         return found
 
     def _make_room(self, identity: bytes, size: int) -> bool:
-        """Evicts until `size` more bytes fit the limit; False when they cannot."""
+        """Evicts slices until `size` more bytes fit the limit; False if they cannot."""
         free = shutil.disk_usage(self.folder).free
         if free < size + _SPARE_BYTES:
-            self._tell_full(f"the disk has {format_size(free)} left")
+            self._warn_full(f"the disk has only {format_size(free)} free")
             return False
         if self.limit_bytes is None:
             return True
@@ -236,21 +236,21 @@ class SliceCache:
             path.unlink(missing_ok=True)
             used -= bytes_
         if used + size > self.limit_bytes:
-            self._tell_full(
+            self._warn_full(
                 f"the limit is {format_size(self.limit_bytes)}, and the slices of this plan alone "
                 "need more"
             )
             return False
         return True
 
-    def _tell_full(self, why: str) -> None:
-        if not self._full_told:
-            self._full_told = True
-            log.warning("cache %s is full: %s; going on without caching", self.folder, why)
+    def _warn_full(self, why: str) -> None:
+        if not self._full_warned:
+            self._full_warned = True
+            log.warning("cache %s is full: %s; continuing without caching", self.folder, why)
 
 
 def _read(file: int, sink: Sink, size: int) -> int:
-    """Reads the first `size` bytes, or to the file's end; bytes read."""
+    """Reads the first `size` bytes, or up to the end of the file; returns the bytes read."""
     done = 0
     while done < size:
         count = os.preadv(file, [sink.space()[: size - done].data], done)
@@ -269,7 +269,7 @@ def _same(file: int, path: Path) -> bool:
 
 
 def _unlocked(path: Path) -> bool:
-    """True when no process writes this file now (finished slices have no writer)."""
+    """True if no process is writing this file; finished slices have no writer."""
     if path.suffix != ".part":
         return True
     try:

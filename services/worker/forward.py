@@ -1,6 +1,6 @@
-"""The steps of a loaded plan, one after another, as they come on a Forward stream.
+"""Runs the steps of a loaded plan in the order in which they arrive on a Forward stream.
 
-Knows the messages, not gRPC: reads with `receive`, answers with `send`, and computes in the
+Independent of gRPC: reads messages with `receive`, replies with `send`, and computes in the
 calling thread.
 """
 
@@ -30,7 +30,7 @@ Receive = Callable[[], worker_pb2.ForwardRequest]
 
 
 class ForwardLoop:
-    """Runs steps until the stream ends. `begin` is the plan's; its shard is complete."""
+    """Runs steps until the stream ends. `begin` is the plan's LoadBegin; its shard is complete."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ForwardLoop:
             self._lane = GrpcLane(send, receive, begin.sync_type)
 
     def run(self) -> None:
-        """Returns when the stream ends. Raises HearthError BAD_STEP for what cannot be computed."""
+        """Returns when the stream ends. Raises HearthError BAD_STEP for an invalid step."""
         try:
             while True:
                 request = self._receive()
@@ -73,33 +73,34 @@ class ForwardLoop:
                 elif kind == "mesh_open" and self._needs_mesh:
                     self._open_mesh(request.mesh_open)
                 else:
-                    raise HearthError(Reason.BAD_STEP, f"a message {kind!r} came between two steps")
+                    problem = f"received a message {kind!r} between two steps"
+                    raise HearthError(Reason.BAD_STEP, problem)
         except StreamEnded:
             return
         finally:
-            # Not left to the last reference, which errors and their frames may hold for long.
+            # Closed here because errors and their frames may hold the last reference for long.
             if isinstance(self._lane, _native.MeshLane):
                 self._lane.close()
 
     def abort(self) -> None:
-        """Ends a step that waits for other ranks; from any thread, when the stream has ended."""
+        """Ends a step that waits for other ranks; called by any thread, after the stream's end."""
         lane = self._lane
         if isinstance(lane, _native.MeshLane):
             lane.abort()
 
     def _open_mesh(self, request: worker_pb2.MeshOpen) -> None:
-        """Connects to every other rank of the stage, and measures. Raises HearthError."""
+        """Connects to every other rank of the stage and measures the links. Raises HearthError."""
         place = self._placement
         if len(request.addresses) != place.ranks or len(request.session_key) != KEY_BYTES:
             problem = (
                 f"a mesh of {len(request.addresses)} ranks with a key of "
-                f"{len(request.session_key)} bytes where {place.ranks} and {KEY_BYTES} are due"
+                f"{len(request.session_key)} bytes, expected {place.ranks} and {KEY_BYTES}"
             )
             raise HearthError(Reason.INVALID_ARGUMENT, problem)
         if not 0 < request.deadline_seconds <= MAX_DEADLINE_SECONDS:
-            problem = f"a sync deadline of {request.deadline_seconds} s is not within 1 hour"
+            problem = f"sync deadline {request.deadline_seconds} s is not within (0, 3600] s"
             raise HearthError(Reason.INVALID_ARGUMENT, problem)
-        name = wire.type_name(self._sync_type)  # before there are sockets to lose
+        name = wire.type_name(self._sync_type)  # may raise: before any socket is open
         self._mesh.expect(request.session_key, place.rank)
         try:
             sockets = connect_all(
@@ -124,7 +125,7 @@ class ForwardLoop:
 
     def _step(self, step: worker_pb2.Step) -> None:
         if step.step_id != self._step_id + 1:
-            problem = f"step {step.step_id} came where {self._step_id + 1} was next"
+            problem = f"received step {step.step_id}, expected {self._step_id + 1}"
             raise HearthError(Reason.BAD_STEP, problem)
         self._step_id = step.step_id
         self._check_sizes(step)
@@ -135,7 +136,7 @@ class ForwardLoop:
         try:
             output = self._shard.step(activations, sequences, step.output_rows, self._lane)
         except _native.LaneError as error:
-            # Named by rank: only the root knows which worker that is.
+            # By rank: only the root can map a rank to a worker.
             place = {"stage": self._placement.stage, "rank": error.rank}
             raise HearthError(Reason.PEER_LOST, str(error), place) from None
         response, sent = self._response(step, output)
@@ -146,7 +147,7 @@ class ForwardLoop:
         self._observe(step, wall, sync, sent, received)
 
     def _check_sizes(self, step: worker_pb2.Step) -> None:
-        """Before lists of these sizes are made. Raises HearthError BAD_STEP."""
+        """Checks counts before lists of these sizes are made. Raises HearthError BAD_STEP."""
         config = self._shard.config
         for what, count, most in (
             ("sequences", len(step.sequences), config.max_step_tokens),
@@ -154,7 +155,7 @@ class ForwardLoop:
         ):
             if count > most:
                 raise HearthError(
-                    Reason.BAD_STEP, f"a step with {count} {what} where {most} are planned"
+                    Reason.BAD_STEP, f"a step with {count} {what}, the plan allows {most}"
                 )
 
     def _sequences(self, step: worker_pb2.Step) -> list[Span]:
@@ -177,7 +178,7 @@ class ForwardLoop:
         rows = sum(item.rows for item in step.sequences)
         if not 1 <= rows <= self._shard.config.max_step_tokens:
             problem = (
-                f"a step of {rows} rows where 1 to {self._shard.config.max_step_tokens} are planned"
+                f"a step of {rows} rows, the plan allows 1 to {self._shard.config.max_step_tokens}"
             )
             raise HearthError(Reason.BAD_STEP, problem)
         return wire.decode(step.activations, step.activation_type, rows, self._hidden)
@@ -185,9 +186,9 @@ class ForwardLoop:
     def _response(
         self, step: worker_pb2.Step, output: _native.StepOutput
     ) -> tuple[worker_pb2.ForwardResponse, int]:
-        """The step's result, and the bytes of its payload."""
+        """The step's result, and the size of its payload in bytes."""
         response = worker_pb2.ForwardResponse()
-        result = response.result  # in its place: whole rows of logits are megabytes to copy
+        result = response.result  # filled in place: logits are megabytes
         result.step_id = step.step_id
         result.leaving = self._leaving.begun
         result.timing.wall_ns = output.wall_ns

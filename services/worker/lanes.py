@@ -1,4 +1,4 @@
-"""The worker's end of the grpc lane: syncs that ride the Forward stream through the root."""
+"""The worker's end of the grpc lane: syncs that travel on the Forward stream through the root."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hearth.v1 import worker_pb2
 
 
 class StreamEnded(Exception):  # noqa: N818 (an event, not an error)
-    """The Forward stream ended; no answer can be sent."""
+    """The Forward stream ended; nothing more can be sent."""
 
 
 class GrpcLane(StreamLane):
     """Sends this rank's partial sum to the root, and waits for the sum over all ranks.
 
-    `receive` blocks for the next message of the stream and raises StreamEnded when there is none.
+    `receive` blocks for the next message of the stream and raises StreamEnded at its end.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class GrpcLane(StreamLane):
         self._receive = receive
 
     def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
-        """x, float32 [rows, hidden_size], becomes the sum over all ranks, in place.
+        """Replaces x, float32 [rows, hidden_size], by its sum over all ranks, in place.
 
-        Raises StreamEnded, or HearthError BAD_STEP for a frame that is not next.
+        Raises StreamEnded, or HearthError BAD_STEP for a message that is not the next sync.
         """
         frame = worker_pb2.SyncFrame(
             step_id=self._step_id, index=self._index, data=wire.encode(x, self._sync_type)
@@ -55,5 +55,5 @@ class GrpcLane(StreamLane):
         self._index += 1
 
     def _unexpected(self, what: str) -> HearthError:
-        problem = f"{what} came where sync {self._index} of step {self._step_id} was awaited"
+        problem = f"received {what}, expected sync {self._index} of step {self._step_id}"
         return HearthError(Reason.BAD_STEP, problem)

@@ -1,6 +1,7 @@
-"""State of the lease on a worker. Pure: the caller brings the time, in seconds, and the lock.
+"""State of the lease on a worker. Pure: the caller provides the time, in seconds, and the lock.
 
-One root at a time; its epochs only grow. A lease without an open stream ends after a grace period.
+One root holds a worker at a time; its epochs only increase. A lease without an open stream ends
+after a grace period.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class LeaseId:
 class LeaseState:
     """Free, or held by one LeaseId with a number of open streams.
 
-    Invariant: `_idle_since` is set exactly when the lease is held and no stream is open.
+    Invariant: `_idle_since` is set if and only if the lease is held and no stream is open.
     """
 
     def __init__(self, grace_seconds: float) -> None:
@@ -34,10 +35,10 @@ class LeaseState:
         self._idle_since: float | None = None
 
     def take(self, lease: LeaseId, now: float) -> bool:
-        """Makes `lease` the holder. True when it is a new plan, False when the held one goes on.
+        """Makes `lease` the holder. True for a new plan, False if it continues the held one.
 
         Raises HearthError WORKER_BUSY (another root holds the worker), STALE_EPOCH or
-        INVALID_ARGUMENT. The streams of a replaced plan no longer count.
+        INVALID_ARGUMENT. Streams of a replaced plan no longer count.
         """
         _check(lease)
         self.expire(now)
@@ -62,30 +63,32 @@ class LeaseState:
         self._refuse_stranger(lease)
         self._refuse_older(lease)
         if lease.epoch > self.holder.epoch:
-            problem = f"epoch {lease.epoch} is not loaded here, but epoch {self.holder.epoch}"
+            problem = (
+                f"epoch {lease.epoch} is not loaded; this worker has epoch {self.holder.epoch}"
+            )
             raise HearthError(Reason.NOT_LOADED, problem)
 
     def stream_opened(self, lease: LeaseId) -> None:
-        """Counts a stream that keeps the lease; `lease` must be the holder."""
+        """Counts an open stream, which keeps the lease; `lease` must be the holder."""
         if self.holder == lease:
             self._streams += 1
             self._idle_since = None
 
     def stream_closed(self, lease: LeaseId, now: float) -> None:
-        """A stream counted before has ended; from the last one on the grace period runs."""
+        """Uncounts a stream; the grace period starts when the last one ends."""
         if self.holder == lease and self._streams:
             self._streams -= 1
             if not self._streams:
                 self._idle_since = now
 
     def end(self) -> None:
-        """Free at once."""
+        """Frees the worker immediately."""
         self.holder = None
         self._streams = 0
         self._idle_since = None
 
     def expire(self, now: float) -> bool:
-        """Frees the worker when the grace period is over; True when it did."""
+        """Frees the worker if the grace period is over; returns True if it did."""
         if self._idle_since is None or now - self._idle_since < self.grace_seconds:
             return False
         self.end()
@@ -104,7 +107,7 @@ class LeaseState:
         if self.holder is not None and lease.epoch < self.holder.epoch:
             raise HearthError(
                 Reason.STALE_EPOCH,
-                f"epoch {lease.epoch} is over: this worker serves epoch {self.holder.epoch}",
+                f"epoch {lease.epoch} is over: this worker has epoch {self.holder.epoch}",
                 {"epoch": lease.epoch, "currentEpoch": self.holder.epoch},
             )
 

@@ -1,8 +1,8 @@
-"""Graceful stop of a worker: no step fails.
+"""Graceful shutdown of a worker: no step fails.
 
-From then on every result of a step carries `leaving`. The root divides the model over the others,
-where they have the room, and releases this worker. Where they have not, steps go on here, so that
-running requests can end, until the time is up.
+From its beginning every step result carries `leaving`. The root then divides the model over the
+other workers and releases this one. If the others lack the memory, steps continue here until the
+time is up, so that running requests can end.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Without a step for so long no request runs, and no result would carry `leaving`.
+# After this long without a step no request is running, and no result would carry `leaving`.
 _IDLE_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
 
 
 class Leaving:
-    """`step` is for the thread that computes, `wait` for the one that stops the worker."""
+    """`step` is called by the computing thread, `wait` by the thread that stops the worker."""
 
     def __init__(self) -> None:
-        # Whether the worker is about to stop.
+        # True once shutdown has begun.
         self.begun = False
         self._stepping = False
         self._stepped_at = 0.0
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around all of a step, its answer too."""
+        """Encloses a whole step, including sending its result."""
         self._stepping = True
         try:
             yield
@@ -37,9 +37,9 @@ class Leaving:
             self._stepping = False
 
     def wait(self, held: Callable[[], bool], seconds: float, hurry: threading.Event) -> None:
-        """Waits until the worker is not `held` any more, or no steps come; `seconds` at most.
+        """Waits until the worker is no longer `held` or no steps come; at most `seconds`.
 
-        hurry: set when there is no time for that.
+        hurry: set to end the wait at once.
         """
         self.begun = True
         began = time.monotonic()

@@ -1,10 +1,10 @@
 """The receiving side of the weight stream: from a manifest to a shard that can step.
 
-Knows the messages, not gRPC. One LoadSession lives as long as its plan: when a stream is cut, the
-next one of the same lease goes on where it was. Chunks come strictly in order; after a rejected
-chunk all others are dropped until the rejected one comes again.
+Independent of gRPC. One LoadSession lives as long as its plan: if a stream breaks, the next one of
+the same lease continues where it stopped. Chunks come strictly in order; after a rejected chunk all
+others are dropped until the rejected one is sent again.
 
-What arrives is packed a block of rows at a time (packing.py): no slice is ever in memory whole.
+Chunks are packed one block of rows at a time (packing.py): no slice is ever in memory whole.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from hearth.worker.shard import (
 
 log = logging.getLogger(__name__)
 
-# A chunk that arrives wrong this many times more is given up.
+# Loading fails when a chunk is still wrong after this many resends.
 MAX_RESENDS = 3
-# Bytes stored between two acks: half of what the sender lets fly (streaming.py), or less.
+# Bytes stored between two acks: at most half the sender's window (streaming.py).
 _ACK_BYTES = 4 * CHUNK_BYTES
-# How much is read from the cache between two LoadProgress messages.
+# Bytes read from the cache between two LoadProgress messages.
 _PROGRESS_BYTES = 32 << 20
 
 
@@ -53,12 +53,12 @@ class LoadSession:
         threads: int = 1,
         pin: Sequence[int] = (),
     ) -> None:
-        """Raises HearthError BAD_SHARD or OUT_OF_MEMORY; no weight has moved then."""
+        """Raises HearthError BAD_SHARD or OUT_OF_MEMORY, before any weights are transferred."""
         self.begin = begin
         self.manifest = list(begin.manifest)
         self._cache = cache
         self._metrics = metrics
-        # By the numbers of the manifest, before anything of their size is made.
+        # Checked before anything of the manifest's sizes is allocated.
         check_config(begin.shard)
         self.weight_bytes = sum(slice_bytes(entry) for entry in self.manifest)
         self._check_memory(memory_limit())
@@ -76,15 +76,15 @@ class LoadSession:
 
     @property
     def complete(self) -> bool:
-        """True when every slice is in its place."""
+        """True when every slice is loaded and packed."""
         return all(self._loaded) and self._filler.idle
 
     def matches(self, begin: worker_pb2.LoadBegin) -> bool:
-        """True when `begin` asks for the shard that this session builds."""
+        """True if `begin` describes the shard that this session builds."""
         return begin.shard == self.begin.shard and begin.manifest == self.begin.manifest
 
     def read_cache(self) -> Iterator[worker_pb2.LoadWeightsResponse]:
-        """Loads what the cache has, and yields progress; only the first stream of a plan does."""
+        """Loads cached slices and yields progress, once in a plan: in its first stream."""
         if self._cache is None or self._cache_read:
             return
         since = 0
@@ -105,9 +105,9 @@ class LoadSession:
             yield _progress(since)
 
     def needs(self) -> worker_pb2.LoadWeightsResponse:
-        """The slices that are lacking, in the order in which they must come.
+        """The missing slices, in the order in which they must be sent.
 
-        Starts a stream: its counts begin at 0.
+        Called at the start of each stream: resets its counts.
         """
         self._network_bytes = 0
         self._unacknowledged = 0
@@ -125,14 +125,14 @@ class LoadSession:
         return worker_pb2.LoadWeightsResponse(needs=needs)
 
     def accept(self, chunk: ChunkFrame) -> worker_pb2.LoadWeightsResponse | None:
-        """Verifies and stores one chunk: an ack, a reject, or None.
+        """Verifies and stores one chunk; returns an ack, a reject, or None.
 
-        An ack stands for all chunks before it. None where the next ack will do, and for what was
-        on its way when a chunk was rejected.
-        Raises HearthError: BAD_CHUNK for one that stays wrong, INVALID_ARGUMENT out of order.
+        An ack covers all chunks before it. None if a later ack will cover this chunk, or if it was
+        already under way when another was rejected. Raises HearthError: BAD_CHUNK for a chunk that
+        stays wrong, INVALID_ARGUMENT for one out of order.
         """
         if not self._pending:
-            raise _out_of_order("a chunk came although no slice is lacking")
+            raise _out_of_order("received a chunk, but no slice is missing")
         if self._assembly is None:
             self._assembly = self._open(self._pending[0])
         assembly = self._assembly
@@ -140,8 +140,8 @@ class LoadSession:
             if assembly.rejecting:
                 return None
             raise _out_of_order(
-                f"a chunk of slice {chunk.slice} at {chunk.offset} came where slice "
-                f"{assembly.index} at {assembly.held} was next"
+                f"received a chunk of slice {chunk.slice} at {chunk.offset}, expected slice "
+                f"{assembly.index} at {assembly.held}"
             )
         assembly.rejecting = False
         data = chunk.data
@@ -172,11 +172,11 @@ class LoadSession:
         return worker_pb2.LoadWeightsResponse(ack=ack)
 
     def finish(self) -> worker_pb2.LoadWeightsResponse:
-        """Answer to LoadFinish. Raises HearthError INVALID_ARGUMENT when slices are lacking."""
-        lacking = [self.manifest[i].name for i, done in enumerate(self._loaded) if not done]
-        if lacking:
+        """The reply to LoadFinish. Raises HearthError INVALID_ARGUMENT if slices are missing."""
+        missing = [self.manifest[i].name for i, done in enumerate(self._loaded) if not done]
+        if missing:
             raise _out_of_order(
-                f"finish came although {len(lacking)} slices are lacking, the first {lacking[0]!r}"
+                f"received finish, but {len(missing)} slices are missing, the first {missing[0]!r}"
             )
         self._filler.finish()
         self._filler.close()
@@ -189,7 +189,7 @@ class LoadSession:
         return worker_pb2.LoadWeightsResponse(done=done)
 
     def close(self) -> None:
-        """The plan is over. A part on disk stays for a later one."""
+        """Frees the shard: the plan has ended. A part on disk stays for a later plan."""
         self._filler.close()
         self.shard.close()
         if self._assembly is not None and self._assembly.part is not None:
@@ -197,7 +197,7 @@ class LoadSession:
         self._assembly = None
 
     def _resume_part(self) -> None:
-        """Goes on with a slice that an earlier plan or process left unfinished on disk, if any."""
+        """Continues a slice that an earlier plan or process left unfinished on disk, if any."""
         if self._cache is None:
             return
         for index in self._pending:
@@ -220,7 +220,7 @@ class LoadSession:
                 "network and the memory of both machines",
                 {"slice": name, "offset": offset, "times": times},
             )
-        log.warning("slice %s at byte %d: wrong %s, asking again", name, offset, why)
+        log.warning("slice %s at byte %d: wrong %s, requesting it again", name, offset, why)
         assembly.rejecting = True
         reject = worker_pb2.ChunkReject(slice=assembly.index, offset=offset, reason=why)
         return worker_pb2.LoadWeightsResponse(reject=reject)

@@ -1,9 +1,9 @@
-"""Fills a shard with slices, a block of rows at a time: no slice is ever in memory whole.
+"""Fills a shard with slices, one block of rows at a time: no slice is ever in memory whole.
 
-One thread brings a block, from files, the cache or the network, while another packs the block
-before. What comes from elsewhere goes through an Assembly, which holds back the last block of a
-slice until the digest of the whole was compared: a slice whose rows are all packed is a right one,
-and a wrong one begins again at row 0.
+One thread fetches a block from files, the cache or the network while another packs the previous
+block. Bytes from the cache or the network pass through an Assembly. It holds back the last block
+of a slice until the digest of the whole slice has been verified. So a completely packed slice is
+correct, and a wrong one starts again at row 0.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _BLOCK_BYTES = 2 << 20
 
 
 def block_rows(entry: worker_pb2.SliceEntry) -> int:
-    """Rows of a slice that are brought and packed together: whole groups of the core's."""
+    """Rows of a slice that are fetched and packed together: a multiple of the core's row group."""
     group_bytes = entry.size_bytes // entry.rows * ROW_GROUP
     return max(1, _BLOCK_BYTES // group_bytes) * ROW_GROUP
 
 
 class ShardFiller:
-    """Packs blocks of rows into a shard in a thread of its own, one while the next is brought.
+    """Packs blocks of rows into a shard in its own thread, while the next block is fetched.
 
-    A root's shard takes whole slices by `fill`. A worker's takes bytes by way of `block`, which is
-    two blocks of memory in turns: new memory for each would cost more than its checksums.
+    The root fills its shard with whole slices by `fill`. A worker writes bytes to `block`, which
+    alternates between two buffers: a new one for each block would cost more than its checksum.
     """
 
     def __init__(self, shard: NodeShard, manifest: Sequence[worker_pb2.SliceEntry]) -> None:
@@ -50,47 +50,47 @@ class ShardFiller:
 
     @property
     def idle(self) -> bool:
-        """True when nothing is being packed."""
+        """True while no block is being packed."""
         return self._packing is None
 
     def block(self) -> Bytes:
-        """Memory to fill, as large as any block of the manifest, until `pack`."""
+        """The buffer to fill before `pack`; as large as the largest block of the manifest."""
         if not self._blocks:
             self._blocks = [np.empty(self._largest, dtype=np.uint8) for _ in range(2)]
         return self._blocks[0]
 
     def pack(self, entry: worker_pb2.SliceEntry, data: Bytes, first_row: int) -> None:
-        """Packs rows while the next are brought; `data` may be the first bytes of `block`.
+        """Packs rows in the background; `data` may be the first bytes of `block`.
 
-        Raises what packing the rows before raised.
+        Raises the error of the previous `pack`, if it failed.
         """
         self.finish()
         self._packing = self._pool.submit(self._shard.load, entry, data, first_row)
-        self._blocks.reverse()  # the other one's rows have been packed: waited for above
+        self._blocks.reverse()  # the other buffer is free: its rows are packed
 
     def fill(self, entry: worker_pb2.SliceEntry, read: Callable[[int, int], Bytes]) -> None:
-        """Packs a whole slice; read(begin, end): its rows [begin, end) as new bytes.
+        """Packs a whole slice; read(begin, end) returns its rows [begin, end) as new bytes.
 
-        At most two blocks are in memory. The last is still being packed after: see `finish`.
+        At most two blocks are in memory. The last one may still be packing on return: see `finish`.
         """
         step = block_rows(entry)
         for begin in range(0, entry.rows, step):
             self.pack(entry, read(begin, min(begin + step, entry.rows)), begin)
 
     def finish(self) -> None:
-        """Waits for what is being packed. Raises what that raised."""
+        """Waits for the block being packed, and raises its error, if any."""
         if self._packing is not None:
             self._packing.result()
             self._packing = None
 
     def close(self) -> None:
-        """Ends the thread and gives the memory back; packs no more."""
+        """Ends the thread and frees the buffers; nothing can be packed afterwards."""
         self._pool.shutdown(wait=True)
         self._blocks.clear()
 
 
 class Assembly:
-    """One slice on its way in: its first `held` bytes are there, and `part`, if any, has them."""
+    """One slice being received: its first `held` bytes have arrived and are in `part`, if any."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Assembly:
         entry: worker_pb2.SliceEntry,
         part: Part | None = None,
     ) -> None:
-        """index: of `entry` in the manifest."""
+        """index: position of `entry` in the manifest."""
         self.index = index
         self.entry = entry
         self.part = part
@@ -119,7 +119,7 @@ class Assembly:
         return self._filler.block()[self.held - begin : end - begin]
 
     def filled(self, count: int) -> None:
-        """The first `count` bytes of `space` are there now."""
+        """Counts the first `count` bytes of `space` as received."""
         begin = self._block_begin()
         at = self.held - begin
         self._hasher.update(self._filler.block()[at : at + count].data)
@@ -128,11 +128,11 @@ class Assembly:
             self._pack(begin, self.held)
 
     def digest(self) -> bytes:
-        """Of the bytes held."""
+        """xxh3_128 of the bytes received so far."""
         return self._hasher.digest()
 
     def add(self, data: memoryview) -> None:
-        """Takes bytes in, and stores them on disk."""
+        """Appends bytes, and stores them on disk."""
         if self.part is not None:
             try:
                 self.part.write(self.held, data)
@@ -146,17 +146,17 @@ class Assembly:
             incoming = incoming[count:]
 
     def resume(self) -> None:
-        """Goes on with what an earlier stream left on disk."""
+        """Continues from the bytes that an earlier stream left on disk."""
         if self.part is not None and self.part.held:
             try:
-                # At least the last byte comes over the wire: the digest comes with it.
+                # At least the last byte must come over the wire, because the digest comes with it.
                 self.part.read(self, self.entry.size_bytes - 1)
             except OSError as error:
                 self._give_up_caching(error)
             self.resumed = self.held
 
     def restart(self) -> None:
-        """Forgets everything."""
+        """Forgets all bytes received."""
         self.held = self.resumed = 0
         self._hasher.reset()
         if self.part is not None:
@@ -166,7 +166,7 @@ class Assembly:
                 self._give_up_caching(error)
 
     def finish(self) -> None:
-        """All bytes are there, and are right: packs the last of them. Raises HearthError."""
+        """Packs the last block, once all bytes are there and verified. Raises HearthError."""
         if self.part is not None:
             try:
                 self.part.finish(self.digest())
@@ -176,7 +176,7 @@ class Assembly:
 
     def _block_begin(self) -> int:
         """Offset in the slice of the block that is being filled."""
-        # Of a slice that is there the last block, full or not.
+        # For a complete slice: the last block, full or not.
         last = min(self.held, self.entry.size_bytes - 1)
         return last // self._block_bytes * self._block_bytes
 
@@ -186,8 +186,8 @@ class Assembly:
         self._filler.pack(self.entry, data, begin * rows // self.entry.size_bytes)
 
     def _give_up_caching(self, error: OSError) -> None:
-        """The disk is full or broken: the slice still arrives, it is only not cached."""
-        log.warning("cache: cannot store slice %s, going on without: %s", self.entry.name, error)
+        """Continues without a cached copy when the disk is full or broken."""
+        log.warning("cache: cannot store slice %s, continuing without: %s", self.entry.name, error)
         if self.part is not None:
             part, self.part = self.part, None
             try:

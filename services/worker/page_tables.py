@@ -1,7 +1,7 @@
-"""Page tables of the sequences of a plan, kept from step to step and changed by each.
+"""Page tables of a plan's sequences, kept from step to step and updated by each step.
 
-A step carries only what changed in each table (SequenceStep in worker.proto): in decode one page
-in every `page_size` steps. Used by the worker and by the root for its own shard.
+A step carries only the changes of each table (SequenceStep in worker.proto): in decode one page
+in every `page_size` steps. Used by the worker, and by the root for its own shard.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,40 +14,40 @@ from hearth.common.errors import HearthError, Reason
 
 Table: TypeAlias = npt.NDArray[np.uint32]
 
-# A table grows in steps of at least so many pages.
+# A table grows by at least this many pages at a time.
 _LEAST_GROWTH = 16
 
 
 class PageTables:
     """Tables of at most `max_sequences` sequences, each of at most `max_pages` pages.
 
-    After an error the tables are not to be used again: the plan has failed.
+    After an error the plan has failed and the tables must not be used again.
     """
 
     def __init__(self, max_sequences: int, max_pages: int) -> None:
         self._max_sequences = max_sequences
         self._max_pages = max_pages
-        # Sequence id -> (room for pages, how many there are).
+        # Sequence id -> (array with spare room, pages in use).
         self._tables: dict[int, tuple[Table, int]] = {}
 
     def __len__(self) -> int:
         return len(self._tables)
 
     def forget(self, reset: bool, ended: Iterable[int]) -> None:
-        """Forgets all tables with `reset`, then those of `ended`.
+        """Forgets all tables if `reset`, then the tables of `ended`.
 
-        Raises HearthError BAD_STEP for an ended sequence that has no table.
+        Raises HearthError BAD_STEP if an ended sequence has no table.
         """
         if reset:
             self._tables.clear()
         for seq_id in ended:
             if self._tables.pop(seq_id, None) is None:
                 raise _bad(
-                    f"sequence {seq_id} ended and has no page table; {len(self._tables)} have one"
+                    f"sequence {seq_id} ended but has no page table; {len(self._tables)} have one"
                 )
 
     def change(self, seq_id: int, kept: int, new_pages: Sequence[int]) -> Table:
-        """The table of the first `kept` pages of a sequence's last one, then `new_pages`: u32 [n].
+        """Keeps the first `kept` pages of a sequence's table and appends `new_pages`: u32 [n].
 
         The array is valid until the sequence's next change. Raises HearthError BAD_STEP.
         """
@@ -56,15 +56,15 @@ class PageTables:
             raise _bad(f"sequence {seq_id} keeps {kept} pages of a table of {length}")
         size = kept + len(new_pages)
         if size > self._max_pages:
-            raise _bad(f"sequence {seq_id} has {size} pages where {self._max_pages} are planned")
+            raise _bad(f"sequence {seq_id} has {size} pages, the plan allows {self._max_pages}")
         if new_pages and max(new_pages) >= self._max_pages:
             raise _bad(
                 f"sequence {seq_id} has page {max(new_pages)} of a KV cache of {self._max_pages}"
             )
         if seq_id not in self._tables and len(self._tables) >= self._max_sequences:
             raise _bad(
-                f"sequence {seq_id} would be one of {len(self._tables) + 1} with a page table "
-                f"where {self._max_sequences} are planned"
+                f"sequence {seq_id} needs page table {len(self._tables) + 1}, "
+                f"the plan allows {self._max_sequences}"
             )
         if size > len(table):
             room = np.empty(min(self._max_pages, size + max(size // 2, _LEAST_GROWTH)), np.uint32)
@@ -80,4 +80,4 @@ _EMPTY: Table = np.empty(0, np.uint32)
 
 
 def _bad(problem: str) -> HearthError:
-    return HearthError(Reason.BAD_STEP, f"a step that cannot be computed: {problem}")
+    return HearthError(Reason.BAD_STEP, f"invalid step: {problem}")

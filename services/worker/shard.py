@@ -1,7 +1,7 @@
-"""A node's shard of a model: the checked way from a ShardConfig to the compute core and its steps.
+"""A node's shard of a model: from a checked ShardConfig to the compute core and its steps.
 
-Used by the worker service and, in the root's own process, by the root; knows nothing of gRPC. Every
-number of a ShardConfig is held against a limit here before anything of its size is allocated.
+Used by the worker service, and by the root for its own shard; independent of gRPC. Every number of
+a ShardConfig is checked against a limit before anything of its size is allocated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ F32: TypeAlias = npt.NDArray[np.float32]
 Span: TypeAlias = tuple[int, int, npt.NDArray[np.uint32] | list[int]]
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
-# Generous for every model known (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
+# Well above every known model (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
 # vocabulary 256,000), and small enough that no product of them overflows 64 bits.
 _LIMITS = {
     "hidden_size": 1 << 16,
@@ -41,16 +41,16 @@ _LIMITS = {
     "vocab": 1 << 21,
 }
 _MAX_POSITIONS = 1 << 31
-# What a step's intermediate numbers may take: 1,024 rows of the widest model known take 0.8 GiB.
+# Limit of a step's intermediate values: 1,024 rows of the widest known model take 0.8 GiB.
 _MAX_STEP_BYTES = 1 << 30
-# The least that a page of KV cache takes: each is a mapping of its own.
+# Minimum size of a page of KV cache: each page is a memory mapping of its own.
 _MAPPING_BYTES = 4096
 # Rows are packed in groups (native matrix.h).
 ROW_GROUP = 8
 
 
 def check_config(config: common_pb2.ShardConfig) -> None:
-    """Raises HearthError BAD_SHARD naming the first number of `config` that cannot be."""
+    """Raises HearthError BAD_SHARD naming the first invalid number of `config`."""
     for name in (
         "hidden_size",
         "head_size",
@@ -67,7 +67,7 @@ def check_config(config: common_pb2.ShardConfig) -> None:
     if heads % kv_heads:
         raise _bad(f"{heads} heads do not divide over {kv_heads} KV heads")
     if config.head_size % 2:
-        raise _bad(f"head_size {config.head_size} is odd: rotary embedding turns pairs")
+        raise _bad(f"head_size {config.head_size} is odd: rotary embedding rotates pairs")
     if len(config.rope_frequencies) != config.head_size // 2:
         raise _bad(
             f"{len(config.rope_frequencies)} rope_frequencies where head_size {config.head_size} "
@@ -99,8 +99,8 @@ def check_config(config: common_pb2.ShardConfig) -> None:
     step = step_bytes(config)
     if step > _MAX_STEP_BYTES:
         raise _bad(
-            f"a step of {config.max_step_tokens} tokens needs {format_size(step)} for what is in "
-            f"between, more than {format_size(_MAX_STEP_BYTES)}: use fewer tokens a step"
+            f"a step of {config.max_step_tokens} tokens needs {format_size(step)} of workspace, "
+            f"more than {format_size(_MAX_STEP_BYTES)}: use fewer tokens a step"
         )
 
 
@@ -112,7 +112,7 @@ def kv_bytes(config: common_pb2.ShardConfig) -> int:
 
 
 def step_bytes(config: common_pb2.ShardConfig) -> int:
-    """Bytes of a step's intermediate numbers at most: the core's workspace (native/src/shard)."""
+    """Upper bound in bytes of a step's intermediate values: the core's workspace."""
     hidden, ffn = config.hidden_size, _size(config.ffn)
     q, kv = (_size(heads) * config.head_size for heads in (config.heads, config.kv_heads))
     quantized = max(hidden, q) + ffn  # int8, with a scale and a sum for each block
@@ -124,13 +124,13 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
 class NodeShard:
     """One node's part of a model, and of each step.
 
-    Raises HearthError: BAD_SHARD for a config or a slice that cannot be, OUT_OF_MEMORY, BAD_STEP.
+    Raises HearthError: BAD_SHARD for an invalid config or slice, OUT_OF_MEMORY, BAD_STEP.
     """
 
     def __init__(
         self, config: common_pb2.ShardConfig, threads: int = 1, pin: Sequence[int] = ()
     ) -> None:
-        """`threads` compute; `pin`, when given, lists the cores they are pinned to."""
+        """Computes with `threads` threads, pinned to the cores in `pin` unless it is empty."""
         check_config(config)
         self.config = config
         try:
@@ -160,10 +160,10 @@ class NodeShard:
             raise _no_memory("the shard's buffers", error) from None
 
     def close(self) -> None:
-        """Gives all memory back now, whatever still holds this object; nothing may compute then.
+        """Frees all memory now, even if references to this object remain. No step may be running.
 
-        The errors of a step that failed hold its frames, and these its shard, until they are
-        collected: a shard loaded meanwhile would be a second one in memory.
+        The error of a failed step holds its frames, and these the shard, until it is collected:
+        without this a shard loaded meanwhile would be a second one in memory.
         """
         if hasattr(self, "_shard"):
             del self._shard
@@ -177,10 +177,10 @@ class NodeShard:
         return list(self._shard.missing())
 
     def load(self, entry: worker_pb2.SliceEntry, data: Buffer, first_row: int = 0) -> None:
-        """Packs rows of a slice from `first_row` on; `data` may be dropped after.
+        """Packs rows of a slice from `first_row` on; `data` is not kept.
 
-        Rows come in groups of ROW_GROUP, one after another to the slice's last. A slice that is
-        not complete may begin again at row 0.
+        Rows come in order, in groups of ROW_GROUP, up to the slice's last row. An incomplete slice
+        may start again at row 0.
         """
         try:
             self._shard.load(entry.name, _weight_name(entry), data, first_row)
@@ -220,12 +220,12 @@ class NodeShard:
     ) -> _native.StepOutput:
         """One forward pass: activations f32 [rows, hidden_size], the rows of `sequences` in order.
 
-        `output_rows` are the rows whose logits are wanted. An exception of the lane passes through.
+        `output_rows` are the rows whose logits are returned. Exceptions of the lane pass through.
         """
         try:
             return self._shard.step(activations, list(sequences), list(output_rows), lane)
         except ValueError as error:
-            raise HearthError(Reason.BAD_STEP, f"a step that cannot be computed: {error}") from None
+            raise HearthError(Reason.BAD_STEP, f"invalid step: {error}") from None
         except MemoryError as error:
             raise _no_memory("pages of KV cache", error) from None
 
@@ -233,9 +233,9 @@ class NodeShard:
 def check_manifest(
     manifest: Iterable[worker_pb2.SliceEntry], expected: dict[str, tuple[int, int]]
 ) -> int:
-    """Total bytes of a manifest that names each slice of `expected` once, in its shape and size.
+    """Checks that a manifest names each slice of `expected` once, in its shape; its total bytes.
 
-    Raises HearthError BAD_SHARD naming the slice otherwise.
+    Raises HearthError BAD_SHARD naming the wrong slice.
     """
     seen: set[str] = set()
     total = 0
@@ -274,7 +274,7 @@ def slice_bytes(entry: worker_pb2.SliceEntry) -> int:
 
 
 def _kv_name(config: common_pb2.ShardConfig) -> str:
-    """ "f32", "f16" or "q80": check_config has seen it."""
+    """ "f32", "f16" or "q80", already validated by check_config."""
     name = name_of(KV, config.kv_type)
     assert name is not None
     return name

@@ -1,7 +1,7 @@
 """Runs one bidirectional stream of the synchronous gRPC server in two threads.
 
-The handler's own thread only sends; a second one reads and works. So a working thread can answer
-in the middle of its work, an error can end the stream from anywhere, and a silent client shows.
+The handler's own thread only sends; a second thread reads and works. The second can therefore send
+during its work, any thread can end the stream with an error, and a silent client is noticed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Done:
 
 
 class Exchange(Generic[Request, Response]):
-    """One stream: `receive` and `send` for the working thread, `end` for everybody."""
+    """One stream: `receive` and `send` for the working thread, `end` for any."""
 
     def __init__(self, requests: Iterator[Request], context: grpc.ServicerContext) -> None:
         self._requests = requests
@@ -40,9 +40,9 @@ class Exchange(Generic[Request, Response]):
         self.send: Callable[[Response], None] = self._out.put
 
     def receive(self) -> Request:
-        """Blocks for the next message. Raises StreamEnded when there is none.
+        """Blocks for the next message. Raises StreamEnded at the end of the stream.
 
-        Raises HearthError INVALID_ARGUMENT for one that its deserializer gave as a DecodeError.
+        Raises HearthError INVALID_ARGUMENT for a DecodeError, which stands for a malformed message.
         """
         try:
             request = next(self._requests)
@@ -57,23 +57,23 @@ class Exchange(Generic[Request, Response]):
             raise StreamEnded from error
         self._begun = True
         if isinstance(request, DecodeError):
-            problem = f"a message that cannot be read: {request}"
+            problem = f"malformed message: {request}"
             raise HearthError(Reason.INVALID_ARGUMENT, problem)
         return request
 
     def end(self, error: HearthError) -> None:
-        """Ends the stream with `error`; from any thread."""
+        """Ends the stream with `error`; may be called from any thread."""
         self._out.put(error)
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Calls back, in a thread of gRPC's, when the stream is over however it ended."""
+        """Calls `callback` in a gRPC thread when the stream has ended, for whatever reason."""
         if not self._context.add_callback(callback):
             callback()
 
     def run(
         self, work: Callable[[Exchange[Request, Response]], None], first_seconds: float
     ) -> Iterator[Response]:
-        """The handler's generator: calls `work` in its own thread and yields what it sends.
+        """The handler's generator: runs `work` in its own thread and yields the messages it sends.
 
         Ends with DEADLINE when no message arrives within `first_seconds`.
         """
@@ -104,7 +104,7 @@ class Exchange(Generic[Request, Response]):
         except StreamEnded:
             pass
         except HearthError as error:
-            # Bare: gRPC may keep the queue, the error its frames, and these a shard.
+            # gRPC may keep the queue, and with it the error, its frames and their shard.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             self._out.put(error)
         except Exception as error:

@@ -1,6 +1,6 @@
-"""The plan that this worker runs: its lease, its LoadSession, and the streams that keep both.
+"""The plan this worker runs: its lease, its LoadSession, and the streams that keep both alive.
 
-Thread-safe. Knows no gRPC: a stream is a name and a way to end it with an error.
+Thread-safe. Independent of gRPC: a stream is a name and a function that ends it with an error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hearth.worker.loading import LoadSession
 log = logging.getLogger(__name__)
 
 End = Callable[[HearthError], None]
-# How long a replaced plan's streams may take to leave: at most a step's computing.
+# Time limit for a replaced plan's streams to end: at most the computation of a step.
 _LEAVE_SECONDS = 30.0
 
 
 def lease_id(lease: worker_pb2.Lease) -> LeaseId:
-    """The message as a value of lease.py."""
+    """Converts the message to a LeaseId."""
     return LeaseId(lease.root_id, lease.root_name, lease.epoch)
 
 
@@ -47,7 +47,7 @@ class Tenancy:
             return (holder.root_name or holder.root_id, holder.epoch) if holder else ("", 0)
 
     def held_by_root(self, root_id: str) -> bool:
-        """True when that root holds the lease."""
+        """True if root `root_id` holds the lease."""
         with self._changed:
             holder = self._state.holder
             return holder is not None and bool(root_id) and holder.root_id == root_id
@@ -58,12 +58,12 @@ class Tenancy:
             return "Forward" in self._streams
 
     def refuse(self) -> None:
-        """Takes nothing new from now on; a Forward stream goes on."""
+        """Refuses new streams from now on; an open Forward stream continues."""
         with self._changed:
             self._closed = True
 
     def refuse_closed(self) -> None:
-        """Raises HearthError SHUTTING_DOWN when the worker is about to stop."""
+        """Raises HearthError SHUTTING_DOWN if the worker is shutting down."""
         with self._changed:
             self._refuse_closed()
 
@@ -74,7 +74,7 @@ class Tenancy:
         make: Callable[[worker_pb2.LoadBegin], LoadSession],
         end: End,
     ) -> Iterator[LoadSession]:
-        """The session of `begin`'s lease, another for every plan, while its stream is open.
+        """The session of `begin`'s lease while its stream is open; every plan has its own.
 
         Raises HearthError: WORKER_BUSY, STALE_EPOCH, STREAM_IN_USE, SHUTTING_DOWN, or `make`'s.
         """
@@ -90,7 +90,7 @@ class Tenancy:
                 self._session = make(begin)
             elif not self._session.matches(begin):
                 problem = (
-                    "another shard or manifest in the same epoch: a new plan needs a new epoch"
+                    "a different shard or manifest in the same epoch: a new plan needs a new epoch"
                 )
                 raise HearthError(Reason.INVALID_ARGUMENT, problem)
             yield self._session
@@ -113,7 +113,7 @@ class Tenancy:
             self._leave("Forward", lease)
 
     def release(self, lease: LeaseId) -> None:
-        """Ends the lease, its streams and its shard, if there are any. Raises HearthError."""
+        """Ends the lease, if any, with its streams and its shard. Raises HearthError."""
         with self._changed:
             self._expire()
             if self._state.holder is None:
@@ -122,10 +122,10 @@ class Tenancy:
             self._end(HearthError(Reason.CANCELLED, "the root released this worker"))
 
     def close(self, seconds: float = 5.0) -> None:
-        """The worker stops: ends everything, and refuses what comes.
+        """Ends everything and refuses new streams: the worker shuts down.
 
-        Waits up to `seconds` for streams to leave: a thread that computes when the interpreter goes
-        away would take the process down with it.
+        Waits up to `seconds` for streams to end: a thread still computing when the interpreter
+        exits would crash the process.
         """
         with self._changed:
             self._closed = True
@@ -135,21 +135,21 @@ class Tenancy:
     def _end(self, error: HearthError) -> None:
         self._state.end()
         self._end_streams(error)
-        if not self._streams:  # else the last of them does, when nothing uses the shard any more
+        if not self._streams:  # else the last stream to end frees it
             self._free()
 
     def _evict(self, lease: LeaseId) -> None:
-        """Waits until the former plan's streams have left: two plans never share the memory."""
+        """Waits for the end of the previous plan's streams: memory never holds two plans."""
         self._end_streams(
             HearthError(Reason.STALE_EPOCH, f"replaced by epoch {lease.epoch} of the same root")
         )
         if not self._changed.wait_for(lambda: not self._streams, _LEAVE_SECONDS):
             if self._state.holder == lease:
                 self._state.end()
-            raise HearthError(Reason.WORKER_BUSY, "busy: the former plan's step has not ended yet")
+            raise HearthError(Reason.WORKER_BUSY, "busy: the previous plan's step is still running")
         if self._state.holder != lease:
             raise HearthError(
-                Reason.STALE_EPOCH, "replaced while waiting for the former plan's end"
+                Reason.STALE_EPOCH, "replaced while waiting for the previous plan to end"
             )
         self._free()
 
@@ -174,7 +174,7 @@ class Tenancy:
             self._streams.pop(name, None)
             if self._state.holder == lease:
                 if self._session is None:
-                    self._state.end()  # refused before there was anything to keep
+                    self._state.end()  # failed before it had a session to keep
                 else:
                     self._state.stream_closed(lease, time.monotonic())
                     self._reap_later()
@@ -190,7 +190,7 @@ class Tenancy:
         timer = threading.Timer(self._state.grace_seconds + 0.05, reap)
         timer.daemon = True
         if self._reaper is not None:
-            self._reaper.cancel()  # each is a thread, and streams may end quickly
+            self._reaper.cancel()  # each timer is a thread, and streams may end in quick succession
         self._reaper = timer
         timer.start()
 

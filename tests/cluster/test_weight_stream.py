@@ -254,7 +254,7 @@ def test_a_corrupt_or_truncated_cache_entry_is_fetched_again(
     short.write_bytes(short.read_bytes()[:-7])
     done = load(worker, wide_plan(epoch=2))
     assert done.network_bytes == plan.slices[1].size + plan.slices[2].size
-    assert "do not match its digest" in worker.log.read_text()
+    assert "do not match the digest" in worker.log.read_text()
     assert load(worker, wide_plan(epoch=3)).network_bytes == 0
 
 
@@ -287,7 +287,7 @@ def test_a_shard_larger_than_the_cache_limit_loads_all_the_same(
     plan = wide_plan()
     assert load(worker, plan).network_bytes == plan.total
     assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 6 << 20
-    assert "going on without caching" in worker.log.read_text()
+    assert "continuing without caching" in worker.log.read_text()
 
 
 def test_another_root_is_told_who_holds_the_worker(start_worker: Start) -> None:
@@ -424,7 +424,7 @@ def test_chunks_out_of_place_are_refused(start_worker: Start) -> None:
             worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish()),
         ]
     )
-    assert "slices are lacking" in _refusal(worker, early).message
+    assert "slices are missing" in _refusal(worker, early).message
     no_begin = iter([worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish())])
     assert _refusal(worker, no_begin).reason == Reason.INVALID_ARGUMENT
 

@@ -247,7 +247,7 @@ def test_page_tables_as_changes_give_the_same_numbers(root: Root) -> None:
         ({"kept_pages": 2}, "sequence 1 keeps 2 pages of a table of 1"),
         ({"new_pages": [1 << 20]}, "sequence 1 has page 1048576 of a KV cache of"),
         ({"sequence_id": 2}, "a step of 2 sequences has 1 sequence ids"),
-        ({"ended": 3}, "sequence 3 ended and has no page table; 1 have one"),
+        ({"ended": 3}, "sequence 3 ended but has no page table; 1 have one"),
     ],
 )
 def test_page_tables_that_cannot_be_are_refused(
@@ -270,7 +270,7 @@ def test_page_tables_that_cannot_be_are_refused(
 def test_a_step_out_of_order_is_refused(root: Root) -> None:
     root.step_id = 5
     root.begin_step(rows(1), [(1, 0, [0])], [0])
-    assert "step 6 came where 1 was next" in root.refused().message
+    assert "received step 6, expected 1" in root.refused().message
 
 
 def test_a_higher_epoch_ends_the_stream_even_in_mid_step(start_worker: Start) -> None:

@@ -170,7 +170,7 @@ def test_a_full_disk_means_no_caching(
     monkeypatch.setattr(os, "open", full)
     with caplog.at_level(logging.WARNING):
         assert cache.part(identity(2), 100) is None
-    assert "going on without" in caplog.text
+    assert "continuing without" in caplog.text
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_certificate_that_has_ended(tmp_path: Path) -> None:
     maker.run()
     said = problem_of(lambda: read_identity(tmp_path / "worker"))
     assert "is valid from" in said
-    assert "this machine's clock says" in said
+    assert "this machine's clock shows" in said
 
 
 def test_a_certificate_that_ends_soon_is_warned_of(

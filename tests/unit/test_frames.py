@@ -114,7 +114,7 @@ def field(number: int, data: bytes) -> bytes:
     ],
 )
 def test_what_would_unpack_into_much_is_not_unpacked(raw: bytes) -> None:
-    with pytest.raises(DecodeError, match="beside the payload"):
+    with pytest.raises(DecodeError, match="besides the payload"):
         decode_forward(raw)
 
 

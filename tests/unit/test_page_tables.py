@@ -28,9 +28,9 @@ def test_a_table_grows_and_is_cut() -> None:
     [
         (1, 3, [], "sequence 1 keeps 3 pages of a table of 2"),
         (2, 1, [], "sequence 2 keeps 1 pages of a table of 0"),
-        (1, 2, [0] * 7, "sequence 1 has 9 pages where 8 are planned"),
+        (1, 2, [0] * 7, "sequence 1 has 9 pages, the plan allows 8"),
         (1, 2, [3, 8], "sequence 1 has page 8 of a KV cache of 8"),
-        (3, 0, [3], "sequence 3 would be one of 3 with a page table where 2 are planned"),
+        (3, 0, [3], "sequence 3 needs page table 3, the plan allows 2"),
     ],
 )
 def test_changes_that_cannot_be(seq_id: int, kept: int, new: list[int], message: str) -> None:
@@ -46,7 +46,7 @@ def test_only_a_sequence_with_a_table_ends() -> None:
     tables = PageTables(max_sequences=2, max_pages=8)
     tables.change(1, 0, [5])
     for reset, ended in ((False, [2]), (False, [1, 1]), (True, [1])):
-        with pytest.raises(HearthError, match="ended and has no page table") as error:
+        with pytest.raises(HearthError, match="ended but has no page table") as error:
             tables.forget(reset, ended)
         assert error.value.reason == "BAD_STEP"
 

@@ -10,7 +10,7 @@ from hearth.root.scheduling.pages import OutOfPages, PagePool
 def test_all_or_nothing() -> None:
     pool = PagePool(4)
     first = pool.allocate(1, 3)
-    with pytest.raises(OutOfPages, match="2 pages asked for, 1 of 4 free"):
+    with pytest.raises(OutOfPages, match="2 pages requested, 1 of 4 free"):
         pool.allocate(2, 2)
     assert pool.free == 1
     pool.check({1: first})
@@ -19,7 +19,7 @@ def test_all_or_nothing() -> None:
 def test_a_page_is_given_back_by_its_owner_once() -> None:
     pool = PagePool(2)
     pages = pool.allocate(1, 1)
-    with pytest.raises(ValueError, match="page 0 belongs to 1, and 2 gave it back"):
+    with pytest.raises(ValueError, match="page 0 belongs to 1, but 2 released it"):
         pool.release(2, pages)
     pool.release(1, pages)
     with pytest.raises(ValueError, match="belongs to None"):

@@ -262,7 +262,7 @@ def test_layers_follow_the_shares_of_a_stage() -> None:
         (Layout((1, 0)), "over a stage of 0 nodes"),
         (Layout((1, 1), (2, 1)), "stages of 2,1 layers add up to 3; test has 2 layers"),
         (Layout((1, 1), (2, 0)), "every stage needs at least one"),
-        (Layout((1, 1), (2,)), "layers for 1 stages where there are 2"),
+        (Layout((1, 1), (2,)), "layers for 1 stages, the layout has 2"),
     ],
 )
 def test_layouts_that_cannot_be_cut(layout: Layout, message: str) -> None:

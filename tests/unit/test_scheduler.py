@@ -241,7 +241,7 @@ def test_events_out_of_order_are_errors() -> None:
     assert second is not None
     with pytest.raises(RuntimeError, match=r"in flight are \[1@0\+2\], \[2@0\+3\]; .*batch 2 of"):
         scheduler.step_finished(second, {2: (5,)})
-    with pytest.raises(ValueError, match="sequence 1 wanted logits of 1 rows and got 0 tokens"):
+    with pytest.raises(ValueError, match="sequence 1 has logits of 1 rows but received 0 tokens"):
         scheduler.step_finished(first, {})
     with pytest.raises(ValueError, match="got 2 tokens"):
         scheduler.step_finished(first, {1: (5, 6)})

@@ -1,6 +1,6 @@
 """Settings that do not change between formations, and the plans derived from them.
 
-No I/O, but that `draw` measures the root's own memory, once.
+No I/O, except that `draw` measures the root's own memory once.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ from hearth.root.settings import ClusterSettings
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model, and the settings by which it is divided."""
+    """A model, and the settings that decide how it is divided."""
 
     model: Model
     settings: ClusterSettings
     # Positions of one sequence.
     context: int
-    # Bytes that the root can give to weights and KV cache.
+    # Bytes available on the root for weights and KV cache.
     room: int
-    # Plans by shares: making one takes a while.
+    # Plans by shares, kept because making one takes a while.
     _plans: dict[tuple[float, ...], Plan] = field(default_factory=dict)
 
     @property
     def most_workers(self) -> int:
-        """Workers that the model can be divided over, beside the root."""
+        """Maximum number of workers the model can be divided over, besides the root."""
         return most_nodes(self.model.spec) - 1
 
     def plan(self, workers: Sequence[str]) -> Plan:
-        """The plan for the root and these workers, by their addresses.
+        """The plan for the root and the workers at these addresses.
 
-        Raises HearthError INVALID_ARGUMENT when the model cannot be cut so.
+        Raises HearthError INVALID_ARGUMENT if the model cannot be cut that way.
         """
         shares = self._shares(workers)
         plan = self._plans.get(shares)
@@ -50,7 +50,7 @@ class Blueprint:
             if self.context > spec.context_size:
                 note = (
                     f"a context of {self.context} positions is more than the {spec.context_size} "
-                    f"that {spec.name} was made for: text past that may be poor"
+                    f"that {spec.name} supports: text beyond that may be poor"
                 )
                 plan = replace(plan, notes=(*plan.notes, note))
             self._plans[shares] = plan
@@ -59,7 +59,7 @@ class Blueprint:
     def pages(self, plan: Plan, workers: Sequence[NodeFacts]) -> int:
         """Pages of KV cache; workers: in the plan's order.
 
-        Raises HearthError OUT_OF_MEMORY, whose metadata has the number of the node that lacks it.
+        Raises HearthError OUT_OF_MEMORY; its metadata has the number of the node without the memory.
         """
         settings = self.settings
         nodes = [NodeFacts("the root", self.room)]
@@ -75,13 +75,13 @@ class Blueprint:
         )
 
     def expected_pages(self) -> int:
-        """The pages when no node is short of memory."""
+        """The pages if every node has enough memory."""
         return -(-self.context // self.settings.page_size) * self.settings.sequences
 
     def misfit(self, workers: Sequence[NodeFacts]) -> tuple[int, str] | None:
-        """The node that lacks memory and the reason, with the numbers; None where the model fits.
+        """The node without enough memory and the reason; None if the model fits.
 
-        The node is 0 for the root, and where it is not one node that is short; i for worker i.
+        The node is i for worker i, and 0 for the root or if the reason is not one node's memory.
         """
         try:
             self.pages(self.plan([worker.address for worker in workers]), workers)
@@ -90,7 +90,7 @@ class Blueprint:
         return None
 
     def _shares(self, workers: Sequence[str]) -> tuple[float, ...]:
-        """Shares of the root and each worker; a worker keeps its share in any company."""
+        """Shares of the root and each worker; a worker keeps its share in every plan."""
         given, static = self.settings.shares, self.settings.workers
         if given is None:
             return (1.0,) * (1 + len(workers))

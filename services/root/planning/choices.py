@@ -1,4 +1,4 @@
-"""Checks of a cluster's settings that are names, against the model."""
+"""Checks of a cluster's named settings against the model."""
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.types import BLOCK, KV, LANE, SYNC
@@ -6,7 +6,7 @@ from hearth.converter import ModelSpec
 
 
 def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
-    """Raises HearthError INVALID_ARGUMENT for an unknown name, or one that does not fit."""
+    """Raises HearthError INVALID_ARGUMENT for an unknown or unsuitable name."""
     for what, name, known in (
         ("lane", lane, LANE),
         ("sync type", sync_type, SYNC),

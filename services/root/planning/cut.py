@@ -15,7 +15,7 @@ def size(span: Span) -> int:
 
 
 def scaled(span: Span, factor: int) -> Span:
-    """The span of units that are `factor` times smaller."""
+    """The span in units that are `factor` times smaller."""
     return span[0] * factor, span[1] * factor
 
 
@@ -31,12 +31,12 @@ def joined(sizes: Sequence[int]) -> list[Span]:
 def divide(units: int, shares: Sequence[float]) -> list[Span]:
     """Cuts [0, units) into len(shares) contiguous spans in proportion to `shares`, each at least 1.
 
-    Largest remainders first (Hamilton's method). ValueError when there are fewer units than shares.
+    Largest remainders first (Hamilton's method). ValueError for fewer units than shares.
     """
     if units < len(shares):
         raise ValueError(f"{units} units cannot be cut into {len(shares)} parts")
     total = math.fsum(shares)
-    # One for each, the rest in proportion to what is still wanted.
+    # One for each, the rest in proportion to the shares still missing.
     wanted = [max(0.0, share / total * units - 1) for share in shares]
     spare = units - len(shares)
     scale = spare / math.fsum(wanted) if math.fsum(wanted) > 0 else 0.0
@@ -49,14 +49,14 @@ def divide(units: int, shares: Sequence[float]) -> list[Span]:
 
 
 def divide_on_blocks(units: int, shares: Sequence[float]) -> list[Span]:
-    """`divide`, on multiples of a quantized block where there are enough of them."""
+    """`divide` at multiples of a quantized block, if there are enough blocks."""
     unit = BLOCK if units // BLOCK >= len(shares) else 1
     spans = [scaled(span, unit) for span in divide(units // unit, shares)]
-    # The last part takes the rest of a size that is not a multiple of the block.
+    # The last part also takes an incomplete block at the end.
     spans[-1] = (spans[-1][0], units)
     return spans
 
 
 def on_blocks(spans: Sequence[Span], factor: int) -> bool:
-    """True when spans of units of `factor` numbers each begin at quantized blocks."""
+    """True if spans of units of `factor` elements all begin at quantized blocks."""
     return all(begin * factor % BLOCK == 0 for begin, _ in spans)

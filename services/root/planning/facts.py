@@ -1,4 +1,4 @@
-"""Facts about nodes that a plan is made from."""
+"""Facts about nodes from which a plan is made."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class NodeFacts:
     """One node."""
 
-    # As messages name it.
+    # Its name in messages.
     name: str
-    # Bytes it can give to weights and KV cache.
+    # Bytes available for weights and KV cache.
     memory_bytes: int
     # host:port of a worker; empty for the root.
     address: str = ""

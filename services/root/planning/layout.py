@@ -28,7 +28,7 @@ class Layout:
 
 
 def layout_of(parallel: str, nodes: int) -> Layout:
-    """The layout that `--parallel` asks for. Raises HearthError INVALID_ARGUMENT."""
+    """The layout of a `--parallel` value. Raises HearthError INVALID_ARGUMENT."""
     if parallel in ("auto", "tensor"):
         return Layout.tensor(nodes)
     if parallel == "pipeline" or re.fullmatch(r"[0-9]{1,4}x[0-9]{1,4}", parallel):

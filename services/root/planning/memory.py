@@ -1,4 +1,4 @@
-"""The KV cache that fits beside the weights."""
+"""The size of the KV cache that fits besides the weights."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,10 @@ def pages_for(
     sequences: int,
     nodes: Sequence[NodeFacts],
 ) -> int:
-    """Pages of KV cache: for `sequences` of `context` positions, fewer where memory is short.
+    """Pages of KV cache: for `sequences` of `context` positions, or fewer if memory is short.
 
-    nodes: in the plan's order. Raises HearthError OUT_OF_MEMORY when one has no room for a single
-    sequence; its metadata has the node's number, stage and rank.
+    nodes: in the plan's order. Raises HearthError OUT_OF_MEMORY if one has no room for a single
+    sequence; the metadata has the node's number, stage and rank.
     """
     least = -(-context // page_size)
     pages = least * sequences

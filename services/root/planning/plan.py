@@ -1,4 +1,4 @@
-"""A plan: which node holds which part of a model. Values only; planner.py makes them.
+"""A plan: the part of a model that each node holds. Values only; planner.py makes them.
 
 Layers are divided over stages (pipeline parallel), and each layer over the ranks of its stage
 (tensor parallel). Nodes are numbered stage by stage: node 0 is the root, node i is worker i.
@@ -23,7 +23,7 @@ class Placement:
     ranks: int
 
 
-# A node that no plan has placed.
+# The placement of a node without a plan.
 ALONE = Placement(stage=0, stages=1, rank=0, ranks=1)
 
 
@@ -31,8 +31,8 @@ ALONE = Placement(stage=0, stages=1, rank=0, ranks=1)
 class Slice:
     """One node's cut of one tensor: rows and columns [begin, end) of the whole, in type `kind`."""
 
-    # The slice's name in the shard, and the tensor's in the model's files: the head of a tied model
-    # is cut from the tensor "embedding".
+    # Names of the slice in the shard and of the tensor in the model's files. They differ for a
+    # tied model: its head is cut from the tensor "embedding".
     name: str
     tensor: str
     kind: str
@@ -45,9 +45,9 @@ class Slice:
         return size(self.rows) * _native.row_bytes(self.kind, size(self.columns))
 
     def identity(self, fingerprint: bytes) -> bytes:
-        """32 bytes, equal for equal content; no weight is read for it.
+        """Digest of 32 bytes, equal for equal content; computed without reading weights.
 
-        Caches on disk are keyed by this: another text here makes every cached slice useless.
+        Disk caches are keyed by it: changing the text hashed here invalidates every cached slice.
         """
         text = f"1|{self.tensor}|{self.kind}|{self.rows}|{self.columns}"
         return hashlib.blake2b(fingerprint + text.encode(), digest_size=32).digest()
@@ -64,9 +64,9 @@ class NodePlan:
     ffn: Span
     # Empty on all stages but the last.
     vocab: Span
-    # Whether the node holds the embedding.
+    # True if the node holds the embedding.
     embedding: bool
-    # Whether the head is the first rows of the embedding that this node holds.
+    # True if the head is the first rows of the embedding on this node.
     head_from_embedding: bool
     slices: tuple[Slice, ...]
 
@@ -91,7 +91,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All stages in order; `notes` are for people."""
+    """All stages in order, with `notes` for the user."""
 
     stages: tuple[Stage, ...]
     notes: tuple[str, ...]

@@ -5,8 +5,8 @@ its query heads, the feed-forward by columns of its inner width, the vocabulary 
 of tensors (converter/spec.py) says how each tensor follows these units. Rank 0 of the first stage
 holds the embedding; the ranks of the last stage hold the final norm and the head.
 
-A cut of a quantized row falls on a block of 32. A tensor that cannot be cut so is held as f16, and
-the plan's notes say it.
+Cuts of quantized rows fall on blocks of 32. A tensor that cannot be cut on blocks is stored as f16,
+and the plan notes it.
 """
 
 import math
@@ -32,7 +32,7 @@ _MAX_SHARE = 1_000_000
 
 
 def check_shares(nodes: int, shares: Sequence[float] | None) -> list[float]:
-    """Shares for `nodes` nodes, equal where None. Raises HearthError INVALID_ARGUMENT."""
+    """Shares for `nodes` nodes, equal if None. Raises HearthError INVALID_ARGUMENT."""
     if shares is None:
         return [1.0] * nodes
     if len(shares) != nodes:
@@ -47,7 +47,7 @@ def check_shares(nodes: int, shares: Sequence[float] | None) -> list[float]:
 
 
 def most_nodes(spec: ModelSpec) -> int:
-    """Ranks that a stage of this model can have at most."""
+    """Maximum number of ranks in a stage of this model."""
     return min(spec.kv_heads, spec.ffn_size, spec.vocab_size)
 
 
@@ -59,9 +59,9 @@ def make_plan(
 ) -> Plan:
     """Cuts the model over the stages and ranks of `layout`.
 
-    tensor_type: the type that a tensor of the model's files has when it is whole. shares: of each
-    node, stage by stage; equal where None. Raises HearthError INVALID_ARGUMENT, with the counts
-    that are possible, for a layout that the model cannot be cut into.
+    tensor_type: type of a tensor when it is not cut. shares: one for each node, stage by stage;
+    equal if None. Raises HearthError INVALID_ARGUMENT, with the possible counts, if the model
+    cannot be cut into this layout.
     """
     for ranks in layout.ranks:
         _check_ranks(spec, layout, ranks)
@@ -118,7 +118,7 @@ def _divide_layers(
     if layout.layers is None:
         return divide(spec.layers, [math.fsum(each) for each in shares])
     if len(layout.layers) != stages:
-        raise _invalid(f"layers for {len(layout.layers)} stages where there are {stages}")
+        raise _invalid(f"layers for {len(layout.layers)} stages, the layout has {stages}")
     if min(layout.layers) < 1 or sum(layout.layers) != spec.layers:
         given = ",".join(map(str, layout.layers))
         raise _invalid(
@@ -142,12 +142,12 @@ def _cut_stage(
 
 
 def _ffn_shares(spec: ModelSpec, shares: Sequence[float], kv_heads: Sequence[Span]) -> list[float]:
-    """Shares of the feed-forward that make up for heads that cannot be cut finely.
+    """Shares of the feed-forward that compensate for the coarse cut of heads.
 
     With 4 KV heads on 3 nodes one node has half of the attention; it gets less of the feed-forward,
     so that each layer's weights as a whole follow the shares.
     """
-    # Weights in rows or columns of hidden_size numbers, which all matrices of a layer are made of.
+    # Weights counted in rows or columns of hidden_size elements, the unit of a layer's matrices.
     cuts = [tensor.cut for tensor in spec.layer_tensors(0) if tensor.cut is not None]
     per_kv_head = sum(cut.size for cut in cuts if cut.unit is Unit.KV_HEAD)
     attention = spec.kv_heads * per_kv_head
@@ -191,17 +191,17 @@ def _nodes(
 
 
 def _holds(tensor: TensorSpec, cut: _StageCut, embedding: bool) -> bool:
-    """True when a rank has a slice of the tensor; embedding: whether it holds the embedding."""
+    """True if a rank has a slice of the tensor; embedding: the rank holds the embedding."""
     if tensor.place is Place.LAYER:
         return cut.layers[0] <= tensor.layer < cut.layers[1]
     if tensor.place is Place.INPUT:
         return embedding
-    # The head of a tied model is in the embedding, where a node has both.
+    # A node with both takes a tied model's head from the embedding.
     return cut.last and not (embedding and tensor.stored_as)
 
 
 def _slice(tensor: TensorSpec, whole: str, cut: _StageCut, rank: int) -> Slice:
-    """A rank's slice of a tensor whose type is `whole` when it is not cut."""
+    """A rank's slice of a tensor; whole: the tensor's type when it is not cut."""
     rows, columns = (0, tensor.shape[0]), (0, tensor.shape[1])
     if tensor.cut is not None:
         span = scaled(cut.units[tensor.cut.unit][rank], tensor.cut.size)
@@ -210,14 +210,14 @@ def _slice(tensor: TensorSpec, whole: str, cut: _StageCut, rank: int) -> Slice:
 
 
 def _kind(tensor: TensorSpec, whole: str, cut: _StageCut) -> str:
-    """The type of a tensor's slices: f16 instead of q80 or q40 where columns are cut off blocks."""
+    """The type of a tensor's slices: f16 instead of q80 or q40 if cuts miss the blocks."""
     if tensor.cut is None or not tensor.cut.columns or not whole.startswith("q"):
         return whole
     return whole if on_blocks(cut.units[tensor.cut.unit], tensor.cut.size) else "f16"
 
 
 def _notes(spec: ModelSpec, tensor_type: Callable[[str], str], cut: _StageCut) -> list[str]:
-    """Tensors that stay f16 because of their cut."""
+    """Notes on tensors that stay f16 because of their cut."""
     notes = []
     where = f"stage {cut.stage}: " if cut.stages > 1 else ""
     for tensor in spec.layer_tensors(cut.layers[0]):

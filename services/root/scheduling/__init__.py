@@ -1,1 +1,1 @@
-"""Which sequences run in the next step, on which pages. Pure state."""
+"""Scheduling of sequences and pages to steps. Pure state."""

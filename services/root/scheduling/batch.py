@@ -1,4 +1,4 @@
-"""Values that go in and out of the scheduler: limits, requests, batches, outputs of steps."""
+"""Inputs and outputs of the scheduler: limits, requests, batches, outputs of steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class FinishReason(IntEnum):
-    """Reasons for which a sequence ends well; the numbers of hearth.v1.FinishReason."""
+    """Reasons why a sequence ends without an error; the numbers of hearth.v1.FinishReason."""
 
     EOS = 1
     LENGTH = 2
@@ -19,16 +19,16 @@ class FinishReason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what the scheduler uses. Rows and positions count tokens."""
+    """Limits of the scheduler. Rows and positions count tokens."""
 
-    # Positions of one sequence, prompt and answer together.
+    # Positions of one sequence: prompt and answer together.
     context_size: int
     # Pages of KV cache in all, and positions in each.
     max_pages: int
     page_size: int = 32
     # Rows of one step.
     max_step_tokens: int = 128
-    # Sequences that hold pages, and those that may wait behind them.
+    # Sequences that may hold pages, and sequences that may wait behind them.
     max_running: int = 16
     max_waiting: int = 64
 
@@ -39,7 +39,7 @@ class Limits:
         if self.max_waiting < 0:
             raise ValueError(f"max_waiting is {self.max_waiting}; it must be at least 0")
         if self.max_running > self.max_step_tokens:
-            # Else a step full of decode tokens would leave no row for prefill, for ever.
+            # Else steps full of decode tokens could leave no row for prefill for ever.
             raise ValueError(
                 f"max_running is {self.max_running}, max_step_tokens {self.max_step_tokens}: "
                 "a step must have a row for every running sequence"
@@ -47,18 +47,18 @@ class Limits:
 
     @property
     def capacity(self) -> int:
-        """Positions that one sequence alone can have."""
+        """Positions available to one sequence that runs alone."""
         return min(self.context_size, self.max_pages * self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to make. `max_tokens` 0 means as many as there is room for."""
+    """One sequence to generate. `max_tokens` 0 means as many as fit."""
 
     seq_id: int
     prompt: tuple[int, ...]
     max_tokens: int = 0
-    # Tokens that end the sequence; empty to go on past them.
+    # Tokens that end the sequence; empty to continue past them.
     eos_ids: frozenset[int] = frozenset()
 
 
@@ -66,8 +66,8 @@ class Request:
 class SequenceStep:
     """One sequence's rows of a step: `tokens` at positions `position`, `position + 1`, ...
 
-    Its page table is the first `kept_pages` pages of its table in its last step, then `new_pages`.
-    The table covers positions 0 .. position + len(tokens), in order.
+    Its page table is the first `kept_pages` pages of its previous table, then `new_pages`. It
+    covers positions 0 .. position + len(tokens), in order.
     """
 
     seq_id: int
@@ -75,26 +75,26 @@ class SequenceStep:
     position: int
     kept_pages: int
     new_pages: tuple[int, ...]
-    # How many of the last rows want logits: 0, 1, or 1 and a row for each draft token.
+    # Number of last rows that return logits: 0, or 1 plus the number of draft tokens.
     outputs: int
 
     @property
     def drafts(self) -> tuple[int, ...]:
-        """The draft tokens among `tokens`: those to verify."""
+        """The draft tokens among `tokens`, to be verified."""
         return self.tokens[len(self.tokens) - self.outputs + 1 :] if self.outputs > 1 else ()
 
     def accepted(self, tokens: Sequence[int]) -> Sequence[int]:
-        """`tokens` themselves, when they can come from this step's outputs; else ValueError."""
+        """Returns `tokens` if they can come from this step's outputs; else raises ValueError."""
         if not 1 <= len(tokens) <= self.outputs:
             raise ValueError(
-                f"sequence {self.seq_id} wanted logits of {self.outputs} rows "
-                f"and got {len(tokens)} tokens"
+                f"sequence {self.seq_id} has logits of {self.outputs} rows "
+                f"but received {len(tokens)} tokens"
             )
         drafts = self.drafts[: len(tokens) - 1]
         if tuple(tokens[:-1]) != drafts:
             raise ValueError(
-                f"sequence {self.seq_id} had the drafts {drafts} to verify, "
-                f"and {tuple(tokens[:-1])} were accepted"
+                f"sequence {self.seq_id} has the drafts {drafts} to verify, "
+                f"but {tuple(tokens[:-1])} were accepted"
             )
         return tokens
 
@@ -104,14 +104,14 @@ class Batch:
     """One step: the rows of `sequences`, one after another; decode first, then prefill."""
 
     sequences: tuple[SequenceStep, ...]
-    # All rows' tokens, and the rows (ascending) whose logits are wanted.
+    # Tokens of all rows, and the rows (ascending) whose logits are returned.
     tokens: tuple[int, ...]
     output_rows: tuple[int, ...]
-    # How many of the rows are decode, draft tokens included; the rest is prefill.
+    # Number of decode rows, including draft tokens; the others are prefill.
     decode_rows: int
-    # Sequences whose page tables are forgotten before `sequences` are read.
+    # Sequences whose page tables the nodes forget before they read `sequences`.
     ended: tuple[int, ...] = ()
-    # All page tables are forgotten before anything else is read: the KV cache begins empty.
+    # The nodes first forget all page tables: the KV cache starts empty.
     reset: bool = False
 
     @property
@@ -119,16 +119,16 @@ class Batch:
         return len(self.tokens)
 
     def brief(self) -> str:
-        """Each sequence @ its position + its rows, for errors."""
+        """Each sequence as id@position+rows, for errors."""
         parts = (f"{s.seq_id}@{s.position}+{len(s.tokens)}" for s in self.sequences)
         return f"[{' '.join(parts)}]"
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """A step's logits, and where its time went. Seconds of the root's clock."""
+    """A step's logits and times, in seconds of the root's clock."""
 
-    # f32 [output rows, vocab_size]; of candidates: [output rows, n], and their u32 token ids.
+    # f32 [output rows, vocab_size]; with candidates [output rows, n], and their u32 token ids.
     logits: npt.NDArray[np.float32]
     ids: npt.NDArray[np.uint32] | None = None
     wall_seconds: float = 0.0
@@ -138,13 +138,13 @@ class StepOutput:
     node_seconds: tuple[tuple[float, float], ...] = ()
     sent_bytes: int = 0
     received_bytes: int = 0
-    # Addresses of the workers that announced in this step, for the first time, that they leave.
+    # Addresses of workers that first reported in this step that they are shutting down.
     leaving: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One new token of a sequence, and why the sequence ended, if it did."""
+    """One new token of a sequence, and the reason if the sequence ended with it."""
 
     seq_id: int
     token: int

@@ -17,33 +17,33 @@ def check(
     zombies: Mapping[int, Sequence],
     flights: Iterable[Batch],
 ) -> None:
-    """Raises RuntimeError with what does not agree.
+    """Raises RuntimeError naming the first inconsistency.
 
-    Every page has one holder or none; running sequences are older than waiting ones; each sequence
-    counts exactly the rows and batches that are in flight, and holds the pages that they use.
+    Every page has at most one holder. Running sequences are older than waiting ones. Each sequence
+    counts exactly its rows and batches in flight, and holds the pages that they use.
     """
     holders = {**known, **zombies}
     if len(holders) != len(known) + len(zombies):
-        raise RuntimeError(f"ended sequences are known still: {sorted({*known} & {*zombies})}")
+        raise RuntimeError(f"ended sequences are still known: {sorted({*known} & {*zombies})}")
     pool.check({seq_id: s.pages for seq_id, s in holders.items()})
     order = [s.arrival for s in [*running, *waiting]]
     if order != sorted(set(order)):
         raise RuntimeError(f"sequences are out of order: {order}")
     if {id(s) for s in [*running, *waiting]} != set(map(id, known.values())):
-        raise RuntimeError("a known sequence neither runs nor waits")
+        raise RuntimeError("a known sequence is neither running nor waiting")
     if len(running) > limits.max_running:
-        raise RuntimeError(f"{len(running)} sequences run of {limits.max_running}")
+        raise RuntimeError(f"{len(running)} sequences run, the limit is {limits.max_running}")
     rows = dict.fromkeys(holders, 0)
     batches = dict.fromkeys(holders, 0)
     for step in (step for batch in flights for step in batch.sequences):
         if step.seq_id not in holders:
-            raise RuntimeError(f"sequence {step.seq_id} is in flight and not known")
+            raise RuntimeError(f"sequence {step.seq_id} is in flight but not known")
         rows[step.seq_id] += len(step.tokens)
         batches[step.seq_id] += 1
     for s in holders.values():
         counted = s.in_flight == batches[s.seq_id] and s.scheduled - s.computed == rows[s.seq_id]
         if not counted or len(s.pages) * limits.page_size < s.scheduled or len(s.pages) < s.table:
-            raise RuntimeError(f"{rows[s.seq_id]} rows are in flight, and {s.story()}")
+            raise RuntimeError(f"{rows[s.seq_id]} rows are in flight, but {s.story()}")
     for s in running:
         if s.pending < 1 and not s.in_flight:
             raise RuntimeError(f"nothing is left to compute: {s.story()}")

@@ -1,14 +1,14 @@
 """Owners of the pages of the KV cache.
 
-Pure bookkeeping of page numbers: no memory is held here. The root owns the numbering, and it is the
-same on every node, so one pool decides for the whole cluster.
+Pure bookkeeping of page numbers, without memory. The root numbers the pages, and the numbers are
+the same on every node, so one pool serves the whole cluster.
 """
 
 from collections.abc import Iterable
 
 
-class OutOfPages(Exception):  # noqa: N818  (a condition that the scheduler acts on, not a fault)
-    """Fewer pages are free than were asked for; nothing was allocated."""
+class OutOfPages(Exception):  # noqa: N818  (a condition that the scheduler handles, not a fault)
+    """Fewer pages are free than requested; nothing was allocated."""
 
 
 class PagePool:
@@ -21,39 +21,39 @@ class PagePool:
         if pages < 1:
             raise ValueError(f"a KV cache needs at least 1 page, not {pages}")
         self.pages = pages
-        # A stack: pages used last, whose memory is touched already, are used again first.
+        # A stack: pages used last are reused first, because their memory is already resident.
         self._free = list(range(pages - 1, -1, -1))
         self._owner: dict[int, int] = {}
 
     @property
     def free(self) -> int:
-        """Pages that nobody owns."""
+        """Pages without an owner."""
         return len(self._free)
 
     def allocate(self, owner: int, count: int) -> tuple[int, ...]:
-        """Gives `count` pages to `owner`, or raises OutOfPages and gives none."""
+        """Allocates `count` pages to `owner`, or none and raises OutOfPages."""
         if count < 0:
             raise ValueError(f"cannot allocate {count} pages")
         if count > len(self._free):
-            raise OutOfPages(f"{count} pages asked for, {len(self._free)} of {self.pages} free")
+            raise OutOfPages(f"{count} pages requested, {len(self._free)} of {self.pages} free")
         taken = tuple(self._free.pop() for _ in range(count))
         for page in taken:
             self._owner[page] = owner
         return taken
 
     def release(self, owner: int, pages: Iterable[int]) -> None:
-        """Takes `pages` back from `owner`; ValueError when one of them is not its own."""
+        """Frees `pages` of `owner`; ValueError if it does not own one of them."""
         for page in pages:
             held_by = self._owner.get(page)
             if held_by != owner:
-                raise ValueError(f"page {page} belongs to {held_by}, and {owner} gave it back")
+                raise ValueError(f"page {page} belongs to {held_by}, but {owner} released it")
             del self._owner[page]
             self._free.append(page)
 
     def check(self, held: dict[int, tuple[int, ...]]) -> None:
-        """Compares the pool with what every sequence says that it holds: {owner: pages}.
+        """Compares the pool with the pages that the sequences hold: {owner: pages}.
 
-        Raises RuntimeError with the difference; called when idle and by tests.
+        Raises RuntimeError naming the difference; called when idle and by tests.
         """
         claimed: dict[int, int] = {}
         for owner, pages in held.items():

@@ -1,29 +1,28 @@
 """Continuous batching as pure state: the sequences of the next step, and their pages.
 
 Events come in (`submit`, `cancel`, `propose`, `step_finished`, `step_failed`, `rewind`, `refit`),
-batches come out (`schedule`). It does no I/O and has no clock and no thread; the engine around it
-has those. Several batches may be in flight; they finish in the order in which they were scheduled.
+batches come out (`schedule`). There is no I/O, clock or thread here; the engine has those. Several batches may be in flight; they finish in the order in which they were scheduled.
 
-A sequence counts the positions `scheduled` (handed out to batches) and `computed` (done). One rule
-serves prefill, decode and drafts: both counts catch up with the known tokens and the drafts. So
-prefill chunks of one sequence may be in several batches at once, and a decode row in one only: its
-next token is not known before.
+A sequence counts its positions `scheduled` (assigned to batches) and `computed` (done). One rule
+covers prefill, decode and drafts: both counts catch up with the known tokens and the drafts. So
+prefill chunks of one sequence may be in several batches at once. A decode row is in only one,
+because the next token depends on it.
 
 The rules, in order:
 
-1. Sequences are served in order of arrival: every running sequence is older than every waiting one.
-2. A step takes decode tokens first: one for each sequence that lacks only its last position. Then
-   come prefill chunks out of what is left of `max_step_tokens`, divided evenly among those. A long
-   prompt therefore never holds up decoding, nor a short prompt behind it. Draft tokens get the rows
-   and pages that are left then: they are a guess, the others are work that must be done.
-3. Pages are allocated when a step needs them. A waiting sequence is let in when the pages of its
-   known tokens, and those that running sequences still need for theirs, are free.
-4. When an older sequence finds no free page, the newest running one is preempted: its pages are
-   freed, and it goes back to the front of the queue with prompt and generated tokens, which are
-   prefilled again. The newest itself just waits for a page. So the oldest sequence always advances,
-   and since none is accepted that would not fit alone, every sequence ends.
+1. Sequences run in order of arrival: every running sequence is older than every waiting one.
+2. A step takes decode tokens first: one for each sequence with only its last position left.
+   The rest of `max_step_tokens` goes to prefill chunks, evenly over the sequences in prefill. A long
+   prompt therefore never delays decoding, nor a short prompt behind it. Draft tokens get the rows
+   and pages that remain, because they are only a guess.
+3. Pages are allocated when a step needs them. A waiting sequence starts when there are free pages
+   for its known tokens, and for those that running sequences still have to compute.
+4. If there is no free page for an older sequence, the newest running one is preempted: its pages
+   are freed, and it returns to the front of the queue with prompt and generated tokens, which are
+   prefilled again. The newest sequence itself just waits for a page. So the oldest sequence always
+   advances. Every sequence ends, because none is accepted that would not fit alone.
 5. Pages are freed only when no batch in flight uses them. A sequence in flight is never preempted:
-   the older one waits until that batch is done. One that is cancelled in flight keeps its pages
+   the older one waits until that batch is done. A sequence cancelled in flight keeps its pages
    until then.
 """
 
@@ -50,12 +49,12 @@ class Scheduler:
     _running: list[Sequence] = field(default_factory=list)
     _waiting: deque[Sequence] = field(default_factory=deque)
     _by_id: dict[int, Sequence] = field(default_factory=dict)
-    # Cancelled while in flight, in the order of that: their pages are still written to.
+    # Ended while in flight, in that order: batches still write to their pages.
     _zombies: dict[int, Sequence] = field(default_factory=dict)
     # In the order in which they were scheduled.
     _flights: deque[Batch] = field(default_factory=deque)
     _arrivals: int = 0
-    # What the next batch says of page tables.
+    # Changes of page tables for the next batch.
     _ended: list[int] = field(default_factory=list)
     _reset: bool = True
 
@@ -79,11 +78,11 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """True when no sequence is known and no batch is in flight."""
+        """True if no sequence is known and no batch is in flight."""
         return not self._by_id and not self._flights
 
     def submit(self, request: Request) -> None:
-        """Queues a request, or raises HearthError: it can never fit, or the queue is full."""
+        """Queues a request. Raises HearthError if it can never fit, or if the queue is full."""
         if request.seq_id in self._by_id or request.seq_id in self._zombies:
             raise ValueError(f"sequence {request.seq_id} is already known")
         limit, reason = admission.limit(request, self.limits)
@@ -91,8 +90,8 @@ class Scheduler:
         if len(self._by_id) >= lim.max_running + lim.max_waiting:
             raise HearthError(
                 Reason.QUEUE_FULL,
-                f"{len(self._running)} requests run and {len(self._waiting)} wait, and the root "
-                f"takes {lim.max_running} and {lim.max_waiting}; try again later",
+                f"{len(self._running)} requests run and {len(self._waiting)} wait, the limits are "
+                f"{lim.max_running} and {lim.max_waiting}; try again later",
                 {"running": len(self._running), "waiting": len(self._waiting)},
             )
         sequence = Sequence(request, self._arrivals, list(request.prompt), limit, reason)
@@ -101,9 +100,9 @@ class Scheduler:
         self._by_id[request.seq_id] = sequence
 
     def cancel(self, seq_id: int) -> bool:
-        """Forgets a sequence; False when it is not (or no longer) known.
+        """Forgets a sequence; False if it is not known, or no longer.
 
-        Its pages are freed at once, or when the batches in flight that use them are done.
+        Its pages are freed now, or when no batch in flight uses them any more.
         """
         sequence = self._by_id.get(seq_id)
         if sequence is None:
@@ -112,11 +111,11 @@ class Scheduler:
         return True
 
     def propose(self, seq_id: int, tokens: Tokens[int]) -> bool:
-        """Draft tokens, after the sequence's known ones, to verify in its next decode step.
+        """Sets the draft tokens to verify in the sequence's next decode step.
 
-        They replace those proposed before, and are dropped when the sequence gets a token. Fewer
-        or none are taken where rows, pages or the sequence's own limit leave no room. False when
-        the sequence is not known.
+        They replace earlier ones, and are dropped when the sequence gets a token. Fewer or none
+        are used if rows, pages or the sequence's own limit leave no room. False if the sequence
+        is not known.
         """
         sequence = self._by_id.get(seq_id)
         if sequence is None:
@@ -125,9 +124,9 @@ class Scheduler:
         return True
 
     def schedule(self) -> Batch | None:
-        """The next step; None when there is nothing to do before a batch in flight is done."""
+        """The next step; None if nothing can be scheduled before a batch in flight is done."""
         self._admit()
-        # Rows for each sequence of this step; preemption takes entries out again.
+        # Rows of each sequence in this step; preemption removes entries again.
         rows: dict[int, int] = {}
         budget = self.limits.max_step_tokens
         for sequence in self._running.copy():
@@ -146,13 +145,12 @@ class Scheduler:
         return batch
 
     def step_finished(self, batch: Batch, tokens: Mapping[int, Tokens[int]]) -> list[Sampled]:
-        """The oldest batch in flight is done. Sequences that end are forgotten.
+        """Finishes the oldest batch in flight, and forgets the sequences that end.
 
-        tokens: for each sequence that wanted logits the drafts that were accepted, in order, then
-        the token sampled after them: 1 to `SequenceStep.outputs` tokens. Tokens after the one that
-        ends a sequence are dropped, and those of sequences cancelled meanwhile are ignored. Raises
-        RuntimeError when `batch` is not the oldest in flight, ValueError for tokens that do not fit
-        it.
+        tokens: for each sequence with outputs its accepted drafts in order, then the token sampled
+        after them: 1 to `SequenceStep.outputs` tokens. Tokens after the one that ends a sequence
+        are dropped; those of sequences cancelled meanwhile are ignored. Raises RuntimeError if
+        `batch` is not the oldest in flight, ValueError for tokens that do not fit it.
         """
         if not self._flights or self._flights[0] is not batch:
             raise RuntimeError(f"step_finished() was called out of order: {self._story(batch)}")
@@ -166,13 +164,13 @@ class Scheduler:
             sequence = self._known(step.seq_id)
             sequence.in_flight -= 1
             sequence.computed = step.position + len(step.tokens)
-        # Before the pages of those that end now: the order in which they were given back.
+        # First the pages of sequences that ended earlier: pages are freed in order of release.
         self._bury()
         sampled: list[Sampled] = []
         for step in batch.sequences:
             if step.seq_id in accepted:
                 sequence, new = self._by_id[step.seq_id], accepted[step.seq_id]
-                # Rows after the last accepted draft are written again.
+                # Rows after the last accepted draft will be computed again.
                 sequence.computed -= step.outputs - len(new)
                 sequence.scheduled = sequence.computed
                 sequence.drafts = ()
@@ -180,9 +178,9 @@ class Scheduler:
         return sampled
 
     def step_failed(self) -> list[int]:
-        """The batches in flight are lost, and with them the KV cache: forgets every sequence.
+        """Forgets every sequence: the batches in flight and the KV cache are lost.
 
-        Returns the ids forgotten, running and waiting, oldest first.
+        Returns the forgotten ids, running and waiting, oldest first.
         """
         self._drop_flights()
         ended = sorted(self._by_id.values(), key=lambda sequence: sequence.arrival)
@@ -192,9 +190,9 @@ class Scheduler:
         return [sequence.seq_id for sequence in ended]
 
     def rewind(self) -> list[int]:
-        """The KV cache is gone, no sequence is: all are prefilled again, in the order they had.
+        """Queues all sequences again in their order, to be prefilled: the KV cache is lost.
 
-        Returns the ids that were in the batches in flight, if any: those gave no tokens.
+        Returns the ids that were in batches in flight, which gave no tokens.
         """
         steps = [step.seq_id for batch in self._flights for step in batch.sequences]
         self._drop_flights()
@@ -204,9 +202,9 @@ class Scheduler:
         return [seq_id for seq_id in dict.fromkeys(steps) if seq_id in self._by_id]
 
     def refit(self, limits: Limits) -> list[tuple[int, HearthError]]:
-        """Other limits from now on, and an empty KV cache: rewinds.
+        """Sets new limits and rewinds: the KV cache is empty.
 
-        Sequences that fit no more are forgotten and returned, with the reason.
+        Sequences that no longer fit are forgotten and returned with the error.
         """
         self.rewind()
         self.limits = limits
@@ -223,7 +221,7 @@ class Scheduler:
         return misfits
 
     def check(self) -> None:
-        """Integrity check: RuntimeError says what does not agree. For idle times and tests."""
+        """Integrity check for idle times and tests; RuntimeError names the inconsistency."""
         invariants.check(
             self.limits,
             self.pool,
@@ -244,7 +242,7 @@ class Scheduler:
         """Moves waiting sequences to running, in order, while there is room (rule 3)."""
         if not self._waiting or len(self._running) >= self.limits.max_running:
             return
-        # Rejected drafts may have left a sequence with more pages than its tokens need yet.
+        # After rejected drafts a sequence may hold more pages than its tokens need so far.
         owed = sum(max(0, self._pages_for(len(s.tokens)) - len(s.pages)) for s in self._running)
         spare = self.pool.free - owed
         while self._waiting and len(self._running) < self.limits.max_running:
@@ -255,7 +253,7 @@ class Scheduler:
             self._running.append(self._waiting.popleft())
 
     def _share(self, budget: int) -> list[tuple[Sequence, int]]:
-        """Divides `budget` rows among those in prefill: evenly, what is left over to the oldest."""
+        """Divides `budget` rows evenly over the sequences in prefill; the oldest get the rest."""
         prefilling = [s for s in self._running if s.pending > 1]
         shares: list[tuple[Sequence, int]] = []
         fair = max(1, budget // len(prefilling)) if prefilling else 0
@@ -270,16 +268,16 @@ class Scheduler:
         return [(sequence, share) for sequence, share in shares if share]
 
     def _make_room(self, sequence: Sequence, wanted: int, rows: dict[int, int]) -> int:
-        """Gives a running sequence pages for up to `wanted` more positions; how many it can have.
+        """Allocates pages for up to `wanted` more positions; returns how many there are.
 
-        Preempts newer sequences for the first of them (rule 4), and takes those out of `rows`. 0
-        when the sequence has itself been preempted, or must wait.
+        Preempts newer sequences for the first position (rule 4), and removes them from `rows`. 0
+        if the sequence has itself been preempted, or must wait.
         """
         held = len(sequence.pages) * self.limits.page_size
         if sequence.scheduled + wanted <= held:
             return wanted
         if sequence not in self._running:
-            return 0  # preempted by an older one in this very step
+            return 0  # preempted by an older one in this step
         if sequence.scheduled == held:
             while not self.pool.free:
                 victim = self._running[-1]
@@ -290,14 +288,14 @@ class Scheduler:
         return self._allocate(sequence, wanted)
 
     def _allocate(self, sequence: Sequence, wanted: int) -> int:
-        """Takes free pages for up to `wanted` more positions; how many positions there are."""
+        """Takes free pages for up to `wanted` more positions; returns how many there are."""
         missing = self._pages_for(sequence.scheduled + wanted) - len(sequence.pages)
         count = min(max(0, missing), self.pool.free)
         sequence.pages += self.pool.allocate(sequence.seq_id, count)
         return min(wanted, len(sequence.pages) * self.limits.page_size - sequence.scheduled)
 
     def _add_drafts(self, rows: dict[int, int], decoding: set[int]) -> None:
-        """Adds rows to verify to the decode rows, out of the rows that are left (rule 2)."""
+        """Adds draft rows to the decode rows from the rows that are left (rule 2)."""
         left = self.limits.max_step_tokens - sum(rows.values())
         for seq_id in [seq_id for seq_id in rows if seq_id in decoding]:
             sequence = self._by_id[seq_id]
@@ -307,7 +305,7 @@ class Scheduler:
                 left -= rows[seq_id] - 1
 
     def _batch(self, rows: dict[int, int], decoding: set[int]) -> Batch:
-        """The batch of these rows; they are in flight from now on."""
+        """Makes the batch of these rows and puts it in flight."""
         steps: list[SequenceStep] = []
         tokens: list[int] = []
         output_rows: list[int] = []
@@ -323,7 +321,7 @@ class Scheduler:
         return Batch(tuple(steps), tuple(tokens), tuple(output_rows), decode_rows, ended, reset)
 
     def _append(self, sequence: Sequence, tokens: Tokens[int]) -> list[Sampled]:
-        """New tokens of a sequence, up to the one that ends it."""
+        """Appends new tokens to a sequence, up to the one that ends it."""
         sampled: list[Sampled] = []
         for token in tokens:
             sequence.tokens.append(token)
@@ -344,7 +342,7 @@ class Scheduler:
         self._running.remove(sequence)
         self._release(sequence)
         sequence.scheduled = sequence.computed = 0
-        # It is newer than all that run and older than all that wait: the front keeps the order.
+        # Newer than all running and older than all waiting ones: the front keeps the order.
         self._waiting.appendleft(sequence)
 
     def _end(self, sequence: Sequence) -> None:
@@ -373,7 +371,7 @@ class Scheduler:
                 del self._zombies[seq_id]
 
     def _drop_flights(self) -> None:
-        """The batches in flight are gone: nothing uses their pages."""
+        """Drops the batches in flight: nothing uses their pages any more."""
         self._flights.clear()
         for sequence in [*self._running, *self._zombies.values()]:
             sequence.in_flight = 0
@@ -381,12 +379,12 @@ class Scheduler:
         self._bury()
 
     def _forget_tables(self) -> None:
-        """The next batch says that the nodes may forget all page tables."""
+        """Makes the next batch reset all page tables on the nodes."""
         self._ended.clear()
         self._reset = True
 
     def _story(self, batch: Batch) -> str:
-        """The batches in flight, and `batch` among them, for an error."""
+        """The batches in flight and the place of `batch` among them, for an error."""
         in_flight = [flight.brief() for flight in self._flights]
         place = next((i for i, flight in enumerate(self._flights) if flight is batch), None)
         given = f"batch {place + 1} of them" if place is not None else "a batch that is not"

@@ -1,4 +1,4 @@
-"""State of one sequence: its tokens, how far they are computed, and its pages."""
+"""State of one sequence: tokens, computed positions, pages."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from hearth.root.scheduling.batch import FinishReason, Request, SequenceStep
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Known to the scheduler from `submit` until it ended and no batch in flight uses its pages.
+    """A sequence, from `submit` until it has ended and no batch in flight uses its pages.
 
-    0 <= computed <= scheduled. Between them lie the rows of the batches in flight. A decode step
+    0 <= computed <= scheduled. The rows between them are in batches in flight. A decode step
     schedules its draft tokens too, so `scheduled` may exceed len(tokens) until that step is done.
     """
 
@@ -17,16 +17,16 @@ class Sequence:
     arrival: int
     # Prompt and generated tokens; the KV of the first `computed` is in `pages`.
     tokens: list[int]
-    # Number of tokens at which it ends, and with what reason.
+    # Number of tokens at which it ends, and the reason then.
     limit: int
     limit_reason: FinishReason
-    # Positions handed out to batches, and positions done.
+    # Positions assigned to batches, and positions computed.
     scheduled: int = 0
     computed: int = 0
     pages: tuple[int, ...] = ()
-    # Pages of its table in its last batch: what the nodes have.
+    # Pages of its table in its last batch, which the nodes hold.
     table: int = 0
-    # Batches in flight that have rows of it.
+    # Batches in flight with rows of this sequence.
     in_flight: int = 0
     # Tokens to verify in the next decode step.
     drafts: tuple[int, ...] = ()
@@ -37,12 +37,12 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens that no batch has computed or is computing."""
+        """Number of known tokens not yet in any batch."""
         return len(self.tokens) - self.scheduled
 
     @property
     def most_drafts(self) -> int:
-        """Draft tokens worth verifying: all accepted, and one more sampled, reach the limit."""
+        """Limit on draft tokens: if all are accepted, one more sampled token reaches the limit."""
         return max(0, self.limit - len(self.tokens) - 1)
 
     def story(self) -> str:
@@ -53,7 +53,7 @@ class Sequence:
         )
 
     def advance(self, count: int, page_size: int) -> SequenceStep:
-        """The next `count` rows, draft tokens after the known ones; they are in flight then."""
+        """Takes the next `count` rows, draft tokens after known ones, and marks them in flight."""
         begin = self.scheduled
         chunk = self.tokens[begin : begin + count]
         chunk += self.drafts[: count - len(chunk)]
@@ -67,7 +67,7 @@ class Sequence:
         return SequenceStep(self.seq_id, tuple(chunk), begin, kept, new_pages, outputs)
 
     def finish(self, token: int) -> FinishReason | None:
-        """The reason if the sequence ends with `token`, its newest; None when it goes on."""
+        """The finish reason if the sequence ends with its newest `token`; None if it continues."""
         if token in self.request.eos_ids:
             return FinishReason.EOS
         if len(self.tokens) >= self.limit:
