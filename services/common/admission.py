@@ -23,19 +23,19 @@ from hearth.common.channels import SILENCE_SECONDS, format_address
 log = logging.getLogger(__name__)
 
 # Lines per window, one per host and cause: a scanner cannot fill the log.
-MOST_LINES = 20
+MAX_LINES = 20
 WINDOW_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 # Rate and burst at which new connections are inspected; in a flood, only some are.
 _LOOKS_A_SECOND = 10.0
-_MOST_LOOKS = 20.0
+_MAX_LOOKS = 20.0
 
 # ("192.168.1.7", 40950)
 Peer = tuple[str, int]
 
 
 class Refusals:
-    """Logs refused peers. Thread-safe; holds at most MOST_LINES entries."""
+    """Logs refused peers. Thread-safe; holds at most MAX_LINES entries."""
 
     def __init__(self, port: str, clock: Callable[[], float] = time.monotonic) -> None:
         """port: name of the port in log lines, such as "the worker's port"."""
@@ -54,7 +54,7 @@ class Refusals:
             if now - self._begun >= WINDOW_SECONDS:
                 self._begun = now
                 self._logged.clear()
-            if (host, problem) in self._logged or len(self._logged) >= MOST_LINES:
+            if (host, problem) in self._logged or len(self._logged) >= MAX_LINES:
                 self._skipped += 1
                 return
             self._logged.add((host, problem))
@@ -95,7 +95,7 @@ class Handshakes:
         self._known: set[Peer] = set()
         self._young: dict[Peer, tuple[float, bytes]] = {}
         # Inspections available (a token bucket), and the time of that count.
-        self._looks = _MOST_LOOKS
+        self._looks = _MAX_LOOKS
         self._looked = time.monotonic()
         self._stopped = False
         self._thread = threading.Thread(target=self._watch, name="tls-watch", daemon=True)
@@ -119,7 +119,7 @@ class Handshakes:
             now = time.monotonic()
             # An inspection takes milliseconds with hundreds of connections.
             earned = self._looks + (now - self._looked) * _LOOKS_A_SECOND
-            self._looks, self._looked = min(_MOST_LOOKS, earned), now
+            self._looks, self._looked = min(_MAX_LOOKS, earned), now
             if self._looks < 1:
                 return
             self._looks -= 1

@@ -70,7 +70,7 @@ def check_config(config: common_pb2.ShardConfig) -> None:
         raise _bad(f"head_size {config.head_size} is odd: rotary embedding rotates pairs")
     if len(config.rope_frequencies) != config.head_size // 2:
         raise _bad(
-            f"{len(config.rope_frequencies)} rope_frequencies where head_size {config.head_size} "
+            f"{len(config.rope_frequencies)} rope_frequencies, head_size {config.head_size} "
             f"needs {config.head_size // 2}"
         )
     if not all(math.isfinite(value) for value in config.rope_frequencies):

@@ -206,7 +206,7 @@ def test_a_lost_worker() -> None:
         with pytest.raises(WorkerLost, match="nas:7717") as error:
             client.generate_text("ab")
         assert error.value.metadata == {"worker": "nas:7717"}
-        with pytest.raises(ClusterUnavailable, match="not serving: worker nas:7717"):
+        with pytest.raises(ClusterUnavailable, match="not ready: worker nas:7717"):
             client.generate_text("ab")
 
 

@@ -23,7 +23,7 @@ from cryptography import x509
 from prometheus_client import CollectorRegistry, Gauge
 
 from hearth.common import admission, pki
-from hearth.common.admission import MOST_LINES, WINDOW_SECONDS, Handshakes, Refusals, peer_of
+from hearth.common.admission import MAX_LINES, WINDOW_SECONDS, Handshakes, Refusals, peer_of
 from hearth.common.channels import is_loopback, refuse_exposed
 from hearth.common.errors import HearthError
 from hearth.common.metrics import Metrics
@@ -325,12 +325,12 @@ def test_a_scanner_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
     ]
     for host in range(1000):
         refusals.note((f"fe80::{host}", 1), "a wrong join token")
-    assert len(caplog.records) == MOST_LINES
+    assert len(caplog.records) == MAX_LINES
     assert "[fe80::0]:1" in caplog.text
     clock.now += WINDOW_SECONDS
     refusals.note(("10.0.0.9", 7), "a wrong join token")
-    assert len(caplog.records) == MOST_LINES + 1
-    left_out = 1000 - (MOST_LINES - 1)  # hosts after the last line
+    assert len(caplog.records) == MAX_LINES + 1
+    left_out = 1000 - (MAX_LINES - 1)  # hosts after the last line
     assert f"({left_out} more refused since the last line)" in caplog.records[-1].message
 
 

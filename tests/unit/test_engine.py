@@ -300,7 +300,7 @@ def test_a_runner_with_too_few_rows_is_noticed() -> None:
     with engine(Short()) as e:
         sink = Sink()
         e.submit(params("ab"), sink)
-        assert "0 rows of logits, 1 were wanted" in sink.error.message
+        assert "0 rows of logits, expected 1" in sink.error.message
 
 
 def test_a_sink_that_fails_ends_its_request_only() -> None:

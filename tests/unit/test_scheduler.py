@@ -194,7 +194,7 @@ def test_the_queue_is_bounded() -> None:
     scheduler = Scheduler(limits(max_running=2, max_waiting=1))
     for seq_id in range(3):
         scheduler.submit(Request(seq_id, prompt(2)))
-    with pytest.raises(HearthError, match="the root takes 2 and 1") as error:
+    with pytest.raises(HearthError, match="the limits are 2 and 1") as error:
         scheduler.submit(Request(3, prompt(2)))
     assert (error.value.reason, error.value.code.name) == ("QUEUE_FULL", "RESOURCE_EXHAUSTED")
     step(scheduler)
@@ -243,7 +243,7 @@ def test_events_out_of_order_are_errors() -> None:
         scheduler.step_finished(second, {2: (5,)})
     with pytest.raises(ValueError, match="sequence 1 has logits of 1 rows but received 0 tokens"):
         scheduler.step_finished(first, {})
-    with pytest.raises(ValueError, match="got 2 tokens"):
+    with pytest.raises(ValueError, match="received 2 tokens"):
         scheduler.step_finished(first, {1: (5, 6)})
     # What was refused changed nothing.
     scheduler.check()
@@ -336,7 +336,7 @@ def test_drafts_are_verified_in_one_step() -> None:
     assert (part.tokens, part.drafts, part.position) == ((5, 6, 7, 8), (6, 7, 8), 3)
     assert (part.outputs, batch.output_rows, batch.decode_rows) == (4, (0, 1, 2, 3), 4)
     assert scheduler.schedule() is None
-    with pytest.raises(ValueError, match=r"drafts \(6,\) to verify, and \(9,\) were accepted"):
+    with pytest.raises(ValueError, match=r"drafts \(6,\) to verify, but \(9,\) were accepted"):
         scheduler.step_finished(batch, {1: (9, 1)})
     # The first draft is right, the second is not: its position and the next are written again.
     got = scheduler.step_finished(batch, {1: (6, 9)})

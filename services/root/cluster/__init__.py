@@ -1,1 +1,1 @@
-"""Forming a cluster and running steps on it: the I/O."""
+"""I/O of a cluster: forming it and running steps on it."""

@@ -1,7 +1,7 @@
 """Works out which rank of a stage broke its mesh from the ranks' reports. Pure.
 
-A rank that loses a connection ends its stream, and with it its connections to all others, which
-then report that they lost it. So a rank that sent a report is not lost; its report is the reason.
+A rank that loses a connection ends its stream and its connections to all other ranks, which then
+report that they lost it. So a rank that sent a report is not lost: its report is the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,11 @@ class Worker:
 def culprits(
     unheard: Mapping[int, int], by: int, rank: int, root: int | None = 0
 ) -> tuple[int, ...]:
-    """One rank: it is lost. Two ranks: both are there, and do not reach each other.
+    """The lost rank; or two ranks that are both alive but do not reach each other.
 
-    unheard: for each rank that sent a report, the rank it no longer hears. by and rank: the first
-    report. root: the root's rank, None in a stage without it; it hears the workers by other ways.
+    unheard: for each rank that sent a report, the rank that it no longer receives from. by and
+    rank: the first report. root: the root's rank, None in a stage without it; the root also
+    receives from the workers by gRPC.
     """
     seen = {by}
     while rank in unheard and rank not in seen and unheard[rank] != rank:
@@ -48,16 +49,16 @@ def explain(
 ) -> HearthError:
     """The result of `culprits` as an error that names the workers.
 
-    workers: the ranks of one stage; rank 0 is the root where no worker has it. reports: why each
-    rank's stream ended. own: the rank that the root does not hear; 0 for none. by, rank, problem:
-    the first report and its text.
+    workers: the ranks of one stage; rank 0 is the root if no worker has it. reports: the error that
+    ended each rank's stream. own: the rank that the root does not receive from; 0 for none. by,
+    rank, problem: the first report and its text.
     """
     by_rank = {worker.rank: worker for worker in workers}
     root = None if 0 in by_rank else 0
     unheard = {0: own} if own else {}
     for number, report in sorted(reports.items()):
         if report.reason != Reason.PEER_LOST:
-            return report  # it is about the rank itself, so it needs no guess
+            return report  # about the rank itself: nothing to work out
         unheard[number] = rank_of(report)
     ranks = culprits(unheard, by, rank, root)
     if not all(found in by_rank for found in ranks):
@@ -77,6 +78,6 @@ def explain(
 
 
 def rank_of(error: HearthError) -> int:
-    """The rank that an error names; 0 when it names none."""
+    """The rank that an error names; 0 if it names none."""
     text = error.metadata.get("rank", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0

@@ -1,4 +1,4 @@
-"""One epoch of a cluster: shard, links and lane that belong together, and the steps they run."""
+"""One epoch of a cluster: its shard, links and lane, and the steps they run."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from hearth.worker.shard import NodeShard
 
 
 class Formation:
-    """Lives from one forming of the cluster to its end; `fail` may be called by any thread."""
+    """A formed cluster, until it ends; `fail` may be called by any thread."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Formation:
         sync_type: str,
         reports: Reports,
     ) -> None:
-        """links: the workers in rank order; lane: None when the root is alone."""
+        """links: the workers in rank order; lane: None if the root is alone."""
         self.links = tuple(links)
         self.reports = reports
         self._plan = plan
@@ -41,9 +41,9 @@ class Formation:
         self._lane = lane
         self._sync_type = sync_type
         self._step_id = 0
-        # Of the root's own shard.
+        # Page tables of the root's own shard.
         self._tables = PageTables(shard.config.max_step_tokens, shard.config.max_pages)
-        # Of the worker because of which it failed.
+        # Address of the worker that caused the failure.
         self._culprit = ""
 
     def step(self, batch: Batch, candidates: int) -> StepOutput:
@@ -97,26 +97,26 @@ class Formation:
     def _collect(
         self, link: WorkerLink, node: NodePlan, joined: parts.JoinedLogits, candidates: int
     ) -> tuple[worker_pb2.StepResult, int]:
-        """Joins a worker's logits to the others; the rest of its result, and the logits' bytes."""
+        """Adds a worker's logits; returns the rest of its result, and the logits' size in bytes."""
         result = expect_result(link.receive(), link, self._step_id)
         rows = len(joined.values)
         size = joined.add(parts.logits(result, link.name, rows, node.vocab, candidates))
         return worker_pb2.StepResult(timing=result.timing, leaving=result.leaving), size
 
     def fail(self, error: HearthError) -> None:
-        """Ends every stream with `error`, and a step that is under way."""
+        """Ends every stream with `error`, and the running step."""
         if isinstance(self._lane, _native.MeshLane):
             self._lane.abort()
-        # Where two do not reach each other, the root reaches both.
+        # With "peer", two workers do not reach each other, but the root reaches both.
         self._culprit = "" if "peer" in error.metadata else error.metadata.get("worker", "")
         for link in self.links:
             if link.address != self._culprit:
                 link.fail(error)
 
     def release(self, lease: worker_pb2.Lease) -> None:
-        """Closes the connections and gives the leases back; nothing may run."""
-        # Not left to the last reference: errors of a step that failed keep its frames, and these
-        # the lane, until they are collected.
+        """Closes the connections and releases the leases; no step may be running."""
+        # Closed here because the error of a failed step holds its frames, and these the lane, until
+        # it is collected.
         if isinstance(self._lane, _native.MeshLane):
             self._lane.close()
         self._lane = None
@@ -124,7 +124,7 @@ class Formation:
 
 
 def close_all(links: Sequence[WorkerLink], lease: worker_pb2.Lease, lost: str = "") -> None:
-    """Closes links and gives their leases back, all at once, but that of the worker at `lost`."""
+    """Closes links in parallel and releases their leases, except that of the worker at `lost`."""
     if links:
         with ThreadPoolExecutor(len(links), "release") as pool:
             for link in links:

@@ -28,15 +28,15 @@ from hearth.worker.shard import NodeShard
 
 log = logging.getLogger(__name__)
 
-# What ends when another thing broke: not the reason.
+# Errors that follow from another failure, so never the cause.
 _CONSEQUENCES = {Reason.CANCELLED, Reason.WORKER_LOST, Reason.UNREACHABLE}
 
-# Bytes of one node's shard that are there: (address or "local", event).
+# Called with the loading progress of one node: (address or "local", event).
 LoadListener = Callable[[str, LoadEvent], None]
 
 
 class Forming:
-    """`run` it once; `interrupt` and `stream_ended` may come from any thread meanwhile."""
+    """Call `run` once; `interrupt` and `stream_ended` may be called by any thread meanwhile."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Forming:
         on_load: LoadListener,
         on_end: Callable[[WorkerLink, HearthError], None],
     ) -> None:
-        """workers: addresses in rank order. shard: the root's own, where it is loaded already.
+        """workers: addresses in rank order. shard: the root's own, if it is already loaded.
 
-        on_end: a Forward stream has ended. Raises HearthError for what cannot be divided so, and
-        for a plan of several stages.
+        on_end: called when a Forward stream has ended. Raises HearthError if the model cannot be
+        divided this way, and for a plan of several stages.
         """
         self.shard = shard
         self._blueprint = blueprint
@@ -73,10 +73,10 @@ class Forming:
             for address, node in zip(workers, self._plan.nodes[1:], strict=True)
         ]
         self._loading: Loading | None = None
-        # Of the ranks, about the mesh; the workers' names are known once they are described.
+        # The ranks' reports about the mesh; replaced once `describe` returns the workers' names.
         self._reports = Reports(())
         self._interrupted = threading.Event()
-        # What broke first, where it was not this thread that noticed.
+        # The first error, if another thread noticed it.
         self._broken: HearthError | None = None
 
     def run(self) -> tuple[Formation, Limits]:
@@ -103,7 +103,7 @@ class Forming:
         return formation, limits
 
     def check(self) -> None:
-        """Raises HearthError when this was interrupted, or a worker was lost meanwhile."""
+        """Raises HearthError if this was interrupted, or a worker was lost meanwhile."""
         if self._interrupted.is_set():
             raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
         if self._broken is not None:
@@ -119,7 +119,7 @@ class Forming:
             link.close()
 
     def stream_ended(self, link: WorkerLink, error: HearthError) -> None:
-        """A Forward stream ended before all was formed."""
+        """Notes that a Forward stream ended before the cluster was formed."""
         loading = self._loading
         if link.ended is not None and loading is None:
             self._reports.add(link.address, link.ended)
@@ -140,8 +140,8 @@ class Forming:
     def _mesh_broke(self, first: HearthError, error: HearthError) -> HearthError:
         """The cause of a worker's report that it does not reach another.
 
-        first: PEER_LOST of a worker. error: what ended the forming; the root's own where the root
-        does not reach a rank.
+        first: PEER_LOST of a worker. error: the error that ended the forming; the root's own if the
+        root does not reach a rank.
         """
         reports = self._reports
         if error.reason != Reason.PEER_LOST:
@@ -153,15 +153,15 @@ class Forming:
         return reports.cause(by, blame.rank_of(first), first.message)
 
     def _describe(self) -> list[common_pb2.NodeInfo]:
-        """Facts about every worker. Raises HearthError when one is absent or busy."""
+        """Facts about every worker. Raises HearthError if one is absent or busy."""
         if not self._links:
             return []
         with ThreadPoolExecutor(len(self._links), "describe") as pool:
             answers = list(pool.map(self._ask, self._links))
         for link, answer in zip(self._links, answers, strict=True):
             if answer.held_by:
-                # Not ours, so another root's, or our dead ancestor's, which ends by itself. What
-                # memory is free can only be said after that.
+                # The lease of another root, or of an earlier process of this one, which expires by
+                # itself. Free memory can only be measured afterwards.
                 problem = f"worker {link.name} is busy: root {answer.held_by!r} holds it"
                 raise HearthError(Reason.WORKER_BUSY, problem, {"worker": link.address})
         infos = [answer.node for answer in answers]
@@ -172,10 +172,10 @@ class Forming:
         return infos
 
     def _ask(self, link: WorkerLink) -> worker_pb2.DescribeResponse:
-        """Facts about a worker, once it holds nothing of an earlier epoch of this root."""
+        """Facts about a worker, after it has freed any earlier epoch of this root."""
         answer = link.describe(self._lease.root_id)
         if answer.held_by_caller and answer.epoch < self._lease.epoch:
-            # It was out of reach when we gave our leases back.
+            # It could not be reached when the leases were released.
             link.release(worker_pb2.Lease(root_id=self._lease.root_id, epoch=answer.epoch))
             answer = link.describe(self._lease.root_id)
         return answer
@@ -193,7 +193,7 @@ class Forming:
         return limits_for(self._blueprint, pages)
 
     def _load(self, limits: Limits) -> NodeShard:
-        """Loads all shards at once, and opens each worker's Forward stream when it has its own."""
+        """Loads all shards in parallel, and opens the Forward stream of each loaded worker."""
         model, settings, plan = self._blueprint.model, self._blueprint.settings, self._plan
         nodes = plan.nodes
         configs = [wire.shard_config(model.spec, node, settings, limits) for node in nodes]
@@ -203,7 +203,7 @@ class Forming:
                 node.shard.CopyFrom(config)
         held, self.shard = self.shard, None
         if held is not None and held.config != configs[0]:
-            held.close()  # not after the new one is loaded: there may be no room for both
+            held.close()  # before the new one is loaded: there may be no memory for both
             held = None
         threads = settings.threads or system.cores()
         begins = [
@@ -212,7 +212,7 @@ class Forming:
         ]
         loading = self._loading = Loading(model, plan, self._progress, self._metrics)
         try:
-            self.check()  # an interrupt before this line saw no loading to end
+            self.check()  # an earlier interrupt could not end the loading
             self.shard = loading.run(
                 held or (lambda: NodeShard(configs[0], threads, settings.pin)),
                 self._links,
@@ -220,7 +220,7 @@ class Forming:
                 self._open_stream,
             )
         except BaseException:
-            self.shard = held  # whatever failed, it was not this
+            self.shard = held  # the kept shard has not failed
             raise
         finally:
             self._loading = None
@@ -229,7 +229,7 @@ class Forming:
     def _open_stream(self, link: WorkerLink) -> None:
         """Opens the Forward stream of a loaded worker.
 
-        At once, though others are still loading: a worker ends a lease that no stream holds.
+        While others may still be loading: a worker ends a lease without an open stream.
         """
         link.open(self._lease, lambda error: self._on_end(link, error))
 

@@ -1,7 +1,7 @@
 """The root's end of both lanes.
 
-grpc: every rank's partial sum comes in over its Forward stream, their sum goes out.
-mesh: the root sends addresses and a key, and is then one rank among others (native/mesh.h).
+grpc: every rank sends its partial sum on its Forward stream, and the root returns the total.
+mesh: the root sends addresses and a key, and is then a rank like the others (native/mesh.h).
 """
 
 import secrets
@@ -20,25 +20,25 @@ from hearth.common.mesh import KEY_BYTES, connect_all, measure
 from hearth.root.cluster.links import WorkerLink, expect_sync
 from hearth.v1 import worker_pb2
 
-# Time limit for connecting the ranks, and then for measuring their links. A worker's is a little
-# shorter, so that its own error arrives first.
+# Time limit for connecting the ranks, and then for measuring their links. The workers' limit is
+# shorter, so that their own error arrives first.
 MESH_SECONDS = 15.0
 
 
 class HubLane(StreamLane):
-    """All-reduce over the Forward streams, the root in the middle.
+    """All-reduce over the Forward streams, with the root as hub.
 
-    Sums run in rank order, in f32. Every rank, the root too, uses the rounded values from the wire,
-    so that all have the same bits.
+    Adds in rank order, in f32. Every rank, including the root, uses the rounded values from the
+    wire, so that all have the same bits.
     """
 
     def __init__(self, links: Sequence[WorkerLink], sync_type: int) -> None:
-        """links: ranks 1 and up of the root's stage, in rank order; sync_type: of SyncType."""
+        """links: ranks 1 and up of the root's stage, in rank order; sync_type: a SyncType."""
         super().__init__(sync_type)
         self._links = links
 
     def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
-        """x, f32 [rows, hidden_size], becomes the sum over all ranks. Raises HearthError."""
+        """Replaces x, f32 [rows, hidden_size], by its sum over all ranks. Raises HearthError."""
         for link in self._links:
             frame = expect_sync(link.receive(), link, self._step_id, self._index)
             x += wire.decode(frame.data, self._sync_type, *x.shape)
@@ -58,9 +58,9 @@ class HubLane(StreamLane):
 def open_mesh(
     links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float
 ) -> tuple[_native.MeshLane, LinkCosts]:
-    """Connects the ranks of the root's stage to each other, and measures their links.
+    """Connects the ranks of the root's stage to each other and measures their links.
 
-    links: all ranks of the stage but the root, in rank order. Raises HearthError.
+    links: all ranks of the stage except the root, in rank order. Raises HearthError.
     """
     for link in links:
         if not link.mesh_address:
@@ -69,8 +69,8 @@ def open_mesh(
     here = [link for link in links if is_loopback(link.address)]
     if here and len(here) < len(links):
         problem = (
-            f"worker {here[0].name} is named by a loopback address, which means another machine to "
-            "the workers elsewhere: give its address on the network, or use --lane grpc"
+            f"worker {here[0].name} has a loopback address, which workers on other machines cannot "
+            "reach: use its address on the network, or --lane grpc"
         )
         raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": here[0].address})
     key = secrets.token_bytes(KEY_BYTES)
@@ -103,7 +103,7 @@ def open_mesh(
             answer = link.receive_within(MESH_SECONDS, "join the mesh")
             if answer.WhichOneof("message") != "mesh_ready":
                 kind = answer.WhichOneof("message")
-                problem = f"worker {link.name} answered {kind!r} to mesh_open"
+                problem = f"worker {link.name} replied {kind!r} to mesh_open"
                 raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
     except BaseException:
         lane.close()
@@ -112,7 +112,7 @@ def open_mesh(
 
 
 def _lost(links: Sequence[WorkerLink], error: HearthError) -> HearthError:
-    """The root's own finding that a rank is lost, as an error that names the worker."""
+    """Converts the root's own report of a lost rank to an error that names the worker."""
     rank = int(error.metadata["rank"])
     link = next(link for link in links if link.place.rank == rank)
     facts = {"worker": link.address, "stage": link.place.stage, "rank": rank}

@@ -1,7 +1,7 @@
 """The root's end of one worker: its channel, its weight stream, its Forward stream.
 
-Every failure becomes a HearthError that names the worker. Knows no batch, and of the plan only
-the worker's place.
+Every failure becomes a HearthError that names the worker. Independent of batches, and of the plan
+except for the worker's placement.
 """
 
 import queue
@@ -23,7 +23,7 @@ from hearth.v1 import worker_pb2, worker_pb2_grpc
 DESCRIBE_SECONDS = 5.0
 OPEN_SECONDS = 10.0
 RELEASE_SECONDS = 2.0
-# Reasons of a broken stream that mean only that the worker is gone.
+# Reasons of a broken stream that mean only that the worker is lost.
 _GONE = {Reason.UNREACHABLE, Reason.CANCELLED, Reason.INTERNAL, Reason.DEADLINE}
 
 
@@ -33,27 +33,27 @@ class WorkerLink:
     def __init__(
         self, address: str, security: Security | None = None, place: Placement = ALONE
     ) -> None:
-        """place: the worker's in the plan. Raises HearthError BAD_ADDRESS; connects when used."""
+        """place: the worker's placement. Raises HearthError BAD_ADDRESS. Connects when used."""
         self.address = address
         self.place = place
         self.name = address
-        # host:port where other ranks connect; known after `describe`.
+        # host:port to which other ranks connect; set by `describe`.
         self.mesh_address = ""
         # True while a thread is in `receive`.
         self.waiting = False
-        # Whether the worker has reported that it is about to stop.
+        # True once the worker has reported that it is shutting down.
         self.leaving = False
         self._channel = dial(address, security)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
         self._call: Any = None  # grpc's type of a stream-stream call is private
         self._failure: HearthError | None = None
-        # The reason that the stream ended, where `fail` did not end it.
+        # The reason why the stream ended, unless `fail` ended it.
         self.ended: HearthError | None = None
         self._failing = threading.Lock()
 
     def describe(self, root_id: str = "") -> worker_pb2.DescribeResponse:
-        """Facts about the worker. root_id: the caller's, to learn whether it holds the lease.
+        """Facts about the worker. root_id: the caller's, to find out if it holds the lease.
 
         Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION.
         """
@@ -63,12 +63,12 @@ class WorkerLink:
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                problem = f"{self.address} is not a Hearth worker: something else answers there"
+                problem = f"{self.address} is not a Hearth worker: another program answers there"
                 raise self._named(HearthError(Reason.BAD_ADDRESS, problem)) from None
             if failure.reason in _GONE:
                 problem = (
-                    f"worker {self.address} cannot be reached: is `hearth worker --listen` running "
-                    f"there, and is the port open? ({failure.message})"
+                    f"worker {self.address} cannot be reached: check that `hearth worker --listen` "
+                    f"runs there and that the port is open ({failure.message})"
                 )
                 raise self._named(HearthError(Reason.WORKER_UNREACHABLE, problem)) from None
             raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
@@ -90,21 +90,21 @@ class WorkerLink:
         read_slice: SliceReader,
         on_progress: Callable[[LoadEvent], None],
     ) -> worker_pb2.LoadDone:
-        """Streams what the worker lacks; its shard is ready after. Raises HearthError."""
+        """Streams the missing slices; afterwards the shard is ready. Raises HearthError."""
         try:
             return stream_weights(self._channel, begin, read_slice, on_progress, worker=self.name)
         except HearthError as error:
             raise self._named(error) from None
 
     def open(self, lease: worker_pb2.Lease, on_end: Callable[[HearthError], None]) -> None:
-        """Opens the Forward stream. `on_end` is called, in a thread of gRPC's, when it ends."""
+        """Opens the Forward stream. `on_end` is called in a gRPC thread when it ends."""
         self._outgoing = queue.SimpleQueue()
         self._failure = self.ended = None
         self._call = call = self._stub.Forward(self._requests(self._outgoing))
         self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
         answer = self.receive_within(OPEN_SECONDS, "open its Forward stream")
         if answer.WhichOneof("message") != "ready":
-            raise self._named(_violation(self.name, "it did not begin with `ready`"))
+            raise self._named(_violation(self.name, "its first message was not `ready`"))
         call.add_callback(lambda: on_end(self._ended()))
 
     @staticmethod
@@ -115,11 +115,11 @@ class WorkerLink:
             yield request
 
     def send(self, request: worker_pb2.ForwardRequest) -> None:
-        """Queues a message; where the stream has ended, `receive` raises."""
+        """Queues a message; if the stream has ended, `receive` raises."""
         self._outgoing.put(request)
 
     def receive(self) -> worker_pb2.ForwardResponse:
-        """The worker's next message; blocks. Raises HearthError when the stream has ended."""
+        """The worker's next message; blocks. Raises HearthError if the stream has ended."""
         self.waiting = True
         try:
             response: worker_pb2.ForwardResponse = next(self._call)
@@ -141,7 +141,7 @@ class WorkerLink:
             watchdog.cancel()
 
     def fail(self, error: HearthError) -> None:
-        """Ends the stream; a thread that waits in `receive` gets `error`."""
+        """Ends the stream; a thread waiting in `receive` raises `error`."""
         with self._failing:
             if self._failure is None:
                 self._failure = self._named(error)
@@ -149,7 +149,7 @@ class WorkerLink:
             self._call.cancel()
 
     def close(self, lease: worker_pb2.Lease | None = None) -> None:
-        """Ends the stream and gives the lease back, if the worker still listens."""
+        """Ends the stream and releases the lease, if the worker can still be reached."""
         self._outgoing.put(None)
         if self._call is not None:
             self._call.cancel()
@@ -158,13 +158,13 @@ class WorkerLink:
         self._channel.close()
 
     def release(self, lease: worker_pb2.Lease) -> None:
-        """Gives a lease back, if the worker still listens."""
-        # ValueError: the channel was closed before.
+        """Releases a lease, if the worker can still be reached."""
+        # ValueError: the channel is already closed.
         with suppress(grpc.RpcError, ValueError):
             self._stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=RELEASE_SECONDS)
 
     def _ended(self) -> HearthError:
-        """The reason that the stream has ended."""
+        """The reason why the stream has ended."""
         with self._failing:
             if self._failure is None:
                 self._failure = self.ended = self._named(self._cause())
@@ -192,18 +192,18 @@ def _violation(name: str, problem: str) -> HearthError:
 def expect_sync(
     response: worker_pb2.ForwardResponse, link: WorkerLink, step_id: int, index: int
 ) -> worker_pb2.SyncFrame:
-    """The sync frame that must come next. Raises HearthError WORKER_LOST otherwise."""
+    """Returns the next message if it is this sync; else raises HearthError WORKER_LOST."""
     frame = response.sync
     if response.WhichOneof("message") != "sync" or (frame.step_id, frame.index) != (step_id, index):
-        raise _violation(link.name, f"sync {index} of step {step_id} was next")
+        raise _violation(link.name, f"expected sync {index} of step {step_id}")
     return frame
 
 
 def expect_result(
     response: worker_pb2.ForwardResponse, link: WorkerLink, step_id: int
 ) -> worker_pb2.StepResult:
-    """The step's result, which must come next. Raises HearthError WORKER_LOST otherwise."""
+    """Returns the next message if it is the step's result; else raises WORKER_LOST."""
     result = response.result
     if response.WhichOneof("message") != "result" or result.step_id != step_id:
-        raise _violation(link.name, f"the result of step {step_id} was next")
+        raise _violation(link.name, f"expected the result of step {step_id}")
     return result

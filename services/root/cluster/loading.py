@@ -1,4 +1,4 @@
-"""Loads every node's shard, all at once: the root's own from files, the workers' by stream."""
+"""Loads all nodes' shards in parallel: the root's own from files, the workers' by stream."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Loading:
-    """One loading of a plan; `run` it once."""
+    """One loading of a plan; call `run` once."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Loading:
     ) -> NodeShard:
         """Loads all shards; returns the root's.
 
-        own: the root's shard where it is loaded already, else a function that makes an empty one.
+        own: the root's shard if it is already loaded, else a function that makes an empty one.
         begins: the first message to each link. on_loaded: called as soon as a worker's shard is
-        complete, in the thread that loaded it. The first failure ends all others and is raised.
+        complete, in the thread that loaded it. The first error ends all other loads and is raised.
         """
         self._leases = [(link, begin.lease) for link, begin in zip(links, begins, strict=True)]
         failure: BaseException | None = None
@@ -69,7 +69,7 @@ class Loading:
                     if failure is not None:
                         self.give_up()
             except BaseException:
-                # An interrupt: the pool waits for its threads, so they must end.
+                # An interrupt: end the threads, because the pool waits for them.
                 self.give_up()
                 raise
         if failure is not None:
@@ -78,11 +78,11 @@ class Loading:
 
     @property
     def given_up(self) -> bool:
-        """True once `give_up` was called: what ends now, ends because of it."""
+        """True once `give_up` was called: later errors follow from it."""
         return self._giving_up.is_set()
 
     def give_up(self) -> None:
-        """Ends a `run` that is under way, from any thread, and gives the leases back."""
+        """Ends a `run` in progress and releases the leases; may be called by any thread."""
         if not self._giving_up.is_set():
             self._giving_up.set()
             for link, lease in self._leases:
@@ -90,7 +90,7 @@ class Loading:
 
     def _load_own(self, own: NodeShard | Callable[[], NodeShard]) -> NodeShard:
         if isinstance(own, NodeShard):
-            return own  # a worker was lost, this shard was not
+            return own  # kept after a worker was lost
         shard = own()
         node = self._plan.nodes[0]
         manifest = [wire.slice_entry(part, self._model.fingerprint) for part in node.slices]
@@ -99,7 +99,7 @@ class Loading:
         try:
             for part, entry in zip(node.slices, manifest, strict=True):
                 if self._giving_up.is_set():
-                    raise HearthError(Reason.CANCELLED, "loading was given up")
+                    raise HearthError(Reason.CANCELLED, "loading was cancelled")
                 filler.fill(entry, partial(self._read, part))
                 loaded += part.size_bytes
                 self._metrics.weights("local", part.size_bytes)

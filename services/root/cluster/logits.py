@@ -1,4 +1,4 @@
-"""Logits of all ranks, checked and put side by side."""
+"""Logits of all ranks, checked and joined."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from hearth import _native
 from hearth.common.errors import HearthError, Reason
 from hearth.v1 import worker_pb2
 
-# Logits of one rank: f32 [rows, n], and u32 ids where they are of candidates only.
+# Logits of one rank: f32 [rows, n]; for candidates also their u32 token ids, else None.
 Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32] | None]
 
 
 def own_logits(whole: npt.NDArray[np.float32], candidates: int) -> Logits:
-    """The root's part; its vocabulary rows begin at 0."""
+    """The root's logits; its vocabulary rows begin at 0."""
     if not candidates:
         return whole, None
     return _native.best(whole, min(candidates, whole.shape[1]), 0)
@@ -23,16 +23,16 @@ def own_logits(whole: npt.NDArray[np.float32], candidates: int) -> Logits:
 def logits(
     result: worker_pb2.StepResult, name: str, rows: int, vocab: tuple[int, int], candidates: int
 ) -> Logits:
-    """A worker's part, checked. Raises HearthError WORKER_LOST for another shape or other ids."""
+    """A worker's logits. Raises HearthError WORKER_LOST for a wrong shape or token ids."""
     columns = _columns(vocab, candidates)
     size = rows * columns * 4
-    # Each look at a field of a message copies it: 4 MiB for 16 whole rows of a large vocabulary.
+    # Each access to a field copies it: 4 MiB for 16 whole rows of a large vocabulary.
     logits_bytes, id_bytes = result.logits, result.candidate_ids
     if len(logits_bytes) != size or len(id_bytes) != (size if candidates else 0):
         raise HearthError(
             Reason.WORKER_LOST,
             f"worker {name} sent {len(logits_bytes)} bytes of logits and "
-            f"{len(id_bytes)} of ids where [{rows}, {columns}] are {size}",
+            f"{len(id_bytes)} of ids, expected {size} for [{rows}, {columns}]",
         )
     values = np.frombuffer(logits_bytes, "<f4").reshape(rows, columns)
     if not candidates:
@@ -47,9 +47,9 @@ def logits(
 
 
 class JoinedLogits:
-    """All ranks' logits, side by side; a part is copied when it comes, and can be let go then.
+    """All ranks' logits, side by side. Each part is copied on arrival and can then be freed.
 
-    Of 16 whole rows of a vocabulary of 128,000 all parts together are 8 MiB.
+    16 whole rows of a vocabulary of 128,000 are 8 MiB.
     """
 
     def __init__(self, rows: int, vocabs: Sequence[tuple[int, int]], candidates: int) -> None:
@@ -60,7 +60,7 @@ class JoinedLogits:
         self._filled = 0
 
     def add(self, part: Logits) -> int:
-        """Takes the next rank's part; its bytes."""
+        """Adds the next rank's part; returns its size in bytes."""
         values, ids = part
         begin, self._filled = self._filled, self._filled + values.shape[1]
         self.values[:, begin : self._filled] = values
@@ -71,6 +71,6 @@ class JoinedLogits:
 
 
 def _columns(vocab: tuple[int, int], candidates: int) -> int:
-    """Logits of a row that a rank returns."""
+    """Number of logits per row that a rank returns."""
     size = vocab[1] - vocab[0]
     return min(candidates, size) if candidates else size

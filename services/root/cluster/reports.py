@@ -1,4 +1,4 @@
-"""Collects the ranks' reports when a mesh breaks, and answers once with the cause."""
+"""Collects the ranks' reports when a mesh breaks, and works out the cause once."""
 
 import threading
 from collections.abc import Sequence
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster.blame import Worker, explain
 
-# How long to wait for the reports of other ranks after the first one.
+# Time to wait for reports of other ranks after the first one.
 REPORT_SECONDS = 0.5
 
 
 class Reports:
-    """The reports about one stage's mesh. Thread-safe; holds only its own lock, calls nobody."""
+    """The reports about one stage's mesh. Thread-safe: holds only its own lock, makes no calls."""
 
     def __init__(self, workers: Sequence[Worker], seconds: float = REPORT_SECONDS) -> None:
         """workers: of the stage. seconds: how long `cause` waits at most."""
         self._workers = tuple(workers)
         self._seconds = seconds
         self._changed = threading.Condition()
-        # Why each rank's stream ended, where the root did not end it.
+        # The error that ended each rank's stream, unless the root ended it.
         self._reports: dict[int, HearthError] = {}
         self._own = 0
         self._cause: HearthError | None = None
 
     def add(self, address: str, error: HearthError) -> None:
-        """Record why the stream of the worker at `address` ended."""
+        """Record the error that ended the stream of the worker at `address`."""
         rank = self.rank(address)
         if rank:
             with self._changed:
@@ -32,20 +32,20 @@ class Reports:
                 self._changed.notify_all()
 
     def unheard(self, rank: int) -> None:
-        """Record the rank that the root itself does not hear any more."""
+        """Record the rank from which the root itself no longer receives."""
         with self._changed:
             self._own = rank
 
     def settle(self, cause: HearthError) -> None:
-        """End the search: the cause is known by another way. The first cause counts."""
+        """End the wait: the cause is known from elsewhere. The first cause counts."""
         with self._changed:
             self._cause = self._cause or cause
             self._changed.notify_all()
 
     def cause(self, by: int, rank: int, problem: str) -> HearthError:
-        """The cause of a broken mesh, after rank `by` reported that it does not hear `rank`.
+        """The cause of a broken mesh, after rank `by` reported that it lost `rank`.
 
-        Blocks until the reports that are in leave no doubt, or the time is over.
+        Blocks until the reports are conclusive, or the time is over.
         """
         with self._changed:
             self._changed.wait_for(self._certain, self._seconds)
@@ -54,7 +54,7 @@ class Reports:
             return self._cause
 
     def rank(self, address: str) -> int:
-        """The rank of the worker at `address`; 0 where it is none of these."""
+        """The rank of the worker at `address`; 0 if it is not in the stage."""
         ranks = {worker.address: worker.rank for worker in self._workers}
         return ranks.get(address, 0)
 

@@ -1,7 +1,7 @@
-"""The sending side of the weight stream: one worker's lacking slices, in order, checked on arrival.
+"""Sending side of the weight stream: a worker's missing slices, in order, verified on arrival.
 
-Call it in one thread for each worker. A block of a slice's rows is read when its turn comes; at
-most one of them, and a bounded number of chunks, is in memory.
+Call it in one thread for each worker. A block of a slice's rows is read just before it is sent. At
+most one block and a bounded number of chunks are in memory.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from hearth.common.rpc_errors import from_rpc_error
 from hearth.v1 import worker_pb2
 
 Bytes = npt.NDArray[np.uint8]
-# (index in the manifest, rows [begin, end)) -> their bytes, uint8, C-contiguous.
+# (index in the manifest, rows [begin, end)) -> bytes of these rows, uint8, C-contiguous.
 SliceReader = Callable[[int, int, int], Bytes]
 
 _METHOD = "/hearth.v1.WorkerService/LoadWeights"
 Request = worker_pb2.LoadWeightsRequest | ChunkFrame
 
-# A slice is read by blocks of whole rows of about so many bytes.
+# A slice is read in blocks of whole rows of about this many bytes.
 _BLOCK_BYTES = 2 << 20
-# Sent and not yet acknowledged: enough for a fast network's delay, little enough for any memory.
+# Limit of unacknowledged bytes: enough for a fast network's delay, small for any memory.
 WINDOW_BYTES = 8 * CHUNK_BYTES
-# A worker that neither acknowledges nor reports progress for so long counts as lost.
+# A worker that sends neither an ack nor progress for this long counts as lost.
 STALL_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class LoadEvent:
-    """Progress of one node's loading; bytes so far, not since the last event."""
+    """Progress of one node's loading: total bytes so far."""
 
     total_bytes: int
     network_bytes: int
@@ -58,9 +58,9 @@ def stream_weights(
 ) -> worker_pb2.LoadDone:
     """Loads the plan of `begin` into the worker; returns when its shard can step.
 
-    Open Forward next, within the worker's grace period, or the lease ends. `on_progress` is called
-    in the calling thread. `worker` is the name for messages, `deadline` limits the whole (seconds).
-    Raises HearthError naming the worker, or what `read_slice` raises.
+    Open Forward within the worker's grace period afterwards, or the lease ends. `on_progress` is
+    called in the calling thread. `worker` is the name in messages, `deadline` the limit of the
+    whole call in seconds. Raises HearthError naming the worker, and the errors of `read_slice`.
     """
     sender = _Sender(begin, read_slice, stall_seconds)
     load_weights = channel.stream_stream(
@@ -88,7 +88,7 @@ def stream_weights(
 
 
 class _Sender:
-    """Shared by two threads: gRPC's, which draws `requests`, and the caller's, which `receive`s."""
+    """Shared by two threads: gRPC's iterates over `requests`, the caller's calls `receive`."""
 
     def __init__(
         self, begin: worker_pb2.LoadBegin, read_slice: SliceReader, stall_seconds: float
@@ -101,11 +101,11 @@ class _Sender:
         self._changed = threading.Condition()
         self._closed = False
         self._beats = 0
-        # What the worker lacks: slice indices in order, and where the next chunk begins.
+        # The worker's missing slices in order, and the position of the next chunk.
         self._needs: list[worker_pb2.SliceNeed] | None = None
         self._place = 0
         self._offset = 0
-        # (slice, end offset, bytes) of chunks sent and not acknowledged.
+        # (slice, end offset, bytes) of unacknowledged chunks.
         self._flying: deque[tuple[int, int, int]] = deque()
         self._flying_bytes = 0
         self._network_bytes = 0
@@ -114,13 +114,13 @@ class _Sender:
         self.cancel: Callable[[], object] = lambda: None
 
     def close(self) -> None:
-        """The call is over: `requests` ends."""
+        """Ends `requests`: the call is over."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def requests(self) -> Iterator[Request]:
-        """Messages for gRPC to send. A failure here ends the call; `receive` raises it."""
+        """Messages for gRPC to send. An error here ends the call; `receive` raises it."""
         try:
             yield worker_pb2.LoadWeightsRequest(begin=self._begin)
             yield from self._chunks()
@@ -131,7 +131,7 @@ class _Sender:
     def receive(
         self, response: worker_pb2.LoadWeightsResponse, on_progress: Callable[[LoadEvent], None]
     ) -> worker_pb2.LoadDone | None:
-        """Takes one answer of the worker; the last one is returned."""
+        """Processes one message of the worker; returns it if it is the last one."""
         kind = response.WhichOneof("message")
         with self._changed:
             self._beats += 1
@@ -154,16 +154,16 @@ class _Sender:
         for need in needs:
             size = self._size(need.slice)
             if need.offset >= max(size, 1):
-                raise _violation(f"it wants slice {need.slice} from byte {need.offset} of {size}")
+                raise _violation(f"it needs slice {need.slice} from byte {need.offset} of {size}")
             lacking += size - need.offset
         if self._needs is not None or len({need.slice for need in needs}) != len(needs):
-            raise _violation("it listed twice what it lacks")
+            raise _violation("it sent its list of missing slices twice")
         self._needs = needs
         self._offset = needs[0].offset if needs else 0
         self._cache_bytes = self._total - lacking
 
     def _acknowledged(self, ack: worker_pb2.ChunkAck) -> None:
-        """One ack may stand for several chunks: all up to the one it names."""
+        """Processes an ack, which covers all chunks up to the one it names."""
         if not any((index, end) == (ack.slice, ack.held_bytes) for index, end, _ in self._flying):
             return
         while True:
@@ -174,14 +174,14 @@ class _Sender:
                 return
 
     def _rejected(self, reject: worker_pb2.ChunkReject) -> None:
-        """Goes back to the rejected chunk; the worker drops what is on its way."""
+        """Returns to the rejected chunk; the worker drops chunks already sent after it."""
         for place, need in enumerate(self._needs or ()):
             if need.slice == reject.slice and reject.offset < self._size(need.slice):
                 self._place, self._offset = place, reject.offset
                 self._flying.clear()
                 self._flying_bytes = 0
                 return
-        raise _violation(f"it rejects slice {reject.slice} at {reject.offset}, which was not sent")
+        raise _violation(f"it rejected slice {reject.slice} at {reject.offset}, which was not sent")
 
     def _chunks(self) -> Iterator[Request]:
         source: _Source | None = None
@@ -199,7 +199,7 @@ class _Sender:
             chunk = source.chunk(offset)
             with self._changed:
                 if (index, offset) != self._next():
-                    continue  # rejected meanwhile: go back
+                    continue  # rejected meanwhile: send that chunk again
                 self._advance(index, chunk.data.nbytes)
             yield chunk
         yield worker_pb2.LoadWeightsRequest(finish=worker_pb2.LoadFinish())
@@ -226,24 +226,24 @@ class _Sender:
         return self._needs is not None and self._next()[0] < 0 and not self._flying
 
     def _wait(self, ready: Callable[[], bool]) -> None:
-        """Until `ready` or closed. Raises HearthError DEADLINE when the worker stays silent."""
+        """Waits until `ready` or closed. Raises HearthError DEADLINE if the worker stays silent."""
         while not (self._closed or ready()):
             beats = self._beats
             if not self._changed.wait(self._stall_seconds) and self._beats == beats:
                 problem = (
-                    f"no answer for {self._stall_seconds:g} s while loading weights; check the "
+                    f"no message for {self._stall_seconds:g} s while loading weights; check the "
                     "worker's log, its disk and the network"
                 )
                 raise HearthError(Reason.DEADLINE, problem)
 
     def _size(self, index: int) -> int:
         if index >= len(self._manifest):
-            raise _violation(f"it names slice {index} of {len(self._manifest)}")
+            raise _violation(f"it named slice {index} of {len(self._manifest)}")
         return self._manifest[index].size_bytes
 
 
 class _Source:
-    """One slice as chunks, read a block of rows at a time."""
+    """One slice as chunks, read one block of rows at a time."""
 
     def __init__(self, index: int, entry: worker_pb2.SliceEntry, read: SliceReader) -> None:
         self.index = index
@@ -253,16 +253,16 @@ class _Source:
         self._block_bytes = max(1, _BLOCK_BYTES // self._row_bytes) * self._row_bytes
         self._begin = 0
         self._block = np.empty(0, dtype=np.uint8)
-        # Of the first `_hashed` bytes; they are hashed as they are sent, once.
+        # Digest of the first `_hashed` bytes; each is hashed once, when sent.
         self._hasher = xxhash.xxh3_128()
         self._hashed = 0
 
     def chunk(self, offset: int) -> ChunkFrame:
-        """The chunk from `offset` on. Raises HearthError, or what reading raises."""
-        if offset == 0:  # from the start, or once more after a wrong digest
+        """The chunk at `offset`. Raises HearthError, and the errors of reading."""
+        if offset == 0:  # the first time, or again after a wrong digest
             self._hasher.reset()
             self._hashed = 0
-        while self._hashed < offset:  # what the worker had from an earlier stream
+        while self._hashed < offset:  # bytes the worker has from an earlier stream
             before = self._bytes(self._hashed)[: offset - self._hashed]
             self._hash(before, self._hashed)
         data = self._bytes(offset)[:CHUNK_BYTES]
@@ -278,11 +278,11 @@ class _Source:
         self._hashed += fresh.size
 
     def _bytes(self, offset: int) -> Bytes:
-        """From `offset` to the end of its block."""
+        """Bytes from `offset` to the end of its block."""
         if not self._begin <= offset < self._begin + self._block.size:
             begin = offset // self._block_bytes * self._block_bytes
             end = min(begin + self._block_bytes, self._entry.size_bytes)
-            self._block = np.empty(0, dtype=np.uint8)  # before the next is made
+            self._block = np.empty(0, dtype=np.uint8)  # freed before the next is read
             self._block = self._rows(begin // self._row_bytes, end // self._row_bytes)
             self._begin = begin
         return self._block[offset - self._begin :]
@@ -292,8 +292,8 @@ class _Source:
         if data.dtype != np.uint8 or data.size != (end - begin) * self._row_bytes:
             raise HearthError(
                 Reason.BAD_SHARD,
-                f"rows {begin} to {end} of slice {self._entry.name!r} were read as {data.size} "
-                f"{data.dtype}, not as {(end - begin) * self._row_bytes} bytes",
+                f"reading rows {begin} to {end} of slice {self._entry.name!r} gave {data.size} "
+                f"{data.dtype}, expected {(end - begin) * self._row_bytes} bytes",
             )
         return data
 

@@ -22,7 +22,7 @@ def activation_type(sync_type: str) -> common_pb2.SyncType.ValueType:
 def shard_config(
     spec: ModelSpec, node: NodePlan, settings: "ClusterSettings", limits: Limits
 ) -> common_pb2.ShardConfig:
-    """All that a node is sent about the model."""
+    """Everything that a node receives about the model."""
     return common_pb2.ShardConfig(
         hidden_size=spec.hidden_size,
         layers=_range(node.layers),

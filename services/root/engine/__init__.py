@@ -1,1 +1,1 @@
-"""The loop that runs requests: steps, sampling, text."""
+"""The engine: the loop that runs requests, from steps and sampling to text."""

@@ -1,4 +1,4 @@
-"""The requests on their way, and what their readers get: text, tokens, the end."""
+"""Open requests, and the events sent to their readers: text, tokens, the end."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Every request that was taken in and has not ended. For the engine's thread."""
+    """All accepted requests that have not ended. For the engine's thread only."""
 
     def __init__(self, metrics: EngineMetrics | None, cancel: Callable[[int], object]) -> None:
         """cancel: ends the sequence of an id in the scheduler, if it is known there."""
@@ -24,7 +24,7 @@ class Delivery:
         return len(self._active)
 
     def get(self, seq_id: int) -> Active | None:
-        """The request of a sequence; None when it has ended."""
+        """The request of a sequence; None if it has ended."""
         return self._active.get(seq_id)
 
     def all(self) -> list[Active]:
@@ -32,17 +32,17 @@ class Delivery:
         return list(self._active.values())
 
     def add(self, active: Active) -> None:
-        """A request that was taken in."""
+        """Adds an accepted request."""
         self._active[active.seq_id] = active
 
     def refuse(self, active: Active, event: Failed) -> None:
-        """Ends a request that was not taken in."""
+        """Ends a request that was not accepted."""
         if self._metrics is not None:
             self._metrics.request_refused(event.error.reason)
         self._emit(active, event)
 
     def token(self, active: Active, sampled: Sampled, now: float) -> None:
-        """Hands a new token and its text to the reader, and ends the request if it is the last."""
+        """Sends a new token and its text to the reader; ends the request after its last token."""
         if not active.made:
             active.first = now
             if self._metrics is not None:
@@ -53,7 +53,7 @@ class Delivery:
         active.made += 1
         active.setbacks = 0
         finish = sampled.finish
-        # An end-of-sequence token is counted and listed, and has no text.
+        # An end-of-sequence token is counted and listed, but has no text.
         text = "" if finish is FinishReason.EOS else active.decoder.push(sampled.token)
         if finish is not None:
             text += active.decoder.flush()
@@ -68,7 +68,7 @@ class Delivery:
             self.end(active, Done(finish, active.usage()))
 
     def end(self, active: Active, event: Done | Failed) -> None:
-        """The last event of a request."""
+        """Ends a request with its last event."""
         self._active.pop(active.seq_id, None)
         self._emit(active, event)
         if self._metrics is not None:
@@ -85,7 +85,7 @@ class Delivery:
         try:
             active.sink(event)
         except Exception:
-            # The reader is gone; its request must not take the others with it.
+            # One failing reader must not affect other requests.
             log.exception("engine: the sink of request %d failed", active.seq_id)
             if self._active.pop(active.seq_id, None) is not None:
                 self._cancel(active.seq_id)

@@ -1,13 +1,13 @@
-"""The loop: one step after another, in its own thread, for as long as there are sequences.
+"""The engine's loop: runs one step after another in its own thread while there are sequences.
 
     commands (submit, cancel, suspend, resume, stop)  ->  inbox
     loop: inbox -> scheduler.schedule() -> in flight (flights.py: runner.submit(batch))
           in flight -> sample (sampling.py) -> scheduler.step_finished() -> text (delivery.py)
 
-Up to `runner.depth` batches are in flight; commands are taken between any two of these lines. The
-scheduler decides which sequences run, the runner (`cluster.py`) computes a step, and the sink
-brings text to a client. An engine that has nothing to do blocks on its inbox and uses no CPU; a
-step that ends in another thread wakes it there.
+Up to `runner.depth` batches are in flight; commands are processed between any two of these lines.
+The scheduler decides which sequences run, the runner (`cluster.py`) computes a step, and the sink
+sends text to a client. An idle engine blocks on its inbox and uses no CPU; a step that ends in
+another thread wakes it.
 """
 
 import itertools
@@ -42,11 +42,11 @@ from hearth.root.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
-# Tokens of the prompt that the detokenizer is shown before the answer's.
+# Last tokens of the prompt that the detokenizer gets as context for the answer.
 _TAIL = 64
-# A request in whose steps the cluster is lost so often, with no token in between, is given up: it
-# may be what takes the workers down.
-_MOST_SETBACKS = 5
+# A request ends with an error after this many losses of the cluster in its steps without a token in
+# between: the request may be the cause.
+_MAX_SETBACKS = 5
 
 
 class Engine:
@@ -63,9 +63,9 @@ class Engine:
         sampler_factory: SamplerFactory = native_sampler,
         pause_seconds: float = 0.0,
     ) -> None:
-        """`vocab_size` is the model's, where it has more rows than the tokenizer has tokens.
+        """vocab_size: the model's, if it has more rows than the tokenizer has tokens.
 
-        pause_seconds: how long requests wait for a lost cluster to come back; 0: they end at once.
+        pause_seconds: how long requests wait while the cluster is not ready; 0: they end at once.
         """
         self.tokenizer = tokenizer
         self.limits = limits
@@ -74,20 +74,20 @@ class Engine:
         self._sampler_factory = sampler_factory
         self._scheduler = Scheduler(limits)
         self._requests = Delivery(metrics, lambda seq_id: self._scheduler.cancel(seq_id))
-        # Rows of padding behind the tokenizer's last token stand for nothing, so none is sampled.
+        # Rows of padding after the tokenizer's last token are not tokens and must not be sampled.
         columns = None if self._vocab_size <= tokenizer.vocab_size else tokenizer.vocab_size
         self._flights = Flights(runner, self._requests, self._fail, self._wake, columns)
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._pause_seconds = pause_seconds
-        # Why no steps are made, if so, and until when (time.monotonic()) requests wait for that to
-        # pass; None: they are refused.
+        # The reason if steps are suspended, and the time (time.monotonic()) until which requests
+        # wait; None: they are refused.
         self._suspended: HearthError | None = None
         self._paused_until: float | None = None
         self._stopping = False
         self._reported: tuple[int, int, int] | None = None
         self._preemptions_reported = 0
-        # Guards `_closed`: after it is set nobody reads the inbox, so nothing may be put there.
+        # Guards `_closed`: once it is set nothing may be put in the inbox, which is no longer read.
         self._closing = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="hearth-engine", daemon=True)
@@ -98,11 +98,11 @@ class Engine:
         self._thread.start()
 
     def stop(self, finish: bool = True, timeout: float | None = None) -> bool:
-        """Takes no new requests, ends the running ones, and the thread. True when it has ended.
+        """Refuses new requests, ends running ones and the thread. True if the thread has ended.
 
-        With `finish` running requests may finish, for `timeout` seconds at most; what is left then,
-        or all without `finish`, fails with reason SHUTTING_DOWN. Steps in flight are waited for
-        (the runner's own watchdog bounds them).
+        With `finish` running requests may finish, for at most `timeout` seconds; the rest, or all
+        without `finish`, fail with reason SHUTTING_DOWN. Waits for the steps in flight, whose time
+        the runner's watchdog limits.
         """
         self._post(self._on_stop)
         if not self._thread.is_alive():
@@ -117,10 +117,10 @@ class Engine:
     def submit(self, params: GenerateParams, sink: Sink) -> RequestHandle:
         """Queues a request; `sink` gets Delta*, then Done or Failed, from the engine's thread.
 
-        HearthError at once for token ids out of range or after `stop`; what only the scheduler
-        knows (queue full, prompt too long, cluster not serving) comes to the sink as Failed.
+        Raises HearthError for token ids out of range or after `stop`. Errors of the scheduler
+        (queue full, prompt too long, cluster not ready) reach the sink as Failed.
         """
-        # A prompt that is too long is not worth reading: the scheduler will refuse it.
+        # The scheduler will refuse a prompt that is too long, so it is not read here.
         seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
         check_ids(seen, self._vocab_size)
         seed = secrets.randbits(64) if params.sampling.seed is None else params.sampling.seed
@@ -129,7 +129,7 @@ class Engine:
             params,
             sink,
             self._sampler_factory(params.sampling, seed),
-            # Enough to know how text goes on: a character has at most 4 bytes.
+            # Enough context for the next text: a character has at most 4 bytes.
             self.tokenizer.stream(seen[-_TAIL:]),
             StopMatcher(params.stop),
             time.perf_counter(),
@@ -141,13 +141,11 @@ class Engine:
         )
 
     def suspend(self, error: HearthError, *, refuse: bool = False) -> threading.Event:
-        """No steps until `resume`, because of `error`; the event is set when none is in flight.
+        """Stops steps until `resume`, because of `error`; the event is set when none is in flight.
 
-        Those in flight are finished first.
-
-        Requests, new ones too, wait for `pause_seconds` at most, and end with `error` then. With
-        `refuse`, or where `pause_seconds` is 0, they end at once, and new ones are refused. Again
-        while it is suspended: only the error is another one.
+        Steps in flight are finished first. Requests, including new ones, wait for at most
+        `pause_seconds` and then end with `error`. With `refuse`, or if `pause_seconds` is 0, they
+        end at once and new ones are refused. A further call only replaces the error.
         """
         done = threading.Event()
 
@@ -160,9 +158,9 @@ class Engine:
         return done
 
     def resume(self, limits: Limits | None = None) -> None:
-        """The runner can run steps again, with an empty KV cache; of other `limits` when given.
+        """Continues steps, with an empty KV cache and new `limits` if given.
 
-        Requests that were paused go on: their tokens so far are prefilled again.
+        Paused requests continue: their tokens so far are prefilled again.
         """
         self._post(partial(self._on_resume, limits))
 
@@ -173,19 +171,19 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """True when the scheduler has no sequence and no step is in flight."""
+        """True if the scheduler has no sequence and no step is in flight."""
         return self._scheduler.idle
 
     @property
     def commands(self) -> int:
-        """Commands that the engine's thread has not taken yet."""
+        """Number of commands not yet processed."""
         return self._inbox.qsize()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Takes no command after the first in this block before its end.
+        """Delays the commands after the first in this block until its end.
 
-        Requests submitted in it are queued together, and those of an idle engine start together.
+        Requests submitted in the block are queued together, so an idle engine starts them together.
         """
         end = threading.Event()
         self._post(end.wait)
@@ -195,7 +193,7 @@ class Engine:
             end.set()
 
     def generate(self, params: GenerateParams) -> Iterator[Delta | Done]:
-        """Submits and iterates over what comes: deltas, then Done; HearthError when it fails.
+        """Submits a request and yields its deltas, then Done. Raises HearthError if it fails.
 
         A slow reader gets merged deltas (see Mailbox); closing the iterator cancels the request.
         """
@@ -223,7 +221,7 @@ class Engine:
             return not self._closed
 
     def _wake(self) -> None:
-        """Ends a wait for commands."""
+        """Wakes the engine from a wait for commands."""
         self._post(lambda: None)
 
     # Called from the engine's thread only.
@@ -233,7 +231,7 @@ class Engine:
             try:
                 self._turn()
             except Exception as error:
-                # A mistake in Hearth itself: report it to those it hits, and begin afresh.
+                # A bug in Hearth: fail all requests and start from an empty state.
                 log.exception("engine: unexpected error")
                 self._scheduler = Scheduler(self.limits)
                 self._preemptions_reported = 0
@@ -241,7 +239,7 @@ class Engine:
         self._close()
 
     def _turn(self) -> None:
-        """Finishes a step, or begins one, or waits for a command; then takes all commands."""
+        """Finishes a step, or begins one, or waits for a command; then processes all commands."""
         if self._flights.done:
             self._finish()
         elif not self._begin():
@@ -250,7 +248,7 @@ class Engine:
             self._inbox.get_nowait()()
 
     def _wait_for_command(self) -> None:
-        """Blocks; no longer than requests may wait for the cluster."""
+        """Blocks, but not longer than requests may wait for the cluster."""
         self._report_load()
         until = self._paused_until
         try:
@@ -282,8 +280,7 @@ class Engine:
             return
         self._requests.add(active)
         if params.sampling.repetition_penalty != 1:
-            # Here and not in `submit`: a long prompt takes milliseconds, and `submit` is called
-            # from an event loop.
+            # Not in `submit`, which is called from an event loop: a long prompt takes milliseconds.
             active.sampler.accept_prompt(np.array(params.prompt, np.uint32))
 
     def _on_cancel(self, seq_id: int) -> None:
@@ -292,7 +289,7 @@ class Engine:
             self._fail(active, errors.cancelled())
 
     def _on_suspend(self, error: HearthError, refuse: bool = False) -> None:
-        """After the steps in flight, or because they failed."""
+        """Suspends, after the steps in flight or because they failed."""
         self._finish_all()
         refusing = self._suspended is not None and self._paused_until is None
         if refuse or refusing or not self._pause_seconds:
@@ -305,7 +302,7 @@ class Engine:
             active = self._requests.get(seq_id)
             assert active is not None
             active.setbacks += 1
-            if active.setbacks >= _MOST_SETBACKS:
+            if active.setbacks >= _MAX_SETBACKS:
                 self._fail(active, errors.lost_too_often(error, active.setbacks))
 
     def _refuse(self, error: HearthError) -> None:
@@ -315,7 +312,7 @@ class Engine:
         self._fail_all(error)
 
     def _on_resume(self, limits: Limits | None) -> None:
-        # Steps of before: they fail, if the cluster was lost in them, before it is used again.
+        # Earlier steps end (or fail, if the cluster was lost in them) before it is used again.
         self._finish_all()
         cause = self._suspended or errors.formed_again()
         if self._paused_until is not None and self._metrics is not None:
@@ -340,14 +337,14 @@ class Engine:
         self._requests.end(active, Failed(error))
 
     def _fail_all(self, error: HearthError) -> None:
-        """Ends every request with `error`, when no step is in flight any more."""
+        """Ends every request with `error`; no step may be in flight."""
         self._flights.drop()
         self._scheduler.step_failed()
         for active in self._requests.all():
             self._requests.end(active, Failed(error))
 
     def _begin(self) -> bool:
-        """Submits the next batch; False when there is none, or as many in flight as are useful."""
+        """Submits the next batch; False if there is none, or if enough are in flight."""
         if self._suspended is not None or self._flights.full:
             return False
         batch = self._scheduler.schedule()
@@ -355,12 +352,12 @@ class Engine:
             return False
         self._flights.begin(batch)
         if len(self._flights) == 1 and self._flights.done:
-            # It was computed in this thread. Commands that came meanwhile are taken after it.
+            # The step was computed in this thread. Commands received meanwhile follow it.
             self._finish()
         return True
 
     def _finish(self) -> None:
-        """Ends the oldest step in flight, which it waits for, and delivers its tokens."""
+        """Waits for the oldest step in flight, ends it, and delivers its tokens."""
         try:
             batch, tokens = self._flights.finish()
         except HearthError as error:
@@ -374,7 +371,7 @@ class Engine:
         now = time.perf_counter()
         for sampled in self._scheduler.step_finished(batch, tokens):
             active = self._requests.get(sampled.seq_id)
-            if active is not None:  # else it ended at a stop text, earlier in this very step
+            if active is not None:  # else it ended at a stop text earlier in this step
                 self._requests.token(active, sampled, now)
         self._report_load()
         if self._scheduler.idle:

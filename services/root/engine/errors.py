@@ -6,7 +6,7 @@ from hearth.common.errors import HearthError, Reason
 def shutting_down() -> HearthError:
     return HearthError(
         Reason.SHUTTING_DOWN,
-        "the root is shutting down and takes no new requests; connect again when it is back",
+        "the root is shutting down and accepts no requests; connect again when it is back",
     )
 
 
@@ -17,7 +17,7 @@ def cancelled() -> HearthError:
 def internal(error: Exception) -> HearthError:
     return HearthError(
         Reason.INTERNAL,
-        f"a step failed on the root: {type(error).__name__}: {error}; the root goes on serving, "
+        f"a step failed on the root: {type(error).__name__}: {error}; the root continues, "
         "and its log has the details",
     )
 
@@ -27,7 +27,7 @@ def not_sampled(error: Exception, made: int) -> HearthError:
     return HearthError(
         Reason.INTERNAL,
         f"no token could be sampled after {made} of this request: {type(error).__name__}: {error}; "
-        "other requests go on, and the root's log has the details",
+        "other requests continue, and the root's log has the details",
         {"tokens": made},
     )
 
@@ -40,7 +40,7 @@ def not_serving(cause: HearthError) -> HearthError:
     """Error for a new request while the cluster is not ready, because of `cause`."""
     return HearthError(
         Reason.CLUSTER_NOT_READY,
-        f"the cluster is not serving: {cause.message}",
+        f"the cluster is not ready: {cause.message}",
         {**cause.metadata, "cause": cause.reason},
     )
 
@@ -49,15 +49,14 @@ def waited_too_long(cause: HearthError, seconds: float) -> HearthError:
     """Error for a request whose wait for the cluster timed out."""
     return HearthError(
         cause.reason,
-        f"{cause.message}; requests wait {seconds:g} s for the cluster to serve again "
-        "(--pause-seconds), and it did not",
+        f"{cause.message}; the cluster was not ready again within {seconds:g} s (--pause-seconds)",
         {**cause.metadata, "pausedSeconds": f"{seconds:g}"},
         cause.code,
     )
 
 
 def lost_too_often(cause: HearthError, times: int) -> HearthError:
-    """Error for a request in whose steps the cluster was lost again and again."""
+    """Error for a request whose steps lost the cluster several times in a row."""
     return HearthError(
         cause.reason,
         f"{cause.message}; the cluster was lost {times} times in a row before this request got a "
@@ -68,7 +67,7 @@ def lost_too_often(cause: HearthError, times: int) -> HearthError:
 
 
 def fits_no_more(problem: HearthError, cause: HearthError) -> HearthError:
-    """Error for a request that does not fit the cluster any more after `cause`."""
+    """Error for a request that no longer fits after re-planning because of `cause`."""
     return HearthError(
         problem.reason,
         f"{problem.message}, since the model was divided again: {cause.message}",

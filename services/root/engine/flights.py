@@ -1,4 +1,4 @@
-"""The steps in flight: submits batches to the runner, and makes tokens of what they give."""
+"""The steps in flight: submits batches to the runner and samples tokens from their logits."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Flights:
-    """Batches in the order in which they were submitted, in which they also end.
+    """Batches in flight, oldest first; they end in the order in which they were submitted.
 
     Belongs to the engine's thread.
     """
@@ -30,9 +30,9 @@ class Flights:
         wake: Callable[[], object],
         columns: int | None,
     ) -> None:
-        """fail: ends one request. wake: called, in any thread, when a step ended in another.
+        """fail: ends one request. wake: called in any thread when a step ended in another.
 
-        columns: of a row of logits only so many stand for tokens; None: all.
+        columns: number of logits per row that stand for tokens; None: all.
         """
         self._runner = runner
         self._requests = requests
@@ -46,16 +46,16 @@ class Flights:
 
     @property
     def full(self) -> bool:
-        """True when another batch would only wait behind those in flight."""
+        """True if another batch would only wait behind those in flight."""
         return len(self._steps) >= self._runner.depth
 
     @property
     def done(self) -> bool:
-        """True when the oldest step has ended."""
+        """True if the oldest step has ended."""
         return bool(self._steps) and self._steps[0][1].done()
 
     def begin(self, batch: Batch) -> None:
-        """Submits a batch, whose sequences all have requests."""
+        """Submits a batch; all its sequences must have requests."""
         begin = time.perf_counter()
         wanted: list[int] = []
         for part in batch.sequences:
@@ -64,7 +64,7 @@ class Flights:
             active.started = active.started or begin
             if part.outputs:
                 wanted.append(active.params.sampling.candidates)
-        # Columns that stand for no token could be among the best.
+        # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
         step = self._runner.submit(batch, candidates)
         self._steps.append((batch, step))
@@ -72,16 +72,16 @@ class Flights:
             step.add_done_callback(lambda _: self._wake())
 
     def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]]]:
-        """The oldest batch, and new tokens of its sequences; waits for the step.
+        """Waits for the oldest step; returns its batch and the new tokens of its sequences.
 
-        Raises HearthError of the runner. A sequence whose sampler fails ends alone.
+        Raises the runner's HearthError. If a sampler fails, only its sequence ends.
         """
         batch, step = self._steps.popleft()
         output = step.result()
         if len(output.logits) != len(batch.output_rows):
             raise RuntimeError(
-                f"the step gave {len(output.logits)} rows of logits, "
-                f"{len(batch.output_rows)} were wanted"
+                f"the step returned {len(output.logits)} rows of logits, "
+                f"expected {len(batch.output_rows)}"
             )
         tokens: dict[int, tuple[int, ...]] = {}
         row = 0
@@ -101,6 +101,6 @@ class Flights:
         return batch, tokens
 
     def drop(self) -> None:
-        """Waits for all steps, whose outcome does not matter any more."""
+        """Waits for all steps and drops their results."""
         futures.wait([step for _, step in self._steps])
         self._steps.clear()

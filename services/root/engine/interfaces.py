@@ -15,7 +15,7 @@ Ids = npt.NDArray[np.uint32]
 
 
 class StepRunner(Protocol):
-    """Computes steps; `hearth.root.cluster.cluster` does it with all nodes."""
+    """Computes steps; implemented by `hearth.root.cluster.cluster` over all nodes."""
 
     @property
     def depth(self) -> int:
@@ -24,14 +24,14 @@ class StepRunner(Protocol):
     def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
         """Begins one forward pass; batches end in the order in which they were submitted.
 
-        With `candidates` the logits may be of each row's best tokens only, at least so many. After
-        a HearthError the KV cache is gone: the engine ends every request with it. One of code
-        UNAVAILABLE (a worker is lost) pauses them until `Engine.resume` instead.
+        With `candidates` the logits may cover only that many best tokens of each row, or more. A
+        HearthError means that the KV cache is lost: the engine ends every request with it. With
+        code UNAVAILABLE (a worker is lost) it pauses them until `Engine.resume` instead.
         """
 
 
 class TokenSampler(Protocol):
-    """Chooses tokens for one request; `hearth._native.Sampler` is one."""
+    """Samples tokens for one request; implemented by `hearth._native.Sampler`."""
 
     def sample(self, logits: Logits, ids: Ids | None = None) -> int: ...
 
@@ -58,7 +58,7 @@ def native_sampler(sampling: Sampling, seed: int) -> TokenSampler:
 
 
 class EngineMetrics(Protocol):
-    """Measurements of the engine (hearth.common.metrics); the runner reports the steps."""
+    """Measurements of the engine (hearth.common.metrics); the runner reports steps."""
 
     def first_token(self, seconds: float) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Events of a request, and the box in which they wait for a reader that may be slow."""
+"""Events of a request, and the mailbox in which they wait for a reader."""
 
 import threading
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from hearth.root.scheduling.batch import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The cost of a request. Seconds are the root's own clock."""
+    """The cost of a request, with seconds of the root's clock."""
 
     prompt_tokens: int
     completion_tokens: int
-    # Waiting for a place in a batch; then until the first token; then from first to last token.
+    # Wait for the first batch; from then to the first token; from the first to the last token.
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
@@ -22,7 +22,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New since the last one: text in whole characters (may be empty) and every token made."""
+    """New since the last delta: text in whole characters (may be empty), and all tokens."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -30,7 +30,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The request ended well; nothing follows."""
+    """Last event of a request that ended without an error."""
 
     finish_reason: FinishReason
     usage: Usage
@@ -38,7 +38,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ended with an error; nothing follows."""
+    """Last event of a request that ended with an error."""
 
     error: HearthError
 
@@ -48,11 +48,11 @@ Sink = Callable[[Event], None]
 
 
 class Mailbox:
-    """A sink whose reader takes all that is new at once; deltas that wait are merged into one.
+    """A sink that merges waiting deltas into one, so that a reader takes everything new at once.
 
-    That bounds its memory without ever holding up the engine: it keeps at most one answer, and an
-    answer has at most as many tokens as the context has positions. The number of mailboxes is
-    bounded by the scheduler's queue and by the service's limit on open streams.
+    That bounds memory without blocking the engine: a mailbox holds at most one answer, which has at
+    most as many tokens as the context has positions. The scheduler's queue and the service's limit
+    on open streams bound the number of mailboxes.
 
     `wake` is called from the engine's thread when an empty box gets its first event.
     """
@@ -76,7 +76,7 @@ class Mailbox:
             self._wake()
 
     def take(self) -> tuple[Delta | None, Done | Failed | None]:
-        """The news since the last call: a delta, the end, both or neither, in this order."""
+        """Takes the events since the last call: a delta, the end, both or neither."""
         with self._lock:
             delta = Delta("".join(self._text), tuple(self._token_ids)) if self._token_ids else None
             self._text.clear()

@@ -1,7 +1,7 @@
-"""The checked values of a request: sampling, stop texts, token ids.
+"""Checked parameters of a request: sampling, stop texts, token ids.
 
-Every value that is out of range is refused with the value and the range (those of root.proto).
-Floats are compared so that NaN is refused too.
+An error for a value out of range names the value and the range (see root.proto). The comparisons of
+floats also refuse NaN.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from hearth.common.errors import HearthError, Reason
 
-# More candidates than this are hardly less than a whole row.
+# With more candidates than this, whole rows of logits are about as cheap.
 MAX_CANDIDATES = 256
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -22,24 +22,24 @@ def invalid(message: str, **metadata: object) -> HearthError:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Choice of the next token; the defaults are greedy. HearthError when out of range."""
+    """Choice of the next token; greedy by default. Raises HearthError if out of range."""
 
     # 0 is greedy.
     temperature: float = 0.0
-    # Keep the k best; 0 keeps all.
+    # Keep the k most likely tokens; 0 keeps all.
     top_k: int = 0
-    # Keep the best whose probabilities add up to this.
+    # Nucleus sampling: keep the most likely tokens whose probabilities add up to this.
     top_p: float = 1.0
-    # Drop what is less likely than this share of the best.
+    # Drop tokens less likely than this fraction of the most likely one.
     min_p: float = 0.0
-    # Divides (or multiplies, where negative) logits of tokens seen.
+    # Divisor of the positive logits of tokens seen before, and factor of the negative ones.
     repetition_penalty: float = 1.0
-    # Same seed, same text; None draws one.
+    # The same seed gives the same text; None: a random seed.
     seed: int | None = None
 
     @property
     def candidates(self) -> int:
-        """Number of best tokens that this chooses among; 0: it may choose any token."""
+        """Number of most likely tokens from which this samples; 0: any token is possible."""
         if self.repetition_penalty != 1:
             return 0
         if self.temperature == 0:
@@ -68,13 +68,13 @@ def _check(name: str, value: float, allowed: str, holds: Callable[[float], bool]
 
 @dataclass(frozen=True, slots=True)
 class GenerateParams:
-    """One request: token ids in, and how to go on from them. HearthError when out of range."""
+    """One request: prompt token ids and parameters. Raises HearthError if out of range."""
 
     prompt: tuple[int, ...]
-    # New tokens at most; 0 means as many as there is room for.
+    # Maximum number of new tokens; 0 means as many as fit.
     max_tokens: int = 0
     sampling: Sampling = field(default_factory=Sampling)
-    # Texts that end the generation; never part of the output.
+    # Texts that end the answer; never part of it.
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 
@@ -104,7 +104,7 @@ class GenerateParams:
 
 
 def check_text(what: str, text: str) -> str:
-    """`text` itself, or HearthError when it cannot be UTF-8 (a lone surrogate)."""
+    """Returns `text`; raises HearthError if it has a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -117,7 +117,7 @@ def check_text(what: str, text: str) -> str:
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """HearthError when a token id is outside the vocabulary."""
+    """Raises HearthError for a token id outside the vocabulary."""
     if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
         return
     for index, token in enumerate(ids):

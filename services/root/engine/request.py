@@ -1,4 +1,4 @@
-"""A request on its way through the engine."""
+"""State of a request in the engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from hearth.root.engine.stopping import StopMatcher
 
 @dataclass(slots=True, eq=False)
 class Active:
-    """A request on its way. Times are time.perf_counter() seconds; 0 where not yet."""
+    """An open request. Times are time.perf_counter() seconds, 0 before the event."""
 
     seq_id: int
     params: GenerateParams
@@ -25,11 +25,11 @@ class Active:
     first: float = 0.0
     last: float = 0.0
     made: int = 0
-    # Times in a row that the cluster was lost in a step of this request, and it got no token since.
+    # Losses of the cluster in steps of this request since its last token.
     setbacks: int = 0
 
     def usage(self) -> Usage:
-        """Seconds of phases that the request did not reach are 0."""
+        """The request's usage; seconds of phases not reached are 0."""
         return Usage(
             len(self.params.prompt),
             self.made,
@@ -41,11 +41,11 @@ class Active:
 
 @dataclass(frozen=True, slots=True)
 class RequestHandle:
-    """The caller's end of a request."""
+    """The caller's handle of a request."""
 
     seq_id: int
     _cancel: Callable[[], object]
 
     def cancel(self) -> None:
-        """Ends the request with Failed(CANCELLED) before the next step; else does nothing."""
+        """Ends the request with Failed(CANCELLED) before the next step, unless it has ended."""
         self._cancel()

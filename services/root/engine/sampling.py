@@ -1,4 +1,4 @@
-"""From the logits of a step to tokens: sampling, and verifying draft tokens."""
+"""Sampling of tokens from a step's logits, and verification of draft tokens."""
 
 from collections.abc import Iterable
 
@@ -9,11 +9,11 @@ from hearth.root.scheduling.batch import SequenceStep
 def sample(
     step: SequenceStep, logits: Logits, ids: Ids | None, sampler: TokenSampler
 ) -> tuple[int, ...]:
-    """The new tokens of one sequence: the drafts that it would have sampled, then one more.
+    """New tokens of one sequence: the accepted drafts, then one more.
 
-    logits: f32 [step.outputs, n], the first row after the last known token, the others after each
-    draft. Every token is drawn as it would be without drafts, so that drafts change no text. Each
-    is accepted by the sampler.
+    logits: f32 [step.outputs, n]; the first row follows the last known token, each other row a
+    draft. Tokens are sampled as without drafts, so drafts never change the text. The sampler
+    records each of them with `accept`.
     """
     tokens: list[int] = []
     drafts = step.drafts
@@ -27,6 +27,6 @@ def sample(
 
 
 def candidates(wanted: Iterable[int]) -> int:
-    """Number of best tokens that is enough for all samplers; 0 where one needs whole rows."""
+    """Number of candidates that is enough for all samplers; 0 if one needs whole rows."""
     counts = list(wanted)
     return max(counts) if counts and all(counts) else 0

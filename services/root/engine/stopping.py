@@ -1,4 +1,4 @@
-"""Finds stop texts in text that arrives piece by piece, and holds back what may become one."""
+"""Finds stop texts in text that arrives in pieces, and holds back a possible beginning of one."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 class StopMatcher:
     """Matches several stop texts at once, one Knuth-Morris-Pratt automaton each.
 
-    Works character by character, so what comes out does not depend on where tokens begin and end:
-    the first stop text to be completed ends the output just before it (of several completed by one
+    Works character by character, so the output does not depend on the borders of tokens. The first
+    stop text to be completed ends the output just before it (of several completed by one
     character, the longest). What `feed` and `flush` return never contains a stop text.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = sorted(stops, key=len, reverse=True)
         self._failure = [_failure_function(stop) for stop in self._stops]
-        # How many characters of each stop text the text so far ends with.
+        # For each stop text: the length of its longest prefix that ends the text so far.
         self._matched = [0] * len(self._stops)
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """The text that is safe to give out, and whether a stop text was met (nothing follows)."""
+        """Adds text; returns the text that can be sent, and True if a stop text has ended it."""
         if not self._stops:
             return text, False
         for i, character in enumerate(text):
@@ -39,7 +39,7 @@ class StopMatcher:
         return out, False
 
     def flush(self) -> str:
-        """The text that was held back, when no more will come."""
+        """Returns the text held back, at the end of the text."""
         out, self._held = self._held, ""
         return out
 

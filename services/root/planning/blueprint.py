@@ -59,7 +59,7 @@ class Blueprint:
     def pages(self, plan: Plan, workers: Sequence[NodeFacts]) -> int:
         """Pages of KV cache; workers: in the plan's order.
 
-        Raises HearthError OUT_OF_MEMORY; its metadata has the number of the node without the memory.
+        Raises HearthError OUT_OF_MEMORY; the metadata has the number of the node that is short.
         """
         settings = self.settings
         nodes = [NodeFacts("the root", self.room)]

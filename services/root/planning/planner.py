@@ -2,7 +2,7 @@
 
 Every stage has a range of layers, and every rank of it a share of each: attention by KV head with
 its query heads, the feed-forward by columns of its inner width, the vocabulary by rows. The table
-of tensors (converter/spec.py) says how each tensor follows these units. Rank 0 of the first stage
+of tensors (converter/spec.py) defines how tensors follow these units. Rank 0 of the first stage
 holds the embedding; the ranks of the last stage hold the final norm and the head.
 
 Cuts of quantized rows fall on blocks of 32. A tensor that cannot be cut on blocks is stored as f16,

@@ -19,7 +19,7 @@ def limit(request: Request, lim: Limits) -> tuple[int, FinishReason]:
     if prompt >= lim.context_size:
         raise HearthError(
             Reason.PROMPT_TOO_LONG,
-            f"the prompt has {prompt} tokens, the context {lim.context_size} positions for "
+            f"the prompt has {prompt} tokens and the context {lim.context_size} positions for "
             "prompt and answer together; shorten the prompt to at most "
             f"{lim.context_size - 1} tokens, or start the root with a larger --context",
             {"promptTokens": prompt, "contextSize": lim.context_size},

@@ -1,7 +1,8 @@
 """Continuous batching as pure state: the sequences of the next step, and their pages.
 
 Events come in (`submit`, `cancel`, `propose`, `step_finished`, `step_failed`, `rewind`, `refit`),
-batches come out (`schedule`). There is no I/O, clock or thread here; the engine has those. Several batches may be in flight; they finish in the order in which they were scheduled.
+batches come out (`schedule`). There is no I/O, clock or thread here; the engine has those. Several
+batches may be in flight; they finish in the order in which they were scheduled.
 
 A sequence counts its positions `scheduled` (assigned to batches) and `computed` (done). One rule
 covers prefill, decode and drafts: both counts catch up with the known tokens and the drafts. So
@@ -11,8 +12,8 @@ because the next token depends on it.
 The rules, in order:
 
 1. Sequences run in order of arrival: every running sequence is older than every waiting one.
-2. A step takes decode tokens first: one for each sequence with only its last position left.
-   The rest of `max_step_tokens` goes to prefill chunks, evenly over the sequences in prefill. A long
+2. A step takes decode tokens first: one for each sequence with only its last position left. The
+   rest of `max_step_tokens` goes to prefill chunks, evenly over the sequences in prefill. A long
    prompt therefore never delays decoding, nor a short prompt behind it. Draft tokens get the rows
    and pages that remain, because they are only a guess.
 3. Pages are allocated when a step needs them. A waiting sequence starts when there are free pages
