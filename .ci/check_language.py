@@ -144,7 +144,9 @@ def texts_of(path: Path) -> Iterator[Text]:
 
 def findings(text: str, kind: str) -> Iterator[str]:
     """What is wrong with a text."""
-    plain = re.sub(r"(?m)^ *(docker|helm|python|hearth|make|\w+=) .*$", "", text)
+    # Indented lines of comments are tables and formulas; command lines are not prose either.
+    plain = re.sub(r"(?m)^ {2,}\S.*$", "", text) if kind == "comment" else text
+    plain = re.sub(r"(?m)^ *(docker|helm|python|hearth|make|\w+=) .*$", "", plain)
     plain = re.sub(r"`[^`]*`|https?://\S+|\{[^}]*\}", "x", plain)
     if kind == "docstring" and (found := OPENING.match(plain.strip())):
         yield f"opens with {found[0]!r}"

@@ -55,7 +55,7 @@ def best(
     """
 
 class Lane:
-    """How a sync travels. Subclass it and define all_reduce."""
+    """Transport of syncs. Subclass it and define all_reduce."""
 
     def __init__(self) -> None: ...
     def all_reduce(self, x: NDArray[np.float32]) -> None:
@@ -70,7 +70,7 @@ class LaneError(RuntimeError):
     rank: int
 
 class LinkCosts:
-    """What a sync costs over the ranks' links; picoseconds for each byte sent, or added up."""
+    """Measured costs of a sync over the ranks' links; picoseconds per byte sent, or added."""
 
     def __init__(self, *, latency_ns: int, byte_ps: int, add_ps: int) -> None: ...
     @property
@@ -126,7 +126,7 @@ class MeshLane(Lane):
     def received_bytes(self) -> int: ...
 
 class StepOutput:
-    """What a step gives: on the last stage logits, on the others activations."""
+    """Output of a step: logits on the last stage, activations on the others."""
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -144,7 +144,7 @@ class StepOutput:
     def sync_ns(self) -> int: ...
 
 class Shard:
-    """What one node holds of a model, and its steps. Not for use by two threads at once."""
+    """One node's part of a model, and its steps. Not for use by two threads at once."""
 
     def __init__(
         self,

@@ -12,10 +12,10 @@
 
 namespace hearth::bindings {
 
-// A daemon thread that wants the GIL while the interpreter is being torn down is ended, until
-// Python 3.14, by pthread_exit, whose unwinding no destructor of C++ survives: the process would
-// die of "terminate called without an active exception". Such a thread stops here instead, for the
-// little time that is left. `call` takes the GIL, or runs Python.
+// Until Python 3.14, a daemon thread that requests the GIL during interpreter shutdown is ended by
+// pthread_exit. Its unwinding ends a C++ process with "terminate called without an active
+// exception". Such a thread sleeps here instead, until the process ends. `call` takes the GIL, or
+// runs Python.
 template <typename Call>
 auto unless_exiting(Call call) {
 #ifdef __GLIBCXX__

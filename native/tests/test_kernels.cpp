@@ -376,8 +376,8 @@ std::vector<float> attend(const Kernels& kernels, const Attention& a, size_t pag
 }
 
 // A score is a sum of `size` products: its error is at most size * epsilon * sum |q k|. That is a
-// relative error of its weight, twice over (the largest is taken off), beside the few roundings of
-// exp and of two sums over the slots; the result is a mean of values under these weights.
+// relative error of its weight, twice over (the largest score is subtracted). The roundings of exp
+// and of two sums over the slots come on top. The result is a mean of values under these weights.
 void test_attend(const Kernels& kernels) {
   for (size_t size : {2, 6, 8, 16, 20, 24, 32, 40, 64, 100, 128}) {
     for (size_t slots : {1, 2, 7, 8, 9, 16, 33}) {

@@ -1,6 +1,6 @@
 // The mesh lane between threads of one process, over socket pairs: sums, equal bits on all ranks,
-// and ranks that leave, keep silent, speak out of turn, or are told to stop. The sanitizers' view
-// of what tests/unit/test_native_mesh.py does over TCP.
+// and ranks that leave, keep silent, speak out of turn, or are stopped.
+// tests/unit/test_native_mesh.py does the same over TCP; this runs under sanitizers.
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -327,7 +327,7 @@ void test_limits() {
     const bool given = std::count(sockets.begin(), sockets.end(), pair[0]) > 0;
     const std::unique_ptr<int, void (*)(int*)> check(pair, [](int* both) {
       uint8_t byte;
-      // The other end is told that this one was closed.
+      // The other end sees that this one was closed.
       CHECK_EQUAL(recv(both[1], &byte, 1, MSG_DONTWAIT), 0);
       close(both[1]);
     });

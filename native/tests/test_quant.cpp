@@ -1,5 +1,5 @@
-// Number formats: f16 by all its values, the block formats by their error bounds and by bytes
-// worked out by hand, packing by a round trip, random weights by their cuts.
+// Number formats: all values of f16; error bounds and bytes computed by hand for the block formats.
+// Also packing by a round trip, and random weights by their cuts.
 #include <algorithm>
 #include <bit>
 #include <cmath>

@@ -1,6 +1,6 @@
-// A shard and its steps: what it refuses, that threads, cuts of the prompt and company in the batch
-// change no bit, and ranks that add up over a lane, or lose it half-way. That the numbers are those
-// of a Llama is for the tests in Python, against references written apart.
+// A shard and its steps: refused input; the same bits for any threads, cuts of the prompt and other
+// sequences in the batch; ranks that add up over a lane, or lose it halfway. The tests in Python
+// compare the results with independent references.
 #include <atomic>
 #include <cmath>
 #include <condition_variable>

@@ -159,7 +159,7 @@ void test_pinning() {
   }
   for (size_t threads : {1, 2, 3}) {
     const test::Case each(threads, " threads");
-    // The last core first: where threads start anyway is no proof.
+    // The last core first: the core where threads start anyway would prove nothing.
     const std::vector<int> pin(cores.rbegin(), cores.rend());
     ThreadPool pool(threads, pin);
     std::vector<cpu_set_t> seen(threads);
@@ -174,7 +174,7 @@ void test_pinning() {
 }
 #endif
 
-// The barrier by itself, among threads that are no pool.
+// The barrier by itself, among threads outside a pool.
 void test_barrier() {
   constexpr size_t kThreads = 6;
   constexpr int kRounds = 300;

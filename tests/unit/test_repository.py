@@ -108,7 +108,7 @@ def test_readme_commands_exist() -> None:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command in this process did."""
+    """Result of a command run in this process."""
 
     returncode: int
     stdout: str

@@ -1,16 +1,15 @@
 // The mesh lane: every rank has a TCP connection to every other, and the core drives them itself.
 //
-// The connections come connected and proven (services/common/mesh.py): here they only carry frames.
+// The connections are already authenticated (services/common/mesh.py); here they only carry frames.
 // A frame is a header of four u32 (magic, step, index, bytes), little-endian, and then its bytes.
 // Both sides know the shape of the sync that is due, so a header is compared, never trusted.
 //
-// Two ways to all-reduce, the same on all ranks for the same shape, by what it costs
-// (mesh_costs.h):
+// Two ways to all-reduce, chosen by their cost (mesh_costs.h), the same on all ranks for a shape.
 //   direct    every rank sends its whole part to every other: one latency, (n - 1) parts sent
 //   scattered reduce-scatter, then all-gather: two latencies, 2 (n - 1) / n parts sent
-// In both the parts are added in rank order, and what was rounded for the wire is used rounded by
-// all ranks, its sender too: all ranks end with the same bits. Two ranks that do not round have
-// ways of their own to do the same, which send from and receive to where the elements lie.
+// In both, parts are added in rank order, and all ranks, including the sender, use the values
+// rounded for the wire. So all ranks end with the same bits. Two ranks that do not round have
+// faster ways with the same result, which send from and receive to the elements in place.
 #pragma once
 
 #include <atomic>

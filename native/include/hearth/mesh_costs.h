@@ -1,11 +1,11 @@
-// What a sync costs over the ranks' links, and which of the mesh's two ways is the cheaper one.
+// Costs of a sync over the ranks' links, and the choice between the mesh's two ways.
 //
-// The model, of n ranks that each have a part of b bytes on the wire (f32, f16 or q80 as it is
-// encoded): a latency, a time for each byte that a rank sends, whose link its peers share, and one
-// for each byte of others' parts that it adds up.
+// The model: n ranks, each with a part of b bytes as encoded for the wire. A sync costs a latency,
+// a time per byte that a rank sends, and a time per byte that it adds. A rank's peers share its
+// link.
 //   direct     latency + (n - 1) b byte + (n - 1) b add
 //   scattered  2 latency + 2 (n - 1) / n b byte + (n - 1) / n b add
-// The way is chosen by what is measured over the links when the mesh is opened (MeshLane::measure).
+// The costs are measured when the mesh opens (MeshLane::measure).
 // The arithmetic is on integers, so that ranks of every architecture make the same choice.
 #pragma once
 

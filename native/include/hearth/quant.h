@@ -21,9 +21,9 @@ void quantize_row(Type type, const float* x, size_t columns, uint8_t* out);
 void dequantize_row(Type type, const uint8_t* in, size_t columns, float* out);
 
 // Fills a cut of a random matrix. Every block of 32 columns comes from a counter-based generator
-// keyed by (seed, row, block of the whole row), so a cut has the bytes that the whole has in that
-// place. Elements are near uniform with standard deviation `scale`. column_begin and columns are
-// multiples of 32 for quantized types. out: [rows, row_bytes(type, columns)].
+// keyed by (seed, row, block of the whole row). So a cut has the bytes of that part of the whole.
+// Elements are near uniform with standard deviation `scale`. column_begin and columns are multiples
+// of 32 for quantized types. out: [rows, row_bytes(type, columns)].
 struct RandomCut {
   uint64_t seed;
   size_t row_begin, rows;

@@ -1,4 +1,4 @@
-// What one node holds of a model (a range of layers and a share of each) and its forward pass.
+// One node's part of a model, a range of layers and a share of each, and its forward pass.
 //
 // Words: a step is one forward pass of a batch; its rows are the tokens of its sequences, one after
 // another. Slices, by name, with shapes [rows, columns]:

@@ -1,6 +1,6 @@
-// All-reduce between two ranks in f32, as one thread does it fastest. Parts are sent from and
-// received to where the elements are, and added while they are in the cache and the next ones on
-// their way. A sum of two does not depend on their order, so both ranks get the same bits.
+// All-reduce between two ranks in f32, as fast as one thread can. Parts are sent and received in
+// place. They are added while they are in the cache and the next ones are in flight. A sum of two
+// does not depend on their order, so both ranks get the same bits.
 #include <algorithm>
 #include <array>
 
