@@ -1,28 +1,29 @@
-# What one does with a checkout of Hearth. Every target does its own set-up, in .venv and build/.
+# Targets of a checkout of Hearth. Each installs what it needs, in .venv and build/.
 #
-#   make demo            a story, made by three nodes on this machine
-#   make test            native tests (plain, and under the sanitizers), then Python tests
-#   make test PARITY=1   with the comparison with transformers too (installs PyTorch)
-#   make testdata        fetch public models and vocabularies, for the tests that read them
-#   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated (Pi 4, Pi 5, newest)
-#   make fuzz            random bytes for everything that reads bytes from outside (needs clang)
+#   make demo            three nodes on this machine generate a story
+#   make test            native tests (also under sanitizers), then Python tests
+#   make test PARITY=1   also the comparison with transformers (installs PyTorch)
+#   make dev             the tools for tests and lint, in .venv
+#   make testdata        download public models and vocabularies that some tests read
+#   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated
+#   make fuzz            fuzzing of everything that reads input (needs clang)
 #   make chart-test      the Helm chart alone (part of make test)
-#   make deploy-test     the image and compose.yaml for real (needs a running Docker with Compose)
-#   make survival        three nodes that lose a machine in every way (as root: cut cables too)
-#   make soak SECONDS=N  mixed load while a worker is killed every two minutes (3600 unless given)
-#   make lint            everything that reads code without running it
-#   make proto-baseline  take hearth.v1 as it is now as what `make lint` holds changes against
+#   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
+#   make survival        three nodes that lose a machine in every way (as root also cut cables)
+#   make soak SECONDS=N  mixed load while a worker is killed every two minutes (default 3600)
+#   make lint            formatters, types, language, contract and workflows
+#   make proto-baseline  store hearth.v1 as the baseline of make lint
 #   make client-wheel    the client SDK as a pure-Python wheel, in build/dist
 #   make sdist           the sources as a distribution, in build/dist
 #   make docs            the documentation as a site, in build/site
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
-#   make clean           removes what was built; make distclean removes .venv too
+#   make clean           remove build results; make distclean also removes .venv
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -43,7 +44,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # $(call quietly,NAME,COMMAND): the output of COMMAND goes to a file, and is shown when it fails.
 quietly = mkdir -p $(LOGS); \
-  $(2) >$(LOGS)/$(1).log 2>&1 || { tail -n 60 $(LOGS)/$(1).log >&2; \
+  { $(2); } >$(LOGS)/$(1).log 2>&1 || { tail -n 60 $(LOGS)/$(1).log >&2; \
   echo "hearth: failed: $(1) (all of it: $(LOGS)/$(1).log)" >&2; exit 1; }
 # $(call listed,EXPRESSION): what EXPRESSION gives, one in a line, where `p` is pyproject.toml and
 # `client` that of hearth-client.
@@ -54,6 +55,8 @@ listed = $(BIN)/python -c 'import tomllib; \
 # $(call install,NAME,EXPRESSION): installs the requirements that EXPRESSION lists.
 install = $(call listed,$(2)) >$(DONE)/$(1).txt; \
   $(call quietly,install-$(1),$(BIN)/pip install -q -r $(DONE)/$(1).txt); touch $@
+
+dev: $(DONE)/installed $(DONE)/test $(DONE)/lint
 
 demo: $(DONE)/installed
 	@$(BIN)/hearth generate --model demo --nodes 3 --prompt "Once upon a time" \
@@ -119,7 +122,7 @@ chart-test: $(DONE)/installed $(DONE)/test $(DONE)/deploy
 	@echo "hearth: tests of the chart"
 	@$(BIN)/python -m pytest -q tests/deploy/test_chart*.py $(PYTEST_ARGS)
 
-# Prometheus (promtool) is installed where that is ours to do; without it those tests are skipped.
+# Prometheus (promtool) is installed as root on Debian; without it those tests are skipped.
 deploy-test: $(DONE)/installed $(DONE)/test
 	@docker info >/dev/null 2>&1 && \
 	  { docker compose version || docker-compose version; } >/dev/null 2>&1 || \
@@ -140,6 +143,8 @@ lint: $(DONE)/installed $(DONE)/test $(DONE)/lint
 	  { echo "hearth: ruff format would change files: $(BIN)/ruff format ." >&2; exit 1; }
 	@echo "hearth: clang-format"
 	@find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	@echo "hearth: English"
+	@$(BIN)/python .ci/check_language.py
 	@echo "hearth: pyright and mypy"
 	@$(BIN)/python .ci/check_types.py
 	@$(MAKE) -s build/npm/node_modules

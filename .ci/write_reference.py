@@ -50,7 +50,8 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, str,
         if action.nargs == 0:
             value = ""
         spelled = " ".join((*action.option_strings[-1:], str(value))).strip() or action.dest
-        default = "" if action.default in (None, False, [], "") else str(action.default)
+        absent = action.default is None or action.default in ("", []) or action.default is False
+        default = "" if absent else str(action.default)
         default = default.replace(str(Path.home()), "~")
         yield spelled, name or "", default, text
 

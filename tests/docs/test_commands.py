@@ -28,6 +28,7 @@ SECONDS = 120
 # Targets of `make`: where each is run.
 MAKE = {
     "demo": "a stage of .ci/run",
+    "dev": "make lint and make test install the same",
     "docs": "a stage of .ci/run",
     "lint": "a stage of .ci/run",
     "test": "a stage of .ci/run",
@@ -84,6 +85,8 @@ class Scene:
     def service(self, arguments: list[str]) -> ServiceProcess:
         """A root or worker, after its addresses are replaced."""
         name, *options = self.replaced(arguments)
+        if "--listen" not in options:  # the documented port may be in use here
+            options += ["--listen", "127.0.0.1:0"]
         log = self.folder / f"{len(self._running)}.log"
         if name == "worker":
             service: ServiceProcess = WorkerProcess(*options, log=log)
