@@ -369,6 +369,47 @@ def test_a_drained_worker_s_place_is_taken_by_one_that_is_there() -> None:
     assert story.formed[1:] == [("b:1", "c:1")]
 
 
+def test_of_two_drains_the_second_counts_without_the_first() -> None:
+    """The model needs two workers of three: one may go, not two."""
+    story = serving("a:1", "b:1", "c:1", fit=needs(3 * GIB, GIB))
+    story.membership.handle(Drain(story.now, "a:1"))
+    with pytest.raises(HearthError, match=r"b .b:1. cannot be taken out") as error:
+        story.membership.handle(Drain(story.now, "b:1"))
+    assert error.value.reason == "OUT_OF_MEMORY"
+    story.run(10)
+    assert story.formed[1:] == [("b:1", "c:1")]
+
+
+def test_two_drains_for_which_there_is_room_both_happen() -> None:
+    story = serving("a:1", "b:1", "c:1")
+    story.membership.handle(Drain(story.now, "a:1"))
+    story.membership.handle(Drain(story.now, "b:1"))
+    story.run(10)
+    assert story.formed[1:] == [("c:1",)]
+
+
+@pytest.mark.parametrize("event", [Drain, Leaving])
+def test_one_that_leaves_while_another_is_lost_is_not_waited_for(
+    event: type[Drain | Leaving],
+) -> None:
+    story = serving("a:1", "b:1", "c:1")
+    gone = Drain(story.now, "a:1") if event is Drain else Leaving(story.now, "a:1", "stopping")
+    story.membership.handle(gone)
+    story.lose("b:1").start("b:1", instance="2")
+    del story.up["a:1"]
+    story.run(1)
+    assert story.formed[1:] == [("b:1", "c:1")]
+
+
+def test_one_that_is_drained_while_nothing_serves_is_not_waited_for() -> None:
+    story = serving("a:1", "b:1", "c:1").lose("b:1")
+    story.membership.handle(Drain(story.now, "b:1"))
+    story.membership.handle(Drain(story.now, "a:1"))
+    del story.up["a:1"]
+    story.run(1)
+    assert story.formed[1:] == [("c:1",)]
+
+
 # Leaving by itself.
 
 

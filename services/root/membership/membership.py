@@ -288,7 +288,8 @@ class Membership:
 
     def _drain(self, peer: Peer) -> None:
         if peer.state is PeerState.IN:
-            rest = [member for member in self._decider.members() if member is not peer]
+            members = self._decider.members()
+            rest = [member for member in members if member is not peer and not member.drained]
             ready = self._decider.ready(self._now, serving=True)
             _, misfit = self._chooser.divide(rest, ready, self._now)
             if misfit is not None:
@@ -297,9 +298,8 @@ class Membership:
             peer.reason = _DRAINED
         else:
             self._enter(peer, PeerState.DRAINED, _DRAINED)
+            peer.place = None  # it is not waited for
         peer.drained = True
-        if peer.place is not None:
-            peer.place = Place()  # it is not waited for
 
     # Details.
 
@@ -314,7 +314,7 @@ class Membership:
 
     def _await(self, peer: Peer) -> None:
         """A peer that was in, and cannot be now, is waited for; once, from the first time on."""
-        if self._serving is None and peer.place == Place():
+        if self._serving is None and not peer.drained and peer.place == Place():
             peer.place = Place(self._now + self._rules.wait_seconds)
 
     def _gone(self, peer: Peer, problem: str, on_purpose: bool) -> None:
@@ -339,6 +339,8 @@ class Membership:
             if peer.state in (PeerState.IN, PeerState.READY):
                 self._enter(peer, PeerState.SEEN, "waiting for the others")
                 peer.ask_at = self._now
+            if peer.drained:
+                peer.place = None  # it is not waited for
 
     def _enter(self, peer: Peer, state: PeerState, reason: str) -> None:
         move = peer.enter(state, reason, self._now)

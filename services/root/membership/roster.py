@@ -88,7 +88,3 @@ class Roster:
                 del self._known[other.address]
                 return other.address
         return ""
-
-
-def _by_name(peer: Peer) -> tuple[bool, str, str]:
-    return not peer.name, peer.name, peer.address
