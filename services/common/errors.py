@@ -115,3 +115,11 @@ class HearthError(Exception):
         self.message = message
         self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
         self.code = code or CODES.get(reason, Code.UNKNOWN)
+
+    def copy(self, **facts: object) -> HearthError:
+        """The same error without traceback, cause and context; `facts` where metadata lacks them.
+
+        Keep such a copy where an error outlives the call that raised it: a traceback holds the
+        frames, and these everything that the call had in memory.
+        """
+        return HearthError(self.reason, self.message, {**facts, **self.metadata}, self.code)

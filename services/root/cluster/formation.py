@@ -8,7 +8,7 @@ import numpy as np
 
 from hearth import _native
 from hearth.common import wire
-from hearth.common.errors import HearthError
+from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster import logits as parts
 from hearth.root.cluster import wire as plans
 from hearth.root.cluster.lanes import HubLane
@@ -107,8 +107,9 @@ class Formation:
         """Ends every stream with `error`, and the running step."""
         if isinstance(self._lane, _native.MeshLane):
             self._lane.abort()
-        # With "peer", two workers do not reach each other, but the root reaches both.
-        self._culprit = "" if "peer" in error.metadata else error.metadata.get("worker", "")
+        # With PEER_LOST two workers do not reach each other, but the root reaches both.
+        apart = error.reason == Reason.PEER_LOST
+        self._culprit = "" if apart else error.metadata.get("worker", "")
         for link in self.links:
             if link.address != self._culprit:
                 link.fail(error)

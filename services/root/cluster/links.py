@@ -97,10 +97,13 @@ class WorkerLink:
             raise self._named(error) from None
 
     def open(self, lease: worker_pb2.Lease, on_end: Callable[[HearthError], None]) -> None:
-        """Opens the Forward stream. `on_end` is called in a gRPC thread when it ends."""
-        self._outgoing = queue.SimpleQueue()
-        self._failure = self.ended = None
+        """Opens the Forward stream; call it once. `on_end` is called in a gRPC thread at its end.
+
+        Raises HearthError, which is the error of `fail` if that was called before.
+        """
         self._call = call = self._stub.Forward(self._requests(self._outgoing))
+        if self._failure is not None:
+            call.cancel()  # `fail` came before there was a stream
         self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
         answer = self.receive_within(OPEN_SECONDS, "open its Forward stream")
         if answer.WhichOneof("message") != "ready":
@@ -181,8 +184,11 @@ class WorkerLink:
         return HearthError(failure.reason, problem, failure.metadata)
 
     def _named(self, error: HearthError) -> HearthError:
-        error.metadata.setdefault("worker", self.address)
-        return error
+        """A copy of `error` that names this worker, unless it names one already.
+
+        A copy, because `fail` may give the same error to several links.
+        """
+        return error.copy(worker=self.address)
 
 
 def _violation(name: str, problem: str) -> HearthError:

@@ -1,0 +1,87 @@
+"""Links to workers that are not there: what they do with errors and with closed channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from hearth.common.errors import HearthError, Reason
+from hearth.root.cluster.formation import Formation
+from hearth.root.cluster.links import WorkerLink
+from hearth.root.cluster.reports import Reports
+from hearth.root.planning.plan import Plan
+from hearth.v1 import common_pb2, worker_pb2
+from hearth.worker.shard import NodeShard
+
+# Nothing listens there, and nothing is dialled before a call.
+ADDRESSES = ("127.0.0.1:1", "127.0.0.1:2")
+
+
+class IdleShard:
+    """As much of a shard as a formation needs that runs no step."""
+
+    config = common_pb2.ShardConfig(max_step_tokens=1, max_pages=1)
+
+
+@pytest.fixture
+def links() -> Iterator[list[WorkerLink]]:
+    links = [WorkerLink(address) for address in ADDRESSES]
+    yield links
+    for link in links:
+        link.close()
+
+
+def formation(links: list[WorkerLink]) -> Formation:
+    shard = cast("NodeShard", IdleShard())
+    return Formation(cast("Plan", None), shard, links, None, "f32", Reports(()))
+
+
+def failure_of(link: WorkerLink) -> HearthError:
+    """The error with which the link's stream ends, once `fail` was called."""
+    with pytest.raises(HearthError) as error:
+        link.open(worker_pb2.Lease(root_id="a", epoch=1), lambda error: None)
+    return error.value
+
+
+def test_an_error_that_names_no_worker_blames_none(links: list[WorkerLink]) -> None:
+    """The formation's error is shared by its links, and goes on to the board."""
+    error = HearthError(Reason.DEADLINE, "a step took longer than 1 s", {"stage": 0})
+    formation(links).fail(error)
+    assert error.metadata == {"stage": "0"}
+
+
+def test_each_link_raises_the_error_with_its_own_worker(links: list[WorkerLink]) -> None:
+    error = HearthError(Reason.DEADLINE, "a step took longer than 1 s")
+    formation(links).fail(error)
+    for link in links:
+        raised = failure_of(link)
+        assert (raised.reason, raised.message) == (error.reason, error.message)
+        assert raised.metadata == {"worker": link.address}
+
+
+def test_the_worker_that_an_error_names_is_kept(links: list[WorkerLink]) -> None:
+    error = HearthError(Reason.WORKER_LOST, "lost", {"worker": ADDRESSES[0]})
+    formation(links).fail(error)
+    assert failure_of(links[1]).metadata == {"worker": ADDRESSES[0]}
+
+
+@pytest.mark.parametrize(
+    ("reason", "released"),
+    [(Reason.WORKER_LOST, [ADDRESSES[1]]), (Reason.PEER_LOST, list(ADDRESSES))],
+)
+def test_the_lease_of_a_lost_worker_is_not_released(
+    links: list[WorkerLink],
+    monkeypatch: pytest.MonkeyPatch,
+    reason: Reason,
+    released: list[str],
+) -> None:
+    """With PEER_LOST the root reaches both workers; other errors use `peer` for the lost one."""
+    calls: list[str] = []
+    monkeypatch.setattr(WorkerLink, "release", lambda link, lease: calls.append(link.address))
+    facts = {"worker": ADDRESSES[0], "peer": ADDRESSES[1]}
+    formed = formation(links)
+    formed.fail(HearthError(reason, "lost", facts))
+    formed.release(worker_pb2.Lease(root_id="a", epoch=1))
+    assert sorted(calls) == released
