@@ -43,6 +43,19 @@ struct Shard::State {
     if (gathering.joinable()) gathering.join();
   }
 
+  // Compiles the program once. Throws std::logic_error while slices are missing.
+  void prepare() {
+    if (program) return;
+    const std::lock_guard lock(loading);
+    if (!weights.complete()) {
+      const auto names = weights.missing();
+      throw std::logic_error("the shard lacks " + std::to_string(names.size()) +
+                             " slices, the first is '" + names.front() + "'");
+    }
+    program = weights.compile(config);
+    buffer_plan = program->plan_buffers();
+  }
+
   // Gives pages memory: after all checks, because a step that is refused should take none.
   void take_pages(const Batch& batch) {
     for (const SequenceStep& sequence : batch.sequences()) {
@@ -123,16 +136,7 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   const ShardConfig& config = state.config;
   const std::unique_lock alone(state.stepping, std::try_to_lock);
   if (!alone.owns_lock()) throw std::logic_error("the shard is in the middle of another step");
-  if (!state.program) {
-    const std::lock_guard lock(state.loading);
-    if (!state.weights.complete()) {
-      const auto names = state.weights.missing();
-      throw std::logic_error("the shard lacks " + std::to_string(names.size()) +
-                             " slices, the first is '" + names.front() + "'");
-    }
-    state.program = state.weights.compile(config);
-    state.buffer_plan = state.program->plan_buffers();
-  }
+  state.prepare();
   const Batch batch(config, x.size(), sequences, output_rows);
   state.take_pages(batch);
   const AttentionShape shape = attention_shape(config);
