@@ -26,6 +26,7 @@ from serving_fakes import (
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
 from hearth.root.engine.engine import Engine
+from hearth.root.engine.flights import Flights
 from hearth.root.engine.interfaces import Ids, Logits
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
 from hearth.root.engine.params import GenerateParams, Sampling
@@ -291,6 +292,40 @@ def test_a_mistake_in_the_runner_is_an_internal_error_and_the_engine_goes_on() -
         assert again.finish is FinishReason.LENGTH
 
 
+def test_metrics_that_fail_keep_no_client_waiting() -> None:
+    class Broken(RootMetrics):
+        def request_done(self, *arguments: object) -> None:
+            raise ZeroDivisionError("oh")
+
+    runner = FakeRunner(fail_with=OSError("no step"))
+    e = Engine(runner, ByteTokenizer(), LIMITS, sampler_factory=Greedy, metrics=Broken())
+    e.start()
+    sinks = [Sink(), Sink()]
+    with e.held():
+        for sink in sinks:
+            e.submit(params("ab"), sink)
+    assert [sink.error.reason for sink in sinks] == ["INTERNAL", "INTERNAL"]
+    assert e.stop()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_dies_refuses_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop(flights: Flights) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(Flights, "drop", drop)
+    e = Engine(
+        FakeRunner(fail_with=OSError("no step")), ByteTokenizer(), LIMITS, sampler_factory=Greedy
+    )
+    e.start()
+    sink, after = Sink(), Sink()
+    e.submit(params("ab"), sink)
+    assert sink.error.reason == "INTERNAL"
+    e._thread.join(30)
+    with pytest.raises(HearthError, match="shutting down"):
+        e.submit(params("ab"), after)
+
+
 def test_a_runner_with_too_few_rows_is_noticed() -> None:
     class Short(FakeRunner):
         def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
@@ -315,6 +350,25 @@ def test_a_sink_that_fails_ends_its_request_only() -> None:
         e.submit(params("ab", 5), good)
         assert good.wait().tokens == expected((BOS, *b"ab"), 5)
         assert e.idle
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40])
+def test_a_sink_that_fails_is_called_once_and_its_request_counted_once(max_tokens: int) -> None:
+    calls: list[Event] = []
+
+    def broken(event: Event) -> None:
+        calls.append(event)
+        raise OSError("gone")
+
+    metrics = RootMetrics()
+    e = Engine(FakeRunner(), ByteTokenizer(), LIMITS, sampler_factory=Greedy, metrics=metrics)
+    e.start()
+    e.submit(params("ab", max_tokens), broken)
+    assert e.stop()
+    assert len(calls) == 1
+    count = metrics.registry.get_sample_value
+    assert count("hearth_requests_total", {"outcome": "cancelled"}) == 1
+    assert count("hearth_requests_total", {"outcome": "length"}) == 0
 
 
 def test_stop_texts_over_token_borders_are_not_in_the_output() -> None:

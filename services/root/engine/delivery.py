@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from hearth.root.engine import errors
 from hearth.root.engine.interfaces import EngineMetrics
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed
 from hearth.root.engine.request import Active
@@ -26,10 +27,6 @@ class Delivery:
     def get(self, seq_id: int) -> Active | None:
         """The request of a sequence; None if it has ended."""
         return self._active.get(seq_id)
-
-    def all(self) -> list[Active]:
-        """Every request, oldest first."""
-        return list(self._active.values())
 
     def add(self, active: Active) -> None:
         """Adds an accepted request."""
@@ -63,14 +60,31 @@ class Delivery:
             finish = FinishReason.STOP
         elif finish is not None:
             text += active.stops.flush()
-        self._emit(active, Delta(text, (sampled.token,)))
-        if finish is not None:
+        if not self._emit(active, Delta(text, (sampled.token,))):
+            # Its reader is gone, so the request ends as if its caller had cancelled it.
+            self._cancel(active.seq_id)
+            self._active.pop(active.seq_id, None)
+            self._count(active, Failed(errors.cancelled()))
+        elif finish is not None:
             self.end(active, Done(finish, active.usage()))
 
     def end(self, active: Active, event: Done | Failed) -> None:
         """Ends a request with its last event."""
         self._active.pop(active.seq_id, None)
         self._emit(active, event)
+        self._count(active, event)
+
+    def end_all(self, event: Failed) -> None:
+        """Ends every request with the same event, oldest first."""
+        for active in list(self._active.values()):
+            try:
+                self.end(active, event)
+            except Exception:
+                # The others must get their last event too.
+                log.exception("engine: request %d could not be counted", active.seq_id)
+
+    def _count(self, active: Active, event: Done | Failed) -> None:
+        """Reports an ended request to the metrics."""
         if self._metrics is not None:
             usage = active.usage()
             self._metrics.request_done(
@@ -81,11 +95,12 @@ class Delivery:
                 usage.decode_seconds,
             )
 
-    def _emit(self, active: Active, event: Event) -> None:
+    def _emit(self, active: Active, event: Event) -> bool:
+        """Sends an event to the reader; False if its sink failed."""
         try:
             active.sink(event)
         except Exception:
             # One failing reader must not affect other requests.
             log.exception("engine: the sink of request %d failed", active.seq_id)
-            if self._active.pop(active.seq_id, None) is not None:
-                self._cancel(active.seq_id)
+            return False
+        return True

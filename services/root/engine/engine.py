@@ -227,16 +227,19 @@ class Engine:
     # Called from the engine's thread only.
 
     def _loop(self) -> None:
-        while not (self._stopping and self._scheduler.idle):
-            try:
-                self._turn()
-            except Exception as error:
-                # A bug in Hearth: fail all requests and start from an empty state.
-                log.exception("engine: unexpected error")
-                self._scheduler = Scheduler(self.limits)
-                self._preemptions_reported = 0
-                self._fail_all(errors.internal(error))
-        self._close()
+        try:
+            while not (self._stopping and self._scheduler.idle):
+                try:
+                    self._turn()
+                except Exception as error:
+                    # A bug in Hearth: fail all requests and start from an empty state.
+                    log.exception("engine: unexpected error")
+                    self._scheduler = Scheduler(self.limits)
+                    self._preemptions_reported = 0
+                    self._fail_all(errors.internal(error))
+        finally:
+            # However the thread ends: an open inbox would keep clients waiting for ever.
+            self._close()
 
     def _turn(self) -> None:
         """Finishes a step, or begins one, or waits for a command; then processes all commands."""
@@ -261,7 +264,10 @@ class Engine:
         with self._closing:
             self._closed = True
         while not self._inbox.empty():
-            self._inbox.get_nowait()()
+            try:
+                self._inbox.get_nowait()()
+            except Exception:
+                log.exception("engine: a command failed at the end")
         self._fail_all(errors.shutting_down())
 
     def _on_submit(self, active: Active) -> None:
@@ -337,11 +343,12 @@ class Engine:
         self._requests.end(active, Failed(error))
 
     def _fail_all(self, error: HearthError) -> None:
-        """Ends every request with `error`; no step may be in flight."""
-        self._flights.drop()
-        self._scheduler.step_failed()
-        for active in self._requests.all():
-            self._requests.end(active, Failed(error))
+        """Waits for the steps in flight, drops their results and ends every request."""
+        try:
+            self._flights.drop()
+            self._scheduler.step_failed()
+        finally:
+            self._requests.end_all(Failed(error))
 
     def _begin(self) -> bool:
         """Submits the next batch; False if there is none, or if enough are in flight."""
