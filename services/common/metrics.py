@@ -57,6 +57,14 @@ _FAILURES = ("cluster_not_ready", "internal", "prompt_too_long", "queue_full", "
 _FAULTS = ("deadline", "peer_lost", "unreachable", "worker_lost")
 
 
+def phase_of(rows: int, output_rows: int) -> str:
+    """Phase of a step on root and workers: "decode" if all its rows return logits, else "prefill".
+
+    A sequence in decode has a row for its last token and one for each draft token.
+    """
+    return "decode" if output_rows == rows else "prefill"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
     """One node of the running plan; its rank is its place in the list."""
@@ -103,7 +111,7 @@ class Metrics:
         self._build.labels(version, role, instruction_set, architecture).set(1)
 
     def step(self, phase: str, wall_seconds: float, sync_seconds: float) -> None:
-        """One step done; `phase` is "decode" when every sequence had one row, else "prefill"."""
+        """One step done; `phase` is that of `phase_of`."""
         self._step.labels(phase).observe(wall_seconds)
         self._sync.labels(phase).observe(sync_seconds)
 

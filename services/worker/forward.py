@@ -14,7 +14,7 @@ from hearth import _native
 from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all, measure
-from hearth.common.metrics import WorkerMetrics
+from hearth.common.metrics import WorkerMetrics, phase_of
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
@@ -214,9 +214,8 @@ class ForwardLoop:
     def _observe(
         self, step: worker_pb2.Step, wall: float, sync: float, sent: int, received: int
     ) -> None:
-        decode = all(item.rows == 1 for item in step.sequences)
-        phase = "decode" if decode else "prefill"
-        self._metrics.step(phase, wall, sync)
+        rows = sum(item.rows for item in step.sequences)
+        self._metrics.step(phase_of(rows, len(step.output_rows)), wall, sync)
         if self._lane is not None:
             sent += self._lane.sent_bytes
             received += self._lane.received_bytes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from harness import Plan, WorkerProcess, shard_config
+from harness import Plan, WorkerProcess, free_port, shard_config
 
 from hearth.common import wire
 from hearth.common.channels import PROTOCOL_VERSION, dial
@@ -105,6 +106,31 @@ def test_the_same_numbers_as_in_this_process(root: Root) -> None:
         assert np.array_equal(got, expected)
         assert result.step_id == root.step_id
         assert 0 < result.timing.compute_ns <= result.timing.wall_ns
+
+
+def test_a_step_is_decode_when_all_its_rows_return_logits(start_worker: Start) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    root = Root(start_worker("--metrics", address), Plan())
+    decode = 'hearth_step_seconds_count{phase="decode"} 1.0'
+    prefill = 'hearth_step_seconds_count{phase="prefill"} 1.0'
+    for x, sequences, output_rows in (
+        (rows(1), [(1, 0, [0])], []),  # a prompt's chunk of one row
+        (rows(4), [(3, 1, [0]), (1, 0, [1])], [0, 1, 2, 3]),  # two draft tokens
+    ):
+        root.begin_step(x, sequences, output_rows)
+        root.finish_step()
+    # A step is counted after its result is sent.
+    limit = time.monotonic() + 30
+    while not {decode, prefill} <= set(scrape(address).splitlines()):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    root.close()
+
+
+def scrape(address: str) -> str:
+    """The metrics of a worker."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 def test_candidates_are_the_best_with_their_ids(root: Root) -> None:

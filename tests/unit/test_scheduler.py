@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 from serving_fakes import FakeRunner, expected, letters
 
 from hearth.common.errors import HearthError
+from hearth.common.metrics import phase_of
 from hearth.root.scheduling.batch import Batch, FinishReason, Limits, Request, Sampled
 from hearth.root.scheduling.scheduler import Scheduler
 
@@ -549,6 +550,8 @@ class Histories(RuleBasedStateMachine):
             else:
                 assert s.outputs <= 1
         assert decode == batch.decode_rows
+        phase = phase_of(batch.rows, len(batch.output_rows))
+        assert phase == ("decode" if decode == batch.rows else "prefill")
         tables = self.runner.write(batch)
         pages = [page for table in tables for page in table]
         assert len(pages) == len(set(pages))

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from hearth import _native
 from hearth.common.errors import HearthError, Reason
-from hearth.common.metrics import RootMetrics
+from hearth.common.metrics import RootMetrics, phase_of
 from hearth.converter import Model
 from hearth.root.cluster import blame, state
 from hearth.root.cluster.formation import Formation
@@ -226,9 +226,9 @@ class Cluster:
                 raise self._lose(formation, error) from None
             finally:
                 self._deadline = None
-        kind = "decode" if batch.decode_rows == batch.rows else "prefill"
+        phase_name = phase_of(batch.rows, len(batch.output_rows))
         sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
-        self._metrics.step(kind, output.wall_seconds, sync)
+        self._metrics.step(phase_name, output.wall_seconds, sync)
         self._metrics.node_times(output.node_seconds)
         self._metrics.traffic(output.sent_bytes, output.received_bytes)
         for address in output.leaving:
