@@ -10,17 +10,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from hearth.common.channels import PROTOCOL_VERSION
-from hearth.v1 import common_pb2, worker_pb2
+from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.shard import NodeShard
 
 _START_SECONDS = 60
@@ -244,3 +246,16 @@ class Plan:
         for entry, data in zip(self.begin.manifest, self.slices, strict=True):
             shard.load(entry, data)
         return shard
+
+
+@contextmanager
+def served(service: worker_pb2_grpc.WorkerServiceServicer) -> Iterator[str]:
+    """The address of a server of this service, which stands in for a worker."""
+    server = grpc.server(futures.ThreadPoolExecutor(4, "rpc-fake"))
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import grpc
 import pytest
-from harness import ServiceProcess, WorkerProcess, hearth
+from harness import ServiceProcess, WorkerProcess, hearth, served
 
 from hearth.client import Client
 from hearth.common.channels import PROTOCOL_VERSION
@@ -72,19 +70,6 @@ def test_what_passes_does_not_end_a_start(start_worker: Start, reason: str) -> N
             supervisor.stop()
             engine.stop(finish=False)
             cluster.close()
-
-
-@contextmanager
-def fake_worker(service: worker_pb2_grpc.WorkerServiceServicer) -> Iterator[str]:
-    """A server that is not Hearth's; its address."""
-    server = grpc.server(futures.ThreadPoolExecutor(4, "rpc-fake"))
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
 
 
 def test_absent(start_worker: Start) -> None:
@@ -150,7 +135,7 @@ class OtherVersion(worker_pb2_grpc.WorkerServiceServicer):
 
 @pytest.mark.parametrize("polite", [True, False])
 def test_another_protocol_version(polite: bool) -> None:
-    with fake_worker(OtherVersion(polite)) as address:  # type: ignore[abstract]
+    with served(OtherVersion(polite)) as address:  # type: ignore[abstract]
         line = refusal(generate("--workers", address))
     assert address in line
     assert "99" in line

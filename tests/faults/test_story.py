@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
-from harness import ServiceProcess
+from harness import ServiceProcess, served
 
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import Reason
@@ -67,19 +65,6 @@ class Busy(worker_pb2_grpc.WorkerServiceServicer):
     ) -> worker_pb2.DescribeResponse:
         node = common_pb2.NodeInfo(name="busy", protocol_version=PROTOCOL_VERSION)
         return worker_pb2.DescribeResponse(node=node, instance="b1", held_by="another root")
-
-
-@contextmanager
-def served(service: worker_pb2_grpc.WorkerServiceServicer) -> Iterator[str]:
-    """The address of a server of this service."""
-    server = grpc.server(futures.ThreadPoolExecutor(4, "rpc-fake"))
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
 
 
 def test_a_formation_that_fails_is_recorded_and_replayed(
