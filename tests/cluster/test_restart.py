@@ -72,8 +72,8 @@ def test_a_second_start_sends_no_weights(
             assert node.weight_bytes_loaded == size
             assert node.weight_bytes_from_network == network
             assert node.weight_bytes_from_cache == cache
-            assert metric(address, 'hearth_weight_bytes_total{source="network"}') == network
-            assert metric(address, 'hearth_weight_bytes_total{source="cache"}') == cache
+            assert metric(address, 'hearth_shard_weight_bytes_total{source="network"}') == network
+            assert metric(address, 'hearth_shard_weight_bytes_total{source="cache"}') == cache
         sent = metric(metrics[0], 'hearth_weight_bytes_total{source="network"}')
         assert sent == (total if run == "cold" else 0)
         for service in (root, *workers):

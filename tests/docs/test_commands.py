@@ -138,6 +138,8 @@ class Scene:
                 out += [word, values[word]]
             else:
                 out.append(word)
+        if command in ("root", "worker") and "--listen" not in arguments:
+            out += ["--listen", values["--listen"]]
         if arguments[:2] == ["certs", "init"]:
             out[2] = tempfile.mkdtemp(dir=self.folder)
         return out
