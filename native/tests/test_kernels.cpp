@@ -1,8 +1,11 @@
 // Every kernel of every instruction set against the scalar table, and the scalar table against
 // plain sums in double: on odd sizes, at the ends of the number ranges, and never a byte outside.
+#include <pthread.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <random>
 #include <stdexcept>
@@ -222,6 +225,37 @@ void test_matmul_tiles(const Kernels& kernels) {
       const test::Case each(type_name(type), " ", rows, " x ", columns, ", ", tokens, " tokens");
       check_product(kernels, weights, tokens, random_floats(tokens * columns));
     }
+  }
+}
+
+// Runs `work` on a thread with the smallest stack of common C libraries, musl's.
+void run_on_small_stack(std::function<void()> work) {
+  constexpr size_t kStackBytes = 128 << 10;
+  pthread_attr_t attributes;
+  CHECK_EQUAL(pthread_attr_init(&attributes), 0);
+  CHECK_EQUAL(pthread_attr_setstacksize(&attributes, kStackBytes), 0);
+  const auto run = [](void* at) -> void* {
+    (*static_cast<std::function<void()>*>(at))();
+    return nullptr;
+  };
+  pthread_t thread;
+  const int error = pthread_create(&thread, &attributes, run, &work);
+  CHECK_EQUAL(error, 0);
+  if (error == 0) pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
+}
+
+// Products of many tokens keep their intermediate results in the caller's scratch memory.
+void test_matmul_small_stack(const Kernels& kernels) {
+  constexpr size_t kRows = 163, kColumns = 35 * kBlock, kTokens = 130;
+  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+    const test::Case each(type_name(type), " on a small stack");
+    const Matrix matrix = random_weights(type, kRows, kColumns).packed();
+    const std::vector<float> x = random_floats(kTokens * kColumns);
+    const Quantized q = is_quantized(type) ? quantize(kScalarKernels, x) : Quantized{};
+    std::vector<float> y;
+    run_on_small_stack([&] { y = multiply(kernels, matrix, x, q, kTokens); });
+    CHECK_SAME(y, multiply(kernels, matrix, x, q, kTokens));
   }
 }
 
@@ -534,6 +568,7 @@ int main() {
     test_quantize(kernels);
     test_matmul(kernels);
     test_matmul_tiles(kernels);
+    test_matmul_small_stack(kernels);
     test_matmul_extremes(kernels);
     test_elementwise(kernels);
     test_swiglu(kernels);

@@ -1,7 +1,11 @@
-// The kernels: the few loops in which all time is spent, as a table of functions, so that the
-// fastest variant a CPU can run is chosen once and at run time. src/kernels/scalar is the
-// definition: every other variant gives the same bits for the matrix products and quantization, and
-// agrees within a few units in the last place where exp is involved.
+// The kernels: the few loops in which all time is spent, as a table of functions. So the fastest
+// variant that a CPU can run is chosen once, at run time. src/kernels/scalar is the definition.
+// Every other variant gives the same bits for the matrix products and quantization. Where exp is
+// involved it agrees within a few units in the last place.
+//
+// src/kernels/generic has the algorithms of all vector instruction sets, over traits that avx2 and
+// neon define. Another instruction set is another trait, a file that makes its table of it, and a
+// line in CMakeLists.txt.
 //
 // Packed matrices (matrix.h) come in groups of eight rows; see there for the bytes of each type.
 #pragma once

@@ -1,24 +1,26 @@
 // The matrix products of q80 and q40 weights with int8 activations. The sum of a block is an exact
 // integer; blocks are then added in order, by one fused multiply-add each, as in the scalar twin.
 //
-// The instructions that multiply int8 differ most between CPUs. So a block's sums have a trait of
-// their own, `D`, for each instruction set and type (in blocks.h):
+// The instructions that multiply int8 differ most between CPUs. So the sums of a block have a trait
+// of their own, `D`, for each instruction set and type (blocks.h).
 //
-//   kBlockBytes     of eight rows: scales, then codes
-//   kOffset         what unsigned codes are too large by: 0 or a power of two
-//   kSteps          parts of a block, kStepBytes each
-//   Tiles           numbers of tokens that a tile may have, the largest first
-//   Weights, load   the codes of a part
-//   Input, input    the activations of one token in a block
-//   Sums, start     a block's sums of eight rows, possibly over several lanes for each
-//   add<kStep>      adds the products of one part
-//   total           the sums as vectors of int32, less the offset: kOffset times the sum of the
-//                   activations, in each row (or `start` has taken it off)
-//   kPanelTokens    from how many tokens on weights are unpacked to a panel; 0: never
-// With a panel:
-//   Codes, load_codes, store_codes   four columns of eight rows, one byte each
-//   quad                             four activations in each row
-//   add_codes                        adds the products of both
+//   kBlockBytes: of eight rows, scales and then codes.
+//   kOffset: what unsigned codes are too large by, 0 or a power of two.
+//   kSteps, kStepBytes: the parts of a block, and their size.
+//   Tiles: the numbers of tokens that a tile may have, the largest first.
+//   Weights, load: the codes of a part.
+//   Input, input: the activations of one token in a block.
+//   Sums, start: a block's sums of eight rows, possibly over several lanes for each.
+//   add<kStep>: adds the products of one part.
+//   total: the sums as vectors of int32, less the offset if `start` has not taken it off.
+//   kPanelTokens: from how many tokens on weights are unpacked to a panel; 0 for never.
+//
+// The offset is kOffset times the sum of the activations. Traits with a panel also have:
+//
+//   Codes, load_codes, store_codes: four columns of eight rows, one byte each.
+//   unpack: stores the codes of a part.
+//   quad: four activations in each row.
+//   add_codes: adds the products of both.
 #pragma once
 
 #include "products.h"

@@ -114,7 +114,7 @@ void float_tile(const FloatTile& tile, const FloatScratch& scratch, size_t parit
     unrolled<kVectors>(
         [&](auto v) { sums[t][v] = V::load(totals[t].rows[parity] + V::kWidth * v); });
   });
-  const auto(&panel)[kRunColumns / 2][kFloatGroups * kGroupRows] = scratch.panel[parity];
+  const float (*panel)[kFloatGroups * kGroupRows] = scratch.panel[parity];
 #pragma GCC unroll 4
   for (size_t c = 0; c < columns; ++c) {
     Float weights[kVectors];

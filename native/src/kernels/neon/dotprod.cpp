@@ -1,6 +1,6 @@
-// FEAT_DotProd (Raspberry Pi 5 and most Arm cores since 2018): one instruction multiplies four
-// int8 of each of four rows with four activations and adds them up, which is what a vector of a
-// packed group holds. Everything else of this instruction set is NEON's (kernels.cpp).
+// FEAT_DotProd (Raspberry Pi 5 and most Arm cores since 2018). One instruction multiplies four int8
+// of each of four rows with four activations and adds them up. A vector of a packed group holds
+// just that. Everything else of this instruction set is NEON's (kernels.cpp).
 #include "blocks.h"
 #include "neon.h"
 

@@ -3,8 +3,8 @@
 // multiply-adds of FEAT_DotProd's. Tokens that do not fill a tile of four are left to dotprod.cpp;
 // everything else of this instruction set is NEON's (kernels.cpp).
 //
-// Not an instance of generic/block_products.h: an instruction's result is two rows by two tokens,
-// so operands, scales and sums lie in pairs, and only a tile that is laid out for it pays.
+// Not an instance of generic/block_products.h: an instruction's result is two rows by two tokens.
+// So operands, scales and sums lie in pairs, and only a tile that is laid out for it pays.
 //
 // The packed layout must be paired first: weights by one zip for each vector, once for the tile;
 // activations once for four groups. Instructions for a block of eight rows and four tokens, as GCC

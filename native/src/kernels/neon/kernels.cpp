@@ -1,4 +1,4 @@
-// NEON as every ARMv8-A CPU has it (Raspberry Pi 3 and 4 among them), and the tables of the newer
+// NEON as every ARMv8-A CPU has it, Raspberry Pi 3 and 4 among them. Then the tables of the newer
 // instruction sets, which differ in the products of int8. tests/test_kernels.cpp compares each
 // kernel with its twin in scalar/kernels.cpp.
 #include "../generic/table.h"
