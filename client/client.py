@@ -112,7 +112,9 @@ class Client(BaseClient):
     ) -> root_pb2.ClusterStatus:
         """Take a worker out of the cluster, by address or name; with `undo` let it in again.
 
-        Returns the cluster when it is ready without the worker. Running requests pause; none fails.
+        Returns the cluster when it is ready without the worker; with `undo`, when the worker is in,
+        or ready where it is not needed. Running requests pause; none fails. Raises HearthError
+        where the rest have no room, or the worker to let in cannot be used.
         """
         request = root_pb2.DrainWorkerRequest(worker=worker, undo=undo)
         return self._call(self._stub.DrainWorker, request, timeout).cluster

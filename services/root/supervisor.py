@@ -21,6 +21,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster.asking import Asker
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.discovery.sources import Source, sources
+from hearth.root.draining import Answer, Drains, fail
 from hearth.root.engine.engine import Engine
 from hearth.root.membership import events
 from hearth.root.membership.deciding import LEAVING
@@ -30,7 +31,6 @@ from hearth.root.rules import fit_of, rules_of
 from hearth.root.settings import Joining
 from hearth.root.status.peer_log import PeerLog
 from hearth.root.status.story_file import StoryFile
-from hearth.v1 import root_pb2
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class _Posted:
     event: events.Event
     # Of an answer: why the worker cannot be used.
     error: HearthError | None = None
-    # Of a Drain or Undrain: done when the cluster serves so.
-    done: Future[root_pb2.ClusterStatus] | None = None
+    # Of a Drain or Undrain: done when the worker is out, or in.
+    done: Answer | None = None
 
 
 class Supervisor:
@@ -80,7 +80,9 @@ class Supervisor:
         self._sources: list[Source] = sources(joining, self._found)
         self._asker = asker(cluster.root_id, cluster.settings.security, self._answered)
         self._stopping = threading.Event()
-        self._drains: list[Future[root_pb2.ClusterStatus]] = []
+        # Nothing is drained once `_stopping` is set.
+        self._draining = threading.Lock()
+        self._drains = Drains(self._membership, cluster.status)
         # Why the cluster stopped serving, and the reason for waiting that was shown last.
         self._cause: HearthError | None = None
         self._shown_why = ""
@@ -114,8 +116,12 @@ class Supervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends a forming that is under way; a cluster that serves goes on."""
-        self._stopping.set()
+        """Ends a forming that is under way; a cluster that serves goes on.
+
+        Drains that are not done fail with SHUTTING_DOWN, and so do later ones.
+        """
+        with self._draining:
+            self._stopping.set()
         self._cluster.interrupt()
         for source in self._sources:
             source.stop()
@@ -123,22 +129,34 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join()
         self._asker.stop()
-        for done in self._drains:
-            done.set_exception(HearthError(Reason.SHUTTING_DOWN, "the root is shutting down"))
+        self._drains.end(_shutting_down())
+        with suppress(queue.Empty):
+            while True:
+                posted = self._queue.get_nowait()
+                if posted is not None and posted.done is not None:
+                    fail(posted.done, _shutting_down())
         if self._story is not None:
             self._story.close()
 
-    def drain(self, worker: str, undo: bool = False) -> Future[root_pb2.ClusterStatus]:
-        """Takes a worker out on purpose, or lets it in again; done when the cluster serves so.
+    def drain(self, worker: str, undo: bool = False) -> Answer:
+        """Take a worker out on purpose; done when the cluster serves without it.
 
-        The future raises HearthError: no such worker, or the rest have no room for the model.
+        With `undo`, let it in again; done when it is in, or ready where it is not needed now. A
+        caller with a deadline cancels the future then; without one the wait ends after an hour.
+
+        The future raises HearthError: INVALID_ARGUMENT for no such worker, OUT_OF_MEMORY where the
+        rest (or the worker that comes back) have no room, the worker's own reason where it refuses
+        or is unreachable, CANCELLED for the opposite call meanwhile, DEADLINE, SHUTTING_DOWN.
         """
-        done: Future[root_pb2.ClusterStatus] = Future()
-        done.set_running_or_notify_cancel()  # its reader may leave; it is answered all the same
+        done: Answer = Future()
         event = (
             events.Undrain(events.PENDING, worker) if undo else events.Drain(events.PENDING, worker)
         )
-        self._queue.put(_Posted(event, done=done))
+        with self._draining:
+            if not self._stopping.is_set():
+                self._queue.put(_Posted(event, done=done))
+                return done
+        fail(done, _shutting_down())
         return done
 
     # Events, from any thread. Their time is set when they are taken: the membership sees times
@@ -197,6 +215,7 @@ class Supervisor:
             case events.Refused() | events.Unreachable() | events.Leaving():
                 if posted.error is not None:
                     self._refusals[event.address] = posted.error
+                    self._drains.refused(event.address, posted.error)
                 self._membership.handle(event)
             case _:
                 self._membership.handle(event)
@@ -209,19 +228,19 @@ class Supervisor:
         # So that the workers that are left report the memory that is free.
         self._cluster.dissolve()
 
-    def _take_drain(
-        self, event: events.Drain | events.Undrain, done: Future[root_pb2.ClusterStatus] | None
-    ) -> None:
+    def _take_drain(self, event: events.Drain | events.Undrain, done: Answer | None) -> None:
+        undo = isinstance(event, events.Undrain)
         try:
             self._membership.handle(event)
-        except HearthError as error:
             if done is not None:
-                done.set_exception(error)
-            return
-        undo = isinstance(event, events.Undrain)
-        log.info("worker %s is %s", event.worker, "let in again" if undo else "taken out")
-        if done is not None:
-            self._drains.append(done)
+                self._drains.add(event.worker, undo, done, self._now())
+        except Exception as error:
+            if done is not None:
+                fail(done, error)
+            if not isinstance(error, HearthError):
+                raise
+        else:
+            log.info("worker %s is %s", event.worker, "let in again" if undo else "taken out")
 
     def _look(self) -> float:
         """Asks, decides and acts; when to look again."""
@@ -234,13 +253,13 @@ class Supervisor:
             self._form(decision)
             until = self._now()
         elif isinstance(decision, Serve):
-            self._answer_drains()
             self._check()
             until = decision.until
         else:
             waiting = decision.why
             until = self._now() + 1.0 if isinstance(decision, Form) else decision.until
             self._show_waiting(decision.why)
+        self._drains.look(self._now(), serves=isinstance(decision, Serve))
         self._peer_log.show(membership.peers)
         self._cluster.show(membership.peers, waiting)
         return until
@@ -273,14 +292,10 @@ class Supervisor:
     def _form_failed(self, error: HearthError) -> None:
         address = error.metadata.get("worker", "")
         self._refusals[address] = error
+        self._drains.refused(address, error)
         self._membership.handle(
             events.FormFailed(self._now(), address, error.reason, error.message, _apart_from(error))
         )
-
-    def _answer_drains(self) -> None:
-        for done in self._drains:
-            done.set_result(self._cluster.status())
-        self._drains.clear()
 
     def _check(self) -> None:
         """Logs a broken invariant of the membership once, with the story, and goes on."""
@@ -326,3 +341,7 @@ def _apart_from(error: HearthError) -> str:
     Other errors use `peer` for whatever did not answer the root.
     """
     return error.metadata.get("peer", "") if error.reason == Reason.PEER_LOST else ""
+
+
+def _shutting_down() -> HearthError:
+    return HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")

@@ -22,8 +22,9 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "status": frozenset({"membership", "planning", "settings"}),
     "cluster": frozenset({"engine", "membership", "planning", "scheduling", "settings", "status"}),
     "rules": frozenset({"membership", "planning", "settings"}),
+    "draining": frozenset({"membership"}),
     "supervisor": frozenset(
-        {"cluster", "discovery", "engine", "membership", "rules", "settings", "status"}
+        {"cluster", "discovery", "draining", "engine", "membership", "rules", "settings", "status"}
     ),
     "api": frozenset({"engine", "scheduling", "status"}),
     "app": frozenset(

@@ -12,10 +12,12 @@ from typing import Any, cast
 import pytest
 
 from hearth.common.errors import HearthError, Reason
+from hearth.root import draining
 from hearth.root.cluster.asking import Asker
 from hearth.root.cluster.cluster import Cluster, Listener
 from hearth.root.engine.engine import Engine
 from hearth.root.membership.events import Described, Event, Refused, Unreachable
+from hearth.root.membership.membership import Membership
 from hearth.root.membership.replay import replay
 from hearth.root.scheduling.batch import Limits
 from hearth.root.settings import ClusterSettings, Joining
@@ -229,6 +231,122 @@ def test_a_worker_is_taken_out_and_the_caller_learns_when(serving: Any) -> None:
     assert "is being divided again" in serving.engine.suspended[-1].message
     with pytest.raises(HearthError, match="no worker is called 'c'"):
         serving.supervisor.drain("c").result(30)
+
+
+def room_for(workers: int) -> Callable[[list[object]], tuple[int, str] | None]:
+    """The model fits where there are so many workers."""
+    return lambda facts: None if len(facts) >= workers else (0, f"{len(facts)} of {workers}")
+
+
+def test_of_two_drains_at_once_each_has_its_own_answer(serving: Any) -> None:
+    serving.cluster.blueprint.misfit = room_for(1)
+    first, second = serving.supervisor.drain("a:1"), serving.supervisor.drain("b:1")
+    with pytest.raises(HearthError, match=r"b .b:1. cannot be taken out: 0 of 1") as raised:
+        second.result(30)
+    assert raised.value.reason == Reason.OUT_OF_MEMORY
+    assert first.result(30).epoch == 2
+    assert serving.cluster.formed[1:] == [("b:1",)]
+
+
+def test_undoing_is_answered_when_the_worker_is_in(serving: Any) -> None:
+    assert serving.supervisor.drain("b:1").result(30).epoch == 2
+    assert serving.supervisor.drain("b:1", undo=True).result(30).epoch == 3
+    assert serving.cluster.formed[-1] == ("a:1", "b:1")
+
+
+@pytest.mark.parametrize("reason", [Reason.WORKER_UNREACHABLE, Reason.WORKER_BUSY])
+def test_undoing_for_a_worker_that_cannot_be_used_fails_with_its_reason(
+    serving: Any, reason: Reason
+) -> None:
+    serving.supervisor.drain("b:1").result(30)
+    serving.workers.answers["b:1"] = error(reason, "the answer of b")
+    with pytest.raises(HearthError, match="cannot be used now: the answer of b") as raised:
+        serving.supervisor.drain("b:1", undo=True).result(30)
+    assert raised.value.reason == reason
+
+
+def test_undoing_for_a_worker_without_the_memory_fails(serving: Any) -> None:
+    serving.supervisor.drain("b:1").result(30)
+    serving.cluster.blueprint.misfit = lambda facts: (2, "too little") if len(facts) > 1 else None
+    with pytest.raises(HearthError, match="it lacks memory: too little") as raised:
+        serving.supervisor.drain("b:1", undo=True).result(30)
+    assert raised.value.reason == Reason.OUT_OF_MEMORY
+
+
+def test_a_worker_that_is_let_in_and_not_needed_is_ready() -> None:
+    cluster = FakeCluster("a:1", "b:1")
+    cluster.blueprint.most_workers = 2
+    joining = Joining(min_workers=1)
+    running = supervisor(cluster, FakeEngine(), Workers(a=None, b=None, c=None), joining)
+    running.form_first()
+    running.start()
+    running._found("dns", ["c:1"])
+    running.drain("b:1").result(30)
+    assert cluster.serving.acquire(timeout=30)
+    while cluster.formed[-1] != ("a:1", "c:1"):
+        assert cluster.serving.acquire(timeout=30)
+    assert running.drain("b:1", undo=True).result(30).epoch == len(cluster.formed)
+    assert cluster.formed[-1] == ("a:1", "c:1")
+    running.stop()
+
+
+def test_a_call_that_is_overtaken_by_the_opposite_one_fails(serving: Any) -> None:
+    forming, goes_on = threading.Event(), threading.Event()
+    form = serving.cluster.form
+
+    def slowly(workers: tuple[str, ...]) -> Limits:
+        forming.set()
+        assert goes_on.wait(30)
+        return cast("Limits", form(workers))
+
+    serving.cluster.form = slowly
+    out = serving.supervisor.drain("b:1")
+    assert forming.wait(30)
+    back = serving.supervisor.drain("b:1", undo=True)
+    again = serving.supervisor.drain("b:1")
+    goes_on.set()
+    with pytest.raises(HearthError, match="was taken out, or stops") as raised:
+        back.result(30)
+    assert raised.value.reason == Reason.CANCELLED
+    assert out.result(30).epoch == again.result(30).epoch == 2
+
+
+def test_a_drain_that_never_ends_is_bounded(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its caller's deadline, which cancels the future; or by a limit."""
+    serving.supervisor.drain("b:1").result(30)
+    serving.engine.busy = True
+    left = serving.supervisor.drain("b:1", undo=True)
+    assert left.cancel()
+    monkeypatch.setattr(draining, "LIMIT_SECONDS", 0.0)
+    with pytest.raises(HearthError, match="was not let in within 0 s") as raised:
+        serving.supervisor.drain("b:1", undo=True).result(30)
+    assert raised.value.reason == Reason.DEADLINE
+    assert serving.supervisor._drains._waiting == []
+
+
+def test_no_drain_is_without_an_answer_after_a_stop() -> None:
+    cluster = FakeCluster("a:1", "b:1")
+    running = supervisor(cluster, FakeEngine(), Workers(a=None, b=None))
+    running.form_first()
+    queued = running.drain("b:1")  # the supervisor's thread was never started
+    running.stop()
+    for answer in (queued, running.drain("b:1")):
+        with pytest.raises(HearthError) as raised:
+            answer.result(30)
+        assert raised.value.reason == Reason.SHUTTING_DOWN
+
+
+def test_a_mistake_while_draining_is_the_caller_s_answer(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Membership, event: Event) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Membership, "handle", broken)
+        with pytest.raises(ZeroDivisionError):
+            serving.supervisor.drain("b:1").result(30)
+    assert serving.supervisor.drain("b:1").result(30).epoch == 2
 
 
 def test_a_worker_that_is_about_to_stop_is_left_out(serving: Any) -> None:

@@ -216,7 +216,10 @@ class Frontend:
             self._watchers.remove(changed)
 
     async def drain_worker(self, worker: str, undo: bool = False) -> "ClusterStatus":
-        """Take a worker out, or let it in again; returns when the cluster serves without it."""
+        """Take a worker out, or let it in again; returns when the cluster serves so.
+
+        Raises HearthError where that cannot be, or what the worker answers (see Supervisor.drain).
+        """
         if self._drain is None:
             raise HearthError(Reason.CLUSTER_NOT_READY, "this root has no workers to take out")
         return await asyncio.wrap_future(self._drain(worker, undo))

@@ -20,7 +20,7 @@ LEAVING = "it is about to stop"
 
 
 class Decider:
-    """The decisions of one Membership. It changes no state but the peers' reasons."""
+    """The decisions of one Membership. It changes only what explains a peer, not its state."""
 
     def __init__(self, rules: Rules, roster: Roster, chooser: Chooser) -> None:
         self._rules = rules
@@ -93,7 +93,11 @@ class Decider:
         chosen, misfit = self._chooser.choose([*members, *ready], now)
         self._chooser.spare(ready, chosen)
         joining = [peer for peer in chosen if peer not in members]
-        if misfit is not None or not joining or not set(members) <= set(chosen):
+        if misfit is not None or not set(members) <= set(chosen):
+            joining = []
+        for peer in ready:
+            peer.spare = peer not in joining
+        if not joining:
             return Serve(now + ASK_SERVING_SECONDS)
         # The last that came may soon be followed by others.
         coming = any(now < peer.since + _JOIN_SECONDS for peer in ready)

@@ -108,6 +108,10 @@ class Membership:
         """The workers of the cluster that serves; None while none does."""
         return self._serving
 
+    def called(self, worker: str) -> Peer:
+        """The worker of this address or name. Raises HearthError INVALID_ARGUMENT."""
+        return self._roster.called(worker)
+
     def check(self) -> None:
         """Raises MembershipError where an invariant is broken."""
         problems = broken(self.peers, self._serving, self._rules, self._latest)
@@ -152,7 +156,7 @@ class Membership:
         self._now = now
         self._roster.forget(now)
         for peer in self._roster:
-            peer.lacks_memory = False
+            peer.lacks_memory = peer.spare = False
         decision = self._decide(now, busy)
         self._tell(events.Look(now, busy), decision)
         return decision

@@ -81,6 +81,8 @@ class Peer:
     reason: str = "not asked yet"
     # READY, but with too little memory by the last decision; `reason` has the numbers.
     lacks_memory: bool = False
+    # READY, but the last decision does not want it; `reason` says why.
+    spare: bool = False
     place: Place | None = None
     # Taken out on purpose, or about to stop by itself: not to be used until it is restarted.
     drained: bool = False
@@ -101,7 +103,8 @@ class Peer:
                 self.reason = reason
             return None
         self.reason = reason
-        self.state, self.since, self.lacks_memory = state, now, False
+        self.state, self.since = state, now
+        self.lacks_memory = self.spare = False
         return Move(self.address, before, state, reason)
 
     @property
