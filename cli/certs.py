@@ -7,6 +7,7 @@ files no longer open anything.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 _DAYS = 3650
@@ -49,9 +50,15 @@ def run(options: argparse.Namespace) -> int:
     if not 1 <= options.days <= 36_500:
         raise HearthError(Reason.BAD_SETTING, f"--days {options.days} is not in 1 .. 36500")
     try:
-        for path in make(options.directory, options.host, options.days, options.force):
-            print(path)
+        made = make(options.directory, options.host, options.days, options.force)
     except OSError as error:
         problem = f"cannot write {error.filename or options.directory}: {error.strerror or error}"
         raise HearthError(Reason.BAD_SETTING, problem) from None
+    for path in made:
+        print(path)
+    if not made:
+        print(
+            f"nothing to do: {options.directory} is complete (--force replaces its files)",
+            file=sys.stderr,
+        )
     return 0

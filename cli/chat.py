@@ -109,5 +109,9 @@ def converse(system: str | None, answer: Answer) -> int:
             close = getattr(stream, "cancel", None) or getattr(stream, "close", None)
             if close is not None:
                 close()
+        except Exception:
+            if texts:
+                print()  # the error gets a line of its own
+            raise
         print()
         messages.append({"role": "assistant", "content": "".join(texts)})

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import time
+from typing import Self
 
 from hearth.cli import options as common
 
@@ -60,18 +61,16 @@ def run(options: argparse.Namespace) -> int:
         params = dataclasses.replace(wanted, prompt=prompt)
         texts: list[str] = []
         ids: list[int] = []
-        if not options.json:
-            _write(options.prompt)
         started = time.perf_counter()
-        for event in session.engine.generate(params):
-            if isinstance(event, Done):
-                usage = event.usage
-                finish = event.finish_reason.name.lower()
-                continue
-            texts.append(event.text)
-            ids.extend(event.token_ids)
-            if not options.json:
-                _write(event.text)
+        with _Output(options) as output:
+            for event in session.engine.generate(params):
+                if isinstance(event, Done):
+                    usage = event.usage
+                    finish = event.finish_reason.name.lower()
+                    continue
+                texts.append(event.text)
+                ids.extend(event.token_ids)
+                output.write(event.text)
         total = time.perf_counter() - started
         timing = {
             "load_seconds": session.load_seconds,
@@ -100,14 +99,12 @@ def _run_remote(options: argparse.Namespace) -> int:
             stop=options.stop,
             ignore_eos=options.ignore_eos,
         )
-        if not options.json:
-            _write(options.prompt)
         texts: list[str] = []
         started = time.perf_counter()
-        for text in stream:
-            texts.append(text)
-            if not options.json:
-                _write(text)
+        with _Output(options) as output:
+            for text in stream:
+                texts.append(text)
+                output.write(text)
         total = time.perf_counter() - started
         usage = stream.usage
         assert usage is not None
@@ -125,9 +122,33 @@ def _run_remote(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+class _Output:
+    """The prompt and its continuation on stdout, as it comes; nothing with --json.
+
+    The prompt waits for the first text, and a line that was begun is ended: an error then has a
+    line of its own.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._silent = options.json
+        self._prompt = options.prompt
+        self._begun = False
+
+    def write(self, text: str) -> None:
+        """Print the next text; the prompt comes before the first."""
+        if not self._silent:
+            sys.stdout.write(text if self._begun else self._prompt + text)
+            sys.stdout.flush()
+            self._begun = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self._begun:
+            self.write("")  # an answer without text
+        if self._begun:
+            self.write("\n")
 
 
 def _finish(
@@ -148,7 +169,6 @@ def _finish(
         }
         print(json.dumps(answer, ensure_ascii=False))
         return
-    _write("\n")
     decode = timing["decode_seconds"]
     rate = f"{(len(ids) - 1) / decode:.1f} tokens/s" if decode > 0 else "one step"
     print(

@@ -100,7 +100,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HearthError:
     if code is grpc.StatusCode.UNAVAILABLE:
         # gRPC's words when only one end uses TLS, or does not trust the other's certificate.
         tls = any(sign in details.lower() for sign in ("handshake", "socket closed"))
-        more = "; if the root was started with --tls, pass tls= too" if tls else ""
+        more = "; use TLS on both ends or on neither (--tls, in Python tls=)" if tls else ""
         return Unreachable(
             f"cannot reach a root at {address} ({details}); check that `hearth root` runs there "
             f"and that the address is right{more}",

@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
+import grpc
 import pytest
 from converter_builders import (
     gguf_bytes,
@@ -21,9 +22,11 @@ from converter_builders import (
     tiny_spec,
     write_gguf,
 )
-from harness import hearth
+from harness import free_port, hearth
+from serving_fakes import EOS, FakeRunner, Root
 
 from hearth.cli.main import main
+from hearth.client.errors import from_rpc_error
 from hearth.converter.readers import demo_directory
 
 
@@ -160,6 +163,54 @@ def test_invalid_utf8_elsewhere_on_the_command_line() -> None:
     assert refused("generate", "--model", b"no\xffthere")
     assert "stop text" in refused("generate", "--model", "demo", "--json", "--stop", b"\xff")
     assert refused("worker", "--listen", b"127.0.0.1\xff:0", "--cache-dir", "none")
+
+
+# A running root.
+
+
+def test_a_root_that_is_not_there(generate: Command) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    line = generate.refused("--root", address, "--prompt", "Once upon a time")
+    assert line.startswith(f"cannot reach a root at {address} (")
+
+
+class HalfTls(grpc.RpcError):
+    """The error of a call where only one end uses TLS."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "Socket closed"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+def test_the_advice_about_tls_is_for_the_command_and_for_python() -> None:
+    message = from_rpc_error(HalfTls(), "nas:7716").message
+    assert message.endswith("; use TLS on both ends or on neither (--tls, in Python tls=)")
+
+
+def test_an_error_in_an_answer_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(history: tuple[int, ...]) -> int:
+        if len(history) == 6:
+            raise ZeroDivisionError("oh")
+        return ord("x")
+
+    with Root(FakeRunner(broken)) as root:
+        assert main(["generate", "--root", root.address, "--prompt", "ab"]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "abxxx\n"
+        assert printed.err.startswith("hearth: a step failed on the root: ZeroDivisionError: oh")
+        assert main(["generate", "--root", root.address, "--prompt", "a" * 200]) == 1
+        assert capsys.readouterr().out == ""
+
+
+def test_an_answer_without_text_still_shows_the_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    with Root(FakeRunner(lambda history: EOS)) as root:
+        assert main(["generate", "--root", root.address, "--prompt", "ab"]) == 0
+    assert capsys.readouterr().out == "ab\n"
 
 
 # Which model.

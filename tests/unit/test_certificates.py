@@ -22,6 +22,7 @@ import pytest
 from cryptography import x509
 from prometheus_client import CollectorRegistry, Gauge
 
+from hearth.cli.main import main
 from hearth.common import admission, pki
 from hearth.common.admission import MAX_LINES, WINDOW_SECONDS, Handshakes, Refusals, peer_of
 from hearth.common.channels import is_loopback, refuse_exposed
@@ -77,6 +78,19 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in made}
     assert pki.make(tmp_path, [], 30) == []
     assert {path: path.read_bytes() for path in made} == before
+
+
+def test_a_second_run_of_the_command_says_that_nothing_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["certs", "init", str(tmp_path)]) == 0
+    first = capsys.readouterr()
+    assert str(tmp_path / "api-keys") in first.out.splitlines()
+    assert first.err == ""
+    assert main(["certs", "init", str(tmp_path)]) == 0
+    again = capsys.readouterr()
+    assert again.out == ""
+    assert again.err == f"nothing to do: {tmp_path} is complete (--force replaces its files)\n"
 
 
 def test_what_is_missing_is_made_with_the_same_authority_and_token(tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def test_an_error_that_names_no_worker_blames_none(links: list[WorkerLink]) -> N
     assert error.metadata == {"stage": "0"}
 
 
+def test_a_worker_that_is_not_there_is_said_once(links: list[WorkerLink]) -> None:
+    with pytest.raises(HearthError) as error:
+        links[0].describe()
+    assert error.value.reason == Reason.WORKER_UNREACHABLE
+    assert error.value.message.startswith(f"worker {ADDRESSES[0]} cannot be reached (")
+    assert error.value.message.count("reached") == 1
+    assert "check that it runs" in error.value.message
+
+
 def test_each_link_raises_the_error_with_its_own_worker(links: list[WorkerLink]) -> None:
     error = HearthError(Reason.DEADLINE, "a step took longer than 1 s")
     formation(links).fail(error)
