@@ -121,11 +121,6 @@ def heldout_stories(text_dir: Path) -> list[str]:
     return _split_validation(text_dir)[2]
 
 
-def heldout_text(text_dir: Path) -> str:
-    """The held-out stories as one text of at most 120,000 bytes."""
-    return "\n\n".join(heldout_stories(text_dir))
-
-
 def _passages(text: str) -> list[str]:
     blocks = (" ".join(block.split()) for block in re.split(r"\n\s*\n", _plain(text)))
     sentences = [s for block in blocks for s in re.split(r"(?<=[.!?])(?= )", block) if s]

@@ -72,9 +72,10 @@ def perplexity(cluster: Cluster, limits: Limits, texts: Sequence[Sequence[int]])
 
     Every text stands alone; what is beyond the context is left out.
     """
+    room = min(limits.context_size, limits.max_pages * limits.page_size)
     total, count = 0.0, 0
     for text in texts:
-        ids = text[: limits.capacity + 1]
+        ids = text[: room + 1]
         rows = logits_of(cluster, limits, ids[:-1]).astype(np.float64)
         rows -= rows.max(axis=1, keepdims=True)
         losses = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), ids[1:]]

@@ -19,7 +19,3 @@ def piece_bytes(piece: str) -> bytes:
         return bytes([CHARACTER_TO_BYTE[character] for character in piece])
     except KeyError:
         return piece.encode()
-
-
-def bytes_piece(data: bytes) -> str:
-    return "".join(BYTE_TO_CHARACTER[byte] for byte in data)

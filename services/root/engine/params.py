@@ -5,7 +5,7 @@ floats also refuse NaN.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hearth.common.errors import HearthError, Reason
 
@@ -98,9 +98,6 @@ class GenerateParams:
                     characters=len(text),
                 )
             check_text("stop text", text)
-
-    def with_prompt(self, prompt: tuple[int, ...]) -> "GenerateParams":
-        return replace(self, prompt=prompt)
 
 
 def check_text(what: str, text: str) -> str:

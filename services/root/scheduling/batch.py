@@ -28,7 +28,7 @@ class Limits:
     page_size: int = 32
     # Rows of one step.
     max_step_tokens: int = 128
-    # Sequences that may hold pages, and sequences that may wait behind them.
+    # Maximum numbers of sequences that hold pages, and of sequences that wait.
     max_running: int = 16
     max_waiting: int = 64
 
@@ -39,16 +39,11 @@ class Limits:
         if self.max_waiting < 0:
             raise ValueError(f"max_waiting is {self.max_waiting}; it must be at least 0")
         if self.max_running > self.max_step_tokens:
-            # Else steps full of decode tokens could leave no row for prefill for ever.
+            # Otherwise steps full of decode tokens could keep prefill out for ever.
             raise ValueError(
                 f"max_running is {self.max_running}, max_step_tokens {self.max_step_tokens}: "
                 "a step must have a row for every running sequence"
             )
-
-    @property
-    def capacity(self) -> int:
-        """Positions available to one sequence that runs alone."""
-        return min(self.context_size, self.max_pages * self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
