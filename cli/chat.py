@@ -17,10 +17,7 @@ Answer = Callable[[Messages], Iterator[str]]
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declares the subcommand's options."""
     parser = subparsers.add_parser("chat", help="talk with a model in the terminal")
-    common.add_source(parser)
-    common.add_cluster(parser)
-    common.add_local_nodes(parser)
-    common.add_sampling(parser)
+    common.add_generation(parser)
     parser.add_argument(
         "--system", metavar="TEXT", help="system message: instructions for the model"
     )

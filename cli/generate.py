@@ -15,10 +15,7 @@ from hearth.cli import options as common
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declares the subcommand's options."""
     parser = subparsers.add_parser("generate", help="print the text that a model makes")
-    common.add_source(parser)
-    common.add_cluster(parser)
-    common.add_local_nodes(parser)
-    common.add_sampling(parser)
+    common.add_generation(parser)
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue")
     common.add_max_tokens(
         parser, "tokens to make at most; 0: until the model ends or the context is full"

@@ -87,6 +87,14 @@ def cores(text: str) -> list[int]:
     return chosen
 
 
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """The options that `generate` and `chat` share: the model, its nodes, the sampling."""
+    add_source(parser)
+    add_cluster(parser)
+    add_local_nodes(parser)
+    add_sampling(parser)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """A model to run here, or a root that runs one."""
     group = parser.add_mutually_exclusive_group(required=True)

@@ -60,10 +60,11 @@ class AsyncGenerateStream(BaseStream):
         self.cancel()
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(BaseClient[AsyncGenerateStream]):
     """A connection to a root, for one event loop. See BaseClient for the arguments."""
 
     _stub: "root_pb2_grpc.RootServiceAsyncStub"
+    _stream_type = AsyncGenerateStream
 
     def _open(
         self, address: str, credentials: grpc.ChannelCredentials | None, options: Options
@@ -71,18 +72,6 @@ class AsyncClient(BaseClient):
         if credentials is None:
             return grpc.aio.insecure_channel(address, options=options)
         return grpc.aio.secure_channel(address, credentials, options=options)
-
-    def generate(
-        self,
-        prompt: str | None = None,
-        *,
-        tokens: Iterable[int] | None = None,
-        messages: Iterable[Mapping[str, str]] | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> AsyncGenerateStream:
-        """Stream text after a prompt, token ids, or a conversation of {"role", "content"}."""
-        call = self._generate(prompt, tokens, messages, options)
-        return AsyncGenerateStream(call, self.address)
 
     async def generate_text(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, Unpack
 
 import grpc
 
@@ -46,7 +46,10 @@ class BaseStream:
         self._call.cancel()
 
 
-class BaseClient:
+Stream = TypeVar("Stream", bound=BaseStream)
+
+
+class BaseClient(Generic[Stream]):
     """A connection to the root at `address` ("host:port").
 
     Nothing is dialled before the first call. When nothing listens, a call raises Unreachable: at
@@ -57,6 +60,8 @@ class BaseClient:
     certificate (`hearth certs init` makes one, DIR/client); None uses plaintext. api_key: a key
     that the root accepts. credentials: gRPC's own, instead of `tls`.
     """
+
+    _stream_type: type[Stream]
 
     def __init__(
         self,
@@ -75,6 +80,23 @@ class BaseClient:
         self._channel = self._open(address, credentials, channel_options(connect_timeout) + more)
         self._stub: Any = root_pb2_grpc.RootServiceStub(self._channel)
 
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        tokens: Iterable[int] | None = None,
+        messages: Iterable[Mapping[str, str]] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """Stream text after a prompt, token ids, or a conversation of {"role", "content"}.
+
+        Raises InvalidArgument or TypeError.
+        """
+        request = generate_request(prompt, tokens, messages, options)
+        limit = options.get("timeout")
+        call = self._stub.Generate(request, timeout=limit, metadata=self._metadata)
+        return self._stream_type(call, self.address)
+
     def _open(
         self, address: str, credentials: grpc.ChannelCredentials | None, options: Options
     ) -> Any:
@@ -84,17 +106,6 @@ class BaseClient:
     def _limit(self, timeout: float | None) -> float:
         """Seconds that a call may take."""
         return self._timeout if timeout is None else timeout
-
-    def _generate(
-        self,
-        prompt: str | None,
-        tokens: Iterable[int] | None,
-        messages: Iterable[Mapping[str, str]] | None,
-        options: GenerateOptions,
-    ) -> Any:
-        """A started call of Generate. Raises InvalidArgument or TypeError."""
-        request = generate_request(prompt, tokens, messages, options)
-        return self._stub.Generate(request, timeout=options.get("timeout"), metadata=self._metadata)
 
     def _watch(self, timeout: float | None) -> Any:
         """A started call of WatchCluster."""

@@ -47,10 +47,11 @@ class GenerateStream(BaseStream):
         self.cancel()
 
 
-class Client(BaseClient):
+class Client(BaseClient[GenerateStream]):
     """A connection to a root. Thread-safe. See BaseClient for the arguments."""
 
     _stub: root_pb2_grpc.RootServiceStub
+    _stream_type = GenerateStream
 
     def _open(
         self, address: str, credentials: grpc.ChannelCredentials | None, options: Options
@@ -58,18 +59,6 @@ class Client(BaseClient):
         if credentials is None:
             return grpc.insecure_channel(address, options=options)
         return grpc.secure_channel(address, credentials, options=options)
-
-    def generate(
-        self,
-        prompt: str | None = None,
-        *,
-        tokens: Iterable[int] | None = None,
-        messages: Iterable[Mapping[str, str]] | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> GenerateStream:
-        """Stream text after a prompt, token ids, or a conversation of {"role", "content"}."""
-        call = self._generate(prompt, tokens, messages, options)
-        return GenerateStream(call, self.address)
 
     def generate_text(
         self,
