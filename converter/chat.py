@@ -77,8 +77,8 @@ class Renderer:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                chat_sandbox.write_frame(process.stdin, request)  # type: ignore[arg-type]
-                answer: dict[str, str] = chat_sandbox.read_frame(process.stdout)  # type: ignore[arg-type]
+                chat_sandbox.write_frame(process.stdin, request)
+                answer: dict[str, str] = chat_sandbox.read_frame(process.stdout)
                 return answer
             except (OSError, EOFError):
                 code = self._end()

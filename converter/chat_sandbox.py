@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import jinja2
 from jinja2 import nodes
@@ -134,14 +134,14 @@ def _strftime_now(form: str) -> str:
     return datetime.datetime.now().astimezone().strftime(form)
 
 
-def write_frame(stream: BinaryIO, value: Any) -> None:
+def write_frame(stream: IO[bytes], value: Any) -> None:
     """Write one JSON value after its length."""
     data = json.dumps(value).encode()
     stream.write(len(data).to_bytes(_LENGTH_BYTES, "little") + data)
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> Any:
+def read_frame(stream: IO[bytes]) -> Any:
     """Read what write_frame wrote. Raises EOFError when the other end is closed."""
     head = stream.read(_LENGTH_BYTES)
     data = stream.read(int.from_bytes(head, "little")) if len(head) == _LENGTH_BYTES else b""
