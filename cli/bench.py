@@ -140,7 +140,7 @@ def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -
         "load_seconds": _round(session.load_seconds),
         "weights_sent_bytes": sum(node.weight_bytes_from_network for node in status.nodes),
         "peak_rss_mib": peaks,
-        # What the mesh measured of its links is among them.
+        # They include what the mesh measured of its links.
         "notes": list(status.notes),
     }
 

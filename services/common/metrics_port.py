@@ -35,7 +35,7 @@ class MetricsPort:
         security: Security | None,
         silence_seconds: float = SCRAPE_SECONDS,
     ) -> None:
-        """Raises OSError where the address cannot be had."""
+        """Raises OSError if the address cannot be bound."""
         host, port = split_address(address)
         family, _, _, _, where = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -63,7 +63,7 @@ class MetricsPort:
 
 
 class _Server(WSGIServer):
-    """A thread for each connection, of which there are few."""
+    """One thread for each connection, up to a small limit."""
 
     security: Security | None = None
     silence_seconds = SCRAPE_SECONDS
@@ -75,7 +75,7 @@ class _Server(WSGIServer):
         super().__init__(*arguments)
 
     def server_bind(self) -> None:
-        """Without the look-up of the host's name, which may take long, of the base class."""
+        """Binds without the base class's look-up of the host name, which may be slow."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -83,7 +83,7 @@ class _Server(WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of its own, if there is a place."""
+        """Handles a connection in its own thread, or closes it if too many are open."""
         if not self._slots.acquire(blocking=False):
             self._refuse(client_address, f"{_MOST_CONNECTIONS} connections are open")
             self.shutdown_request(request)
@@ -96,14 +96,14 @@ class _Server(WSGIServer):
         ).start()
 
     def _converse(self, connection: socket.socket, client_address: Any) -> None:
-        # By whatever socket it is at the time: TLS makes another one.
+        # Reads `connection` when the time is up: TLS replaces the socket.
         watchdog = threading.Timer(3 * self.silence_seconds, lambda: _cut(connection))
         watchdog.daemon = True
         try:
             watchdog.start()
             connection.settimeout(self.silence_seconds)
             if self.security is not None:
-                # Made each time: renewed certificates are taken up, and a scrape is rare.
+                # Made for each scrape, so that renewed certificates are used; scrapes are rare.
                 context = self.security.ssl_context()
                 connection = context.wrap_socket(connection, server_side=True)
             self.finish_request(connection, client_address)
@@ -120,7 +120,7 @@ class _Server(WSGIServer):
         self._refusals.note(peer_address(client_address), problem)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing on standard error: what fails here fails for the scraper alone."""
+        """Prints nothing: an error here affects only the scraper."""
 
 
 class _Handler(WSGIRequestHandler):
@@ -129,10 +129,10 @@ class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: scrapes are not logged."""
+        """Does nothing: scrapes are not logged."""
 
 
 def _cut(connection: socket.socket) -> None:
-    """Ends what a slow peer would draw out."""
+    """Shuts a connection down, which ends its reads and writes."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -145,7 +145,7 @@ class SliceCache:
             if not self._verified(path, file, size, sink):
                 return False
             with contextlib.suppress(OSError):
-                os.utime(path)  # eviction goes by the time of last use
+                os.utime(path)  # eviction orders slices by the time of last use
             return True
         finally:
             os.close(file)

@@ -93,7 +93,7 @@ class Gate(grpc.ServerInterceptor):
             watchdog.cancel()
 
     def _check_name(self, context: grpc.ServicerContext) -> None:
-        """Clients and workers have certificates too, and workers have the token."""
+        """Refuses a client or worker: they have certificates too, and workers have the token."""
         names = [name.decode("utf-8", "replace") for name in context.peer_identities() or ()]
         if ROOT_NAME not in names:
             problem = f"a certificate of {', '.join(names)[:100]}, not of {ROOT_NAME}"

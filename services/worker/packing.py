@@ -166,7 +166,7 @@ class Assembly:
                 self._give_up_caching(error)
 
     def finish(self) -> None:
-        """Packs the last block, once all bytes are there and verified. Raises HearthError."""
+        """Packs the last block, once all bytes are received and verified. Raises HearthError."""
         if self.part is not None:
             try:
                 self.part.finish(self.digest())

@@ -44,7 +44,7 @@ class Gate(grpc.aio.ServerInterceptor):
         """silence_seconds: a call whose message has not come by then ends."""
         self._keys = keys
         self._callers = Callers(refusals, handshakes)
-        # Until then such a call has a place among the root's calls.
+        # Until then such a call counts towards the root's limit of calls.
         self._seconds = silence_seconds
 
     async def intercept_service(
