@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hearth.cli import options as common
@@ -41,6 +42,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--watch", action="store_true", help="show it again at every change")
     parser.add_argument("--json", action="store_true", help="print the message as JSON")
     parser.set_defaults(run=run)
+    _intermix(parser)
+
+
+def _intermix(parser: argparse.ArgumentParser) -> None:
+    """Allow options before and after `worker`: argparse would take it as absent before options."""
+    plain = parser.parse_known_args
+
+    def parse(
+        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        setattr(parser, "parse_known_args", plain)  # noqa: B010 -- which the next line calls
+        try:
+            return parser.parse_known_intermixed_args(args, namespace)
+        finally:
+            setattr(parser, "parse_known_args", parse)  # noqa: B010
+
+    setattr(parser, "parse_known_args", parse)  # noqa: B010
 
 
 def run(options: argparse.Namespace) -> int:
