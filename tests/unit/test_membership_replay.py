@@ -14,11 +14,12 @@ from membership_story import GIB, Story, needs, serving
 
 from hearth.common.errors import HearthError
 from hearth.root.membership import deciding
+from hearth.root.membership import membership as membership_module
 from hearth.root.membership.decisions import Form, Rules, Wait
 from hearth.root.membership.events import Described, Drain, Formed, FormFailed, Found, Lost
 from hearth.root.membership.membership import Membership, MembershipError
 from hearth.root.membership.peers import PeerState
-from hearth.root.membership.replay import DivergedError, replay
+from hearth.root.membership.replay import DivergedError, main, replay
 
 RECORDED = Path(__file__).parents[1] / "stories" / "lost_while_loading.jsonl"
 STEADY, FRAGILE, BUSY = (f"127.0.0.1:{port}" for port in (7717, 7718, 7719))
@@ -65,6 +66,28 @@ def test_a_question_that_was_not_asked_then_is_noticed(monkeypatch: pytest.Monke
     without = [json.dumps({k: v for k, v in line.items() if k != "fits"}) for line in lines]
     with pytest.raises(DivergedError, match=r"whether the model fits on .* is not recorded"):
         replay(without)
+
+
+def test_a_broken_invariant_is_the_result_of_a_replay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A story recorded because an invariant broke is read to its end first."""
+    monkeypatch.setattr(membership_module, "broken", lambda *_: ["it serves"])
+    assert main(str(RECORDED)) == 1
+    assert "line 2 of the story: it serves" in capsys.readouterr().err
+    changed = tmp_path / "story.jsonl"
+    changed.write_text("\n".join([*recorded()[:-1], recorded()[-1].replace("READY", "SEEN")]))
+    assert main(str(changed)) == 1
+    assert "recorded was" in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_rules_is_not_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: deciding.Decider, now: float) -> None:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(deciding.Decider, "at_start", broken)
+    with pytest.raises(KeyError, match="a mistake"):
+        replay(recorded())
 
 
 def test_several_runs_in_one_file() -> None:

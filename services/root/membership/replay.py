@@ -48,6 +48,10 @@ class DivergedError(Exception):
         )
 
 
+class _NotRecordedError(Exception):
+    """Today's rules put a question whose answer the record does not have."""
+
+
 class _Run:
     """One root's membership, fed from its record."""
 
@@ -61,7 +65,8 @@ class _Run:
             return self._fits[workers]
         except KeyError:
             names = ", ".join(worker.address for worker in workers) or "no workers"
-            raise LookupError(f"whether the model fits on {names} is not recorded") from None
+            problem = f"whether the model fits on {names} is not recorded"
+            raise _NotRecordedError(problem) from None
 
     def feed(self, stimulus: events.Stimulus, fits: dict[tuple[Member, ...], Misfit | None]) -> str:
         """The line that the record would have now."""
@@ -76,7 +81,6 @@ class _Run:
             case _:
                 with suppress(HearthError, MembershipError):  # the line has it
                     membership.handle(stimulus)
-        membership.check()
         return self._lines[-1] if self._lines else "{}"
 
 
@@ -84,9 +88,11 @@ def replay(lines: Iterable[str], rules: Rules | None = None) -> list[Membership]
     """The membership of each run, at the end of its record.
 
     rules: used instead of the recorded ones. Raises DivergedError at the first entry that differs,
-    HearthError INVALID_ARGUMENT where a line is not one of a record.
+    HearthError INVALID_ARGUMENT where a line is not one of a record. Where all entries are the
+    recorded ones, raises MembershipError for the first that broke an invariant.
     """
     runs: list[_Run] = []
+    broken: MembershipError | None = None
     for number, line in enumerate(lines, 1):
         try:
             data = json.loads(line)
@@ -108,11 +114,18 @@ def replay(lines: Iterable[str], rules: Rules | None = None) -> list[Membership]
             raise HearthError(Reason.INVALID_ARGUMENT, problem) from None
         try:
             replayed = json.loads(run.feed(stimulus, fits))
-        except LookupError as error:
+        except _NotRecordedError as error:
             raise DivergedError(number, json.dumps(recorded), f"a question: {error}") from None
         replayed.pop("fits", None)
         if replayed != recorded:
             raise DivergedError(number, json.dumps(recorded), json.dumps(replayed))
+        try:
+            run.membership.check()
+        except MembershipError as error:
+            problem = f"line {number} of the story: {error.problem}"
+            broken = broken or MembershipError(problem, run.membership.story.text())
+    if broken is not None:
+        raise broken
     return [run.membership for run in runs]
 
 
@@ -153,10 +166,10 @@ def _fits(data: list[Any]) -> Iterator[tuple[tuple[Member, ...], Misfit | None]]
 
 
 def main(path: str) -> int:
-    """Replay a file; 0 where today's decisions are the recorded ones."""
+    """Replay a file; 0 where today's decisions are the recorded ones, and no invariant breaks."""
     try:
         runs = replay(Path(path).read_text(encoding="utf-8").splitlines())
-    except (DivergedError, HearthError) as error:
+    except (DivergedError, HearthError, MembershipError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{len(runs)} runs: every decision is the recorded one")
