@@ -41,6 +41,8 @@ _PASSING = GONE | {
     Reason.SHUTTING_DOWN,
     Reason.CLUSTER_NOT_READY,
 }
+# At a start: how long workers may take to answer before the log warns of it.
+_QUIET_SECONDS = 3.0
 # How long a running step may take to end before the model is divided again.
 _STEP_SECONDS = 30.0
 
@@ -86,6 +88,9 @@ class Supervisor:
         # Why the cluster stopped serving, and the reason for waiting that was shown last.
         self._cause: HearthError | None = None
         self._shown_why = ""
+        # Workers are being asked for the first time until then; 0 once the cluster was formed.
+        self._quiet_until = 0.0
+        self._shown_quietly = False
         # Why each worker could not be used last.
         self._refusals: dict[str, HearthError] = {}
         self._peer_log = PeerLog()
@@ -102,6 +107,7 @@ class Supervisor:
             source.start()
         seconds = self._joining.join_seconds
         deadline = self._now() + seconds
+        self._quiet_until = self._now() + _QUIET_SECONDS
         while True:
             until = min(self._look(), deadline)
             if self._membership.serving is not None:
@@ -144,9 +150,9 @@ class Supervisor:
         With `undo`, let it in again; done when it is in, or ready where it is not needed now. A
         caller with a deadline cancels the future then; without one the wait ends after an hour.
 
-        The future raises HearthError: INVALID_ARGUMENT for no such worker, OUT_OF_MEMORY where the
-        rest (or the worker that comes back) have no room, the worker's own reason where it refuses
-        or is unreachable, CANCELLED for the opposite call meanwhile, DEADLINE, SHUTTING_DOWN.
+        The future raises HearthError. INVALID_ARGUMENT: no such worker. OUT_OF_MEMORY: the rest, or
+        the worker that comes back, have no room. CANCELLED: the opposite call came meanwhile. Also
+        DEADLINE, SHUTTING_DOWN, and the worker's own reason where it refuses or is unreachable.
         """
         done: Answer = Future()
         event = (
@@ -260,6 +266,9 @@ class Supervisor:
             until = self._now() + 1.0 if isinstance(decision, Form) else decision.until
             self._show_waiting(decision.why)
         self._drains.look(self._now(), serves=isinstance(decision, Serve))
+        known = {peer.address for peer in membership.peers}
+        for address in self._refusals.keys() - known - {""}:
+            del self._refusals[address]
         self._peer_log.show(membership.peers)
         self._cluster.show(membership.peers, waiting)
         return until
@@ -285,6 +294,7 @@ class Supervisor:
         else:
             self._refusals.clear()
             self._cause, self._shown_why = None, ""
+            self._quiet_until = 0.0
             self._membership.handle(events.Formed(self._now(), decision.workers))
             self._engine.resume(limits)
             log.info("the cluster serves, epoch %d", self._cluster.status().epoch)
@@ -310,10 +320,11 @@ class Supervisor:
         return f" (its story: {self._story.path})" if self._story is not None else ""
 
     def _show_waiting(self, why: str) -> None:
-        if why == self._shown_why:
+        quiet = self._now() < self._quiet_until and not self._refusals
+        if why == self._shown_why and quiet == self._shown_quietly:
             return
-        self._shown_why = why
-        log.warning("the cluster is not ready: %s", why)
+        self._shown_why, self._shown_quietly = why, quiet
+        log.log(logging.INFO if quiet else logging.WARNING, "the cluster is not ready: %s", why)
         cause = self._cause
         if cause is not None:
             message = f"{cause.message} (now: {why})"

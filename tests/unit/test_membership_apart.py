@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from membership_story import GIB, Story, needs, serving
 
-from hearth.root.membership.decisions import Serve, Wait
+from hearth.root.membership.choosing import Chooser
+from hearth.root.membership.decisions import Rules, Serve, Wait
 from hearth.root.membership.events import Found
-from hearth.root.membership.peers import PeerState
+from hearth.root.membership.peers import Peer, PeerState
 
 
 def test_a_connection_that_breaks_once_moves_nobody() -> None:
@@ -110,3 +111,19 @@ def test_at_the_start_who_is_not_needed_may_be_left_out() -> None:
     story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
     story.run(60)
     assert story.membership.serving == ("a:1",)
+
+
+def test_changing_addresses_fill_no_memory() -> None:
+    """The latest pairs, and the latest clusters formed before, are remembered."""
+    chooser = Chooser(Rules(most=3, needed=1), lambda workers: None)
+    for n in range(2000):
+        chooser.formed((f"a:{n}", "b:1"))
+        chooser.apart.broke(f"a:{n}", "b:1", 0.0)
+        chooser.apart.broke("c:1", "b:1", 0.0)
+    assert len(chooser._formed_before) <= 256
+    assert len(chooser.apart._pairs) <= 1024
+    assert chooser.known([Peer("a:1999", 0), Peer("b:1", 1)])
+    assert not chooser.known([Peer("a:0", 0), Peer("b:1", 1)])
+    # The pair that broke again and again is still known; no other is left of the first ones.
+    assert chooser.apart.partner(Peer("c:1", 0), [Peer("b:1", 1)], 0.0) is not None
+    assert chooser.apart.partner(Peer("a:0", 0), [Peer("b:1", 1)], 0.0) is None

@@ -13,6 +13,7 @@ import pytest
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root import draining
+from hearth.root import supervisor as supervisor_module
 from hearth.root.cluster.asking import Asker
 from hearth.root.cluster.cluster import Cluster, Listener
 from hearth.root.engine.engine import Engine
@@ -25,6 +26,10 @@ from hearth.root.supervisor import Supervisor
 from hearth.v1 import root_pb2
 
 LIMITS = Limits(context_size=16, max_pages=16, page_size=4, max_step_tokens=8, max_running=4)
+
+
+def error(reason: str, message: str, **metadata: object) -> HearthError:
+    return HearthError(reason, message, metadata)
 
 
 class FakeCluster:
@@ -123,10 +128,6 @@ def supervisor(
     )
 
 
-def error(reason: str, message: str, **metadata: object) -> HearthError:
-    return HearthError(reason, message, metadata)
-
-
 def test_a_start_with_all_workers() -> None:
     cluster, engine = FakeCluster("a:1", "b:1"), FakeEngine()
     running = supervisor(cluster, engine, Workers(a=None, b=None))
@@ -152,6 +153,51 @@ def test_a_listed_worker_that_is_absent_ends_the_start_after_a_while() -> None:
     running = supervisor(FakeCluster("a:1"), FakeEngine(), Workers(a=away), joining)
     with pytest.raises(HearthError, match=r"a:1 cannot be reached \(waited 0.1 s: see --join"):
         running.form_first()
+    running.stop()
+
+
+def _levels(caplog: pytest.LogCaptureFixture) -> set[int]:
+    return {r.levelno for r in caplog.records if "the cluster is not ready" in r.message}
+
+
+def test_a_normal_start_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        running = supervisor(FakeCluster("a:1", "b:1"), FakeEngine(), Workers(a=None, b=None))
+        running.form_first()
+    assert _levels(caplog) == {logging.INFO}
+    running.stop()
+
+
+class Silent(Workers):
+    """Questions whose answers never come."""
+
+    def ask(self, address: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("workers", [Silent(), Workers(a=error(Reason.WORKER_BUSY, "busy"))])
+def test_a_start_warns_of_a_reason_and_of_silence(
+    workers: Workers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(workers, Silent):
+        monkeypatch.setattr(supervisor_module, "_QUIET_SECONDS", 0.1)
+    running = supervisor(FakeCluster("a:1"), FakeEngine(), workers, Joining(join_seconds=1.0))
+    with caplog.at_level(logging.INFO), pytest.raises(HearthError):
+        running.form_first()
+    assert _levels(caplog) == {logging.INFO, logging.WARNING}
+    running.stop()
+
+
+def test_the_refusal_of_a_worker_that_is_forgotten_is_forgotten() -> None:
+    workers = Workers(a=None, c=error(Reason.WORKER_BUSY, "busy"))
+    running = supervisor(FakeCluster("a:1"), FakeEngine(), workers)
+    running.form_first()
+    for listing, kept in ((["c:1"], {"c:1"}), ([], set())):
+        running._found("dns", listing)
+        for _ in range(2):  # the event; the answer
+            running._await_event(0.0)
+            running._look()
+        assert running._refusals.keys() == kept
     running.stop()
 
 

@@ -15,6 +15,8 @@ _SECONDS = 60.0
 _MAX_SECONDS = 600.0
 # Two times are in a row unless the cluster served for so long in between.
 _SOUND_SECONDS = 60.0
+# Pairs that are remembered: the latest, so that changing addresses fill no memory.
+_MAX_PAIRS = 1024
 # Ways to leave workers out that are tried.
 _MAX_WAYS = 64
 
@@ -29,11 +31,15 @@ class Apart:
     """Pairs are of addresses."""
 
     def __init__(self) -> None:
+        # The pair that broke last is the last.
         self._pairs: dict[frozenset[str], _Trouble] = {}
 
     def broke(self, one: str, other: str, now: float) -> None:
         """Two workers did not reach each other."""
-        trouble = self._pairs.setdefault(frozenset((one, other)), _Trouble())
+        pair = frozenset((one, other))
+        trouble = self._pairs[pair] = self._pairs.pop(pair, _Trouble())
+        if len(self._pairs) > _MAX_PAIRS:
+            del self._pairs[next(iter(self._pairs))]
         trouble.times += 1
         # A worker that does not reach a third one either needs no second proof.
         known = any({one, other} & pair for pair in self._apart(now))

@@ -6,6 +6,9 @@ from hearth.root.membership.apart import Apart
 from hearth.root.membership.decisions import Fit, Misfit, Rules
 from hearth.root.membership.peers import Peer, PeerState, addresses
 
+# Clusters formed before that are remembered: the latest, so that changing addresses fill no memory.
+_REMEMBERED = 256
+
 # The chosen peers in rank order; or none, and why.
 Choice = tuple[list[Peer], Misfit | None]
 
@@ -17,11 +20,15 @@ class Chooser:
         self._most = rules.most
         self._fit = fit
         self.apart = Apart()
-        self._formed_before: set[tuple[str, ...]] = set()
+        # Their workers, the latest last.
+        self._formed_before: dict[tuple[str, ...], None] = {}
 
     def formed(self, workers: tuple[str, ...]) -> None:
         """The cluster was formed with these: they have their slices from now on."""
-        self._formed_before.add(workers)
+        self._formed_before.pop(workers, None)
+        self._formed_before[workers] = None
+        if len(self._formed_before) > _REMEMBERED:
+            del self._formed_before[next(iter(self._formed_before))]
 
     def known(self, chosen: Sequence[Peer]) -> bool:
         """True if the cluster was formed with exactly these before, so that no weights move."""
@@ -30,7 +37,7 @@ class Chooser:
     def renamed(self, old: str, new: str) -> None:
         """A worker is at another address now."""
         self._formed_before = {
-            tuple(new if address == old else address for address in workers)
+            tuple(new if address == old else address for address in workers): None
             for workers in self._formed_before
         }
 
