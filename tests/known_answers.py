@@ -29,7 +29,7 @@ def model_digest() -> str:
 
 
 def read_stories260k() -> tuple[list[int], str]:
-    """The 200 greedy tokens of stories260k from BOS, by the reference program, and their text."""
+    """The 200 greedy tokens of stories260k from BOS, by transformers, and their text."""
     known: dict[str, Any] = json.loads((KNOWN / "stories260k.json").read_text())
     assert (known["magic"], known["version"]) == (MAGIC.decode(), VERSION)
     return known["greedy_ids"], known["text"]

@@ -1,4 +1,4 @@
-"""The 200 greedy steps of stories260k, through the command, are the reference program's.
+"""The 200 greedy steps of stories260k, through the command, are those of transformers.
 
 A trained model whose text depends on every number it computes with: one wrong cut, rotation or sync
 and the words change. The reference computes in float32, and so do these runs (weights, KV cache and
