@@ -43,8 +43,8 @@ class Sampler {
 };
 
 // The best `count` of a row of logits, better first (ties: lower id first; not-a-number is worst).
-// Token ids begin at first_id. A sampler that is greedy, or keeps the `count` best, chooses the same
-// token from all ranks' candidates as from whole rows. That needs a repetition penalty of 1.
+// Token ids begin at first_id. A sampler that is greedy, or keeps the `count` best, chooses the
+// same token from all ranks' candidates as from whole rows. That needs a repetition penalty of 1.
 void best_candidates(std::span<const float> logits, size_t count, uint32_t first_id, float* best,
                      uint32_t* ids);
 
