@@ -10,8 +10,9 @@ loss. A command that runs one request calls `form` itself; a lost worker ends th
 
 Locks, in the order in which a thread may take them:
 1. `Cluster._stepping`: held for the length of a step.
-2. `State`'s, `Reports`', `Board`'s and `WorkerLink`'s own locks: held inside one method each. No
-   thread holds two of them.
+2. `State`'s, `Reports`', `Board`'s and `WorkerLink`'s own locks: held inside one method each, and
+   `Board`'s for a whole `with board.change()` block. No thread holds two of them: such a block
+   takes no lock and calls nothing that waits (`Cluster.lost` takes none).
 Subscribers and listeners are called without the second kind. The thread that runs steps calls them
 too, while it holds `_stepping`: they must not wait for a step.
 """

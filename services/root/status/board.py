@@ -31,7 +31,11 @@ class Board:
 
     @contextmanager
     def change(self) -> Iterator[root_pb2.ClusterStatus]:
-        """The status itself, to be changed in place; subscribers are called after."""
+        """The status itself, to be changed in place; subscribers are called after.
+
+        The lock is held for the whole `with` block, so that no change of another thread is lost.
+        The block must not take another lock, call this board, or wait.
+        """
         with self._lock:
             yield self._status
             copy = self._copy()
