@@ -225,6 +225,13 @@ class Cluster:
                 if error.reason == Reason.PEER_LOST:
                     raise self._peer_lost(formation, error) from None
                 raise self._lose(formation, error) from None
+            except Exception as error:
+                if not formation.links:
+                    raise
+                # The workers may have received the step: the next one would not match theirs.
+                log.exception("a step failed in the root")
+                problem = f"a step failed in the root: {type(error).__name__}: {error}"
+                raise self._lose(formation, HearthError(Reason.INTERNAL, problem)) from None
             finally:
                 self._deadline = None
         phase_name = phase_of(batch.rows, len(batch.output_rows))
