@@ -301,6 +301,7 @@ class Supervisor:
 
     def _form_failed(self, error: HearthError) -> None:
         address = error.metadata.get("worker", "")
+        error = error.copy()  # kept, without the frames of the attempt
         self._refusals[address] = error
         self._drains.refused(address, error)
         self._membership.handle(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from hearth.common.errors import HearthError, Reason
@@ -17,6 +19,7 @@ from hearth.worker.shard import NodeShard
 
 # Nothing listens there, and nothing is dialled before a call.
 ADDRESSES = ("127.0.0.1:1", "127.0.0.1:2")
+LEASE = worker_pb2.Lease(root_id="a", epoch=1)
 
 
 class IdleShard:
@@ -41,7 +44,7 @@ def formation(links: list[WorkerLink]) -> Formation:
 def failure_of(link: WorkerLink) -> HearthError:
     """The error with which the link's stream ends, once `fail` was called."""
     with pytest.raises(HearthError) as error:
-        link.open(worker_pb2.Lease(root_id="a", epoch=1), lambda error: None)
+        link.open(LEASE, lambda error: None)
     return error.value
 
 
@@ -92,5 +95,44 @@ def test_the_lease_of_a_lost_worker_is_not_released(
     facts = {"worker": ADDRESSES[0], "peer": ADDRESSES[1]}
     formed = formation(links)
     formed.fail(HearthError(reason, "lost", facts))
-    formed.release(worker_pb2.Lease(root_id="a", epoch=1))
+    formed.release(LEASE)
     assert sorted(calls) == released
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda link: link.describe(),
+        lambda link: link.load(worker_pb2.LoadBegin(), never_read, lambda event: None),
+        lambda link: link.open(LEASE, lambda error: None),
+    ],
+    ids=["describe", "load", "open"],
+)
+def test_a_call_on_a_closed_link_is_cancelled(call: Callable[[WorkerLink], object]) -> None:
+    link = WorkerLink(ADDRESSES[0])
+    link.close()
+    with pytest.raises(HearthError, match=r"the connection to worker .* was closed") as error:
+        call(link)
+    assert error.value.reason == Reason.CANCELLED
+    assert error.value.metadata == {"worker": ADDRESSES[0]}
+
+
+def test_an_error_of_reading_is_not_taken_for_a_closed_link(
+    links: list[WorkerLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise ValueError("cannot reshape")
+
+    monkeypatch.setattr("hearth.root.cluster.links.stream_weights", broken)
+    with pytest.raises(ValueError, match="cannot reshape"):
+        links[0].load(worker_pb2.LoadBegin(), never_read, lambda event: None)
+
+
+def test_an_earlier_failure_ends_a_load(links: list[WorkerLink]) -> None:
+    links[0].fail(HearthError(Reason.CANCELLED, "loading was cancelled"))
+    with pytest.raises(HearthError, match="loading was cancelled"):
+        links[0].load(worker_pb2.LoadBegin(), never_read, lambda event: None)
+
+
+def never_read(index: int, begin: int, end: int) -> npt.NDArray[np.uint8]:
+    raise AssertionError("nothing was asked for")

@@ -52,7 +52,7 @@ class Asker:
             answer = link.describe(self._root_id)
         except HearthError as error:
             self._answered(_failed(address, error), error)
-        except Exception as error:  # the channel was closed meanwhile
+        except Exception as error:  # each question is answered once
             failure = HearthError(Reason.WORKER_UNREACHABLE, f"{type(error).__name__}: {error}")
             self._answered(_failed(address, failure), failure)
         else:
@@ -64,7 +64,7 @@ class Asker:
 
 
 def _failed(address: str, error: HearthError) -> Event:
-    if error.reason == Reason.WORKER_UNREACHABLE:
+    if error.reason in (Reason.WORKER_UNREACHABLE, Reason.CANCELLED):
         return Unreachable(PENDING, address, error.message)
     if error.reason == Reason.SHUTTING_DOWN:
         return Leaving(PENDING, address, error.message)

@@ -166,7 +166,7 @@ class Cluster:
         try:
             formation, limits = forming.run()
         except BaseException as error:
-            self._state.failed(error if isinstance(error, HearthError) else None)
+            self._state.failed(error.copy() if isinstance(error, HearthError) else None)
             with self._board.change() as status:
                 describe.degraded(status, error)
             raise
@@ -208,7 +208,7 @@ class Cluster:
         with self._stepping:
             phase = self._state.phase
             if not isinstance(phase, state.Serving):
-                raise phase.error
+                raise phase.error.copy()
             formation = phase.formation
             if formation.links:
                 # A lane that waits too long says so itself, and better: this is for the rest.
@@ -314,10 +314,11 @@ class Cluster:
     def _lose(self, formation: Formation, error: HearthError) -> HearthError:
         """The formation cannot go on: ends every stream, and calls the listeners.
 
-        Returns the error that counts, which is the first.
+        Returns a copy of the error that counts, which is the first.
         """
+        error = error.copy()  # what is kept must not hold the frames of a step, and so the shard
         if not self._state.lose(formation, error):
-            return self.lost or error
+            return (self.lost or error).copy()
         formation.reports.settle(error)
         if error.reason == Reason.SHUTTING_DOWN:
             log.info("a worker left: %s", error.message)
@@ -329,7 +330,7 @@ class Cluster:
             describe.degraded(status, error)
         for listener in self._listeners:
             listener.cluster_lost(error)
-        return error
+        return error.copy()
 
     def _watch(self) -> None:
         """Ends the streams of a step that takes too long; wakes up once a second."""

@@ -90,6 +90,7 @@ class Forming:
             )
             self.check()
             shard = self._load(limits)
+            self.check()
             lane = self._open_lane()
             self.check()
         except BaseException as error:
@@ -115,6 +116,7 @@ class Forming:
         loading = self._loading
         if loading is not None:
             loading.give_up()
+            return  # the links stay open, so that `run` can release the leases
         for link in list(self._links):
             link.close()
 
@@ -123,6 +125,8 @@ class Forming:
         loading = self._loading
         if link.ended is not None and loading is None:
             self._reports.add(link.address, link.ended)
+        if link.ended is None:
+            return  # `fail` ended it: a consequence of another error
         if link in self._links and not (loading is not None and loading.given_up):
             self._broken = self._broken or error
             if loading is not None:
@@ -130,10 +134,12 @@ class Forming:
 
     def _reason(self, error: BaseException) -> BaseException:
         """The cause of the failure: the first error, not one that followed from it."""
-        if not isinstance(error, HearthError):
-            return error
+        if not isinstance(error, Exception):
+            return error  # of the thread itself: Ctrl-C
         if self._interrupted.is_set():
             return HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        if not isinstance(error, HearthError):
+            return self._broken or error
         first = (self._broken or error) if error.reason in _CONSEQUENCES else error
         return self._mesh_broke(first, error) if first.reason == Reason.PEER_LOST else first
 

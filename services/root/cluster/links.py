@@ -7,7 +7,7 @@ except for the worker's placement.
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -51,15 +51,19 @@ class WorkerLink:
         # The reason why the stream ended, unless `fail` ended it.
         self.ended: HearthError | None = None
         self._failing = threading.Lock()
+        # Ends the weight stream; set while one is open.
+        self._end_load: Callable[[], object] = lambda: None
+        self._closed = False
 
     def describe(self, root_id: str = "") -> worker_pb2.DescribeResponse:
         """Facts about the worker. root_id: the caller's, to find out if it holds the lease.
 
-        Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION.
+        Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION; CANCELLED if the link is closed.
         """
         request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION, root_id=root_id)
         try:
-            answer = self._stub.Describe(request, timeout=DESCRIBE_SECONDS)
+            with self._unless_closed():
+                answer = self._stub.Describe(request, timeout=DESCRIBE_SECONDS)
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
@@ -94,16 +98,30 @@ class WorkerLink:
     ) -> worker_pb2.LoadDone:
         """Streams the missing slices; afterwards the shard is ready. Raises HearthError."""
         try:
-            return stream_weights(self._channel, begin, read_slice, on_progress, worker=self.name)
+            with self._unless_closed():
+                return stream_weights(
+                    self._channel,
+                    begin,
+                    read_slice,
+                    on_progress,
+                    worker=self.name,
+                    on_start=self._load_began,
+                )
         except HearthError as error:
-            raise self._named(error) from None
+            raise self._named(self._failure or error) from None
+
+    def _load_began(self, end: Callable[[], object]) -> None:
+        self._end_load = end
+        if self._failure is not None:
+            end()  # `fail` came before there was a stream
 
     def open(self, lease: worker_pb2.Lease, on_end: Callable[[HearthError], None]) -> None:
         """Opens the Forward stream; call it once. `on_end` is called in a gRPC thread at its end.
 
         Raises HearthError, which is the error of `fail` if that was called before.
         """
-        self._call = call = self._stub.Forward(self._requests(self._outgoing))
+        with self._unless_closed():
+            self._call = call = self._stub.Forward(self._requests(self._outgoing))
         if self._failure is not None:
             call.cancel()  # `fail` came before there was a stream
         self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
@@ -146,15 +164,20 @@ class WorkerLink:
             watchdog.cancel()
 
     def fail(self, error: HearthError) -> None:
-        """Ends the stream; a thread waiting in `receive` raises `error`."""
+        """Ends both streams; a thread in `load`, `open` or `receive` raises `error`.
+
+        Returns at once. The lease can still be released.
+        """
         with self._failing:
             if self._failure is None:
                 self._failure = self._named(error)
+        self._end_load()
         if self._call is not None:
             self._call.cancel()
 
     def close(self, lease: worker_pb2.Lease | None = None) -> None:
-        """Ends the stream and releases the lease, if the worker can still be reached."""
+        """Ends both streams and releases the lease, if the worker can still be reached."""
+        self._closed = True
         self._outgoing.put(None)
         if self._call is not None:
             self._call.cancel()
@@ -167,6 +190,17 @@ class WorkerLink:
         # ValueError: the channel is already closed.
         with suppress(grpc.RpcError, ValueError):
             self._stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=RELEASE_SECONDS)
+
+    @contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """Raises HearthError CANCELLED where gRPC refuses a call because `close` was called."""
+        try:
+            yield
+        except ValueError:
+            if not self._closed:
+                raise
+            problem = f"the connection to worker {self.name} was closed"
+            raise self._named(HearthError(Reason.CANCELLED, problem)) from None
 
     def _ended(self) -> HearthError:
         """The reason why the stream has ended."""

@@ -39,7 +39,7 @@ class Loading:
         self._on_progress = on_progress
         self._metrics = metrics
         self._giving_up = threading.Event()
-        self._leases: Sequence[tuple[WorkerLink, worker_pb2.Lease]] = ()
+        self._links: Sequence[WorkerLink] = ()
 
     def run(
         self,
@@ -52,9 +52,10 @@ class Loading:
 
         own: the root's shard if it is already loaded, else a function that makes an empty one.
         begins: the first message to each link. on_loaded: called as soon as a worker's shard is
-        complete, in the thread that loaded it. The first error ends all other loads and is raised.
+        complete, in the thread that loaded it. The first error ends all other loads and is raised;
+        a shard made by `own` is closed then. The leases are the caller's to release.
         """
-        self._leases = [(link, begin.lease) for link, begin in zip(links, begins, strict=True)]
+        self._links = tuple(links)
         failure: BaseException | None = None
         with ThreadPoolExecutor(1 + len(links), "load") as pool:
             first = pool.submit(self._load_own, own)
@@ -68,11 +69,14 @@ class Loading:
                     failure = failure or future.exception()
                     if failure is not None:
                         self.give_up()
-            except BaseException:
-                # An interrupt: end the threads, because the pool waits for them.
+            except BaseException as interrupt:
+                # End the threads, because the pool waits for them.
                 self.give_up()
-                raise
+                failure = interrupt
         if failure is not None:
+            if first.exception() is None and first.result() is not own:
+                # The error holds this frame, and this the shard.
+                first.result().close()
             raise failure
         return first.result()
 
@@ -82,11 +86,11 @@ class Loading:
         return self._giving_up.is_set()
 
     def give_up(self) -> None:
-        """Ends a `run` in progress and releases the leases; may be called by any thread."""
+        """Ends a `run` in progress; returns at once, and may be called by any thread."""
         if not self._giving_up.is_set():
             self._giving_up.set()
-            for link, lease in self._leases:
-                link.close(lease)
+            for link in self._links:
+                link.fail(_cancelled())
 
     def _load_own(self, own: NodeShard | Callable[[], NodeShard]) -> NodeShard:
         if isinstance(own, NodeShard):
@@ -99,14 +103,17 @@ class Loading:
         try:
             for part, entry in zip(node.slices, manifest, strict=True):
                 if self._giving_up.is_set():
-                    raise HearthError(Reason.CANCELLED, "loading was cancelled")
+                    raise _cancelled()
                 filler.fill(entry, partial(self._read, part))
                 loaded += part.size_bytes
                 self._metrics.weights("local", part.size_bytes)
                 self._on_progress(0, LoadEvent(node.weight_bytes, 0, loaded))
             filler.finish()
-        finally:
-            filler.close()
+        except BaseException:
+            filler.close()  # first: it may still be packing a block
+            shard.close()
+            raise
+        filler.close()
         return shard
 
     def _load_worker(
@@ -132,3 +139,7 @@ class Loading:
         """Rows [first, last) of a slice."""
         rows = part.rows[0] + first, part.rows[0] + last
         return self._model.read(part.tensor, part.kind, rows, part.columns)
+
+
+def _cancelled() -> HearthError:
+    return HearthError(Reason.CANCELLED, "loading was cancelled")

@@ -55,12 +55,14 @@ def stream_weights(
     worker: str,
     deadline: float | None = None,
     stall_seconds: float = STALL_SECONDS,
+    on_start: Callable[[Callable[[], object]], object] = lambda end: None,
 ) -> worker_pb2.LoadDone:
     """Loads the plan of `begin` into the worker; returns when its shard can step.
 
     Open Forward within the worker's grace period afterwards, or the lease ends. `on_progress` is
     called in the calling thread. `worker` is the name in messages, `deadline` the limit of the
-    whole call in seconds. Raises HearthError naming the worker, and the errors of `read_slice`.
+    whole call in seconds. `on_start` gets a function that ends the stream from any thread.
+    Raises HearthError naming the worker, and the errors of `read_slice`.
     """
     sender = _Sender(begin, read_slice, stall_seconds)
     load_weights = channel.stream_stream(
@@ -70,6 +72,7 @@ def stream_weights(
     )
     call = load_weights(sender.requests(), timeout=deadline)
     sender.cancel = call.cancel
+    on_start(call.cancel)
     try:
         for response in call:
             done = sender.receive(response, on_progress)
