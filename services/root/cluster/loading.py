@@ -56,6 +56,8 @@ class Loading:
         a shard made by `own` is closed then. The leases are the caller's to release.
         """
         self._links = tuple(links)
+        if self.given_up:
+            self.give_up()  # before there were links to end
         failure: BaseException | None = None
         with ThreadPoolExecutor(1 + len(links), "load") as pool:
             first = pool.submit(self._load_own, own)
@@ -86,11 +88,10 @@ class Loading:
         return self._giving_up.is_set()
 
     def give_up(self) -> None:
-        """Ends a `run` in progress; returns at once, and may be called by any thread."""
-        if not self._giving_up.is_set():
-            self._giving_up.set()
-            for link in self._links:
-                link.fail(_cancelled())
+        """Ends `run`, or keeps it from beginning; returns at once. May be called by any thread."""
+        self._giving_up.set()
+        for link in self._links:
+            link.fail(_cancelled())
 
     def _load_own(self, own: NodeShard | Callable[[], NodeShard]) -> NodeShard:
         if isinstance(own, NodeShard):
