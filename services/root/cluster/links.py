@@ -70,12 +70,13 @@ class WorkerLink:
                 problem = f"{self.address} is not a Hearth worker: another program answers there"
                 raise self._named(HearthError(Reason.BAD_ADDRESS, problem)) from None
             if failure.reason in _GONE:
-                problem = f"worker {self.address} {failure.message}"
-                if failure.reason != Reason.UNREACHABLE:  # whose message says it already
-                    problem = (
-                        f"worker {self.address} cannot be reached ({failure.message}); check that "
-                        "`hearth worker` runs there and that the port is open"
-                    )
+                cause = failure.message
+                if failure.reason != Reason.UNREACHABLE:  # whose message begins like this
+                    cause = f"cannot be reached ({cause})"
+                problem = (
+                    f"worker {self.address} {cause}; `hearth worker` must run there, with its port "
+                    "open"
+                )
                 raise self._named(HearthError(Reason.WORKER_UNREACHABLE, problem)) from None
             raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
         if answer.node.protocol_version != PROTOCOL_VERSION:
