@@ -143,7 +143,7 @@ def texts_of(path: Path) -> Iterator[Text]:
 
 
 def findings(text: str, kind: str) -> Iterator[str]:
-    """What is wrong with a text."""
+    """Violations of the rules in a text."""
     # Indented lines of comments are tables and formulas; command lines are not prose either.
     plain = re.sub(r"(?m)^ {2,}\S.*$", "", text) if kind == "comment" else text
     plain = re.sub(r"(?m)^ *(docker|helm|python|hearth|make|\w+=) .*$", "", plain)

@@ -1,4 +1,4 @@
-// How fast this machine reads memory: what bounds decode, measured as decode reads it.
+// Speed of reading memory, which bounds decode, measured as decode reads.
 #pragma once
 
 #include <cstddef>

@@ -93,7 +93,7 @@ struct Kernels {
 
   void (*attend_f32)(const AttendArgs&);
   void (*attend_f16)(const AttendArgs&);
-  // What is too large for f16 becomes its largest number, not infinity.
+  // Values too large for f16 become its largest number, not infinity.
   void (*to_f16)(const float* x, size_t size, uint16_t* out);
   // x = or x += the numbers: f16, or int8 in blocks of 32 with their scales (size % 32 == 0).
   void (*from_f16)(const uint16_t* in, size_t size, float* x, bool add);

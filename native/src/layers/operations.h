@@ -15,14 +15,14 @@ namespace hearth {
 
 struct Pass;
 
-// How an operation's work is divided between the threads.
+// Division of an operation's work between the threads.
 enum class Division : uint8_t {
   rows,      // thread t has the same consecutive rows in all such operations
   stealing,  // by work stealing (WorkQueue), which serves one operation between two barriers
   other,
 };
 
-// What an operation reads and writes. What it changes in place counts as both.
+// Buffers that an operation reads and writes. A buffer changed in place counts as both.
 struct Access {
   BufferSet reads, writes;
   Division division;

@@ -20,7 +20,7 @@ constexpr uint32_t kMagic = 0x48525448;  // "HTRH"
 constexpr size_t kMoveAtOnce = 256 << 10;
 // After a wait longer than this, spinning was useless at any length.
 constexpr auto kLongWait = std::chrono::microseconds(200);
-// How soon an abort is seen.
+// The longest time until an abort is seen.
 constexpr int kPollMilliseconds = 100;
 
 // Bytes that a system call moved; 0 when it would block.

@@ -33,7 +33,7 @@ bool has_f16c() {
 }
 #endif
 
-// What this CPU can run, best first.
+// Instruction sets that this CPU can run, best first.
 std::vector<const Kernels*> runnable_kernels() {
   std::vector<const Kernels*> kernels;
 #ifdef HEARTH_HAVE_AVX2

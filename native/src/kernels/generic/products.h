@@ -1,4 +1,4 @@
-// What the matrix products share, of floats and of blocks of int8.
+// Shared by the matrix products of floats and of blocks of int8.
 #pragma once
 
 #include "vector.h"

@@ -1,4 +1,4 @@
-// What the algorithms of this folder share. Each is written once, over a vector trait `V` that
+// Shared by the algorithms of this folder. Each is written once, over a vector trait `V` that
 // every instruction set has in its vec.h:
 //
 //   Float, Int     a vector of kWidth floats, and of as many int32

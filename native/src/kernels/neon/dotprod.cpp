@@ -7,7 +7,7 @@
 namespace hearth {
 namespace {
 
-// What both types share: sums that start at the offset.
+// Shared by both types: sums that start at the offset.
 struct DotprodSums {
   static constexpr size_t kPanelTokens = 0;
   // Four tokens are what 32 registers hold: a sum, a block's sum and the activations, two vectors
