@@ -6,15 +6,14 @@ python .ci/write_reference.py --check    # exit with 1 when the page is out of d
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hearth.cli.main import COMMANDS
-from hearth.common.settings import apply_environment, variable
+from hearth.cli.command import Argument, Command, Option
+from hearth.cli.commands import COMMANDS, load
+from hearth.common.settings import variable
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 HEAD = """# Reference
@@ -23,37 +22,33 @@ Written by `.ci/write_reference.py` from the code; do not edit.
 
 ## Options
 
-Each option can come from the environment variable beside it; the command line wins. Lists are
-separated by spaces or commas; flags take 1/0, true/false, yes/no, on/off.
+Each option can come from the environment variable beside it, or from a settings file:
+`~/.config/hearth/hearth.toml` and `/etc/hearth/hearth.toml`, or only the file of `--config`
+(`HEARTH_CONFIG`). The command line overrides the environment, which overrides the user's file,
+which overrides the system's. Lists are separated by spaces or commas; flags take 1/0, true/false,
+yes/no, on/off. `hearth config` shows what is set.
+
+```toml
+# For every command that has the option, without its dashes:
+tls = "certs/client"
+
+[root]
+model = "demo"
+workers = ["192.168.1.21:7717", "192.168.1.22:7717"]
+tls = "certs/root"
+```
 """
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a subcommand."""
-    top = argparse.ArgumentParser(prog="hearth")
-    subparsers = top.add_subparsers()
-    importlib.import_module(f"hearth.cli.{command}").add_parser(subparsers)
-    parser: argparse.ArgumentParser = subparsers.choices[command]
-    apply_environment(parser, {})
-    return parser
-
-
-def options_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, str, str]]:
-    """(option with its value, variable, default, help) of each visible option."""
-    for action in parser._actions:
-        name = variable(action)
-        if action.help is argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
-            continue
-        text = str(action.help or "").partition(f" [{name}]")[0] % {"default": action.default}
-        text = text.replace(f" (default: {action.default})", "")
-        value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
-        if action.nargs == 0:
-            value = ""
-        spelled = " ".join((*action.option_strings[-1:], str(value))).strip() or action.dest
-        absent = action.default is None or action.default in ("", []) or action.default is False
-        default = "" if absent else str(action.default)
-        default = default.replace(str(Path.home()), "~")
-        yield spelled, name or "", default, text
+def options_of(command: Command) -> Iterator[tuple[str, str, str, str]]:
+    """(option with its value, variable, default, help) of each argument and option."""
+    settings = set(command.settings())
+    for param in command.params:
+        if isinstance(param, Argument):
+            yield param.spelled, "", "", param.summary
+        elif isinstance(param, Option) and param in settings and not param.hidden:
+            default = param.default_text.replace(str(Path.home()), "~")
+            yield param.spelled, variable(param.long_name), default, param.help or ""
 
 
 def cell(text: str) -> str:
@@ -66,7 +61,7 @@ def option_tables() -> Iterator[str]:
     for command, summary in COMMANDS.items():
         yield f"\n### hearth {command}\n\n{summary[0].upper()}{summary[1:]}.\n"
         yield "\n| option | variable | default | meaning |\n|---|---|---|---|\n"
-        for spelled, name, default, text in options_of(parser_of(command)):
+        for spelled, name, default, text in options_of(load(command)):
             cells = (f"`{cell(spelled)}`", f"`{name}`" * bool(name), cell(default), cell(text))
             yield f"| {' | '.join(cells)} |\n"
 

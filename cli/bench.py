@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -10,6 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from hearth.cli import options as common
+from hearth.cli.command import Command, Option, Options
 
 if TYPE_CHECKING:
     from hearth.cli.session import Session
@@ -17,35 +17,44 @@ if TYPE_CHECKING:
     from hearth.root.scheduling.batch import Batch, StepOutput
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declares the subcommand's options."""
-    parser = subparsers.add_parser("bench", help="measure speed, bytes and memory")
-    common.add_model(parser)
-    common.add_cluster(parser)
-    common.add_local_nodes(parser)
-    parser.add_argument(
-        "--prompt-tokens",
-        type=common.count,
-        default=128,
-        metavar="P",
-        help="tokens in the prompt of each run",
+def command() -> Command:
+    """The subcommand and its options."""
+    measured = "Measurement"
+    params = [
+        Option(
+            "--prompt-tokens",
+            read=common.count,
+            default=128,
+            metavar="P",
+            group=measured,
+            help="tokens in the prompt of each run",
+        ),
+        Option(
+            "--new-tokens",
+            read=common.whole(2),
+            default=32,
+            metavar="N",
+            group=measured,
+            help="tokens to make, at least 2: the first one counts as prefill",
+        ),
+        Option(
+            "--repeats",
+            read=common.count,
+            default=3,
+            metavar="R",
+            group=measured,
+            help="runs to take medians of, after one to warm up",
+        ),
+        Option("--json", is_flag=True, group=common.OUTPUT, help="print one object"),
+    ]
+    return Command(
+        "bench",
+        run,
+        [*common.model(), *params, *common.cluster(), *common.local_nodes(), *common.security()],
+        help="Measure speed, network bytes and memory of a model on this machine, or with workers.",
+        one_of=(common.SOURCES[:2], common.EXCLUSIVE_SECURITY),
+        needed=(common.NEEDS_MODEL,),
     )
-    parser.add_argument(
-        "--new-tokens",
-        type=common.several,
-        default=32,
-        metavar="N",
-        help="tokens to make, at least 2: the first one counts as prefill",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=common.count,
-        default=3,
-        metavar="R",
-        help="runs to take medians of, after one to warm up",
-    )
-    parser.add_argument("--json", action="store_true", help="print one object")
-    parser.set_defaults(run=run)
 
 
 class Recorder:
@@ -72,7 +81,7 @@ class Recorder:
             self.decode.append(dataclasses.replace(output, logits=output.logits[:0].copy()))
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Prints medians over the repeats."""
     from hearth.cli.session import open_session
 
@@ -95,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure(session: Session, recorder: Recorder, options: argparse.Namespace) -> dict[str, Any]:
+def measure(session: Session, recorder: Recorder, options: Options) -> dict[str, Any]:
     """One warm-up, then the repeats; rates are medians."""
     from hearth import _native
     from hearth.common import system
@@ -161,7 +170,7 @@ def _weights_read(session: Session) -> int:
     return read
 
 
-def _generate(session: Session, options: argparse.Namespace, repeat: int) -> tuple[float, float]:
+def _generate(session: Session, options: Options, repeat: int) -> tuple[float, float]:
     """Tokens per second of prefill and of decode in one run."""
     import numpy as np
 

@@ -3,29 +3,39 @@ Ctrl-D ends."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 
 from hearth.cli import options as common
+from hearth.cli.command import Command, Option, Options
 
 Messages = list[dict[str, str]]
 # From the conversation so far to the pieces of an answer.
 Answer = Callable[[Messages], Iterator[str]]
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declares the subcommand's options."""
-    parser = subparsers.add_parser("chat", help="talk with a model in the terminal")
-    common.add_generation(parser)
-    parser.add_argument(
-        "--system", metavar="TEXT", help="system message: instructions for the model"
+def command() -> Command:
+    """The subcommand and its options."""
+    params = [
+        Option(
+            "--system",
+            metavar="TEXT",
+            group=common.TEXT,
+            help="system message: instructions for the model",
+        ),
+        common.max_tokens("tokens of one answer at most; 0: no limit but the context"),
+    ]
+    return Command(
+        "chat",
+        run,
+        common.generation(params, temperature=0.7, top_p=0.9),
+        help="Talk with a model in the terminal.",
+        one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY),
+        needed=(common.NEEDS_SOURCE,),
     )
-    common.add_max_tokens(parser, "tokens of one answer at most; 0: no limit but the context")
-    parser.set_defaults(run=run, temperature=0.7, top_p=0.9)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Read lines until the input ends; 0."""
     if options.root:
         from hearth.client import Client

@@ -2,66 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 from hearth.cli import options as common
+from hearth.cli.command import Argument, Command, Option, Options
 
 if TYPE_CHECKING:
     from hearth.v1 import root_pb2
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declares the subcommand's options."""
-    parser = subparsers.add_parser("cluster", help="show a running cluster")
-    parser.add_argument(
-        "action",
-        nargs="?",
-        choices=("drain",),
-        help="drain: take a worker out on purpose; no request fails",
+def command() -> Command:
+    """The subcommand and its options."""
+    drain = "Draining"
+    return Command(
+        "cluster",
+        run,
+        [
+            Argument(
+                "action",
+                type=click.Choice(["drain"]),
+                required=False,
+                metavar="[ACTION]",
+                help="drain: take a worker out on purpose; no request fails",
+            ),
+            Argument(
+                "worker",
+                required=False,
+                metavar="[WORKER]",
+                help="of drain: its HOST:PORT as shown, or its name",
+            ),
+            common.root(by_default=True),
+            Option(
+                "--watch", is_flag=True, group=common.OUTPUT, help="show it again at every change"
+            ),
+            Option("--json", is_flag=True, group=common.OUTPUT, help="print the message as JSON"),
+            Option("--undo", is_flag=True, group=drain, help="let the worker in again"),
+            Option(
+                "--seconds",
+                read=common.seconds,
+                default=600.0,
+                metavar="S",
+                group=drain,
+                help="how long dividing the model again may take",
+            ),
+            common.tls(),
+            common.api_key(),
+        ],
+        help="Show what a running root and its workers are doing; take a worker out.",
     )
-    parser.add_argument("worker", nargs="?", help="of drain: its HOST:PORT as shown, or its name")
-    parser.add_argument("--undo", action="store_true", help="of drain: let it in again")
-    parser.add_argument(
-        "--seconds",
-        type=common.seconds,
-        default=600.0,
-        metavar="S",
-        help="of drain: how long dividing the model again may take (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--root",
-        metavar="HOST:PORT",
-        default="127.0.0.1:7716",
-        help="the root to ask (default: %(default)s)",
-    )
-    common.add_tls(parser)
-    common.add_api_key(parser)
-    parser.add_argument("--watch", action="store_true", help="show it again at every change")
-    parser.add_argument("--json", action="store_true", help="print the message as JSON")
-    parser.set_defaults(run=run)
-    _intermix(parser)
 
 
-def _intermix(parser: argparse.ArgumentParser) -> None:
-    """Allow options before and after `worker`: argparse would take it as absent before options."""
-    plain = parser.parse_known_args
-
-    def parse(
-        args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        setattr(parser, "parse_known_args", plain)  # noqa: B010 -- which the next line calls
-        try:
-            return parser.parse_known_intermixed_args(args, namespace)
-        finally:
-            setattr(parser, "parse_known_args", parse)  # noqa: B010
-
-    setattr(parser, "parse_known_args", parse)  # noqa: B010
-
-
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """0 when the cluster serves, 3 when it does not."""
     from hearth.client import Client
     from hearth.common.errors import HearthError, Reason
@@ -82,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if status.state == root_pb2.CLUSTER_STATE_SERVING else 3
 
 
-def _show(options: argparse.Namespace, status: root_pb2.ClusterStatus) -> None:
+def _show(options: Options, status: root_pb2.ClusterStatus) -> None:
     if options.json:
         from google.protobuf.json_format import MessageToJson
 

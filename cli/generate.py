@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -10,32 +9,48 @@ import time
 from typing import Self
 
 from hearth.cli import options as common
+from hearth.cli.command import Command, Option, Options
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declares the subcommand's options."""
-    parser = subparsers.add_parser("generate", help="print the text that a model makes")
-    common.add_generation(parser)
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue")
-    common.add_max_tokens(
-        parser, "tokens to make at most; 0: until the model ends or the context is full"
+def command() -> Command:
+    """The subcommand and its options."""
+    params = [
+        Option(
+            "-p", "--prompt", metavar="TEXT", default="", group=common.TEXT, help="text to continue"
+        ),
+        common.max_tokens("tokens to make at most; 0: until the model ends or the context is full"),
+        Option(
+            "--stop",
+            multiple=True,
+            metavar="TEXT",
+            group=common.TEXT,
+            help="text that ends the output; may be given several times",
+        ),
+        Option(
+            "--ignore-eos",
+            is_flag=True,
+            group=common.TEXT,
+            help="continue past the end-of-sequence token",
+        ),
+        Option(
+            "--json",
+            is_flag=True,
+            group=common.OUTPUT,
+            help="print one JSON object and nothing else",
+        ),
+    ]
+    return Command(
+        "generate",
+        run,
+        common.generation(params),
+        help="Print the text that a model makes from a prompt.",
+        one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY),
+        needed=(common.NEEDS_SOURCE,),
+        too_many="; a prompt follows --prompt (-p), in quotes",
     )
-    parser.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        help="text that ends the output; may be given several times",
-    )
-    parser.add_argument(
-        "--ignore-eos", action="store_true", help="continue past the end-of-sequence token"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
-    )
-    parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Streams text to stdout; progress and figures go to stderr."""
     if options.root:
         return _run_remote(options)
@@ -79,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_remote(options: argparse.Namespace) -> int:
+def _run_remote(options: Options) -> int:
     """The same from a running root."""
     from hearth.client import Client
 
@@ -126,7 +141,7 @@ class _Output:
     line of its own.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Options) -> None:
         self._silent = options.json
         self._prompt = options.prompt
         self._begun = False
@@ -149,7 +164,7 @@ class _Output:
 
 
 def _finish(
-    options: argparse.Namespace,
+    options: Options,
     text: str,
     ids: list[int],
     finish: str,

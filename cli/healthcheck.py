@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any
+
+from hearth.cli.command import Argument, Command, Option, Options
+from hearth.cli.options import number
 
 # The messages of grpc.health.v1 are so small that nothing is needed to read them: field 1.
 _CHECK = "/grpc.health.v1.Health/Check"
@@ -12,33 +14,39 @@ _STATES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declares the subcommand's options."""
-    parser = subparsers.add_parser(
-        "healthcheck", help="exit with 0 when a service is ready, else with 1"
+def command() -> Command:
+    """The subcommand and its options."""
+    group = "Check"
+    return Command(
+        "healthcheck",
+        run,
+        [
+            Argument(
+                "address",
+                required=False,
+                metavar="[HOST:PORT]",
+                help="the service's --health port (default: HEARTH_HEALTH)",
+            ),
+            Option(
+                "--liveness",
+                is_flag=True,
+                group=group,
+                help="check only that the process answers, in any state of its cluster",
+            ),
+            Option(
+                "--timeout",
+                read=number,
+                default=3.0,
+                metavar="S",
+                group=group,
+                help="how long to wait for the answer",
+            ),
+        ],
+        help="Exit with 0 when a service is ready, else with 1.",
     )
-    parser.add_argument(
-        "address",
-        nargs="?",
-        metavar="HOST:PORT",
-        help="the service's --health port (default: HEARTH_HEALTH)",
-    )
-    parser.add_argument(
-        "--liveness",
-        action="store_true",
-        help="check only that the process answers, in any state of its cluster",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=3.0,
-        metavar="S",
-        help="how long to wait for the answer (default: %(default)s)",
-    )
-    parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """0 when the service is ready. Raises HearthError when it is not, or does not answer."""
     import grpc
 

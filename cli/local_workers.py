@@ -11,6 +11,7 @@ from types import TracebackType
 
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
+from hearth.common.settings import CONFIG_VARIABLE
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
@@ -59,12 +60,13 @@ class LocalWorkers:
         ]
         if self._pin:
             command += ["--pin", ",".join(map(str, self._pin[rank - 1]))]
-        # The environment's options are meant for the root; two cannot share a metrics port.
+        # Settings of the environment and of files are meant for other workers, or for the root; two
+        # cannot share a metrics port.
         environment = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith("HEARTH_") or name in _INHERITED
-        }
+        } | {CONFIG_VARIABLE: os.devnull}
         # An interrupt at the terminal goes to the whole group: workers are to outlive the root's
         # last step, and are ended by it.
         return subprocess.Popen(

@@ -1,33 +1,22 @@
 """Entry of the `hearth` command: finds the subcommand, reads its options, reports its errors.
 
-Each subcommand is a module here with `add_parser(subparsers)`, whose parser sets `run` (a function
-from the parsed arguments to an exit code). Only the module that is asked for is imported.
+Each subcommand is a module here with `command()`. Only the module that is asked for is imported.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 
+import click
+
+from hearth.cli.command import described, nearest, usage_lines
+from hearth.cli.commands import COMMANDS, SECTIONS, load
+
 # Before gRPC is imported: it would write a line of its own for every failed TLS handshake. Ours
 # name the peer, and a scanner cannot fill the log with them (common/admission.py).
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-COMMANDS = {
-    "generate": "print the text that a model makes from a prompt",
-    "chat": "talk with a model in the terminal",
-    "root": "serve a model to clients, alone or with workers",
-    "worker": "give this machine's memory and cores to a root",
-    "bench": "measure tokens per second, bytes per token and memory",
-    "cluster": "show a running cluster",
-    "certs": "make the certificates and the join token of a cluster",
-    "healthcheck": "check a service's health port, for container engines",
-    "convert": "write a model as a Hearth directory, in another weight type",
-    "pull": "fetch a model from Hugging Face and convert it",
-}
 
 # The extra `root` of pyproject.toml: a worker is installed without these.
 ROOT_LIBRARIES = frozenset(
@@ -41,6 +30,108 @@ ROOT_LIBRARIES = frozenset(
         "tqdm",
     )
 )
+_COMPLETE = "_HEARTH_COMPLETE"
+_FIRST_STEPS = (
+    ("hearth chat demo", "talk with a tiny model that comes with Hearth"),
+    ("hearth pull OWNER/MODEL", "download a model from Hugging Face"),
+    ("hearth chat OWNER/MODEL", "talk with it on this machine"),
+)
+_END = (
+    "Every option can also come from the environment (HEARTH_CACHE_DIR for --cache-dir) and from "
+    "~/.config/hearth/hearth.toml or /etc/hearth/hearth.toml (cache-dir = ...)."
+)
+
+
+class Hearth(click.Group):
+    """`hearth`: the subcommands in sections, imported when they are needed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "hearth",
+            help="Run large language models split over the machines you already own.",
+            params=[
+                click.Option(
+                    ["-V", "--version"],
+                    is_flag=True,
+                    is_eager=True,
+                    expose_value=False,
+                    callback=_print_version,
+                    help="print the version and exit",
+                ),
+                click.Option(["--debug"], is_flag=True, expose_value=False, help="show tracebacks"),
+            ],
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+            subcommand_metavar="COMMAND ...",
+            no_args_is_help=False,
+        )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, "help"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "help":
+            return _help_command(self)
+        return load(name) if name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The subcommand of the first word. Raises UsageError with the nearest one."""
+        name = args[0]
+        found = self.get_command(ctx, name)
+        if found is None and not ctx.resilient_parsing:
+            raise click.UsageError(f"there is no command {name}{nearest(name, COMMANDS)}", ctx)
+        return name, found, args[1:]
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return described(super().get_help_option(ctx))
+
+    def invoke(self, ctx: click.Context) -> int:
+        return int(super().invoke(ctx) or 0)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """First steps, then the commands by section, then the options."""
+        with formatter.section("First steps"):
+            formatter.write_dl(_FIRST_STEPS)
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, COMMANDS[name]) for name in names])
+        records = [param.get_help_record(ctx) for param in self.get_params(ctx)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for record in records if record is not None])
+        formatter.write_paragraph()
+        formatter.write_text("`hearth help COMMAND` lists the options of a command. " + _END)
+
+
+def _help_command(group: Hearth) -> click.Command:
+    """`hearth help [COMMAND]`."""
+
+    def show(name: str | None) -> int:
+        parent = click.get_current_context().parent
+        assert parent is not None
+        if name is None or name == "help":
+            click.echo(parent.get_help())
+            return 0
+        _, command, _ = group.resolve_command(parent, [name])
+        assert command is not None
+        with command.make_context(name, ["--help"], parent=parent):
+            return 0
+
+    return click.Command(
+        "help",
+        callback=show,
+        params=[click.Argument(["name"], required=False, metavar="[COMMAND]")],
+        help="Show the help of a command.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from hearth.common.system import version
+
+        click.echo(f"hearth {version()}")
+        ctx.exit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left (`| head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        print("\n".join(usage_lines(error)), file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if debug or library not in ROOT_LIBRARIES:
@@ -68,46 +164,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not _is_expected(error):
             raise
-        print(f"hearth: {error}", file=sys.stderr)
+        print(f"hearth: {_message(error)}", file=sys.stderr)
         return 2 if getattr(error, "reason", "") == "BAD_SETTING" else 1
 
 
 def _run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="hearth",
-        description="Runs large language models split over the machines people already own.",
-        epilog="Every option can come from the environment: --cache-dir from HEARTH_CACHE_DIR.",
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    chosen = next((word for word in arguments if not word.startswith("-")), "")
-    for name, text in COMMANDS.items():
-        if name == chosen:
-            module = importlib.import_module(f"hearth.cli.{name}")
-            module.add_parser(subparsers)
-            _finish(subparsers.choices[name], arguments)
-        else:
-            subparsers.add_parser(name, help=text)
-    options = parser.parse_args(arguments)
-    if options.version:
-        from hearth.common.system import version
+    hearth = Hearth()
+    if instruction := os.environ.get(_COMPLETE):
+        from click.shell_completion import shell_complete
 
-        print(f"hearth {version()}")
-        return 0
-    if not options.command:
-        parser.print_help()
+        return shell_complete(hearth, {}, "hearth", _COMPLETE, instruction)
+    if not arguments:
+        print(hearth.get_help(click.Context(hearth, info_name="hearth", **hearth.context_settings)))
         return 2
-    return int(options.run(options) or 0)
+    with hearth.make_context("hearth", arguments) as ctx:
+        return hearth.invoke(ctx)
 
 
-def _finish(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    from hearth.common.settings import apply_environment
-
-    apply_environment(parser, arguments=arguments)
-    parser.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
-    )
+def _message(error: Exception) -> str:
+    """The error's text, where a parameter of a request has the name of its option."""
+    metadata = getattr(error, "metadata", None) or {}
+    field = str(metadata.get("field", ""))
+    text = str(error)
+    if field and text.startswith(f"{field} "):
+        return f"--{field.replace('_', '-')}{text.removeprefix(field)}"
+    return text
 
 
 def _is_expected(error: Exception) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from hearth.cli.command import Argument, Option, Options
 from hearth.common.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -15,44 +18,66 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROOT_PORT = 7716
+WORKER_PORT = 7717
 
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+# Groups of --help.
+MODEL = "Model"
+TEXT = "Text"
+SAMPLING = "Sampling"
+CLUSTER = "Nodes and the division of the model"
+SERVING = "Serving"
+MEMBERS = "Workers that come and go"
+SECURITY = "Security"
+OUTPUT = "Output"
+
+Params = list[click.Parameter]
+
+# -- from text to a value: each raises ValueError("it must be ...") --------------------------------
 
 
-def several(text: str) -> int:
-    """A whole number of at least 2."""
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
-    return value
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A reader of whole numbers from `low` to `high`."""
+    allowed = f"a whole number of at least {low}" if high is None else f"in {low} to {high}"
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"it must be {allowed}") from None
+        if value < low or (high is not None and value > high):
+            raise ValueError(f"it must be {allowed}")
+        return value
+
+    return read
 
 
-def threads(text: str) -> int:
-    """Threads of a node, as many as the core can start."""
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} is not in 1 to 1024")
-    return value
+def integer(text: str) -> int:
+    """Any whole number: its range is checked where it is used."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("it must be a whole number") from None
+
+
+def number(text: str) -> float:
+    """Any number: its range is checked where it is used."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("it must be a number") from None
+
+
+count = whole(1)
+threads = whole(1, 1024)
+port = whole(0, 65535)
 
 
 def seconds(text: str) -> float:
     """Above 0, at most an hour."""
-    value = float(text)
+    value = number(text)
     if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 s and at most 3600 s")
-    return value
-
-
-def port(text: str) -> int:
-    """A port number; 0 stands for any free one."""
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0 .. 65535")
+        raise ValueError("it must be above 0 s and at most 3600 s")
     return value
 
 
@@ -60,8 +85,8 @@ def size(text: str) -> int:
     """Bytes of "512MiB"."""
     try:
         return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise ValueError("it must be a size such as 500MB or 4GiB") from None
 
 
 def shares(text: str) -> tuple[float, ...]:
@@ -69,172 +94,271 @@ def shares(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 3,1") from None
+        raise ValueError("it must be a list of numbers like 3,1") from None
 
 
 def cores(text: str) -> list[int]:
     """[0, 1, 4] of "0-1,4"; only cores that this process may use."""
     chosen: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        chosen.extend(range(int(first), int(last or first) + 1))
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            chosen.extend(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise ValueError("it must be a list of cores like 0,1 or 0-3") from None
     known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(chosen)
     absent = sorted(set(chosen) - known)
     if absent or not chosen:
-        raise argparse.ArgumentTypeError(
-            f"cores {absent} are not usable; there are {sorted(known)}"
-        )
+        raise ValueError(f"cores {absent} are not usable; there are {sorted(known)}")
     return chosen
 
 
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """The options that `generate` and `chat` share: the model, its nodes, the sampling."""
-    add_source(parser)
-    add_cluster(parser)
-    add_local_nodes(parser)
-    add_sampling(parser)
+def address(default_port: int) -> Callable[[str], str]:
+    """A reader of HOST or HOST:PORT that adds the port where there is none."""
+
+    def read(text: str) -> str:
+        host, _, rest = text.rpartition(":")
+        if not text or "/" in text:  # nothing, or a scheme: refused with words of its own
+            return text
+        if text.startswith("["):
+            return f"{text}:{default_port}" if text.endswith("]") else text
+        if ":" in host:  # an IPv6 address by itself
+            return f"[{text}]:{default_port}"
+        return text if host or rest != text else f"{text}:{default_port}"
+
+    return read
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+# -- options ---------------------------------------------------------------------------------------
+
+
+def generation(
+    own: Sequence[click.Parameter], temperature: float = 0.0, top_p: float = 1.0
+) -> Params:
+    """The options of `generate` and `chat`: the model, `own`, the sampling, the nodes."""
+    return [
+        *source(),
+        *own,
+        *sampling(temperature, top_p),
+        *cluster(by_root=True),
+        *local_nodes(by_root=True),
+        *security(),
+    ]
+
+
+# Names of the options that choose what runs, for Command(one_of=).
+SOURCES = ("model", "model_word", "root")
+NEEDS_SOURCE = (SOURCES, "give a MODEL (try demo), or --root HOST:PORT of a running root")
+NEEDS_MODEL = (SOURCES[:2], "give a MODEL; demo is one that comes with Hearth")
+
+
+def model_word() -> Argument:
+    """MODEL as a positional argument."""
+    return Argument("model_word", metavar="[MODEL]", required=False, help=_MODEL_HELP)
+
+
+_MODEL_HELP = (
+    "a directory or .gguf file, a Hugging Face name (OWNER/MODEL, fetched by `hearth pull`), demo, "
+    "or random:SHAPE"
+)
+
+
+def source() -> Params:
     """A model to run here, or a root that runs one."""
-    group = parser.add_mutually_exclusive_group(required=True)
-    _add_model(group)
-    group.add_argument("--root", metavar="HOST:PORT", help="use a running root")
-    add_weights(parser)
-    add_api_key(parser)
+    return [*model(), root(by_default=False), api_key()]
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model and how its weights are held."""
-    _add_model(parser, required=True)
-    add_weights(parser)
-
-
-def _add_model(parser: argparse._ActionsContainer, required: bool = False) -> None:
-    action = parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="a Hugging Face or Hearth directory, a .gguf file, demo, or random:SHAPE",
+def root(by_default: bool) -> Option:
+    """The address of a running root. by_default: the one on this machine."""
+    return Option(
+        "--root",
+        metavar="HOST:PORT",
+        group=MODEL,
+        read=address(ROOT_PORT),
+        default=f"127.0.0.1:{ROOT_PORT}" if by_default else None,
+        help="the running root to use",
     )
-    action.required = required
 
 
-def add_weights(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def model() -> Params:
+    """MODEL, --model and how its weights are held."""
+    named = Option("-m", "--model", metavar="MODEL", group=MODEL, help="the same as MODEL")
+    return [model_word(), named, weights()]
+
+
+def weights(default: str | None = None) -> Option:
     """--weights, whose default is the type in the model's files."""
-    shown = default or "as stored"
-    parser.add_argument(
+    return Option(
         "--weights",
         choices=("f32", "f16", "q80", "q40"),
         default=default,
-        help=f"number type of the weights (default: {shown})",
+        shown=default or "as stored",
+        by_root=True,
+        group=MODEL,
+        help="number type of the weights",
     )
 
 
-def add_cluster(parser: argparse.ArgumentParser) -> None:
-    """The nodes of a model, and the cut of the model over them."""
-    parser.add_argument(
-        "--workers", nargs="+", metavar="HOST:PORT", default=[], help="workers, in rank order"
-    )
-    parser.add_argument(
-        "--shares",
-        type=shares,
-        metavar="A,B,...",
-        help="share of the model that each node holds, root first (default: equal)",
-    )
-    parser.add_argument("--threads", type=threads, metavar="N", help="threads of each node")
-    parser.add_argument(
-        "--context",
-        type=count,
-        metavar="N",
-        help="positions of one sequence (default: the model's, at most 4096)",
-    )
-    parser.add_argument(
-        "--sync-type",
-        choices=("f32", "f16", "q80"),
-        default="f32",
-        help="number type of syncs; q80 takes a quarter of the bytes of f32 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--lane",
-        choices=("mesh", "grpc"),
-        default="mesh",
-        help="path of syncs: mesh sends them between the nodes, grpc through the root, which needs "
-        "one port only (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--kv-type",
-        choices=("f32", "f16", "q80"),
-        default="f16",
-        help="number type of the KV cache (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--parallel",
-        choices=("auto", "tensor"),
-        default="auto",
-        help="how to split the model; auto picks tensor parallelism (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-step-tokens",
-        type=count,
-        metavar="N",
-        default=128,
-        help="rows of one step; longer prompts are prefilled in chunks (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--step-seconds",
-        type=seconds,
-        metavar="S",
-        default=120.0,
-        help="time limit of a step; one that takes longer fails (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--memory-limit",
-        type=size,
-        metavar="SIZE",
-        help="most bytes for the root's weights and KV cache (default: the free memory)",
-    )
-    parser.add_argument(
-        "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
-    )
-    add_security(parser)
+def cluster(by_root: bool = False) -> Params:
+    """The nodes of a model, and the division of the model over them.
+
+    by_root: they have no effect where --root names a running root.
+    """
+    return [
+        Option(
+            "--workers",
+            several=True,
+            read=address(WORKER_PORT),
+            metavar="HOST:PORT ...",
+            by_root=by_root,
+            group=CLUSTER,
+            help="workers, in rank order",
+        ),
+        Option(
+            "--shares",
+            read=shares,
+            metavar="A,B,...",
+            shown="equal",
+            by_root=by_root,
+            group=CLUSTER,
+            help="share of the model that each node holds, root first",
+        ),
+        Option(
+            "--threads",
+            read=threads,
+            metavar="N",
+            by_root=by_root,
+            group=CLUSTER,
+            help="threads of each node",
+        ),
+        Option(
+            "--context",
+            read=count,
+            metavar="N",
+            shown="the model's, at most 4096",
+            by_root=by_root,
+            group=CLUSTER,
+            help="positions of one sequence",
+        ),
+        Option(
+            "--sync-type",
+            choices=("f32", "f16", "q80"),
+            default="f32",
+            by_root=by_root,
+            group=CLUSTER,
+            help="number type of syncs; q80 takes a quarter of the bytes of f32",
+        ),
+        Option(
+            "--lane",
+            choices=("mesh", "grpc"),
+            default="mesh",
+            by_root=by_root,
+            group=CLUSTER,
+            help="path of syncs: mesh sends them between the nodes, grpc through the root, which "
+            "needs one port only",
+        ),
+        Option(
+            "--kv-type",
+            choices=("f32", "f16", "q80"),
+            default="f16",
+            by_root=by_root,
+            group=CLUSTER,
+            help="number type of the KV cache",
+        ),
+        Option(
+            "--parallel",
+            choices=("auto", "tensor"),
+            default="auto",
+            by_root=by_root,
+            group=CLUSTER,
+            help="how to split the model; auto picks tensor parallelism",
+        ),
+        Option(
+            "--max-step-tokens",
+            read=count,
+            metavar="N",
+            default=128,
+            by_root=by_root,
+            group=CLUSTER,
+            help="rows of one step; longer prompts are prefilled in chunks",
+        ),
+        Option(
+            "--step-seconds",
+            read=seconds,
+            metavar="S",
+            default=120.0,
+            by_root=by_root,
+            group=CLUSTER,
+            help="time limit of a step; one that takes longer fails",
+        ),
+        Option(
+            "--memory-limit",
+            read=size,
+            metavar="SIZE",
+            shown="the free memory",
+            by_root=by_root,
+            group=CLUSTER,
+            help="most bytes for the root's weights and KV cache",
+        ),
+        metrics(),
+    ]
 
 
-def add_security(parser: argparse.ArgumentParser) -> None:
+def metrics() -> Option:
+    """The port for Prometheus."""
+    return Option(
+        "--metrics",
+        metavar="HOST:PORT",
+        group=SERVING,
+        help="serve Prometheus metrics on this address",
+    )
+
+
+def security() -> Params:
     """TLS or none. For a command that calls a running root, --tls is the client's directory."""
-    group = parser.add_mutually_exclusive_group()
-    add_tls(group)
-    group.add_argument(
+    return [tls(), insecure()]
+
+
+EXCLUSIVE_SECURITY = ("tls", "insecure")
+
+
+def insecure() -> Option:
+    """No TLS, by intention."""
+    return Option(
         "--insecure",
-        action="store_true",
+        is_flag=True,
+        group=SECURITY,
         help="serve other machines without TLS or authentication",
     )
 
 
-def add_tls(parser: argparse._ActionsContainer) -> None:
+def tls() -> Option:
     """The directory of certificates."""
-    parser.add_argument(
+    return Option(
         "--tls",
         metavar="DIR",
+        group=SECURITY,
         help="directory with ca.crt, tls.crt, tls.key and token, made by `hearth certs init`: use "
         "TLS, with nodes and clients of the same cluster only",
     )
 
 
-def add_api_key(parser: argparse.ArgumentParser) -> None:
+def api_key() -> Option:
     """The key of a client."""
-    parser.add_argument("--api-key", metavar="KEY", help="API key to send to the root")
+    return Option("--api-key", metavar="KEY", group=SECURITY, help="API key to send to the root")
 
 
-def add_health(parser: argparse.ArgumentParser) -> None:
+def health() -> Option:
     """The port for probes."""
-    parser.add_argument(
+    return Option(
         "--health",
         metavar="HOST:PORT",
+        group=SERVING,
         help="answer health checks, and nothing else, in plaintext on this address",
     )
 
 
-def security(options: argparse.Namespace, *exposed: str) -> Security | None:
+def credentials(options: Options, *exposed: str) -> Security | None:
     """The credentials of --tls, or None without it.
 
     exposed: the options among "listen" and "metrics" that are addresses to serve. Raises
@@ -264,62 +388,97 @@ def security(options: argparse.Namespace, *exposed: str) -> Security | None:
     return found
 
 
-def add_local_nodes(parser: argparse.ArgumentParser) -> None:
+def local_nodes(by_root: bool = False) -> Params:
     """Workers started on this machine, for this command only."""
-    parser.add_argument(
-        "--nodes",
-        type=count,
-        metavar="N",
-        help="run N nodes on this machine: start N-1 workers for this command",
-    )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        default="none",
-        help="slice cache of the workers that are started (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--pin", action="store_true", help="pin each node's threads to cores of its own (Linux)"
-    )
+    return [
+        Option(
+            "--nodes",
+            read=count,
+            metavar="N",
+            by_root=by_root,
+            group=CLUSTER,
+            help="run N nodes on this machine: start N-1 workers for this command",
+        ),
+        Option(
+            "--cache-dir",
+            metavar="DIR",
+            default="none",
+            by_root=by_root,
+            group=CLUSTER,
+            help="slice cache of the workers that are started",
+        ),
+        Option(
+            "--pin",
+            is_flag=True,
+            by_root=by_root,
+            group=CLUSTER,
+            help="pin each node's threads to cores of its own (Linux)",
+        ),
+    ]
 
 
-def add_max_tokens(parser: argparse.ArgumentParser, text: str) -> None:
+def max_tokens(text: str) -> Option:
     """--max-tokens, with `text` as its help; --steps is its hidden former name."""
-    parser.add_argument("--max-tokens", type=int, default=0, metavar="N", help=text)
-    parser.add_argument(
-        "--steps",
-        type=int,
-        dest="max_tokens",
-        default=argparse.SUPPRESS,
-        help=argparse.SUPPRESS,
+    return Option(
+        "--max-tokens",
+        former=("--steps",),
+        read=integer,
+        default=0,
+        metavar="N",
+        group=TEXT,
+        help=text,
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def sampling(temperature: float = 0.0, top_p: float = 1.0) -> Params:
     """Sampling; the defaults are greedy."""
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument(
-        "--top-k", type=int, default=0, help="keep the K most likely tokens; 0 keeps all"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="nucleus sampling: keep the most likely tokens whose probabilities add up to P",
-    )
-    parser.add_argument(
-        "--min-p",
-        type=float,
-        default=0.0,
-        help="drop tokens less likely than this share of the most likely one",
-    )
-    parser.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        help="divide the logits of tokens in the text so far by this; 1 is off",
-    )
-    parser.add_argument(
-        "--seed", type=int, help="seed of the random choices: the same seed gives the same text"
-    )
+    return [
+        Option(
+            "--temperature",
+            read=number,
+            default=temperature,
+            metavar="T",
+            group=SAMPLING,
+            help="randomness of the choice of tokens; 0 is greedy",
+        ),
+        Option(
+            "--top-k",
+            read=integer,
+            default=0,
+            metavar="K",
+            group=SAMPLING,
+            help="keep the K most likely tokens; 0 keeps all",
+        ),
+        Option(
+            "--top-p",
+            read=number,
+            default=top_p,
+            metavar="P",
+            group=SAMPLING,
+            help="nucleus sampling: keep the most likely tokens whose probabilities add up to P",
+        ),
+        Option(
+            "--min-p",
+            read=number,
+            default=0.0,
+            metavar="P",
+            group=SAMPLING,
+            help="drop tokens less likely than this share of the most likely one",
+        ),
+        Option(
+            "--repetition-penalty",
+            read=number,
+            default=1.0,
+            metavar="R",
+            group=SAMPLING,
+            help="divide the logits of tokens in the text so far by this; 1 is off",
+        ),
+        Option(
+            "--seed",
+            read=integer,
+            metavar="N",
+            shown="random",
+            group=SAMPLING,
+            help="seed of the random choices: the same seed gives the same text",
+        ),
+    ]

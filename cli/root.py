@@ -2,98 +2,135 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hearth.cli import options as common
+from hearth.cli.command import Command, Option, Options
 
 if TYPE_CHECKING:
     from hearth.root.settings import Joining
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declares the subcommand's options."""
-    parser = subparsers.add_parser("root", help="serve a model to clients")
-    common.add_model(parser)
-    parser.add_argument(
-        "--listen",
-        metavar="HOST:PORT",
-        default="127.0.0.1:7716",
-        help="address to serve; 0.0.0.0:7716 for other machines (default: %(default)s)",
+def command() -> Command:
+    """The subcommand and its options."""
+    return Command(
+        "root",
+        run,
+        [
+            *common.model(),
+            *_serving(),
+            *common.cluster(),
+            *common.local_nodes(),
+            *_members(),
+            *common.security(),
+            _api_keys(),
+        ],
+        help="Serve a model to clients, alone or with workers, until it is stopped.",
+        one_of=(common.SOURCES[:2], common.EXCLUSIVE_SECURITY),
+        needed=(common.NEEDS_MODEL,),
     )
-    common.add_cluster(parser)
-    common.add_local_nodes(parser)
-    common.add_health(parser)
-    parser.add_argument(
+
+
+def _serving() -> common.Params:
+    return [
+        Option(
+            "--listen",
+            metavar="HOST:PORT",
+            read=common.address(common.ROOT_PORT),
+            default=f"127.0.0.1:{common.ROOT_PORT}",
+            group=common.SERVING,
+            help="address to serve; 0.0.0.0:7716 for other machines",
+        ),
+        common.health(),
+        Option(
+            "--sequences",
+            read=common.count,
+            default=4,
+            metavar="N",
+            group=common.SERVING,
+            help="sequences of full context that the KV cache has room for",
+        ),
+        Option(
+            "--pause-seconds",
+            read=common.seconds,
+            default=300.0,
+            metavar="S",
+            group=common.SERVING,
+            help="how long requests wait for a cluster that has lost a worker",
+        ),
+        Option(
+            "--drain-seconds",
+            read=common.seconds,
+            default=10.0,
+            metavar="S",
+            group=common.SERVING,
+            help="how long running requests may take to finish after SIGTERM",
+        ),
+    ]
+
+
+def _members() -> common.Params:
+    return [
+        Option(
+            "--workers-dns",
+            metavar="NAME:PORT",
+            default="",
+            group=common.MEMBERS,
+            read=common.address(common.WORKER_PORT),
+            help="use the workers that this DNS name lists, as it changes",
+        ),
+        Option(
+            "--workers-mdns",
+            is_flag=True,
+            group=common.MEMBERS,
+            help="use the workers that announce themselves on the LAN (hearth worker --announce)",
+        ),
+        Option(
+            "--min-workers",
+            read=common.integer,
+            metavar="N",
+            group=common.MEMBERS,
+            shown="all of --workers; else 1",
+            help="serve as soon as N workers have joined",
+        ),
+        Option(
+            "--join-seconds",
+            read=common.seconds,
+            default=60.0,
+            metavar="S",
+            group=common.MEMBERS,
+            help="how long to wait for absent workers at the start",
+        ),
+        Option(
+            "--wait-seconds",
+            read=common.seconds,
+            default=30.0,
+            metavar="S",
+            group=common.MEMBERS,
+            help="how long to wait for a lost worker before the model is divided over the others",
+        ),
+        Option(
+            "--story",
+            metavar="FILE",
+            default="",
+            group=common.MEMBERS,
+            help="append what happens to workers, and each decision, as JSON lines for a bug "
+            "report (about 10 MB a day)",
+        ),
+    ]
+
+
+def _api_keys() -> Option:
+    return Option(
         "--api-keys",
         metavar="FILE",
+        group=common.SECURITY,
         help="file of lines NAME KEY: only clients with one of these keys may call",
     )
-    parser.add_argument(
-        "--sequences",
-        type=common.count,
-        default=4,
-        metavar="N",
-        help="sequences of full context that the KV cache has room for (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers-dns",
-        metavar="NAME:PORT",
-        default="",
-        help="use the workers that this DNS name lists, as it changes",
-    )
-    parser.add_argument(
-        "--workers-mdns",
-        action="store_true",
-        help="use the workers that announce themselves on the LAN (hearth worker --announce)",
-    )
-    parser.add_argument(
-        "--min-workers",
-        type=int,
-        metavar="N",
-        help="serve as soon as N workers have joined (default: all of --workers; else 1)",
-    )
-    parser.add_argument(
-        "--join-seconds",
-        type=common.seconds,
-        default=60.0,
-        metavar="S",
-        help="how long to wait for absent workers at the start (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--wait-seconds",
-        type=common.seconds,
-        default=30.0,
-        metavar="S",
-        help="how long to wait for a lost worker before the model is divided over the others "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--pause-seconds",
-        type=common.seconds,
-        default=300.0,
-        metavar="S",
-        help="how long requests wait for a cluster that has lost a worker (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--drain-seconds",
-        type=common.seconds,
-        default=10.0,
-        metavar="S",
-        help="how long running requests may take to finish after SIGTERM (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--story",
-        metavar="FILE",
-        default="",
-        help="append what happens to workers, and each decision, as JSON lines for a bug report "
-        "(about 10 MB a day)",
-    )
-    parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Serve until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
     from hearth.cli.session import open_session
     from hearth.cli.stopping import StopSignals
@@ -107,7 +144,7 @@ def run(options: argparse.Namespace) -> int:
     settings = Serving(
         listen=options.listen,
         joining=_joining(options),
-        security=common.security(options, "listen", "metrics"),
+        security=common.credentials(options, "listen", "metrics"),
         api_keys=ApiKeys(Path(options.api_keys)) if options.api_keys else None,
         insecure=options.insecure,
         health=options.health or None,
@@ -125,7 +162,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _joining(options: argparse.Namespace) -> Joining:
+def _joining(options: Options) -> Joining:
     from hearth.common.errors import HearthError, Reason
     from hearth.root.settings import Joining
 

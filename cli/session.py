@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import platform
 import sys
@@ -12,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from hearth.cli import options as common
+from hearth.cli.command import Options
 from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
 from hearth.common import system
@@ -51,7 +51,7 @@ class Session:
         return self.core.engine
 
 
-def settings_of(options: argparse.Namespace, workers: tuple[str, ...]) -> ClusterSettings:
+def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
     """The cluster that the options ask for."""
     return ClusterSettings(
         workers=workers,
@@ -69,7 +69,7 @@ def settings_of(options: argparse.Namespace, workers: tuple[str, ...]) -> Cluste
     )
 
 
-def sampling_of(options: argparse.Namespace) -> Sampling:
+def sampling_of(options: Options) -> Sampling:
     """The sampling that the options ask for. Raises HearthError."""
     return Sampling(
         temperature=options.temperature,
@@ -83,7 +83,7 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
 
 @contextmanager
 def open_session(
-    options: argparse.Namespace,
+    options: Options,
     *,
     quiet: bool = False,
     sequences: int = 1,
@@ -105,7 +105,7 @@ def open_session(
     # An environment made for services may name a directory that nothing here needs.
     joining = ("workers", "workers_dns", "workers_mdns", "metrics")
     needed = any(getattr(options, name, None) for name in joining)
-    security = common.security(options, "metrics") if needed else None
+    security = common.credentials(options, "metrics") if needed else None
     count = (nodes or 1) - 1
     with ExitStack() as stack:
         model = stack.enter_context(open_model(options.model, options.weights))

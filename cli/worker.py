@@ -2,99 +2,134 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import threading
 from pathlib import Path
 
 from hearth.cli import options as common
+from hearth.cli.command import Command, Option, Options
 
 _PARENT_SECONDS = 0.25
+_COMPUTING = "Cores, memory and disk"
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declares the subcommand's options."""
-    parser = subparsers.add_parser("worker", help="give this machine's memory and cores to a root")
-    parser.add_argument(
-        "--listen",
-        metavar="HOST:PORT",
-        default="127.0.0.1:7717",
-        help="address to serve; 0.0.0.0:7717 for other machines, port 0 for any free one "
-        "(default: %(default)s)",
+def command() -> Command:
+    """The subcommand and its options."""
+    return Command(
+        "worker",
+        run,
+        [*_serving(), *_computing(), *common.security()],
+        help="Give this machine's memory and cores to a root, until it is stopped.",
+        one_of=(common.EXCLUSIVE_SECURITY,),
     )
-    parser.add_argument(
-        "--threads",
-        type=common.threads,
-        metavar="N",
-        help="threads to compute with (default: all)",
-    )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        default=str(default_cache_dir()),
-        help="directory that keeps weight slices for the next start; none keeps none "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache-limit", type=common.size, metavar="SIZE", help="most bytes of slices to keep"
-    )
-    parser.add_argument(
-        "--memory-limit",
-        type=common.size,
-        metavar="SIZE",
-        help="most bytes for weights and KV cache (default: the free memory)",
-    )
-    parser.add_argument("--name", help="name in messages and metrics (default: the host's name)")
-    parser.add_argument(
-        "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics on this address"
-    )
-    common.add_security(parser)
-    common.add_health(parser)
-    parser.add_argument(
-        "--pin",
-        type=common.cores,
-        metavar="CORES",
-        help="cores to compute on: 0,1 or 0-3",
-    )
-    parser.add_argument(
-        "--mesh-port",
-        type=common.port,
-        metavar="PORT",
-        default=0,
-        help="port for the other ranks' syncs (default: any free one; name it for a firewall)",
-    )
-    parser.add_argument(
-        "--announce",
-        action="store_true",
-        help="announce this worker on the LAN by mDNS (root: --workers-mdns)",
-    )
-    parser.add_argument(
-        "--lease-grace",
-        type=common.seconds,
-        metavar="SECONDS",
-        default=2.0,
-        help="how long a root may be disconnected before its shard is freed (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--drain-seconds",
-        type=common.seconds,
-        metavar="S",
-        default=20.0,
-        help="how long, after SIGTERM, the root may take to continue without this worker; where "
-        "the others have no room for its part, running requests may finish (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--exit-with-parent",
-        type=int,
-        nargs="?",
-        const=0,
-        metavar="PID",
-        help="stop when the process that started this one has ended (PID: its id)",
-    )
-    parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def _serving() -> common.Params:
+    return [
+        Option(
+            "--listen",
+            metavar="HOST:PORT",
+            read=common.address(common.WORKER_PORT),
+            default=f"127.0.0.1:{common.WORKER_PORT}",
+            group=common.SERVING,
+            help="address to serve; 0.0.0.0:7717 for other machines, port 0 for any free one",
+        ),
+        Option(
+            "--name",
+            metavar="NAME",
+            group=common.SERVING,
+            shown="the host's name",
+            help="name in messages and metrics",
+        ),
+        common.metrics(),
+        common.health(),
+        Option(
+            "--mesh-port",
+            read=common.port,
+            metavar="PORT",
+            default=0,
+            group=common.SERVING,
+            shown="any free one",
+            help="port for the other ranks' syncs; name it for a firewall",
+        ),
+        Option(
+            "--announce",
+            is_flag=True,
+            group=common.SERVING,
+            help="announce this worker on the LAN by mDNS (root: --workers-mdns)",
+        ),
+        Option(
+            "--lease-grace",
+            read=common.seconds,
+            metavar="S",
+            default=2.0,
+            group=common.SERVING,
+            help="how long a root may be disconnected before its shard is freed",
+        ),
+        Option(
+            "--drain-seconds",
+            read=common.seconds,
+            metavar="S",
+            default=20.0,
+            group=common.SERVING,
+            help="how long, after SIGTERM, the root may take to continue without this worker; "
+            "where the others have no room for its part, running requests may finish",
+        ),
+        Option(
+            "--exit-with-parent",
+            type=int,
+            is_flag=False,
+            flag_value=0,
+            metavar="[PID]",
+            group=common.SERVING,
+            help="stop when the process that started this one has ended (PID: its id)",
+        ),
+    ]
+
+
+def _computing() -> common.Params:
+    return [
+        Option(
+            "--threads",
+            read=common.threads,
+            metavar="N",
+            shown="all",
+            group=_COMPUTING,
+            help="threads to compute with",
+        ),
+        Option(
+            "--pin",
+            read=common.cores,
+            metavar="CORES",
+            group=_COMPUTING,
+            help="cores to compute on: 0,1 or 0-3",
+        ),
+        Option(
+            "--memory-limit",
+            read=common.size,
+            metavar="SIZE",
+            shown="the free memory",
+            group=_COMPUTING,
+            help="most bytes for weights and KV cache",
+        ),
+        Option(
+            "--cache-dir",
+            metavar="DIR",
+            default=str(default_cache_dir()),
+            group=_COMPUTING,
+            help="directory that keeps weight slices for the next start; none keeps none",
+        ),
+        Option(
+            "--cache-limit",
+            read=common.size,
+            metavar="SIZE",
+            group=_COMPUTING,
+            help="most bytes of slices to keep",
+        ),
+    ]
+
+
+def run(options: Options) -> int:
     """Serves until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
     # Late: `hearth worker --help` needs neither gRPC nor the core.
     from hearth.cli.stopping import StopSignals
@@ -109,7 +144,7 @@ def run(options: argparse.Namespace) -> int:
     stop = StopSignals()
     if options.exit_with_parent is not None:
         _watch_parent(options.exit_with_parent or os.getppid(), stop.requested)
-    security = common.security(options, "listen", "metrics")
+    security = common.credentials(options, "listen", "metrics")
     metrics = WorkerMetrics()
     server = WorkerServer(
         options.listen,

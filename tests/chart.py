@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
-import importlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from api_server import ApiServer, Object
 from helm import Helm
 
-from hearth.common.settings import apply_environment
+from hearth.cli.command import Options
+from hearth.cli.commands import load
 
 TOP = Path(__file__).resolve().parents[1]
 CHART = TOP / "deploy" / "k8s" / "hearth"
@@ -206,16 +207,14 @@ def environ_of(container: Object) -> dict[str, str]:
     return {item["name"]: item.get("value", "from-the-cluster") for item in container["env"]}
 
 
-def parse(arguments: list[str], environ: Mapping[str, str]) -> argparse.Namespace:
-    """The options as `hearth ARGUMENTS` reads them. SystemExit, or HearthError, when it refuses."""
-    parser = argparse.ArgumentParser(prog="hearth")
-    subparsers = parser.add_subparsers()
-    importlib.import_module(f"hearth.cli.{arguments[0]}").add_parser(subparsers)
-    apply_environment(subparsers.choices[arguments[0]], environ, arguments)
-    return parser.parse_args(arguments)
+def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
+    """The options as `hearth ARGUMENTS` reads them. UsageError, or HearthError, when it refuses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", dict(environ))
+        return load(arguments[0]).read(arguments[1:])
 
 
-def options_of(pod: Object) -> argparse.Namespace:
+def options_of(pod: Object) -> Options:
     """Arguments of the pod's container to `hearth`."""
     container = main_container(pod)
     assert container["command"] == ["hearth"]

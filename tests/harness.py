@@ -100,8 +100,9 @@ class WorkerProcess(ServiceProcess):
 
 
 def clean_environ(more: Mapping[str, str] = _NOTHING) -> dict[str, str]:
-    """This environment without settings of Hearth but those of `more`."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")} | dict(more)
+    """This environment without settings of Hearth but those of `more`; no settings file either."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")}
+    return kept | {"HEARTH_CONFIG": os.devnull} | dict(more)
 
 
 def hearth(

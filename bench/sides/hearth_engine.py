@@ -4,7 +4,6 @@ Reads a line per run from standard input and answers with a JSON object: the tim
 the parts of decode's time. Takes the options of `hearth bench`.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -21,9 +20,7 @@ from hearth.root.engine.params import GenerateParams
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    bench.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["bench", *sys.argv[1:]])
+    options = bench.command().read(sys.argv[1:])
     options.context = options.prompt_tokens + options.new_tokens + 32
     recorders: list[Recorder] = []
 

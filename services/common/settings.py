@@ -1,114 +1,156 @@
-"""Options from the environment: HEARTH_CACHE_DIR sets the default of `--cache-dir`.
+"""Settings from the environment and from configuration files, as text for an option to convert.
 
-The command line overrides the environment, which overrides the option's default.
+HEARTH_CACHE_DIR sets `--cache-dir`, and so does `cache-dir = "..."` in hearth.toml. The command
+line overrides the environment, which overrides the files, which override the option's default.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hearth.common.errors import HearthError, Reason
 
 PREFIX = "HEARTH_"
+CONFIG_VARIABLE = "HEARTH_CONFIG"
+SYSTEM_FILE = Path("/etc/hearth/hearth.toml")
+# A file of settings is a page of text; more than this is another file.
+_MAX_FILE_BYTES = 1 << 20
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 
 
-def variable(action: argparse.Action) -> str | None:
-    """The environment variable of an option, or None for positional arguments and --help."""
-    names = [name for name in action.option_strings if name.startswith("--")]
-    if not names or isinstance(action, argparse._HelpAction | argparse._VersionAction):
-        return None
-    return PREFIX + names[0][2:].replace("-", "_").upper()
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The text of an option from elsewhere than the command line, and its origin for errors."""
+
+    # One value, or those of a list.
+    text: str | list[str]
+    # "HEARTH_THREADS", or "/etc/hearth/hearth.toml: threads".
+    origin: str
+    in_file: bool = False
 
 
-def apply_environment(
-    parser: argparse.ArgumentParser,
-    environ: Mapping[str, str] | None = None,
-    arguments: Sequence[str] = (),
-) -> None:
-    """Gives each option of `parser` its default from `environ`, and names the variable in its help.
-
-    List options are separated by spaces or commas; flags take 1/0, true/false, yes/no, on/off.
-    If one of several exclusive options is in `arguments`, the others stay unset. A hidden option
-    is a former name of the first option with its `dest`, whose own variable takes precedence.
-    Call it once, after adding all options. Raises HearthError BAD_SETTING naming the variable.
-    """
-    environ = os.environ if environ is None else environ
-    for action in parser._actions:
-        name = variable(action)
-        if name is None:
-            continue
-        if action.help is not argparse.SUPPRESS:
-            action.help = f"{action.help or ''} [{name}]".strip()
-        text = environ.get(name)
-        if text is None or _excluded(parser, action, arguments):
-            continue
-        shown = _shown(parser, action)
-        if shown is not action and variable(shown) in environ:
-            continue
-        try:
-            shown.default = _value(action, text)
-        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-            problem = f"{name}={text!r} is not a value for {action.option_strings[-1]}: {error}"
-            raise HearthError(Reason.BAD_SETTING, problem, {"variable": name}) from None
-        shown.required = False
-        for group in parser._mutually_exclusive_groups:
-            if text and shown in group._group_actions:
-                group.required = False
+def variable(option: str) -> str:
+    """The environment variable of an option: HEARTH_CACHE_DIR of --cache-dir."""
+    return PREFIX + option.removeprefix("--").replace("-", "_").upper()
 
 
-def _shown(parser: argparse.ArgumentParser, action: argparse.Action) -> argparse.Action:
-    """The current option for a hidden former name; any other option itself."""
-    if action.help is not argparse.SUPPRESS:
-        return action
-    return next(other for other in parser._actions if other.dest == action.dest)
+def words(text: str) -> list[str]:
+    """The values of a list: separated by spaces or commas."""
+    return [part for part in re.split(r"[\s,]+", text) if part]
 
 
-def _excluded(
-    parser: argparse.ArgumentParser, action: argparse.Action, arguments: Sequence[str]
-) -> bool:
-    """True if an option that excludes `action` was given."""
-    given = {argument.partition("=")[0] for argument in arguments}
-    return any(
-        not given.isdisjoint(other.option_strings)
-        for group in parser._mutually_exclusive_groups
-        if action in group._group_actions
-        for other in group._group_actions
-        if other is not action
-    )
-
-
-def _value(action: argparse.Action, text: str) -> Any:
-    if action.nargs == 0:
-        return _flag(action, text)
-    if action.nargs in ("*", "+") or (isinstance(action.nargs, int) and action.nargs > 1):
-        values = [_one(action, part) for part in re.split(r"[\s,]+", text) if part]
-        if not values and action.nargs != "*":
-            raise ValueError("at least one value is needed")
-        if isinstance(action.nargs, int) and len(values) != action.nargs:
-            raise ValueError(f"{len(values)} values, expected {action.nargs}")
-        return values
-    value = _one(action, text)
-    return [value] if isinstance(action, argparse._AppendAction) else value
-
-
-def _flag(action: argparse.Action, text: str) -> Any:
+def truth(text: str) -> bool:
+    """The value of a flag. Raises ValueError with the words that it takes."""
     word = text.strip().lower()
     if word not in _TRUE | _FALSE:
-        raise ValueError("write 1 or 0, true or false")
-    if isinstance(action, argparse.BooleanOptionalAction):
-        return word in _TRUE
-    return action.const if word in _TRUE else action.default
+        raise ValueError("it must be 1 or 0, true or false, yes or no, on or off")
+    return word in _TRUE
 
 
-def _one(action: argparse.Action, text: str) -> Any:
-    convert = action.type
-    value = convert(text) if callable(convert) else text
-    if action.choices is not None and value not in action.choices:
-        raise ValueError(f"choose from {', '.join(map(str, action.choices))}")
-    return value
+def from_environment(options: Sequence[str], environ: Mapping[str, str]) -> Setting | None:
+    """The first of an option's names that has a variable; an empty one counts as absent."""
+    for option in options:
+        name = variable(option)
+        if text := environ.get(name, ""):
+            return Setting(text, name)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsFile:
+    """One hearth.toml: keys for every command, and a table for each command's own."""
+
+    path: Path
+    tables: Mapping[str, Any]
+
+    def find(self, command: str, options: Sequence[str]) -> Setting | None:
+        """The setting of an option, the command's table first. Raises HearthError."""
+        names = [option.removeprefix("--") for option in options]
+        tables = (self.tables.get(command, {}), self.tables)
+        for table in tables:
+            for name in names:
+                for key in (name, name.replace("-", "_")):
+                    if key in table and not isinstance(table[key], dict):
+                        origin = f"{self.path}: {key}"
+                        return Setting(_as_text(table[key], origin), origin, in_file=True)
+        return None
+
+    def check(self, known: Mapping[str, frozenset[str]]) -> None:
+        """Raises HearthError for a key that no command has. known: options of each command."""
+        everywhere = frozenset().union(*known.values())
+        for key, value in self.tables.items():
+            if isinstance(value, dict):
+                if key not in known:
+                    raise _bad(f"{self.path}: there is no command [{key}]; {_list(known)}")
+                for name in value:
+                    if _dashed(name) not in known[key]:
+                        raise _bad(
+                            f"{self.path}: hearth {key} has no option {name}"
+                            f"; see `hearth {key} --help`"
+                        )
+            elif _dashed(key) not in everywhere:
+                raise _bad(f"{self.path}: no command has an option {key}")
+
+
+def user_file(environ: Mapping[str, str]) -> Path:
+    """This user's settings: ~/.config/hearth/hearth.toml."""
+    base = environ.get("XDG_CONFIG_HOME") or str(Path("~/.config").expanduser())
+    return Path(base) / "hearth" / "hearth.toml"
+
+
+def settings_files(
+    chosen: str | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[SettingsFile, ...]:
+    """The files that are read, the one that overrides the others first. Raises HearthError.
+
+    chosen: of --config, read instead of the user's and the system's; HEARTH_CONFIG likewise.
+    """
+    environ = os.environ if environ is None else environ
+    chosen = chosen or environ.get(CONFIG_VARIABLE)
+    if chosen:
+        return (_read(Path(chosen).expanduser()),)
+    return tuple(_read(path) for path in (user_file(environ), SYSTEM_FILE) if path.exists())
+
+
+def _read(path: Path) -> SettingsFile:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise _bad(f"cannot read the settings in {path}: {error.strerror or error}") from None
+    if len(content) > _MAX_FILE_BYTES:
+        raise _bad(f"{path} is larger than {_MAX_FILE_BYTES} bytes: it is not a settings file")
+    try:
+        return SettingsFile(path, tomllib.loads(content.decode()))
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8
+        raise _bad(f"{path} is not a TOML file: {error}") from None
+
+
+def _as_text(value: Any, origin: str) -> str | list[str]:
+    """A TOML value as an option's text."""
+    if isinstance(value, list):
+        return [str(_as_text(item, origin)) for item in value]
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise _bad(f"{origin} must be a text, a number, true, false or a list of them")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _list(known: Mapping[str, frozenset[str]]) -> str:
+    return f"commands are {', '.join(sorted(known))}"
+
+
+def _bad(message: str) -> HearthError:
+    return HearthError(Reason.BAD_SETTING, message)

@@ -5,7 +5,6 @@ Running them is test_compose.py's (make deploy-test).
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -42,15 +41,6 @@ needs_promtool = pytest.mark.skipif(
 def services() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = load(COMPOSE / "compose.yaml")["services"]
     return found
-
-
-def options_of(module: Any) -> argparse.ArgumentParser:
-    """The parser of `hearth root` or `hearth worker`."""
-    subparsers = argparse.ArgumentParser().add_subparsers()
-    module.add_parser(subparsers)
-    (parser,) = subparsers.choices.values()
-    assert isinstance(parser, argparse.ArgumentParser)
-    return parser
 
 
 # -- Compose ---------------------------------------------------------------------------------------
@@ -113,7 +103,7 @@ def test_a_service_has_the_time_to_drain(file: str, name: str, module: Any) -> N
     service = load(COMPOSE / file)["services"][name]
     assert "HEARTH_DRAIN_SECONDS" not in service["environment"]
     grace = float(service["stop_grace_period"].removesuffix("s"))
-    assert grace > options_of(module).get_default("drain_seconds") + 5 + 5
+    assert grace > module.command().read(["demo"] * (module is root)).drain_seconds + 5 + 5
 
 
 def test_services_are_bounded_and_come_back(services: dict[str, dict[str, Any]]) -> None:
@@ -139,15 +129,15 @@ def test_services_are_bounded_and_come_back(services: dict[str, dict[str, Any]])
 )
 def test_commands_and_settings_are_ones_that_there_are(file: str, name: str, module: Any) -> None:
     service = load(COMPOSE / file)["services"][name]
-    parser = options_of(module)
-    known = {variable(action) for action in parser._actions}
+    parser = module.command()
+    known = {variable(option.long_name) for option in parser.settings()}
     assert set(service.get("environment", ())) <= known
     command = service["command"]
     assert command[0] == name
-    for action in parser._actions:
-        action.required = False  # the environment may have it
     words = [re.sub(r"\$\{\w+:-(.*?)\}", r"\1", word) for word in command[1:]]
-    options = parser.parse_args(words)
+    if module is root:
+        words += ["--model", "demo"]  # as the environment has it
+    options = parser.read(words)
     assert options.listen.startswith("0.0.0.0:")
     assert options.metrics
 

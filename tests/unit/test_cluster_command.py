@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
+import click
 import pytest
 
 from hearth.cli import cluster
+from hearth.cli.command import Options
 
 
-def parsed(line: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    cluster.add_parser(parser.add_subparsers())
-    return parser.parse_args(["cluster", *line.split()])
+def parsed(line: str) -> Options:
+    return cluster.command().read(line.split())
 
 
 @pytest.mark.parametrize(
@@ -38,6 +36,5 @@ def test_showing_the_cluster_needs_no_worker() -> None:
 
 @pytest.mark.parametrize("line", ["drain one two", "pause one", "drain one --nothing"])
 def test_what_it_does_not_have_is_refused(line: str) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(click.UsageError):
         parsed(line)
-    assert ended.value.code == 2

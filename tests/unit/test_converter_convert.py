@@ -1,6 +1,5 @@
 """Conversion: the same bytes as the source, in bounded memory, and all of it or nothing."""
 
-import argparse
 import json
 import os
 import shutil
@@ -23,8 +22,7 @@ from converter_builders import (
     write_hf,
 )
 
-from hearth.cli import convert as convert_command
-from hearth.cli import pull as pull_command
+from hearth.cli.main import main
 from hearth.converter import ModelError, open_model
 from hearth.converter.convert import convert
 from hearth.converter.pull import pull
@@ -164,37 +162,23 @@ def test_a_source_that_ends_early_is_named_and_leaves_nothing(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
-def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser()
-    subparsers = main.add_subparsers()
-    convert_command.add_parser(subparsers)
-    pull_command.add_parser(subparsers)
-    return main
-
-
-def run(*words: str) -> int:
-    args = parser().parse_args(words)
-    code = args.run(args)
-    assert isinstance(code, int)
-    return code
-
-
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_source(tmp_path, "gguf")
-    assert run("convert", str(source), str(tmp_path / "out"), "--weights", "q80") == 0
+    assert main(["convert", str(source), str(tmp_path / "out"), "--weights", "q80"]) == 0
     out, err = capsys.readouterr()
     assert out.strip() == str(tmp_path / "out")
     assert err.splitlines()[-1].startswith("100% ")
     assert open_model(str(tmp_path / "out")).weight_type == "q80"
-    assert run("convert", str(source), str(tmp_path / "out")) == 1
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 1
     assert "exists already" in capsys.readouterr().err
 
 
 # A big enough model that there is time to interrupt it, and memory that would be missed.
 LARGE = tiny_spec(hidden_size=512, ffn_size=2048, vocab_size=50_000, layers=4, tied=True)
 CHILD = """
-import argparse, sys, time
+import sys, time
 from hearth.cli import convert
+from hearth.cli.main import main
 whole = convert.convert
 def slowly(source, dest, weights, progress):
     def show(*done):
@@ -202,10 +186,7 @@ def slowly(source, dest, weights, progress):
         time.sleep(0.1)
     return whole(source, dest, weights, show)
 convert.convert = slowly
-main = argparse.ArgumentParser()
-convert.add_parser(main.add_subparsers())
-args = main.parse_args(["convert", *sys.argv[1:]])
-sys.exit(args.run(args))
+sys.exit(main(["convert", *sys.argv[1:]]))
 """
 
 
@@ -292,14 +273,14 @@ def test_pull_of_a_directory_converts_it(
 ) -> None:
     source = make_source(tmp_path, "hf")
     calls = fake_hub(monkeypatch, source)
-    assert run("pull", "owner/model") == 0
+    assert main(["pull", "owner/model"]) == 0
     assert capsys.readouterr().out.strip() == str(source)
     assert calls[0]["repo_id"] == "owner/model"
     patterns = calls[0]["allow_patterns"]
     assert {"config.json", "model-*.safetensors", "tokenizer.json"} <= set(patterns)
     assert not any(pattern.endswith((".bin", ".pth", ".pt", ".py", "*")) for pattern in patterns)
     monkeypatch.chdir(tmp_path)
-    assert run("pull", "owner/model", "--weights", "q40", "--revision", "v2") == 0
+    assert main(["pull", "owner/model", "--weights", "q40", "--revision", "v2"]) == 0
     assert calls[1]["revision"] == "v2"
     assert open_model(str(tmp_path / "model-q40")).weight_type == "q40"
 
@@ -334,9 +315,9 @@ def test_pull_errors_are_for_people(
         raise errors.LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    assert run("pull", "owner/model") == 1
+    assert main(["pull", "owner/model"]) == 1
     assert "the hub cannot be reached; check the network" in capsys.readouterr().err
     fake_hub(monkeypatch, tmp_path)
-    assert run("pull", "owner/model") == 1
+    assert main(["pull", "owner/model"]) == 1
     assert "owner/model has no config.json; for GGUF files give" in capsys.readouterr().err
-    assert run("pull", "owner/model", "--dest", "x") == 2
+    assert main(["pull", "owner/model", "--dest", "x"]) == 2
