@@ -2,10 +2,11 @@
 
 `Model` is the interface; `FileModel` implements it for tensors stored row by row in files. It
 reads by `pread`, a block of rows at a time, so at most the requested cut is in memory. A file that
-shrinks under a running root is an error, not a crash.
+changes under a running root is an error, never a mixture of old and new weights.
 """
 
-import os
+import logging
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from hearth.converter.errors import ModelError
+from hearth.converter.files import OpenFile
+from hearth.converter.fingerprint import Digests, fingerprint
 from hearth.converter.spec import ModelSpec, is_norm
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.weights import (
@@ -27,6 +30,8 @@ from hearth.converter.weights import (
     effective_type,
     row_bytes,
 )
+
+log = logging.getLogger(__name__)
 
 _BLOCK_NUMBERS = 1 << 20  # elements in a block of rows under conversion: 4 MiB as f32
 
@@ -50,16 +55,10 @@ class TokenizerSource:
 
 
 class Model(ABC):
-    """A model's shape, weights and tokenizer. Safe to read from several threads at once.
+    """A model's shape, weights and tokenizer. Safe to read from several threads at once."""
 
-    fingerprint: 16 bytes, equal for equal weights; made of sizes, times and headers, not contents.
-    """
-
-    def __init__(
-        self, spec: ModelSpec, fingerprint: bytes, weights: str | None, tokenizer: TokenizerSource
-    ) -> None:
+    def __init__(self, spec: ModelSpec, weights: str | None, tokenizer: TokenizerSource) -> None:
         self.spec = spec
-        self.fingerprint = fingerprint
         self.tokenizer_source = tokenizer
         self._requested = check_type(weights) if weights is not None else None
 
@@ -71,6 +70,24 @@ class Model(ABC):
     @abstractmethod
     def stored_type(self, name: str) -> str:
         """The type that a tensor is stored in; bf16 counts as f16."""
+
+    @abstractmethod
+    def identity(self, name: str) -> bytes:
+        """16 bytes, equal for equal content of a tensor; call `identify` before."""
+
+    def identify(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Find the identity of every tensor, which may read all of them; False if `stop` ended it.
+
+        Raises ModelError: a file cannot be read, or has changed since the model was opened.
+        """
+        return True
+
+    def check_unchanged(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Raise ModelError if the weights are not those that were opened, naming the file.
+
+        False if `stop` ended it.
+        """
+        return True
 
     def tensor_type(self, name: str) -> str:
         """The type to load a tensor in: f32 for norms; else the type of --weights (f16 where
@@ -158,45 +175,6 @@ class Model(ABC):
             raise ModelError(f"{self.spec.name} has no tensor named {name!r}") from None
 
 
-class OpenFile:
-    """A file that any number of threads read at absolute offsets."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY)
-            self.status = os.fstat(self._descriptor)
-        except OSError as error:
-            raise ModelError(f"cannot open {path}: {error.strerror or error}") from error
-
-    @property
-    def size(self) -> int:
-        return self.status.st_size
-
-    def read(self, offset: int, size: int) -> Bytes:
-        """Exactly `size` bytes. Raises ModelError where the file is shorter."""
-        buffer = np.empty(size, dtype=np.uint8)
-        view = buffer.data
-        done = 0
-        while done < size:
-            try:
-                count = os.preadv(self._descriptor, [view[done:]], offset + done)
-            except OSError as error:
-                raise ModelError(f"cannot read {self.path}: {error.strerror or error}") from error
-            if count == 0:
-                raise ModelError(
-                    f"{self.path} ends at byte {offset + done}, {size - done} bytes early; it was "
-                    "cut short while in use"
-                )
-            done += count
-        return buffer
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor's place in a file: rows of `kind` (a Hearth type or bf16), one after another.
@@ -211,6 +189,11 @@ class StoredTensor:
     rows: int
     columns: int
     rotary_head: int = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(offset, bytes) in the file."""
+        return self.offset, self.rows * row_bytes(self.kind, self.columns)
 
     def read_rows(self, begin: int, end: int) -> Bytes:
         """Rows [begin, end) in the canonical order, uint8 [rows, row_bytes]."""
@@ -233,15 +216,50 @@ class FileModel(Model):
     def __init__(
         self,
         spec: ModelSpec,
-        fingerprint: bytes,
         weights: str | None,
         tensors: dict[str, StoredTensor],
         files: list[OpenFile],
         tokenizer: TokenizerSource,
     ) -> None:
-        super().__init__(spec, fingerprint, weights, tokenizer)
+        super().__init__(spec, weights, tokenizer)
         self._tensors = tensors
         self._files = files
+        ranges: dict[OpenFile, list[tuple[int, int]]] = {file: [] for file in files}
+        for tensor in tensors.values():
+            ranges[tensor.file].append(tensor.place)
+        self._digests = Digests(ranges)
+        self._digesting = threading.Lock()
+        self._replaced: set[OpenFile] = set()
+
+    def identity(self, name: str) -> bytes:
+        self._shape(name)
+        tensor = self._tensors[name]
+        return fingerprint(
+            [
+                tensor.kind,
+                tensor.rows,
+                tensor.columns,
+                tensor.rotary_head,
+                self._digests.of(tensor.file, tensor.place),
+            ]
+        )
+
+    def identify(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        with self._digesting:
+            return self._digests.compute(stop)
+
+    def check_unchanged(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        with self._digesting:
+            unchanged = self._digests.check(stop)
+        for file in self._files:
+            if file not in self._replaced and file.replaced():
+                self._replaced.add(file)
+                log.warning(
+                    "%s was replaced or removed: this root goes on with the file that it opened; "
+                    "restart the root to load the new one",
+                    file.path,
+                )
+        return unchanged
 
     @cached_property
     def _most_common(self) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from hearth.converter.errors import ModelError
-from hearth.converter.fingerprint import fingerprint
-from hearth.converter.model import FileModel, OpenFile, StoredTensor, TokenizerSource
+from hearth.converter.files import OpenFile
+from hearth.converter.model import FileModel, StoredTensor, TokenizerSource
 from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, parse
 from hearth.converter.readers.names import gguf_name
 from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
@@ -35,42 +35,51 @@ def open_gguf(path: Path, weights: str | None) -> FileModel:
     """
     file = OpenFile(path)
     try:
-        gguf = read_gguf(path)
+        gguf = _parse(file)
         spec = _spec(gguf, file)
         tensors = _match(gguf, spec, file)
-        header = file.read(0, gguf.header_size).tobytes()
     except BaseException:
         file.close()
         raise
-    identity = fingerprint([file.size, file.status.st_mtime_ns, header])
     # Lists of a large vocabulary are 20 MiB and used once; a second use reads them again.
     metadata = [gguf]
 
     def load() -> Tokenizer:
-        read = metadata.pop() if metadata else read_gguf(path)
+        read = metadata.pop() if metadata else _parse(file)
         return load_gguf_tokenizer(read.values, str(path))
 
     source = TokenizerSource(
         load=load,
-        files=lambda: {TOKENIZER_FILE: metadata_only(read_gguf(path).pairs, _is_tokenizer_key)},
+        files=lambda: {TOKENIZER_FILE: metadata_only(_parse(file).pairs, _is_tokenizer_key)},
         bos_id=gguf_bos_id(gguf.values),
         eos_ids=gguf_eos_ids(gguf.values),
     )
-    return FileModel(spec, identity, weights, tensors, [file], source)
+    return FileModel(spec, weights, tensors, [file], source)
 
 
 def read_gguf(path: Path) -> GgufFile:
     """Parse a GGUF file's metadata. Raises ModelError."""
+    file = OpenFile(path)
     try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            if size < 24:
-                raise ModelError(f"{path} has {size} bytes; that is too short for a GGUF file")
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                with memoryview(mapped) as view:
-                    return parse(path, view)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+        return _parse(file)
+    finally:
+        file.close()
+
+
+def _parse(file: OpenFile) -> GgufFile:
+    path = file.path
+    if file.size < 24:
+        raise ModelError(f"{path} has {file.size} bytes; that is too short for a GGUF file")
+    try:
+        with mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ) as mapped:
+            with memoryview(mapped) as view:
+                gguf = parse(path, view)
+        now = file.current()
+    except (OSError, ValueError) as error:  # ValueError: it is shorter by now
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if now != file.state:
+        raise file.changed(now)
+    return gguf
 
 
 def _is_tokenizer_key(key: str) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hearth.converter.errors import ModelError
-from hearth.converter.fingerprint import fingerprint
 from hearth.converter.hf_config import read_config
 from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.huggingface import open_tensors
@@ -39,8 +38,7 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
             f"{directory} is of Hearth format version {version!r}; this Hearth reads {VERSION}. "
             "Convert the model again, or update Hearth"
         )
-    tensors, files, identity = open_tensors(directory, config.spec, _kind)
-    identity += [(directory / "config.json").read_bytes()]
+    tensors, files = open_tensors(directory, config.spec, _kind)
 
     plain = hearth.get("tokenizer") == PlainTokenizer.NAME
 
@@ -58,7 +56,7 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
     )
     name = hearth.get("name")
     spec = replace(config.spec, name=name) if isinstance(name, str) and name else config.spec
-    return FileModel(spec, fingerprint(identity), weights, tensors, files, source)
+    return FileModel(spec, weights, tensors, files, source)
 
 
 def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:

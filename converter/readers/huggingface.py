@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hearth.converter.errors import ModelError
-from hearth.converter.fingerprint import fingerprint
+from hearth.converter.files import OpenFile
 from hearth.converter.hf_config import read_config, read_json
-from hearth.converter.model import FileModel, OpenFile, StoredTensor, TokenizerSource
+from hearth.converter.model import FileModel, StoredTensor, TokenizerSource
 from hearth.converter.readers.names import huggingface_name
 from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
 from hearth.converter.spec import ModelSpec, is_norm
@@ -31,15 +31,14 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
             not supported.
     """
     config = read_config(directory)
-    tensors, files, identity = open_tensors(directory, config.spec, _kind)
+    tensors, files = open_tensors(directory, config.spec, _kind)
     source = TokenizerSource(
         load=lambda: load_tokenizer(directory, config.bos_id, config.eos_ids),
         files=lambda: dict(tokenizer_files(directory)),
         bos_id=config.bos_id,
         eos_ids=config.eos_ids,
     )
-    identity += [(directory / "config.json").read_bytes()]
-    return FileModel(config.spec, fingerprint(identity), weights, tensors, files, source)
+    return FileModel(config.spec, weights, tensors, files, source)
 
 
 def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:
@@ -53,26 +52,24 @@ def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int
 
 def open_tensors(
     directory: Path, spec: ModelSpec, kind_of: Kind
-) -> tuple[dict[str, StoredTensor], list[OpenFile], list[bytes | str | int]]:
+) -> tuple[dict[str, StoredTensor], list[OpenFile]]:
     """Find every tensor of `spec` in a directory's safetensors files.
 
     kind_of: (name, entry, header) -> (the type it is stored in, its shape in elements).
-    Returns the tensors by Hearth's names, the open files, and the parts of their fingerprint.
+    Returns the tensors by Hearth's names, and the open files.
     """
     files: list[OpenFile] = []
     try:
         entries: dict[str, tuple[OpenFile, TensorEntry, Header]] = {}
-        identity: list[bytes | str | int] = []
         for path in weight_files(directory):
             file = OpenFile(path)
             files.append(file)
             header = read_header(file)
-            identity += [path.name, file.size, file.status.st_mtime_ns, header.raw]
             for name, entry in header.tensors.items():
                 if name in entries:
                     raise ModelError(f"tensor {name} is in {entries[name][0].path} and in {path}")
                 entries[name] = file, entry, header
-        return _match(directory, spec, entries, kind_of), files, identity
+        return _match(directory, spec, entries, kind_of), files
     except BaseException:
         for file in files:
             file.close()

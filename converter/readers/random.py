@@ -87,12 +87,16 @@ class RandomModel(Model):
             bos_id=PlainTokenizer.BOS,
             plain=True,
         )
-        super().__init__(spec, fingerprint([_GENERATOR, repr(spec), seed]), weights, source)
+        super().__init__(spec, weights, source)
         self.seed = seed
 
     @property
     def weight_type(self) -> str:
         return self._requested or DEFAULT_WEIGHTS
+
+    def identity(self, name: str) -> bytes:
+        self._shape(name)
+        return fingerprint([_GENERATOR, repr(self.spec), self.seed, name])
 
     def stored_type(self, name: str) -> str:
         self._shape(name)

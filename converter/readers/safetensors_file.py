@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hearth.converter.errors import ModelError
-from hearth.converter.model import OpenFile
+from hearth.converter.files import OpenFile
 
 # A hundred thousand tensors. (The reference implementation reads up to 100 MB, which can become
 # gigabytes of objects.)
@@ -39,11 +39,10 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header. raw: its bytes, for fingerprints."""
+    """A checked header."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
-    raw: bytes
 
 
 def read_header(file: OpenFile) -> Header:
@@ -79,7 +78,7 @@ def read_header(file: OpenFile) -> Header:
         if entry.offset < end:
             raise ModelError(f"{path}: tensors {last} and {name} overlap")
         end, last = entry.offset + entry.size, name
-    return Header(tensors, metadata, raw)
+    return Header(tensors, metadata)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

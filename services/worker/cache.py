@@ -1,10 +1,14 @@
 """Cache of weight slices on disk, by identity, so that a restart transfers no weights.
 
-A finished slice is one file, `<identity>.slice`: its bytes and a trailer with their xxh3_128
-digest, verified at every read. An unfinished one is a `.part` file, which a later stream continues.
-Several workers may share the folder: files appear by rename, and the process that writes a part
-locks it. Nothing is synced to disk: a file damaged by a power cut fails its digest and is fetched
-again.
+A finished slice is one file, `<identity>.slice`: its bytes and a trailer with an xxh3_128 digest of
+bytes and identity, verified at every read: damaged and exchanged files are fetched again. An
+unfinished slice is a `.part` file, which a later stream continues. Several workers of one user may
+share the folder: files appear by rename, and the process that writes a part locks it. Nothing is
+synced to disk: a file damaged by a power cut fails its digest.
+
+The digest is not a signature: only this user may write to the folder. It, and every file in it,
+must be the user's own and not writable to others. Symbolic links, FIFOs and devices are never
+followed or read.
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import fcntl
 import logging
 import os
 import secrets
-import shutil
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,16 +25,20 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
+from hearth.worker.own_files import ForeignFileError, OwnFolder
 
 log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 
 _TRAILER = struct.Struct("<8sQ16s")
-_MAGIC = b"HEARTHS1"
+_MAGIC = b"HEARTHS2"
+# The trailer of earlier versions: without the identity, and of models known by time and size.
+_OLD_MAGIC = b"HEARTHS1"
 # Left free on the disk for other programs.
 _SPARE_BYTES = 64 << 20
 
@@ -52,8 +59,13 @@ class Sink(Protocol):
 class Part:
     """A slice being written; only this process writes to it. Every method may raise OSError."""
 
-    def __init__(self, path: Path, file: int, size: int, private: bool) -> None:
-        self._path = path
+    def __init__(
+        self, folder: OwnFolder, name: str, identity: bytes, file: int, size: int, private: bool
+    ) -> None:
+        """name: of the part in the folder. private: of no use to another stream."""
+        self._folder = folder
+        self._name = name
+        self._identity = identity
         self._file = file
         self._size = size
         self._private = private
@@ -76,11 +88,14 @@ class Part:
         os.ftruncate(self._file, size)
 
     def finish(self, digest: bytes) -> None:
-        """Completes the slice: adds the trailer and renames the file to `.slice`."""
+        """Completes the slice: adds the trailer and renames the file to `.slice`.
+
+        digest: xxh3_128 of its bytes.
+        """
         os.ftruncate(self._file, self._size)
-        self.write(self._size, _TRAILER.pack(_MAGIC, self._size, digest))
-        final = self._path.with_name(self._path.name.partition(".")[0] + ".slice")
-        self._path.replace(final)
+        self.write(self._size, _trailer(self._identity, self._size, digest))
+        final = f"{self._identity.hex()}.slice"
+        self._folder.rename(self._name, final)
         self._private = False
         self.close()
 
@@ -89,7 +104,7 @@ class Part:
         if self._file >= 0:
             if self._private:
                 with contextlib.suppress(OSError):
-                    self._path.unlink()
+                    self._folder.unlink(self._name)
             os.close(self._file)
             self._file = -1
 
@@ -106,21 +121,24 @@ class SliceCache:
         self.limit_bytes = limit_bytes
         self._pinned: set[str] = set()
         self._full_warned = False
+        # A file that was refused is named once.
+        self._refused: set[str] = set()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
-            probe.touch()
-            probe.unlink()
+            self._folder = OwnFolder(folder)
+            probe = f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+            os.close(self._folder.create(probe))
+            self._folder.unlink(probe)
         except OSError as error:
             problem = (
                 f"cannot use cache folder {folder}: {error.strerror or error}; "
                 "choose another --cache-dir, or none"
             )
             raise HearthError(Reason.BAD_SETTING, problem, {"path": folder}) from None
+        self._remove_old()
 
     def usage(self) -> tuple[int, int]:
         """(finished slices, their bytes)."""
-        sizes = [size for path, size, _ in self._files() if path.suffix == ".slice"]
+        sizes = [size for name, size, _ in self._files() if name.endswith(".slice")]
         return len(sizes), sum(sizes)
 
     def pin(self, identities: Iterable[bytes]) -> None:
@@ -133,26 +151,31 @@ class SliceCache:
 
         The digest is checked only after the sink has all bytes. A corrupt file is removed.
         """
-        path = self._path(identity)
+        name = f"{identity.hex()}.slice"
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._folder.open(name)
         except FileNotFoundError:
             return False
+        except ForeignFileError as error:
+            self._drop(name, error.problem)
+            return False
         except OSError as error:
-            log.warning("cache: cannot open %s: %s", path, error)
+            log.warning("cache: cannot open %s: %s", name, error)
             return False
         try:
-            if not self._verified(path, file, size, sink):
+            problem = self._wrong(file, identity, size, sink)
+            if problem:
+                self._drop(name, problem)
                 return False
             with contextlib.suppress(OSError):
-                os.utime(path)  # eviction orders slices by the time of last use
+                os.utime(file)  # eviction orders slices by the time of last use
             return True
         finally:
             os.close(file)
 
     def has_part(self, identity: bytes) -> bool:
         """True if an earlier stream left a part of this slice."""
-        return (self.folder / f"{identity.hex()}.part").exists()
+        return self._folder.has_file(f"{identity.hex()}.part")
 
     def part(self, identity: bytes, size: int) -> Part | None:
         """A part to write to, with any bytes of an earlier stream; None if it cannot be cached."""
@@ -164,76 +187,91 @@ class SliceCache:
             log.warning("cache: cannot write to %s, continuing without: %s", self.folder, error)
             return None
 
-    def _path(self, identity: bytes) -> Path:
-        return self.folder / f"{identity.hex()}.slice"
-
-    def _verified(self, path: Path, file: int, size: int, sink: Sink) -> bool:
-        problem = ""
+    def _wrong(self, file: int, identity: bytes, size: int, sink: Sink) -> str:
+        """The reason that an open file is not this slice, "" once `sink` has all of its bytes."""
         try:
             stored = os.fstat(file).st_size
+            if stored != size + _TRAILER.size:
+                return f"{stored} bytes instead of {size + _TRAILER.size}"
             trailer = os.pread(file, _TRAILER.size, size)
-            if stored != size + _TRAILER.size or len(trailer) != _TRAILER.size:
-                problem = f"{stored} bytes instead of {size + _TRAILER.size}"
-            else:
-                magic, written, digest = _TRAILER.unpack(trailer)
-                if magic != _MAGIC or written != size:
-                    problem = "the trailer is not a Hearth slice's"
-                elif _read(file, sink, size) != size:
-                    problem = "the file ends early"
-                elif sink.digest() != digest:
-                    problem = "the bytes do not match the digest"
+            if trailer[: len(_MAGIC)] != _MAGIC:
+                return "the trailer is not a Hearth slice's"
+            if _read(file, sink, size) != size:
+                return "the file ends early"
+            if trailer != _trailer(identity, size, sink.digest()):
+                return "the bytes do not match the digest of this slice"
         except OSError as error:
-            problem = str(error)
-        if problem:
-            log.warning("cache: dropping %s (%s): it will be fetched again", path.name, problem)
-            with contextlib.suppress(OSError):  # for example a read-only disk
-                path.unlink()
-        return not problem
+            return str(error)
+        return ""
+
+    def _drop(self, name: str, problem: str) -> None:
+        """Removes a file that cannot be used; where that fails the slice is only absent."""
+        if name not in self._refused:
+            self._refused.add(name)
+            log.warning("cache: dropping %s (%s): it will be fetched again", name, problem)
+        with contextlib.suppress(OSError):  # for example a read-only disk, or a folder
+            self._folder.unlink(name)
 
     def _open_part(self, identity: bytes, size: int) -> Part:
-        shared = self.folder / f"{identity.hex()}.part"
-        file = os.open(shared, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its writer may have finished and renamed it before the lock was taken.
-            if _same(file, shared):
-                return Part(shared, file, size, private=False)
-        except OSError:
-            pass  # another process is writing this slice
-        os.close(file)
-        own = self.folder / f"{identity.hex()}.{os.getpid()}-{secrets.token_hex(4)}.part"
-        file = os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        shared = f"{identity.hex()}.part"
+        file = self._shared_part(shared)
+        if file is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its writer may have finished and renamed it before the lock was taken.
+                if self._folder.names(shared, file):
+                    return Part(self._folder, shared, identity, file, size, private=False)
+            except OSError:
+                pass  # another process is writing this slice
+            os.close(file)
+        own = f"{identity.hex()}.{os.getpid()}-{secrets.token_hex(4)}.part"
+        file = self._folder.create(own)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Part(own, file, size, private=True)
+        return Part(self._folder, own, identity, file, size, private=True)
 
-    def _files(self) -> list[tuple[Path, int, float]]:
-        """(path, bytes, last use) of every slice and part."""
-        found = []
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                if entry.name.endswith((".slice", ".part")):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat()
-                        found.append((Path(entry.path), status.st_size, status.st_mtime))
-        return found
+    def _shared_part(self, name: str) -> int | None:
+        """Opens a part, or makes it; None where something else has its name and stays."""
+        for _ in range(2):
+            try:
+                return self._folder.open_or_create(name)
+            except ForeignFileError as error:
+                self._drop(name, error.problem)
+        return None
+
+    def _files(self) -> list[tuple[str, int, float]]:
+        """(name, bytes, last use) of every slice and part."""
+        return self._folder.files(".slice", ".part")
+
+    def _remove_old(self) -> None:
+        """Removes the slices of earlier versions, which would never be used again."""
+        for name, size, _ in self._files():
+            with contextlib.suppress(OSError):
+                file = self._folder.open(name)
+                try:
+                    magic = os.pread(file, len(_OLD_MAGIC), max(0, size - _TRAILER.size))
+                finally:
+                    os.close(file)
+                if magic == _OLD_MAGIC:
+                    self._folder.unlink(name)
 
     def _make_room(self, identity: bytes, size: int) -> bool:
         """Evicts slices until `size` more bytes fit the limit; False if they cannot."""
-        free = shutil.disk_usage(self.folder).free
+        free = self._folder.free_bytes()
         if free < size + _SPARE_BYTES:
             self._warn_full(f"the disk has only {format_size(free)} free")
             return False
         if self.limit_bytes is None:
             return True
         own = identity.hex()
-        files = [item for item in self._files() if item[0].name.partition(".")[0] != own]
+        files = [item for item in self._files() if item[0].partition(".")[0] != own]
         used = sum(bytes_ for _, bytes_, _ in files)
-        for path, bytes_, _ in sorted(files, key=lambda item: item[2]):
+        for name, bytes_, _ in sorted(files, key=lambda item: item[2]):
             if used + size <= self.limit_bytes:
                 break
-            if path.name.partition(".")[0] in self._pinned or not _unlocked(path):
+            if name.partition(".")[0] in self._pinned or self._written(name):
                 continue
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._folder.unlink(name)
             used -= bytes_
         if used + size > self.limit_bytes:
             self._warn_full(
@@ -242,6 +280,10 @@ class SliceCache:
             )
             return False
         return True
+
+    def _written(self, name: str) -> bool:
+        """True if a process is writing this file; finished slices have no writer."""
+        return name.endswith(".part") and self._folder.locked(name)
 
     def _warn_full(self, why: str) -> None:
         if not self._full_warned:
@@ -261,25 +303,6 @@ def _read(file: int, sink: Sink, size: int) -> int:
     return done
 
 
-def _same(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _unlocked(path: Path) -> bool:
-    """True if no process is writing this file; finished slices have no writer."""
-    if path.suffix != ".part":
-        return True
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(file)
+def _trailer(identity: bytes, size: int, digest: bytes) -> bytes:
+    """The end of a slice's file. digest: of its bytes."""
+    return _TRAILER.pack(_MAGIC, size, xxhash.xxh3_128_digest(digest + identity))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
+import struct
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,123 @@ def test_any_damage_is_noticed(content: bytes, damage: st.DataObject) -> None:
         path.write_bytes(stored)
         assert read(cache, 1, len(content)) is None
         assert not path.exists()
+
+
+def test_exchanged_slices_are_refused(tmp_path: Path) -> None:
+    """Each is whole, and its trailer is right for its bytes."""
+    cache = SliceCache(tmp_path)
+    store(cache, 1, data(1000, 1))
+    store(cache, 2, data(1000, 2))
+    one, two = (tmp_path / f"{identity(number).hex()}.slice" for number in (1, 2))
+    kept = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(kept)
+    assert read(cache, 1, 1000) is None
+    assert read(cache, 2, 1000) is None
+    assert cache.usage() == (0, 0)
+
+
+def test_slices_of_the_earlier_format_are_removed(tmp_path: Path) -> None:
+    content = data(1000)
+    old = tmp_path / f"{identity(1).hex()}.slice"
+    trailer = struct.pack("<8sQ16s", b"HEARTHS1", 1000, xxhash.xxh3_128_digest(content))
+    old.write_bytes(content + trailer)
+    cache = SliceCache(tmp_path)
+    assert not old.exists()
+    store(cache, 1, content)
+    assert read(SliceCache(tmp_path), 1, 1000) == content
+
+
+def link(path: Path, victim: Path) -> None:
+    path.symlink_to(victim)
+
+
+def hard_link(path: Path, victim: Path) -> None:
+    path.hardlink_to(victim)
+
+
+def fifo(path: Path, victim: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path, victim: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def port(path: Path, victim: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+def shared(path: Path, victim: Path) -> None:
+    path.write_bytes(bytes(5000))
+    path.chmod(0o666)
+
+
+def folder(path: Path, victim: Path) -> None:
+    path.mkdir()
+
+
+STRANGERS = [link, fifo, device, port, shared, folder]
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_is_not_this_users_own_file_is_not_read(
+    tmp_path: Path, stranger: Callable[[Path, Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor waited for: a FIFO has no writer."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    cache = SliceCache(tmp_path / "cache")
+    path = tmp_path / "cache" / f"{identity(1).hex()}.slice"
+    stranger(path, victim)
+    assert read(cache, 1, 1000) is None
+    assert "dropping" in caplog.text
+    assert victim.read_text() == "precious"
+    if stranger is not folder:
+        store(cache, 1, data(1000))
+        assert read(cache, 1, 1000) == data(1000)
+
+
+@pytest.mark.parametrize("stranger", [*STRANGERS, hard_link])
+def test_what_is_not_this_users_own_file_is_not_written(
+    tmp_path: Path, stranger: Callable[[Path, Path], None]
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    cache = SliceCache(tmp_path / "cache")
+    stranger(tmp_path / "cache" / f"{identity(1).hex()}.part", victim)
+    assert cache.has_part(identity(1)) == (stranger in (shared, hard_link))
+    store(cache, 1, data(1000))
+    assert read(cache, 1, 1000) == data(1000)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser gives files away")
+def test_files_and_folders_of_another_user_are_refused(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path / "cache")
+    store(cache, 1, data(1000))
+    os.chown(tmp_path / "cache" / f"{identity(1).hex()}.slice", 12345, 12345)
+    assert read(cache, 1, 1000) is None
+    os.chown(tmp_path / "cache", 12345, 12345)
+    with pytest.raises(HearthError, match=r"cache: it belongs to user 12345") as error:
+        SliceCache(tmp_path / "cache")
+    assert error.value.reason == Reason.BAD_SETTING
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(mode)
+    with pytest.raises(HearthError, match=f"mode {mode:o}.*chmod go-w") as error:
+        SliceCache(tmp_path / "cache")
+    assert error.value.reason == Reason.BAD_SETTING
+
+
+def test_a_new_folder_is_the_users_alone(tmp_path: Path) -> None:
+    store(SliceCache(tmp_path / "cache"), 1, data(1000))
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_entry_of_another_size_is_dropped(tmp_path: Path) -> None:
@@ -157,7 +277,7 @@ def test_a_full_disk_means_no_caching(
 ) -> None:
     cache = SliceCache(tmp_path)
 
-    def full(*arguments: object) -> int:
+    def full(*arguments: object, **options: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     part = cache.part(identity(1), 100)

@@ -157,7 +157,7 @@ def test_a_source_that_ends_early_is_named_and_leaves_nothing(tmp_path: Path) ->
         if name == "layers.0.wq":
             os.truncate(source, source.stat().st_size // 2)
 
-    with pytest.raises(ModelError, match=r"source\.gguf ends at byte .*cut short while in use"):
+    with pytest.raises(ModelError, match=r"source\.gguf changed while in use .*bytes and has"):
         convert(str(source), tmp_path / "out", "q40", shorten)
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
@@ -234,7 +234,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_a_file_over_4_gib_is_written_and_read(tmp_path: Path) -> None:
     """Sparse: nearly all of it is a hole."""
-    from hearth.converter.model import OpenFile
+    from hearth.converter.files import OpenFile
     from hearth.converter.readers.safetensors_file import SafetensorsWriter, read_header
 
     hole, tail = 5 << 30, b"the end of a large file "

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hearth.converter import ModelError, open_model
-from hearth.converter.model import OpenFile
+from hearth.converter.files import OpenFile
 from hearth.converter.readers.gguf_file import parse
 from hearth.converter.readers.safetensors_file import read_header
 

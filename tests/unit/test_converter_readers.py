@@ -1,6 +1,5 @@
 """The readers: every format gives the same tensors, and any cut is that place of the whole."""
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -187,17 +186,6 @@ def test_many_threads_read_one_model(sources: dict[str, Model]) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def test_fingerprints_tell_models_apart(tmp_path: Path) -> None:
-    directory = write_hf(tmp_path / "a", SPEC, TENSORS)
-    first = open_model(str(directory)).fingerprint
-    assert len(first) == 16 and open_model(str(directory), "q40").fingerprint == first
-    os.utime(directory / "model.safetensors", ns=(1, 1))
-    assert open_model(str(directory)).fingerprint != first
-    prints = {RandomModel(SPEC, seed).fingerprint for seed in range(3)}
-    prints.add(RandomModel(tiny_spec(layers=3), 0).fingerprint)
-    assert len(prints) == 4 and RandomModel(SPEC, 1).fingerprint in prints
 
 
 def test_numbers_that_f16_cannot_hold_are_named(tmp_path: Path) -> None:

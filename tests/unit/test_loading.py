@@ -156,7 +156,7 @@ def test_giving_up_ends_all_streams_and_waits_for_none(
     if early:
         loading.give_up()
     with pytest.raises(HearthError) as error:
-        loading.run(give_up, links, [worker_pb2.LoadBegin()], lambda link: None)
+        loading.run(give_up, links, [worker_pb2.LoadBegin], lambda link: None)
     assert error.value.reason == Reason.CANCELLED
     assert set(calls) == {f"fail {ADDRESS}"}
     links[0].close()

@@ -4,12 +4,14 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from hearth import _native
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
 from hearth.common.types import SYNC
+from hearth.converter import ModelError
 from hearth.root.cluster import blame, wire
 from hearth.root.cluster.formation import Formation, close_all
 from hearth.root.cluster.lanes import HubLane, open_mesh
@@ -80,9 +82,11 @@ class Forming:
         self._broken: HearthError | None = None
 
     def run(self) -> tuple[Formation, Limits]:
-        """The formed cluster and the scheduler's limits. Raises HearthError, or ModelError."""
+        """The formed cluster and the scheduler's limits. Raises HearthError."""
         settings = self._blueprint.settings
         try:
+            self.check()
+            self._blueprint.model.check_unchanged(self._interrupted.is_set)
             self.check()
             limits = self._limits(self._describe())
             self._reports = Reports(
@@ -138,6 +142,8 @@ class Forming:
             return error  # of the thread itself: Ctrl-C
         if self._interrupted.is_set():
             return HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        if isinstance(error, ModelError):  # of a file, which nothing else can cause
+            return HearthError(Reason.MODEL_ERROR, str(error))
         if not isinstance(error, HearthError):
             return self._broken or error
         first = (self._broken or error) if error.reason in _CONSEQUENCES else error
@@ -213,7 +219,7 @@ class Forming:
             held = None
         threads = settings.threads or system.cores()
         begins = [
-            wire.load_begin(model, node, config, self._lease, settings)
+            partial(wire.load_begin, model, node, config, self._lease, settings)
             for node, config in zip(nodes[1:], configs[1:], strict=True)
         ]
         loading = self._loading = Loading(model, plan, self._progress, self._metrics)

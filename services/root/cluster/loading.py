@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
-from hearth.converter import Model
+from hearth.converter import Model, ModelError
 from hearth.root.cluster import wire
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.streaming import LoadEvent
@@ -45,15 +45,19 @@ class Loading:
         self,
         own: NodeShard | Callable[[], NodeShard],
         links: Sequence[WorkerLink],
-        begins: Sequence[worker_pb2.LoadBegin],
+        begins: Sequence[Callable[[], worker_pb2.LoadBegin]],
         on_loaded: Callable[[WorkerLink], None],
     ) -> NodeShard:
         """Loads all shards; returns the root's.
 
         own: the root's shard if it is already loaded, else a function that makes an empty one.
-        begins: the first message to each link. on_loaded: called as soon as a worker's shard is
-        complete, in the thread that loaded it. The first error ends all other loads and is raised;
-        a shard made by `own` is closed then. The leases are the caller's to release.
+        begins: for each link a function that makes its first message; called once the identities
+        of the model's tensors are found, while the root's own shard loads.
+        on_loaded: called as soon as a worker's shard is complete, in the thread that loaded it.
+
+        The first error ends all other loads and is raised; a shard made by `own` is closed then.
+        Raises ModelError if a file of the model changed meanwhile. The leases are the caller's to
+        release.
         """
         self._links = tuple(links)
         if self.given_up:
@@ -75,6 +79,8 @@ class Loading:
                 # End the threads, because the pool waits for them.
                 self.give_up()
                 failure = interrupt
+        if failure is None:
+            failure = self._changed()
         if failure is not None:
             if first.exception() is None and first.result() is not own:
                 # The error holds this frame, and this the shard.
@@ -98,7 +104,7 @@ class Loading:
             return own  # kept after a worker was lost
         shard = own()
         node = self._plan.nodes[0]
-        manifest = [wire.slice_entry(part, self._model.fingerprint) for part in node.slices]
+        manifest = [wire.slice_entry(part, b"") for part in node.slices]  # not cached
         filler = ShardFiller(shard, manifest)
         loaded = 0
         try:
@@ -121,12 +127,14 @@ class Loading:
         self,
         link: WorkerLink,
         number: int,
-        begin: worker_pb2.LoadBegin,
+        begin: Callable[[], worker_pb2.LoadBegin],
         on_loaded: Callable[[WorkerLink], None],
     ) -> None:
         node = self._plan.nodes[number]
+        if not self._model.identify(self._giving_up.is_set):
+            raise _cancelled()
         done = link.load(
-            begin,
+            begin(),
             lambda index, first, last: self._read(node.slices[index], first, last),
             lambda event: self._on_progress(number, event),
         )
@@ -135,6 +143,15 @@ class Loading:
         total = node.weight_bytes
         self._on_progress(number, LoadEvent(total, done.network_bytes, done.cache_bytes))
         on_loaded(link)
+
+    def _changed(self) -> BaseException | None:
+        """The error where a file of the model is not what was read at first."""
+        try:
+            if not self._model.check_unchanged(self._giving_up.is_set):
+                return _cancelled()
+        except ModelError as error:
+            return error
+        return None
 
     def _read(self, part: Slice, first: int, last: int) -> Bytes:
         """Rows [first, last) of a slice."""

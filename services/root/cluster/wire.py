@@ -50,25 +50,26 @@ def load_begin(
     lease: worker_pb2.Lease,
     settings: "ClusterSettings",
 ) -> worker_pb2.LoadBegin:
-    """The first message of a worker's weight stream."""
+    """The first message of a worker's weight stream; `model.identify` comes before."""
     return worker_pb2.LoadBegin(
         protocol_version=channels.PROTOCOL_VERSION,
         lease=lease,
         placement=placement(node.place),
         shard=config,
-        manifest=[slice_entry(part, model.fingerprint) for part in node.slices],
+        manifest=[slice_entry(part, model.identity(part.tensor)) for part in node.slices],
         lane=LANE[settings.lane],
         sync_type=SYNC[settings.sync_type],
     )
 
 
-def slice_entry(part: Slice, fingerprint: bytes) -> worker_pb2.SliceEntry:
+def slice_entry(part: Slice, content: bytes) -> worker_pb2.SliceEntry:
+    """A slice in a manifest. content: the identity of its whole tensor."""
     return worker_pb2.SliceEntry(
         name=part.name,
         type=WEIGHT[part.kind],
         rows=part.rows[1] - part.rows[0],
         columns=part.columns[1] - part.columns[0],
-        identity=part.identity(fingerprint),
+        identity=part.identity(content),
         size_bytes=part.size_bytes,
     )
 

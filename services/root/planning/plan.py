@@ -44,13 +44,13 @@ class Slice:
         """Bytes of the slice."""
         return size(self.rows) * _native.row_bytes(self.kind, size(self.columns))
 
-    def identity(self, fingerprint: bytes) -> bytes:
-        """Digest of 32 bytes, equal for equal content; computed without reading weights.
+    def identity(self, content: bytes) -> bytes:
+        """Digest of 32 bytes, equal for equal bytes. content: the identity of the whole tensor.
 
         Disk caches are keyed by it: changing the text hashed here invalidates every cached slice.
         """
-        text = f"1|{self.tensor}|{self.kind}|{self.rows}|{self.columns}"
-        return hashlib.blake2b(fingerprint + text.encode(), digest_size=32).digest()
+        text = f"2|{self.tensor}|{self.kind}|{self.rows}|{self.columns}"
+        return hashlib.blake2b(content + text.encode(), digest_size=32).digest()
 
 
 @dataclass(frozen=True, slots=True)
