@@ -1,7 +1,8 @@
 """An all-reduce of two pinned ranks over loopback TCP: Hearth's mesh lane and Open MPI, in turn.
 
-Needs Debian's openmpi-bin and libopenmpi-dev. Prints microseconds (median of all calls of a round,
-then over the rounds) and the ratio.
+The mesh lane with each of its ciphers. Open MPI needs Debian's openmpi-bin and libopenmpi-dev, and
+is left out without. Prints microseconds (median of all calls of a round, then over the rounds) and
+the ratio to the lane in plain text.
 
     python bench/all_reduce.py --rounds 5
 """
@@ -16,6 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +29,23 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "compare"
 
 
-def rank_main(rank: int, connection: socket.socket, count: int, repeats: int, out: str) -> None:
+def rank_main(
+    rank: int, connection: socket.socket, cipher: str, count: int, repeats: int, out: str
+) -> None:
     """Run one pinned rank; rank 0 writes the microseconds of each call to `out`."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     sockets = [-1, -1]
     sockets[1 - rank] = connection.detach()
-    lane = _native.MeshLane(rank=rank, sockets=sockets, wire="f32", deadline_seconds=30.0)
+    keys = [bytes([end]) * 32 for end in range(2)]
+    lane = _native.MeshLane(
+        rank=rank,
+        sockets=sockets,
+        wire="f32",
+        deadline_seconds=30.0,
+        cipher=cipher,
+        keys=[(keys[rank], keys[1 - rank])] * 2,
+    )
     lane.measure(30.0)
     x = np.zeros((1, count), np.float32)
     times = []
@@ -44,14 +57,15 @@ def rank_main(rank: int, connection: socket.socket, count: int, repeats: int, ou
         Path(out).write_text(json.dumps(times[repeats // 10 :]))
 
 
-def hearth(count: int, repeats: int) -> list[float]:
+def hearth(cipher: str, count: int, repeats: int) -> list[float]:
     """Microseconds of each call."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         left = socket.create_connection(listener.getsockname())
         right, _ = listener.accept()
     out = BUILD / "all_reduce.json"
+    what = (cipher, count, repeats)
     processes = [
-        multiprocessing.Process(target=rank_main, args=(rank, end, count, repeats, str(out)))
+        multiprocessing.Process(target=rank_main, args=(rank, end, *what, str(out)))
         for rank, end in enumerate((left, right))
     ]
     for process in processes:
@@ -86,21 +100,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
-    if shutil.which("mpicc") is None:
-        sys.exit("mpicc is missing: apt-get install openmpi-bin libopenmpi-dev")
-    source, program = HERE / "mpi_all_reduce.c", BUILD / "mpi_all_reduce"
-    subprocess.run(["mpicc", "-O2", "-o", program, source], check=True)
+    sides: dict[str, Callable[[int, int], list[float]]] = {
+        cipher: partial(hearth, cipher) for cipher in ("plain", *_native.mesh_ciphers())
+    }
+    if shutil.which("mpicc") is not None:
+        source, program = HERE / "mpi_all_reduce.c", BUILD / "mpi_all_reduce"
+        subprocess.run(["mpicc", "-O2", "-o", program, source], check=True)
+        sides["Open MPI"] = open_mpi
     multiprocessing.set_start_method("fork")
     for label, count, repeats in (("8 KiB", 2048, 2000), ("1 MiB", 262144, 200)):
-        ours, theirs = [], []
+        times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(options.rounds):
-            ours.append(statistics.median(hearth(count, repeats)))
-            theirs.append(statistics.median(open_mpi(count, repeats)))
-        mine, other = statistics.median(ours), statistics.median(theirs)
-        print(
-            f"{label}: hearth {mine:.1f} us ({min(ours):.1f} to {max(ours):.1f}), Open MPI "
-            f"{other:.1f} us ({min(theirs):.1f} to {max(theirs):.1f}), ratio {mine / other:.2f}"
-        )
+            for name, measure in sides.items():
+                times[name].append(statistics.median(measure(count, repeats)))
+        plain = statistics.median(times["plain"])
+        for name, each in times.items():
+            middle = statistics.median(each)
+            print(
+                f"{label}, {name}: {middle:.1f} us ({min(each):.1f} to {max(each):.1f}), "
+                f"{middle / plain:.2f} of plain"
+            )
 
 
 if __name__ == "__main__":

@@ -258,6 +258,13 @@ def cluster(by_root: bool = False) -> Params:
             "needs one port only",
         ),
         Option(
+            "--mesh-plain",
+            is_flag=True,
+            by_root=by_root,
+            group=CLUSTER,
+            help="with --tls: leave the syncs of the mesh in plain text",
+        ),
+        Option(
             "--kv-type",
             choices=("f32", "f16", "q80"),
             default="f16",

@@ -59,6 +59,7 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         parallel=options.parallel,
         threads=options.threads,
         lane=options.lane,
+        mesh_plain=options.mesh_plain,
         sync_type=options.sync_type,
         kv_type=options.kv_type,
         context=options.context,

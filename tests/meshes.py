@@ -21,7 +21,11 @@ def connect(ranks: int) -> list[list[socket.socket | None]]:
 
 
 def make_lane(
-    ends: list[socket.socket | None], wire: str, direct_bytes: int, deadline: float = 20.0
+    ends: list[socket.socket | None],
+    wire: str,
+    direct_bytes: int,
+    deadline: float = 20.0,
+    cipher: str = "plain",
 ) -> _native.MeshLane:
     rank = ends.index(None)
     sockets = [-1 if end is None else end.detach() for end in ends]
@@ -31,7 +35,13 @@ def make_lane(
         wire=wire,
         deadline_seconds=deadline,
         direct_bytes=direct_bytes,
+        cipher=cipher,
+        keys=[(frame_key(rank, peer), frame_key(peer, rank)) for peer in range(len(ends))],
     )
+
+
+def frame_key(sender: int, receiver: int) -> bytes:
+    return bytes([sender, receiver]) * 16
 
 
 def on_all(lanes: list[_native.MeshLane], work: Callable[[int], None]) -> None:

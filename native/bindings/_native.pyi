@@ -65,7 +65,10 @@ class Lane:
         """
 
 class LaneError(RuntimeError):
-    """A rank that is lost, silent or out of step; or this rank itself, after `abort`."""
+    """A rank that is lost, silent or out of step, or whose frames arrive changed.
+
+    Or this rank itself, after `abort` or `close`.
+    """
 
     rank: int
 
@@ -80,6 +83,12 @@ class LinkCosts:
     @property
     def add_ps(self) -> int: ...
 
+def mesh_ciphers() -> list[str]:
+    """Ciphers that this machine can encrypt a mesh with, the faster first; none without libcrypto.
+
+    libcrypto is OpenSSL's, and the one that Python's `ssl` uses where that is a shared library.
+    """
+
 def direct_bytes(ranks: int, wire: str, costs: LinkCosts) -> int:
     """Parts of up to so many bytes go direct, larger ones scattered; ValueError for 1 rank."""
 
@@ -93,11 +102,15 @@ class MeshLane(Lane):
         sockets: Sequence[int],
         wire: str,
         deadline_seconds: float,
+        cipher: str,
+        keys: Sequence[tuple[bytes, bytes]],
         direct_bytes: int = 0,
     ) -> None:
         """sockets: the descriptor of each rank's connection, -1 for oneself; the lane's own.
 
-        direct_bytes: parts of up to so many go direct, until it is measured.
+        cipher: one of mesh_ciphers, or "plain" for a keyed check alone. keys: 32 bytes to send with
+        and 32 to receive with, for each rank's connection. direct_bytes: parts of up to so many go
+        direct, until it is measured. ValueError, or RuntimeError without libcrypto.
         """
 
     def measure(self, seconds: float) -> LinkCosts:
@@ -116,7 +129,7 @@ class MeshLane(Lane):
         """Ends a sync that is under way, from any thread, with LaneError."""
 
     def close(self) -> None:
-        """Ends the connections; no sync may be under way, and later ones raise."""
+        """Ends the connections, from any thread; a sync that is under way raises LaneError."""
 
     @property
     def sent_bytes(self) -> int:

@@ -2,10 +2,13 @@
 #include <pybind11/operators.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -75,17 +78,39 @@ void bind_link_costs(py::module_& module) {
              "The largest part that is to go direct, in bytes.");
 }
 
+// Pairs of keys, to send and to receive with, by rank; empty ones at the rank's own place.
+std::vector<MeshKeys> mesh_keys(size_t rank,
+                                const std::vector<std::pair<py::bytes, py::bytes>>& pairs) {
+  const auto copied = [](const py::bytes& from, MeshKey& to) {
+    const std::string_view bytes = from;
+    if (bytes.size() != to.size())
+      throw std::invalid_argument("mesh: a key of " + std::to_string(bytes.size()) +
+                                  " bytes, expected " + std::to_string(to.size()));
+    std::copy(bytes.begin(), bytes.end(), to.begin());
+  };
+  std::vector<MeshKeys> keys(pairs.size());
+  for (size_t r = 0; r < pairs.size(); ++r) {
+    if (r == rank) continue;
+    copied(pairs[r].first, keys[r].send);
+    copied(pairs[r].second, keys[r].receive);
+  }
+  return keys;
+}
+
 void bind_mesh_lane(py::module_& module) {
   using namespace py::literals;
   py::class_<MeshLane, Lane, py::smart_holder>(module, "MeshLane",
                                                "Syncs over the ranks' own TCP connections.")
       .def(py::init([](size_t rank, const std::vector<int>& sockets, const std::string& wire,
-                       double deadline_seconds, uint64_t direct_bytes) {
+                       double deadline_seconds, const std::string& cipher,
+                       const std::vector<std::pair<py::bytes, py::bytes>>& keys,
+                       uint64_t direct_bytes) {
              return std::make_unique<MeshLane>(
-                 MeshConfig{rank, sockets, parse_wire_type(wire), deadline_seconds, direct_bytes});
+                 MeshConfig{rank, sockets, parse_wire_type(wire), deadline_seconds, direct_bytes,
+                            parse_mesh_cipher(cipher), mesh_keys(rank, keys)});
            }),
-           py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a,
-           "direct_bytes"_a = uint64_t{0})
+           py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a, "cipher"_a,
+           "keys"_a, "direct_bytes"_a = uint64_t{0})
       .def(
           "measure",
           [](MeshLane& lane, double seconds) {
@@ -96,7 +121,7 @@ void bind_mesh_lane(py::module_& module) {
       .def_property_readonly("direct_bytes", &MeshLane::direct_bytes)
       .def("begin", &MeshLane::begin, "step_id"_a, "The next syncs are those of this step.")
       .def("abort", &MeshLane::abort, "Ends a sync that is under way, from any thread.")
-      .def("close", &MeshLane::close, "Ends the connections; no sync may be under way.")
+      .def("close", &MeshLane::close, "Ends the connections, from any thread.")
       .def("all_reduce", &all_reduce, "x"_a.noconvert(), "Adds up x over all ranks, in place.")
       .def_property_readonly("sent_bytes", &MeshLane::sent_bytes)
       .def_property_readonly("received_bytes", &MeshLane::received_bytes);
@@ -114,6 +139,8 @@ void bind_lanes(py::module_& module) {
   bind_lane_error(module);
   bind_link_costs(module);
   bind_mesh_lane(module);
+  module.def("mesh_ciphers", &mesh_ciphers,
+             "Ciphers that this machine can encrypt a mesh with, the faster first.");
 }
 
 }  // namespace hearth::bindings

@@ -27,23 +27,25 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   {
     const size_t ranks = 2 + in.upto(2), rank = in.upto(ranks - 1);
     const WireType wire = static_cast<WireType>(in.upto(2));
+    const MeshCipher cipher = fuzz::cipher(in);
     fuzz::Ends ends = fuzz::connect(ranks, rank);
     bool good = true;
-    for (int peer : ends.theirs) {
+    for (size_t r = 0, peer_rank = 0; r < ends.theirs.size(); ++r, ++peer_rank) {
+      const int peer = ends.theirs[r];
+      if (peer_rank == rank) ++peer_rank;
+      test::FrameWriter writer(cipher, peer_rank, rank);
       std::vector<uint8_t> out;
       bool whole = true;
       uint32_t index = 0;
       for (; index < kNumbers && whole; ++index)
-        whole = fuzz::add_frame(in, out, 0, index, sizeof(uint64_t));
+        whole = fuzz::add_frame(in, out, writer, 0, index, sizeof(uint64_t));
       for (uint32_t round = 0; round < kRounds && whole; ++round) {
         const uint32_t bytes = static_cast<uint32_t>(kRoundBytes / (ranks - 1));
-        const uint32_t header[4] = {fuzz::kMagic, 0, index++, bytes};  // and nobody's numbers
-        const auto* at = reinterpret_cast<const uint8_t*>(header);
-        out.insert(out.end(), at, at + sizeof header);
-        out.resize(out.size() + bytes);
-        whole = fuzz::add_frame(in, out, 0, index++, sizeof(uint64_t));
+        const auto frame = writer.frame(0, index++, std::vector<uint8_t>(bytes));
+        out.insert(out.end(), frame.begin(), frame.end());
+        whole = fuzz::add_frame(in, out, writer, 0, index++, sizeof(uint64_t));
       }
-      if (whole) whole = fuzz::add_frame(in, out, 0, index, sizeof(uint64_t));
+      if (whole) whole = fuzz::add_frame(in, out, writer, 0, index, sizeof(uint64_t));
       good = fuzz::sent_all(peer, out) && whole && good;
       if (in.upto(3) != 0) shutdown(peer, SHUT_WR);
     }
@@ -54,7 +56,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                .sockets = ends.own,
                                .wire = wire,
                                .deadline_seconds = 1.0,
-                               .direct_bytes = 0});
+                               .direct_bytes = 0,
+                               .cipher = cipher,
+                               .keys = test::keys(ranks, rank)});
       const LinkCosts costs = lane.measure(kDeadlineSeconds);
       done = true;
       fuzz::demand(costs == bounded(costs), "costs are within limits");

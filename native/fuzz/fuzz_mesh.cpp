@@ -1,4 +1,4 @@
-// A rank among peers that send any bytes: raw, or frames whose headers and lengths are changed. A
+// A rank among peers that send any bytes: raw, or frames that are damaged, repeated, cut off. A
 // sync ends with success exactly when every frame that is due came as it should; it never outlasts
 // its deadline; and whatever happens, every descriptor is closed.
 #include <chrono>
@@ -27,6 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   {
     const size_t ranks = 2 + in.upto(2), rank = in.upto(ranks - 1);
     const WireType wire = static_cast<WireType>(in.upto(2));
+    const MeshCipher cipher = fuzz::cipher(in);
     const size_t rows = 1 + in.upto(2);
     const size_t columns = in.upto(7) == 0 ? in.upto(200) : kBlock * (1 + in.upto(7));
     const size_t direct_bytes = in.upto(1) ? ~size_t{0} : in.number(255);
@@ -40,14 +41,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
     fuzz::Ends ends = fuzz::connect(ranks, rank);
     bool good = !raw && direct;
-    for (int peer : ends.theirs) {
+    for (size_t r = 0, peer_rank = 0; r < ends.theirs.size(); ++r, ++peer_rank) {
+      const int peer = ends.theirs[r];
+      if (peer_rank == rank) ++peer_rank;
+      test::FrameWriter writer(cipher, peer_rank, rank);
       std::vector<uint8_t> out;
       bool whole = true;
       if (raw) {
         out = in.bytes(in.upto(2048));
       } else {
         for (uint32_t i = 0; i < syncs && whole; ++i)
-          whole = fuzz::add_frame(in, out, step, i, wire_size(wire, numbers)) && whole;
+          whole = fuzz::add_frame(in, out, writer, step, i, wire_size(wire, numbers)) && whole;
         good = good && whole;
       }
       good = fuzz::sent_all(peer, out) && good;
@@ -62,7 +66,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                .sockets = ends.own,
                                .wire = wire,
                                .deadline_seconds = wrong == 2 ? 0.0 : kDeadlineSeconds,
-                               .direct_bytes = direct_bytes});
+                               .direct_bytes = direct_bytes,
+                               .cipher = cipher,
+                               .keys = test::keys(ranks, rank)});
       fuzz::demand(wrong != 1 && wrong != 2, "a lane that cannot be is refused");
       lane.begin(step);
       for (size_t i = 0; i < syncs; ++i) lane.all_reduce(x.data(), rows, columns);

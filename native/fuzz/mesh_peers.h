@@ -5,11 +5,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../tests/mesh_frames.h"
 #include "input.h"
 
 namespace hearth::fuzz {
-
-inline constexpr uint32_t kMagic = 0x48525448;
 
 // The lane's own sockets by rank, and the peers' ends of them.
 struct Ends {
@@ -28,28 +27,43 @@ inline Ends connect(size_t ranks, size_t rank) {
   return ends;
 }
 
+// Any of the ciphers there are.
+inline MeshCipher cipher(Input& in) {
+  static const std::vector<MeshCipher> all = test::ciphers();
+  return all[in.upto(all.size() - 1)];
+}
+
 // Appends one frame, changed where the input says so; whether it is still what is due.
-inline bool add_frame(Input& in, std::vector<uint8_t>& out, uint32_t step, uint32_t index,
-                      size_t bytes) {
-  uint32_t header[4] = {kMagic, step, index, static_cast<uint32_t>(bytes)};
+inline bool add_frame(Input& in, std::vector<uint8_t>& out, test::FrameWriter& writer,
+                      uint32_t step, uint32_t index, size_t bytes) {
+  std::vector<uint8_t> frame = writer.frame(step, index, in.bytes(bytes));
   bool good = true;
-  if (in.upto(7) == 0) {
-    const uint32_t change = static_cast<uint32_t>(in.number(255));
-    header[in.upto(3)] ^= change;
+  if (in.upto(7) == 0) {  // damaged, anywhere
+    const uint8_t change = in.take<uint8_t>();
+    frame[in.upto(frame.size() - 1)] ^= change;
     good = change == 0;
   }
-  const auto* at = reinterpret_cast<const uint8_t*>(header);
-  out.insert(out.end(), at, at + sizeof header);
-  const std::vector<uint8_t> body = in.bytes(bytes);
-  out.insert(out.end(), body.begin(), body.end());
-  if (in.upto(15) == 0 && !out.empty()) {  // cut off, or with something behind it
-    if (in.upto(1)) {
-      out.resize(out.size() - 1 - in.upto(std::min<size_t>(out.size() - 1, 64)));
+  switch (in.upto(31)) {
+    case 1:  // sealed for a place that it does not have
+      writer.frame(step, index, {});
+      break;
+    case 2:  // the one before it, again
+      if (out.size() >= frame.size()) {
+        std::copy(out.end() - static_cast<ptrdiff_t>(frame.size()), out.end(), frame.begin());
+        good = false;
+      }
+      break;
+    case 3:  // cut off
+      frame.resize(frame.size() - 1 - in.upto(std::min<size_t>(frame.size() - 1, 64)));
       good = false;
-    } else {
-      out.push_back(in.take<uint8_t>());
-    }
+      break;
+    case 4:  // with something behind it
+      frame.push_back(in.take<uint8_t>());
+      break;
+    default:
+      break;
   }
+  out.insert(out.end(), frame.begin(), frame.end());
   return good;
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <functional>
@@ -16,6 +17,7 @@
 
 #include "check.h"
 #include "hearth/mesh.h"
+#include "mesh_frames.h"
 
 using namespace hearth;
 
@@ -38,12 +40,15 @@ std::vector<std::vector<int>> connect(size_t ranks) {
 }
 
 std::unique_ptr<MeshLane> lane(const std::vector<std::vector<int>>& ends, size_t rank,
-                               WireType wire, size_t direct_bytes = 0, double deadline = 60.0) {
+                               WireType wire, size_t direct_bytes = 0, double deadline = 60.0,
+                               MeshCipher cipher = MeshCipher::plain) {
   return std::make_unique<MeshLane>(MeshConfig{.rank = rank,
                                                .sockets = ends[rank],
                                                .wire = wire,
                                                .deadline_seconds = deadline,
-                                               .direct_bytes = direct_bytes});
+                                               .direct_bytes = direct_bytes,
+                                               .cipher = cipher,
+                                               .keys = test::keys(ends.size(), rank)});
 }
 
 void on_all(size_t ranks, const std::function<void(size_t)>& work) {
@@ -70,12 +75,13 @@ double tolerance(WireType wire, size_t ranks) {
   return (n * 6.0 + 12.0) / 127.0;
 }
 
-void test_sums() {
+void test_sums(MeshCipher cipher) {
   for (WireType wire : {WireType::f32, WireType::f16, WireType::q80}) {
     for (size_t ranks = 2; ranks <= 5; ++ranks) {
       std::vector<float> scattered;
       for (size_t direct_bytes : {size_t{0}, size_t{1} << 20}) {
-        const test::Case each("wire ", static_cast<int>(wire), ", ", ranks, " ranks, direct up to ",
+        const test::Case each("cipher ", static_cast<int>(cipher), ", wire ",
+                              static_cast<int>(wire), ", ", ranks, " ranks, direct up to ",
                               direct_bytes);
         const auto ends = connect(ranks);
         std::vector<std::vector<float>> results(ranks);
@@ -83,7 +89,7 @@ void test_sums() {
         // One block (fewer than ranks), odd numbers of blocks, and more than a socket's buffer.
         const std::vector<size_t> sizes = {32, 96, 2080, 131072};
         on_all(ranks, [&](size_t rank) {
-          const auto mine = lane(ends, rank, wire, direct_bytes);
+          const auto mine = lane(ends, rank, wire, direct_bytes, 60.0, cipher);
           for (uint32_t step = 0; step < 2; ++step) {
             mine->begin(step);
             for (size_t numbers : sizes) {
@@ -191,10 +197,10 @@ void test_measuring_a_liar() {
     const auto ends = connect(2);
     const auto mine = lane(ends, 0, WireType::f32);
     std::thread peer([&] {
+      test::FrameWriter writer(MeshCipher::plain, 1, 0);
       const auto say = [&](uint32_t index, const std::vector<uint8_t>& body) {
-        const uint32_t header[4] = {0x48525448, 0, index, static_cast<uint32_t>(body.size())};
-        CHECK_EQUAL(send(ends[1][0], header, sizeof header, 0), ssize_t{sizeof header});
-        CHECK_EQUAL(send(ends[1][0], body.data(), body.size(), 0), ssize_t(body.size()));
+        const auto frame = writer.frame(0, index, body);
+        CHECK_EQUAL(send(ends[1][0], frame.data(), frame.size(), 0), ssize_t(frame.size()));
       };
       const std::vector<uint8_t> number(8, static_cast<uint8_t>(value)), slow(8, 0x7f);
       uint32_t index = 0;
@@ -307,18 +313,18 @@ void test_bad_peers() {
   against(
       "it sent 128 bytes for sync 1 of step 7, due are 128 bytes for sync 0",
       [](int end, MeshLane&) {
-        std::vector<uint32_t> frames(4 + 32 + 4);
-        const uint32_t first[4] = {0x48525448, 7, 0, 128}, second[4] = {0x48525448, 7, 1, 128};
-        std::copy_n(first, 4, frames.begin());
-        std::copy_n(second, 4, frames.begin() + 36);
-        say(end, frames);
+        test::FrameWriter writer(MeshCipher::plain, 1, 0);
+        const auto first = writer.frame(7, 0, std::vector<uint8_t>(128));
+        CHECK_EQUAL(send(end, first.data(), first.size(), MSG_NOSIGNAL), ssize_t(first.size()));
+        say(end, {0x48525448, 7, 1, 128});
       },
       short_sync);
 }
 
 void test_limits() {
   // A descriptor of its own each time: the lane closes it, whether it comes to be or not.
-  const auto make = [](size_t rank, std::vector<int> sockets, double deadline = 1.0) {
+  const auto make = [](size_t rank, std::vector<int> sockets, double deadline = 1.0,
+                       std::vector<MeshKeys> keys = test::keys(2, 0)) {
     int pair[2];
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     for (int& socket : sockets) {
@@ -336,24 +342,66 @@ void test_limits() {
                         .sockets = std::move(sockets),
                         .wire = WireType::f32,
                         .deadline_seconds = deadline,
-                        .direct_bytes = 0});
+                        .direct_bytes = 0,
+                        .cipher = MeshCipher::plain,
+                        .keys = std::move(keys)});
   };
   CHECK_THROWS(make(0, {-1}), std::invalid_argument, "rank 0 of 1 ranks");
   CHECK_THROWS(make(2, {-1, -1}), std::invalid_argument, "rank 2 of 2 ranks");
   CHECK_THROWS(make(0, {-1, -1}), std::invalid_argument, "socket");
   CHECK_THROWS(make(0, {-1, 1}, 0.0), std::invalid_argument, "deadline");
   CHECK_THROWS(make(0, {-1, 1}, std::nan("")), std::invalid_argument, "deadline");
+  CHECK_THROWS(make(0, {-1, 1}, 1.0, {}), std::invalid_argument, "keys of 0 of 2 ranks");
+  CHECK_THROWS(make(0, {-1, 1}, 1.0, std::vector<MeshKeys>(2)), std::invalid_argument,
+               "rank 1 has one key for both directions");
+}
+
+// A lane that is closed while it is in use: the sync ends, and the descriptor stays its own until
+// then. (The thread sanitizer watches.)
+void test_closing_during_a_sync() {
+  for (int round = 0; round < 20; ++round) {
+    const auto ends = connect(2);
+    const auto mine = lane(ends, 0, WireType::f32), other = lane(ends, 1, WireType::f32);
+    std::thread busy([&] {
+      try {
+        for (uint32_t step = 0;; ++step) sync(*mine, 64);
+      } catch (const LaneError& error) {
+        CHECK_EQUAL(error.rank(), size_t{0});
+        CHECK(std::string(error.what()).find("closed its lane") != std::string::npos);
+      } catch (const std::logic_error& error) {  // it was between two syncs
+        CHECK(std::string(error.what()).find("the lane is closed") != std::string::npos);
+      }
+    });
+    std::thread peer([&] {
+      try {
+        for (uint32_t step = 0;; ++step) sync(*other, 64);
+      } catch (const LaneError& error) {
+        CHECK(std::string(error.what()).find("rank 0 is lost") != std::string::npos);
+      }
+    });
+    if (round % 2) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    mine->close();
+    mine->close();
+    busy.join();
+    peer.join();
+    std::vector<float> x(64);
+    CHECK_THROWS(mine->all_reduce(x.data(), 1, 64), std::logic_error, "the lane is closed");
+    uint8_t byte;
+    CHECK_EQUAL(recv(ends[0][1], &byte, 1, MSG_DONTWAIT), ssize_t{-1});
+    CHECK_EQUAL(errno, EBADF);
+  }
 }
 
 }  // namespace
 
 int main() {
-  test_sums();
+  for (MeshCipher cipher : test::ciphers()) test_sums(cipher);
   test_odd_sizes();
   test_measuring();
   test_measuring_a_liar();
   test_choosing();
   test_bad_peers();
   test_limits();
+  test_closing_during_a_sync();
   return test::finish();
 }

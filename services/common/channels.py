@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hearth.common.security import Security
 
 # The contract's version. A root and a worker of different versions refuse each other.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 # Weight data in one WeightChunk, bytes.
 CHUNK_BYTES = 1 << 20

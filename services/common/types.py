@@ -1,4 +1,4 @@
-"""The types of weights, syncs and KV caches, and the lanes: name to number of hearth.v1.
+"""The types of weights, syncs and KV caches, lanes and ciphers: name to number of hearth.v1.
 
 The only table of them. It does not import protobuf at run time; a test compares the numbers with
 protos/hearth/v1/common.proto.
@@ -20,6 +20,10 @@ WEIGHT = cast(
 )
 SYNC = cast("Mapping[str, common_pb2.SyncType.ValueType]", {"f32": 1, "f16": 2, "q80": 3})
 KV = cast("Mapping[str, common_pb2.KvType.ValueType]", {"f32": 1, "f16": 2, "q80": 3})
+MESH_CIPHER = cast(
+    "Mapping[str, common_pb2.MeshCipher.ValueType]",
+    {"plain": 1, "aes-256-gcm": 2, "chacha20-poly1305": 3},
+)
 LANE = cast("Mapping[str, common_pb2.Lane.ValueType]", {"grpc": 1, "mesh": 2})
 
 Number = TypeVar("Number", bound=int)

@@ -34,6 +34,8 @@ class ClusterSettings:
     name: str = "root"
     # Of the root's calls to its workers; None: by plaintext, without a token.
     security: Security | None = None
+    # Do not encrypt the mesh, although there is security.
+    mesh_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

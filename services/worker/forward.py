@@ -13,8 +13,11 @@ import numpy as np
 from hearth import _native
 from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
-from hearth.common.mesh import KEY_BYTES, MeshListener, connect_all, measure
+from hearth.common.mesh import connect_all, measure
+from hearth.common.mesh_handshake import KEY_BYTES
+from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics, phase_of
+from hearth.common.types import MESH_CIPHER, name_of
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
@@ -41,6 +44,7 @@ class ForwardLoop:
         metrics: WorkerMetrics,
         mesh: MeshListener,
         leaving: Leaving,
+        root_host: str = "",
     ) -> None:
         self._shard = shard
         self._leaving = leaving
@@ -56,6 +60,7 @@ class ForwardLoop:
         self._placement = begin.placement
         self._sync_type = begin.sync_type
         self._mesh = mesh
+        self._root_host = root_host
         self._lane: GrpcLane | _native.MeshLane | None = None
         self._needs_mesh = begin.placement.ranks > 1 and begin.lane == common_pb2.LANE_MESH
         if begin.placement.ranks > 1 and not self._needs_mesh:
@@ -100,21 +105,27 @@ class ForwardLoop:
         if not 0 < request.deadline_seconds <= MAX_DEADLINE_SECONDS:
             problem = f"sync deadline {request.deadline_seconds} s is not within (0, 3600] s"
             raise HearthError(Reason.INVALID_ARGUMENT, problem)
-        name = wire.type_name(self._sync_type)  # may raise: before any socket is open
-        self._mesh.expect(request.session_key, place.rank)
+        # These may raise: before any socket is open.
+        name = wire.type_name(self._sync_type)
+        cipher = self._cipher(request.cipher)
+        lower = [self._root_host, *request.addresses[1 : place.rank]]
+        self._mesh.expect(request.session_key, place.rank, lower)
         try:
-            sockets = connect_all(
+            connections = connect_all(
                 list(request.addresses),
                 request.session_key,
                 place.rank,
                 self._mesh.take,
                 MESH_SECONDS,
+                cipher,
             )
             lane = self._lane = _native.MeshLane(
                 rank=place.rank,
-                sockets=sockets,
+                sockets=connections.sockets,
                 wire=name,
                 deadline_seconds=request.deadline_seconds,
+                cipher=cipher,
+                keys=connections.keys,
             )
             measure(lane, MESH_SECONDS)
         except HearthError as error:
@@ -122,6 +133,15 @@ class ForwardLoop:
             raise
         self._needs_mesh = False
         self._send(worker_pb2.ForwardResponse(mesh_ready=worker_pb2.MeshReady()))
+
+    @staticmethod
+    def _cipher(number: int) -> str:
+        cipher = name_of(MESH_CIPHER, number)
+        ours = _native.mesh_ciphers()
+        if cipher is None or (cipher != "plain" and cipher not in ours):
+            problem = f"mesh cipher {cipher or number}: this worker has {', '.join(ours) or 'none'}"
+            raise HearthError(Reason.INVALID_ARGUMENT, problem)
+        return cipher
 
     def _step(self, step: worker_pb2.Step) -> None:
         if step.step_id != self._step_id + 1:

@@ -18,7 +18,7 @@ from hearth.common import channels, system
 from hearth.common.admission import Handshakes, Refusals
 from hearth.common.errors import HearthError, Reason
 from hearth.common.health import HealthPort
-from hearth.common.mesh import MeshListener
+from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.node_info import instruction_set, node_info
 from hearth.common.security import Security

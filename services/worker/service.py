@@ -13,12 +13,14 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from hearth import _native
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason
 from hearth.common.frames import ChunkFrame, decode_forward, decode_request
-from hearth.common.mesh import MeshListener
+from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.rpc_errors import abort
+from hearth.common.types import MESH_CIPHER
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.forward import ForwardLoop
 from hearth.worker.leaving import Leaving
@@ -80,6 +82,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             epoch=epoch,
             mesh_port=self._mesh.port,
             instance=self._instance,
+            mesh_ciphers=[MESH_CIPHER[name] for name in _native.mesh_ciphers()],
         )
 
     def LoadWeights(  # noqa: N802
@@ -149,6 +152,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 self._metrics,
                 self._mesh,
                 self._leaving,
+                root_host=stream.peer[0],
             )
             stream.on_close(partial(_abort, weakref.ref(loop)))
             loop.run()

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from hearth.common.admission import Peer, peer_of
 from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import abort
 from hearth.worker.lanes import StreamEnded
@@ -38,6 +39,11 @@ class Exchange(Generic[Request, Response]):
         self._out: queue.SimpleQueue[Response | HearthError | _Done] = queue.SimpleQueue()
         self._begun = False
         self.send: Callable[[Response], None] = self._out.put
+
+    @property
+    def peer(self) -> Peer:
+        """Address of the caller."""
+        return peer_of(self._context.peer())
 
     def receive(self) -> Request:
         """Blocks for the next message. Raises StreamEnded at the end of the stream.

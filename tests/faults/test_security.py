@@ -34,7 +34,7 @@ from secured import (
 from hearth.client import AsyncClient, Client, Unauthenticated, Unreachable
 from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError
-from hearth.common.mesh import _HELLO, _MAGIC
+from hearth.common.mesh_handshake import HELLO_BYTES, Handshake
 from hearth.common.security import Security
 from hearth.root.cluster.streaming import stream_weights
 from hearth.v1 import worker_pb2, worker_pb2_grpc
@@ -150,7 +150,7 @@ def test_weights_of_a_stranger_are_not_taken(cluster: Cluster) -> None:
 def test_a_stranger_at_the_mesh_port_is_refused(cluster: Cluster) -> None:
     host, _, port = cluster.mesh.rpartition(":")
     for i, hello in enumerate(
-        (_HELLO.pack(_MAGIC, 0, 1, os.urandom(32), os.urandom(32)), os.urandom(_HELLO.size))
+        (Handshake(0, 1, bytes(32), bytes(32)).hello(bytes(32)), os.urandom(HELLO_BYTES))
     ):
         where = (f"127.0.0.{20 + i}", 0)
         with socket.create_connection((host, int(port)), SECONDS, where) as stranger:

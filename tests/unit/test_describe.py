@@ -10,21 +10,24 @@ from hearth.root.status import describe
 
 
 @pytest.mark.parametrize(
-    ("costs", "note"),
+    ("cipher", "costs", "note"),
     [
         (
+            "plain",
             LinkCosts(31.4e-6, 1.18e9, 64 << 10),
-            "mesh of 3 ranks: latency 31 us, 1180 MB/s a rank; sums of up to 64.0 KiB go direct, "
-            "larger ones scattered",
+            "mesh of 3 ranks, plain text: latency 31 us, 1180 MB/s a rank; sums of up to 64.0 KiB "
+            "go direct, larger ones scattered",
         ),
         (
+            "chacha20-poly1305",
             LinkCosts(2.5e-3, 6e6, None),
-            "mesh of 3 ranks: latency 2500 us, 6 MB/s a rank; all sums go direct",
+            "mesh of 3 ranks, ChaCha20-Poly1305: latency 2500 us, 6 MB/s a rank; all sums go "
+            "direct",
         ),
     ],
 )
-def test_the_note_of_a_mesh_has_its_numbers(costs: LinkCosts, note: str) -> None:
-    assert describe.mesh_note(3, costs) == note
+def test_the_note_of_a_mesh_has_its_numbers(cipher: str, costs: LinkCosts, note: str) -> None:
+    assert describe.mesh_note(3, cipher, costs) == note
 
 
 def test_a_placement_is_the_same_as_a_message() -> None:

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from meshes import connect, make_lane, on_all
+from meshes import connect, frame_key, make_lane, on_all
 from numpy.typing import NDArray
 
 from hearth import _native
@@ -122,7 +122,12 @@ def test_a_frame_that_is_not_due_is_refused(header: bytes) -> None:
 def test_lanes_that_cannot_be() -> None:
     def make(rank: int, sockets: list[int], wire: str = "f32", deadline: float = 1.0) -> None:
         _native.MeshLane(
-            rank=rank, sockets=sockets, wire=wire, deadline_seconds=deadline, direct_bytes=0
+            rank=rank,
+            sockets=sockets,
+            wire=wire,
+            deadline_seconds=deadline,
+            cipher="plain",
+            keys=[(frame_key(0, 1), frame_key(1, 0))] * len(sockets),
         )
 
     for rank, sockets in [(0, [-1]), (2, [-1, -1]), (0, [-1, -1]), (1, [-1, -1])]:

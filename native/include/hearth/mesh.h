@@ -2,7 +2,8 @@
 //
 // The connections are already authenticated (services/common/mesh.py); here they only carry frames.
 // A frame is a header of four u32 (magic, step, index, bytes), little-endian, and then its bytes.
-// Both sides know the shape of the sync that is due, so a header is compared, never trusted.
+// They are encrypted and authenticated, or only checked (mesh_cipher.h). Both sides know the shape
+// of the sync that is due, so a header is compared, never trusted.
 //
 // Two ways to all-reduce, chosen by their cost (mesh_costs.h), the same on all ranks for a shape.
 //   direct    every rank sends its whole part to every other: one latency, (n - 1) parts sent
@@ -16,6 +17,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -24,11 +27,12 @@
 
 #include "hearth/kernels.h"
 #include "hearth/lane.h"
+#include "hearth/mesh_cipher.h"
 #include "hearth/mesh_costs.h"
 
 namespace hearth {
 
-// A rank that is lost, silent or out of step.
+// A rank that is lost, silent or out of step, or whose frames arrive changed.
 class LaneError : public std::runtime_error {
  public:
   LaneError(size_t rank, const std::string& what)
@@ -39,6 +43,7 @@ class LaneError : public std::runtime_error {
   size_t rank_;
 };
 
+struct MeshLink;
 class Transfer;
 
 struct MeshConfig {
@@ -48,13 +53,18 @@ struct MeshConfig {
   double deadline_seconds;  // for one sync
   // Parts of at most this many bytes go direct, until it is measured. The same on all ranks.
   uint64_t direct_bytes;
+  MeshCipher cipher;  // the same on all ranks
+  // Of the connection to each rank; what stands at this rank's own place is not used.
+  std::vector<MeshKeys> keys;
 };
 
 class MeshLane : public Lane {
  public:
-  // Throws std::invalid_argument for sockets that cannot be, std::system_error when they fail.
-  // The sockets are the lane's from here on: they are closed then too.
+  // Throws std::invalid_argument for sockets or keys that cannot be, std::system_error when sockets
+  // fail, std::runtime_error without the cipher. The sockets are the lane's from here on: they are
+  // closed then too.
   explicit MeshLane(MeshConfig config);
+  ~MeshLane() override;
   MeshLane(const MeshLane&) = delete;
   MeshLane& operator=(const MeshLane&) = delete;
 
@@ -71,8 +81,9 @@ class MeshLane : public Lane {
   // Ends a sync that is under way, from any thread: it throws within a tenth of a second.
   void abort() { aborted_.store(true); }
 
-  // Ends the connections; no sync may be under way, and later ones throw std::logic_error.
-  void close() { sockets_.close(); }
+  // Ends the connections, from any thread: a sync that is under way throws LaneError, and later
+  // ones std::logic_error. Descriptors are closed once no sync uses them.
+  void close();
 
   uint64_t sent_bytes() const { return sent_; }
   uint64_t received_bytes() const { return received_; }
@@ -95,6 +106,8 @@ class MeshLane : public Lane {
   void decode(const uint8_t* in, size_t elements, float* x, bool add);
   // Where rank `rank`'s segment of `elements` begins, on block borders.
   size_t segment(size_t elements, size_t rank) const;
+  void reduce(float* x, size_t elements);
+  LinkCosts measure_links(double seconds);
   // The largest of all ranks' values.
   uint64_t all_reduce_max(uint64_t own);
 
@@ -115,19 +128,34 @@ class MeshLane : public Lane {
   // After an exchange: see spin_.
   void adapt(const Wait& wait);
 
-  // A member of its own, so that they are closed when the constructor throws.
-  struct Sockets {
+  // The sockets: closed by `close`, but not while they are in use, because the system may give a
+  // descriptor that is closed to another file at once. A member of its own, so that they are closed
+  // when the constructor throws.
+  class Sockets {
+   public:
     explicit Sockets(const std::vector<int>& sockets) : all(sockets) {}
     ~Sockets() { close(); }
     Sockets(const Sockets&) = delete;
     Sockets& operator=(const Sockets&) = delete;
+    void begin_use();  // throws std::logic_error once closed
+    void end_use();
     void close();
+    bool closed();
     std::vector<int> all;  // -1 in one's own place, and everywhere once closed
-    bool closed = false;
+
+   private:
+    void free();  // with mutex_ held
+    std::mutex mutex_;
+    size_t users_ = 0;
+    bool closed_ = false;
   };
+  // Runs `work`, which uses the sockets. Throws what it throws, and std::logic_error once closed.
+  template <typename Work>
+  void use_sockets(const Work& work);
 
   MeshConfig config_;
   Sockets sockets_;
+  std::vector<std::unique_ptr<MeshLink>> links_;  // nullptr at one's own place
   const Kernels& kernels_;
   double patience_;  // seconds: the deadline of exchanges
   uint32_t step_ = 0, index_ = 0;

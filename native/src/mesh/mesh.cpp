@@ -63,18 +63,75 @@ MeshLane::MeshLane(MeshConfig config)
     if ((sockets_.all[r] < 0) != (r == config_.rank))
       throw std::invalid_argument("mesh: every rank but one's own needs a socket");
   }
+  if (config_.keys.size() != count)
+    throw std::invalid_argument("mesh: keys of " + std::to_string(config_.keys.size()) + " of " +
+                                std::to_string(count) + " ranks");
+  links_.resize(count);
   for (size_t r = 0; r < count; ++r) {
-    if (r != config_.rank) settle(sockets_.all[r]);
+    if (r == config_.rank) continue;
+    if (config_.keys[r].send == config_.keys[r].receive)  // a frame could be sent back
+      throw std::invalid_argument("mesh: rank " + std::to_string(r) +
+                                  " has one key for both directions");
+    settle(sockets_.all[r]);
+    links_[r] = std::make_unique<MeshLink>(config_.cipher, config_.keys[r]);
   }
   outgoing_.resize(count);
   incoming_.resize(count);
 }
 
+MeshLane::~MeshLane() = default;
+
+void MeshLane::Sockets::begin_use() {
+  const std::lock_guard lock(mutex_);
+  if (closed_) throw std::logic_error("mesh: the lane is closed");
+  ++users_;
+}
+
+void MeshLane::Sockets::end_use() {
+  const std::lock_guard lock(mutex_);
+  if (--users_ == 0 && closed_) free();
+}
+
 void MeshLane::Sockets::close() {
-  closed = true;
+  const std::lock_guard lock(mutex_);
+  if (closed_) return;
+  closed_ = true;
+  for (int socket : all) {
+    if (socket >= 0) shutdown(socket, SHUT_RDWR);
+  }
+  if (users_ == 0) free();
+}
+
+bool MeshLane::Sockets::closed() {
+  const std::lock_guard lock(mutex_);
+  return closed_;
+}
+
+void MeshLane::Sockets::free() {
   for (int& socket : all) {
     if (socket >= 0) ::close(socket);
     socket = -1;
+  }
+}
+
+void MeshLane::close() {
+  abort();
+  sockets_.close();
+}
+
+template <typename Work>
+void MeshLane::use_sockets(const Work& work) {
+  sockets_.begin_use();
+  struct Use {
+    ~Use() { sockets.end_use(); }
+    Sockets& sockets;
+  } const use{sockets_};
+  try {
+    work();
+  } catch (const LaneError&) {
+    // The peers are not to blame for connections that were shut down here.
+    if (!sockets_.closed()) throw;
+    throw LaneError(config_.rank, "closed its lane during a sync");
   }
 }
 
@@ -143,11 +200,20 @@ size_t MeshLane::segment(size_t elements, size_t rank) const {
 
 void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
   const size_t elements = rows * columns;
-  if (sockets_.closed) throw std::logic_error("mesh: the lane is closed");
   if (config_.wire == WireType::q80 && elements % kBlock != 0)
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
   if (elements == 0) throw std::invalid_argument("mesh: a sync of no elements");
   if (elements > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
+  use_sockets([&] { reduce(x, elements); });
+}
+
+LinkCosts MeshLane::measure(double seconds) {
+  LinkCosts costs{};
+  use_sockets([&] { costs = measure_links(seconds); });
+  return costs;
+}
+
+void MeshLane::reduce(float* x, size_t elements) {
   // With fewer blocks than ranks, some segments would be empty.
   const bool whole = wire_bytes(elements) <= config_.direct_bytes || elements % kBlock != 0 ||
                      elements / kBlock < ranks();

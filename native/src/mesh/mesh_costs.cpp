@@ -64,8 +64,7 @@ uint64_t MeshLane::all_reduce_max(uint64_t own) {
   return *std::max_element(theirs.begin(), theirs.end());
 }
 
-LinkCosts MeshLane::measure(double seconds) {
-  if (sockets_.closed) throw std::logic_error("mesh: the lane is closed");
+LinkCosts MeshLane::measure_links(double seconds) {
   const Stopwatch since_start;
   const auto limit = [&] { patience_ = std::max(0.0, seconds - since_start.seconds()); };
   begin(0);  // steps count from 1

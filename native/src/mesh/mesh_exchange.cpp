@@ -15,9 +15,6 @@ namespace hearth {
 namespace {
 
 constexpr uint32_t kMagic = 0x48525448;  // "HTRH"
-// Bytes of one call. Sending and receiving alternate, so that neither rank's socket buffer is full
-// while the other's is empty. Pieces fit the second-level cache and make the cost of a call small.
-constexpr size_t kMoveAtOnce = 256 << 10;
 // After a wait longer than this, spinning was useless at any length.
 constexpr auto kLongWait = std::chrono::microseconds(200);
 // The longest time until an abort is seen.
@@ -30,74 +27,92 @@ size_t moved(ssize_t result, size_t rank) {
   throw LaneError(rank, std::string("is lost: ") + std::strerror(errno));
 }
 
-// A message for sendmsg or recvmsg: the rest of a header, and up to `size` bytes behind it.
-struct FrameMessage {
-  FrameMessage(void* header, size_t past, const uint8_t* body, size_t size) {
-    auto* start = static_cast<uint8_t*>(header);
-    if (past < kHeaderBytes) pieces[message.msg_iovlen++] = {start + past, kHeaderBytes - past};
-    if (size > 0) pieces[message.msg_iovlen++] = {const_cast<uint8_t*>(body), size};
-    message.msg_iov = pieces;
-  }
-  iovec pieces[2];
-  msghdr message{};
-};
-
 }  // namespace
 
-Transfer::Transfer(size_t rank, int socket, uint32_t step, uint32_t index, const uint8_t* out,
-                   size_t out_size, uint8_t* in, size_t in_size, size_t window)
+Transfer::Transfer(size_t rank, int socket, MeshLink& link, uint32_t step, uint32_t index,
+                   const uint8_t* out, size_t out_size, uint8_t* in, size_t in_size, size_t window)
     : rank_(rank),
       socket_(socket),
+      link_(link),
       out_header_{kMagic, step, index, static_cast<uint32_t>(out_size)},
+      due_{kMagic, step, index, static_cast<uint32_t>(in_size)},
       out_(out),
       out_size_(out_size),
       offered_(out_size),
       in_(in),
       in_size_(in_size),
       window_(window) {
-  if (window == 0) throw std::logic_error("mesh: no room to receive a frame in");
+  if (window == 0 || (window < in_size && window % kRecordBytes != 0))
+    throw std::logic_error("mesh: the room to receive a frame in is not of whole records");
+  constexpr size_t kLargest = kHeaderBytes + kRecordBytes + RecordCipher::kTagBytes;
+  for (auto* staged : {&link.out, &link.in}) {
+    if (staged->size() < kLargest) staged->resize(kLargest);
+  }
+}
+
+void Transfer::seal() {
+  const size_t head = out_started_ ? 0 : kHeaderBytes, size = record(sealed_, out_size_);
+  std::memcpy(link_.out.data(), out_header_, head);
+  link_.sealer->seal(link_.out.data(), head, out_ + sealed_, size, link_.out.data() + head);
+  out_started_ = true;
+  sealed_ += size;
+  out_at_ = 0;
+  out_end_ = head + size + RecordCipher::kTagBytes;
 }
 
 bool Transfer::send() {
   if (!can_send()) return false;
-  const size_t past = sent();
-  FrameMessage frame(out_header_, sent_, out_ + past, std::min(offered_ - past, kMoveAtOnce));
-  const size_t size = moved(sendmsg(socket_, &frame.message, MSG_DONTWAIT | MSG_NOSIGNAL), rank_);
-  sent_ += size;
+  if (out_at_ == out_end_) seal();
+  const size_t size = moved(
+      ::send(socket_, link_.out.data() + out_at_, out_end_ - out_at_, MSG_DONTWAIT | MSG_NOSIGNAL),
+      rank_);
+  out_at_ += size;
   return size > 0;
 }
 
 bool Transfer::receive() {
   if (!receiving()) return false;
-  // The bytes behind a header are read with it: it is checked before they are used, and they have
-  // their place whatever it says.
-  const bool heading = received_ < kHeaderBytes;
-  const size_t past = received(), at = past % window_;
-  const size_t most = std::min({in_size_ - past, window_ - at, kMoveAtOnce});
-  FrameMessage frame(in_header_, received_, in_ + at, most);
-  const ssize_t result = recvmsg(socket_, &frame.message, MSG_DONTWAIT);
+  const size_t head = in_started_ ? 0 : kHeaderBytes;
+  const size_t end = head + record(received_, in_size_) + RecordCipher::kTagBytes;
+  const ssize_t result = recv(socket_, link_.in.data() + in_at_, end - in_at_, MSG_DONTWAIT);
   if (result == 0) throw LaneError(rank_, "is lost: it closed its connection");
   const size_t size = moved(result, rank_);
-  received_ += size;
-  if (heading && received_ >= kHeaderBytes) check();
+  // Compared before the payload is here: two ranks that are out of step do not wait for more.
+  const bool heading = in_at_ < head;
+  in_at_ += size;
+  if (heading && in_at_ >= head) check_header();
+  if (in_at_ == end) open();
   return size > 0;
 }
 
-void Transfer::check() const {
-  const uint32_t due[4] = {kMagic, out_header_[1], out_header_[2], static_cast<uint32_t>(in_size_)};
-  if (std::memcmp(in_header_, due, kHeaderBytes) == 0) return;
-  const auto sync = [](const uint32_t* header) {
-    return std::to_string(header[3]) + " bytes for sync " + std::to_string(header[2]) +
-           " of step " + std::to_string(header[1]);
+void Transfer::open() {
+  const size_t head = in_started_ ? 0 : kHeaderBytes, size = record(received_, in_size_);
+  if (!link_.opener->open(link_.in.data(), head, link_.in.data() + head, size,
+                          in_ + received_ % window_))
+    throw LaneError(rank_, "sent bytes for sync " + std::to_string(due_[2]) + " of step " +
+                               std::to_string(due_[1]) +
+                               " that arrived changed: the network damages or replaces data");
+  in_started_ = true;
+  received_ += size;
+  in_at_ = 0;
+}
+
+void Transfer::check_header() const {
+  uint32_t header[4];
+  std::memcpy(header, link_.in.data(), sizeof header);
+  if (std::memcmp(header, due_, kHeaderBytes) == 0) return;
+  const auto sync = [](const uint32_t* of) {
+    return std::to_string(of[3]) + " bytes for sync " + std::to_string(of[2]) + " of step " +
+           std::to_string(of[1]);
   };
-  throw LaneError(rank_, "is out of step: it sent " + sync(in_header_) + ", due are " + sync(due));
+  throw LaneError(rank_, "is out of step: it sent " + sync(header) + ", due are " + sync(due_));
 }
 
 Transfer MeshLane::transfer(size_t rank, Outgoing out, Incoming in, size_t window) {
-  sent_ += kHeaderBytes + out.second;
-  received_ += kHeaderBytes + in.second;
-  return {rank,       sockets_.all[rank], step_,     index_, out.first,
-          out.second, in.first,           in.second, window};
+  sent_ += frame_bytes(out.second);
+  received_ += frame_bytes(in.second);
+  return {rank,      sockets_.all[rank], *links_[rank], step_,     index_,
+          out.first, out.second,         in.first,      in.second, window};
 }
 
 void MeshLane::exchange(const std::vector<Outgoing>& out, const std::vector<Incoming>& in) {

@@ -11,7 +11,7 @@ namespace hearth {
 namespace {
 
 // Ring buffer for the other rank's part until it is added: it fits the second-level cache.
-constexpr size_t kWindowBytes = 256 << 10;
+constexpr size_t kWindowBytes = 2 * kRecordBytes;
 
 }  // namespace
 

@@ -14,7 +14,7 @@ from hearth.common.types import SYNC
 from hearth.converter import ModelError
 from hearth.root.cluster import blame, wire
 from hearth.root.cluster.formation import Formation, close_all
-from hearth.root.cluster.lanes import HubLane, open_mesh
+from hearth.root.cluster.lanes import HubLane, choose_cipher, open_mesh
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.loading import Loading
@@ -260,10 +260,15 @@ class Forming:
         settings = self._blueprint.settings
         sync_type = SYNC[settings.sync_type]
         if settings.lane == "mesh":
-            lane, costs = open_mesh(self._links, sync_type, settings.step_seconds)
-            note = describe.mesh_note(len(self._links) + 1, costs)
-            log.info("%s", note)
+            encrypted = settings.security is not None and not settings.mesh_plain
+            cipher = choose_cipher(self._links) if encrypted else "plain"
+            lane, costs = open_mesh(self._links, sync_type, settings.step_seconds, cipher)
+            notes = [describe.mesh_note(len(self._links) + 1, cipher, costs)]
+            log.info("%s", notes[0])
+            if settings.security is not None and not encrypted:
+                notes.append(describe.MESH_PLAIN_NOTE)
+                log.warning("%s", notes[1])
             with self._board.change() as status:
-                status.notes.append(note)
+                status.notes.extend(notes)
             return lane
         return HubLane(self._links, sync_type)

@@ -16,7 +16,9 @@ from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
 from hearth.common.lanes import StreamLane
 from hearth.common.link_costs import LinkCosts
-from hearth.common.mesh import KEY_BYTES, connect_all, measure
+from hearth.common.mesh import connect_all, measure
+from hearth.common.mesh_handshake import KEY_BYTES
+from hearth.common.types import MESH_CIPHER
 from hearth.root.cluster.links import WorkerLink, expect_sync
 from hearth.v1 import worker_pb2
 
@@ -55,12 +57,35 @@ class HubLane(StreamLane):
         self._index += 1
 
 
+def choose_cipher(links: Sequence[WorkerLink]) -> str:
+    """The cipher for a mesh of the root and these workers, by name.
+
+    AES where every CPU has instructions for it, else ChaCha20 where every rank has it: the one
+    whose worst place in the ranks' lists is best. Raises HearthError for a rank that has none of
+    the others' ciphers.
+    """
+    own = _native.mesh_ciphers()
+    if not own:
+        raise HearthError(Reason.BAD_SETTING, _cannot_encrypt("the root", own))
+    common = set(own)
+    for link in links:
+        common &= set(link.mesh_ciphers)
+        if not common:
+            problem = _cannot_encrypt(f"worker {link.name}", link.mesh_ciphers)
+            raise HearthError(Reason.INVALID_ARGUMENT, problem, {"worker": link.address})
+    offers = [own, *(link.mesh_ciphers for link in links)]
+    # A tie is two CPUs of which one has no AES instructions.
+    worst = {name: max(offered.index(name) for offered in offers) for name in common}
+    return min(common, key=lambda name: (worst[name], name.startswith("aes")))
+
+
 def open_mesh(
-    links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float
+    links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float, cipher: str
 ) -> tuple[_native.MeshLane, LinkCosts]:
     """Connects the ranks of the root's stage to each other and measures their links.
 
-    links: all ranks of the stage except the root, in rank order. Raises HearthError.
+    links: all ranks of the stage except the root, in rank order. cipher: see `choose_cipher`, or
+    "plain". Raises HearthError.
     """
     for link in links:
         if not link.mesh_address:
@@ -80,19 +105,22 @@ def open_mesh(
             addresses=addresses,
             session_key=key,
             deadline_seconds=deadline_seconds,
+            cipher=MESH_CIPHER[cipher],
         )
     )
     for link in links:
         link.send(request)
     try:
-        sockets = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS)
+        connections = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS, cipher)
     except HearthError as error:
         raise _lost(links, error) from None
     lane = _native.MeshLane(
         rank=0,
-        sockets=sockets,
+        sockets=connections.sockets,
         wire=wire.type_name(sync_type),
         deadline_seconds=deadline_seconds,
+        cipher=cipher,
+        keys=connections.keys,
     )
     try:
         try:
@@ -109,6 +137,18 @@ def open_mesh(
         lane.close()
         raise
     return lane, costs
+
+
+def _cannot_encrypt(name: str, ciphers: Sequence[str]) -> str:
+    lack = (
+        f"it has only {', '.join(ciphers)}"
+        if ciphers
+        else "it has no libcrypto: install OpenSSL 3 there (libssl3)"
+    )
+    return (
+        f"{name} cannot encrypt the mesh, because {lack}; or use --lane grpc, or allow plain text "
+        "with --mesh-plain"
+    )
 
 
 def _lost(links: Sequence[WorkerLink], error: HearthError) -> HearthError:

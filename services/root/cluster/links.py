@@ -16,6 +16,7 @@ from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.common.security import Security
+from hearth.common.types import MESH_CIPHER, name_of
 from hearth.root.cluster.streaming import LoadEvent, SliceReader, stream_weights
 from hearth.root.planning.plan import ALONE, Placement
 from hearth.v1 import worker_pb2, worker_pb2_grpc
@@ -39,6 +40,8 @@ class WorkerLink:
         self.name = address
         # host:port to which other ranks connect; set by `describe`.
         self.mesh_address = ""
+        # Names of the ciphers that the worker can encrypt a mesh with; set by `describe`.
+        self.mesh_ciphers: list[str] = []
         # True while a thread is in `receive`.
         self.waiting = False
         # True once the worker has reported that it is shutting down.
@@ -89,6 +92,9 @@ class WorkerLink:
         self.name = f"{answer.node.name} ({self.address})"
         host = self.address.rpartition(":")[0]
         self.mesh_address = f"{host}:{answer.mesh_port}" if answer.mesh_port else ""
+        self.mesh_ciphers = [
+            name for number in answer.mesh_ciphers if (name := name_of(MESH_CIPHER, number))
+        ]
         return answer
 
     def load(

@@ -120,14 +120,26 @@ def explain(status: root_pb2.ClusterStatus, known: Sequence[Peer], why: str) -> 
     return status != before
 
 
-def mesh_note(ranks: int, costs: LinkCosts) -> str:
-    """The measured links of a mesh, for people."""
+_CIPHER_TEXT = {
+    "plain": "plain text",
+    "aes-256-gcm": "AES-256-GCM",
+    "chacha20-poly1305": "ChaCha20-Poly1305",
+}
+MESH_PLAIN_NOTE = (
+    "the mesh is not encrypted (--mesh-plain): who can read the network between the nodes can read "
+    "what they exchange, and who can change it can change answers"
+)
+
+
+def mesh_note(ranks: int, cipher: str, costs: LinkCosts) -> str:
+    """The cipher and the measured links of a mesh, for people."""
     ways = "all sums go direct"
     if costs.direct_bytes is not None:
         size = format_size(costs.direct_bytes)
         ways = f"sums of up to {size} go direct, larger ones scattered"
+    latency = f"latency {costs.latency_seconds * 1e6:.0f} us"
     return (
-        f"mesh of {ranks} ranks: latency {costs.latency_seconds * 1e6:.0f} us, "
+        f"mesh of {ranks} ranks, {_CIPHER_TEXT[cipher]}: {latency}, "
         f"{costs.bytes_per_second / 1e6:.0f} MB/s a rank; {ways}"
     )
 
