@@ -275,8 +275,8 @@ class MeshListener:
             self._refuse(oldest, problem)
 
     def _refuse(self, dialler: _Dialler, problem: str) -> None:
-        self._end(dialler)
         self._refusals.note(dialler.peer, problem)
+        self._end(dialler)
 
     def _end(self, dialler: _Dialler) -> None:
         del self._diallers[dialler]
