@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from hearth.cli.command import Argument, Command, Options
-from hearth.cli.options import weights
+from hearth.cli.options import split_rules, weights
 from hearth.cli.progress import conversion_progress
 from hearth.cli.stopping import terminate_as_interrupt
 from hearth.converter.convert import convert
@@ -19,6 +19,7 @@ def command() -> Command:
             Argument("source", metavar="SOURCE", help="a model: a directory or a .gguf file"),
             Argument("dest", metavar="DEST", help="the directory to make"),
             weights(default="q40"),
+            split_rules(),
         ],
         help="Write a Hearth directory (config, tokenizer, quantized weights) from a Hugging Face "
         "directory or a GGUF file. On any failure nothing is left behind.",
@@ -27,14 +28,14 @@ def command() -> Command:
 
 def run(options: Options) -> int:
     """Convert; 0. Raises ModelError."""
-    return run_conversion(options.source, Path(options.dest), options.weights)
+    return run_conversion(options.source, Path(options.dest), options.weights, options.pre)
 
 
-def run_conversion(source: str, dest: Path, weights: str) -> int:
+def run_conversion(source: str, dest: Path, weights: str, pre: str | None) -> int:
     """Convert with progress on stderr; the exit code. Raises ModelError."""
     try:
         with terminate_as_interrupt(), conversion_progress() as progress:
-            convert(source, dest, weights, progress)
+            convert(source, dest, weights, progress, pre)
     except KeyboardInterrupt:
         print(f"hearth: interrupted; {dest} was not written", file=sys.stderr)
         return 130

@@ -183,7 +183,7 @@ def root(by_default: bool) -> Option:
 def model() -> Params:
     """MODEL, --model and how its weights are held."""
     named = Option("-m", "--model", metavar="MODEL", group=MODEL, help="the same as MODEL")
-    return [model_word(), named, weights()]
+    return [model_word(), named, weights(), split_rules()]
 
 
 def weights(default: str | None = None) -> Option:
@@ -196,6 +196,19 @@ def weights(default: str | None = None) -> Option:
         by_root=True,
         group=MODEL,
         help="number type of the weights",
+    )
+
+
+def split_rules() -> Option:
+    """--pre, the rules that split a text, for a GGUF file that does not name them."""
+    return Option(
+        "--pre",
+        metavar="NAME",
+        shown="as the file says",
+        by_root=True,
+        group=MODEL,
+        help="rules by which the tokenizer of a GGUF file splits a text, in the names of "
+        "tokenizer.ggml.pre",
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.convert import run_conversion
-from hearth.cli.options import weights
+from hearth.cli.options import split_rules, weights
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.pull import pull
 
@@ -29,6 +29,7 @@ def command() -> Command:
                 help="a branch, tag or commit",
             ),
             weights(),
+            split_rules(),
             Option(
                 "--dest",
                 metavar="DIR",
@@ -52,4 +53,4 @@ def run(options: Options) -> int:
         return 0
     name = Path(options.name).stem if path.suffix == ".gguf" else options.name.split("/")[1]
     dest = Path(options.dest or f"{name}-{options.weights}")
-    return run_conversion(str(path), dest, options.weights)
+    return run_conversion(str(path), dest, options.weights, options.pre)

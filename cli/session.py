@@ -109,7 +109,7 @@ def open_session(
     security = common.credentials(options, "metrics") if needed else None
     count = (nodes or 1) - 1
     with ExitStack() as stack:
-        model = stack.enter_context(open_model(options.model, options.weights))
+        model = stack.enter_context(open_model(options.model, options.weights, options.pre))
         # Errors of the plan come before any worker is started.
         planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
         notes = draw(model, planned).plan(planned.workers).notes

@@ -33,11 +33,16 @@ _DTYPES = {"f32": "F32", "f16": "F16"}
 
 
 def convert(
-    source: str, dest: Path, weights: str = "q40", progress: Progress | None = None
+    source: str,
+    dest: Path,
+    weights: str = "q40",
+    progress: Progress | None = None,
+    pre: str | None = None,
 ) -> Path:
     """Convert a model (anything `open_model` takes) to a Hearth directory; returns `dest`.
 
     weights: the type of the matrices; those whose rows do not divide into blocks of 32 become f16.
+    pre: see open_model.
 
     Raises:
         ModelError: the source cannot be read, the destination exists, or the disk is too small.
@@ -49,7 +54,7 @@ def convert(
     parent = dest.resolve().parent
     if not parent.is_dir():
         raise ModelError(f"{parent} is not a directory; create it first")
-    with open_model(source, weights) as model:
+    with open_model(source, weights, pre) as model:
         files = model.tokenizer_source.files()
         if files:
             model.tokenizer()  # report it now, not when the converted model is first used

@@ -154,6 +154,9 @@ def gguf_value(value: Any) -> bytes:
         return struct.pack("<If", 6, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + gguf_string(value)
+    # As llama.cpp's converter writes lists of numbers.
+    if value and all(type(item) is int and -(1 << 31) <= item < 1 << 31 for item in value):
+        return struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
     items = [gguf_value(item) for item in value]
     return (
         struct.pack("<I", 9)

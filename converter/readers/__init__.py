@@ -14,28 +14,30 @@ from hearth.converter.readers.random import PREFIX, SHAPES, open_random
 DEMO = "demo"
 
 
-def open_model(source: str, weights: str | None = None) -> Model:
+def open_model(source: str, weights: str | None = None, pre: str | None = None) -> Model:
     """Open a model for reading; no weights are loaded.
 
     source: a Hugging Face or Hearth directory, a .gguf file (or a directory with one), "demo" (the
     model that comes with Hearth), or "random:SHAPE[:SEED]".
     weights: the type to load tensors in ("f32", "f16", "q80", "q40"); None for their stored types.
+    pre: the rules that split a text, for a GGUF file that does not name them, or names others.
 
     Raises:
         ModelError: it cannot be found, read or run; the message gives the reason.
     """
     if source.startswith(PREFIX):
+        _no_rules(pre, source)
         return open_random(source, weights)
     path = demo_directory() if source == DEMO and not Path(source).exists() else Path(source)
     if path.is_dir():
-        return _open_directory(path, weights)
+        return _open_directory(path, weights, pre)
     if not path.is_file():
         raise ModelError(
             f"there is no model at {source!r}; give a directory, a .gguf file, {DEMO!r}, or "
             f"{PREFIX}SHAPE with one of {', '.join(SHAPES)}"
         )
     if path.suffix == ".gguf" or _begins_with_magic(path):
-        return _open_gguf(path, weights)
+        return _open_gguf(path, weights, pre)
     raise ModelError(
         f"{path} is not a GGUF file; for safetensors give the directory that also holds config.json"
     )
@@ -53,14 +55,15 @@ def demo_directory() -> Path:
     raise ModelError("the demo model is not part of this installation; give a path instead")
 
 
-def _open_directory(path: Path, weights: str | None) -> Model:
+def _open_directory(path: Path, weights: str | None, pre: str | None) -> Model:
     config = path / "config.json"
     if config.is_file():
         raw = read_json(config)
+        _no_rules(pre, str(path))
         return (open_hearth if is_hearth_config(raw) else open_huggingface)(path, weights)
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
-        return _open_gguf(files[0], weights)
+        return _open_gguf(files[0], weights, pre)
     if files:
         raise ModelError(
             f"{path} holds {len(files)} GGUF files; name one: "
@@ -69,10 +72,15 @@ def _open_directory(path: Path, weights: str | None) -> Model:
     raise ModelError(f"{path} holds neither a config.json nor a .gguf file")
 
 
-def _open_gguf(path: Path, weights: str | None) -> Model:
+def _open_gguf(path: Path, weights: str | None, pre: str | None) -> Model:
     from hearth.converter.readers.gguf import open_gguf  # late: it needs tokenizer libraries
 
-    return open_gguf(path, weights)
+    return open_gguf(path, weights, pre)
+
+
+def _no_rules(pre: str | None, source: str) -> None:
+    if pre is not None:
+        raise ModelError(f"--pre {pre} is for GGUF files; {source} has a tokenizer of another kind")
 
 
 def _begins_with_magic(path: Path) -> bool:

@@ -10,11 +10,18 @@ import numpy as np
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.model import FileModel, StoredTensor, TokenizerSource
-from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, parse
+from hearth.converter.readers.gguf_file import (
+    READABLE,
+    GgufFile,
+    metadata_only,
+    parse,
+    string_pair,
+)
 from hearth.converter.readers.names import gguf_name
 from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.tokenizers.gguf import (
+    PRE_KEY,
     gguf_bos_id,
     gguf_eos_ids,
     load_gguf_tokenizer,
@@ -26,8 +33,10 @@ ROPE_FACTORS = "rope_freqs.weight"
 TOKENIZER_FILE = "tokenizer.gguf"
 
 
-def open_gguf(path: Path, weights: str | None) -> FileModel:
+def open_gguf(path: Path, weights: str | None, pre: str | None = None) -> FileModel:
     """Open a GGUF file.
+
+    pre: the rules that split a text, instead of the file's.
 
     Raises:
         ModelError: it is damaged, of an unsupported architecture or tensor type, or a tensor is
@@ -46,11 +55,11 @@ def open_gguf(path: Path, weights: str | None) -> FileModel:
 
     def load() -> Tokenizer:
         read = metadata.pop() if metadata else _parse(file)
-        return load_gguf_tokenizer(read.values, str(path))
+        return load_gguf_tokenizer(read.values, str(path), pre)
 
     source = TokenizerSource(
         load=load,
-        files=lambda: {TOKENIZER_FILE: metadata_only(_parse(file).pairs, _is_tokenizer_key)},
+        files=lambda: {TOKENIZER_FILE: _tokenizer_file(_parse(file).pairs, pre)},
         bos_id=gguf_bos_id(gguf.values),
         eos_ids=gguf_eos_ids(gguf.values),
     )
@@ -82,8 +91,16 @@ def _parse(file: OpenFile) -> GgufFile:
     return gguf
 
 
+def _tokenizer_file(pairs: dict[str, bytes], pre: str | None) -> bytes:
+    """A GGUF file with the tokenizer alone, and the rules asked for."""
+    if pre is not None:
+        pairs = pairs | {PRE_KEY: string_pair(PRE_KEY, pre)}
+    return metadata_only(pairs, _is_tokenizer_key)
+
+
 def _is_tokenizer_key(key: str) -> bool:
-    return key.startswith("tokenizer.")
+    # Rules for some tokens follow from the model's name.
+    return key.startswith("tokenizer.") or key == "general.name"
 
 
 def _spec(gguf: GgufFile, file: OpenFile) -> ModelSpec:

@@ -242,3 +242,11 @@ def metadata_only(pairs: dict[str, bytes], keep: Callable[[str], bool]) -> bytes
     """A GGUF file without tensors, with the pairs whose key `keep` accepts, byte for byte."""
     kept = [raw for key, raw in pairs.items() if keep(key)]
     return MAGIC + struct.pack("<IQQ", 3, 0, len(kept)) + b"".join(kept)
+
+
+def string_pair(key: str, value: str) -> bytes:
+    """A pair of a key and a string, as bytes of a file."""
+    name, text = key.encode(), value.encode()
+    return b"".join(
+        [struct.pack("<Q", len(name)), name, struct.pack("<IQ", STRING, len(text)), text]
+    )

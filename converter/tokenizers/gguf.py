@@ -1,17 +1,56 @@
-"""The tokenizer inside a GGUF file, from the metadata keys `tokenizer.*`."""
+"""The tokenizer inside a GGUF file, from the metadata keys `tokenizer.*`, as llama.cpp reads it."""
 
+import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
-from hearth.converter.tokenizers.patterns import rules_for
+from hearth.converter.tokenizers.end_names import COMPLETION_KEYS, COMPLETION_PARTS, ends_by_name
+from hearth.converter.tokenizers.patterns import BytePairRules, names, rules_for
 from hearth.converter.tokenizers.piece_kinds import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
-from hearth.converter.tokenizers.settings import END_NAMES, Settings
+from hearth.converter.tokenizers.settings import Settings
 
 _MAX_TOKENS = 1 << 22
+_PREFIX = "tokenizer.ggml."
+PRE_KEY = "tokenizer.ggml.pre"
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_KINDS = range(1, 7)
+# What llama.cpp takes where a SentencePiece vocabulary names no token.
+_PIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+# Kinds of vocabularies that GGUF files can have besides the two that Hearth reads.
+_OTHER_MODELS = {
+    "bert": "WordPiece, of BERT",
+    "t5": "Unigram, of T5",
+    "rwkv": "RWKV's trie",
+    "plamo2": "PLaMo-2's",
+    "gemma4": "BPE over pieces, of Gemma 4",
+    "no_vocab": "none",
+    "none": "none",
+}
+# Vocabularies known by their first tokens: files of the first months have no `pre`. SHA-256 of the
+# tokens, each ended by a zero byte.
+_KNOWN = {
+    128000: {"2ac0a3db1efd64752b53f36827d3bf75": "llama-bpe"},
+    151643: {"60a117084c8d00c323d318ca390e52dd": "qwen2"},
+    50257: {"970836353b582d0ba0d5c98793475f40": "gpt-2"},
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a GGUF file after llama.cpp's corrections.
+
+    texts, kinds: by id. bos_id: None where the file has none. eos_ids: all that end an answer, by
+    id or by name.
+    """
+
+    texts: list[str]
+    kinds: list[int]
+    bos_id: int | None
+    eos_ids: frozenset[int]
 
 
 def vocabulary_size(values: dict[str, Any]) -> int | None:
@@ -21,24 +60,22 @@ def vocabulary_size(values: dict[str, Any]) -> int | None:
 
 
 def gguf_bos_id(values: dict[str, Any]) -> int | None:
+    """The id of BOS, or None."""
     return _id(values, "bos_token_id")
 
 
 def gguf_eos_ids(values: dict[str, Any]) -> frozenset[int]:
-    """Ids of the end tokens that the file names, and of control tokens known to end a turn."""
-    ids = {id for key in _END_KEYS if (id := _id(values, key)) is not None}
-    tokens, types = values.get("tokenizer.ggml.tokens"), values.get("tokenizer.ggml.token_type")
-    if isinstance(tokens, list) and isinstance(types, list) and len(types) == len(tokens):
-        ids |= {
-            id
-            for id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind == CONTROL and token in END_NAMES
-        }
-    return frozenset(ids)
+    """Ids of all tokens that end an answer. Empty where the vocabulary is damaged."""
+    try:
+        return _vocabulary(values).eos_ids
+    except ModelError:
+        return frozenset()
 
 
-def load_gguf_tokenizer(values: dict[str, Any], what: str) -> Tokenizer:
+def load_gguf_tokenizer(values: dict[str, Any], what: str, pre: str | None = None) -> Tokenizer:
     """The tokenizer of a GGUF file's metadata; `what` names the file in errors.
+
+    pre: the name of the rules that split a text, instead of the file's own.
 
     Raises:
         ModelError: there is none, it is damaged, or of an unsupported kind.
@@ -47,18 +84,16 @@ def load_gguf_tokenizer(values: dict[str, Any], what: str) -> Tokenizer:
     if model is None:
         raise ModelError(f"{what} has no tokenizer in it (tokenizer.ggml.model)")
     if model not in ("llama", "gpt2"):
+        kind = _OTHER_MODELS.get(str(model))
         raise ModelError(
-            f"{what} has a tokenizer of kind {str(model)[:40]!r}; Hearth reads llama "
-            "(SentencePiece) and gpt2 (byte-level BPE)"
+            f"{what} has a tokenizer of kind {str(model)[:40]!r}"
+            f"{f' ({kind})' if kind else ''}; Hearth reads llama (SentencePiece) and gpt2 "
+            "(byte-level BPE)"
         )
     with library_errors(f"{what} has a damaged tokenizer"):
-        tokens = _list(values, "tokens", str)
-        if not 1 <= len(tokens) <= _MAX_TOKENS:
-            raise ModelError(f"{len(tokens)} tokens; there must be 1 to {_MAX_TOKENS}")
-        types = _list(values, "token_type", int, [NORMAL] * len(tokens))
-        _same_length("token_type", types, tokens)
-        build = _sentencepiece if model == "llama" else _byte_pair
-        return build(values, tokens, types, what)
+        vocabulary = _vocabulary(values)
+        build = _pieces if model == "llama" else _byte_pair
+        return build(values, vocabulary, what, pre)
 
 
 def load_tokenizer_gguf(path: Path) -> Tokenizer:
@@ -68,53 +103,90 @@ def load_tokenizer_gguf(path: Path) -> Tokenizer:
     return load_gguf_tokenizer(read_gguf(path).values, str(path))
 
 
-def _settings(values: dict[str, Any], add_bos: bool) -> Settings:
+def _vocabulary(values: dict[str, Any]) -> Vocabulary:
+    texts = _list(values, "tokens", str)
+    if not 1 <= len(texts) <= _MAX_TOKENS:
+        raise ModelError(f"{len(texts)} tokens; there must be 1 to {_MAX_TOKENS}")
+    kinds = _list(values, "token_type", int, [NORMAL] * len(texts))
+    _long_enough("token_type", kinds, texts)
+    kinds = [kind if kind in _KINDS else NORMAL for kind in kinds[: len(texts)]]
+    by_name: dict[str, int] = {}
+    for id, text in enumerate(texts):
+        by_name.setdefault(text, id)
+    given = dict(_ids(values, COMPLETION_KEYS))
+    ends = ends_by_name(by_name, given)
+    markup = ends.get("</s>")
+    if markup is not None and kinds[markup] == NORMAL and not _is_pieces(values):
+        del ends["</s>"]  # in byte-level vocabularies it closes HTML's <s>
+    controls = {by_name[name] for name in COMPLETION_PARTS if name in by_name}
+    for id in controls.union(ends.values()):
+        kinds[id] = CONTROL
+    stated = {id for _, id in _ids(values, _END_KEYS)}
+    eos_ids = frozenset(stated | set(ends.values()) | set(given.values()))
+    return Vocabulary(texts, kinds, _id(values, "bos_token_id"), eos_ids)
+
+
+def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> Settings:
     stated = values.get("tokenizer.ggml.add_bos_token")
     template = values.get("tokenizer.chat_template")
     return Settings(
-        bos_id=gguf_bos_id(values),
-        eos_ids=gguf_eos_ids(values),
+        bos_id=vocabulary.bos_id,
+        eos_ids=vocabulary.eos_ids,
         add_bos=stated if isinstance(stated, bool) else add_bos,
         chat_template=template if isinstance(template, str) else None,
     )
 
 
-def _sentencepiece(
-    values: dict[str, Any], tokens: list[str], types: list[int], what: str
+def _pieces(
+    values: dict[str, Any], vocabulary: Vocabulary, what: str, pre: str | None
 ) -> Tokenizer:
-    from hearth.converter.tokenizers.sentencepiece import SentencePieceTokenizer, build_model
+    from hearth.converter.tokenizers.gguf_pieces import (
+        GgufPieceTokenizer,
+        Pieces,
+        with_byte_kinds,
+    )
 
-    scores = [float(score) for score in _list(values, "scores", (int, float))]
-    _same_length("scores", scores, tokens)
+    if pre is not None:
+        raise ModelError(
+            f"--pre {pre} is for byte-level BPE vocabularies; this one is SentencePiece's, which "
+            "is not split before merging"
+        )
+    texts = vocabulary.texts
+    scores = _list(values, "scores", (int, float), [0.0] * len(texts))
+    _long_enough("scores", scores, texts)
+    scores = [float(score) for score in scores[: len(texts)]]
     if not all(math.isfinite(score) for score in scores):
         raise ModelError("a score is not a finite number")
-    bos_id, eos_id = gguf_bos_id(values), _id(values, "eos_token_id")
-    types = list(types)
-    if UNKNOWN not in types:
-        unknown = _id(values, "unknown_token_id") or 0
-        if unknown >= len(tokens):
-            raise ModelError(f"unknown_token_id is {unknown}, of {len(tokens)} tokens")
-        types[unknown] = UNKNOWN
-    model = build_model(
-        tokens,
+    # Phi-3's control tokens take the white space behind them; the file does not say so.
+    name = str(values.get("general.name", "")).lower()
+    stripped: frozenset[str] = frozenset()
+    if "phi-3" in name or "phi3" in name:
+        stripped = frozenset(
+            text
+            for text, kind in zip(texts, vocabulary.kinds, strict=True)
+            if kind in (CONTROL, USER_DEFINED, UNKNOWN)
+        ) - {"<unk>", "<s>", "<|endoftext|>"}
+    pieces = Pieces(
+        texts,
         scores,
-        types,
-        add_dummy_prefix=values.get("tokenizer.ggml.add_space_prefix", True) is not False,
-        remove_extra_whitespaces=values.get("tokenizer.ggml.remove_extra_whitespaces") is True,
-        bos_id=1 if bos_id is None else bos_id,
-        eos_id=2 if eos_id is None else eos_id,
+        with_byte_kinds(texts, vocabulary.kinds),
+        _id(values, "unknown_token_id"),
+        values.get("tokenizer.ggml.add_space_prefix", True) is not False,
+        stripped,
     )
-    return SentencePieceTokenizer(model, _settings(values, add_bos=True), what)
+    return GgufPieceTokenizer(pieces, _settings(values, vocabulary, add_bos=True), what)
 
 
-def _byte_pair(values: dict[str, Any], tokens: list[str], types: list[int], what: str) -> Tokenizer:
+def _byte_pair(
+    values: dict[str, Any], vocabulary: Vocabulary, what: str, pre: str | None
+) -> Tokenizer:
     from hearth.converter.tokenizers.huggingface import byte_pair_tokenizer
 
-    pre = values.get("tokenizer.ggml.pre", "default")
-    rules = rules_for(str(pre)[:80])
-    vocabulary = {token: id for id, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise ModelError(f"{len(tokens) - len(vocabulary)} tokens occur twice")
+    texts = [text or f"[EMPTY_{id}]" for id, text in enumerate(vocabulary.texts)]
+    rules = _rules(values, texts, what, pre)
+    ids = {text: id for id, text in enumerate(texts)}
+    if len(ids) != len(texts):
+        raise ModelError(f"{len(texts) - len(ids)} tokens occur twice")
     merges = []
     for merge in _list(values, "merges", str):
         left, found, right = merge.partition(" ")
@@ -122,19 +194,65 @@ def _byte_pair(values: dict[str, Any], tokens: list[str], types: list[int], what
             raise ModelError(f"the merge {merge[:60]!r} is not a pair of tokens")
         merges.append((left, right))
     added = [
-        (id, token, kind == CONTROL)
-        for id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (CONTROL, USER_DEFINED)
+        (id, text, kind != USER_DEFINED)
+        for id, (text, kind) in enumerate(zip(texts, vocabulary.kinds, strict=True))
+        if kind in (CONTROL, USER_DEFINED, UNKNOWN)
     ]
-    settings = _settings(values, rules.add_bos)
-    return byte_pair_tokenizer(vocabulary, merges, rules, added, settings, what)
+    settings = _settings(values, vocabulary, rules.add_bos)
+    return byte_pair_tokenizer(ids, merges, rules, added, settings, what)
+
+
+def _rules(values: dict[str, Any], texts: list[str], what: str, pre: str | None) -> BytePairRules:
+    """The rules that split a text: those asked for, of a known vocabulary, or of the file."""
+    stated = values.get(PRE_KEY)
+    if pre is not None:
+        return rules_for(pre)
+    if stated in (None, "", "default"):
+        stated = _known(texts) or stated
+    if not stated:
+        raise ModelError(
+            f"{what} does not say how its tokenizer splits a text (tokenizer.ggml.pre); another "
+            "way than in training gives other tokens. Say it by --pre NAME, as the model's "
+            f"publisher does; NAME is one of {', '.join(names())}"
+        )
+    return rules_for(str(stated)[:80])
+
+
+def _known(texts: list[str]) -> str | None:
+    """The rules of a vocabulary that is known by its tokens."""
+    for count, digests in _KNOWN.items():
+        if len(texts) >= count:
+            found = digests.get(_digest(texts[:count]))
+            if found is not None:
+                return found
+    return None
+
+
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()[:32]
+
+
+def _is_pieces(values: dict[str, Any]) -> bool:
+    return values.get("tokenizer.ggml.model") == "llama"
 
 
 def _id(values: dict[str, Any], key: str) -> int | None:
-    value = values.get(f"tokenizer.ggml.{key}")
-    # Writers without such a token store the largest number.
-    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
-    return value if usable else None
+    """The id that a key names, or its default; None where it is outside the vocabulary.
+
+    Writers without such a token store the largest number.
+    """
+    count = vocabulary_size(values) or 0
+    default = _PIECE_IDS.get(key) if _is_pieces(values) else None
+    for value in (values.get(_PREFIX + key), default):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count:
+            return value
+    return None
+
+
+def _ids(values: dict[str, Any], keys: tuple[str, ...]) -> list[tuple[str, int]]:
+    """The keys that name a token, each with its id."""
+    named = ((key, _id(values, key)) for key in keys)
+    return [(key, id) for key, id in named if id is not None]
 
 
 def _list(
@@ -143,12 +261,12 @@ def _list(
     kind: type | tuple[type, ...],
     default: list[Any] | None = None,
 ) -> list[Any]:
-    value = values.get(f"tokenizer.ggml.{key}", default)
+    value = values.get(_PREFIX + key, default)
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
         raise ModelError(f"tokenizer.ggml.{key} is missing, or of the wrong type")
     return value
 
 
-def _same_length(key: str, values: list[Any], tokens: list[str]) -> None:
-    if len(values) != len(tokens):
+def _long_enough(key: str, values: list[Any], tokens: list[str]) -> None:
+    if len(values) < len(tokens):
         raise ModelError(f"tokenizer.ggml.{key} has {len(values)} items for {len(tokens)} tokens")

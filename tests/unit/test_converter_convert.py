@@ -180,11 +180,11 @@ import sys, time
 from hearth.cli import convert
 from hearth.cli.main import main
 whole = convert.convert
-def slowly(source, dest, weights, progress):
+def slowly(source, dest, weights, progress, pre):
     def show(*done):
         progress(*done)
         time.sleep(0.1)
-    return whole(source, dest, weights, show)
+    return whole(source, dest, weights, show, pre)
 convert.convert = slowly
 sys.exit(main(["convert", *sys.argv[1:]]))
 """

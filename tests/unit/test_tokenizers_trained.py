@@ -253,5 +253,6 @@ def test_any_text(trained: Trained, text: str) -> None:
     assume(not any(name in text for name in ("<unk>", "<s>", "</s>", "<0x", END)))
     ids = trained.encode(text)
     assert trained.tokenizer.encode(text, add_special=False, parse_special=False) == ids
-    if trained.lossless:
+    # SentencePiece writes a space as U+2581, so that character itself comes back as a space.
+    if trained.lossless and "\u2581" not in text:
         assert trained.tokenizer.decode(ids) == text
