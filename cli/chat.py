@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from hearth.cli import options as common
 from hearth.cli.command import Command, Option, Options
+from hearth.common.terminal import for_stdout
 
 Messages = list[dict[str, str]]
 # From the conversation so far to the pieces of an answer.
@@ -38,10 +39,9 @@ def command() -> Command:
 def run(options: Options) -> int:
     """Read lines until the input ends; 0."""
     if options.root:
-        from hearth.client import Client
+        from hearth.cli.connecting import connect
 
-        tls, key = options.tls or None, options.api_key or None
-        with Client(options.root, tls=tls, api_key=key) as client:
+        with connect(options) as client:
             template = client.model().has_chat_template
             _warn(template)
 
@@ -110,7 +110,7 @@ def converse(system: str | None, answer: Answer) -> int:
         try:
             for text in stream:
                 texts.append(text)
-                sys.stdout.write(text)
+                sys.stdout.write(for_stdout(text))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             close = getattr(stream, "cancel", None) or getattr(stream, "close", None)

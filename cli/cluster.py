@@ -48,23 +48,23 @@ def command() -> Command:
                 group=drain,
                 help="how long dividing the model again may take",
             ),
-            common.tls(),
-            common.api_key(),
+            *common.client_security(),
         ],
         help="Show what a running root and its workers are doing; take a worker out.",
+        one_of=(common.EXCLUSIVE_SECURITY,),
     )
 
 
 def run(options: Options) -> int:
     """0 when the cluster serves, 3 when it does not."""
-    from hearth.client import Client
+    from hearth.cli.connecting import connect
     from hearth.common.errors import HearthError, Reason
     from hearth.v1 import root_pb2
 
     if (options.action == "drain") != bool(options.worker):
         problem = "write `hearth cluster drain WORKER`, WORKER as `hearth cluster` shows it"
         raise HearthError(Reason.BAD_SETTING, problem)
-    with Client(options.root, tls=options.tls or None, api_key=options.api_key or None) as client:
+    with connect(options) as client:
         if options.action == "drain":
             status = client.drain_worker(options.worker, undo=options.undo, timeout=options.seconds)
         else:
@@ -82,7 +82,9 @@ def _show(options: Options, status: root_pb2.ClusterStatus) -> None:
 
         print(MessageToJson(status, preserving_proto_field_name=True))
     else:
-        print("\n".join(describe(status)))
+        from hearth.common.terminal import safe
+
+        print(safe("\n".join(describe(status))))
     sys.stdout.flush()
 
 

@@ -10,6 +10,7 @@ from typing import Self
 
 from hearth.cli import options as common
 from hearth.cli.command import Command, Option, Options
+from hearth.common.terminal import for_stdout
 
 
 def command() -> Command:
@@ -96,9 +97,9 @@ def run(options: Options) -> int:
 
 def _run_remote(options: Options) -> int:
     """The same from a running root."""
-    from hearth.client import Client
+    from hearth.cli.connecting import connect
 
-    with Client(options.root, tls=options.tls or None, api_key=options.api_key or None) as client:
+    with connect(options) as client:
         stream = client.generate(
             options.prompt,
             max_tokens=options.max_tokens,
@@ -149,7 +150,8 @@ class _Output:
     def write(self, text: str) -> None:
         """Print the next text; the prompt comes before the first."""
         if not self._silent:
-            sys.stdout.write(text if self._begun else self._prompt + text)
+            shown = text if self._begun else self._prompt + text
+            sys.stdout.write(for_stdout(shown))
             sys.stdout.flush()
             self._begun = True
 
@@ -179,7 +181,7 @@ def _finish(
             "prompt_tokens": prompt_tokens,
             "timing": {name: round(value, 6) for name, value in timing.items()},
         }
-        print(json.dumps(answer, ensure_ascii=False))
+        print(for_stdout(json.dumps(answer, ensure_ascii=False)))
         return
     decode = timing["decode_seconds"]
     rate = f"{(len(ids) - 1) / decode:.1f} tokens/s" if decode > 0 else "one step"

@@ -164,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not _is_expected(error):
             raise
-        print(f"hearth: {_message(error)}", file=sys.stderr)
+        from hearth.common.terminal import safe
+
+        print(safe(f"hearth: {_message(error)}"), file=sys.stderr)
         return 2 if getattr(error, "reason", "") == "BAD_SETTING" else 1
 
 

@@ -165,7 +165,7 @@ _MODEL_HELP = (
 
 def source() -> Params:
     """A model to run here, or a root that runs one."""
-    return [*model(), root(by_default=False), api_key()]
+    return [*model(), root(by_default=False), *api_key()]
 
 
 def root(by_default: bool) -> Option:
@@ -342,14 +342,14 @@ def security() -> Params:
 EXCLUSIVE_SECURITY = ("tls", "insecure")
 
 
-def insecure() -> Option:
+def insecure(help: str = "serve other machines without TLS or authentication") -> Option:
     """No TLS, by intention."""
-    return Option(
-        "--insecure",
-        is_flag=True,
-        group=SECURITY,
-        help="serve other machines without TLS or authentication",
-    )
+    return Option("--insecure", is_flag=True, group=SECURITY, help=help)
+
+
+def client_security() -> Params:
+    """TLS or none, and the key, for a command that calls a running root and serves nothing."""
+    return [tls(), insecure("send an API key to another machine without TLS"), *api_key()]
 
 
 def tls() -> Option:
@@ -363,9 +363,22 @@ def tls() -> Option:
     )
 
 
-def api_key() -> Option:
+def api_key() -> Params:
     """The key of a client."""
-    return Option("--api-key", metavar="KEY", group=SECURITY, help="API key to send to the root")
+    return [
+        Option(
+            "--api-key",
+            metavar="KEY",
+            group=SECURITY,
+            help="API key to send to the root; on the command line other users see it",
+        ),
+        Option(
+            "--api-key-file",
+            metavar="FILE",
+            group=SECURITY,
+            help="file with the API key to send to the root; of a file for --api-keys, its first",
+        ),
+    ]
 
 
 def health() -> Option:
@@ -378,19 +391,21 @@ def health() -> Option:
     )
 
 
-def credentials(options: Options, *exposed: str) -> Security | None:
+def credentials(options: Options, *exposed: str, role: str = "root") -> Security | None:
     """The credentials of --tls, or None without it.
 
+    role: the one that the certificate must state.
     exposed: the options among "listen" and "metrics" that are addresses to serve. Raises
     HearthError INSECURE for one beyond loopback without --tls or --insecure, or BAD_SETTING.
     """
+    from hearth.common.certificates import Role
     from hearth.common.channels import is_loopback, refuse_exposed
     from hearth.common.errors import HearthError, Reason
     from hearth.common.security import Security
 
     if options.tls and options.insecure:
         raise HearthError(Reason.BAD_SETTING, "give --tls or --insecure, not both")
-    found = Security(Path(options.tls)) if options.tls else None
+    found = Security(Path(options.tls), Role(role)) if options.tls else None
     for name in exposed:
         address = getattr(options, name)
         if address:

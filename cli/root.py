@@ -135,8 +135,8 @@ def run(options: Options) -> int:
     from hearth.cli.session import open_session
     from hearth.cli.stopping import StopSignals
     from hearth.common import logging as hearth_logging
+    from hearth.common.api_keys import ApiKeys
     from hearth.common.channels import format_address, split_address
-    from hearth.common.security import ApiKeys
     from hearth.root.app import serving
     from hearth.root.settings import Serving
 

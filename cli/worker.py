@@ -144,7 +144,7 @@ def run(options: Options) -> int:
     stop = StopSignals()
     if options.exit_with_parent is not None:
         _watch_parent(options.exit_with_parent or os.getppid(), stop.requested)
-    security = common.credentials(options, "listen", "metrics")
+    security = common.credentials(options, "listen", "metrics", role="worker")
     metrics = WorkerMetrics()
     server = WorkerServer(
         options.listen,

@@ -6,7 +6,13 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import grpc
 
-from hearth.client.connection import Options, channel_options, credentials_of, metadata_of
+from hearth.client.connection import (
+    Options,
+    channel_options,
+    check_exposed,
+    credentials_of,
+    metadata_of,
+)
 from hearth.client.messages import (
     FinishReason,
     GenerateOptions,
@@ -58,7 +64,8 @@ class BaseClient(Generic[Stream]):
 
     tls: a directory with `ca.crt`, and `tls.crt` and `tls.key` where the root requires a
     certificate (`hearth certs init` makes one, DIR/client); None uses plaintext. api_key: a key
-    that the root accepts. credentials: gRPC's own, instead of `tls`.
+    that the root accepts; it is sent in plaintext to this machine only, unless `insecure`.
+    credentials: gRPC's own, instead of `tls`.
     """
 
     _stream_type: type[Stream]
@@ -72,7 +79,11 @@ class BaseClient(Generic[Stream]):
         tls: str | Path | None = None,
         api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        insecure: bool = False,
     ) -> None:
+        """Raises InvalidArgument for files or a key that cannot be used; Insecure."""
+        if api_key is not None and tls is None and credentials is None and not insecure:
+            check_exposed(address)
         self.address = address
         self._timeout = timeout
         self._metadata = metadata_of(api_key)

@@ -1,10 +1,11 @@
 """A client's connection: TLS from a directory, an API key, and channel options."""
 
+import ipaddress
 from pathlib import Path
 
 import grpc
 
-from hearth.client.errors import InvalidArgument
+from hearth.client.errors import Insecure, InvalidArgument
 
 # The name in every root's certificate, whatever its address (`hearth certs init` writes it).
 _ROOT_NAME = "hearth-root"
@@ -27,6 +28,37 @@ def channel_options(connect_timeout: float) -> Options:
         # Two clients do not share a connection (nor its back-off after a failure).
         ("grpc.use_local_subchannel_pool", 1),
     ]
+
+
+def check_exposed(address: str) -> None:
+    """Raises Insecure unless `address` is on this machine, so that nobody reads what is sent."""
+    if not _is_local(address):
+        problem = (
+            f"the API key would go to {address} in plaintext, where others can read it: use TLS "
+            "(--tls, in Python tls=, a directory with the root's ca.crt), or --insecure "
+            "(insecure=True) if you trust the whole network"
+        )
+        raise Insecure(problem, reason="INSECURE", code=grpc.StatusCode.FAILED_PRECONDITION)
+
+
+def _is_local(address: str) -> bool:
+    """True for a Unix socket, and for a loopback address or localhost with a port."""
+    scheme, _, rest = address.rpartition(":///") if ":///" in address else ("", "", address)
+    for kind in ("unix:", "unix-abstract:"):
+        if address.startswith(kind):
+            return True
+    for kind in ("ipv4:", "ipv6:", "dns:"):
+        rest = rest.removeprefix(kind)
+    if scheme not in ("", "dns", "ipv4", "ipv6") or "," in rest:
+        return False
+    host = rest.rpartition(":")[0] if rest.count(":") == 1 or "]:" in rest else rest
+    host = host.strip("[]").lower().rstrip(".")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may resolve to any address
 
 
 def credentials_of(

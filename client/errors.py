@@ -43,6 +43,14 @@ class Unauthenticated(HearthError):  # noqa: N818
     """Unknown or missing API key."""
 
 
+class PermissionDenied(HearthError):  # noqa: N818
+    """A call that needs another role: draining workers is for operators."""
+
+
+class Insecure(HearthError):  # noqa: N818
+    """An API key that would travel in plaintext to another machine."""
+
+
 class QueueFull(HearthError):  # noqa: N818
     """Full queue on the root; try again later."""
 
@@ -80,6 +88,7 @@ _BY_REASON: dict[str, type[HearthError]] = {
 _BY_CODE: dict[grpc.StatusCode, type[HearthError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.UNAVAILABLE: ClusterUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,

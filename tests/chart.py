@@ -99,7 +99,7 @@ OPTIONS: dict[str, Object] = {
         },
         "spread": "DoNotSchedule",
         "tls": {"days": 90, "hosts": ["llm.lan", "192.168.1.20", "fd00::20"]},
-        "apiKeys": {"enabled": True, "names": ["anna", "ben"]},
+        "apiKeys": {"enabled": True, "names": ["anna", "ben"], "operators": ["eva"]},
         "networkPolicy": {
             "clients": [{"podSelector": {"matchLabels": {"app": "chat"}}}],
             "prometheus": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}],
@@ -117,6 +117,7 @@ OPTIONS: dict[str, Object] = {
                 "root": "my-root",
                 "worker": "my-worker",
                 "client": "my-client",
+                "monitor": "my-monitor",
                 "token": "my-token",
             }
         },

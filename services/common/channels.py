@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # The contract's version. A root and a worker of different versions refuse each other.
 PROTOCOL_VERSION = 4
 
+# The longest name of a node, in bytes of UTF-8: it reaches logs, metrics and every client.
+MAX_NAME_BYTES = 256
+
 # Weight data in one WeightChunk, bytes.
 CHUNK_BYTES = 1 << 20
 
@@ -100,11 +103,13 @@ def server_options(
     ]
 
 
-def dial(address: str, security: Security | None = None) -> grpc.Channel:
+def dial(
+    address: str, security: Security | None = None, certificate: bytes | None = None
+) -> grpc.Channel:
     """The root's channel to a worker at host:port; connects when first used.
 
     With `security`, uses mutual TLS and sends the join token with each call.
-    Raises HearthError BAD_ADDRESS.
+    certificate: PEM of the only one that the worker may show. Raises HearthError BAD_ADDRESS.
     """
     split_address(address)
     if security is None:
@@ -113,7 +118,8 @@ def dial(address: str, security: Security | None = None) -> grpc.Channel:
 
     # The certificate's name stands for "a worker of this cluster", whatever its address.
     options: Options = [*channel_options(), ("grpc.ssl_target_name_override", WORKER_NAME)]
-    return grpc.secure_channel(address, security.worker_channel_credentials(), options=options)
+    credentials = security.worker_channel_credentials(certificate)
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -30,10 +30,12 @@ class Callers:
             self._handshakes.called(peer)
         return peer
 
-    def refuse(self, context: Any, problem: str, rule: str) -> HearthError:
-        """Logs a refused call; returns its error."""
-        self._refusals.note(self.note(context), problem)
-        return HearthError(Reason.UNAUTHENTICATED, f"{problem}: {rule}")
+    def refuse(self, context: Any, error: HearthError, rule: str) -> HearthError:
+        """Logs a refused call; returns its error, with the rule that applies."""
+        self._refusals.note(self.note(context), error.message)
+        if error.reason != Reason.UNAUTHENTICATED:
+            return error
+        return HearthError(Reason.UNAUTHENTICATED, f"{error.message}: {rule}")
 
 
 def without_message() -> HearthError:

@@ -16,11 +16,14 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from hearth.common.admission import Refusals, peer_address
+from hearth.common.certificates import Role
 from hearth.common.channels import split_address
 from hearth.common.security import Security
 
 # A scrape: the handshake, the request and the answer, each read or written within this.
 SCRAPE_SECONDS = 5.0
+# Roles that may read metrics: all that call, and the monitor.
+_SCRAPERS = (Role.MONITOR, Role.CLIENT, Role.OPERATOR, Role.ROOT)
 # Connections at once; more are closed.
 _MOST_CONNECTIONS = 16
 
@@ -105,7 +108,12 @@ class _Server(WSGIServer):
             if self.security is not None:
                 # Made for each scrape, so that renewed certificates are used; scrapes are rare.
                 context = self.security.ssl_context()
-                connection = context.wrap_socket(connection, server_side=True)
+                secured = context.wrap_socket(connection, server_side=True)
+                connection = secured
+                problem = self.security.connection_refusal(secured, _SCRAPERS)
+                if problem:
+                    self._refuse(client_address, problem)
+                    return
             self.finish_request(connection, client_address)
         except ssl.SSLError as error:
             self._refuse(client_address, f"the TLS handshake failed: {error.reason or error}")

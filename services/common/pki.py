@@ -1,6 +1,7 @@
-"""A cluster's certificate authority, certificates, join token and API key, made and completed.
+"""A cluster's certificate authority, certificates, join token and API keys, made and completed.
 
 Files that exist stay: a second run completes a directory, or does nothing. security.py reads them.
+A certificate is taken back by the revocation list, crl.pem.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ import datetime
 import fcntl
 import ipaddress
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hearth.common.certificates import REVOCATION_LIST, Role, read_revoked, roles_of
 from hearth.common.errors import HearthError, Reason
+from hearth.common.key_files import check_mode
 
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-_ROLES = ("root", "worker", "client")
+# Those that every cluster has a directory of; `add` makes more.
+_ROLES = tuple(Role)
+# Roles whose holders call workers, and so need the join token; workers compare it.
+_WITH_TOKEN = (Role.ROOT, Role.WORKER)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # Boards without a clock of their own start days behind.
 _BACKDATED = datetime.timedelta(days=7)
 _SECRET_BYTES = 32
@@ -33,14 +42,69 @@ def make(directory: Path, hosts: Sequence[str], days: int, force: bool = False) 
     Runs on one directory at the same time make one set. force: replace all files.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(directory):
         if force:
             for role in _ROLES:
                 shutil.rmtree(directory / role, ignore_errors=True)
-            for name in ("ca.crt", "ca.key", "token", "api-keys"):
+            for name in ("ca.crt", "ca.key", "token", "api-keys", REVOCATION_LIST):
                 (directory / name).unlink(missing_ok=True)
         return _Maker(directory, hosts, days).run()
+
+
+def add(directory: Path, name: str, role: Role, hosts: Sequence[str], days: int) -> list[Path]:
+    """Make one more certificate, in `directory`/`name`; the files that were made.
+
+    Raises OSError, or HearthError BAD_SETTING for a name that is taken or not one of a folder.
+    """
+    _check_name(name)
+    if (directory / name / "tls.crt").exists():
+        problem = f"{directory / name} has a certificate already; choose another name"
+        raise HearthError(Reason.BAD_SETTING, problem)
+    with _locked(directory):
+        return _Maker(directory, hosts, days).one(name, role)
+
+
+def revoke(directory: Path, name: str) -> tuple[int, list[Path]]:
+    """Put the certificate of `directory`/`name` on the revocation list, and remove its files.
+
+    name: the folder's, or the certificate's serial number in hexadecimal. Returns the number and
+    the copies of the list, one beside each ca.crt. Raises OSError, or HearthError BAD_SETTING.
+    """
+    with _locked(directory):
+        return _Maker(directory, (), 0).revoke(name)
+
+
+def describe(directory: Path) -> list[str]:
+    """A line for each certificate of a directory: its folder, role, end and serial number."""
+    from cryptography import x509
+
+    lines = []
+    for path in sorted(directory.glob("*/tls.crt")):
+        try:
+            certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        except ValueError as error:
+            lines.append(f"{path}: cannot be read: {error}")
+            continue
+        roles = ", ".join(sorted(roles_of(certificate))) or "no role"
+        until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        lines.append(f"{path.parent}: {roles}, until {until}, {certificate.serial_number:x}")
+    return lines
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the directory's lock. Raises HearthError where there is no such directory."""
+    if not directory.is_dir():
+        raise HearthError(Reason.BAD_SETTING, f"{directory} is not a directory of certificates")
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        problem = f"{name!r} is not a name of 1 to 64 letters, digits, dots, dashes or underscores"
+        raise HearthError(Reason.BAD_SETTING, problem)
 
 
 class _Maker:
@@ -59,29 +123,79 @@ class _Maker:
             if not all((self._directory / role / name).exists() for name in ("tls.crt", "tls.key"))
         ]
         authority = self._authority() if absent else None
-        ca = (self._directory / "ca.crt").read_bytes()
-        token = self._token()
         for role in _ROLES:
             folder = self._directory / role
             folder.mkdir(mode=0o700, exist_ok=True)
             if authority is not None and role in absent:
-                self._certificate(role, folder, *authority)
-            self._write(folder / "ca.crt", ca, 0o644)
-            if role != "client":
-                self._write(folder / "token", token, 0o600)
-        key = f"default {secrets.token_urlsafe(_SECRET_BYTES)}\n"
-        self._write(self._directory / "api-keys", key.encode(), 0o600)
+                self._certificate(role, f"hearth-{role}", folder, *authority)
+            self._write_common(folder, role)
+        default, operator = (secrets.token_urlsafe(_SECRET_BYTES) for _ in range(2))
+        keys = f"default {default}\noperator {operator} operator\n"
+        self._write(self._directory / "api-keys", keys.encode(), 0o600)
         return self._made
+
+    def one(self, name: str, role: Role) -> list[Path]:
+        """One certificate of a name of its own."""
+        authority = self._authority()
+        folder = self._directory / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._certificate(role, name, folder, *authority)
+        self._write_common(folder, role)
+        return self._made
+
+    def _write_common(self, folder: Path, role: Role) -> None:
+        """The files of a role that are not its own."""
+        self._write(folder / "ca.crt", (self._directory / "ca.crt").read_bytes(), 0o644)
+        revoked = self._directory / REVOCATION_LIST
+        if revoked.exists():
+            self._write(folder / REVOCATION_LIST, revoked.read_bytes(), 0o644)
+        if role in _WITH_TOKEN:
+            self._write(folder / "token", self._token(), 0o600)
+
+    def revoke(self, name: str) -> tuple[int, list[Path]]:
+        """See the function of this name."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+
+        authority, key = self._authority(make=False)
+        folder = self._directory / name
+        if (folder / "tls.crt").exists():
+            found = x509.load_pem_x509_certificates((folder / "tls.crt").read_bytes())
+            serial = found[0].serial_number
+        elif re.fullmatch(r"[0-9a-fA-F]{8,40}", name):
+            serial = int(name, 16)
+        else:
+            problem = (
+                f"{folder / 'tls.crt'} does not exist, and {name!r} is not a serial number in "
+                "hexadecimal: give the name of a folder with the certificate"
+            )
+            raise HearthError(Reason.BAD_SETTING, problem)
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(authority.subject)
+            .last_update(now - _BACKDATED)
+            .next_update(max(authority.not_valid_after_utc, now))
+        )
+        for number in sorted(read_revoked(self._directory) | {serial}):
+            entry = x509.RevokedCertificateBuilder().serial_number(number)
+            builder = builder.add_revoked_certificate(entry.revocation_date(now).build())
+        data = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        folders = [path.parent for path in sorted(self._directory.glob("*/ca.crt"))]
+        for where in (self._directory, *folders):
+            self._replace(where / REVOCATION_LIST, data, 0o644)
+        for own in ("tls.crt", "tls.key"):
+            (folder / own).unlink(missing_ok=True)
+        return serial, self._made
 
     def _token(self) -> bytes:
         """The cluster's, if some role has it already."""
-        for role in _ROLES:
-            path = self._directory / role / "token"
-            if path.exists():
-                return path.read_bytes()
+        for path in sorted(self._directory.glob("*/token")):
+            return path.read_bytes()
         return secrets.token_urlsafe(_SECRET_BYTES).encode() + b"\n"
 
-    def _authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    def _authority(self, make: bool = True) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """The authority; made where there is none, or an error unless `make`."""
         from cryptography import x509
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -94,6 +208,10 @@ class _Maker:
                 "it, or replace all files with --force"
             )
             raise HearthError(Reason.BAD_SETTING, problem)
+        if not key_path.exists() and not make:
+            problem = f"{self._directory} has no ca.key: revoke where `hearth certs init` ran"
+            raise HearthError(Reason.BAD_SETTING, problem)
+        check_mode(key_path)
         if not key_path.exists():
             key = ec.generate_private_key(ec.SECP256R1())
             name = _name(f"Hearth cluster {secrets.token_hex(4)}")
@@ -118,7 +236,8 @@ class _Maker:
 
     def _certificate(
         self,
-        role: str,
+        role: Role,
+        name: str,
         folder: Path,
         authority: x509.Certificate,
         authority_key: ec.EllipticCurvePrivateKey,
@@ -128,16 +247,15 @@ class _Maker:
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [f"hearth-{role}"]
-        uses = [ExtendedKeyUsageOID.SERVER_AUTH]
-        if role == "client":
-            uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        else:
+        names = [role.host_name]
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH]  # the root's too, towards its workers
+        if role in (Role.ROOT, Role.WORKER):
             names += ["localhost", "127.0.0.1", "::1", *self._hosts]
-        if role == "root":
-            uses += [ExtendedKeyUsageOID.CLIENT_AUTH]  # towards its workers
+            uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        if role is Role.WORKER:
+            uses.remove(ExtendedKeyUsageOID.CLIENT_AUTH)
         built = (
-            self._builder(_name(f"hearth-{role}"), authority.subject, key.public_key())
+            self._builder(_name(name), authority.subject, key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
@@ -193,6 +311,10 @@ class _Maker:
         """Write a file that does not exist yet, all of it or nothing."""
         if path.exists():
             return
+        self._replace(path, data, mode)
+
+    def _replace(self, path: Path, data: bytes, mode: int) -> None:
+        """Write a file, all of it or nothing."""
         part = path.with_name(f".{path.name}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:

@@ -29,6 +29,7 @@ _FOREIGN: Mapping[grpc.StatusCode, Reason] = {
     _C.CANCELLED: Reason.CANCELLED,
     _C.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
     _C.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
+    _C.PERMISSION_DENIED: Reason.PERMISSION_DENIED,
 }
 _CODES: Mapping[grpc.StatusCode, Code] = {
     status: Code[status.name] for status in _C if status is not _C.OK

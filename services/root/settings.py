@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it brings gRPC, which planning must not know
-    from hearth.common.security import ApiKeys, Security
+    from hearth.common.api_keys import ApiKeys
+    from hearth.common.security import Security
 
 
 @dataclass(frozen=True, slots=True)

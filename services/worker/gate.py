@@ -9,7 +9,10 @@ from typing import Any, NoReturn
 
 import grpc
 
+from hearth.common.access import peer_certificate
 from hearth.common.admission import Handshakes, Refusals
+from hearth.common.certificates import Role
+from hearth.common.errors import HearthError, Reason
 from hearth.common.gate import (
     Callers,
     Handler,
@@ -18,8 +21,9 @@ from hearth.common.gate import (
     streaming,
     without_message,
 )
+from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import abort
-from hearth.common.security import ROOT_NAME, Security
+from hearth.common.security import Security
 
 _RULE = "this worker takes calls of its cluster's root only"
 
@@ -39,6 +43,7 @@ class Gate(grpc.ServerInterceptor):
     ) -> None:
         """silence_seconds: a call whose message has not come by then ends."""
         self._security = security
+        self._live = LiveCalls()
         self._callers = Callers(refusals, handshakes)
         # Until then such a call holds a thread of the server.
         self._seconds = silence_seconds
@@ -52,11 +57,11 @@ class Gate(grpc.ServerInterceptor):
         if self._security is not None:
             problem = self._security.admits(handler_call_details.invocation_metadata)
             if problem:
-                return self._refusal(problem)
+                return self._refusal(HearthError(Reason.UNAUTHENTICATED, problem))
         handler: Any = continuation(handler_call_details)
         return None if handler is None else self._watched(handler)
 
-    def _refusal(self, problem: str) -> Handler:
+    def _refusal(self, problem: HearthError) -> Handler:
         def refuse(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             self._refuse(context, problem)
 
@@ -70,7 +75,7 @@ class Gate(grpc.ServerInterceptor):
         def watched(requests: Iterator[Any], context: grpc.ServicerContext, *more: Any) -> Any:
             self._callers.note(context)
             if self._security is not None:
-                self._check_name(context)
+                self._watch_root(self._security, context)
             argument = requests if handler.request_streaming else self._only(requests, context)
             try:
                 return behavior(argument, context, *more)
@@ -92,12 +97,21 @@ class Gate(grpc.ServerInterceptor):
         finally:
             watchdog.cancel()
 
-    def _check_name(self, context: grpc.ServicerContext) -> None:
-        """Refuses a client or worker: they have certificates too, and workers have the token."""
-        names = [name.decode("utf-8", "replace") for name in context.peer_identities() or ()]
-        if ROOT_NAME not in names:
-            problem = f"a certificate of {', '.join(names)[:100]}, not of {ROOT_NAME}"
-            self._refuse(context, problem)
+    def _watch_root(self, security: Security, context: grpc.ServicerContext) -> None:
+        """Refuses all but the root's certificate, and ends the call when that is revoked.
 
-    def _refuse(self, context: grpc.ServicerContext, problem: str) -> NoReturn:
+        Clients and workers have certificates too, and workers have the token.
+        """
+        try:
+            peer = peer_certificate(context)
+        except HearthError as error:
+            self._refuse(context, error)
+        problem = security.refusal(peer, (Role.ROOT,))
+        if problem:
+            self._refuse(context, HearthError(Reason.UNAUTHENTICATED, problem))
+        held = self._live.add(functools.partial(security.revocation, peer), context.cancel)
+        if not context.add_callback(functools.partial(self._live.remove, held)):
+            self._live.remove(held)  # the call has ended already
+
+    def _refuse(self, context: grpc.ServicerContext, problem: HearthError) -> NoReturn:
         abort(context, self._callers.refuse(context, problem, _RULE))

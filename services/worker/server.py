@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from hearth.common import channels, system
 from hearth.common.admission import Handshakes, Refusals
+from hearth.common.channels import MAX_NAME_BYTES
 from hearth.common.errors import HearthError, Reason
 from hearth.common.health import HealthPort
 from hearth.common.mesh_listener import MeshListener
@@ -77,6 +78,9 @@ class WorkerServer:
         self._threads = threads or system.cores()
         self._pin = tuple(pin)
         self._name = name or platform.node() or "worker"
+        if len(self._name.encode()) > MAX_NAME_BYTES:
+            problem = f"--name has {len(self._name.encode())} bytes; at most {MAX_NAME_BYTES}"
+            raise HearthError(Reason.BAD_SETTING, problem)
         self._memory_limit = memory_limit
         self._metrics = metrics or WorkerMetrics()
         self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None

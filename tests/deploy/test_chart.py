@@ -112,6 +112,7 @@ def test_the_package_has_all_that_the_folder_has(
         ({"model": {"name": "/models/llama"}}, "volume"),
         ({"spread": "always"}, "spread"),
         ({"apiKeys": {"names": ["api-keys"]}}, "names"),
+        ({"apiKeys": {"enabled": True, "operators": ["home"]}}, "apiKeys.operators: home"),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"networkPolicy": {"prometheus": []}}, "prometheus"),
         ({"tls": {"existingSecrets": {"root": "mine"}}}, "give both root and worker"),
@@ -120,7 +121,7 @@ def test_the_package_has_all_that_the_folder_has(
                 "tls": {"existingSecrets": {"root": "a", "worker": "b"}},
                 "metrics": {"serviceMonitor": {"enabled": True}},
             },
-            "existingSecrets.client",
+            "existingSecrets.monitor",
         ),
     ],
 )
@@ -186,7 +187,7 @@ def test_an_upgrade_keeps_every_secret_and_starts_nothing_anew(cluster: Cluster)
     before = cluster.install(values)
     after = cluster.upgrade(values)
     assert _secrets(after) == _secrets(before)
-    assert len(_secrets(after)) == 5
+    assert len(_secrets(after)) == 7
     assert after.pods() == before.pods()
 
 
@@ -232,7 +233,7 @@ def test_a_lost_authority_renews_everything(cluster: Cluster) -> None:
     before = _secrets(cluster.install({}))
     cluster.server.forget("home", "Secret", "hearth-ca")
     after = _secrets(cluster.upgrade({}))
-    for role in ("root", "worker", "client"):
+    for role in ("root", "worker", "client", "operator", "monitor"):
         files = after[f"hearth-{role}-tls"]
         assert files["ca.crt"] == after["hearth-ca"]["ca.crt"] != before["hearth-ca"]["ca.crt"]
         x509.load_pem_x509_certificate(files["tls.crt"]).verify_directly_issued_by(

@@ -30,6 +30,11 @@ from chart import (  # noqa: E402
     secret,
 )
 
+from hearth.common.certificates import (  # noqa: E402
+    REVOCATION_LIST,
+    Role,
+    peer_of_pem,
+)
 from hearth.common.errors import HearthError, Reason  # noqa: E402
 from hearth.common.security import read_identity  # noqa: E402
 
@@ -289,7 +294,10 @@ def test_secrets_lie_where_hearth_looks(installed: Look, name: str, tmp_path: Pa
             (source["secret"]["name"], item["key"], item["path"])
             for source in volume["sources"]
             for item in source["secret"]["items"]
+            if not source["secret"].get("optional")
         ]
+        (optional,) = (s["secret"] for s in volume["sources"] if s["secret"].get("optional"))
+        assert [item["path"] for item in optional["items"]] == [REVOCATION_LIST]
         expected = {"ca.crt", "tls.crt", "tls.key"} | ({"token"} if role in SERVICES else set())
         assert {path for _, _, path in files} == expected
         assert all(key == path for _, key, path in files)
@@ -320,7 +328,7 @@ def test_api_keys_lie_where_hearth_looks(installed: Look, name: str) -> None:
     assert [item["path"] for item in volume["items"]] == [file]
     if name == "everything":
         lines = secret(found, volume["secretName"])[volume["items"][0]["key"]].decode().splitlines()
-        assert [line.split()[0] for line in lines] == ["anna", "ben"]
+        assert [line.split()[::2] for line in lines] == [["anna"], ["ben"], ["eva", "operator"]]
         (key,) = [v for v in main_container(found.pods()["test"])["env"] if "KEY" in v["name"]]
         assert key["valueFrom"]["secretKeyRef"] == {"name": volume["secretName"], "key": "anna"}
         assert lines[0].split()[1].encode() == secret(found, volume["secretName"])["anna"]
@@ -351,6 +359,8 @@ def test_prometheus_finds_the_metrics(installed: Look) -> None:
         for key, reference in client.items():
             assert reference["key"] == key
             assert secret(found, reference["name"])[key].startswith(b"-----BEGIN")
+        pem = secret(found, client["tls.crt"]["name"])["tls.crt"]
+        assert peer_of_pem(pem).roles == {Role.MONITOR}
 
 
 def test_rules_and_dashboards_are_those_of_compose(installed: Look) -> None:
@@ -409,4 +419,4 @@ def test_the_readmes_commands_are_ours(installed: Look) -> None:
     drained = parse(shlex.split(commands[1]), {}).worker
     assert drained.startswith(name_of(installed("four pis").one("StatefulSet", "-worker")) + "-")
     given = set(re.findall(r"tls\.existingSecrets\.(\w+)=", readme))
-    assert given == {"root", "worker", "client"}
+    assert given == {"root", "worker", "client", "monitor"}

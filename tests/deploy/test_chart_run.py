@@ -67,10 +67,14 @@ class Running:
         at = environ_of(main_container(self._pod(role)))["HEARTH_TLS"]
         folder = Path(self._moved(role, at))
         folder.mkdir(parents=True)
-        for source in mounted(self._pod(role), at)["projected"]["sources"]:
+        volume = mounted(self._pod(role), at)["projected"]
+        for source in volume["sources"]:
+            if source["secret"].get("optional"):
+                continue  # nothing is revoked
             files = secret(self.installed, source["secret"]["name"])
             for item in source["secret"]["items"]:
                 (folder / item["path"]).write_bytes(files[item["key"]])
+                (folder / item["path"]).chmod(volume["defaultMode"])
 
 
 def _own_ports(pod: dict[str, object]) -> set[int]:

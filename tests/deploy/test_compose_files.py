@@ -82,11 +82,12 @@ def test_each_role_sees_its_own_secrets_only(services: dict[str, dict[str, Any]]
     assert seen == {
         "root": {"tls-root": True},
         "worker": {"tls-worker": True},
-        "hearth": {"tls-client": True},
+        "hearth": {"tls-operator": True},
         "prometheus": {"tls-monitor": True},
         "grafana": {},
     }
-    assert set(made) == {"tls-authority", "tls-root", "tls-worker", "tls-client", "tls-monitor"}
+    roles = ("authority", "root", "worker", "client", "operator", "monitor")
+    assert set(made) == {f"tls-{role}" for role in roles}
 
 
 @pytest.mark.parametrize(

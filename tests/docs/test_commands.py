@@ -53,6 +53,7 @@ OTHERS = {
     "for": "needs a Kubernetes cluster",
     "helm": "needs a Kubernetes cluster: tests/deploy/test_chart_run.py has Helm install the chart",
     "kubectl": "needs a Kubernetes cluster",
+    "mkdir": "belongs to the command after it",
     "pip": "installs from the internet: tests/install does from what is built here",
     ".venv/bin/python": "runs a part of these tests",
     ".venv/bin/ctest": "runs a part of make test-native",

@@ -25,11 +25,12 @@ from prometheus_client import CollectorRegistry, Gauge
 from hearth.cli.main import main
 from hearth.common import admission, pki
 from hearth.common.admission import MAX_LINES, WINDOW_SECONDS, Handshakes, Refusals, peer_of
+from hearth.common.api_keys import ApiKeys, bearer_problem
 from hearth.common.channels import is_loopback, refuse_exposed
 from hearth.common.errors import HearthError
 from hearth.common.metrics import Metrics
 from hearth.common.metrics_port import MetricsPort
-from hearth.common.security import FILES, ApiKeys, Security, bearer_problem, read_identity
+from hearth.common.security import FILES, Security, read_identity
 from hearth.root.api.prompt import MAX_BYTES_PER_POSITION, check_count, check_size
 
 KEY = "k" * 16
@@ -48,6 +49,12 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def worker(clusters: tuple[Path, Path], tmp_path: Path) -> Path:
     """A worker's directory that may be broken."""
     return Path(shutil.copytree(clusters[0] / "worker", tmp_path / "worker"))
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A file that only its owner reads."""
+    path.write_text(text)
+    path.chmod(0o600)
 
 
 def problem_of(read: Callable[[], object], reason: str = "BAD_SETTING") -> str:
@@ -86,11 +93,16 @@ def test_a_second_run_of_the_command_says_that_nothing_is_missing(
     assert main(["certs", "init", str(tmp_path)]) == 0
     first = capsys.readouterr()
     assert str(tmp_path / "api-keys") in first.out.splitlines()
-    assert first.err == ""
+    for role in ("root", "worker", "client", "operator", "monitor"):
+        assert str(tmp_path / role) in first.err  # where to copy it
     assert main(["certs", "init", str(tmp_path)]) == 0
     again = capsys.readouterr()
     assert again.out == ""
-    assert again.err == f"nothing to do: {tmp_path} is complete (--force replaces its files)\n"
+    head, *lines = again.err.splitlines()
+    assert head == f"{tmp_path} is complete (--force replaces its files):"
+    assert [line.split(",")[0].strip() for line in lines] == [
+        f"{tmp_path / role}: {role}" for role in ("client", "monitor", "operator", "root", "worker")
+    ]
 
 
 def test_what_is_missing_is_made_with_the_same_authority_and_token(tmp_path: Path) -> None:
@@ -204,13 +216,15 @@ def test_no_secret_is_shown(clusters: tuple[Path, Path]) -> None:
         ("", "0 keys"),
         ("# nobody\n", "0 keys"),
         (f"me {KEY}\nyou", "line 2: 1 words"),
-        (f"me {KEY} more", "line 1: 3 words"),
+        (f"me {KEY} client more", "line 1: 4 words"),
+        (f"me {KEY} more", "line 1: the role is 'more'"),
+        (f"me {KEY} root", "line 1: the role is 'root'"),
         ("me short", "5 characters"),
         (f"me {KEY}\nme {KEY}2", "line 2: the name 'me'"),
     ],
 )
 def test_api_keys_that_cannot_be_read(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "keys").write_text(text)
+    write_secret(tmp_path / "keys", text)
     assert said in problem_of(lambda: ApiKeys(tmp_path / "keys"))
 
 
@@ -218,7 +232,7 @@ def test_api_keys_are_read_again_when_they_change(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "keys"
-    path.write_text(f"# a household\nme {KEY}1 # mine\nyou {KEY}2\n")
+    write_secret(path, f"# a household\nme {KEY}1 # mine\nyou {KEY}2\n")
     keys = ApiKeys(path)
     assert not keys.admits([("authorization", f"Bearer {KEY}2")])
     assert keys.admits([("authorization", f"Bearer {KEY}3")]) == "a wrong API key"
@@ -226,7 +240,7 @@ def test_api_keys_are_read_again_when_they_change(
     assert not keys.admits([("authorization", f"Bearer {KEY}3")])
     assert keys.admits([("authorization", f"Bearer {KEY}2")])
     path.write_text("nonsense")
-    assert not keys.admits([("authorization", f"Bearer {KEY}3")])  # stays, and is said
+    assert keys.admits([("authorization", f"Bearer {KEY}3")]) == "a wrong API key"
     assert "1 words" in caplog.text
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import grpc
 
-from hearth.common.channels import PROTOCOL_VERSION, dial
+from hearth.common.channels import MAX_NAME_BYTES, PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason
+from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.common.security import Security
 from hearth.common.types import MESH_CIPHER, name_of
+from hearth.root.cluster.certificate import WorkerCertificate
 from hearth.root.cluster.streaming import LoadEvent, SliceReader, stream_weights
 from hearth.root.planning.plan import ALONE, Placement
 from hearth.v1 import worker_pb2, worker_pb2_grpc
@@ -24,6 +26,8 @@ from hearth.v1 import worker_pb2, worker_pb2_grpc
 DESCRIBE_SECONDS = 5.0
 OPEN_SECONDS = 10.0
 RELEASE_SECONDS = 2.0
+# Forward streams to workers whose certificate may be revoked.
+_LIVE = LiveCalls()
 # Reasons of a broken stream that mean only that the worker is lost.
 _GONE = {Reason.UNREACHABLE, Reason.CANCELLED, Reason.INTERNAL, Reason.DEADLINE}
 
@@ -46,6 +50,8 @@ class WorkerLink:
         self.waiting = False
         # True once the worker has reported that it is shutting down.
         self.leaving = False
+        self._security = security
+        self._certificate = WorkerCertificate(address, security) if security is not None else None
         self._channel = dial(address, security)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
@@ -63,6 +69,7 @@ class WorkerLink:
 
         Raises HearthError WORKER_UNREACHABLE or PROTOCOL_VERSION; CANCELLED if the link is closed.
         """
+        self._check_certificate()
         request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION, root_id=root_id)
         try:
             with self._unless_closed():
@@ -82,6 +89,10 @@ class WorkerLink:
                 )
                 raise self._named(HearthError(Reason.WORKER_UNREACHABLE, problem)) from None
             raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
+        problem = _too_long(answer)
+        if problem:
+            problem = f"worker {self.address} cannot be used: {problem}"
+            raise self._named(HearthError(Reason.INVALID_ARGUMENT, problem))
         if answer.node.protocol_version != PROTOCOL_VERSION:
             problem = (
                 f"worker {self.address} speaks version {answer.node.protocol_version} of the "
@@ -96,6 +107,22 @@ class WorkerLink:
             name for number in answer.mesh_ciphers if (name := name_of(MESH_CIPHER, number))
         ]
         return answer
+
+    def _check_certificate(self) -> None:
+        """Dials again, with this worker's certificate as the only one, if some are revoked."""
+        if self._certificate is None:
+            return
+        try:
+            only = self._certificate.only()
+        except HearthError as error:
+            problem = f"worker {self.address}: {error.message}"
+            raise self._named(HearthError(error.reason, problem)) from None
+        if only is not None:
+            unchecked, self._channel = self._channel, dial(self.address, self._security, only)
+            self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+            unchecked.close()
+            if self._closed:
+                self._channel.close()  # `close` came meanwhile
 
     def load(
         self,
@@ -136,6 +163,14 @@ class WorkerLink:
         if answer.WhichOneof("message") != "ready":
             raise self._named(_violation(self.name, "its first message was not `ready`"))
         call.add_callback(lambda: on_end(self._ended()))
+        if self._certificate is not None:
+            held = _LIVE.add(self._certificate.revocation, self._revoked)
+            if not call.add_callback(lambda: _LIVE.remove(held)):
+                _LIVE.remove(held)  # the stream has ended already
+
+    def _revoked(self) -> None:
+        problem = f"worker {self.name}: its certificate was revoked"
+        self.fail(HearthError(Reason.UNAUTHENTICATED, problem))
 
     @staticmethod
     def _requests(
@@ -232,6 +267,24 @@ class WorkerLink:
         A copy, because `fail` may give the same error to several links.
         """
         return error.copy(worker=self.address)
+
+
+def _too_long(answer: worker_pb2.DescribeResponse) -> str:
+    """Complaint about names in an answer, or empty; they reach logs, metrics and every client."""
+    node = answer.node
+    named = {
+        "name": node.name,
+        "version": node.version,
+        "instruction set": node.instruction_set,
+        "architecture": node.architecture,
+        "instance": answer.instance,
+        "holder's name": answer.held_by,
+    }
+    for what, text in named.items():
+        size = len(text.encode())
+        if size > MAX_NAME_BYTES:
+            return f"its {what} has {size} bytes, and at most {MAX_NAME_BYTES} are allowed"
+    return ""
 
 
 def _violation(name: str, problem: str) -> HearthError:

@@ -56,4 +56,10 @@
           items:
             - {key: token, path: token}
       {{- end }}
+      # Revoked certificates; read again when the secret is made or changes.
+      - secret:
+          name: {{ include "hearth.fullname" $top }}-revoked
+          optional: true
+          items:
+            - {key: crl.pem, path: crl.pem}
 {{- end -}}

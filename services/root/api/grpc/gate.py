@@ -4,12 +4,14 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from hearth.common.access import Access, Caller, check_allowed
 from hearth.common.admission import Handshakes, Refusals
 from hearth.common.errors import HearthError, Reason
 from hearth.common.gate import (
@@ -21,28 +23,33 @@ from hearth.common.gate import (
     streaming,
     without_message,
 )
+from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import to_status
-from hearth.common.security import ApiKeys
 
 log = logging.getLogger(__name__)
 
 Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
 
-_RULE = "this root takes calls with an API key only (--api-key)"
+_KEY_RULE = "this root takes calls with an API key only (HEARTH_API_KEY, --api-key-file)"
+_CERTIFICATE_RULE = "this root takes calls of clients and operators of its cluster only"
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Refuses calls without an API key, where there are keys, before any message is read."""
+    """Refuses calls without an API key or a client's certificate, before a message is read.
+
+    Calls that run end when their key or certificate is revoked.
+    """
 
     def __init__(
         self,
-        keys: ApiKeys | None,
+        access: Access,
         refusals: Refusals,
         handshakes: Handshakes | None,
         silence_seconds: float,
     ) -> None:
         """silence_seconds: a call whose message has not come by then ends."""
-        self._keys = keys
+        self._access = access
+        self._live = LiveCalls()
         self._callers = Callers(refusals, handshakes)
         # Until then such a call counts towards the root's limit of calls.
         self._seconds = silence_seconds
@@ -53,33 +60,67 @@ class Gate(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """The method's handler with this gate around it, or one that refuses."""
-        if self._keys is not None:
-            problem = self._keys.admits(handler_call_details.invocation_metadata)
-            if problem:
-                return self._refusal(problem)
+        method = handler_call_details.method
+        holder: Caller | None = None
+        if self._access.by_key:
+            try:
+                holder = self._access.key_holder(handler_call_details.invocation_metadata)
+            except HearthError as error:
+                return self._refusal(error)
         handler: Handler = await continuation(handler_call_details)
         if handler is None:
             return None
         if handler.request_streaming:
-            return self._guarded_stream(handler)
-        return self._guarded(handler, handler_call_details.method.rpartition("/")[2])
+            return self._guarded_stream(handler, holder, method)
+        return self._guarded(handler, holder, method)
 
-    def _refusal(self, problem: str) -> Handler:
+    def _refusal(self, problem: HearthError) -> Handler:
         async def refuse(requests: Any, context: Context) -> None:
-            await _abort(context, self._callers.refuse(context, problem, _RULE))
+            await _abort(context, self._callers.refuse(context, problem, _KEY_RULE))
 
         return refusing(refuse)
 
-    def _guarded(self, handler: Handler, method: str) -> Handler:
+    async def _admit(self, context: Context, holder: Caller | None, method: str) -> Caller:
+        """The caller, if it may call this method; the call ends otherwise."""
+        try:
+            caller = holder or self._access.certificate_holder(context)
+            check_allowed(caller, method)
+        except HearthError as error:
+            await _abort(context, self._callers.refuse(context, error, _CERTIFICATE_RULE))
+        self._callers.note(context)
+        return caller
+
+    @contextmanager
+    def _while_valid(self, caller: Caller) -> Iterator[None]:
+        """Ends this task when the caller is revoked. Raises HearthError UNAUTHENTICATED then."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        if caller.proof is None or task is None:
+            yield
+            return
+        with self._live.hold(
+            functools.partial(self._access.revocation, caller.proof),
+            functools.partial(loop.call_soon_threadsafe, task.cancel),
+        ) as held:
+            try:
+                yield
+            except asyncio.CancelledError:
+                if not held.problem:
+                    raise
+                task.uncancel()
+                raise HearthError(Reason.UNAUTHENTICATED, held.problem) from None
+
+    def _guarded(self, handler: Handler, holder: Caller | None, full_name: str) -> Handler:
         """A method with one request. As a stream of bytes, so that the gate reads the message."""
         behavior = behavior_of(handler)
+        method = full_name.rpartition("/")[2]
 
         @functools.wraps(behavior)
         async def guarded(requests: Any, context: Context) -> Any:
-            self._callers.note(context)
+            caller = await self._admit(context, holder, full_name)
             try:
-                request = await self._request(context, handler.request_deserializer)
-                return await behavior(request, context)
+                with self._while_valid(caller):
+                    request = await self._request(context, handler.request_deserializer)
+                    return await behavior(request, context)
             except HearthError as error:
                 await _abort(context, error)
             except NotImplementedError:  # raised by stubs; gRPC would log a traceback each time
@@ -111,7 +152,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 {"bytes": len(data)},
             ) from None
 
-    def _guarded_stream(self, handler: Handler) -> Handler:
+    def _guarded_stream(self, handler: Handler, holder: Caller | None, full_name: str) -> Handler:
         """A method with a stream of requests; reflection has the only one."""
         behavior: Behavior = behavior_of(handler)
         if not inspect.isasyncgenfunction(behavior):
@@ -119,7 +160,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         @functools.wraps(behavior)
         async def guarded(requests: Any, context: Context) -> AsyncIterator[Any]:
-            self._callers.note(context)
+            await self._admit(context, holder, full_name)
             async for response in behavior(requests, context):
                 yield response
 

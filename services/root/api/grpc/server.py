@@ -15,7 +15,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from hearth.common.access import Access
 from hearth.common.admission import Handshakes, Refusals
+from hearth.common.api_keys import ApiKeys
 from hearth.common.channels import (
     MAX_CLIENT_MESSAGE_BYTES,
     SILENCE_SECONDS,
@@ -26,7 +28,7 @@ from hearth.common.channels import (
 )
 from hearth.common.errors import HearthError
 from hearth.common.health import HealthPort
-from hearth.common.security import ApiKeys, Security
+from hearth.common.security import Security
 from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.gate import Gate
 from hearth.root.api.grpc.service import SERVICE, RootService
@@ -69,7 +71,7 @@ class RootServer:
         self._health_address = health_address
         refusals = Refusals("the root's port")
         self._handshakes = Handshakes(refusals, silence_seconds) if security else None
-        self._gate = Gate(api_keys, refusals, self._handshakes, silence_seconds)
+        self._gate = Gate(Access(security, api_keys), refusals, self._handshakes, silence_seconds)
         self._silence_seconds = silence_seconds
         self._certificates = api_keys is None
         self._frontend = frontend

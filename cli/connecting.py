@@ -1,0 +1,69 @@
+"""A client of a running root, as the options --root, --tls, --api-key and the like ask for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hearth.cli.command import Options
+
+if TYPE_CHECKING:
+    from hearth.client import Client
+
+
+def connect(options: Options) -> Client:
+    """The client; it dials with its first call. Raises HearthError."""
+    from hearth.client import Client
+
+    key = _api_key(options)
+    if options.tls:
+        _check_certificate(Path(options.tls), key is not None)
+    return Client(
+        options.root,
+        tls=options.tls or None,
+        api_key=key,
+        insecure=options.insecure,
+    )
+
+
+def _api_key(options: Options) -> str | None:
+    """The key of --api-key-file, or of --api-key or its variable."""
+    from hearth.common.errors import HearthError, Reason
+    from hearth.common.key_files import check_mode, read_file
+
+    if "api_key" in options.given:
+        print(
+            "warning: every user of this machine can see the key of --api-key in the process "
+            "list; use HEARTH_API_KEY or --api-key-file",
+            file=sys.stderr,
+        )
+    if not options.api_key_file:
+        return options.api_key or None
+    if options.api_key:
+        raise HearthError(Reason.BAD_SETTING, "give --api-key or --api-key-file, not both")
+    path = Path(options.api_key_file)
+    check_mode(path)
+    return _first_key(path, read_file(path).decode("utf-8", "replace"))
+
+
+def _first_key(path: Path, text: str) -> str:
+    """The key in a file that holds nothing else, or the first one of a file for --api-keys."""
+    from hearth.common.key_files import bad_file
+
+    for line in text.splitlines():
+        words = line.partition("#")[0].split()
+        if words:
+            return words[min(1, len(words) - 1)]
+    raise bad_file(f"{path} holds no API key", path)
+
+
+def _check_certificate(directory: Path, with_key: bool) -> None:
+    """Refuses a worker's or a monitor's directory in words, before a root does by a handshake."""
+    from hearth.common.certificates import Role, check_directory
+    from hearth.common.key_files import check_mode
+
+    check_mode(directory / "tls.key")
+    if with_key and (directory / "ca.crt").exists() and not (directory / "tls.crt").exists():
+        return  # with an API key, the authority is enough
+    check_directory(directory, (Role.CLIENT, Role.OPERATOR, Role.ROOT))
