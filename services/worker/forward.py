@@ -6,6 +6,7 @@ calling thread.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -23,6 +24,8 @@ from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
 from hearth.worker.page_tables import PageTables
 from hearth.worker.shard import NodeShard, Span
+
+log = logging.getLogger(__name__)
 
 # Time limit for connecting the ranks of a new plan, and then for measuring their links.
 MESH_SECONDS = 10.0
@@ -158,6 +161,7 @@ class ForwardLoop:
         except _native.LaneError as error:
             # By rank: only the root can map a rank to a worker.
             place = {"stage": self._placement.stage, "rank": error.rank}
+            log.warning("step %d is lost: %s", step.step_id, error)
             raise HearthError(Reason.PEER_LOST, str(error), place) from None
         response, sent = self._response(step, output)
         wall, sync = output.wall_ns / 1e9, output.sync_ns / 1e9
