@@ -10,11 +10,16 @@ times as large in memory. Everything except the payload is limited separately.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
+from xxhash import xxh3_64_intdigest
 
 from hearth.v1 import worker_pb2
+
+_Message = TypeVar("_Message", worker_pb2.ForwardRequest, worker_pb2.ForwardResponse)
 
 # Messages of weight loading other than chunks. The manifest of a model of a thousand layers has
 # under 1 MiB; parsed, 2 MiB become at most 80 MiB.
@@ -86,11 +91,56 @@ _SYNC = 3 << 3 | 2
 _PAYLOAD = 3 << 3 | 2
 
 
-def decode_forward(raw: bytes) -> worker_pb2.ForwardRequest:
-    """Decodes a message of a Forward stream.
+# ForwardRequest.check and ForwardResponse.check, the last field: a tag and eight bytes.
+_CHECK = bytes((15 << 3 | 1,))
+_CHECK_BYTES = 9
 
-    Raises protobuf's DecodeError for malformed bytes, or for too many bytes besides the payload.
+
+class ChangedError(DecodeError):
+    """A message is not the one that was sent: the network or a machine damages data."""
+
+
+def encode_forward(message: worker_pb2.ForwardRequest | worker_pb2.ForwardResponse) -> bytes:
+    """A message of a Forward stream, with its check behind."""
+    raw = message.SerializeToString()
+    return b"".join((raw, _CHECK, xxh3_64_intdigest(raw).to_bytes(8, "little")))
+
+
+def decode_forward(raw: bytes) -> worker_pb2.ForwardRequest:
+    """Decodes a message of a Forward stream to a worker.
+
+    Raises protobuf's DecodeError for malformed bytes, or for too many bytes besides the payload;
+    ChangedError for a message that its check does not fit. One without a check is read.
     """
+    return _checked(raw, _forward_request)
+
+
+def decode_forward_response(raw: bytes) -> worker_pb2.ForwardResponse:
+    """Decodes a message of a Forward stream from a worker. Raises as `decode_forward` does."""
+    return _checked(raw, worker_pb2.ForwardResponse.FromString)
+
+
+def _checked(raw: bytes, parse: Callable[[bytes], _Message]) -> _Message:
+    changed = False
+    if raw[-_CHECK_BYTES : 1 - _CHECK_BYTES] == _CHECK:
+        stored = int.from_bytes(raw[1 - _CHECK_BYTES :], "little")
+        if xxh3_64_intdigest(memoryview(raw)[:-_CHECK_BYTES]) == stored:
+            return parse(raw[:-_CHECK_BYTES])
+        changed = True
+    try:
+        message = parse(raw)
+        # (These bytes may also be the end of another field, in a message without a check.)
+        changed = message.check != 0
+    except DecodeError:
+        if not changed:
+            raise
+    if changed:
+        problem = f"a message of {len(raw)} bytes arrived changed: the network damages data"
+        raise ChangedError(problem)
+    return message
+
+
+def _forward_request(raw: bytes) -> worker_pb2.ForwardRequest:
     if len(raw) > MAX_STRUCTURE_BYTES:
         structure = len(raw) - _payload_bytes(raw)
         if structure > MAX_STRUCTURE_BYTES:

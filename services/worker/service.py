@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from hearth import _native
 from hearth.common.channels import PROTOCOL_VERSION
 from hearth.common.errors import HearthError, Reason
-from hearth.common.frames import ChunkFrame, decode_forward, decode_request
+from hearth.common.frames import ChunkFrame, decode_forward, decode_request, encode_forward
 from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.rpc_errors import abort
@@ -170,7 +170,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
 
 class ChunkFrames(grpc.ServerInterceptor):
-    """Lets the streams read messages as common/frames.py does: chunks as views, and bounded."""
+    """Lets the streams read and write as common/frames.py does: bounded, checked, few copies."""
 
     def intercept_service(
         self,
@@ -184,10 +184,11 @@ class ChunkFrames(grpc.ServerInterceptor):
         if handler is None or decode is None:
             return handler
         stream: Any = handler.stream_stream
+        forward = method == "Forward"
         return grpc.stream_stream_rpc_method_handler(
             stream,
             request_deserializer=_reader(decode),
-            response_serializer=handler.response_serializer,
+            response_serializer=encode_forward if forward else handler.response_serializer,
         )
 
 

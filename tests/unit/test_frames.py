@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from hearth.common.frames import (
     MAX_BEGIN_BYTES,
     MAX_STRUCTURE_BYTES,
+    ChangedError,
     ChunkFrame,
     decode_forward,
+    decode_forward_response,
     decode_request,
+    encode_forward,
     encode_request,
 )
 from hearth.v1 import common_pb2, worker_pb2
@@ -136,6 +139,42 @@ def test_large_steps_and_syncs_are_read() -> None:
         worker_pb2.ForwardRequest(sync=worker_pb2.SyncFrame(step_id=3, index=4, data=payload)),
     ):
         assert decode_forward(request.SerializeToString()) == request
+        assert decode_forward(encode_forward(request)) == request
+    response = worker_pb2.ForwardResponse(result=worker_pb2.StepResult(logits=payload))
+    assert decode_forward_response(encode_forward(response)) == response
+
+
+@given(st.integers(0, 2**64 - 1), st.binary(max_size=40))
+def test_no_flipped_bit_passes_for_another_message(step_id: int, data: bytes) -> None:
+    """Any bit of messages both ways: refused, or (in the tag of the check) the same message."""
+    request = worker_pb2.ForwardRequest(sync=worker_pb2.SyncFrame(step_id=step_id, data=data))
+    result = worker_pb2.StepResult(step_id=step_id, logits=data, candidate_ids=data)
+    response = worker_pb2.ForwardResponse(result=result)
+    for message, decode in ((request, decode_forward), (response, decode_forward_response)):
+        raw = encode_forward(message)
+        assert type(message).FromString(raw).check  # protobuf reads it too
+        assert decode(raw) == decode(raw[:-9]) == message
+        for bit in range(8 * len(raw)):
+            flipped = bytearray(raw)
+            flipped[bit // 8] ^= 1 << bit % 8
+            try:
+                read = decode(bytes(flipped))
+            except ChangedError:
+                continue
+            except DecodeError:
+                assert bit // 8 == len(raw) - 9
+                continue
+            assert bit // 8 == len(raw) - 9
+            assert read.WhichOneof("message") == message.WhichOneof("message")
+            assert getattr(read, str(read.WhichOneof("message"))) == getattr(
+                message, str(message.WhichOneof("message"))
+            )
+
+
+def test_bytes_like_a_check_at_the_end_of_another_field_are_not_one() -> None:
+    sync = worker_pb2.SyncFrame(data=b"\x79" + bytes(8))
+    request = worker_pb2.ForwardRequest(sync=sync)
+    assert decode_forward(request.SerializeToString()) == request
 
 
 @given(st.binary(max_size=60))
@@ -146,4 +185,8 @@ def test_small_forward_messages_are_read_as_protobuf_does(raw: bytes) -> None:
         with pytest.raises(DecodeError):
             decode_forward(raw)
     else:
-        assert decode_forward(raw) == expected
+        if expected.check:
+            with pytest.raises(ChangedError):
+                decode_forward(raw)
+        else:
+            assert decode_forward(raw) == expected

@@ -11,9 +11,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from hearth.common.channels import MAX_NAME_BYTES, PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason
+from hearth.common.frames import decode_forward_response, encode_forward
 from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.common.security import Security
@@ -28,6 +30,7 @@ OPEN_SECONDS = 10.0
 RELEASE_SECONDS = 2.0
 # Forward streams to workers whose certificate may be revoked.
 _LIVE = LiveCalls()
+_FORWARD = "/hearth.v1.WorkerService/Forward"
 # Reasons of a broken stream that mean only that the worker is lost.
 _GONE = {Reason.UNREACHABLE, Reason.CANCELLED, Reason.INTERNAL, Reason.DEADLINE}
 
@@ -54,6 +57,9 @@ class WorkerLink:
         self._certificate = WorkerCertificate(address, security) if security is not None else None
         self._channel = dial(address, security)
         self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        self._forward = self._channel.stream_stream(
+            _FORWARD, request_serializer=encode_forward, response_deserializer=_read
+        )
         self._outgoing: queue.SimpleQueue[worker_pb2.ForwardRequest | None] = queue.SimpleQueue()
         self._call: Any = None  # grpc's type of a stream-stream call is private
         self._failure: HearthError | None = None
@@ -155,7 +161,7 @@ class WorkerLink:
         Raises HearthError, which is the error of `fail` if that was called before.
         """
         with self._unless_closed():
-            self._call = call = self._stub.Forward(self._requests(self._outgoing))
+            self._call = call = self._forward(self._requests(self._outgoing))
         if self._failure is not None:
             call.cancel()  # `fail` came before there was a stream
         self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
@@ -187,10 +193,14 @@ class WorkerLink:
         """The worker's next message; blocks. Raises HearthError if the stream has ended."""
         self.waiting = True
         try:
-            response: worker_pb2.ForwardResponse = next(self._call)
+            response: worker_pb2.ForwardResponse | DecodeError = next(self._call)
         except (StopIteration, grpc.RpcError):
             raise self._ended() from None
         self.waiting = False
+        if isinstance(response, DecodeError):
+            problem = f"worker {self.name} was lost: of the worker, {response}"
+            self.fail(HearthError(Reason.WORKER_LOST, problem))
+            raise self._ended()
         return response
 
     def receive_within(self, seconds: float, what: str) -> worker_pb2.ForwardResponse:
@@ -285,6 +295,14 @@ def _too_long(answer: worker_pb2.DescribeResponse) -> str:
         if size > MAX_NAME_BYTES:
             return f"its {what} has {size} bytes, and at most {MAX_NAME_BYTES} are allowed"
     return ""
+
+
+def _read(raw: bytes) -> worker_pb2.ForwardResponse | DecodeError:
+    """gRPC would hide the reason of a deserializer that raises."""
+    try:
+        return decode_forward_response(raw)
+    except DecodeError as error:
+        return error
 
 
 def _violation(name: str, problem: str) -> HearthError:
