@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.options import number
 
-# The messages of grpc.health.v1 are so small that nothing is needed to read them: field 1.
-_CHECK = "/grpc.health.v1.Health/Check"
-_STATES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+_MAX_ANSWER_BYTES = 1024
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
@@ -48,7 +45,7 @@ def command() -> Command:
 
 def run(options: Options) -> int:
     """0 when the service is ready. Raises HearthError when it is not, or does not answer."""
-    import grpc
+    import http.client
 
     from hearth.common.errors import HearthError, Reason
 
@@ -59,18 +56,17 @@ def run(options: Options) -> int:
     # A service that listens on every address is reached over the loopback.
     host, _, port = address.rpartition(":")
     target = f"{_ANYWHERE.get(host, host)}:{port}"
-    request = b"\x0a\x08liveness" if options.liveness else b""
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            check: Any = channel.unary_unary(_CHECK)  # bytes in, bytes out
-            answer: bytes = check(request, timeout=options.timeout)
-        except grpc.RpcError as error:
-            problem = (
-                f"no answer from the health port {target}: {error.details() or error.code().name}"
-            )
-            raise HearthError(Reason.UNREACHABLE, problem) from None
-    state = _STATES.get(answer[1] if answer[:1] == b"\x08" and len(answer) > 1 else 0, "UNKNOWN")
-    if state != "SERVING":
-        raise HearthError(Reason.CLUSTER_NOT_READY, f"{target} says {state}")
+    try:
+        connection = http.client.HTTPConnection(target, timeout=options.timeout)
+        connection.request("GET", "/livez" if options.liveness else "/readyz")
+        response = connection.getresponse()
+        state = response.read(_MAX_ANSWER_BYTES).decode("latin-1").strip()
+        connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        problem = f"no answer from the health port {target}: {error or type(error).__name__}"
+        raise HearthError(Reason.UNREACHABLE, problem) from None
+    if response.status != http.HTTPStatus.OK:
+        problem = f"{target} answers {response.status}: {state}"
+        raise HearthError(Reason.CLUSTER_NOT_READY, problem)
     print(state)
     return 0

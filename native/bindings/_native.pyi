@@ -237,3 +237,44 @@ class Sampler:
 
     def accept_prompt(self, tokens: NDArray[np.uint32]) -> None:
         """Counts all tokens [n] of a prompt as seen."""
+
+class Front:
+    """A bounded front of a gRPC server: see native/include/hearth/front.h.
+
+    A connection's key is the port from which the front connects to the server.
+    """
+
+    def __init__(
+        self,
+        *,
+        listeners: Sequence[int],
+        backend: int,
+        tls: bool,
+        connections: int,
+        strangers: int,
+        silence_seconds: float,
+        settle_seconds: float,
+    ) -> None:
+        """Takes the descriptors of listening sockets; forwards to `backend` on 127.0.0.1."""
+
+    def peer(self, key: int) -> tuple[str, int] | None:
+        """The peer's address, while its connection is open."""
+
+    def called(self, key: int) -> None:
+        """Notes that a call has come: the handshake of this connection did not fail."""
+
+    def admit(self, key: int, *, settled: bool) -> bool:
+        """Ends the limit on a connection's bytes; with `settled` false, once SETTINGS are
+        acknowledged. False if there is no place for it: it is closed."""
+
+    def refused(self, seconds: float) -> list[tuple[str, int, str]]:
+        """Waits for refused connections, at most `seconds`: host, port and cause of each."""
+
+    def stop_listening(self) -> None:
+        """No new connections from now on."""
+
+    def close(self, seconds: float) -> None:
+        """Waits until what the server sent is forwarded, `seconds` at most; closes everything."""
+
+    def counts(self) -> list[int]:
+        """Open connections, those to the server among them, and admitted ones."""

@@ -60,6 +60,7 @@ using Ids = pybind11::array_t<uint32_t, pybind11::array::c_style | pybind11::arr
 using Bytes = pybind11::array_t<uint8_t, pybind11::array::c_style>;
 
 void bind_formats(pybind11::module_& module);
+void bind_front(pybind11::module_& module);
 void bind_machine(pybind11::module_& module);
 void bind_lanes(pybind11::module_& module);
 void bind_shard(pybind11::module_& module);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -47,8 +47,15 @@ _KEEPALIVE_TIMEOUT_MS = 8_000
 SILENCE_SECONDS = 10.0
 # A connection without a call for this long is closed; clients reconnect by themselves.
 _IDLE_MS = 300_000
-# Connections of one server, half-open ones included. Each costs a descriptor and some 100 KiB.
+# Authorized connections of one server at once. Each costs three descriptors and some 100 KiB.
 MAX_CONNECTIONS = 256
+# Connections without an authorized call that gRPC sees at once (common/front.py).
+MAX_STRANGERS = 64
+# A peer acknowledges SETTINGS within this, or gRPC closes the connection: until then, gRPC does not
+# apply its limit on headers.
+SETTINGS_SECONDS = 2.0
+# Connections that wait to be accepted.
+_BACKLOG = 512
 
 Options = list[tuple[str, int | str]]
 
@@ -93,8 +100,12 @@ def server_options(
         *_KEEPALIVE,
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
         ("grpc.max_concurrent_streams", max_streams),
-        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
-        ("grpc.server_handshake_timeout_ms", round(silence_seconds * 1000)),
+        # The front has fewer, and closes silent ones first.
+        ("grpc.max_allowed_incoming_connections", 2 * (MAX_CONNECTIONS + MAX_STRANGERS)),
+        ("grpc.server_handshake_timeout_ms", round(silence_seconds * 1000) + 1000),
+        ("grpc.http2.settings_timeout", round(SETTINGS_SECONDS * 1000)),
+        # A refused stream is forgotten at once, not kept for up to a second.
+        ("grpc.http.tarpit", 0),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -164,45 +175,52 @@ def refuse_exposed(option: str, address: str, security: Security | None, insecur
         raise HearthError(Reason.INSECURE, problem, {"address": address})
 
 
-def bind(
-    server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None = None
-) -> int:
-    """Makes `server` listen on host:port (port 0: any free one); returns the port.
+def listen(address: str) -> list[socket.socket]:
+    """Sockets that listen on host:port: one for each address of the host, all on one port.
 
+    Port 0 is any free one. "0.0.0.0" takes IPv6 too, where the machine has it.
     Raises HearthError PORT_IN_USE or BAD_ADDRESS, naming the address.
     """
     host, port = split_address(address)
-    _check_free(address, host, port)
-    try:
-        if credentials is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise _port_in_use(address)
-    return bound
-
-
-def _check_free(address: str, host: str, port: int) -> None:
-    """Tries every address of `host`: gRPC does not fail while one of several is free."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise _cannot_listen(address, error) from None
+    where = [(family, address) for family, _, _, _, address in found]
+    if host == "0.0.0.0":
+        where.insert(0, (socket.AF_INET6, ("::", port)))
+    opened: list[socket.socket] = []
     problems: list[OSError] = []
-    for family, kind, protocol, _, where in found:
+    for family, each in where:
+        if opened and port == 0:
+            each = (each[0], opened[0].getsockname()[1], *each[2:])
         try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
+            opened.append(_listening(family, each))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise _port_in_use(address) from None
             problems.append(error)
-    if len(problems) == len(found):
-        raise _cannot_listen(address, problems[0])
+        if opened and host == "0.0.0.0":
+            break
+    in_use = any(error.errno == errno.EADDRINUSE for error in problems)
+    if not opened or in_use:
+        for each_socket in opened:
+            each_socket.close()
+        raise _port_in_use(address) if in_use else _cannot_listen(address, problems[0])
+    return opened
+
+
+def _listening(family: int, where: tuple[Any, ...]) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            only = 0 if where[0] == "::" else 1
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        opened.bind(where)
+        opened.listen(_BACKLOG)
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def _port_in_use(address: str) -> HearthError:

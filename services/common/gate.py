@@ -1,4 +1,4 @@
-"""The common half of both services' gates: the log of callers, and gRPC handlers.
+"""The common half of both services' gates: admission of connections, and gRPC handlers.
 
 A gate is an interceptor. It authenticates each call and limits how long the first message may take.
 """
@@ -9,30 +9,35 @@ from typing import Any
 
 import grpc
 
-from hearth.common.admission import Handshakes, Peer, Refusals, peer_of
+from hearth.common.admission import Peer, Refusals, peer_of
 from hearth.common.errors import HearthError, Reason
+from hearth.common.front import Front
 
 Handler = Any  # grpc.RpcMethodHandler; generic only in its type stubs
 Behavior = Any  # the servicer's method
 
 
 class Callers:
-    """Notes every call: its TLS handshake was good, or the call was refused."""
+    """Tells the port's front of calls, and logs refused ones."""
 
-    def __init__(self, refusals: Refusals, handshakes: Handshakes | None) -> None:
+    def __init__(self, refusals: Refusals, front: Front | None) -> None:
         self._refusals = refusals
-        self._handshakes = handshakes
+        self._front = front
 
-    def note(self, context: Any) -> Peer:
-        """The caller's address; marks its handshake as finished."""
-        peer = peer_of(context.peer())
-        if self._handshakes is not None:
-            self._handshakes.called(peer)
-        return peer
+    def admit(self, context: Any, *, settled: bool) -> None:
+        """Notes an authorized call: its connection is no stranger's any more."""
+        if self._front is not None:
+            self._front.admit(context, settled=settled)
+
+    def peer(self, context: Any) -> Peer:
+        """The caller's address."""
+        if self._front is not None:
+            return self._front.peer(context)
+        return peer_of(context.peer())
 
     def refuse(self, context: Any, error: HearthError, rule: str) -> HearthError:
         """Logs a refused call; returns its error, with the rule that applies."""
-        self._refusals.note(self.note(context), error.message)
+        self._refusals.note(self.peer(context), error.message)
         if error.reason != Reason.UNAUTHENTICATED:
             return error
         return HearthError(Reason.UNAUTHENTICATED, f"{error.message}: {rule}")

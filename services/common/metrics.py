@@ -21,7 +21,6 @@ from prometheus_client import (
 
 from hearth.common import system
 from hearth.common.channels import refuse_exposed
-from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics_port import MetricsPort
 from hearth.common.security import Security
 
@@ -129,17 +128,10 @@ class Metrics:
         """Answers GET /metrics on host:port; the port it has.
 
         With `security` by mutual TLS; without, beyond loopback only if `insecure`. Raises
-        HearthError PORT_IN_USE or INSECURE.
+        HearthError PORT_IN_USE, BAD_ADDRESS or INSECURE.
         """
         refuse_exposed("--metrics", address, security, insecure)
-        try:
-            self._http = MetricsPort(address, self.registry, security)
-        except OSError as error:
-            problem = (
-                f"cannot serve metrics on {address}: {error.strerror or error}; "
-                "choose another --metrics HOST:PORT"
-            )
-            raise HearthError(Reason.PORT_IN_USE, problem, {"address": address}) from None
+        self._http = MetricsPort(address, self.registry, security)
         return self._http.port
 
     def stop(self) -> None:

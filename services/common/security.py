@@ -145,7 +145,9 @@ class Security:
             return f"a certificate of {names}, not of {' or '.join(r.host_name for r in allowed)}"
         return self.revocation(peer)
 
-    def connection_refusal(self, connection: ssl.SSLSocket, allowed: Iterable[Role]) -> str:
+    def connection_refusal(
+        self, connection: ssl.SSLSocket | ssl.SSLObject, allowed: Iterable[Role]
+    ) -> str:
         """The same for a connection of `ssl_context`."""
         der = connection.getpeercert(binary_form=True)
         if der is None:
@@ -155,13 +157,8 @@ class Security:
         except ValueError as error:
             return f"a certificate that cannot be read: {error}"
 
-    def server_credentials(
-        self, client_certificates: bool = True, on_handshake: Callable[[], None] = lambda: None
-    ) -> grpc.ServerCredentials:
-        """Credentials of a server; client_certificates: clients need a certificate of the CA.
-
-        on_handshake: called in a gRPC thread at the start of each connection's handshake.
-        """
+    def server_credentials(self, client_certificates: bool = True) -> grpc.ServerCredentials:
+        """Credentials of a server; client_certificates: clients need a certificate of the CA."""
         given = self._files.get()
 
         def configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
@@ -173,7 +170,6 @@ class Security:
         def renewed() -> Any:
             """The changed configuration, or None if unchanged."""
             nonlocal given
-            on_handshake()
             newest = self._files.get()
             if newest is given:
                 return None

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import grpc
 
 from hearth.common.access import peer_certificate
-from hearth.common.admission import Handshakes, Refusals
+from hearth.common.admission import Refusals
 from hearth.common.certificates import Role
 from hearth.common.errors import HearthError, Reason
+from hearth.common.front import Front
 from hearth.common.gate import (
     Callers,
     Handler,
@@ -38,13 +39,13 @@ class Gate(grpc.ServerInterceptor):
         self,
         security: Security | None,
         refusals: Refusals,
-        handshakes: Handshakes | None,
+        front: Front | None,
         silence_seconds: float,
     ) -> None:
         """silence_seconds: a call whose message has not come by then ends."""
         self._security = security
         self._live = LiveCalls()
-        self._callers = Callers(refusals, handshakes)
+        self._callers = Callers(refusals, front)
         # Until then such a call holds a thread of the server.
         self._seconds = silence_seconds
 
@@ -73,9 +74,10 @@ class Gate(grpc.ServerInterceptor):
         # `wraps` copies the attributes that the health service sets on its handlers.
         @functools.wraps(behavior)
         def watched(requests: Iterator[Any], context: grpc.ServicerContext, *more: Any) -> Any:
-            self._callers.note(context)
             if self._security is not None:
                 self._watch_root(self._security, context)
+            # A root with certificates is trusted; without them, anyone could call.
+            self._callers.admit(context, settled=self._security is not None)
             argument = requests if handler.request_streaming else self._only(requests, context)
             try:
                 return behavior(argument, context, *more)

@@ -15,9 +15,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hearth.common import channels, system
-from hearth.common.admission import Handshakes, Refusals
+from hearth.common.admission import Refusals
 from hearth.common.channels import MAX_NAME_BYTES
 from hearth.common.errors import HearthError, Reason
+from hearth.common.front import BEHIND, Front
 from hearth.common.health import HealthPort
 from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
@@ -72,8 +73,10 @@ class WorkerServer:
         self._health_address = health_address
         self._health_port: HealthPort | None = None
         refusals = Refusals("the worker's port")
-        self._handshakes = Handshakes(refusals, silence_seconds) if security else None
-        self._gate = Gate(security, refusals, self._handshakes, silence_seconds)
+        self._front = Front(
+            listen, refusals, tls=security is not None, silence_seconds=silence_seconds
+        )
+        self._gate = Gate(security, refusals, self._front, silence_seconds)
         self._silence_seconds = silence_seconds
         self._threads = threads or system.cores()
         self._pin = tuple(pin)
@@ -105,6 +108,7 @@ class WorkerServer:
 
     def start(self) -> int:
         """Serves; the port it listens on."""
+        self._front.listen()
         server = grpc.server(
             self._pools[0],
             interceptors=[self._gate, ChunkFrames()],
@@ -130,23 +134,22 @@ class WorkerServer:
         if channels.is_loopback(self._listen):
             names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        credentials = None
-        if self._security is not None and self._handshakes is not None:
-            credentials = self._security.server_credentials(on_handshake=self._handshakes.began)
-        port = channels.bind(server, self._listen, credentials)
-        if self._handshakes is not None:
-            self._handshakes.start(port)
+        if self._security is None:
+            behind = server.add_insecure_port(BEHIND)
+        else:
+            behind = server.add_secure_port(BEHIND, self._security.server_credentials())
         if self._health_address is not None:
             self._health_port = HealthPort(
-                self._health_address, _SERVICE, silence_seconds=self._silence_seconds
+                self._health_address, silence_seconds=self._silence_seconds
             )
         server.start()
+        self._front.start(behind)
         self._server = server
         for name in ("", _SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         if self._health_port is not None:
             self._health_port.set_serving(True)
-        return port
+        return self._front.port
 
     def leave(self, seconds: float, hurry: threading.Event) -> None:
         """Refuses what comes, and lets the root go on without this worker: see leaving.py.
@@ -160,12 +163,12 @@ class WorkerServer:
         """Refuses what comes, ends the streams with SHUTTING_DOWN, waits up to `grace` seconds."""
         self._refuse()
         self._tenancy.close()
+        self._front.stop_listening()
         if self._server is not None:
             self._server.stop(grace).wait()
+        self._front.close()
         if self._mesh is not None:
             self._mesh.close()
-        if self._handshakes is not None:
-            self._handshakes.stop()
         if self._health_port is not None:
             self._health_port.stop()
         for pool in self._pools:

@@ -36,6 +36,7 @@ from hearth.common.certificates import (  # noqa: E402
     peer_of_pem,
 )
 from hearth.common.errors import HearthError, Reason  # noqa: E402
+from hearth.common.health import LIVE, READY  # noqa: E402
 from hearth.common.security import read_identity  # noqa: E402
 
 Look = Callable[[str], Installed]
@@ -138,16 +139,16 @@ def test_probes_ask_the_port_that_only_answers_probes(installed: Look, name: str
     for role, pod in installed(name).pods().items():
         container = main_container(pod)
         asked = {
-            kind: container[f"{kind}Probe"]["grpc"]
+            kind: container[f"{kind}Probe"]["httpGet"]
             for kind in ("startup", "liveness", "readiness")
             if f"{kind}Probe" in container
         }
         assert len(asked) == (3 if role in SERVICES else 0)
-        # A number: a gRPC probe cannot name a port.
-        assert all(probe["port"] == ports(pod)["health"] for probe in asked.values())
+        assert all(probe["port"] == "health" for probe in asked.values())
         if asked:
-            assert asked["liveness"]["service"] == asked["startup"]["service"] == "liveness"
-            assert "service" not in asked["readiness"]
+            assert "health" in ports(pod)
+            assert asked["liveness"]["path"] == asked["startup"]["path"] == LIVE
+            assert asked["readiness"]["path"] == READY
             patience = container["livenessProbe"]
             assert patience["periodSeconds"] * patience["failureThreshold"] >= 60
 

@@ -9,24 +9,23 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import ServiceProcess, free_port, hearth
 
 pytest.importorskip("yaml", reason="the chart's tests need make chart-test")
 
-from chart import Installed, containers, environ_of, main_container, mounted, secret
+from chart import Installed, containers, environ_of, main_container, mounted, ports, secret
 
 _CONNECTS = 100
 # HEARTH_NAME is a pod's name, which only a cluster knows.
 _NAME = "from-the-cluster"
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @dataclass
@@ -127,11 +126,11 @@ def test_a_client_without_the_certificate_is_not(running: Running) -> None:
 @pytest.mark.parametrize("role", ["root", "worker"])
 @pytest.mark.parametrize("kind", ["startup", "liveness", "readiness"])
 def test_its_probes_are_answered(running: Running, role: str, kind: str) -> None:
-    probe = main_container(running.installed.pods()[role])[f"{kind}Probe"]["grpc"]
-    with grpc.insecure_channel(f"127.0.0.1:{running.port(role, probe['port'])}") as channel:
-        request = health_pb2.HealthCheckRequest(service=probe.get("service", ""))
-        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
-    assert answer.status == _SERVING
+    pod = running.installed.pods()[role]
+    probe = main_container(pod)[f"{kind}Probe"]["httpGet"]
+    port = running.port(role, ports(pod)[probe["port"]])
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{probe['path']}", timeout=10) as answer:
+        assert answer.status == HTTPStatus.OK
 
 
 def test_a_probe_by_bare_connect_kills_nothing(running: Running) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 import fuzzing
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import ServiceProcess, WorkerProcess, free_port
 
 from hearth.client import Client
@@ -159,10 +158,9 @@ class Cluster:
         with dial(self.worker.address) as channel:
             assert self.describe(channel).held_by
         for name in ("root-health", "worker-health"):
-            with grpc.insecure_channel(f"127.0.0.1:{self.ports[name]}") as channel:
-                check = health_pb2_grpc.HealthStub(channel).Check
-                answer = check(health_pb2.HealthCheckRequest(), timeout=30)
-                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            url = f"http://127.0.0.1:{self.ports[name]}/readyz"
+            with urllib.request.urlopen(url, timeout=30) as response:
+                assert response.read() == b"ready\n"
         for name in ("root-metrics", "worker-metrics"):
             url = f"http://127.0.0.1:{self.ports[name]}/metrics"
             with urllib.request.urlopen(url, timeout=30) as response:
@@ -242,7 +240,7 @@ def test_noise_on_every_port(cluster: Cluster) -> None:
 
 
 def test_a_call_by_a_name_that_is_no_text(start_root: Callable[..., ServiceProcess]) -> None:
-    """gRPC's asyncio server ends at such a call, found by the noise above: it is opened again."""
+    """gRPC's own asyncio server closes its port at such a call, found by the noise above."""
     root = start_root("--model", "demo")
     port = int(root.address.rpartition(":")[2])
     bad = PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, headers(b"/\xff\xb5"))
@@ -256,9 +254,8 @@ def test_a_call_by_a_name_that_is_no_text(start_root: Callable[..., ServiceProce
                 connection.settimeout(5)
                 with suppress(OSError):
                     connection.recv(1000)
-                time.sleep(0.5)
             with Client(root.address) as other:
                 assert other.generate_text("Once", max_tokens=8, timeout=60)
         assert text + "".join(stream) == expected
-    assert "opening it again" in root.log.read_text()
     assert root.end() == 0
+    assert len(root.log.read_text().splitlines()) < 12

@@ -9,7 +9,6 @@ import shutil
 import socket
 import ssl
 import stat
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,11 +22,13 @@ from cryptography import x509
 from prometheus_client import CollectorRegistry, Gauge
 
 from hearth.cli.main import main
-from hearth.common import admission, pki
-from hearth.common.admission import MAX_LINES, WINDOW_SECONDS, Handshakes, Refusals, peer_of
+from hearth.common import pki
+from hearth.common.admission import MAX_LINES, WINDOW_SECONDS, Refusals, peer_of
 from hearth.common.api_keys import ApiKeys, bearer_problem
 from hearth.common.channels import is_loopback, refuse_exposed
 from hearth.common.errors import HearthError
+from hearth.common.front import BEHIND, Front
+from hearth.common.http_port import MAX_CONNECTIONS
 from hearth.common.metrics import Metrics
 from hearth.common.metrics_port import MetricsPort
 from hearth.common.security import FILES, Security, read_identity
@@ -362,20 +363,6 @@ def test_a_scanner_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
     assert f"({left_out} more refused since the last line)" in caplog.records[-1].message
 
 
-@pytest.mark.parametrize(
-    ("first", "seconds", "said"),
-    [
-        (b"PRI", 0.1, "without TLS"),
-        (b"GET", 0.1, "did not speak TLS"),
-        (b"\x16\x03\x01", 0.1, "no certificate"),
-        (b"", 0.1, "no certificate"),
-        (b"\x16\x03\x01", 10.0, "not done within 10 s"),
-    ],
-)
-def test_what_was_wrong_with_a_handshake(first: bytes, seconds: float, said: str) -> None:
-    assert said in admission._cause(first, seconds)
-
-
 # Servers in this process
 
 
@@ -397,17 +384,16 @@ def call(port: int, folder: Path, own: Path | None = None) -> bytes:
 @pytest.fixture
 def served(worker: Path, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[int, Path]]:
     """A TLS server whose directory may change: its port, the directory."""
-    handshakes = Handshakes(Refusals("the port"))
+    front = Front("127.0.0.1:0", Refusals("the port"), tls=True)
+    front.listen()
     server = grpc.server(futures.ThreadPoolExecutor(2, "rpc"))
     server.add_generic_rpc_handlers((Echo(),))
-    port = server.add_secure_port(
-        "127.0.0.1:0", Security(worker).server_credentials(on_handshake=handshakes.began)
-    )
-    handshakes.start(port)
+    behind = server.add_secure_port(BEHIND, Security(worker).server_credentials())
     server.start()
-    yield port, worker
+    front.start(behind)
+    yield front.port, worker
     server.stop(0).wait()
-    handshakes.stop()
+    front.close()
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -455,8 +441,7 @@ def test_failed_handshakes_are_logged_with_who_and_why(
         stranger.settimeout(20)
         assert stranger.recv(100) == b""  # closed at once
         number = stranger.getsockname()[1]
-        # Its first bytes may not have been there yet when gRPC asked.
-        wait_for(lambda: f"refused 127.0.0.9:{number} at the port: " in caplog.text)
+        wait_for(lambda: f"127.0.0.9:{number} at the port: it did not speak TLS" in caplog.text)
 
 
 @pytest.fixture
@@ -505,11 +490,16 @@ def test_half_open_connections_do_not_end_scraping(
 
 
 def test_connections_to_the_metrics_port_are_counted(
-    scraped: MetricsPort, caplog: pytest.LogCaptureFixture
+    scraped: MetricsPort, clusters: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    idle = [socket.create_connection(("127.0.0.1", scraped.port)) for _ in range(40)]
-    wait_for(lambda: "16 connections are open" in caplog.text)
-    assert sum(t.name == "metrics-scrape" for t in threading.enumerate()) <= 16
+    many = 2 * MAX_CONNECTIONS
+    idle = [socket.create_connection(("127.0.0.1", scraped.port)) for _ in range(many)]
+    wait_for(lambda: f"{MAX_CONNECTIONS} connections are open" in caplog.text)
+    # The oldest are closed, and the port answers.
+    for connection in idle[: many - MAX_CONNECTIONS]:
+        connection.settimeout(20)
+        assert connection.recv(1) == b""
+    assert "answer 42.0" in scrape(scraped.port, clusters[0], clusters[0] / "client")
     for connection in idle:
         connection.close()
 

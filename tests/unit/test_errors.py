@@ -36,7 +36,7 @@ def _raw_call(channel: grpc.Channel) -> None:
 def _call(error: Exception) -> HearthError:
     server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
     server.add_generic_rpc_handlers((_Service(error),))
-    port = channels.bind(server, "127.0.0.1:0")
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         with channels.dial(f"127.0.0.1:{port}") as channel:
@@ -67,7 +67,7 @@ def test_what_a_stranger_says_is_shown_on_one_line() -> None:
 
     server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
     server.add_generic_rpc_handlers((Stranger(),))
-    port = channels.bind(server, "127.0.0.1:0")
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         with channels.dial(f"127.0.0.1:{port}") as channel:
@@ -111,18 +111,15 @@ def test_every_reason_has_a_code() -> None:
 
 @pytest.fixture
 def taken() -> Iterator[str]:
-    server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
-    port = channels.bind(server, "127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
+    (listening,) = channels.listen("127.0.0.1:0")
+    with listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 def test_a_port_in_use_is_an_error_that_names_it(taken: str) -> None:
-    server = grpc.server(futures.ThreadPoolExecutor(1), options=channels.server_options())
     for address in (taken, taken.replace("127.0.0.1", "localhost")):
         with pytest.raises(HearthError, match=address) as error:
-            channels.bind(server, address)
+            channels.listen(address)
         assert error.value.reason == Reason.PORT_IN_USE
 
 

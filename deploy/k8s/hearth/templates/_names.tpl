@@ -109,27 +109,28 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Probes, on the port that answers health checks and nothing else. A probe by gRPC cannot present
-     a certificate, which is why that port is plaintext; it also cannot name a port. Patient ones: a
-     small device computing with all its cores answers late. */}}
+{{/* Probes, on the port that answers health checks and nothing else. A probe cannot present a
+     certificate, which is why that port is plaintext. Patient ones: a small device computing with all
+     its cores answers late. */}}
 {{- define "hearth.probes" -}}
 startupProbe:
-  grpc:
-    port: {{ include "hearth.port.health" . }}
-    service: liveness
+  httpGet:
+    port: health
+    path: /livez
   periodSeconds: 2
   timeoutSeconds: 5
   failureThreshold: 90
 livenessProbe:
-  grpc:
-    port: {{ include "hearth.port.health" . }}
-    service: liveness
+  httpGet:
+    port: health
+    path: /livez
   periodSeconds: 10
   timeoutSeconds: 10
   failureThreshold: 6
 readinessProbe:
-  grpc:
-    port: {{ include "hearth.port.health" . }}
+  httpGet:
+    port: health
+    path: /readyz
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3

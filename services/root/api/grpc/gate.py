@@ -12,8 +12,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from hearth.common.access import Access, Caller, check_allowed
-from hearth.common.admission import Handshakes, Refusals
+from hearth.common.admission import Refusals
 from hearth.common.errors import HearthError, Reason
+from hearth.common.front import Front
 from hearth.common.gate import (
     Behavior,
     Callers,
@@ -44,13 +45,13 @@ class Gate(grpc.aio.ServerInterceptor):
         self,
         access: Access,
         refusals: Refusals,
-        handshakes: Handshakes | None,
+        front: Front | None,
         silence_seconds: float,
     ) -> None:
         """silence_seconds: a call whose message has not come by then ends."""
         self._access = access
         self._live = LiveCalls()
-        self._callers = Callers(refusals, handshakes)
+        self._callers = Callers(refusals, front)
         # Until then such a call counts towards the root's limit of calls.
         self._seconds = silence_seconds
 
@@ -87,7 +88,7 @@ class Gate(grpc.aio.ServerInterceptor):
             check_allowed(caller, method)
         except HearthError as error:
             await _abort(context, self._callers.refuse(context, error, _CERTIFICATE_RULE))
-        self._callers.note(context)
+        self._callers.admit(context, settled=False)
         return caller
 
     @contextmanager

@@ -4,43 +4,33 @@ The thread runs the event loop, so that the main thread is free for signals.
 """
 
 import asyncio
-import functools
-import logging
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hearth.common.access import Access
-from hearth.common.admission import Handshakes, Refusals
+from hearth.common.admission import Refusals
 from hearth.common.api_keys import ApiKeys
 from hearth.common.channels import (
     MAX_CLIENT_MESSAGE_BYTES,
     SILENCE_SECONDS,
-    bind,
     is_loopback,
     refuse_exposed,
     server_options,
 )
-from hearth.common.errors import HearthError
+from hearth.common.front import BEHIND, Front
 from hearth.common.health import HealthPort
 from hearth.common.security import Security
 from hearth.root.api.frontend import Frontend
+from hearth.root.api.grpc.calls import make_server
 from hearth.root.api.grpc.gate import Gate
 from hearth.root.api.grpc.service import SERVICE, RootService
 from hearth.root.api.signals import Signal
 from hearth.v1 import root_pb2, root_pb2_grpc
-
-log = logging.getLogger(__name__)
-
-# How soon it is noticed that gRPC has closed the port.
-_LOOK_SECONDS = 0.2
-# How long calls may last on a server whose port it closed: as long as they like.
-_LEAVE_SECONDS = 1e6
 
 
 class RootServer:
@@ -70,20 +60,20 @@ class RootServer:
         self._security = security
         self._health_address = health_address
         refusals = Refusals("the root's port")
-        self._handshakes = Handshakes(refusals, silence_seconds) if security else None
-        self._gate = Gate(Access(security, api_keys), refusals, self._handshakes, silence_seconds)
+        self._front = Front(
+            listen, refusals, tls=security is not None, silence_seconds=silence_seconds
+        )
+        self._gate = Gate(Access(security, api_keys), refusals, self._front, silence_seconds)
         self._silence_seconds = silence_seconds
         self._certificates = api_keys is None
         self._frontend = frontend
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_grace: asyncio.Future[float] | None = None
-        # The one that listens is the last; before it those that gRPC has closed, while calls last.
-        self._servers: list[grpc.aio.Server] = []
         self._started: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="hearth-root-grpc", daemon=True)
 
     def start(self) -> int:
-        """The port that it listens on. HearthError when that is taken or the address is none."""
+        """Listens; returns the port. Raises HearthError PORT_IN_USE or BAD_ADDRESS."""
         self._thread.start()
         return self._started.result()
 
@@ -107,83 +97,41 @@ class RootServer:
                 raise
             self._started.set_exception(error)
 
-    def _make(
-        self, checker: health.aio.HealthServicer, address: str
-    ) -> tuple[grpc.aio.Server, int]:
-        """A server that is not started yet, and its port."""
+    def _make(self, checker: health.aio.HealthServicer) -> tuple[grpc.aio.Server, int]:
+        """A server that is not started yet, and its port behind the front."""
         # The frontend refuses streams with a reason; this only bounds everything else.
         calls = 2 * self._frontend.max_streams
-        server = grpc.aio.server(
-            interceptors=[self._gate],
-            options=server_options(MAX_CLIENT_MESSAGE_BYTES, calls, self._silence_seconds),
-            maximum_concurrent_rpcs=calls,
-        )
+        options = server_options(MAX_CLIENT_MESSAGE_BYTES, calls, self._silence_seconds)
+        server = make_server([self._gate], options, calls)
         root_pb2_grpc.add_RootServiceServicer_to_server(RootService(self._frontend), server)
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         if is_loopback(self._listen):
             reflection.enable_server_reflection(
                 (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
             )
-        # Both kinds of server bind alike; their types share no base.
-        credentials = None
-        if self._security is not None and self._handshakes is not None:
-            credentials = self._security.server_credentials(
-                self._certificates, self._handshakes.began
-            )
-        return server, bind(cast(grpc.Server, server), address, credentials)
-
-    async def _keep_up(
-        self, server: grpc.aio.Server, checker: health.aio.HealthServicer, address: str
-    ) -> None:
-        """Open the port again when gRPC has closed it.
-
-        gRPC's loop ends on some calls that it cannot read, such as a method name that is not
-        UTF-8. Running calls continue on the closed server.
-        """
-        while True:
-            try:
-                await server.wait_for_termination(_LOOK_SECONDS)
-                continue
-            except Exception as error:
-                log.warning("gRPC closed the root's port, opening it again: %r", error)
-            left = asyncio.create_task(server.stop(_LEAVE_SECONDS))
-            left.add_done_callback(functools.partial(self._forget, server))
-            while True:
-                try:
-                    server, _ = self._make(checker, address)
-                    break
-                except HearthError as error:
-                    log.warning("the root's port is not free yet: %s", error)
-                    await asyncio.sleep(_LOOK_SECONDS)
-            self._servers.append(server)
-            await server.start()
-
-    def _forget(self, server: grpc.aio.Server, _: asyncio.Task[None]) -> None:
-        self._servers.remove(server)
+        if self._security is None:
+            return server, server.add_insecure_port(BEHIND)
+        credentials = self._security.server_credentials(self._certificates)
+        return server, server.add_secure_port(BEHIND, credentials)
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
+        self._front.listen()
         checker = health.aio.HealthServicer()
-        server, port = self._make(checker, self._listen)
-        self._servers.append(server)
+        server, behind = self._make(checker)
         probes = None
         if self._health_address:
-            probes = HealthPort(
-                self._health_address, SERVICE, silence_seconds=self._silence_seconds
-            )
-        if self._handshakes is not None:
-            self._handshakes.start(port)
+            probes = HealthPort(self._health_address, silence_seconds=self._silence_seconds)
         changed = Signal()
         unsubscribe = self._frontend.subscribe(changed.set)
         self._loop, self._stop_grace = loop, loop.create_future()
         watch = loop.create_task(self._watch_health(checker, changed, probes))
-        address = f"{self._listen.rpartition(':')[0]}:{port}"
-        keep_up = None
         try:
             await server.start()
-            keep_up = loop.create_task(self._keep_up(server, checker, address))
-            self._started.set_result(port)
+            self._front.start(behind)
+            self._started.set_result(self._front.port)
             grace = await self._stop_grace
+            self._front.stop_listening()
             await checker.enter_graceful_shutdown()
             watch.cancel()
             if probes is not None:
@@ -192,15 +140,10 @@ class RootServer:
         finally:
             unsubscribe()
             watch.cancel()
-            if keep_up is not None:
-                keep_up.cancel()
             # What is left was given its time; this only sends the last statuses out.
-            for server in [*self._servers]:
-                with suppress(UnicodeDecodeError):  # what gRPC fell over, once more
-                    await server.stop(0.2)
+            await server.stop(0.2)
             self._frontend.close()
-            if self._handshakes is not None:
-                self._handshakes.stop()
+            await asyncio.to_thread(self._front.close)
             if probes is not None:
                 await asyncio.to_thread(probes.stop)
 

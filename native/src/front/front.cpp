@@ -1,0 +1,588 @@
+#include "hearth/front.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <tuple>
+
+#include "front/loop.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kScratch = 128 << 10;
+constexpr size_t kCautious = 16 << 10;  // read at once for a peer that is not settled
+constexpr int kTurns = 8;               // reads of one socket before the others' turn
+constexpr int kAccepts = 64;
+constexpr size_t kMostRefused = 256;
+constexpr size_t kMostKnown = 256;
+constexpr size_t kMostRoomy = 4;
+constexpr int kTickMilliseconds = 100;
+// A stranger that has sent all it may: its call may be on its way to the gate.
+constexpr std::chrono::seconds kStalled{2};
+// For the server to close its side, or the peer to read the last bytes.
+constexpr std::chrono::seconds kLeaving{5};
+
+std::chrono::nanoseconds seconds_of(double seconds) {
+  return std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
+}
+
+[[noreturn]] void fail(const char* what) {
+  throw std::system_error(errno, std::generic_category(), std::string("front: ") + what);
+}
+
+// Makes a descriptor non-blocking, and closed in child processes.
+bool set_up(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return false;
+  fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifdef SO_NOSIGPIPE
+  const int quiet = 1;
+  setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &quiet, sizeof quiet);
+#endif
+  return true;
+}
+
+void set_no_delay(int fd) {
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+// Host and port of an address, IPv4 in IPv6 as IPv4.
+std::pair<std::string, uint16_t> named(const sockaddr_storage& address) {
+  char text[INET6_ADDRSTRLEN] = "";
+  if (address.ss_family == AF_INET) {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
+    inet_ntop(AF_INET, &v4.sin_addr, text, sizeof text);
+    return {text, ntohs(v4.sin_port)};
+  }
+  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address);
+  if (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) {
+    inet_ntop(AF_INET, v6.sin6_addr.s6_addr + 12, text, sizeof text);
+  } else {
+    inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof text);
+  }
+  return {text, ntohs(v6.sin6_port)};
+}
+
+}  // namespace
+
+Front::Loop::Loop(const FrontConfig& config) : config_(config), scratch_(kScratch) {
+  int ends[2];
+  if (pipe(ends) != 0) fail("pipe");
+  wake_out_.reset(ends[0]);
+  wake_in_.reset(ends[1]);
+  bool good = set_up(ends[0]) && set_up(ends[1]);
+  for (const int fd : config.listeners) good = good && set_up(fd);
+  if (!good) fail("O_NONBLOCK");
+  thread_ = std::thread([this] { run(); });
+  // From here on nothing throws: the listeners are the front's.
+  const std::lock_guard lock(mutex_);
+  for (const int fd : config.listeners) listeners_.emplace_back(fd);
+  wake();
+}
+
+Front::Loop::~Loop() { close(0.0); }
+
+void Front::Loop::wake() {
+  const char any = 0;
+  // A full pipe wakes as well.
+  [[maybe_unused]] const ssize_t written = write(wake_in_.get(), &any, 1);
+}
+
+void Front::Loop::stop_listening() {
+  const std::lock_guard lock(mutex_);
+  listeners_.clear();
+  for (Link& link : links_) {
+    if (!link.server.open()) hang_up(link);
+  }
+  wake();
+}
+
+void Front::Loop::close(double seconds) {
+  {
+    std::unique_lock lock(mutex_);
+    listeners_.clear();
+    wake();
+    drained_.wait_for(lock, seconds_of(seconds), [this] { return links_.empty() || stopping_; });
+    stopping_ = true;
+    wake();
+    news_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+  links_.clear();
+}
+
+void Front::Loop::run() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    prepare();
+    const bool ticking = full_ || std::any_of(links_.begin(), links_.end(), [](const Link& link) {
+                           return link.stage != Stage::settled;
+                         });
+    lock.unlock();
+    const int ready =
+        poll(polled_.data(), static_cast<nfds_t>(polled_.size()), ticking ? kTickMilliseconds : -1);
+    lock.lock();
+    if (ready < 0)
+      for (pollfd& each : polled_) each.revents = 0;
+    turn();
+    if (links_.empty()) drained_.notify_all();
+  }
+}
+
+void Front::Loop::prepare() {
+  polled_.clear();
+  polled_.push_back({wake_out_.get(), POLLIN, 0});
+  for (Link& link : links_) {
+    short client = 0, server = 0;
+    if (reads(link)) client |= POLLIN;
+    if (!link.down.empty()) client |= POLLOUT;
+    if (!link.server_ended && link.down.empty()) server |= POLLIN;
+    if (!link.up.empty()) server |= POLLOUT;
+    // A socket without events is left out: poll would report its errors at once, again and again.
+    polled_.push_back({client != 0 ? link.client.get() : -1, client, 0});
+    polled_.push_back({server != 0 ? link.server.get() : -1, server, 0});
+  }
+  if (full_) return;
+  for (const Socket& listener : listeners_) polled_.push_back({listener.get(), POLLIN, 0});
+}
+
+bool Front::Loop::reads(const Link& link) const {
+  if (!link.client.open() || link.client_ended) return false;
+  if (link.stage == Stage::silent) return true;
+  return link.server.open() && link.up.empty() && allowance(link) > 0;
+}
+
+void Front::Loop::turn() {
+  uint8_t bytes[64];
+  while (read(wake_out_.get(), bytes, sizeof bytes) == sizeof bytes) {
+  }
+  // Links are added and removed here only, after this: each still has its two places.
+  const pollfd* at = polled_.data() + 1;
+  for (Link& link : links_) {
+    serve(link, at[0].revents, at[1].revents);
+    at += 2;
+  }
+  std::vector<int> ready;
+  for (const pollfd* end = polled_.data() + polled_.size(); at < end; ++at)
+    if (at->revents != 0) ready.push_back(at->fd);
+  full_ = false;
+  for (const Socket& listener : listeners_)
+    if (std::find(ready.begin(), ready.end(), listener.get()) != ready.end())
+      accept_from(listener.get());
+  for (Link& link : links_) check_time(link);
+  seek_places();
+  for (auto link = links_.begin(); link != links_.end();) {
+    if (is_over(*link)) {
+      forget(*link);
+      link = links_.erase(link);
+    } else {
+      ++link;
+    }
+  }
+}
+
+void Front::Loop::forget(const Link& link) {
+  if (link.key != 0) by_key_.erase(link.key);
+  const auto host = per_host_.find(link.host);
+  if (--host->second == 0) per_host_.erase(host);
+  if (!link.admitted) return;
+  --admitted_;
+  const auto admitted = admitted_per_host_.find(link.host);
+  if (--admitted->second == 0) admitted_per_host_.erase(admitted);
+}
+
+// Accepting.
+
+void Front::Loop::accept_from(int listener) {
+  for (int i = 0; i < kAccepts; ++i) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    const int fd = accept(listener, reinterpret_cast<sockaddr*>(&address), &size);
+    if (fd < 0) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+        // Pending connections would wake the thread at once, again and again.
+        full_ = true;
+        drop_oldest_silent();
+      }
+      return;
+    }
+    Socket client(fd);
+    const auto [host, port] = named(address);
+    if (!set_up(fd)) continue;
+    set_no_delay(fd);
+    Link& link = links_.emplace_back();
+    link.client = std::move(client);
+    link.host = host;
+    link.port = port;
+    link.deadline = FrontClock::now() + seconds_of(config_.silence_seconds);
+    ++per_host_[host];
+    if (lacks_place(host)) refuse(link, Refusal::full);
+    const auto waiting = std::count_if(links_.begin(), links_.end(), [](const Link& each) {
+      return each.stage == Stage::silent || each.stage == Stage::waiting;
+    });
+    if (static_cast<size_t>(waiting) > config_.silent) drop_oldest_silent();
+  }
+}
+
+bool Front::Loop::lacks_place(const std::string& host) const {
+  const auto mine = admitted_per_host_.find(host);
+  return admitted_ >= config_.connections ||
+         (mine != admitted_per_host_.end() && mine->second >= config_.connections * 3 / 4);
+}
+
+// Of the host with the most of them, so that one host cannot push out the others.
+void Front::Loop::drop_oldest_silent() {
+  Link* chosen = nullptr;
+  for (Link& link : links_) {
+    if (link.stage != Stage::silent && link.stage != Stage::waiting) continue;
+    // Links are in the order of their coming.
+    if (chosen == nullptr || per_host_[link.host] > per_host_[chosen->host]) chosen = &link;
+  }
+  if (chosen != nullptr) refuse(*chosen, Refusal::crowded);
+}
+
+// Forwarding.
+
+void Front::Loop::serve(Link& link, short client, short server) {
+  if (client == 0 && server == 0) return;
+  if (link.stage == Stage::silent) {
+    begin(link);
+    return;
+  }
+  if (server & (POLLOUT | POLLERR | POLLHUP) && !link.up.empty() &&
+      !link.up.flush(link.server.get())) {
+    link.server_ended = true;
+    link.up.clear();
+  }
+  if (client & (POLLOUT | POLLERR | POLLHUP) && !link.down.empty() &&
+      !link.down.flush(link.client.get()))
+    hang_up(link);
+  if (client & (POLLIN | POLLERR | POLLHUP)) pump_up(link);
+  if (server & (POLLIN | POLLERR | POLLHUP)) pump_down(link);
+}
+
+// Reads the first bytes of a silent link, which must be those of the protocol.
+void Front::Loop::begin(Link& link) {
+  const long count = read_some(link.client.get(), scratch_.data(), kCautious);
+  if (count == -1) return;
+  if (count <= 0) {
+    if (config_.tls) note(link, Refusal::handshake);
+    hang_up(link);
+    return;
+  }
+  constexpr uint8_t kTlsHandshake = 0x16;
+  const uint8_t first = scratch_[0];
+  if (config_.tls && first != kTlsHandshake) {
+    refuse(link, first == 'P' ? Refusal::plaintext : Refusal::not_tls);
+    return;
+  }
+  if (!config_.tls && first != 'P') {
+    refuse(link, Refusal::not_http2);
+    return;
+  }
+  link.stage = Stage::waiting;
+  link.taken = static_cast<size_t>(count);
+  if (!config_.tls) link.acked = link.ack.feed(scratch_.data(), link.taken);
+  link.up.add(scratch_.data(), link.taken);
+}
+
+size_t Front::Loop::allowance(const Link& link) const {
+  if (link.stage == Stage::settled) return kScratch;
+  if (link.stage == Stage::closing) return 0;
+  const size_t limit = link.roomy ? config_.settling_bytes : config_.stranger_bytes;
+  return std::min(kCautious, limit - std::min(limit, link.taken));
+}
+
+void Front::Loop::pump_up(Link& link) {
+  for (int i = 0; i < kTurns && reads(link); ++i) {
+    const size_t most = allowance(link);
+    const long count = read_some(link.client.get(), scratch_.data(), most);
+    if (count == -1) return;
+    if (count == -2) {
+      hang_up(link);
+      return;
+    }
+    if (count == 0) {
+      link.client_ended = true;
+      leave(link);
+      return;
+    }
+    const size_t size = static_cast<size_t>(count);
+    if (link.stage != Stage::settled) {
+      link.taken += size;
+      if (!config_.tls && !link.acked) link.acked = link.ack.feed(scratch_.data(), size);
+      if (link.stage == Stage::settling && link.acked) settle(link);
+    }
+    const long sent = write_some(link.server.get(), scratch_.data(), size);
+    if (sent < 0) {
+      link.server_ended = true;
+      return;
+    }
+    if (static_cast<size_t>(sent) < size) {
+      link.up.add(scratch_.data() + sent, size - static_cast<size_t>(sent));
+      return;
+    }
+    if (size < most) return;
+  }
+}
+
+void Front::Loop::pump_down(Link& link) {
+  for (int i = 0; i < kTurns && link.down.empty() && !link.server_ended; ++i) {
+    const size_t most = link.stage == Stage::settled ? kScratch : kCautious;
+    const long count = read_some(link.server.get(), scratch_.data(), most);
+    if (count == -1) return;
+    if (count <= 0) {
+      link.server_ended = true;
+      return;
+    }
+    const size_t size = static_cast<size_t>(count);
+    if (!link.client.open()) continue;  // nobody is left to read it
+    const long sent = write_some(link.client.get(), scratch_.data(), size);
+    if (sent < 0) {
+      hang_up(link);
+      return;
+    }
+    if (static_cast<size_t>(sent) < size)
+      link.down.add(scratch_.data() + sent, size - static_cast<size_t>(sent));
+    if (size < most) return;
+  }
+}
+
+// Places among the strangers.
+
+size_t Front::Loop::strangers() const {
+  return static_cast<size_t>(std::count_if(links_.begin(), links_.end(), [](const Link& link) {
+    return link.server.open() && link.stage != Stage::settled;
+  }));
+}
+
+void Front::Loop::seek_places() {
+  size_t used = strangers();
+  size_t leaving =
+      static_cast<size_t>(std::count_if(links_.begin(), links_.end(), [](const Link& link) {
+        return link.server.open() && link.stage == Stage::closing;
+      }));
+  for (Link& link : links_) {
+    if (link.stage != Stage::waiting) continue;
+    if (used < config_.strangers) {
+      if (connect(link)) ++used;
+    } else if (leaving > 0) {
+      --leaving;  // its place will be this one's
+    } else if (Link* other = crowding(); other != nullptr) {
+      refuse(*other, Refusal::crowded);
+    } else {
+      return;
+    }
+  }
+}
+
+// The stranger whose place another may take: of a host without authorized calls, of the host with
+// the most connections, one that may send no more; else any, for with the oldest a flood would
+// push out those that are in the middle of their handshake.
+Link* Front::Loop::crowding() {
+  std::vector<Link*> best;
+  const auto rank = [this](const Link& link) {
+    return std::make_tuple(!known_.contains(link.host), per_host_[link.host], link.is_stalled);
+  };
+  for (Link& link : links_) {
+    if (link.stage != Stage::stranger) continue;
+    if (!best.empty() && rank(link) < rank(*best.front())) continue;
+    if (!best.empty() && rank(link) > rank(*best.front())) best.clear();
+    best.push_back(&link);
+  }
+  return best.empty() ? nullptr : best[random_() % best.size()];
+}
+
+bool Front::Loop::connect(Link& link) {
+  Socket server(socket(AF_INET, SOCK_STREAM, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(config_.backend);
+  sockaddr_in own{};
+  socklen_t size = sizeof own;
+  // Over the loopback this hardly waits: the kernel answers for the server. In no case for long.
+  const timeval patience{1, 0};
+  if (!server.open() ||
+      setsockopt(server.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0 ||
+      ::connect(server.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      getsockname(server.get(), reinterpret_cast<sockaddr*>(&own), &size) != 0 ||
+      !set_up(server.get())) {
+    refuse(link, Refusal::full);
+    return false;
+  }
+  set_no_delay(server.get());
+  link.server = std::move(server);
+  link.key = ntohs(own.sin_port);
+  by_key_[link.key] = &link;
+  link.stage = Stage::stranger;
+  if (!link.up.flush(link.server.get())) link.server_ended = true;
+  return true;
+}
+
+// The end of links.
+
+void Front::Loop::check_time(Link& link) {
+  if (link.server_ended) leave(link);
+  if (link.stage == Stage::closing) end_server(link);
+  if (link.stage == Stage::settled) return;
+  const Time now = FrontClock::now();
+  const bool stalled = link.stage == Stage::stranger && allowance(link) == 0;
+  if (stalled && !link.is_stalled) link.stalled = now;
+  link.is_stalled = stalled;
+  if (stalled && now - link.stalled > kStalled) {
+    refuse(link, Refusal::bytes);
+  } else if (now < link.deadline) {
+    return;
+  } else if (link.stage == Stage::settling) {
+    settle(link);
+  } else if (link.stage == Stage::closing) {
+    link.client.reset();
+    link.server_ended = true;
+  } else {
+    refuse(link, Refusal::silent);
+  }
+}
+
+void Front::Loop::settle(Link& link) {
+  if (link.roomy) --roomy_;
+  link.roomy = false;
+  link.stage = Stage::settled;
+}
+
+void Front::Loop::note(Link& link, Refusal cause) {
+  link.called = true;  // noted once
+  if (refused_.size() >= kMostRefused) return;
+  refused_.push_back({link.host, link.port, cause});
+  news_.notify_all();
+}
+
+// Hangs up on a peer.
+void Front::Loop::refuse(Link& link, Refusal cause) {
+  if (link.stage == Stage::closing) return;
+  note(link, cause);
+  hang_up(link);
+}
+
+void Front::Loop::hang_up(Link& link) {
+  link.client.reset();
+  link.up.clear();
+  link.down.clear();
+  leave(link);
+}
+
+// Ends a link of which one side has ended. The server closes its side when it reads the end; until
+// then the link keeps its place, for the server holds the connection's memory.
+void Front::Loop::leave(Link& link) {
+  if (link.stage == Stage::closing) return;
+  if (config_.tls && link.stage == Stage::stranger && !link.called) note(link, Refusal::handshake);
+  if (link.stage == Stage::settling) settle(link);
+  link.stage = Stage::closing;
+  link.deadline = FrontClock::now() + kLeaving;
+  end_server(link);
+}
+
+// Tells the server that no more comes, once it has everything.
+void Front::Loop::end_server(Link& link) {
+  if (link.server_shut || !link.server.open() || !link.up.empty()) return;
+  shutdown(link.server.get(), SHUT_WR);
+  link.server_shut = true;
+}
+
+// True when nothing is left to forward.
+bool Front::Loop::is_over(const Link& link) const {
+  if (link.stage != Stage::closing) return false;
+  if (link.server.open() && !link.server_ended) return false;
+  return link.down.empty() || !link.client.open();
+}
+
+// What other threads ask for.
+
+Link* Front::Loop::find(uint16_t key) {
+  const auto found = by_key_.find(key);
+  return found == by_key_.end() ? nullptr : found->second;
+}
+
+std::optional<std::pair<std::string, uint16_t>> Front::Loop::peer(uint16_t key) {
+  const std::lock_guard lock(mutex_);
+  const Link* link = find(key);
+  if (link == nullptr) return std::nullopt;
+  return std::make_pair(link->host, link->port);
+}
+
+void Front::Loop::called(uint16_t key) {
+  const std::lock_guard lock(mutex_);
+  if (Link* link = find(key)) link->called = true;
+}
+
+bool Front::Loop::admit(uint16_t key, bool settled) {
+  const std::lock_guard lock(mutex_);
+  Link* link = find(key);
+  if (link == nullptr || link->stage == Stage::closing) return false;
+  if (link->admitted) return true;
+  link->called = true;
+  if (lacks_place(link->host)) {
+    refuse(*link, Refusal::full);
+    wake();
+    return false;
+  }
+  link->admitted = true;
+  ++admitted_;
+  ++admitted_per_host_[link->host];
+  remember(link->host);
+  link->stage = Stage::settling;
+  link->deadline = FrontClock::now() + seconds_of(config_.settle_seconds);
+  if (settled || link->acked) {
+    settle(*link);
+  } else if (roomy_ < kMostRoomy) {
+    link->roomy = true;
+    ++roomy_;
+  }
+  wake();
+  return true;
+}
+
+void Front::Loop::remember(const std::string& host) {
+  known_[host] = FrontClock::now();
+  if (known_.size() <= kMostKnown) return;
+  known_.erase(std::min_element(known_.begin(), known_.end(),
+                                [](const auto& a, const auto& b) { return a.second < b.second; }));
+}
+
+std::vector<Refused> Front::Loop::refused(double seconds) {
+  std::unique_lock lock(mutex_);
+  news_.wait_for(lock, seconds_of(seconds), [this] { return !refused_.empty() || stopping_; });
+  std::vector<Refused> found(refused_.begin(), refused_.end());
+  refused_.clear();
+  return found;
+}
+
+std::vector<size_t> Front::Loop::counts() {
+  const std::lock_guard lock(mutex_);
+  const auto served = std::count_if(links_.begin(), links_.end(),
+                                    [](const Link& link) { return link.server.open(); });
+  return {links_.size(), static_cast<size_t>(served), admitted_};
+}
+
+Front::Front(const FrontConfig& config) : loop_(std::make_unique<Loop>(config)) {}
+Front::~Front() = default;
+std::optional<std::pair<std::string, uint16_t>> Front::peer(uint16_t key) const {
+  return loop_->peer(key);
+}
+void Front::called(uint16_t key) { loop_->called(key); }
+bool Front::admit(uint16_t key, bool settled) { return loop_->admit(key, settled); }
+std::vector<Refused> Front::refused(double seconds) { return loop_->refused(seconds); }
+void Front::stop_listening() { loop_->stop_listening(); }
+void Front::close(double seconds) { loop_->close(seconds); }
+std::vector<size_t> Front::counts() const { return loop_->counts(); }
+
+}  // namespace hearth
