@@ -309,7 +309,16 @@ def cluster(by_root: bool = False) -> Params:
             default=120.0,
             by_root=by_root,
             group=CLUSTER,
-            help="time limit of a step; one that takes longer fails",
+            help="time limit of a step; a worker that takes longer is left out",
+        ),
+        Option(
+            "--stall-seconds",
+            read=seconds,
+            metavar="S",
+            default=120.0,
+            by_root=by_root,
+            group=CLUSTER,
+            help="a worker that makes no progress for so long while it loads is left out",
         ),
         Option(
             "--memory-limit",

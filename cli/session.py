@@ -65,6 +65,7 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         context=options.context,
         max_step_tokens=options.max_step_tokens,
         step_seconds=options.step_seconds,
+        stall_seconds=options.stall_seconds,
         memory_limit=options.memory_limit,
         name=platform.node() or "root",
     )

@@ -83,6 +83,7 @@ _BY_REASON: dict[str, type[HearthError]] = {
     "NO_CHAT_TEMPLATE": NoChatTemplate,
     "QUEUE_FULL": QueueFull,
     "WORKER_LOST": WorkerLost,
+    "WORKER_UNFIT": WorkerLost,
     "SHUTTING_DOWN": ShuttingDown,
 }
 _BY_CODE: dict[grpc.StatusCode, type[HearthError]] = {

@@ -39,11 +39,15 @@ class ServiceProcess:
         log: Path,
         environ: Mapping[str, str] = _NOTHING,
         before: Sequence[str] = (),
+        command: Sequence[str] = (),
     ) -> None:
-        """before: a command that runs the service, ("ip", "netns", "exec", NAME)."""
+        """before: a command that runs the service, ("ip", "netns", "exec", NAME).
+
+        command: run instead of `hearth NAME`.
+        """
         self.log = log
         self.process = subprocess.Popen(
-            [*before, *_HEARTH, *arguments],
+            [*before, *(command or (*_HEARTH, arguments[0])), *arguments[1:]],
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             env=clean_environ(environ),
@@ -91,12 +95,19 @@ class WorkerProcess(ServiceProcess):
         log: Path,
         environ: Mapping[str, str] = _NOTHING,
         before: Sequence[str] = (),
+        command: Sequence[str] = (),
     ) -> None:
         settings = ["--listen", "127.0.0.1:0", "--threads", "1"]
         settings += ["--exit-with-parent", str(os.getpid())]
         if "--cache-dir" not in options:
             settings += ["--cache-dir", "none"]
-        super().__init__("worker", *settings, *options, log=log, environ=environ, before=before)
+        super().__init__(
+            *("worker", *settings, *options),
+            log=log,
+            environ=environ,
+            before=before,
+            command=command,
+        )
 
 
 def clean_environ(more: Mapping[str, str] = _NOTHING) -> dict[str, str]:

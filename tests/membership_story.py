@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
+from math import inf
 
 from hearth.common.errors import Reason
+from hearth.root.membership.apart import ROOT
 from hearth.root.membership.decisions import Decision, Form, Member, Misfit, Rules
-from hearth.root.membership.events import Described, Event, Formed, FormFailed, Lost, Unreachable
+from hearth.root.membership.events import (
+    Described,
+    Event,
+    Formed,
+    FormFailed,
+    Lost,
+    Unreachable,
+    Worked,
+)
 from hearth.root.membership.membership import Membership
 from hearth.root.membership.peers import PeerState
 
@@ -64,9 +75,14 @@ class Story:
         self.membership = Checked(rules, fit, self.record.append)
         self.now = 0.0
         self.busy = False
+        # Whether a cluster that serves for a second has computed enough to be trusted.
+        self.working = True
+        self._formed_at = 0.0
         # What answers: (name, instance, room).
         self.up: dict[str, tuple[str, str, int]] = {}
         self.formed: list[tuple[str, ...]] = []
+        # Workers because of which attempts to form fail: the event, but for its time.
+        self.failing: dict[str, FormFailed] = {}
         # Pairs that do not reach each other; attempts to form with such.
         self.apart: set[frozenset[str]] = set()
         self.attempts: list[tuple[str, ...]] = []
@@ -91,6 +107,7 @@ class Story:
         end = self.now + seconds
         while True:
             self.answer()
+            self.work()
             decision = self.decide()
             while isinstance(decision, Form):
                 self.form(decision)
@@ -99,9 +116,21 @@ class Story:
                 return decision
             self.now = min(end, self.now + 0.25)
 
+    def work(self) -> None:
+        serving = self.membership.serving
+        if self.working and serving is not None and self.now >= self._formed_at + 1.0:
+            self._formed_at = inf  # once
+            self.membership.handle(Worked(self.now, serving))
+
     def form(self, decision: Form) -> None:
+        evil = next((worker for worker in decision.workers if worker in self.failing), None)
+        if evil is not None:
+            self.attempts.append(decision.workers)
+            self.membership.handle(replace(self.failing[evil], at=self.now))
+            return
         dead = next((worker for worker in decision.workers if worker not in self.up), None)
-        pairs = (pair for pair in combinations(decision.workers, 2) if set(pair) in self.apart)
+        nodes = (*decision.workers, ROOT)
+        pairs = (pair for pair in combinations(nodes, 2) if set(pair) in self.apart)
         one, other = next(pairs, ("", ""))
         if dead is None and one:
             self.attempts.append(decision.workers)
@@ -111,10 +140,22 @@ class Story:
                 FormFailed(self.now, one, Reason.PEER_LOST, problem, apart_from=other)
             )
         elif dead is None:
+            self._formed_at = self.now
             self.membership.handle(Formed(self.now, decision.workers))
             self.formed.append(decision.workers)
         else:
             self.membership.handle(FormFailed(self.now, dead, LOST, f"{dead} was lost"))
+
+    def fail(self, address: str, reason: str, unfit: bool = False) -> Story:
+        """Attempts to form with this worker fail from now on, because of it."""
+        problem = f"{address} failed"
+        self.failing[address] = FormFailed(0.0, address, reason, problem, unfit=unfit)
+        return self
+
+    def hang(self, address: str) -> Story:
+        """A step's deadline passes: the worker answers questions, and no step."""
+        self.membership.handle(Lost(self.now, address, f"{address} hangs", unfit=True))
+        return self
 
     def lose(self, address: str, on_purpose: bool = False) -> Story:
         del self.up[address]
@@ -124,7 +165,7 @@ class Story:
     def part(self, one: str, other: str) -> Story:
         """The cable between two is cut; noticed where both are in."""
         self.apart.add(frozenset((one, other)))
-        if {one, other} <= set(self.membership.serving or ()):
+        if self.membership.serving and {one, other} <= {*self.membership.serving, ROOT}:
             problem = f"{one} and {other} do not reach each other"
             self.membership.handle(Lost(self.now, one, problem, apart_from=other))
         return self

@@ -42,6 +42,8 @@ class Reason(StrEnum):
     WORKER_BUSY = "WORKER_BUSY"
     WORKER_LOST = "WORKER_LOST"
     PEER_LOST = "PEER_LOST"
+    # A worker that exceeded a limit of time, violated the protocol, or whose numbers are wrong.
+    WORKER_UNFIT = "WORKER_UNFIT"
     WORKER_UNREACHABLE = "WORKER_UNREACHABLE"
     UNREACHABLE = "UNREACHABLE"
     PROTOCOL_VERSION = "PROTOCOL_VERSION"
@@ -75,6 +77,7 @@ CODES: Mapping[str, Code] = {
     Reason.WORKER_BUSY: Code.FAILED_PRECONDITION,
     Reason.WORKER_LOST: Code.UNAVAILABLE,
     Reason.PEER_LOST: Code.UNAVAILABLE,
+    Reason.WORKER_UNFIT: Code.UNAVAILABLE,
     Reason.WORKER_UNREACHABLE: Code.UNAVAILABLE,
     Reason.UNREACHABLE: Code.UNAVAILABLE,
     Reason.PROTOCOL_VERSION: Code.FAILED_PRECONDITION,

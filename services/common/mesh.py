@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from hearth.common.mesh_link import Link, settle, unreachable
 # A rank that is reached answers within this time, or is dialled again.
 _ANSWER_SECONDS = 4.0
 _RETRY_SECONDS = 0.05
+# A try to connect: time for a lost packet to be sent again.
+_DIAL_SECONDS = 2.0
 # More bytes than any sum has.
 _LARGEST_SUM = 1 << 40
 
@@ -30,16 +33,25 @@ class Connections(NamedTuple):
     keys: list[tuple[bytes, bytes]]
 
 
-def connect(address: str, key: bytes, rank: int, peer: int, deadline: float) -> Link:
+def connect(
+    address: str,
+    key: bytes,
+    rank: int,
+    peer: int,
+    deadline: float,
+    stop: threading.Event | None = None,
+) -> Link:
     """Connects to rank `peer` at host:port; retries until `deadline` (time.monotonic()).
 
-    Raises HearthError PEER_LOST naming the rank.
+    stop: set to end the tries sooner. Raises HearthError PEER_LOST naming the rank.
     """
     host, port = split_address(address)
+    stop = stop or threading.Event()
     problem = "there was no time"
-    while (left := deadline - time.monotonic()) > 0:
+    while (left := deadline - time.monotonic()) > 0 and not stop.is_set():
         try:
-            connection = socket.create_connection((host, port), timeout=min(left, 5.0))
+            timeout = min(left, _DIAL_SECONDS)
+            connection = socket.create_connection((host, port), timeout=timeout)
             try:
                 handshake = _prove(connection, key, rank, peer)
                 settle(connection)
@@ -49,7 +61,7 @@ def connect(address: str, key: bytes, rank: int, peer: int, deadline: float) -> 
             return Link(connection, handshake)
         except (OSError, UnicodeError) as error:
             problem = str(error) or type(error).__name__
-        time.sleep(_RETRY_SECONDS)
+        stop.wait(_RETRY_SECONDS)
     raise unreachable(peer, f"its mesh address {address}: {problem}")
 
 
@@ -60,17 +72,18 @@ def connect_all(
     lower: Callable[[float], dict[int, Link]],
     seconds: float,
     cipher: str,
+    stop: threading.Event | None = None,
 ) -> Connections:
     """Connections to every rank; the caller owns the descriptors.
 
     lower: returns the connections of the lower ranks, which dial this one. cipher: a name of
-    `_native.mesh_ciphers`, or "plain". Raises HearthError PEER_LOST.
+    `_native.mesh_ciphers`, or "plain". stop: see `connect`. Raises HearthError PEER_LOST.
     """
     deadline = time.monotonic() + seconds
     links: dict[int, Link] = {}
     try:
         for peer in range(rank + 1, len(addresses)):
-            links[peer] = connect(addresses[peer], key, rank, peer, deadline)
+            links[peer] = connect(addresses[peer], key, rank, peer, deadline, stop)
         links.update(lower(deadline))
     except BaseException:
         for link in links.values():

@@ -73,6 +73,7 @@ class MeshListener:
         # are known, and the connected ranks.
         self._key: bytes | None = None
         self._rank = 0
+        self._given_up = False
         self._hosts: frozenset[str] = frozenset()
         self._arrived: dict[int, Link] = {}
         self._closed = False
@@ -96,6 +97,7 @@ class MeshListener:
             self._drop()
             self._key, self._rank = key, rank
             self._hosts = frozenset()
+            self._given_up = False
         names = [_host(address) for address in addresses]
         # (Looking up names may take seconds; nobody waits for it.)
         look_up = threading.Thread(
@@ -107,16 +109,24 @@ class MeshListener:
     def take(self, deadline: float) -> dict[int, Link]:
         """The connections of all lower ranks, by rank; the caller owns them.
 
-        deadline: of time.monotonic(). Raises HearthError PEER_LOST naming a missing rank.
+        deadline: of time.monotonic(). Raises HearthError PEER_LOST naming a missing rank, also
+        after `give_up`.
         """
         with self._changed:
             while len(self._arrived) < self._rank:
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                left = deadline - time.monotonic()
+                if self._given_up or left <= 0 or not self._changed.wait(left):
                     absent = min(set(range(self._rank)) - set(self._arrived))
                     raise unreachable(absent, "it did not connect in time")
             arrived, self._arrived = self._arrived, {}
             self._key = None
             return arrived
+
+    def give_up(self) -> None:
+        """Ends `take` before its deadline, from any thread."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Closes the listener."""

@@ -31,6 +31,8 @@ class ClusterSettings:
     max_step_tokens: int = 128
     # A step that takes longer is given up: some node hangs.
     step_seconds: float = 120.0
+    # A worker that makes no progress for so long while it loads is left out.
+    stall_seconds: float = 120.0
     memory_limit: int | None = None
     name: str = "root"
     # Of the root's calls to its workers; None: by plaintext, without a token.

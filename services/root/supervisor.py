@@ -75,6 +75,7 @@ class Supervisor:
         self._static = cluster.settings.workers
         self._began = time.monotonic()
         rules = rules_of(joining, self._static, cluster.blueprint.most_workers)
+        self._needed = rules.needed
         self._story = StoryFile(joining.story) if joining.story else None
         record = self._story.write if self._story is not None else None
         self._membership = Membership(rules, fit_of(cluster.blueprint), record)
@@ -171,13 +172,23 @@ class Supervisor:
     def cluster_lost(self, error: HearthError) -> None:
         """The cluster's: it no longer serves. Requests wait until it does again."""
         self._engine.suspend(error)
-        worker, on_purpose = error.metadata.get("worker", ""), error.reason == Reason.SHUTTING_DOWN
-        lost = events.Lost(events.PENDING, worker, error.message, on_purpose, _apart_from(error))
+        lost = events.Lost(
+            events.PENDING,
+            error.metadata.get("worker", ""),
+            error.message,
+            on_purpose=error.reason == Reason.SHUTTING_DOWN,
+            apart_from=_apart_from(error),
+            unfit=error.reason == Reason.WORKER_UNFIT,
+        )
         self._queue.put(_Posted(lost, error))
 
     def worker_leaving(self, address: str) -> None:
         """The cluster's: a worker is about to stop."""
         self._queue.put(_Posted(events.Leaving(events.PENDING, address, LEAVING)))
+
+    def cluster_worked(self, workers: tuple[str, ...]) -> None:
+        """The cluster's: its workers have shown that they are sound."""
+        self._queue.put(_Posted(events.Worked(events.PENDING, workers)))
 
     def _found(self, source: str, addresses: list[str]) -> None:
         self._queue.put(_Posted(events.Found(events.PENDING, source, tuple(addresses))))
@@ -305,7 +316,14 @@ class Supervisor:
         self._refusals[address] = error
         self._drains.refused(address, error)
         self._membership.handle(
-            events.FormFailed(self._now(), address, error.reason, error.message, _apart_from(error))
+            events.FormFailed(
+                self._now(),
+                address,
+                error.reason,
+                error.message,
+                apart_from=_apart_from(error),
+                unfit=error.reason == Reason.WORKER_UNFIT,
+            )
         )
 
     def _check(self) -> None:
@@ -332,7 +350,12 @@ class Supervisor:
             self._engine.suspend(HearthError(cause.reason, message, cause.metadata, cause.code))
 
     def _raise_what_cannot_pass(self) -> None:
-        """At a start a listed worker that can never be used is an error of the command line."""
+        """At a start a listed worker that can never be used is an error of the command line.
+
+        Unless fewer workers than the list has are enough.
+        """
+        if self._needed < len(self._static) and "" not in self._refusals:
+            return
         for address, error in self._refusals.items():
             if error.reason not in _PASSING and (not address or address in self._static):
                 raise error

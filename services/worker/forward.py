@@ -7,6 +7,7 @@ calling thread.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -64,6 +65,10 @@ class ForwardLoop:
         self._sync_type = begin.sync_type
         self._mesh = mesh
         self._root_host = root_host
+        # True while ranks connect.
+        self._opening = False
+        # Set once the stream has ended.
+        self._ended = threading.Event()
         self._lane: GrpcLane | _native.MeshLane | None = None
         self._needs_mesh = begin.placement.ranks > 1 and begin.lane == common_pb2.LANE_MESH
         if begin.placement.ranks > 1 and not self._needs_mesh:
@@ -91,10 +96,13 @@ class ForwardLoop:
                 self._lane.close()
 
     def abort(self) -> None:
-        """Ends a step that waits for other ranks; called by any thread, after the stream's end."""
+        """Ends a wait for other ranks; called by any thread, after the stream's end."""
+        self._ended.set()
         lane = self._lane
         if isinstance(lane, _native.MeshLane):
             lane.abort()
+        elif self._opening:
+            self._mesh.give_up()
 
     def _open_mesh(self, request: worker_pb2.MeshOpen) -> None:
         """Connects to every other rank of the stage and measures the links. Raises HearthError."""
@@ -113,6 +121,7 @@ class ForwardLoop:
         cipher = self._cipher(request.cipher)
         lower = [self._root_host, *request.addresses[1 : place.rank]]
         self._mesh.expect(request.session_key, place.rank, lower)
+        self._opening = True
         try:
             connections = connect_all(
                 list(request.addresses),
@@ -121,6 +130,7 @@ class ForwardLoop:
                 self._mesh.take,
                 MESH_SECONDS,
                 cipher,
+                self._ended,
             )
             lane = self._lane = _native.MeshLane(
                 rank=place.rank,
@@ -134,6 +144,8 @@ class ForwardLoop:
         except HearthError as error:
             error.metadata.setdefault("stage", str(place.stage))
             raise
+        finally:
+            self._opening = False
         self._needs_mesh = False
         self._send(worker_pb2.ForwardResponse(mesh_ready=worker_pb2.MeshReady()))
 

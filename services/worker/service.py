@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # Streams at once, refused ones included: the server's other threads are for control calls.
 MAX_STREAMS = 12
+# How long Describe waits for the streams of a plan that has ended.
+_ENDING_SECONDS = 1.0
 
 LoadRequest = worker_pb2.LoadWeightsRequest | ChunkFrame
 LoadStream = Exchange[LoadRequest, worker_pb2.LoadWeightsResponse]
@@ -74,6 +76,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             self._tenancy.refuse_closed()
         except HearthError as error:
             abort(context, error)
+        ending = self._tenancy.ending(_ENDING_SECONDS)
         name, epoch = self._tenancy.held_by()
         return worker_pb2.DescribeResponse(
             node=self._describe(),
@@ -83,6 +86,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             mesh_port=self._mesh.port,
             instance=self._instance,
             mesh_ciphers=[MESH_CIPHER[name] for name in _native.mesh_ciphers()],
+            ending=ending,
         )
 
     def LoadWeights(  # noqa: N802

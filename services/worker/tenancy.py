@@ -19,8 +19,9 @@ from hearth.worker.loading import LoadSession
 log = logging.getLogger(__name__)
 
 End = Callable[[HearthError], None]
-# Time limit for a replaced plan's streams to end: at most the computation of a step.
-_LEAVE_SECONDS = 30.0
+# Time limit for a replaced plan's streams to end: a step ends at its next sync. The root asks
+# `ending` before it sends a plan.
+_LEAVE_SECONDS = 5.0
 
 
 def lease_id(lease: worker_pb2.Lease) -> LeaseId:
@@ -51,6 +52,17 @@ class Tenancy:
         with self._changed:
             holder = self._state.holder
             return holder is not None and bool(root_id) and holder.root_id == root_id
+
+    def ending(self, seconds: float) -> bool:
+        """True while a stream of a plan that has ended is open; waits for its end for `seconds`.
+
+        Its step is still computing, and holds the memory of its shard.
+        """
+        with self._changed:
+            return not self._changed.wait_for(self._settled, seconds)
+
+    def _settled(self) -> bool:
+        return self._state.holder is not None or not self._streams
 
     def stepping(self) -> bool:
         """True while a root's Forward stream is open."""

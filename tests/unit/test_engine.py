@@ -25,12 +25,13 @@ from serving_fakes import (
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
-from hearth.root.engine.engine import Engine
+from hearth.root.engine.engine import MAX_SETBACKS, Engine
 from hearth.root.engine.flights import Flights
 from hearth.root.engine.interfaces import Ids, Logits
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
 from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.engine.sampling import sample
+from hearth.root.membership.membership import STRIKES
 from hearth.root.scheduling.batch import Batch, FinishReason, Limits, SequenceStep, StepOutput
 
 LIMITS = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=16, max_running=8)
@@ -703,7 +704,8 @@ def test_a_request_that_takes_the_cluster_down_is_given_up() -> None:
             if poison.done.wait(0.01):
                 break
         assert poison.error.reason == "WORKER_LOST"
-        assert "5 times in a row" in poison.error.message
+        assert f"{MAX_SETBACKS} times in a row" in poison.error.message
+        assert MAX_SETBACKS > 3 * STRIKES  # three workers that fail are left out sooner
         e.resume()
         assert good.wait().tokens == expected((BOS, *b"ab"), 2)
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from membership_story import GIB, Story, needs, serving
+from membership_story import GIB, LOST, Story, needs, serving
 
 from hearth.common.errors import HearthError, Reason
+from hearth.root.membership.apart import ROOT
 from hearth.root.membership.decisions import Form, Member, Serve, Wait
 from hearth.root.membership.events import (
     Described,
@@ -22,6 +23,7 @@ from hearth.root.membership.events import (
     Refused,
     Undrain,
 )
+from hearth.root.membership.membership import STRIKES
 from hearth.root.membership.peers import PeerState
 
 # The start.
@@ -211,7 +213,7 @@ def test_a_worker_that_dies_at_once_again_and_again_is_left_out_for_a_while() ->
             story.lose("a:1").start("a:1")
         story.run(0.75)
     assert story.membership.serving == ("b:1",)
-    assert "times just after it came in" in story.of("a:1")[1]
+    assert "it failed 3 times in a row, the last time: a:1 was lost" in story.of("a:1")[1]
     story.run(60)
     assert story.membership.serving == ("a:1", "b:1")
 
@@ -223,6 +225,123 @@ def test_a_worker_killed_now_and_then_is_always_taken_back() -> None:
         assert story.membership.serving == ("a:1", "b:1")
         story.lose("a:1").start("a:1").run(1)
     assert set(story.formed) == {("a:1", "b:1")}
+
+
+def test_an_idle_cluster_makes_nobody_trusted() -> None:
+    """It dies at the first step each time; requests come with long pauses between them."""
+    story = serving("a:1", "b:1")
+    story.lose("a:1").start("a:1")  # it had worked until now
+    story.working = False
+    losses = 0
+    while (story.run(5), story.membership.serving)[1] == ("a:1", "b:1"):
+        story.lose("a:1").start("a:1")
+        losses += 1
+    assert losses == STRIKES
+    assert story.membership.serving == ("b:1",)
+
+
+def test_what_was_trusted_is_not_punished_for_what_was_long_ago() -> None:
+    story = serving("a:1", "b:1")
+    for _ in range(10):
+        story.working = False
+        for _ in range(STRIKES - 1):
+            story.lose("a:1").start("a:1").run(1)
+            assert story.membership.serving == ("a:1", "b:1")
+        story.working = True
+        story.run(2)
+
+
+def test_one_that_hangs_is_left_out_at_its_first_failure() -> None:
+    story = serving("a:1", "b:1").hang("a:1")
+    story.run(0.5)
+    assert story.formed[1:] == [("b:1",)]
+    assert "a:1 hangs" in story.of("a:1")[1]
+    story.run(40)
+    assert story.formed[2:] == [("a:1", "b:1")]  # after its ban, when no request runs
+
+
+def test_one_that_hangs_again_and_again_is_left_out_longer_and_longer() -> None:
+    """Though it works for a while each time."""
+    story = serving("a:1", "b:1")
+    hangs = 0
+    while story.now < 3600:
+        if "a:1" in (story.membership.serving or ()):
+            story.hang("a:1")
+            hangs += 1
+        story.run(2)
+    assert 4 < hangs < 11
+
+
+def test_one_that_hangs_and_is_needed_is_used_all_the_same() -> None:
+    story = serving("a:1", "b:1", fit=needs(3 * GIB, GIB)).hang("a:1")
+    story.run(1)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.OUT_OF_MEMORY, Reason.BAD_CHUNK, Reason.WORKER_BUSY, Reason.INTERNAL]
+)
+def test_one_that_cannot_load_prolongs_no_outage(reason: Reason) -> None:
+    """The wait for it is one, and it disturbs those that serve less and less often."""
+    story = serving("a:1", "b:1").fail("a:1", reason)
+    story.lose("b:1").start("b:1")
+    story.run(31)
+    assert story.membership.serving == ("b:1",)
+    before = len(story.attempts)
+    assert before <= 5
+    story.run(3600)
+    assert story.membership.serving == ("b:1",)
+    assert len(story.attempts) - before < 12
+    story.failing.clear()
+    story.run(620)
+    assert story.membership.serving == ("a:1", "b:1")
+
+
+@pytest.mark.parametrize("reason", [Reason.WORKER_LOST, Reason.UNREACHABLE, Reason.NOT_LOADED])
+def test_one_that_dies_while_it_loads_is_left_out_after_some_times(reason: Reason) -> None:
+    story = serving("a:1", "b:1").fail("a:1", reason)
+    story.lose("b:1").start("b:1").run(5)
+    assert story.membership.serving == ("b:1",)
+    assert len(story.attempts) == STRIKES
+
+
+def test_a_slow_failure_is_not_repeated_once_the_wait_is_over() -> None:
+    """Each attempt to load takes longer than the wait for a lost worker."""
+    story = serving("a:1", "b:1").fail("a:1", Reason.WORKER_LOST)
+    story.lose("b:1").start("b:1")
+    began = story.now
+    while story.membership.serving is None:
+        story.answer()
+        decision = story.decide()
+        if isinstance(decision, Form):
+            story.now += 40 * ("a:1" in decision.workers)
+            story.form(decision)
+        story.now += 0.25
+    assert story.membership.serving == ("b:1",)
+    assert len(story.attempts) == 2
+    assert story.now - began < 90
+
+
+def test_one_that_stalls_while_it_loads_is_left_out_at_once() -> None:
+    story = serving("a:1", "b:1").fail("a:1", Reason.DEADLINE, unfit=True)
+    story.lose("b:1").start("b:1").run(1)
+    assert story.membership.serving == ("b:1",)
+    assert len(story.attempts) == 1
+
+
+def test_at_the_start_who_is_needed_is_tried_again() -> None:
+    story = Story("a:1", "b:1").start("a:1", "b:1").fail("a:1", Reason.DEADLINE, unfit=True)
+    assert isinstance(story.run(20), Wait)
+    assert len(story.attempts) > 2
+    story.failing.clear()
+    story.run(20)
+    assert story.membership.serving == ("a:1", "b:1")
+
+
+def test_at_the_start_who_is_not_needed_and_fails_is_left_out() -> None:
+    story = Story("a:1", "b:1", needed=1).start("a:1", "b:1")
+    story.fail("a:1", Reason.DEADLINE, unfit=True).run(2)
+    assert story.membership.serving == ("b:1",)
 
 
 def test_a_forming_that_fails_for_nobody_s_fault_is_tried_again_more_and_more_slowly() -> None:
@@ -345,6 +464,25 @@ def test_a_drained_worker_may_be_let_in_again() -> None:
     story.membership.handle(Undrain(story.now, "a:1"))
     story.run(10)
     assert story.formed[1:] == [("b:1",), ("a:1", "b:1")]
+
+
+def test_one_drained_before_it_ever_answered_stays_out_until_it_is_restarted() -> None:
+    story = serving("a:1")
+    story.membership.handle(Found(story.now, "dns", ("b:1",)))
+    story.membership.handle(Drain(story.now, "b:1"))
+    story.start("b:1").run(20)
+    assert story.of("b:1")[0] is PeerState.DRAINED
+    assert story.formed[1:] == []
+    story.start("b:1", instance="2").run(20)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+def test_one_about_to_stop_before_it_ever_answered_is_let_in_when_it_answers() -> None:
+    story = serving("a:1")
+    story.membership.handle(Found(story.now, "dns", ("b:1",)))
+    story.membership.handle(Leaving(story.now, "b:1", "it is shutting down"))
+    story.start("b:1").run(20)
+    assert story.formed[1:] == [("a:1", "b:1")]
 
 
 def test_a_worker_that_is_needed_cannot_be_drained() -> None:
@@ -525,6 +663,32 @@ class Histories(RuleBasedStateMachine):
         if {one, other} <= set(self.story.membership.serving or ()):
             self.story.membership.handle(Lost(self.story.now, one, "unheard", apart_from=other))
 
+    @rule(address=st.sampled_from(addresses))
+    def hang(self, address: str) -> None:
+        if address in (self.story.membership.serving or ()):
+            self.story.hang(address)
+
+    @rule(
+        address=st.sampled_from(addresses),
+        reason=st.sampled_from([None, LOST, Reason.OUT_OF_MEMORY, Reason.SHUTTING_DOWN]),
+        unfit=st.booleans(),
+    )
+    def fail(self, address: str, reason: str | None, unfit: bool) -> None:
+        """Attempts to form with this worker fail from now on; None: they do not."""
+        if reason is None:
+            self.story.failing.pop(address, None)
+        else:
+            self.story.fail(address, reason, unfit)
+
+    @rule(order=st.permutations(addresses))
+    def part_from_root(self, order: Sequence[str]) -> None:
+        if order[0] in (self.story.membership.serving or ()):
+            self.story.membership.handle(Lost(self.story.now, order[0], "unheard", apart_from=ROOT))
+
+    @rule(working=st.booleans())
+    def trust(self, working: bool) -> None:
+        self.story.working = working
+
     @rule()
     def break_nobody(self) -> None:
         if self.story.membership.serving is not None:
@@ -539,6 +703,7 @@ class Histories(RuleBasedStateMachine):
         end = self.story.now + seconds
         while self.story.now < end:
             self.story.answer()
+            self.story.work()
             decision = self.story.decide()
             if isinstance(decision, Form):
                 self.check(decision)
@@ -581,6 +746,7 @@ class Histories(RuleBasedStateMachine):
         story, membership = self.story, self.story.membership
         membership.handle(Found(story.now, "dns", tuple(self.addresses)))
         membership.handle(Found(story.now, "mdns", ()))
+        story.failing.clear()
         for address in self.addresses:
             self.rooms[address] = 4
             if address in (membership.serving or ()) and address not in story.up:

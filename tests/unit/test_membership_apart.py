@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from membership_story import GIB, Story, needs, serving
 
+from hearth.root.membership.apart import ROOT
 from hearth.root.membership.choosing import Chooser
 from hearth.root.membership.decisions import Rules, Serve, Wait
 from hearth.root.membership.events import Found
@@ -111,6 +112,40 @@ def test_at_the_start_who_is_not_needed_may_be_left_out() -> None:
     story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
     story.run(60)
     assert story.membership.serving == ("a:1",)
+
+
+def test_one_that_the_root_does_not_reach_over_the_mesh_is_left_out() -> None:
+    """It costs no more than two workers that do not reach each other."""
+    story = serving("a:1", "b:1").part("a:1", ROOT)
+    story.run(15)
+    assert story.attempts == [("a:1", "b:1")]
+    assert story.formed[1:] == [("b:1",)]
+    state, reason = story.of("a:1")
+    assert state is PeerState.READY
+    assert "the root reaches it by gRPC, and its mesh port not" in reason
+    story.run(3600)
+    assert 4 < len(story.attempts) < 12
+    story.apart.clear()
+    story.run(620)
+    assert story.membership.serving == ("a:1", "b:1")
+
+
+def test_one_apart_from_the_root_that_is_needed_is_tried_all_the_same() -> None:
+    story = serving("a:1", "b:1", fit=needs(3 * GIB, GIB)).part("a:1", ROOT)
+    assert isinstance(story.run(300), Wait)
+    assert 10 < len(story.attempts) < 40
+    story.apart.clear()
+    story.run(15)
+    assert story.formed[1:] == [("a:1", "b:1")]
+
+
+def test_one_apart_from_the_root_makes_no_other_suspect() -> None:
+    story = serving("a:1", "b:1", "c:1").part("a:1", ROOT)
+    story.run(15)
+    assert story.membership.serving == ("b:1", "c:1")
+    story.part("b:1", ROOT).apart.discard(frozenset(("b:1", ROOT)))  # once, as any may
+    story.run(1)
+    assert story.membership.serving == ("b:1", "c:1")
 
 
 def test_changing_addresses_fill_no_memory() -> None:

@@ -77,6 +77,9 @@ def _described(
     if answer.held_by and not answer.held_by_caller:
         problem = f"busy: root {answer.held_by!r} holds it"
         return Refused(PENDING, address, problem), HearthError(Reason.WORKER_BUSY, problem)
+    if answer.ending:
+        problem = "a step of its last plan is still running"
+        return Refused(PENDING, address, problem), HearthError(Reason.WORKER_BUSY, problem)
     node = answer.node
     room = node.memory_available_bytes
     return Described(PENDING, address, node.name, answer.instance, room), None

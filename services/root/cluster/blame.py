@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hearth.common.errors import HearthError, Reason
+from hearth.root.membership.apart import ROOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Worker:
 def culprits(
     unheard: Mapping[int, int], by: int, rank: int, root: int | None = 0
 ) -> tuple[int, ...]:
-    """The lost rank; or two ranks that are both alive but do not reach each other.
+    """The lost rank; or two ranks that are both alive but do not reach each other, the root first.
 
     unheard: for each rank that sent a report, the rank that it no longer receives from. by and
     rank: the first report. root: the root's rank, None in a stage without it; the root also
@@ -32,8 +33,12 @@ def culprits(
     while rank in unheard and rank not in seen and unheard[rank] != rank:
         seen.add(rank)
         by, rank = rank, unheard[rank]
-    if root in (by, rank) or by == rank:
-        return (rank if by == root else by,)
+    if by == rank:
+        return (by,)
+    if root is not None and root in (by, rank):
+        other = rank if by == root else by
+        # A rank that sent a report of the root is alive.
+        return (root, other) if unheard.get(other) == root else (other,)
     if rank not in unheard and root is not None and unheard.get(root) == rank:
         return (rank,)
     return (min(by, rank), max(by, rank))
@@ -61,6 +66,10 @@ def explain(
             return report  # about the rank itself: nothing to work out
         unheard[number] = rank_of(report)
     ranks = culprits(unheard, by, rank, root)
+    if root is not None and len(ranks) == 2 and root in ranks:
+        apart = by_rank.get(ranks[1])
+        if apart is not None:
+            return apart_from_root(apart, problem)
     if not all(found in by_rank for found in ranks):
         return HearthError(Reason.WORKER_LOST, f"the mesh broke: {problem}")
     worker, *peers = (by_rank[found] for found in ranks)
@@ -75,6 +84,14 @@ def explain(
     )
     facts = {"worker": worker.address, "peer": peer.address}
     return HearthError(Reason.PEER_LOST, message, facts)
+
+
+def apart_from_root(worker: Worker, problem: str) -> HearthError:
+    """Error for a worker that gRPC connects to the root, and the mesh does not."""
+    message = (
+        f"the mesh does not connect the root and worker {worker.name}, though gRPC does: {problem}"
+    )
+    return HearthError(Reason.PEER_LOST, message, {"worker": worker.address, "peer": ROOT})
 
 
 def rank_of(error: HearthError) -> int:

@@ -26,7 +26,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from hearth import _native
-from hearth.common.errors import HearthError, Reason
+from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.metrics import RootMetrics, phase_of
 from hearth.converter import Model
 from hearth.root.cluster import blame, state
@@ -34,6 +34,7 @@ from hearth.root.cluster.formation import Formation
 from hearth.root.cluster.forming import Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
+from hearth.root.cluster.reports import refine
 from hearth.root.membership.peers import Peer
 from hearth.root.planning.blueprint import draw
 from hearth.root.planning.plan import Plan
@@ -47,6 +48,8 @@ from hearth.worker.shard import NodeShard
 log = logging.getLogger(__name__)
 
 _WATCHDOG_GRACE = 2.0
+# A formation has worked once its steps with logits took so long together: some request went on.
+_WORKED_SECONDS = 1.0
 
 
 class Listener(Protocol):
@@ -57,6 +60,9 @@ class Listener(Protocol):
 
     def worker_leaving(self, address: str) -> None:
         """The worker at `address` is about to stop. Called in the thread that runs steps."""
+
+    def cluster_worked(self, workers: tuple[str, ...]) -> None:
+        """Steps have shown that these, all of the cluster, are sound. Called as the one above."""
 
 
 class Cluster:
@@ -91,6 +97,8 @@ class Cluster:
         self._interrupted = threading.Event()
         self._closed = threading.Event()
         self._deadline: float | None = None
+        # When the running, or the last, step began.
+        self._step_began = 0.0
         self._watchdog: threading.Thread | None = None
         with self._board.change() as status:
             status.CopyFrom(describe.forming(0, settings, self.plan, settings.workers))
@@ -210,10 +218,11 @@ class Cluster:
             if not isinstance(phase, state.Serving):
                 raise phase.error.copy()
             formation = phase.formation
+            self._step_began = time.monotonic()
             if formation.links:
                 # A lane that waits too long says so itself, and better: this is for the rest.
                 grace = _WATCHDOG_GRACE if self.settings.lane == "mesh" else 0.0
-                self._deadline = time.monotonic() + self.settings.step_seconds + grace
+                self._deadline = self._step_began + self.settings.step_seconds + grace
             try:
                 output = formation.step(batch, candidates)
             except _native.LaneError as error:
@@ -242,6 +251,9 @@ class Cluster:
         for address in output.leaving:
             for listener in self._listeners:
                 listener.worker_leaving(address)
+        if batch.output_rows and formation.worked(output.wall_seconds, _WORKED_SECONDS):
+            for listener in self._listeners:
+                listener.cluster_worked(tuple(link.address for link in formation.links))
         return output
 
     def interrupt(self) -> None:
@@ -309,7 +321,11 @@ class Cluster:
 
     def _mesh_broke(self, formation: Formation, by: int, rank: int, problem: str) -> HearthError:
         """The cause of a mesh that broke between `by` and `rank`; the formation is lost after."""
-        return self._lose(formation, formation.reports.cause(by, rank, problem))
+        late = time.monotonic() - self._step_began >= self.settings.step_seconds
+        cause = formation.reports.cause(by, rank, problem)
+        limit = self.settings.step_seconds if late else None
+        cause = refine(formation.links, formation.reports, cause, problem, limit)
+        return self._lose(formation, cause)
 
     def _lose(self, formation: Formation, error: HearthError) -> HearthError:
         """The formation cannot go on: ends every stream, and calls the listeners.
@@ -317,6 +333,8 @@ class Cluster:
         Returns a copy of the error that counts, which is the first.
         """
         error = error.copy()  # what is kept must not hold the frames of a step, and so the shard
+        if "worker" in error.metadata:
+            error.code = Code.UNAVAILABLE  # requests wait, whatever the worker's reason is
         if not self._state.lose(formation, error):
             return (self.lost or error).copy()
         formation.reports.settle(error)
@@ -346,8 +364,12 @@ class Cluster:
             # The one that is waited for; where none is, the root's own computing takes that long.
             waited = next((link for link in formation.links if link.waiting), None)
             if waited is not None:
-                problem = f"worker {waited.name} did not answer a step within {seconds:g} s"
-                waited.fail(HearthError(Reason.WORKER_LOST, problem))
+                problem = (
+                    f"worker {waited.name} did not answer a step within {seconds:g} s "
+                    "(--step-seconds)"
+                )
+                waited.fail(HearthError(Reason.WORKER_UNFIT, problem))
             else:
                 problem = f"a step took longer than {seconds:g} s: see --step-seconds"
-                self._lose(formation, HearthError(Reason.DEADLINE, problem))
+                # UNAVAILABLE: requests wait, and are tried again.
+                self._lose(formation, HearthError(Reason.DEADLINE, problem, {}, Code.UNAVAILABLE))

@@ -43,6 +43,7 @@ class Formation:
         self._step_id = 0
         # Page tables of the root's own shard.
         self._tables = PageTables(shard.config.max_step_tokens, shard.config.max_pages)
+        self._worked_seconds = 0.0
         # Address of the worker that caused the failure.
         self._culprit = ""
 
@@ -100,16 +101,21 @@ class Formation:
         """Adds a worker's logits; returns the rest of its result, and the logits' size in bytes."""
         result = expect_result(link.receive(), link, self._step_id)
         rows = len(joined.values)
-        size = joined.add(parts.logits(result, link.name, rows, node.vocab, candidates))
+        size = joined.add(parts.logits(result, link, rows, node.vocab, candidates))
         return worker_pb2.StepResult(timing=result.timing, leaving=result.leaving), size
+
+    def worked(self, seconds: float, enough: float) -> bool:
+        """Count the time of a step with logits; True once, when all are `enough`."""
+        before, self._worked_seconds = self._worked_seconds, self._worked_seconds + seconds
+        return before < enough <= self._worked_seconds
 
     def fail(self, error: HearthError) -> None:
         """Ends every stream with `error`, and the running step."""
         if isinstance(self._lane, _native.MeshLane):
             self._lane.abort()
-        # With PEER_LOST two workers do not reach each other, but the root reaches both.
-        apart = error.reason == Reason.PEER_LOST
-        self._culprit = "" if apart else error.metadata.get("worker", "")
+        # The root reaches the workers of these: their leases are released.
+        reached = error.reason in (Reason.PEER_LOST, Reason.WORKER_UNFIT)
+        self._culprit = "" if reached else error.metadata.get("worker", "")
         for link in self.links:
             if link.address != self._culprit:
                 link.fail(error)

@@ -18,7 +18,7 @@ from hearth.root.cluster.lanes import HubLane, choose_cipher, open_mesh
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.loading import Loading
-from hearth.root.cluster.reports import Reports
+from hearth.root.cluster.reports import Reports, refine
 from hearth.root.cluster.streaming import LoadEvent
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.facts import NodeFacts
@@ -147,22 +147,25 @@ class Forming:
         if not isinstance(error, HearthError):
             return self._broken or error
         first = (self._broken or error) if error.reason in _CONSEQUENCES else error
-        return self._mesh_broke(first, error) if first.reason == Reason.PEER_LOST else first
+        # The rank that the root itself does not reach over the mesh.
+        own = blame.rank_of(error) if error.reason != Reason.PEER_LOST else 0
+        return self._mesh_broke(first, own) if first.reason == Reason.PEER_LOST or own else first
 
-    def _mesh_broke(self, first: HearthError, error: HearthError) -> HearthError:
-        """The cause of a worker's report that it does not reach another.
+    def _mesh_broke(self, first: HearthError, own: int) -> HearthError:
+        """The cause of a mesh that does not connect all ranks.
 
-        first: PEER_LOST of a worker. error: the error that ended the forming; the root's own if the
-        root does not reach a rank.
+        first: PEER_LOST of a worker, or the root's error. own: see open_mesh; 0 for none.
         """
         reports = self._reports
-        if error.reason != Reason.PEER_LOST:
-            reports.unheard(blame.rank_of(error))
+        reports.unheard(own)
         for link in self._links:
             if link.ended is not None:
                 reports.add(link.address, link.ended)
-        by = reports.rank(first.metadata["worker"])
-        return reports.cause(by, blame.rank_of(first), first.message)
+        by, rank = 0, own
+        if first.reason == Reason.PEER_LOST:
+            by, rank = reports.rank(first.metadata["worker"]), blame.rank_of(first)
+        cause = reports.cause(by, rank, first.message)
+        return refine(self._links, reports, cause, first.message)
 
     def _describe(self) -> list[common_pb2.NodeInfo]:
         """Facts about every worker. Raises HearthError if one is absent or busy."""
@@ -175,6 +178,9 @@ class Forming:
                 # The lease of another root, or of an earlier process of this one, which expires by
                 # itself. Free memory can only be measured afterwards.
                 problem = f"worker {link.name} is busy: root {answer.held_by!r} holds it"
+                raise HearthError(Reason.WORKER_BUSY, problem, {"worker": link.address})
+            if answer.ending:
+                problem = f"worker {link.name} is busy: a step of its last plan is still running"
                 raise HearthError(Reason.WORKER_BUSY, problem, {"worker": link.address})
         infos = [answer.node for answer in answers]
         with self._board.change() as status:
@@ -222,7 +228,9 @@ class Forming:
             partial(wire.load_begin, model, node, config, self._lease, settings)
             for node, config in zip(nodes[1:], configs[1:], strict=True)
         ]
-        loading = self._loading = Loading(model, plan, self._progress, self._metrics)
+        loading = self._loading = Loading(
+            model, plan, self._progress, self._metrics, settings.stall_seconds
+        )
         try:
             self.check()  # an earlier interrupt could not end the loading
             self.shard = loading.run(

@@ -19,7 +19,7 @@ from hearth.common.link_costs import LinkCosts
 from hearth.common.mesh import connect_all, measure
 from hearth.common.mesh_handshake import KEY_BYTES
 from hearth.common.types import MESH_CIPHER
-from hearth.root.cluster.links import WorkerLink, expect_sync
+from hearth.root.cluster.links import WorkerLink, expect_sync, violation
 from hearth.v1 import worker_pb2
 
 # Time limit for connecting the ranks, and then for measuring their links. The workers' limit is
@@ -43,7 +43,10 @@ class HubLane(StreamLane):
         """Replaces x, f32 [rows, hidden_size], by its sum over all ranks. Raises HearthError."""
         for link in self._links:
             frame = expect_sync(link.receive(), link, self._step_id, self._index)
-            x += wire.decode(frame.data, self._sync_type, *x.shape)
+            try:
+                x += wire.decode(frame.data, self._sync_type, *x.shape)
+            except HearthError as error:
+                raise violation(link, error.message) from None
             self.received_bytes += len(frame.data)
         data = wire.encode(x, self._sync_type)
         answer = worker_pb2.ForwardRequest(
@@ -131,8 +134,7 @@ def open_mesh(
             answer = link.receive_within(MESH_SECONDS, "join the mesh")
             if answer.WhichOneof("message") != "mesh_ready":
                 kind = answer.WhichOneof("message")
-                problem = f"worker {link.name} replied {kind!r} to mesh_open"
-                raise HearthError(Reason.WORKER_LOST, problem, {"worker": link.address})
+                raise violation(link, f"it replied {kind!r} to mesh_open")
     except BaseException:
         lane.close()
         raise

@@ -14,14 +14,20 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from hearth.common.channels import MAX_NAME_BYTES, PROTOCOL_VERSION, dial
-from hearth.common.errors import HearthError, Reason
+from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.frames import decode_forward_response, encode_forward
 from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import from_rpc_error
 from hearth.common.security import Security
 from hearth.common.types import MESH_CIPHER, name_of
 from hearth.root.cluster.certificate import WorkerCertificate
-from hearth.root.cluster.streaming import LoadEvent, SliceReader, stream_weights
+from hearth.root.cluster.streaming import (
+    STALL_SECONDS,
+    Bytes,
+    LoadEvent,
+    SliceReader,
+    stream_weights,
+)
 from hearth.root.planning.plan import ALONE, Placement
 from hearth.v1 import worker_pb2, worker_pb2_grpc
 
@@ -135,20 +141,36 @@ class WorkerLink:
         begin: worker_pb2.LoadBegin,
         read_slice: SliceReader,
         on_progress: Callable[[LoadEvent], None],
+        stall_seconds: float = STALL_SECONDS,
     ) -> worker_pb2.LoadDone:
-        """Streams the missing slices; afterwards the shard is ready. Raises HearthError."""
+        """Streams the missing slices; afterwards the shard is ready.
+
+        Raises HearthError, and the errors of `read_slice` as they are.
+        """
+        unreadable: list[Exception] = []
+
+        def read(index: int, first: int, last: int) -> Bytes:
+            try:
+                return read_slice(index, first, last)
+            except Exception as error:
+                unreadable.append(error)
+                raise
+
         try:
             with self._unless_closed():
                 return stream_weights(
                     self._channel,
                     begin,
-                    read_slice,
+                    read,
                     on_progress,
                     worker=self.name,
+                    stall_seconds=stall_seconds,
                     on_start=self._load_began,
                 )
         except HearthError as error:
-            raise self._named(self._failure or error) from None
+            if unreadable:
+                raise unreadable[0] from None  # the root's files, not this worker
+            raise (self._failure or self._told(error)).copy(worker=self.address) from None
 
     def _load_began(self, end: Callable[[], object]) -> None:
         self._end_load = end
@@ -167,7 +189,7 @@ class WorkerLink:
         self._outgoing.put(worker_pb2.ForwardRequest(open=worker_pb2.ForwardOpen(lease=lease)))
         answer = self.receive_within(OPEN_SECONDS, "open its Forward stream")
         if answer.WhichOneof("message") != "ready":
-            raise self._named(_violation(self.name, "its first message was not `ready`"))
+            raise violation(self, "its first message was not `ready`")
         call.add_callback(lambda: on_end(self._ended()))
         if self._certificate is not None:
             held = _LIVE.add(self._certificate.revocation, self._revoked)
@@ -206,7 +228,7 @@ class WorkerLink:
     def receive_within(self, seconds: float, what: str) -> worker_pb2.ForwardResponse:
         """`receive` with a deadline; `what` completes "the worker did not ..." in the error."""
         silence = HearthError(
-            Reason.WORKER_LOST, f"worker {self.name} did not {what} within {seconds:g} s"
+            Reason.WORKER_UNFIT, f"worker {self.name} did not {what} within {seconds:g} s"
         )
         watchdog = threading.Timer(seconds, self.fail, (silence,))
         watchdog.start()
@@ -258,8 +280,9 @@ class WorkerLink:
         """The reason why the stream has ended."""
         with self._failing:
             if self._failure is None:
-                self._failure = self.ended = self._named(self._cause())
-            return self._failure
+                self._failure = self.ended = self._cause()
+            # A copy: what is raised gets a traceback, and would hold the frames of its call here.
+            return self._failure.copy()
 
     def _cause(self) -> HearthError:
         failure = from_rpc_error(self._call)
@@ -267,9 +290,22 @@ class WorkerLink:
             failure = HearthError(Reason.WORKER_LOST, "it ended the stream")
         if failure.reason in _GONE or failure.reason == Reason.WORKER_LOST:
             problem = f"worker {self.name} was lost: {failure.message}"
-            return HearthError(Reason.WORKER_LOST, problem)
+            return HearthError(Reason.WORKER_LOST, problem, {"worker": self.address})
         problem = f"worker {self.name}: {failure.message}"
-        return HearthError(failure.reason, problem, failure.metadata)
+        failure = HearthError(failure.reason, problem, failure.metadata, Code.UNAVAILABLE)
+        return self._told(failure)
+
+    def _told(self, error: HearthError) -> HearthError:
+        """An error that this worker sent: about itself, and at most a rank that it lost.
+
+        With its code UNAVAILABLE requests wait for other workers, whatever this one refused.
+        """
+        untrusted = {"worker", "peer", "node"}
+        if error.reason != Reason.PEER_LOST:
+            untrusted.add("rank")
+        metadata = {k: v for k, v in error.metadata.items() if k not in untrusted}
+        metadata["worker"] = self.address
+        return HearthError(error.reason, error.message, metadata, error.code)
 
     def _named(self, error: HearthError) -> HearthError:
         """A copy of `error` that names this worker, unless it names one already.
@@ -305,25 +341,27 @@ def _read(raw: bytes) -> worker_pb2.ForwardResponse | DecodeError:
         return error
 
 
-def _violation(name: str, problem: str) -> HearthError:
-    return HearthError(Reason.WORKER_LOST, f"worker {name} violated the protocol: {problem}")
+def violation(link: WorkerLink, problem: str) -> HearthError:
+    """Error for a message that a worker must not send."""
+    message = f"worker {link.name} violated the protocol: {problem}"
+    return HearthError(Reason.WORKER_UNFIT, message, {"worker": link.address})
 
 
 def expect_sync(
     response: worker_pb2.ForwardResponse, link: WorkerLink, step_id: int, index: int
 ) -> worker_pb2.SyncFrame:
-    """Returns the next message if it is this sync; else raises HearthError WORKER_LOST."""
+    """Returns the next message if it is this sync; else raises HearthError WORKER_UNFIT."""
     frame = response.sync
     if response.WhichOneof("message") != "sync" or (frame.step_id, frame.index) != (step_id, index):
-        raise _violation(link.name, f"expected sync {index} of step {step_id}")
+        raise violation(link, f"expected sync {index} of step {step_id}")
     return frame
 
 
 def expect_result(
     response: worker_pb2.ForwardResponse, link: WorkerLink, step_id: int
 ) -> worker_pb2.StepResult:
-    """Returns the next message if it is the step's result; else raises WORKER_LOST."""
+    """Returns the next message if it is the step's result; else raises WORKER_UNFIT."""
     result = response.result
     if response.WhichOneof("message") != "result" or result.step_id != step_id:
-        raise _violation(link.name, f"expected the result of step {step_id}")
+        raise violation(link, f"expected the result of step {step_id}")
     return result

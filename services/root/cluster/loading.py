@@ -14,7 +14,7 @@ from hearth.common.metrics import RootMetrics
 from hearth.converter import Model, ModelError
 from hearth.root.cluster import wire
 from hearth.root.cluster.links import WorkerLink
-from hearth.root.cluster.streaming import LoadEvent
+from hearth.root.cluster.streaming import STALL_SECONDS, LoadEvent
 from hearth.root.planning.plan import Plan, Slice
 from hearth.v1 import worker_pb2
 from hearth.worker.packing import ShardFiller
@@ -32,8 +32,10 @@ class Loading:
         plan: Plan,
         on_progress: Callable[[int, LoadEvent], None],
         metrics: RootMetrics,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
         """on_progress: (number of the node, event), called in several threads."""
+        self._stall_seconds = stall_seconds
         self._model = model
         self._plan = plan
         self._on_progress = on_progress
@@ -137,6 +139,7 @@ class Loading:
             begin(),
             lambda index, first, last: self._read(node.slices[index], first, last),
             lambda event: self._on_progress(number, event),
+            self._stall_seconds,
         )
         self._metrics.weights("network", done.network_bytes)
         self._metrics.weights("cache", done.cache_bytes)

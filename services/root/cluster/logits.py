@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
-from hearth.common.errors import HearthError, Reason
+from hearth.root.cluster.links import WorkerLink, violation
 from hearth.v1 import worker_pb2
 
 # Logits of one rank: f32 [rows, n]; for candidates also their u32 token ids, else None.
@@ -21,28 +21,28 @@ def own_logits(whole: npt.NDArray[np.float32], candidates: int) -> Logits:
 
 
 def logits(
-    result: worker_pb2.StepResult, name: str, rows: int, vocab: tuple[int, int], candidates: int
+    result: worker_pb2.StepResult, link: WorkerLink, rows: int, vocab: tuple[int, int], count: int
 ) -> Logits:
-    """A worker's logits. Raises HearthError WORKER_LOST for a wrong shape or token ids."""
-    columns = _columns(vocab, candidates)
+    """A worker's logits; count: of candidates, 0 for whole rows.
+
+    Raises HearthError WORKER_UNFIT for a wrong shape or token ids.
+    """
+    columns = _columns(vocab, count)
     size = rows * columns * 4
     # Each access to a field copies it: 4 MiB for 16 whole rows of a large vocabulary.
     logits_bytes, id_bytes = result.logits, result.candidate_ids
-    if len(logits_bytes) != size or len(id_bytes) != (size if candidates else 0):
-        raise HearthError(
-            Reason.WORKER_LOST,
-            f"worker {name} sent {len(logits_bytes)} bytes of logits and "
-            f"{len(id_bytes)} of ids, expected {size} for [{rows}, {columns}]",
+    if len(logits_bytes) != size or len(id_bytes) != (size if count else 0):
+        problem = (
+            f"{len(logits_bytes)} bytes of logits and {len(id_bytes)} of ids, expected {size} for "
+            f"[{rows}, {columns}]"
         )
+        raise violation(link, problem)
     values = np.frombuffer(logits_bytes, "<f4").reshape(rows, columns)
-    if not candidates:
+    if not count:
         return values, None
     ids = np.frombuffer(id_bytes, "<u4").reshape(rows, columns)
     if rows and not (vocab[0] <= int(ids.min()) and int(ids.max()) < vocab[1]):
-        raise HearthError(
-            Reason.WORKER_LOST,
-            f"worker {name} sent token ids outside its vocabulary rows {vocab[0]} to {vocab[1]}",
-        )
+        raise violation(link, f"token ids outside its vocabulary rows {vocab[0]} to {vocab[1]}")
     return values, ids
 
 

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Sequence
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.cluster.blame import Worker, explain
+from hearth.root.cluster.blame import Worker, apart_from_root, explain
+from hearth.root.cluster.links import WorkerLink
 
 # Time to wait for reports of other ranks after the first one.
 REPORT_SECONDS = 0.5
@@ -28,7 +29,7 @@ class Reports:
         rank = self.rank(address)
         if rank:
             with self._changed:
-                self._reports.setdefault(rank, error)
+                self._reports.setdefault(rank, error.copy())  # without the frames of its call
                 self._changed.notify_all()
 
     def unheard(self, rank: int) -> None:
@@ -39,7 +40,7 @@ class Reports:
     def settle(self, cause: HearthError) -> None:
         """End the wait: the cause is known from elsewhere. The first cause counts."""
         with self._changed:
-            self._cause = self._cause or cause
+            self._cause = self._cause or cause.copy()
             self._changed.notify_all()
 
     def cause(self, by: int, rank: int, problem: str) -> HearthError:
@@ -53,6 +54,17 @@ class Reports:
                 self._cause = explain(self._workers, self._reports, self._own, by, rank, problem)
             return self._cause
 
+    def silent(self, cause: HearthError) -> Worker | None:
+        """The one worker of those that a cause names which sent no report; None if not one."""
+        named = {cause.metadata.get("worker"), cause.metadata.get("peer")}
+        with self._changed:
+            silent = [
+                worker
+                for worker in self._workers
+                if worker.address in named and worker.rank not in self._reports
+            ]
+        return silent[0] if len(silent) == 1 else None
+
     def rank(self, address: str) -> int:
         """The rank of the worker at `address`; 0 if it is not in the stage."""
         ranks = {worker.address: worker.rank for worker in self._workers}
@@ -62,3 +74,28 @@ class Reports:
         about_itself = any(r.reason != Reason.PEER_LOST for r in self._reports.values())
         everyone = len(self._reports) == len(self._workers)
         return self._cause is not None or about_itself or everyone
+
+
+def refine(
+    links: Sequence[WorkerLink],
+    reports: Reports,
+    cause: HearthError,
+    problem: str,
+    late: float | None = None,
+) -> HearthError:
+    """The cause of a broken mesh, once more, by what gRPC knows of the worker that it names.
+
+    late: the limit in seconds that a step exceeded. All ranks that are alive have sent a report
+    then, so one that has not, and whose stream is open, hangs. In time, only the mesh lost it.
+    """
+    worker = reports.silent(cause)
+    link = next((each for each in links if worker and each.address == worker.address), None)
+    if worker is None or link is None or link.ended is not None:
+        return cause
+    if late is not None:
+        message = (
+            f"worker {worker.name} did not answer a step within {late:g} s (--step-seconds), "
+            f"though gRPC reaches it: {problem}"
+        )
+        return HearthError(Reason.WORKER_UNFIT, message, {"worker": worker.address})
+    return apart_from_root(worker, problem) if cause.reason == Reason.WORKER_LOST else cause

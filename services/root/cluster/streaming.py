@@ -7,6 +7,7 @@ most one block and a bounded number of chunks are in memory.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,8 +34,12 @@ Request = worker_pb2.LoadWeightsRequest | ChunkFrame
 _BLOCK_BYTES = 2 << 20
 # Limit of unacknowledged bytes: enough for a fast network's delay, small for any memory.
 WINDOW_BYTES = 8 * CHUNK_BYTES
-# A worker that sends neither an ack nor progress for this long counts as lost.
+# A worker has to load this many bytes, or all that is left, in each STALL_SECONDS. Messages alone
+# do not count.
+_LEAST_BYTES = 1 << 20
 STALL_SECONDS = 120.0
+# Chunks may be rejected and sent again, but not without end.
+_MOST_TIMES = 8
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,9 @@ class _Sender:
         self._stall_seconds = stall_seconds
         self._changed = threading.Condition()
         self._closed = False
-        self._beats = 0
+        # Bytes loaded at the last progress that counts, and when that was.
+        self._beat_bytes = 0
+        self._beat_at = time.monotonic()
         # The worker's missing slices in order, and the position of the next chunk.
         self._needs: list[worker_pb2.SliceNeed] | None = None
         self._place = 0
@@ -137,7 +144,6 @@ class _Sender:
         """Processes one message of the worker; returns it if it is the last one."""
         kind = response.WhichOneof("message")
         with self._changed:
-            self._beats += 1
             if kind == "needs":
                 self._start(list(response.needs.slices))
             elif kind == "ack":
@@ -145,12 +151,28 @@ class _Sender:
             elif kind == "reject":
                 self._rejected(response.reject)
             elif kind == "progress":
-                self._cache_bytes += response.progress.cache_bytes
+                self._cached(response.progress.cache_bytes)
+            elif kind != "done":
+                raise _violation(f"it sent a message {kind!r}")
+            self._beat()
             self._changed.notify_all()
         if kind == "done":
             return response.done
         on_progress(LoadEvent(self._total, self._network_bytes, self._cache_bytes))
         return None
+
+    def _cached(self, size: int) -> None:
+        self._cache_bytes += size
+        if self._cache_bytes > self._total:
+            problem = f"it read {self._cache_bytes} bytes of {self._total} from its cache"
+            raise _violation(problem)
+
+    def _beat(self) -> None:
+        """Notes the time, if enough was loaded since the last such time."""
+        loaded = self._cache_bytes + self._network_bytes
+        least = min(_LEAST_BYTES, max(1, self._total - self._beat_bytes))
+        if loaded >= self._beat_bytes + least:
+            self._beat_bytes, self._beat_at = loaded, time.monotonic()
 
     def _start(self, needs: list[worker_pb2.SliceNeed]) -> None:
         lacking = 0
@@ -164,6 +186,8 @@ class _Sender:
         self._needs = needs
         self._offset = needs[0].offset if needs else 0
         self._cache_bytes = self._total - lacking
+        # Its list is progress, once. What it reads from the cache is counted before.
+        self._beat_bytes, self._beat_at = self._cache_bytes, time.monotonic()
 
     def _acknowledged(self, ack: worker_pb2.ChunkAck) -> None:
         """Processes an ack, which covers all chunks up to the one it names."""
@@ -173,6 +197,8 @@ class _Sender:
             index, end, size = self._flying.popleft()
             self._flying_bytes -= size
             self._network_bytes += size
+            if self._network_bytes > _MOST_TIMES * self._total:
+                raise _violation(f"it rejected what it had, {self._network_bytes} bytes so far")
             if (index, end) == (ack.slice, ack.held_bytes):
                 return
 
@@ -199,8 +225,10 @@ class _Sender:
             if source is None or source.index != index:
                 source = None
                 source = _Source(index, self._manifest[index], self._read_slice)
+            began = time.monotonic()
             chunk = source.chunk(offset)
             with self._changed:
+                self._beat_at += time.monotonic() - began  # the root's time, not the worker's
                 if (index, offset) != self._next():
                     continue  # rejected meanwhile: send that chunk again
                 self._advance(index, chunk.data.nbytes)
@@ -229,15 +257,18 @@ class _Sender:
         return self._needs is not None and self._next()[0] < 0 and not self._flying
 
     def _wait(self, ready: Callable[[], bool]) -> None:
-        """Waits until `ready` or closed. Raises HearthError DEADLINE if the worker stays silent."""
+        """Waits until `ready` or closed. Raises HearthError WORKER_UNFIT for no progress."""
         while not (self._closed or ready()):
-            beats = self._beats
-            if not self._changed.wait(self._stall_seconds) and self._beats == beats:
+            left = self._beat_at + self._stall_seconds - time.monotonic()
+            if left <= 0:
+                loaded = self._cache_bytes + self._network_bytes
                 problem = (
-                    f"no message for {self._stall_seconds:g} s while loading weights; check the "
-                    "worker's log, its disk and the network"
+                    f"it made no progress for {self._stall_seconds:g} s while loading weights, at "
+                    f"{loaded} of {self._total} bytes (--stall-seconds); check the worker's log, "
+                    "its disk and the network"
                 )
-                raise HearthError(Reason.DEADLINE, problem)
+                raise HearthError(Reason.WORKER_UNFIT, problem)
+            self._changed.wait(left)
 
     def _size(self, index: int) -> int:
         if index >= len(self._manifest):
@@ -302,7 +333,7 @@ class _Source:
 
 
 def _violation(problem: str) -> HearthError:
-    return HearthError(Reason.INTERNAL, f"the worker violated the protocol: {problem}")
+    return HearthError(Reason.WORKER_UNFIT, f"it violated the protocol: {problem}")
 
 
 def _named(error: HearthError, worker: str) -> HearthError:

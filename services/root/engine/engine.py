@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 # Last tokens of the prompt that the detokenizer gets as context for the answer.
 _TAIL = 64
 # A request ends with an error after this many losses of the cluster in its steps without a token in
-# between: the request may be the cause.
-_MAX_SETBACKS = 5
+# between: the request may be the cause. Three workers that fail one after the other are left out
+# sooner (membership.STRIKES).
+MAX_SETBACKS = 10
 
 
 class Engine:
@@ -308,7 +309,7 @@ class Engine:
             active = self._requests.get(seq_id)
             assert active is not None
             active.setbacks += 1
-            if active.setbacks >= _MAX_SETBACKS:
+            if active.setbacks >= MAX_SETBACKS:
                 self._fail(active, errors.lost_too_often(error, active.setbacks))
 
     def _refuse(self, error: HearthError) -> None:

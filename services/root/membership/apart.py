@@ -1,7 +1,8 @@
 """Pairs of workers that do not reach each other, though the root reaches both. Pure state.
 
-Any connection may break once, so a pair counts as apart after two times in a row. Of a pair that is
-apart, one is left out for a while; each further time, for longer.
+Any connection may break once, so a pair counts as apart after two times in a row, or where it could
+not connect at all. Of a pair that is apart, one is left out for a while; each further time, for
+longer. A worker may also be apart from the root: gRPC reaches it, the mesh does not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 
 from hearth.root.membership.peers import Peer
+
+# The root, in a pair; no worker has this address.
+ROOT = "root"
 
 _TIMES = 2
 _SECONDS = 60.0
@@ -28,40 +32,47 @@ class _Trouble:
 
 
 class Apart:
-    """Pairs are of addresses."""
+    """Pairs are of addresses; one of a pair may be ROOT."""
 
     def __init__(self) -> None:
         # The pair that broke last is the last.
         self._pairs: dict[frozenset[str], _Trouble] = {}
 
-    def broke(self, one: str, other: str, now: float) -> None:
-        """Two workers did not reach each other."""
+    def broke(self, one: str, other: str, now: float, sure: bool = False) -> None:
+        """Two did not reach each other. sure: they could not connect, with many tries."""
         pair = frozenset((one, other))
         trouble = self._pairs[pair] = self._pairs.pop(pair, _Trouble())
         if len(self._pairs) > _MAX_PAIRS:
             del self._pairs[next(iter(self._pairs))]
         trouble.times += 1
         # A worker that does not reach a third one either needs no second proof.
-        known = any({one, other} & pair for pair in self._apart(now))
-        times = max(trouble.times, _TIMES if known else 0)
-        if times >= _TIMES:
-            seconds = _SECONDS * 2.0 ** min(times - _TIMES, 10)
+        known = any({one, other} & pair - {ROOT} for pair in self._apart(now))
+        if known or sure:
+            trouble.times = max(trouble.times, _TIMES)
+        if trouble.times >= _TIMES:
+            seconds = _SECONDS * 2.0 ** min(trouble.times - _TIMES, 10)
             trouble.until = now + min(_MAX_SECONDS, seconds)
 
     def served(self, workers: Sequence[str], seconds: float) -> None:
         """A cluster of these workers has served for so long."""
         if seconds >= _SOUND_SECONDS:
-            for pair in [pair for pair in self._pairs if pair <= set(workers)]:
+            for pair in [pair for pair in self._pairs if pair <= {*workers, ROOT}]:
                 del self._pairs[pair]
 
     def ways(self, peers: Sequence[Peer], now: float) -> Iterator[list[Peer]]:
         """Lists of the peers without pairs that are apart, best first.
 
-        Peers with a place in the cluster stay before those without. Then the peer that does not
-        reach the most others is left out first, then the one that came last.
+        A peer that is apart from the root is in none. Peers with a place in the cluster stay before
+        those without. Then the peer that does not reach the most others is left out first, then the
+        one that came last.
         """
         pairs = self._apart(now)
-        return islice(self._ways(list(peers), pairs), _MAX_WAYS)
+        reached = [peer for peer in peers if not self.from_root(peer, now)]
+        return islice(self._ways(reached, pairs), _MAX_WAYS)
+
+    def from_root(self, peer: Peer, now: float) -> bool:
+        """True if the mesh does not connect the peer and the root."""
+        return frozenset((peer.address, ROOT)) in self._apart(now)
 
     def partner(self, peer: Peer, others: Sequence[Peer], now: float) -> Peer | None:
         """One of the others that the peer does not reach."""

@@ -80,6 +80,12 @@ class Chooser:
     def _explain_apart(self, peers: Sequence[Peer], chosen: Sequence[Peer], now: float) -> None:
         for peer in peers:
             if peer not in chosen and peer.state is PeerState.READY:
+                if self.apart.from_root(peer, now):
+                    peer.reason = (
+                        "the root reaches it by gRPC, and its mesh port not: open that port, or "
+                        "use --lane grpc"
+                    )
+                    continue
                 partner = self.apart.partner(peer, chosen, now)
                 if partner is not None:
                     peer.reason = f"it and worker {partner.title} do not reach each other"

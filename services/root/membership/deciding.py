@@ -34,7 +34,7 @@ class Decider:
         rules = self._rules
         if not rules.static:
             self._roster.rank_by_name()
-        ready = self.ready(now, serving=False)
+        ready = self.ready(now, serving=False, least=rules.needed)
         absent = [peer for peer in self._roster if peer not in ready and not peer.drained]
         if len(ready) < rules.needed:
             first = next((f": {peer.title}: {peer.reason}" for peer in absent), "")
@@ -45,8 +45,9 @@ class Decider:
         unanswered = [peer for peer in absent if peer.state is PeerState.SEEN]
         if unanswered and now < self._enough_at + _SETTLE_SECONDS:
             return Wait(now + ASK_SECONDS, f"asking {unanswered[0].title}")
-        if rules.static and set(rules.static) <= {peer.address for peer in ready}:
-            # A list is meant as it is: what does not fit is an error of the forming.
+        listed = bool(rules.static) and rules.needed >= len(rules.static)
+        if listed and set(rules.static) <= {peer.address for peer in ready}:
+            # A list that is needed is meant as it is: what does not fit is an error of the forming.
             chosen, misfit = ready[: rules.most], None
         else:
             chosen, misfit = self._chooser.choose(ready, now, anyway=True)
@@ -123,17 +124,31 @@ class Decider:
         leaver.reason = f"{LEAVING}, and the others have no room: {misfit.problem}"
         return Serve(now + ASK_SERVING_SECONDS)
 
-    def ready(self, now: float, serving: bool) -> list[Peer]:
-        """The peers that may be taken in, in rank order."""
+    def ready(self, now: float, serving: bool, least: int = 0) -> list[Peer]:
+        """The peers that may be taken in, in rank order; least: as many are needed."""
         ready = [p for p in self._roster if p.state is PeerState.READY and not p.drained]
-        steady = [peer for peer in ready if now >= peer.record.banned_until]
-        if not serving and not self._chooser.fits(steady):
+        steady = [peer for peer in ready if _steady(peer, now, serving)]
+        if not serving and (len(steady) < least or not self._chooser.fits(steady)):
             return ready  # use a flaky worker rather than none
         for peer in ready:
             if peer not in steady:
-                peer.reason = f"it was lost {peer.record.strikes} times just after it came in"
+                record = peer.record
+                times = "once" if record.strikes == 1 else f"{record.strikes} times in a row"
+                peer.reason = (
+                    f"left out for now: it failed {times}, the last time: {record.problem}"
+                )
         return steady
 
     def members(self) -> list[Peer]:
         """The peers in the cluster that serves, in rank order."""
         return [peer for peer in self._roster if peer.state is PeerState.IN]
+
+
+def _steady(peer: Peer, now: float, serving: bool) -> bool:
+    """True unless it failed too often, or failed and the wait for it is over while nothing serves.
+
+    Requests wait then: one more attempt that fails would make them wait longer.
+    """
+    if now < peer.record.banned_until:
+        return False
+    return serving or not peer.record.strikes or peer.awaited(now)

@@ -66,7 +66,8 @@ class FormFailed:
     """The cluster could not be formed because of the worker at `address` ("": of none).
 
     reason: a hearth.common.errors.Reason. apart_from: the worker that it does not reach, where the
-    root reaches both.
+    root reaches both; apart.ROOT where the mesh does not connect it to the root. unfit: it exceeded
+    a limit of time, or sent what it must not, so that another attempt at once is of no use.
     """
 
     at: float
@@ -74,13 +75,22 @@ class FormFailed:
     reason: str
     problem: str
     apart_from: str = ""
+    unfit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """The cluster of these workers has computed enough to show that they are sound."""
+
+    at: float
+    workers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
     """The cluster stopped serving because this worker was lost ("": which one is not known).
 
-    apart_from: the worker that it does not reach any more, where the root reaches both.
+    apart_from, unfit: as of FormFailed.
     """
 
     at: float
@@ -88,6 +98,7 @@ class Lost:
     cause: str
     on_purpose: bool = False
     apart_from: str = ""
+    unfit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,7 @@ Event = (
     | Unreachable
     | Leaving
     | Formed
+    | Worked
     | FormFailed
     | Lost
     | Drain

@@ -40,6 +40,10 @@ def _of(peer: Peer, now: float) -> list[str]:
         problems.append(f"{peer.title} lacks memory, and is {peer.state.name}")
     if peer.since > now:
         problems.append(f"{peer.title} is {peer.state.name} since {peer.since}, and it is {now}")
-    if peer.record.strikes < 0:
-        problems.append(f"{peer.title} has {peer.record.strikes} strikes")
+    if peer.record.strikes < 0 or peer.record.bans < 0:
+        problems.append(f"{peer.title} has {peer.record.strikes} strikes, {peer.record.bans} bans")
+    if peer.record.banned_until and not peer.record.bans:
+        problems.append(f"{peer.title} is banned until {peer.record.banned_until}, never banned")
+    if peer.leaving and not peer.drained:
+        problems.append(f"{peer.title} is about to stop, and not taken out")
     return problems

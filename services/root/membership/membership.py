@@ -17,9 +17,12 @@ The rules:
 4. A worker that comes while the cluster serves is taken in when no request runs. It is taken in
    after `patience` seconds at the latest if exactly this set was formed before, for then all have
    their slices.
-5. A worker that is lost again and again just after the cluster was formed is left out for a while.
-   So is one of two that do not reach each other, twice in a row, though the root reaches both: see
+5. A worker that fails again and again before the cluster has worked with it is left out for a
+   while: while it loads or at its first steps, however long the cluster was idle in between. An
+   unfit one (it exceeded a limit of time, or its results were wrong) is left out at its first
+   failure. So is one of two that do not reach each other, though the root reaches both: see
    apart.py. Where nothing else has room for the model, such workers are used all the same.
+6. A worker has one wait in an outage: attempts to form that fail do not prolong it.
 
 Every event and decision is an entry of the story (story.py). `record` gets them as JSON lines,
 which replay.py can run again.
@@ -36,20 +39,22 @@ from hearth.root.membership.invariants import broken
 from hearth.root.membership.peers import Move, Peer, PeerState, Place
 from hearth.root.membership.roster import Roster
 
-# A loss so soon after the cluster was formed is a strike; so many of them in a row, and the worker
-# is left out for so long, then twice as long.
-_STRIKE_SECONDS = 1.0
-_STRIKES = 5
+# A failure before the cluster has worked is a strike; so many of them in a row, and the worker is
+# left out for so long, then twice as long. engine.py: requests survive more losses than this.
+STRIKES = 3
 _BANNED_SECONDS = 30.0
 _MAX_BANNED_SECONDS = 600.0
+# The next ban is as long as the first again once a worker was not banned for so long.
+_SOUND_SECONDS = 600.0
 # Between attempts to form that failed for no worker's fault.
 _RETRY_SECONDS = 0.5
 _MAX_RETRY_SECONDS = 10.0
-# A worker that made an attempt to form fail is asked again after so long.
+# A worker that made an attempt to form fail is asked again after so long, then twice as long.
 _REFUSED_SECONDS = 5.0
 # Reasons for which a worker is gone, not unwilling.
 GONE = {
     Reason.WORKER_LOST,
+    Reason.WORKER_UNFIT,
     Reason.WORKER_UNREACHABLE,
     Reason.UNREACHABLE,
     Reason.PEER_LOST,
@@ -83,6 +88,8 @@ class Membership:
         self._serving: tuple[str, ...] | None = None
         self._formed_at = 0.0
         self._has_formed = False
+        # True once the cluster that serves, or that served last, has worked.
+        self._worked = False
         # No attempt to form before, and why.
         self._hold_until = 0.0
         self._hold_why = ""
@@ -194,6 +201,8 @@ class Membership:
                 self._leaving(event)
             case events.Formed():
                 self._formed(event)
+            case events.Worked():
+                self._have_worked(event)
             case events.FormFailed():
                 self._form_failed(event)
             case events.Lost():
@@ -202,15 +211,15 @@ class Membership:
                 self._drain(self._roster.called(event.worker))
             case events.Undrain():
                 peer = self._roster.called(event.worker)
-                peer.drained = False
+                peer.drained = peer.leaving = False
                 peer.ask_at = event.at
 
     def _described(self, event: events.Described) -> None:
         peer = self._answered(event.address)
         if peer is None:
             return
-        if peer.drained and event.instance != peer.instance:
-            peer.drained = False  # restarted since
+        if peer.drained and (peer.leaving or peer.instance not in ("", event.instance)):
+            peer.drained = peer.leaving = False  # restarted since
         peer.name, peer.instance, peer.room = event.name, event.instance, event.room
         former = self._roster.inherit(peer)
         if former:
@@ -227,6 +236,7 @@ class Membership:
         self._serving = event.workers
         self._formed_at = event.at
         self._has_formed = True
+        self._worked = False
         self._chooser.formed(event.workers)
         self._failures = 0
         for peer in self._roster:
@@ -244,11 +254,17 @@ class Membership:
             elif peer.state is PeerState.LOST:
                 self._enter(peer, PeerState.UNREACHABLE, peer.reason)
 
+    def _have_worked(self, event: events.Worked) -> None:
+        if event.workers == self._serving:
+            self._worked = True
+            for peer in self._decider.members():
+                peer.record.strikes = 0
+
     def _form_failed(self, event: events.FormFailed) -> None:
         self._stop()
         self._failures += 1
         if event.apart_from:
-            self._chooser.apart.broke(event.address, event.apart_from, event.at)
+            self._chooser.apart.broke(event.address, event.apart_from, event.at, sure=True)
         peer = None if event.apart_from else self._roster.get(event.address)
         if peer is None or self._failures > 3:
             pause = _RETRY_SECONDS * 2.0 ** min(self._failures - 1, 10)
@@ -258,30 +274,32 @@ class Membership:
             return
         if event.reason == Reason.SHUTTING_DOWN:
             self._gone(peer, event.problem, on_purpose=True)
-        elif event.reason in GONE:
-            peer.record.strikes += 1
+            return
+        self._strike(peer, event.problem, event.unfit)
+        if event.unfit or event.reason in GONE:
             self._gone(peer, event.problem, on_purpose=False)
         else:
             self._await(peer)
-            peer.record.refused_until = event.at + _REFUSED_SECONDS
+            pause = _REFUSED_SECONDS * 2.0 ** min(peer.record.strikes - 1, 10)
+            peer.record.refused_until = event.at + min(_MAX_BANNED_SECONDS, pause)
             self._enter(peer, PeerState.REFUSED, event.problem)
 
     def _lost(self, event: events.Lost) -> None:
-        early = event.at - self._formed_at < _STRIKE_SECONDS
         self._stop()
         if event.apart_from:
             self._chooser.apart.broke(event.address, event.apart_from, event.at)
             return
         peer = self._roster.get(event.address)
         if peer is not None:
-            strike = early and not event.on_purpose
-            peer.record.strikes = peer.record.strikes + 1 if strike else 0
+            if not event.on_purpose and (event.unfit or not self._worked):
+                self._strike(peer, event.cause, event.unfit)
             self._gone(peer, event.cause, event.on_purpose)
 
     def _leaving(self, event: events.Leaving) -> None:
         peer = self._roster.get(event.address)
         if peer is None:
             return
+        peer.leaving = peer.leaving or not peer.drained
         peer.drained = True
         if peer.state is PeerState.IN:
             peer.reason = event.problem
@@ -304,6 +322,7 @@ class Membership:
             self._enter(peer, PeerState.DRAINED, _DRAINED)
             peer.place = None  # it is not waited for
         peer.drained = True
+        peer.leaving = False
 
     # Details.
 
@@ -321,13 +340,25 @@ class Membership:
         if self._serving is None and not peer.drained and peer.place == Place():
             peer.place = Place(self._now + self._rules.wait_seconds)
 
+    def _strike(self, peer: Peer, problem: str, unfit: bool) -> None:
+        """Count a failure of a peer; with `unfit`, or one too many, leave it out for a while."""
+        record = peer.record
+        record.strikes += 1
+        record.problem = problem
+        if not unfit and record.strikes < STRIKES:
+            return
+        if self._now - record.banned_until > _SOUND_SECONDS:
+            record.bans = 0
+        seconds = _BANNED_SECONDS * 2.0 ** min(record.bans, 10)
+        record.bans += 1
+        record.banned_until = self._now + min(_MAX_BANNED_SECONDS, seconds)
+
     def _gone(self, peer: Peer, problem: str, on_purpose: bool) -> None:
-        wait = peer.place is not None and not peer.drained and not on_purpose
-        if peer.record.strikes >= _STRIKES:
-            seconds = _BANNED_SECONDS * 2.0 ** min(peer.record.strikes - _STRIKES, 10)
-            peer.record.banned_until = self._now + min(_MAX_BANNED_SECONDS, seconds)
-            wait = False
-        peer.place = Place(self._now + self._rules.wait_seconds) if wait else None
+        banned = self._now < peer.record.banned_until
+        if peer.place is None or peer.drained or on_purpose or banned:
+            peer.place = None
+        elif peer.place.until is None:
+            peer.place = Place(self._now + self._rules.wait_seconds)
         lost = peer.awaited(self._now)
         if not lost:
             peer.place = None

@@ -43,10 +43,13 @@ class Place:
 class Record:
     """Failures of a peer that count after its state has changed. Times in seconds."""
 
-    # Losses in a row, each just after the cluster was formed.
+    # Failures in a row, each before the cluster had worked with it (events.Worked).
     strikes: int = 0
-    # Too many strikes: not to be used before then.
+    # Why it failed last.
+    problem: str = ""
+    # Too many strikes, or unfit: not to be used before then. bans: how often in a row.
     banned_until: float = 0.0
+    bans: int = 0
     # An attempt to form failed because of it: its answers do not count before then.
     refused_until: float = 0.0
 
@@ -86,6 +89,8 @@ class Peer:
     place: Place | None = None
     # Taken out on purpose, or about to stop by itself: not to be used until it is restarted.
     drained: bool = False
+    # `drained` because it is about to stop: whatever answers at its address later was restarted.
+    leaving: bool = False
     record: Record = field(default_factory=Record)
     # When it may be asked (again) what it is; None while a question is on its way.
     ask_at: float | None = 0.0

@@ -29,6 +29,7 @@ _STIMULI: dict[str, type[events.Stimulus]] = {
         events.Unreachable,
         events.Leaving,
         events.Formed,
+        events.Worked,
         events.FormFailed,
         events.Lost,
         events.Drain,
@@ -84,6 +85,13 @@ class _Run:
         return self._lines[-1] if self._lines else "{}"
 
 
+# Fields that records of earlier versions lack.
+_DEFAULTS: dict[type, dict[str, Any]] = {
+    events.FormFailed: {"unfit": False},
+    events.Lost: {"unfit": False},
+}
+
+
 def replay(lines: Iterable[str], rules: Rules | None = None) -> list[Membership]:
     """The membership of each run, at the end of its record.
 
@@ -99,8 +107,9 @@ def replay(lines: Iterable[str], rules: Rules | None = None) -> list[Membership]
             if "story" in data:
                 runs.append(_Run(rules or _rules(data)))
                 continue
-            recorded = {key: value for key, value in data.items() if key != "fits"}
             stimulus, fits = _stimulus(data), dict(_fits(data.get("fits", [])))
+            recorded = _DEFAULTS.get(type(stimulus), {}) | data
+            recorded.pop("fits", None)
             run = runs[-1]
         except (
             ValueError,
@@ -141,8 +150,9 @@ def _stimulus(data: dict[str, Any]) -> events.Stimulus:
 
 def _made(kind: type[T], data: dict[str, Any]) -> T:
     """A dataclass from its fields as JSON. Raises ValueError for one of another type."""
+    given = {**_DEFAULTS.get(kind, {}), **data}
     hints = get_type_hints(kind)
-    return kind(**{name: _value(name, hint, data[name]) for name, hint in hints.items()})
+    return kind(**{name: _value(name, hint, given[name]) for name, hint in hints.items()})
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:

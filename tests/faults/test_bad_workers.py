@@ -1,0 +1,189 @@
+"""One of three workers fails while it loads or at its first step: the other two answer.
+
+Each kind of failure has a limit of time that applies; the answer comes in under ten seconds after.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import ServiceProcess, WorkerProcess
+
+from hearth.converter import open_model
+from hearth.root.app import Core, core, serving
+from hearth.root.cluster import lanes
+from hearth.root.engine.mailbox import Delta
+from hearth.root.engine.params import GenerateParams, Sampling
+from hearth.root.settings import ClusterSettings, Joining, Serving
+
+Start = Callable[..., WorkerProcess]
+SECONDS = 10.0
+STEP_SECONDS = STALL_SECONDS = MESH_SECONDS = WAIT_SECONDS = 1.0
+TOKENS = 20
+_EVIL = str(Path(__file__).parents[1] / "evil_worker.py")
+
+
+class Evil:
+    """A worker with habits; it is started again whenever it dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._habits = folder / "habits"
+        self.habits()
+        self._folder = folder
+        self._starts = 0
+        self._ending = False
+        self._process = self._start("127.0.0.1:0")
+        self.address = self._process.address
+        self._keeper = threading.Thread(target=self._keep)
+        self._keeper.start()
+
+    def habits(self, *habits: str) -> None:
+        fresh = self._habits.with_suffix(".new")
+        fresh.write_text("\n".join(habits))
+        fresh.replace(self._habits)
+
+    @property
+    def starts(self) -> int:
+        return self._starts
+
+    def end(self) -> None:
+        self._ending = True
+        self.habits()
+        self._process.end()
+        self._keeper.join()
+
+    def _start(self, listen: str) -> ServiceProcess:
+        self._starts += 1
+        return WorkerProcess(
+            *("--listen", listen, "--name", "evil"),
+            log=self._folder / f"evil-{self._starts}.log",
+            command=(sys.executable, _EVIL, str(self._habits)),
+        )
+
+    def _keep(self) -> None:
+        while not self._ending:
+            try:
+                self._process.process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            if not self._ending:
+                self._process = self._start(self.address)
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evil]:
+    evil = Evil(tmp_path_factory.mktemp("evil"))
+    yield evil
+    evil.end()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The addresses of two workers."""
+    folder = tmp_path_factory.mktemp("good")
+    workers = [WorkerProcess("--name", f"good{n}", log=folder / f"good{n}.log") for n in (1, 2)]
+    yield [worker.address for worker in workers]
+    for worker in workers:
+        worker.end()
+
+
+@contextmanager
+def root(workers: list[str], lane: str = "mesh", needed: int = 2) -> Iterator[Core]:
+    """A root that serves in this process."""
+    settings = ClusterSettings(
+        workers=tuple(workers),
+        threads=1,
+        kv_type="f32",
+        context=256,
+        lane=lane,
+        step_seconds=STEP_SECONDS,
+        stall_seconds=STALL_SECONDS,
+    )
+    joining = Joining(min_workers=needed, wait_seconds=WAIT_SECONDS)
+    with (
+        open_model("demo") as model,
+        core(model, settings, form=False, pause_seconds=60.0) as running,
+        serving(running, Serving(listen="127.0.0.1:0", joining=joining)),
+    ):
+        yield running
+
+
+def answer(running: Core, prompt: str = "Once upon a time", **sampling: float) -> list[int]:
+    params = GenerateParams(
+        tuple(running.engine.tokenizer.encode(prompt)),
+        TOKENS,
+        Sampling(**sampling),  # type: ignore[arg-type]
+        ignore_eos=True,
+    )
+    events = running.engine.generate(params)
+    return [token for event in events if isinstance(event, Delta) for token in event.token_ids]
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[int]:
+    """The answer of a root alone."""
+    with root([], needed=0) as running:
+        return answer(running)
+
+
+def nodes(running: Core) -> list[str]:
+    return [node.address for node in running.cluster.status().nodes[1:]]
+
+
+# Habit, the limit that applies in seconds, and the lane.
+KINDS = [
+    ("load: OUT_OF_MEMORY", 0.0, "mesh"),
+    ("load: BAD_CHUNK", 0.0, "mesh"),
+    ("load: WORKER_BUSY", 0.0, "mesh"),
+    ("load: INTERNAL", 0.0, "mesh"),
+    ("load: dies", WAIT_SECONDS, "mesh"),
+    ("load: hangs", STALL_SECONDS, "mesh"),
+    ("load: progress without progress", STALL_SECONDS, "mesh"),
+    ("mesh: refused", MESH_SECONDS, "mesh"),
+    ("mesh: dropped", MESH_SECONDS, "mesh"),
+    ("step: dies", WAIT_SECONDS, "mesh"),
+    ("step: hangs", STEP_SECONDS + WAIT_SECONDS, "mesh"),
+    ("step: hangs", STEP_SECONDS + WAIT_SECONDS, "grpc"),
+    ("step: ignored", STEP_SECONDS, "mesh"),
+    ("step: ignored", STEP_SECONDS, "grpc"),
+    ("step: refused", 0.0, "mesh"),
+    ("step: NaN", 0.0, "grpc"),
+    ("step: one -inf", 0.0, "mesh"),
+    ("step: NaN in the sums", 0.0, "mesh"),
+    ("step: short", 0.0, "mesh"),
+    ("step: foreign ids", 0.0, "grpc"),
+    ("step: another step", 0.0, "mesh"),
+]
+
+
+@pytest.mark.parametrize(("habit", "limit", "lane"), KINDS)
+def test_the_others_answer(
+    evil: Evil,
+    good: list[str],
+    wanted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    habit: str,
+    limit: float,
+    lane: str,
+) -> None:
+    monkeypatch.setattr(lanes, "MESH_SECONDS", MESH_SECONDS)
+    evil.habits(habit)
+    # Between the others: blame by position would find one of them.
+    workers = [good[0], evil.address, good[1]]
+    began = time.monotonic()
+    with root(workers, lane) as running:
+        assert answer(running) == wanted
+        seconds = time.monotonic() - began
+        assert nodes(running) == good
+        print(f"{habit} ({lane}): {seconds:.1f} s, limit {limit:g} s")
+        assert seconds < limit + SECONDS
+        assert answer(running, temperature=0.7, seed=1)
+        assert nodes(running) == good
+    evil.habits()
