@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from hearth.cli import options as common
+from hearth.cli import output
 from hearth.cli.command import Command, Option, Options
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ def run(options: Options) -> int:
     with open_session(options, quiet=options.json, observe=observe) as session:
         result = measure(session, recorders[0], options)
     if options.json:
-        print(json.dumps(result))
+        output.line(output.as_json(result))
     else:
         width = max(map(len, result))
         for name, value in result.items():
-            print(f"{name:{width}}  {value}")
+            output.line(f"{name:{width}}  {value}")
     return 0
 
 

@@ -6,11 +6,11 @@ the old files no longer open anything.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
+from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.options import whole
 
@@ -91,13 +91,13 @@ def _init(directory: Path, options: Options) -> None:
 
     made = make(directory, options.host, options.days, options.force)
     for path in made:
-        print(path)
+        output.line(str(path))
     if not made:
-        print(f"{directory} is complete (--force replaces its files):", file=sys.stderr)
+        output.note(f"{directory} is complete (--force replaces its files):")
         for line in describe(directory):
-            print(f"  {line}", file=sys.stderr)
+            output.note(f"  {line}")
         return
-    print(_NEXT.format(directory=directory), file=sys.stderr)
+    output.note(_NEXT.format(directory=directory))
 
 
 _NEXT = """
@@ -115,7 +115,7 @@ def _add(directory: Path, options: Options) -> None:
     from hearth.common.pki import add
 
     for path in add(directory, options.name, Role(options.role), options.host, options.days):
-        print(path)
+        output.line(str(path))
 
 
 def _revoke(directory: Path, options: Options) -> None:
@@ -123,9 +123,8 @@ def _revoke(directory: Path, options: Options) -> None:
 
     serial, written = revoke(directory, options.name)
     for path in written:
-        print(path)
-    print(
+        output.line(str(path))
+    output.note(
         f"certificate {serial:x} is revoked. Copy crl.pem beside ca.crt of the root and of each "
-        "worker; no restart is needed",
-        file=sys.stderr,
+        "worker; no restart is needed"
     )

@@ -1,18 +1,28 @@
-"""`hearth chat`: a conversation in the terminal. An empty line is ignored, Ctrl-C stops an answer,
-Ctrl-D ends."""
+"""`hearth chat`: a conversation in the terminal, or with the lines of a pipe."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 
 from hearth.cli import options as common
-from hearth.cli.command import Command, Option, Options
-from hearth.common.terminal import for_stdout
+from hearth.cli import output
+from hearth.cli.answers import Answer, Model, Question, open_model
+from hearth.cli.command import Command, Option, Options, nearest
+from hearth.cli.conversation import Conversation
 
-Messages = list[dict[str, str]]
-# From the conversation so far to the pieces of an answer.
-Answer = Callable[[Messages], Iterator[str]]
+_COMMANDS = {
+    "/help": "show this",
+    "/exit": "leave (Ctrl-D does too)",
+    "/system": "TEXT: instructions for the model from now on; without TEXT, show them",
+    "/clear": "forget the conversation; the system message stays",
+    "/retry": "ask the last question again",
+}
+# Words that people type to leave; alone, they are not sent to the model.
+_LEAVING = {"exit", "quit", "bye", "/quit", "/bye", "/q", ":q"}
+_KEYS = (
+    "Enter sends a message, Alt-Enter begins a new line in it, arrow keys edit and recall. Pasted "
+    "text is one message. Ctrl-C stops an answer."
+)
 
 
 def command() -> Command:
@@ -30,95 +40,164 @@ def command() -> Command:
         "chat",
         run,
         common.generation(params, temperature=0.7, top_p=0.9),
-        help="Talk with a model in the terminal.",
+        help="Talk with a model in the terminal. Without a terminal, every line of standard input "
+        "is a message.",
         one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY),
         needed=(common.NEEDS_SOURCE,),
     )
 
 
 def run(options: Options) -> int:
-    """Read lines until the input ends; 0."""
-    if options.root:
-        from hearth.cli.connecting import connect
-
-        with connect(options) as client:
-            template = client.model().has_chat_template
-            _warn(template)
-
-            def ask(messages: Messages) -> Iterator[str]:
-                return iter(
-                    client.generate(
-                        None if template else plain(messages),
-                        messages=messages if template else None,
-                        max_tokens=options.max_tokens,
-                        temperature=options.temperature,
-                        top_k=options.top_k,
-                        top_p=options.top_p,
-                        min_p=options.min_p,
-                        repetition_penalty=options.repetition_penalty,
-                        seed=options.seed,
-                    )
-                )
-
-            return converse(options.system, ask)
-    from hearth.cli.session import Session, open_session, sampling_of
-    from hearth.root.api.prompt import conversation_ids, prompt_ids
-    from hearth.root.engine.mailbox import Done
-    from hearth.root.engine.params import GenerateParams
-
-    sampling = sampling_of(options)
-
-    def answer(session: Session, messages: Messages) -> Iterator[str]:
-        tokenizer = session.engine.tokenizer
-        if tokenizer.chat_template:
-            ids = conversation_ids(tokenizer, messages)
-        else:
-            ids = prompt_ids(tokenizer, plain(messages))
-        params = GenerateParams(prompt=ids, max_tokens=options.max_tokens, sampling=sampling)
-        for event in session.engine.generate(params):
-            if not isinstance(event, Done):
-                yield event.text
-
-    with open_session(options) as session:
-        _warn(bool(session.engine.tokenizer.chat_template))
-        return converse(options.system, lambda messages: answer(session, messages))
+    """Read messages until the input ends; 0. Without a terminal an error ends it."""
+    interactive = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    with open_model(options) as model:
+        chat = Chat(model, options.system or "")
+        if not model.has_chat_template:
+            output.note("This model has no chat template: it continues your text.")
+        if interactive:
+            return talk(chat)
+        for line in sys.stdin or ():
+            if line.strip():
+                chat.ask(line.rstrip("\n"))
+    return 0
 
 
-def plain(messages: Messages) -> str:
-    """The conversation as one text, for a model without a chat template."""
-    return "\n".join(message["content"] for message in messages)
+class Chat:
+    """A conversation with a model: asks, prints the answers, remembers the turns."""
 
+    def __init__(self, model: Model, system: str = "") -> None:
+        self.model = model
+        self.conversation = Conversation(model.context_size, system)
+        # The last message, for /retry.
+        self.question = ""
 
-def _warn(template: bool) -> None:
-    if not template:
-        print("This model has no chat template: it continues your text.", file=sys.stderr)
+    def ask(self, question: str) -> None:
+        """Print the answer to a message, or raise its error: the conversation is then as before.
 
+        The oldest turns are dropped where the context has no room for all, which is said.
+        """
+        self.question = question
+        before = list(self.conversation.turns)
+        dropped = self.conversation.make_room(question)
+        while True:
+            try:
+                self._answer(question, dropped)
+                return
+            except Exception as error:
+                if not _too_long(error) or not self.conversation.drop_oldest():
+                    self.conversation.turns[:] = before
+                    raise
+                dropped += 1
 
-def converse(system: str | None, answer: Answer) -> int:
-    """Read a line and print an answer, in turn."""
-    messages: Messages = [{"role": "system", "content": system}] if system else []
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return 0
-        if not line.strip():
-            continue
-        messages.append({"role": "user", "content": line})
+    def retry(self) -> None:
+        """Ask the last question again, without its answer so far."""
+        turns = self.conversation.turns
+        if turns and turns[-1].question == self.question:
+            del turns[-1]
+        self.ask(self.question)
+
+    def _answer(self, question: str, dropped: int) -> None:
+        asked = (
+            Question(messages=self.conversation.messages(question))
+            if self.model.has_chat_template
+            else Question(self.conversation.text(question))
+        )
+        answer = self.model.ask(asked)
         texts: list[str] = []
-        stream = answer(messages)
         try:
-            for text in stream:
-                texts.append(text)
-                sys.stdout.write(for_stdout(text))
-                sys.stdout.flush()
+            self._print(answer, texts, dropped)
         except KeyboardInterrupt:
-            close = getattr(stream, "cancel", None) or getattr(stream, "close", None)
-            if close is not None:
-                close()
+            answer.cancel()
         except Exception:
             if texts:
-                print()  # the error gets a line of its own
+                output.line()  # the error gets a line of its own
             raise
-        print()
-        messages.append({"role": "assistant", "content": "".join(texts)})
+        output.line()
+        used = 0
+        if (ended := answer.ended) is not None:
+            used = ended.prompt_tokens + len(ended.token_ids)
+            if ended.reason == "context":
+                output.note(
+                    f"(the answer ends here: the context of {self.model.context_size} positions is "
+                    "full)"
+                )
+        self.conversation.add(question, "".join(texts), used)
+
+    def _print(self, answer: Answer, texts: list[str], dropped: int) -> None:
+        for text in answer:
+            if not texts and dropped:
+                turns = "turn" if dropped == 1 else f"{dropped} turns"
+                output.note(
+                    f"(the context of {self.model.context_size} positions is full: the oldest "
+                    f"{turns} of this conversation {'is' if dropped == 1 else 'are'} forgotten)"
+                )
+            texts.append(text)
+            output.write(text)
+
+
+def talk(chat: Chat) -> int:
+    """The conversation of a person at a terminal; 0 when it ends. An error does not end it."""
+    from hearth.cli.main import report
+    from hearth.cli.terminal import Terminal
+
+    terminal = Terminal(tuple(_COMMANDS))
+    output.note(
+        f"{chat.model.name}, context of {chat.model.context_size} positions. /help shows the "
+        "commands; /exit or Ctrl-D leaves."
+    )
+    while True:
+        try:
+            line = terminal.read()
+        except KeyboardInterrupt:
+            output.note("(/exit or Ctrl-D leaves)")
+            continue
+        except EOFError:
+            return 0
+        word = line.strip().lower()
+        if word == "/exit":
+            return 0
+        try:
+            if word in _LEAVING:
+                output.note("Type /exit or press Ctrl-D to leave.")
+            elif word.startswith("/"):
+                _obey(chat, line.strip())
+            elif word:
+                chat.ask(line)
+        except output.OutputError:
+            raise
+        except Exception as error:
+            if not report(error):
+                raise
+            output.note("(the conversation is kept: /retry asks again)")
+
+
+def _obey(chat: Chat, line: str) -> None:
+    """Do what a line says that begins with a slash."""
+    name, _, text = line.partition(" ")
+    name, text = name.lower(), text.strip()
+    if name == "/help":
+        for command_name, meaning in _COMMANDS.items():
+            output.note(f"{command_name:8} {meaning}")
+        output.note(_KEYS)
+    elif name == "/system" and text:
+        chat.conversation.system = text
+        output.note("(the system message is set)")
+    elif name == "/system":
+        output.note(chat.conversation.system or "(there is no system message)")
+    elif name == "/clear":
+        chat.conversation.clear()
+        output.note("(the conversation is forgotten)")
+    elif name == "/retry" and chat.question:
+        chat.retry()
+    elif name == "/retry":
+        output.note("(there is no question yet)")
+    else:
+        output.note(
+            f"there is no command {name}{nearest(name, _COMMANDS)} (/help shows them; a message "
+            "that begins with / needs a space before it)"
+        )
+
+
+def _too_long(error: Exception) -> bool:
+    """True for the error of a conversation that is longer than the context."""
+    return getattr(error, "reason", "") == "PROMPT_TOO_LONG"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from hearth.cli import options as common
+from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
 
 if TYPE_CHECKING:
@@ -80,12 +80,9 @@ def _show(options: Options, status: root_pb2.ClusterStatus) -> None:
     if options.json:
         from google.protobuf.json_format import MessageToJson
 
-        print(MessageToJson(status, preserving_proto_field_name=True))
+        output.line(MessageToJson(status, preserving_proto_field_name=True))
     else:
-        from hearth.common.terminal import safe
-
-        print(safe("\n".join(describe(status))))
-    sys.stdout.flush()
+        output.line("\n".join(describe(status)))
 
 
 def describe(status: root_pb2.ClusterStatus) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from hearth.cli import output
 from hearth.common.errors import HearthError, Reason
 from hearth.common.settings import (
     Setting,
@@ -403,9 +404,16 @@ def _problem(param: click.Parameter, error: Exception) -> str:
 
 
 def described(option: click.Option | None) -> click.Option | None:
-    """click's own --help, with help in the style of the other options."""
+    """click's own --help, in the style of the other options and of the output."""
+
+    def show(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            output.line(ctx.get_help())
+            ctx.exit()
+
     if option is not None:
         option.help = "show this help and exit"
+        option.callback = show
     return option
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from hearth.cli import output
 from hearth.cli.command import Argument, Command, Options
 
 _SHELLS = ("bash", "zsh", "fish")
@@ -27,5 +28,5 @@ def run(options: Options) -> int:
 
     found = get_completion_class(options.shell)
     assert found is not None  # the choices are click's own
-    print(found(Hearth(), {}, "hearth", "_HEARTH_COMPLETE").source())
+    output.line(found(Hearth(), {}, "hearth", "_HEARTH_COMPLETE").source())
     return 0

@@ -6,6 +6,7 @@ import os
 
 import click
 
+from hearth.cli import output
 from hearth.cli.command import Argument, Command, Options
 from hearth.cli.commands import COMMANDS, load
 from hearth.common.settings import SYSTEM_FILE, from_environment, settings_files, user_file
@@ -37,9 +38,9 @@ def run(options: Options) -> int:
     """Print files and settings; 0. Raises HearthError for a file that cannot be read."""
     files = settings_files(options.config)
     for path in (file.path for file in files):
-        print(f"file {path}")
+        output.line(f"file {path}")
     if not files:
-        print(f"no settings file: {user_file(os.environ)} and {SYSTEM_FILE} do not exist")
+        output.line(f"no settings file: {user_file(os.environ)} and {SYSTEM_FILE} do not exist")
     for name in [options.name] if options.name else COMMANDS:
         for option in load(name).settings():
             found = from_environment(option.setting_names, os.environ)
@@ -48,5 +49,5 @@ def run(options: Options) -> int:
             if found is not None:
                 text = found.text if isinstance(found.text, str) else " ".join(found.text)
                 shown = "(hidden)" if option.long_name in _SECRET else text
-                print(f"{name} {option.long_name} {shown}  ({found.origin})")
+                output.line(f"{name} {option.long_name} {shown}  ({found.origin})")
     return 0

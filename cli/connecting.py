@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hearth.cli import output
 from hearth.cli.command import Options
 
 if TYPE_CHECKING:
@@ -33,10 +33,9 @@ def _api_key(options: Options) -> str | None:
     from hearth.common.key_files import check_mode, read_file
 
     if "api_key" in options.given:
-        print(
+        output.note(
             "warning: every user of this machine can see the key of --api-key in the process "
-            "list; use HEARTH_API_KEY or --api-key-file",
-            file=sys.stderr,
+            "list; use HEARTH_API_KEY or --api-key-file"
         )
     if not options.api_key_file:
         return options.api_key or None

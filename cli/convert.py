@@ -1,8 +1,8 @@
 """`hearth convert`: writes a Hearth directory from a model, in a chosen weight type."""
 
-import sys
 from pathlib import Path
 
+from hearth.cli import output
 from hearth.cli.command import Argument, Command, Options
 from hearth.cli.options import split_rules, weights
 from hearth.cli.progress import conversion_progress
@@ -37,7 +37,7 @@ def run_conversion(source: str, dest: Path, weights: str, pre: str | None) -> in
         with terminate_as_interrupt(), conversion_progress() as progress:
             convert(source, dest, weights, progress, pre)
     except KeyboardInterrupt:
-        print(f"hearth: interrupted; {dest} was not written", file=sys.stderr)
+        output.note(f"hearth: interrupted; {dest} was not written")
         return 130
-    print(dest)
+    output.line(str(dest))
     return 0

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 import time
 from typing import Self
 
 from hearth.cli import options as common
+from hearth.cli import output
+from hearth.cli.answers import Ended, Question, open_model
 from hearth.cli.command import Command, Option, Options
-from hearth.common.terminal import for_stdout
+from hearth.common.errors import HearthError, Reason
+
+# The most text that is read from standard input: the limit of a message to a root.
+_MAX_INPUT_BYTES = 4 << 20
+_ENDS = {
+    "eos": "the model ended it",
+    "length": "--max-tokens ended it",
+    "stop": "a stop text ended it",
+    "context": "the context is full",
+}
 
 
 def command() -> Command:
     """The subcommand and its options."""
     params = [
         Option(
-            "-p", "--prompt", metavar="TEXT", default="", group=common.TEXT, help="text to continue"
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            shown="standard input where it is not a terminal",
+            group=common.TEXT,
+            help="text to continue",
         ),
         common.max_tokens("tokens to make at most; 0: until the model ends or the context is full"),
         Option(
@@ -52,141 +66,106 @@ def command() -> Command:
 
 
 def run(options: Options) -> int:
-    """Streams text to stdout; progress and figures go to stderr."""
-    if options.root:
-        return _run_remote(options)
-    from hearth.cli.session import open_session, sampling_of
-    from hearth.root.api.prompt import prompt_ids
-    from hearth.root.engine.mailbox import Done
-    from hearth.root.engine.params import GenerateParams, check_text
+    """Stream text to stdout; progress and figures go to stderr."""
+    from hearth.root.engine.params import check_text
 
-    # Values out of range are refused before a model is loaded.
-    check_text("prompt", options.prompt)
-    wanted = GenerateParams(
-        prompt=(),
-        max_tokens=options.max_tokens,
-        sampling=sampling_of(options),
-        stop=tuple(options.stop),
-        ignore_eos=options.ignore_eos,
-    )
-    with open_session(options, quiet=options.json) as session:
-        prompt = prompt_ids(session.engine.tokenizer, options.prompt)
-        params = dataclasses.replace(wanted, prompt=prompt)
-        texts: list[str] = []
-        ids: list[int] = []
-        started = time.perf_counter()
-        with _Output(options) as output:
-            for event in session.engine.generate(params):
-                if isinstance(event, Done):
-                    usage = event.usage
-                    finish = event.finish_reason.name.lower()
-                    continue
-                texts.append(event.text)
-                ids.extend(event.token_ids)
-                output.write(event.text)
-        total = time.perf_counter() - started
-        timing = {
-            "load_seconds": session.load_seconds,
-            "prefill_seconds": usage.prefill_seconds,
-            "decode_seconds": usage.decode_seconds,
-            "total_seconds": total,
-        }
-        _finish(options, "".join(texts), ids, finish, usage.prompt_tokens, timing)
-    return 0
-
-
-def _run_remote(options: Options) -> int:
-    """The same from a running root."""
-    from hearth.cli.connecting import connect
-
-    with connect(options) as client:
-        stream = client.generate(
-            options.prompt,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            seed=options.seed,
-            stop=options.stop,
-            ignore_eos=options.ignore_eos,
-        )
+    prompt = options.prompt if options.prompt is not None else piped_text()
+    check_text("prompt", prompt)
+    question = Question(prompt, stop=options.stop, ignore_eos=options.ignore_eos)
+    with open_model(options, quiet=options.json) as model:
+        if not prompt and not options.json:
+            output.note("note: there is no prompt (-p TEXT): the model begins by itself")
+        answer = model.ask(question)
         texts: list[str] = []
         started = time.perf_counter()
-        with _Output(options) as output:
-            for text in stream:
+        with _Output(prompt, silent=options.json) as out:
+            for text in answer:
                 texts.append(text)
-                output.write(text)
+                out.write(text)
         total = time.perf_counter() - started
-        usage = stream.usage
-        assert usage is not None
-        assert stream.finish_reason is not None
-        timing = {
-            "load_seconds": 0.0,
-            "prefill_seconds": usage.prefill_seconds,
-            "decode_seconds": usage.decode_seconds,
-            "total_seconds": total,
-        }
-        finish = str(stream.finish_reason).lower()
-        _finish(
-            options, "".join(texts), list(stream.token_ids), finish, usage.prompt_tokens, timing
-        )
+        assert answer.ended is not None  # it was read to its end
+        if options.json:
+            _print_json("".join(texts), answer.ended, model.load_seconds, total)
+        else:
+            output.note(summary(answer.ended))
     return 0
+
+
+def piped_text() -> str:
+    """Standard input as a prompt, less its last newline; "" where it is a terminal or closed.
+
+    Raises HearthError for text that is not UTF-8, or that is larger than a prompt can be.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        content = sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1)
+    except OSError as error:
+        problem = f"cannot read the prompt from standard input: {error.strerror or error}"
+        raise HearthError(Reason.INVALID_ARGUMENT, problem) from None
+    if len(content) > _MAX_INPUT_BYTES:
+        problem = f"standard input has more than {_MAX_INPUT_BYTES} bytes: too many for a prompt"
+        raise HearthError(Reason.PROMPT_TOO_LONG, problem)
+    try:
+        return content.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        problem = f"the prompt on standard input is not valid UTF-8 at byte {error.start}"
+        raise HearthError(Reason.INVALID_ARGUMENT, problem) from None
 
 
 class _Output:
-    """The prompt and its continuation on stdout, as it comes; nothing with --json.
+    """The prompt and its continuation on stdout, as it comes; nothing where `silent`.
 
     The prompt waits for the first text, and a line that was begun is ended: an error then has a
     line of its own.
     """
 
-    def __init__(self, options: Options) -> None:
-        self._silent = options.json
-        self._prompt = options.prompt
+    def __init__(self, prompt: str, silent: bool) -> None:
+        self._silent = silent
+        self._prompt = prompt
         self._begun = False
 
     def write(self, text: str) -> None:
         """Print the next text; the prompt comes before the first."""
         if not self._silent:
-            shown = text if self._begun else self._prompt + text
-            sys.stdout.write(for_stdout(shown))
-            sys.stdout.flush()
+            output.write(text if self._begun else self._prompt + text)
             self._begun = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, output.OutputError | BrokenPipeError):
+            return  # nothing more can be written
         if kind is None and not self._begun:
             self.write("")  # an answer without text
         if self._begun:
             self.write("\n")
 
 
-def _finish(
-    options: Options,
-    text: str,
-    ids: list[int],
-    finish: str,
-    prompt_tokens: int,
-    timing: dict[str, float],
-) -> None:
-    if options.json:
-        answer = {
-            "text": text,
-            "token_ids": ids,
-            "finish_reason": finish,
-            "prompt_tokens": prompt_tokens,
-            "timing": {name: round(value, 6) for name, value in timing.items()},
-        }
-        print(for_stdout(json.dumps(answer, ensure_ascii=False)))
-        return
-    decode = timing["decode_seconds"]
-    rate = f"{(len(ids) - 1) / decode:.1f} tokens/s" if decode > 0 else "one step"
-    print(
-        f"{len(ids)} tokens, {rate}, first after {timing['prefill_seconds']:.3f} s "
-        f"({prompt_tokens} prompt tokens), ended by {finish}",
-        file=sys.stderr,
-    )
+def summary(ended: Ended) -> str:
+    """Tokens and speed of an answer, in a line."""
+    made = len(ended.token_ids)
+    tokens = f"{made} token{'s' * (made != 1)}"
+    if made > 1 and ended.decode_seconds > 0:
+        tokens += f", {(made - 1) / ended.decode_seconds:.1f} tokens/s"
+    prompt = f"{ended.prompt_tokens} token{'s' * (ended.prompt_tokens != 1)} of prompt"
+    end = _ENDS.get(ended.reason, ended.reason)
+    return f"{tokens}, the first after {ended.prefill_seconds:.3f} s ({prompt}); {end}"
+
+
+def _print_json(text: str, ended: Ended, load_seconds: float, total_seconds: float) -> None:
+    timing = {
+        "load_seconds": load_seconds,
+        "prefill_seconds": ended.prefill_seconds,
+        "decode_seconds": ended.decode_seconds,
+        "total_seconds": total_seconds,
+    }
+    answer = {
+        "text": text,
+        "token_ids": list(ended.token_ids),
+        "finish_reason": ended.reason,
+        "prompt_tokens": ended.prompt_tokens,
+        "timing": {name: round(value, 6) for name, value in timing.items()},
+    }
+    output.line(output.as_json(answer))

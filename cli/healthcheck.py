@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.options import number
 
@@ -68,5 +69,5 @@ def run(options: Options) -> int:
     if response.status != http.HTTPStatus.OK:
         problem = f"{target} answers {response.status}: {state}"
         raise HearthError(Reason.CLUSTER_NOT_READY, problem)
-    print(state)
+    output.line(state)
     return 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import click
 
+from hearth.cli import output
 from hearth.cli.command import described, nearest, usage_lines
 from hearth.cli.commands import COMMANDS, SECTIONS, load
 
@@ -23,6 +24,7 @@ ROOT_LIBRARIES = frozenset(
     (
         "huggingface_hub",
         "jinja2",
+        "prompt_toolkit",
         "safetensors",
         "sentencepiece",
         "tiktoken",
@@ -110,7 +112,7 @@ def _help_command(group: Hearth) -> click.Command:
         parent = click.get_current_context().parent
         assert parent is not None
         if name is None or name == "help":
-            click.echo(parent.get_help())
+            output.line(parent.get_help())
             return 0
         _, command, _ = group.resolve_command(parent, [name])
         assert command is not None
@@ -130,7 +132,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
     if value and not ctx.resilient_parsing:
         from hearth.common.system import version
 
-        click.echo(f"hearth {version()}")
+        output.line(f"hearth {version()}")
         ctx.exit(0)
 
 
@@ -138,36 +140,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code: 0, 1 for an error that was reported, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    output.prepare()
     try:
         return _run(arguments)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output left (`| head`): not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.abandon()
         return 141
+    except output.OutputError as error:
+        output.abandon()
+        output.note(f"hearth: {error}")
+        return 1
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
-        print("\n".join(usage_lines(error)), file=sys.stderr)
+        output.note("\n".join(usage_lines(error)))
         return 2
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if debug or library not in ROOT_LIBRARIES:
             raise
-        print(
+        output.note(
             f"hearth: this command needs {library}, which is not installed: "
-            "pip install 'hearth[root]'",
-            file=sys.stderr,
+            "pip install 'hearth[root]'"
         )
         return 1
     except Exception as error:
-        if debug or not _is_expected(error):
+        if debug or not report(error):
             raise
-        from hearth.common.terminal import safe
-
-        print(safe(f"hearth: {_message(error)}"), file=sys.stderr)
         return 2 if getattr(error, "reason", "") == "BAD_SETTING" else 1
+
+
+def report(error: Exception) -> bool:
+    """Write an error that is meant for people to standard error; False for any other, a bug."""
+    if not _is_expected(error):
+        return False
+    output.note(f"hearth: {_message(error)}")
+    return True
 
 
 def _run(arguments: list[str]) -> int:
@@ -177,7 +188,8 @@ def _run(arguments: list[str]) -> int:
 
         return shell_complete(hearth, {}, "hearth", _COMPLETE, instruction)
     if not arguments:
-        print(hearth.get_help(click.Context(hearth, info_name="hearth", **hearth.context_settings)))
+        context = click.Context(hearth, info_name="hearth", **hearth.context_settings)
+        output.line(hearth.get_help(context))
         return 2
     with hearth.make_context("hearth", arguments) as ctx:
         return hearth.invoke(ctx)

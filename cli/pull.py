@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.convert import run_conversion
 from hearth.cli.options import split_rules, weights
@@ -49,7 +50,7 @@ def run(options: Options) -> int:
         raise HearthError(Reason.BAD_SETTING, problem)
     path = pull(options.name, options.revision)
     if options.weights is None:
-        print(path)
+        output.line(str(path))
         return 0
     name = Path(options.name).stem if path.suffix == ".gguf" else options.name.split("/")[1]
     dest = Path(options.dest or f"{name}-{options.weights}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hearth.cli import options as common
+from hearth.cli import output
 from hearth.cli.command import Command, Option, Options
 
 if TYPE_CHECKING:
@@ -153,11 +154,15 @@ def run(options: Options) -> int:
     host, _ = split_address(options.listen)
     stop = StopSignals(exits=True)
     with open_session(
-        options, sequences=options.sequences, form=False, pause_seconds=options.pause_seconds
+        options,
+        sequences=options.sequences,
+        form=False,
+        bars=False,
+        pause_seconds=options.pause_seconds,
     ) as session:
         with serving(session.core, settings) as port:
             stop.ready = True
-            print(f"hearth root listening on {format_address(host, port)}", flush=True)
+            output.line(f"hearth root listening on {format_address(host, port)}")
             stop.wait()
     return 0
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from hearth.cli import options as common
+from hearth.cli import output
 from hearth.cli.command import Options
 from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
@@ -88,6 +88,7 @@ def open_session(
     options: Options,
     *,
     quiet: bool = False,
+    bars: bool = True,
     sequences: int = 1,
     form: bool = True,
     pause_seconds: float = 0.0,
@@ -95,8 +96,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Run a model until the block ends, with its workers of --nodes.
 
-    quiet: no progress. sequences: of full context that the KV cache has room for. form,
-    pause_seconds, observe: see hearth.root.app.core.
+    quiet: no progress. bars: progress as bars, on a terminal. sequences: of full context that the
+    KV cache has room for. form, pause_seconds, observe: see hearth.root.app.core.
     """
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
@@ -131,11 +132,11 @@ def open_session(
         )
         metrics = RootMetrics()
         stack.enter_context(metrics_port(metrics, options.metrics, security, options.insecure))
-        progress = LoadProgress(None if quiet else sys.stderr)
+        progress = LoadProgress(quiet, bars)
         stack.callback(progress.close)
         if not quiet:
             for note in notes:
-                print(f"note: {note}", file=sys.stderr)
+                output.note(f"note: {note}")
         running = stack.enter_context(
             core(
                 model,

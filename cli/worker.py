@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from hearth.cli import options as common
+from hearth.cli import output
 from hearth.cli.command import Command, Option, Options
 
 _PARENT_SECONDS = 0.25
@@ -171,7 +172,7 @@ def run(options: Options) -> int:
 
             announcement = Announcement(options.listen, port, server.name, server.instance)
         host, _ = split_address(options.listen)
-        print(f"hearth worker listening on {format_address(host, port)}", flush=True)
+        output.line(f"hearth worker listening on {format_address(host, port)}")
         stop.wait()
     finally:
         if announcement is not None:

@@ -6,9 +6,14 @@ the exit code is 1 (2 for wrong usage, with a second line that names the help).
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -22,7 +27,7 @@ from converter_builders import (
     tiny_spec,
     write_gguf,
 )
-from harness import free_port, hearth
+from harness import clean_environ, free_port, hearth
 from serving_fakes import EOS, FakeRunner, Root
 
 from hearth.cli.main import main
@@ -67,6 +72,7 @@ def generate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     for name in [name for name in os.environ if name.startswith("HEARTH_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HEARTH_CONFIG", os.devnull)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     return Command(capsys)
 
 
@@ -203,7 +209,8 @@ def test_an_error_in_an_answer_has_a_line_of_its_own(capsys: pytest.CaptureFixtu
         assert main(["generate", "--root", root.address, "--prompt", "ab"]) == 1
         printed = capsys.readouterr()
         assert printed.out == "abxxx\n"
-        assert printed.err.startswith("hearth: a step failed on the root: ZeroDivisionError: oh")
+        said = "hearth: a step failed on the root: ZeroDivisionError: oh"
+        assert any(line.startswith(said) for line in printed.err.splitlines())
         assert main(["generate", "--root", root.address, "--prompt", "a" * 200]) == 1
         assert capsys.readouterr().out == ""
 
@@ -265,6 +272,103 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert first == second
     assert main([]) == 2
     assert "First steps" in capsys.readouterr().out
+
+
+# Where the text comes from and goes to.
+
+STORY = ("generate", "demo", "--max-tokens", "8")
+
+
+def run(*words: str, text: bytes = b"", **environ: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "hearth.cli.main", *words],
+        input=text,
+        capture_output=True,
+        env=clean_environ(environ),
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_prompt_comes_from_a_pipe() -> None:
+    done = run(*STORY, text=b"The sea\n")
+    assert done.stdout.startswith(b"The sea was")
+    assert done.stdout == run(*STORY, "-p", "The sea", text=b"other").stdout
+    assert b"there is no prompt" in run(*STORY).stderr
+    done = run(*STORY, text=b"caf\xe9\n")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"not valid UTF-8 at byte 3" in done.stderr
+    done = run(*STORY, text=b"x" * (5 << 20))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"standard input has more than 4194304 bytes" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_the_terminal(encoding: str) -> None:
+    """A character that it lacks is replaced, and nothing ends in a traceback."""
+    done = run(*STORY, "-p", "Größe \N{LLAMA}", PYTHONIOENCODING=encoding, PYTHONUTF8="1")
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert done.stdout.decode(encoding).startswith(
+        "Größe \N{LLAMA}".encode(encoding, "replace").decode(encoding)
+    )
+    done = run(*STORY, "-p", "Größe", "--json", PYTHONIOENCODING=encoding, PYTHONUTF8="1")
+    assert json.loads(done.stdout.decode(encoding))["finish_reason"] == "length"
+    for locale in ("C", "POSIX"):
+        assert run(*STORY, "-p", "Größe", LC_ALL=locale).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (STORY, ">/dev/full"),
+        (STORY, ">&-"),
+        ((*STORY, "--json"), ">/dev/full"),
+        (("chat", "demo", "--max-tokens", "4"), ">/dev/full"),
+        (("--help",), ">/dev/full"),
+        (("help", "chat"), ">/dev/full"),
+        (("generate", "--help"), ">/dev/full"),
+        (("-V",), ">/dev/full"),
+        (("config",), ">/dev/full"),
+        (("completion", "bash"), ">/dev/full"),
+    ],
+)
+def test_output_that_cannot_be_written(words: tuple[str, ...], where: str) -> None:
+    command = shlex.join([sys.executable, "-m", "hearth.cli.main", *words])
+    done = subprocess.run(
+        ["sh", "-c", f"echo Hello | {command} {where}"],
+        capture_output=True,
+        text=True,
+        env=clean_environ(),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("hearth: ") and "standard output" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_ends_are_no_error() -> None:
+    command = shlex.join([sys.executable, "-m", "hearth.cli.main", *STORY])
+    for line, code in (
+        (f"{command} 2>&-", 0),
+        (f"{command} <&-", 0),
+        (f"{command} 2>/dev/full", 0),
+    ):
+        done = subprocess.run(["sh", "-c", line], capture_output=True, env=clean_environ())
+        assert done.returncode == code, done.stderr
+    line = f"{{ {command} --max-tokens 300; echo $? >&2; }} | head -c 3"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, env=clean_environ())
+    assert (done.stderr.split()[-1], len(done.stdout)) == (b"141", 3)
+    assert b"Traceback" not in done.stderr
+
+
+def test_commands_write_in_one_place() -> None:
+    """cli/output.py: a print elsewhere would fail where that does not."""
+    for path in (Path(__file__).parents[2] / "cli").glob("*.py"):
+        assert not re.search(r"\bprint\(|click\.echo|stdout\.write", path.read_text()) or (
+            path.name == "output.py"
+        ), path
 
 
 def test_an_empty_directory(generate: Command, tmp_path: Path) -> None:

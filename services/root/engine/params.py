@@ -106,8 +106,8 @@ def check_text(what: str, text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise invalid(
-            f"the {what} has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
-            f"{error.start}; it cannot be written as UTF-8",
+            f"the {what} is not valid UTF-8: it has a lone surrogate "
+            f"(U+{ord(text[error.start]):04X}) at character {error.start}",
             position=error.start,
         ) from None
     return text

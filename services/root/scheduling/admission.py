@@ -21,7 +21,7 @@ def limit(request: Request, lim: Limits) -> tuple[int, FinishReason]:
             Reason.PROMPT_TOO_LONG,
             f"the prompt has {prompt} tokens and the context {lim.context_size} positions for "
             "prompt and answer together; shorten the prompt to at most "
-            f"{lim.context_size - 1} tokens, or start the root with a larger --context",
+            f"{lim.context_size - 1} tokens, or load the model with a larger --context",
             {"promptTokens": prompt, "contextSize": lim.context_size},
         )
     wanted = prompt + request.max_tokens

@@ -1,0 +1,240 @@
+"""Answers of a model, for the commands: run here for one command, or by a running root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from hearth.cli.command import Options
+
+if TYPE_CHECKING:
+    from hearth.cli.session import Session
+    from hearth.client import Client
+    from hearth.client.client import GenerateStream
+    from hearth.root.engine.mailbox import Delta, Done
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request: a text to continue, or the messages of a conversation."""
+
+    text: str = ""
+    messages: Messages = ()
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of an answer: its reason (eos, length, stop, context), tokens and seconds."""
+
+    reason: str
+    prompt_tokens: int
+    token_ids: Sequence[int]
+    prefill_seconds: float
+    decode_seconds: float
+
+
+class Answer(Protocol):
+    """Pieces of text as they come; `ended` is set behind the last. Iterating raises HearthError."""
+
+    ended: Ended | None
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def cancel(self) -> None:
+        """Stop the work for it."""
+
+
+class Model(Protocol):
+    """A model that answers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context_size(self) -> int:
+        """Positions of one sequence, question and answer together."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    @property
+    def load_seconds(self) -> float: ...
+
+    def ask(self, question: Question) -> Answer:
+        """Begin an answer. Errors come when it is read."""
+
+
+@contextmanager
+def open_model(options: Options, quiet: bool = False) -> Iterator[Model]:
+    """The model of --root, or of MODEL until the block ends. Raises HearthError, ModelError.
+
+    quiet: no progress of loading.
+    """
+    if options.root:
+        from hearth.cli.connecting import connect
+
+        with connect(options) as client:
+            yield _RemoteModel(client, options)
+        return
+    from hearth.cli.session import open_session
+
+    local = _LocalModel(options)
+    with open_session(options, quiet=quiet) as session:
+        local.start(session)
+        yield local
+
+
+class _LocalModel:
+    """A model that runs in this process."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises HearthError for a value out of range, before a model is loaded."""
+        from hearth.cli.session import sampling_of
+        from hearth.root.engine.params import GenerateParams
+
+        self.name = options.model
+        self.context_size = 0
+        self.has_chat_template = False
+        self.load_seconds = 0.0
+        self._sampling = sampling_of(options)
+        self._max_tokens = options.max_tokens
+        stop = tuple(getattr(options, "stop", ()))
+        GenerateParams((), self._max_tokens, self._sampling, stop)
+
+    def start(self, session: Session) -> None:
+        """Use a model that is loaded."""
+        self._session = session
+        self.context_size = session.engine.limits.context_size
+        self.has_chat_template = bool(session.engine.tokenizer.chat_template)
+        self.load_seconds = session.load_seconds
+
+    def ask(self, question: Question) -> Answer:
+        """Begin an answer. Errors come when it is read."""
+        return _LocalAnswer(self._events(question))
+
+    def _events(self, question: Question) -> Iterator[Delta | Done]:
+        from hearth.root.api.prompt import Conversation, Prompt, input_ids
+        from hearth.root.engine.params import GenerateParams
+
+        engine = self._session.engine
+        given = Conversation(question.messages) if question.messages else Prompt(question.text)
+        params = GenerateParams(
+            prompt=input_ids(engine.tokenizer, given, self.context_size),
+            max_tokens=self._max_tokens,
+            sampling=self._sampling,
+            stop=tuple(question.stop),
+            ignore_eos=question.ignore_eos,
+        )
+        yield from engine.generate(params)
+
+
+class _LocalAnswer:
+    """An answer of the engine in this process."""
+
+    def __init__(self, events: Iterator[Delta | Done]) -> None:
+        self.ended: Ended | None = None
+        self._events = events
+
+    def __iter__(self) -> Iterator[str]:
+        from hearth.root.engine.mailbox import Done
+
+        ids: list[int] = []
+        for event in self._events:
+            if isinstance(event, Done):
+                usage = event.usage
+                self.ended = Ended(
+                    event.finish_reason.name.lower(),
+                    usage.prompt_tokens,
+                    ids,
+                    usage.prefill_seconds,
+                    usage.decode_seconds,
+                )
+            else:
+                ids.extend(event.token_ids)
+                yield event.text
+
+    def cancel(self) -> None:
+        """End the request: closing the engine's iterator does."""
+        close = getattr(self._events, "close", None)
+        if close is not None:
+            close()
+
+
+class _RemoteModel:
+    """A model that a running root serves."""
+
+    def __init__(self, client: Client, options: Options) -> None:
+        self._client = client
+        self._options = options
+        self._facts: tuple[str, int, bool] | None = None
+        self.load_seconds = 0.0
+
+    def _fact(self) -> tuple[str, int, bool]:
+        """Name, context, template: asked for once. `generate` needs none of them."""
+        if self._facts is None:
+            found = self._client.model()
+            self._facts = (found.name, found.context_size, found.has_chat_template)
+        return self._facts
+
+    @property
+    def name(self) -> str:
+        """The model's name, and the root."""
+        return f"{self._fact()[0]} at {self._options.root}"
+
+    @property
+    def context_size(self) -> int:
+        """Positions of one sequence."""
+        return self._fact()[1]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """True if it takes messages."""
+        return self._fact()[2]
+
+    def ask(self, question: Question) -> Answer:
+        """Begin an answer. Errors come when it is read."""
+        options = self._options
+        stream = self._client.generate(
+            None if question.messages else question.text,
+            messages=question.messages or None,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed,
+            stop=question.stop,
+            ignore_eos=question.ignore_eos,
+        )
+        return _RemoteAnswer(stream)
+
+
+class _RemoteAnswer:
+    """An answer that a root streams."""
+
+    def __init__(self, stream: GenerateStream) -> None:
+        self.ended: Ended | None = None
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._stream
+        usage, reason = self._stream.usage, self._stream.finish_reason
+        assert usage is not None and reason is not None  # the iteration ended without an error
+        self.ended = Ended(
+            str(reason).lower(),
+            usage.prompt_tokens,
+            list(self._stream.token_ids),
+            usage.prefill_seconds,
+            usage.decode_seconds,
+        )
+
+    def cancel(self) -> None:
+        """Stop the root's work for it."""
+        self._stream.cancel()
