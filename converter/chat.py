@@ -27,24 +27,26 @@ def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     *,
-    bos_token: str = "",
-    eos_token: str = "",
+    bos_token: str | None = "",
+    eos_token: str | None = "",
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
     renderer: "Renderer | None" = None,
 ) -> str:
-    """The prompt of a conversation. Encode it with add_special=False: it holds BOS where needed.
+    """The text that a template makes of a conversation; it holds BOS where the template writes it.
 
-    messages: {"role": ..., "content": ...} each. variables: further names for the template. All are
-    JSON values. renderer: the process that runs it; by default one for all.
+    messages: {"role": ..., "content": ...} each. bos_token, eos_token: None leaves the name
+    undefined. variables: further names for the template. All are JSON values. renderer: the process
+    that runs it; by default one for all. conversation.py makes prompts of it.
 
     Raises:
         ModelError: the template is damaged, refuses the conversation, or takes too much time or
             memory; the message says why.
     """
     names = dict(variables or {})
-    names |= {"bos_token": bos_token, "eos_token": eos_token}
+    stated = {"bos_token": bos_token, "eos_token": eos_token}
+    names |= {name: token for name, token in stated.items() if token is not None}
     names |= {"add_generation_prompt": add_generation_prompt}
     answer = (renderer or _RENDERER).render(
         {

@@ -97,6 +97,7 @@ def _write(
     writer = SafetensorsWriter(directory / SINGLE, layout, metadata)
     _check_space(directory, writer.size, files)
     for file_name, content in files.items():
+        (directory / file_name).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
             (directory / file_name).write_bytes(content)
         else:

@@ -42,6 +42,8 @@ class ByteTokenizer(Tokenizer):
         self.eos_ids = frozenset({EOS})
         self.add_bos = add_bos
         self.chat_template = chat_template
+        self.control_ids = {"<s>": BOS, "</s>": EOS}
+        self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         ids: list[int] = []

@@ -9,13 +9,8 @@ from pathlib import Path
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
 from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
-from hearth.converter.tokenizers.settings import (
-    CHAT_TEMPLATE,
-    CONFIG,
-    SPECIAL_TOKENS,
-    Settings,
-    read_settings,
-)
+from hearth.converter.tokenizers.files import read_settings, settings_files
+from hearth.converter.tokenizers.settings import Settings
 
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer", "tokenizer_files"]
 
@@ -69,11 +64,9 @@ def tokenizer_files(directory: Path) -> Iterator[tuple[str, Path]]:
         main = _main_file(directory)
     except ModelError:
         return
-    names = [main.name, CONFIG, SPECIAL_TOKENS, CHAT_TEMPLATE]
-    names += [merges for vocabulary, merges in _PAIRS if main.name == vocabulary]
-    for name in names:
-        if (directory / name).is_file():
-            yield name, directory / name
+    names = [main.name, *(merges for vocabulary, merges in _PAIRS if main.name == vocabulary)]
+    for name in (*names, *settings_files(directory)):
+        yield name, directory / name
 
 
 def _main_file(directory: Path) -> Path:
@@ -118,16 +111,9 @@ def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> 
         if not found or not left or not right:
             raise ModelError(f"{merges_path}, line {number}: {line[:60]!r} is not a pair of tokens")
         merges.append((left, right))
-    added = settings.added or tuple(
-        (raw[name], name, True) for name in ("<|endoftext|>",) if name in raw
-    )
-    what = str(vocabulary_path.parent)
-    return byte_pair_tokenizer(raw, merges, rules, added, settings, what)
+    # GPT-2's own vocabulary has it, and no file beside it says so.
+    added = [(raw[name], name, True) for name in ("<|endoftext|>",) if name in raw]
+    return byte_pair_tokenizer(raw, merges, rules, added, settings, str(vocabulary_path.parent))
 
 
-_CLASSES = {
-    "GPT2Tokenizer": "gpt-2",
-    "GPT2TokenizerFast": "gpt-2",
-    "Qwen2Tokenizer": "qwen2",
-    "Qwen2TokenizerFast": "qwen2",
-}
+_CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}

@@ -5,8 +5,9 @@ all of them. Encoding is done by each format's own library.
 """
 
 import codecs
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from hearth.converter.errors import ModelError
@@ -39,15 +40,24 @@ class StreamDecoder:
 class Tokenizer(ABC):
     """A model's vocabulary.
 
-    vocab_size: one more than the highest id. bos_id: put before a text if `add_bos`. eos_ids: the
-    tokens that end a generation. chat_template: Jinja source, where the model has one.
+    vocab_size: one more than the highest id. bos_id: put before a text if `add_bos`. prefix,
+    suffix: all ids put before and after a text; a prefix of None is BOS if `add_bos`. eos_ids: the
+    tokens that end a generation. chat_template: Jinja source, where the model has one;
+    named_templates: its templates for other uses, as "tool_use". special_tokens: the tokens that
+    the model's files name, as chat templates see them ("eos_token", "image_token"). control_ids:
+    names of the control tokens, which have no text.
     """
 
     vocab_size: int
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
     add_bos: bool = False
+    prefix: tuple[int, ...] | None = None
+    suffix: tuple[int, ...] = ()
     chat_template: str | None = None
+    named_templates: Mapping[str, str] = {}
+    special_tokens: Mapping[str, str | list[str]] = {}
+    control_ids: Mapping[str, int] = {}
     # SentencePiece marks the start of a text with a space that is not part of it.
     strip_space: bool = False
 
@@ -55,11 +65,39 @@ class Tokenizer(ABC):
         """The ids of a text.
 
         add_special: begin with BOS where the model requires it. parse_special: names of control
-        tokens in the text, as chat templates write them, become those tokens.
+        tokens in the text become those tokens, as in transformers; text of others must be encoded
+        without, or by `encode_pieces`.
 
         Raises:
             ModelError: the text holds half of a surrogate pair, or the library cannot encode it.
         """
+        self._check(text)
+        with library_errors("the text cannot be encoded"):
+            ids = self._encode(text, parse_special) if text else []
+        return [*self._prefix(), *ids, *self.suffix] if add_special else ids
+
+    def encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        """The ids of a text in pieces: control tokens by id, and text that cannot make any.
+
+        Otherwise like `encode` of all the pieces joined, without BOS. Raises ModelError like it.
+        """
+        for piece in pieces:
+            if isinstance(piece, str):
+                self._check(piece)
+        with library_errors("the text cannot be encoded"):
+            return self._encode_pieces(pieces)
+
+    def template_for(self, tools: bool) -> str | None:
+        """The chat template of a conversation with or without tools; None if there is none."""
+        template = self.named_templates.get("tool_use") if tools else None
+        return template or self.chat_template
+
+    def _prefix(self) -> tuple[int, ...]:
+        if self.prefix is not None:
+            return self.prefix
+        return (self.bos_id,) if self.add_bos and self.bos_id is not None else ()
+
+    def _check(self, text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -67,15 +105,20 @@ class Tokenizer(ABC):
                 f"the text holds {text[error.start]!r} at position {error.start}, half of a "
                 "surrogate pair, which is not a character"
             ) from error
-        with library_errors("the text cannot be encoded"):
-            ids = self._encode(text, parse_special) if text else []
-        if add_special and self.add_bos and self.bos_id is not None:
-            ids = [self.bos_id, *ids]
-        return ids
 
     @abstractmethod
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         """The ids of a text that is not empty and valid, without BOS."""
+
+    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        """`encode_pieces` of valid texts; here for tokenizers without a rule across pieces."""
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif piece:
+                ids += self._encode(piece, False)
+        return ids
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -103,6 +146,12 @@ class Tokenizer(ABC):
         for token in after:
             stream.push(token)
         return stream
+
+
+def any_of(names: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of the names, of several at one place the longest; None for none."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 @contextmanager

@@ -16,6 +16,14 @@ from hearth.converter.tokenizers.settings import Settings
 _MAX_TOKENS = 1 << 22
 _PREFIX = "tokenizer.ggml."
 PRE_KEY = "tokenizer.ggml.pre"
+_TEMPLATE_KEYS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",
+    "pad_token": "padding_token_id",
+    "mask_token": "mask_token_id",
+}
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _KINDS = range(1, 7)
 # What llama.cpp takes where a SentencePiece vocabulary names no token.
@@ -134,7 +142,15 @@ def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> 
         eos_ids=vocabulary.eos_ids,
         add_bos=stated if isinstance(stated, bool) else add_bos,
         chat_template=template if isinstance(template, str) else None,
+        special_tokens=_special_tokens(values),
     )
+
+
+def _special_tokens(values: dict[str, Any]) -> dict[str, str | list[str]]:
+    """The tokens that the file names, as chat templates see them."""
+    tokens = values.get("tokenizer.ggml.tokens", [])
+    ids = {name: _id(values, key) for name, key in _TEMPLATE_KEYS.items()}
+    return {name: tokens[id] for name, id in ids.items() if id is not None and id < len(tokens)}
 
 
 def _pieces(

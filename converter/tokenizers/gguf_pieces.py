@@ -6,6 +6,7 @@ that the models were trained with. The library merges the parts.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sentencepiece
@@ -67,19 +68,36 @@ class GgufPieceTokenizer(Tokenizer):
         self.bos_id, self.eos_ids = settings.bos_id, settings.eos_ids
         self.add_bos = settings.add_bos is not False
         self.chat_template = settings.chat_template
+        self.named_templates = settings.named_templates
+        self.special_tokens = settings.special_tokens
+        self.control_ids = hidden
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        pattern = self._at_all if parse_special else self._at_shown
+        return self._parts(self._cut(text, self._at_all if parse_special else self._at_shown))
+
+    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        parts: list[str | int] = []
+        for piece in pieces:
+            parts += [piece] if isinstance(piece, int) else self._cut(piece, self._at_shown)
+        return self._parts(parts)
+
+    def _cut(self, text: str, pattern: re.Pattern[str] | None) -> list[str | int]:
+        """The text between tokens, and the tokens' ids."""
         parts = [text] if pattern is None else pattern.split(text)
+        return [self._ids[part] if place % 2 else part for place, part in enumerate(parts)]
+
+    def _parts(self, parts: Sequence[str | int]) -> list[int]:
         ids: list[int] = []
-        for place, part in enumerate(parts):
-            if place % 2:
-                ids.append(self._ids[part])
-                continue
-            if place and parts[place - 1] in self._stripped:
-                part = part.lstrip(_WHITE_SPACE)
-            if part:
-                ids += map(self._known, self._inner.encode(self._prefix + part))
+        before: str | int = ""
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                if isinstance(before, int) and self._texts[before] in self._stripped:
+                    part = part.lstrip(_WHITE_SPACE)
+                if part:
+                    ids += map(self._known, self._inner.encode(self._prefix + part))
+            before = part
         return [id for id in ids if id >= 0]
 
     def _known(self, id: int) -> int:

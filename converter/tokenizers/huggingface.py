@@ -5,7 +5,8 @@ GPT-2
 and Qwen2, and those inside GGUF)."""
 
 import json
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,31 @@ from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
 from hearth.converter.tokenizers.byte_level import piece_bytes
 from hearth.converter.tokenizers.patterns import BytePairRules
-from hearth.converter.tokenizers.settings import Settings
+from hearth.converter.tokenizers.settings import AddedToken, Settings
 
 _MAX_BYTES = 256 << 20
 # The library keeps lists as long as the highest id.
 _MAX_TOKENS = 1 << 22
+_MAX_GAP = 1 << 16
+_ADDED = '"added_tokens":'
 
 
 class LibraryTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library, with its decoder's rules applied token by token."""
 
-    def __init__(self, inner: library.Tokenizer, settings: Settings, what: str) -> None:
-        """what: its source, for errors."""
+    def __init__(
+        self, inner: library.Tokenizer, settings: Settings, what: str, processed: bool = False
+    ) -> None:
+        """what: its source, for errors. processed: `inner` itself says what it puts around a text,
+        and the settings do not."""
         with library_errors(what):
             decoder = inner.decoder
             state = None if decoder is None else json.loads(decoder.__getstate__())
             self._rules = _DecoderRules(state, what)
+            add_tokens(inner, settings.added)
             added = inner.get_added_tokens_decoder()
             vocabulary = inner.get_vocab(with_added_tokens=True)
-            begin = inner.encode("", add_special_tokens=True).ids
+            around = inner.encode("a", add_special_tokens=True)
         if not vocabulary:
             raise ModelError(f"{what} has an empty vocabulary")
         self.vocab_size = max(vocabulary.values()) + 1
@@ -43,30 +50,49 @@ class LibraryTokenizer(Tokenizer):
                 f"{what} has a token of id {self.vocab_size - 1}; ids are below {_MAX_TOKENS}"
             )
         self._inner = inner
-        self._literal: library.Tokenizer | None = None
+        self._literal: _Literal | None = None
         self._added = {id: (token.content, token.special) for id, token in added.items()}
         self.strip_space = self._rules.strip_space
         self.bos_id, self.eos_ids = settings.special_ids(vocabulary)
-        if self.bos_id is None and begin and self._is_control(begin[0]):
-            self.bos_id = begin[0]
-        adds = bool(begin) and begin[0] == self.bos_id
-        self.add_bos = adds if settings.add_bos is None else settings.add_bos
+        if processed:
+            inside = [i for i, sequence in enumerate(around.sequence_ids) if sequence is not None]
+            first, last = (inside[0], inside[-1]) if inside else (len(around.ids), len(around.ids))
+            self.prefix = tuple(around.ids[:first])
+            self.suffix = tuple(around.ids[last + 1 :])
+            if self.bos_id is None and self.prefix and self._is_control(self.prefix[0]):
+                self.bos_id = self.prefix[0]
+            self.add_bos = self.bos_id is not None and self.prefix[:1] == (self.bos_id,)
+        else:
+            self.add_bos = settings.add_bos is True
+            self.suffix = settings.suffix(vocabulary)
         self.chat_template = settings.chat_template
+        self.named_templates = settings.named_templates
+        self.special_tokens = settings.special_tokens or self._begin_and_end()
+        self.control_ids = {
+            content: id
+            for id, (content, special) in self._added.items()
+            if special or id in self.eos_ids or id == self.bos_id
+        }
         self._bytes: dict[int, bytes] = {}
+
+    def _begin_and_end(self) -> dict[str, str | list[str]]:
+        """BOS and EOS for templates, where no file names them."""
+        ids = {"bos_token": self.bos_id, "eos_token": min(self.eos_ids, default=None)}
+        return {name: self.token_text(id) for name, id in ids.items() if id is not None}
 
     def _is_control(self, token: int) -> bool:
         return self._added.get(token, ("", False))[1]
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        inner = self._inner
         if not parse_special:
-            if self._literal is None:
-                literal = library.Tokenizer.from_str(inner.to_str())
-                literal.encode_special_tokens = True
-                self._literal = literal
-            inner = self._literal
-        ids: list[int] = inner.encode(text, add_special_tokens=False).ids
+            return self._encode_pieces([text])
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
+
+    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        if self._literal is None:
+            self._literal = _Literal(self._inner, self.control_ids)
+        return self._literal.encode(pieces)
 
     def token_bytes(self, token: int) -> bytes:
         known = self._bytes.get(token)
@@ -87,6 +113,83 @@ class LibraryTokenizer(Tokenizer):
         if token in self._added:
             return self._added[token][0]
         return self._inner.id_to_token(token) or "" if 0 <= token < self.vocab_size else ""
+
+
+def add_tokens(inner: library.Tokenizer, added: Sequence[AddedToken]) -> None:
+    """Add tokens that files beside a tokenizer name, with their ids. Raises ModelError."""
+    if not added:
+        return
+    known = {str(token) for token in inner.get_added_tokens_decoder().values()}
+    same = {repr(token) for token in inner.get_added_tokens_decoder().values()}
+    next_id = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    nonce = secrets.token_hex(8)
+    for token in added:
+        stated = library.AddedToken(
+            token.text,
+            special=token.special,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            single_word=token.single_word,
+            normalized=token.normalized,
+        )
+        if repr(stated) in same or (token.id is None and token.text in known):
+            continue
+        if inner.token_to_id(token.text) is None:
+            missing = 0 if token.id is None else max(0, token.id - next_id)
+            if missing > _MAX_GAP:
+                raise ModelError(
+                    f"token {token.text[:40]!r} has id {token.id}, {missing} after the last one; "
+                    f"at most {_MAX_GAP} ids may be unused"
+                )
+            # The library gives out ids one after another; no text can hold these names.
+            unused = [f"\ufdd0{nonce}.{next_id + i}\ufdd1" for i in range(missing)]
+            inner.add_tokens([library.AddedToken(name, special=True) for name in unused])
+            next_id += missing + 1
+        inner.add_tokens([stated])
+        known.add(token.text)
+
+
+class _Literal:
+    """A copy of a tokenizer whose control tokens have names that no text can hold.
+
+    So a text and the control tokens in it are encoded together: rules that look across them, as
+    for spaces at the start of a text, work as in the original.
+    """
+
+    def __init__(self, inner: library.Tokenizer, control_ids: Mapping[str, int]) -> None:
+        # Random, so that no text can be written to contain one.
+        nonce = secrets.token_hex(8)
+        self._names = {id: f"\ufdd0{nonce}.{id}\ufdd1" for id in control_ids.values()}
+        renamed = {name: self._names[id] for name, id in control_ids.items()}
+        # Only the list of added tokens is read and replaced: a whole vocabulary takes a second.
+        state = inner.to_str()
+        place = state.index(_ADDED) + len(_ADDED)
+        added, end = json.JSONDecoder().raw_decode(state, place)
+        originals = {token["content"]: token["id"] for token in added}
+        for token in added:
+            if token["content"] in renamed:
+                token |= {"content": renamed[token["content"]], "normalized": False}
+        state = state[:place] + json.dumps(added) + state[end:]
+        if isinstance(inner.model, models.Unigram):  # it finds whole tokens in a text
+            whole = json.loads(state)
+            vocabulary = whole["model"]["vocab"]
+            whole["model"]["vocab"] = [[renamed.get(name, name), *x] for name, *x in vocabulary]
+            state = json.dumps(whole)
+        self._inner = library.Tokenizer.from_str(state)
+        # The library gives other ids to tokens that its model does not know.
+        self._ids = {}
+        for name, id in originals.items():
+            number = self._inner.token_to_id(renamed.get(name, name))
+            if number is not None and number != id:
+                self._ids[number] = id
+
+    def encode(self, pieces: Sequence[str | int]) -> list[int]:
+        """The ids of text and control tokens by id."""
+        text = "".join(
+            piece if isinstance(piece, str) else self._names.get(piece, "") for piece in pieces
+        )
+        ids = self._inner.encode(text, add_special_tokens=False).ids if text else []
+        return [self._ids.get(id, id) for id in ids]
 
 
 class _DecoderRules:
@@ -148,7 +251,16 @@ def load_tokenizer_json(path: Path, settings: Settings) -> LibraryTokenizer:
         # Files saved by a training run may truncate or pad every text.
         inner.no_truncation()
         inner.no_padding()
-    return LibraryTokenizer(inner, settings, str(path))
+        _set_prefix_space(inner, settings)
+    return LibraryTokenizer(inner, settings, str(path), processed=True)
+
+
+def _set_prefix_space(inner: library.Tokenizer, settings: Settings) -> None:
+    """GPT2Tokenizer goes by its setting alone, whatever the file says."""
+    before = inner.pre_tokenizer
+    if settings.tokenizer_class == "GPT2Tokenizer" and isinstance(before, pre_tokenizers.ByteLevel):
+        before.add_prefix_space = settings.add_prefix_space is True
+        inner.pre_tokenizer = before
 
 
 def byte_pair_tokenizer(
@@ -172,7 +284,9 @@ def byte_pair_tokenizer(
         splits = [
             pre_tokenizers.Split(library.Regex(pattern), "isolated") for pattern in rules.patterns
         ]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        byte_level = pre_tokenizers.ByteLevel(
+            add_prefix_space=settings.add_prefix_space is True, use_regex=False
+        )
         inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
         inner.decoder = decoders.ByteLevel()
         tokens = sorted(added)

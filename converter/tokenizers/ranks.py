@@ -73,7 +73,11 @@ class RankTokenizer(Tokenizer):
         if self.bos_id is None and family.bos is not None:
             self.bos_id = specials[family.bos]
         self.add_bos = family.bos is not None if settings.add_bos is None else settings.add_bos
+        self.suffix = settings.suffix(specials)
         self.chat_template = settings.chat_template
+        self.named_templates = settings.named_templates
+        self.special_tokens = settings.special_tokens
+        self.control_ids = specials
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         if parse_special:

@@ -1,74 +1,198 @@
 """SentencePiece models: a .model file, or one built from the vocabulary inside a GGUF file."""
 
 import re
-import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
 
 from hearth.converter.errors import ModelError
-from hearth.converter.tokenizers.base import Tokenizer, library_errors
-from hearth.converter.tokenizers.piece_kinds import BYTE, UNKNOWN, UNUSED
-from hearth.converter.tokenizers.settings import Settings
+from hearth.converter.tokenizers.base import Tokenizer, any_of, library_errors
+from hearth.converter.tokenizers.model_proto import (
+    field,
+    float_field,
+    one_unknown,
+    piece_kinds,
+    varint_field,
+    without_dummy_prefix,
+)
+from hearth.converter.tokenizers.piece_kinds import (
+    BYTE,
+    CONTROL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
+from hearth.converter.tokenizers.settings import AddedToken, Settings
 
 _MAX_BYTES = 64 << 20
+_MAX_GAP = 1 << 16
 _SPACE = "▁"
+_WORD = re.compile(r"\w")
 _UNKNOWN_TEXT = " ⁇ ".encode()
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A tokenizer of the sentencepiece library."""
+    """A .model file, with the rules of transformers around the sentencepiece library.
+
+    Control, user-defined and added tokens are found first; the library encodes each part of the
+    text between them, with or without the space that marks the start of a text (`_part`).
+    """
 
     def __init__(self, model: bytes, settings: Settings, what: str) -> None:
         """model: a serialized ModelProto."""
         if not model:
             raise ModelError(f"{what} is not a SentencePiece model: it is empty")
         with library_errors(f"{what} is not a SentencePiece model"):
+            kinds = piece_kinds(model)
+            if kinds.count(UNKNOWN) > 1:
+                model = one_unknown(model)
             inner = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size = inner.vocab_size()
-            if self.vocab_size < 1:
-                raise ModelError(f"{what} has an empty vocabulary")
+            self._pieces = inner.vocab_size()
+            if self._pieces < 1 or self._pieces != len(kinds):
+                raise ModelError(f"{what} has an empty or damaged vocabulary")
             # Read all pieces once, so that a damaged one is found now. None is kept:
             # the library has them, and of a large vocabulary they are 20 MiB.
-            controls = {}
-            for id in range(self.vocab_size):
+            marked: dict[int, AddedToken] = {}
+            for id, kind in enumerate(kinds):
                 _piece_bytes(inner, id)
-                if inner.is_control(id):
-                    controls[inner.id_to_piece(id)] = id
+                if kind in (CONTROL, UNKNOWN, USER_DEFINED):
+                    marked[id] = AddedToken(id, inner.id_to_piece(id), kind != USER_DEFINED)
             first = inner.encode("a", out_type=str)
-            self.strip_space = bool(first) and first[0].startswith(_SPACE)
+            dummy_prefix = bool(first) and first[0].startswith(_SPACE)
         self._inner = inner
-        self._controls = controls
-        longest_first = sorted((name for name in controls if name), key=len, reverse=True)
-        self._split = (
-            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-            if longest_first
-            else None
-        )
-        self.bos_id, self.eos_ids = settings.special_ids(controls)
+        self._bare = inner
+        if dummy_prefix:
+            self._bare = sentencepiece.SentencePieceProcessor(
+                model_proto=without_dummy_prefix(model)
+            )
+        self._prefixed = dummy_prefix and settings.add_prefix_space is not False
+        self._legacy = settings.legacy is not False
+        self.strip_space = self._prefixed
+        self._marked = _with_added(marked, settings.added, self._pieces, self._id_of)
+        self.vocab_size = max(self._pieces, max(self._marked, default=0) + 1)
+        tokens = {token.text: id for id, token in self._marked.items() if token.text}
+        self.bos_id, self.eos_ids = settings.special_ids(tokens)
         if self.bos_id is None and inner.bos_id() >= 0:
             self.bos_id = inner.bos_id()
         if not self.eos_ids and inner.eos_id() >= 0:
             self.eos_ids = frozenset([inner.eos_id()])
+        ends = {*self.eos_ids, self.bos_id}
+        self.control_ids = {
+            text: id for text, id in tokens.items() if self._marked[id].special or id in ends
+        }
+        self._ids = tokens
+        self._at_all = any_of(tokens)
+        self._at_shown = any_of(text for text in tokens if text not in self.control_ids)
         self.add_bos = settings.add_bos is not False
+        self.suffix = settings.suffix(tokens)
         self.chat_template = settings.chat_template
+        self.named_templates = settings.named_templates
+        self.special_tokens = settings.special_tokens or _own_tokens(inner)
+
+    def _id_of(self, text: str) -> int | None:
+        id = self._inner.piece_to_id(text)
+        return id if self._inner.id_to_piece(id) == text else None
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        if not parse_special or self._split is None:
-            return list(self._inner.encode(text))
+        pattern = self._at_all if parse_special else self._at_shown
+        return self._parts(self._cut(text, pattern))
+
+    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        parts: list[str | int] = []
+        for piece in pieces:
+            parts += [piece] if isinstance(piece, int) else self._cut(piece, self._at_shown)
+        return self._parts(parts)
+
+    def _cut(self, text: str, pattern: re.Pattern[str] | None) -> list[str | int]:
+        """The text between tokens, and the tokens' ids, by the flags of each token."""
+        parts: list[str | int] = []
+        place = 0
+        for match in pattern.finditer(text) if pattern else ():
+            begin, end = match.span()
+            token = self._marked[self._ids[match[0]]]
+            around = text[begin - 1 : begin] + text[end : end + 1]
+            if begin < place or (token.single_word and _WORD.search(around)):
+                continue
+            before = text[place:begin]
+            parts += [before.rstrip() if token.lstrip else before, self._ids[match[0]]]
+            place = end
+            if token.rstrip:
+                place += len(text) - end - len(text[end:].lstrip())
+        return [*parts, text[place:]]
+
+    def _parts(self, parts: Sequence[str | int]) -> list[int]:
         ids: list[int] = []
-        for place, part in enumerate(self._split.split(text)):
-            if place % 2:
-                ids.append(self._controls[part])
+        first = True
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
             elif part:
-                ids += self._inner.encode(part)
+                ids += self._part(part, first)
+            first = first and part == ""
         return ids
 
+    def _part(self, text: str, first: bool) -> list[int]:
+        """The ids of text without tokens. first: nothing is before it.
+
+        The start of a text is marked by a space; legacy tokenizers mark each part so, but not where
+        it begins with a space already (mistral-common and transformers 5 agree). Tokenizers with
+        `legacy` false mark nothing but a start without a space.
+        """
+        spaced = text.startswith((" ", _SPACE))
+        marks = (first or not spaced) if self._legacy else (first and not spaced)
+        return list((self._inner if self._prefixed and marks else self._bare).encode(text))
+
     def token_bytes(self, token: int) -> bytes:
-        return _piece_bytes(self._inner, token) if 0 <= token < self.vocab_size else b""
+        marked = self._marked.get(token)
+        if marked is not None:
+            return b"" if marked.special else marked.text.replace(_SPACE, " ").encode()
+        return _piece_bytes(self._inner, token) if 0 <= token < self._pieces else b""
 
     def _name(self, token: int) -> str:
-        return str(self._inner.id_to_piece(token)) if 0 <= token < self.vocab_size else ""
+        if token in self._marked:
+            return self._marked[token].text
+        return str(self._inner.id_to_piece(token)) if 0 <= token < self._pieces else ""
+
+
+def _with_added(
+    marked: dict[int, AddedToken],
+    added: Sequence[AddedToken],
+    size: int,
+    id_of: Callable[[str], int | None],
+) -> dict[int, AddedToken]:
+    """Tokens that are found before a text is encoded, by id: the model's and the added ones.
+
+    An added token with the id of a piece takes its place, as files rename placeholders. Raises
+    ModelError for ids far beyond the vocabulary.
+    """
+    known = {token.text: id for id, token in marked.items()}
+    next_id = max(size, max((token.id or 0 for token in added), default=0) + 1)
+    for token in added:
+        id = token.id
+        if id is None:
+            id = known[token.text] if token.text in known else id_of(token.text)
+        if id is None:
+            id, next_id = next_id, next_id + 1
+        elif id >= size + _MAX_GAP:
+            raise ModelError(
+                f"token {token.text[:40]!r} has id {id}, in a vocabulary of {size} pieces"
+            )
+        marked[id] = replace(token, id=id)
+        known[token.text] = id
+    return marked
+
+
+def _own_tokens(inner: sentencepiece.SentencePieceProcessor) -> dict[str, str | list[str]]:
+    """Special tokens that the model itself names, for templates."""
+    ids = {
+        "bos_token": inner.bos_id(),
+        "eos_token": inner.eos_id(),
+        "unk_token": inner.unk_id(),
+        "pad_token": inner.pad_id(),
+    }
+    return {name: str(inner.id_to_piece(id)) for name, id in ids.items() if id >= 0}
 
 
 def _piece_bytes(inner: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
@@ -112,48 +236,30 @@ def build_model(
             # Padding of the vocabulary; the library requires distinct pieces.
             piece, kind = f"<hearth_unused_{id}>", UNUSED
         seen.add(piece)
-        body = _field(1, piece.encode()) + struct.pack("<Bf", 2 << 3 | 5, score) + _number(3, kind)
-        parts.append(_field(1, body))
+        body = field(1, piece.encode()) + float_field(2, score) + varint_field(3, kind)
+        parts.append(field(1, body))
     trainer = b"".join(
         [
-            _number(3, 2),  # model_type: BPE
-            _number(4, len(pieces)),
-            _number(35, int(byte_fallback)),
-            _number(40, unknown),
-            _number(41, bos_id),
-            _number(42, eos_id),
-            _number(43, -1),  # pad_id
+            varint_field(3, 2),  # model_type: BPE
+            varint_field(4, len(pieces)),
+            varint_field(35, int(byte_fallback)),
+            varint_field(40, unknown),
+            varint_field(41, bos_id),
+            varint_field(42, eos_id),
+            varint_field(43, -1),  # pad_id
             *(
-                _field(field, pieces[id].encode())
-                for field, id in ((45, unknown), (46, bos_id), (47, eos_id))
+                field(number, pieces[id].encode())
+                for number, id in ((45, unknown), (46, bos_id), (47, eos_id))
                 if 0 <= id < len(pieces)
             ),
         ]
     )
     normalizer = b"".join(
         [
-            _field(1, b"identity"),
-            _number(3, int(add_dummy_prefix)),
-            _number(4, int(remove_extra_whitespaces)),
-            _number(5, 1),  # escape_whitespaces
+            field(1, b"identity"),
+            varint_field(3, int(add_dummy_prefix)),
+            varint_field(4, int(remove_extra_whitespaces)),
+            varint_field(5, 1),  # escape_whitespaces
         ]
     )
-    return b"".join([*parts, _field(2, trainer), _field(3, normalizer)])
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _field(number: int, data: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
+    return b"".join([*parts, field(2, trainer), field(3, normalizer)])

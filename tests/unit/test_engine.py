@@ -385,6 +385,27 @@ def test_stop_texts_over_token_borders_are_not_in_the_output() -> None:
         assert (sink.finish, sink.text) == (FinishReason.EOS, "Hello\n\nUser")
 
 
+@pytest.mark.parametrize(
+    ("stop", "ignore_eos", "finish", "text", "tokens"),
+    [
+        ("<s>", False, FinishReason.STOP, "a", [97, BOS]),
+        ("a<s>b", False, FinishReason.STOP, "", [97, BOS, 98]),
+        ("</s>", False, FinishReason.EOS, "ab", [97, BOS, 98, EOS]),
+        ("</s>", True, FinishReason.STOP, "ab", [97, BOS, 98, EOS]),
+    ],
+)
+def test_stop_texts_may_name_control_tokens(
+    stop: str, ignore_eos: bool, finish: FinishReason, text: str, tokens: list[int]
+) -> None:
+    def next_token(history: tuple[int, ...]) -> int:
+        return [97, BOS, 98, EOS][(len(history) - 1) % 4]
+
+    with engine(FakeRunner(next_token)) as e:
+        sink = Sink()
+        e.submit(params("", 8, stop=(stop,), ignore_eos=ignore_eos), sink)
+        assert (sink.finish, sink.text, sink.tokens) == (finish, text, tokens)
+
+
 def test_characters_over_token_borders_are_whole() -> None:
     text = "Grüße 🔥 日本"
     with engine(FakeRunner(script(text))) as e:

@@ -65,3 +65,50 @@ def test_examples(pieces: list[str], out: str) -> None:
 
 def test_no_stops() -> None:
     assert run([], ["a", "b"]) == ("ab", False)
+
+
+CONTROLS = {"<x>": 7, "<xy>": 8, "<z>": 9}
+
+
+def run_tokens(stops: list[str], tokens: list[str | int]) -> tuple[str, bool]:
+    """Text and control tokens, as they are generated; those in no stop text are not fed."""
+    matcher = StopMatcher(stops, CONTROLS)
+    out = ""
+    for token in tokens:
+        if isinstance(token, str):
+            text, stopped = matcher.feed(token)
+        elif token in matcher.controls:
+            text, stopped = matcher.feed_control(token)
+        else:
+            continue
+        out += text
+        if stopped:
+            return out, True
+    return out + matcher.flush(), False
+
+
+@pytest.mark.parametrize(
+    ("stops", "tokens", "expected"),
+    [
+        (["<x>"], ["a", 7, "b"], ("a", True)),
+        (["<x>"], ["a<", "x>", "b"], ("a", True)),  # the same letters, as text
+        (["<xy>"], ["a", 7, "b", 8], ("ab", True)),
+        (["\n<x>"], ["a\n", 7], ("a", True)),
+        (["\n<x>"], ["a\n", "b", 7], ("a\nb", False)),
+        (["<x><z>!"], ["a", 7, 9, "!"], ("a", True)),
+        (["<x><z>!"], ["a", 7, 7, 9, "!b"], ("a", True)),
+        (["<x><z>!"], ["a", 7, 9, "?"], ("a?", False)),
+        (["x", "<"], ["a", 7, "b"], ("ab", False)),  # parts of a name are not the token
+        (["<xy>", "b"], [8], ("", True)),
+    ],
+)
+def test_stop_texts_that_name_control_tokens(
+    stops: list[str], tokens: list[str | int], expected: tuple[str, bool]
+) -> None:
+    assert run_tokens(stops, tokens) == expected
+
+
+@given(STOPS, st.lists(TEXT, max_size=8))
+def test_control_tokens_in_no_stop_text_change_nothing(stops: list[str], pieces: list[str]) -> None:
+    tokens: list[str | int] = [token for piece in pieces for token in (piece, 7)]
+    assert run_tokens(stops, tokens) == plain(stops, "".join(pieces))

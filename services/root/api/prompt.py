@@ -90,7 +90,11 @@ def check_count(count: int, context_size: int) -> None:
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError."""
+    """Token ids of a prompt, with the model's begin-of-sequence rule; or HearthError.
+
+    Names of control tokens in it become those tokens, as in llama.cpp and vLLM: the caller of a
+    raw prompt writes the model's format.
+    """
     ids = tokenizer.encode(check_text("prompt", text))
     if not ids and tokenizer.bos_id is not None:
         # Something must be computed for a first token to follow.
@@ -105,12 +109,12 @@ def conversation_ids(
 ) -> tuple[int, ...]:
     """Token ids of a conversation up to the assistant's turn.
 
+    Names of control tokens in the messages are text: only the template makes control tokens.
     HearthError when the model has no chat template, or when the template refuses the messages.
     """
-    from hearth.converter.chat import render
+    from hearth.converter.conversation import conversation_pieces
 
-    template = tokenizer.chat_template
-    if template is None:
+    if tokenizer.template_for(tools is not None) is None:
         raise HearthError(
             Reason.NO_CHAT_TEMPLATE,
             "this model has no chat template, so a conversation cannot become a prompt; "
@@ -121,16 +125,12 @@ def conversation_ids(
     for message in messages:
         texts = [value for value in message.values() if isinstance(value, str)]
         check_text(f"message of role {message['role']!r}", "".join(texts))
-    eos_id = min(tokenizer.eos_ids, default=None)
     try:
-        text = render(
-            template,
-            messages,
-            bos_token=tokenizer.token_text(tokenizer.bos_id),
-            eos_token=tokenizer.token_text(eos_id),
-            tools=tools,
-        )
-        ids = tokenizer.encode(text, add_special=False)
+        prompt = conversation_pieces(tokenizer, messages, tools)
+        if isinstance(prompt, str):
+            ids = tokenizer.encode(prompt, add_special=False)
+        else:
+            ids = tokenizer.encode_pieces(prompt)
     except ModelError as error:
         raise invalid(f"the conversation cannot become a prompt: {error}") from error
     # Templates differ in whether they write the begin-of-sequence token themselves.

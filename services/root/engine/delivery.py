@@ -55,6 +55,13 @@ class Delivery:
         if finish is not None:
             text += active.decoder.flush()
         text, stopped = active.stops.feed(text)
+        if (
+            not stopped
+            and finish is not FinishReason.EOS
+            and sampled.token in active.stops.controls
+        ):
+            before, stopped = active.stops.feed_control(sampled.token)
+            text += before
         if stopped:
             self._cancel(active.seq_id)
             finish = FinishReason.STOP

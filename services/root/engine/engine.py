@@ -132,7 +132,7 @@ class Engine:
             self._sampler_factory(params.sampling, seed),
             # Enough context for the next text: a character has at most 4 bytes.
             self.tokenizer.stream(seen[-_TAIL:]),
-            StopMatcher(params.stop),
+            StopMatcher(params.stop, self.tokenizer.control_ids if params.stop else None),
             time.perf_counter(),
         )
         if not self._post(partial(self._on_submit, active)):
