@@ -74,7 +74,7 @@ class Tokenizer(ABC):
         self._check(text)
         with library_errors("the text cannot be encoded"):
             ids = self._encode(text, parse_special) if text else []
-        return [*self._prefix(), *ids, *self.suffix] if add_special else ids
+        return [*self._ids_before(), *ids, *self.suffix] if add_special else ids
 
     def encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
         """The ids of a text in pieces: control tokens by id, and text that cannot make any.
@@ -92,7 +92,7 @@ class Tokenizer(ABC):
         template = self.named_templates.get("tool_use") if tools else None
         return template or self.chat_template
 
-    def _prefix(self) -> tuple[int, ...]:
+    def _ids_before(self) -> tuple[int, ...]:
         if self.prefix is not None:
             return self.prefix
         return (self.bos_id,) if self.add_bos and self.bos_id is not None else ()

@@ -137,12 +137,16 @@ def _vocabulary(values: dict[str, Any]) -> Vocabulary:
 def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> Settings:
     stated = values.get("tokenizer.ggml.add_bos_token")
     template = values.get("tokenizer.chat_template")
+    special_tokens = _special_tokens(values)
+    eos_token = special_tokens.get("eos_token")
     return Settings(
         bos_id=vocabulary.bos_id,
         eos_ids=vocabulary.eos_ids,
         add_bos=stated if isinstance(stated, bool) else add_bos,
         chat_template=template if isinstance(template, str) else None,
-        special_tokens=_special_tokens(values),
+        special_tokens=special_tokens,
+        eos_token=eos_token if isinstance(eos_token, str) else None,
+        add_eos=values.get("tokenizer.ggml.add_eos_token") is True,
     )
 
 

@@ -60,8 +60,13 @@ class GgufPieceTokenizer(Tokenizer):
         with library_errors(f"{what} has a damaged tokenizer"):
             self._inner = sentencepiece.SentencePieceProcessor(model_proto=_model(pieces))
         named = [(text, id) for id, text in enumerate(texts) if text]
-        hidden = {text: id for text, id in named if kinds[id] in (CONTROL, UNKNOWN)}
-        shown = {text: id for text, id in named if kinds[id] == USER_DEFINED}
+        ends = {*settings.eos_ids, settings.bos_id}
+        hidden = {
+            text: id
+            for text, id in named
+            if kinds[id] in (CONTROL, UNKNOWN) or (kinds[id] == USER_DEFINED and id in ends)
+        }
+        shown = {text: id for text, id in named if kinds[id] == USER_DEFINED and text not in hidden}
         self._ids = hidden | shown
         self._at_shown, self._at_all = _pattern(shown), _pattern(self._ids)
         self._stripped = pieces.stripped
@@ -71,6 +76,7 @@ class GgufPieceTokenizer(Tokenizer):
         self.named_templates = settings.named_templates
         self.special_tokens = settings.special_tokens
         self.control_ids = hidden
+        self.suffix = settings.suffix(dict(named))
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         return self._parts(self._cut(text, self._at_all if parse_special else self._at_shown))

@@ -46,6 +46,9 @@ _MARKS = "llama.cpp leaves combining marks out of words, the published pattern t
 _CLASSES = "llama.cpp's classes of upper and lower case cut a word where the published do not"
 _NFC = "the model's own tokenizer makes a text NFC first, llama.cpp does not"
 _DIGITS = "llama.cpp knows ASCII digits only, the published pattern of all"
+_NO_CONTROLS = (
+    "no text makes BOS or EOS unless asked for, also where the file calls them user-defined"
+)
 _WIDE = "llama.cpp ends a word before any character that is not ASCII"
 CAMEL, ACCENTS, CHINESE, DEVANAGARI, COMBINING, NUMBERS, COMPATIBLE = 11, 21, 24, 28, 32, 13, 48
 _GPT4O = {ACCENTS: _CASED, DEVANAGARI: _MARKS, COMBINING: _MARKS}
@@ -66,6 +69,10 @@ DIFFERENT: dict[str, dict[int, str]] = {
         for name in ("qwen2", "qwen35", "deepseek-r1-qwen")
     },
     "pre superbpe": {NUMBERS: _DIGITS},
+    **{
+        f"{kind} controls user-defined": dict.fromkeys((17, 42), _NO_CONTROLS)
+        for kind in ("spm", "bpe")
+    },
     # </s> closes HTML's <s> in a byte-level vocabulary that does not call it a control token.
     "bpe end of text normal": dict.fromkeys((17, 42), "</s> is text"),
 }
