@@ -26,8 +26,9 @@ from hearth.converter.weights import (
     Bytes,
     check_type,
     convert_rows,
-    cut_columns,
     effective_type,
+    is_quantized,
+    loaded_type,
     row_bytes,
 )
 
@@ -63,13 +64,19 @@ class Model(ABC):
         self._requested = check_type(weights) if weights is not None else None
 
     @property
+    def requested_type(self) -> str | None:
+        """The type chosen by --weights, if any."""
+        return self._requested
+
+    @property
     @abstractmethod
     def weight_type(self) -> str:
         """The type chosen by --weights, else the most common type of the stored matrices."""
 
     @abstractmethod
     def stored_type(self, name: str) -> str:
-        """The type that a tensor is stored in; bf16 counts as f16."""
+        """The type that a tensor is stored in, or loaded in: bf16 counts as f16, GGUF's others as
+        q80."""
 
     @abstractmethod
     def identity(self, name: str) -> bytes:
@@ -230,6 +237,7 @@ class FileModel(Model):
         self._digests = Digests(ranges)
         self._digesting = threading.Lock()
         self._replaced: set[OpenFile] = set()
+        self._warned: set[str] = set()
 
     def identity(self, name: str) -> bytes:
         self._shape(name)
@@ -276,23 +284,43 @@ class FileModel(Model):
 
     def stored_type(self, name: str) -> str:
         self._shape(name)
-        kind = self._tensors[name].kind
-        return "f16" if kind == "bf16" else kind
+        return loaded_type(self._tensors[name].kind)
 
     def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
         tensor = self._tensors[name]
-        count = columns[1] - columns[0]
-        if tensor.kind == kind and not tensor.rotary_head and columns == (0, tensor.columns):
-            return tensor.read_rows(*rows)
-        result = np.empty((rows[1] - rows[0], row_bytes(kind, count)), dtype=np.uint8)
+        whole = columns == (0, tensor.columns)
+        if tensor.kind == kind and not tensor.rotary_head and whole:
+            # As it is: not copied block by block.
+            data, largest = convert_rows(tensor.read_rows(*rows), kind, kind, columns, name)
+            self._check_finite(name, kind, largest)
+            return data
+        width = row_bytes(kind, columns[1] - columns[0])
+        result = np.empty((rows[1] - rows[0], width), dtype=np.uint8)
         step = max(1, _BLOCK_NUMBERS // tensor.columns)
         for begin in range(rows[0], rows[1], step):
             end = min(begin + step, rows[1])
-            data = cut_columns(tensor.read_rows(begin, end), tensor.kind, columns)
-            result[begin - rows[0] : end - rows[0]] = convert_rows(
-                data, tensor.kind, kind, count, name
-            )
+            stored = tensor.read_rows(begin, end)
+            data, largest = convert_rows(stored, tensor.kind, kind, columns, name)
+            self._check_finite(name, kind, largest)
+            result[begin - rows[0] : end - rows[0]] = data
         return result
+
+    def _check_finite(self, name: str, kind: str, largest: float) -> None:
+        """Raise ModelError for a tensor with numbers that are not finite; warn where it may do.
+
+        A row of the embedding is read only for its token: then only sequences with it fail.
+        """
+        if np.isfinite(largest):
+            return
+        problem = (
+            f"tensor {name} holds numbers that are infinite or not numbers; the file is damaged, "
+            "or the model was saved from a run that diverged"
+        )
+        if name != "embedding" or self.spec.tied or is_quantized(kind):
+            raise ModelError(problem)
+        if name not in self._warned:
+            self._warned.add(name)
+            log.warning("%s: requests with such a token will fail", problem)
 
     def close(self) -> None:
         for file in self._files:

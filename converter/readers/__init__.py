@@ -7,11 +7,13 @@ from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
 from hearth.converter.model import Model
 from hearth.converter.readers.gguf_file import MAGIC
+from hearth.converter.readers.gguf_parts import part_names
 from hearth.converter.readers.hearth import is_hearth_config, open_hearth
 from hearth.converter.readers.huggingface import open_huggingface
 from hearth.converter.readers.random import PREFIX, SHAPES, open_random
 
 DEMO = "demo"
+_MOST_LISTED = 24
 
 
 def open_model(source: str, weights: str | None = None, pre: str | None = None) -> Model:
@@ -61,15 +63,26 @@ def _open_directory(path: Path, weights: str | None, pre: str | None) -> Model:
         raw = read_json(config)
         _no_rules(pre, str(path))
         return (open_hearth if is_hearth_config(raw) else open_huggingface)(path, weights)
-    files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
-        return _open_gguf(files[0], weights, pre)
-    if files:
-        raise ModelError(
-            f"{path} holds {len(files)} GGUF files; name one: "
-            f"{', '.join(file.name for file in files[:8])}"
-        )
+    models = _gguf_models(path)
+    if len(models) == 1:
+        return _open_gguf(models[0], weights, pre)
+    if models:
+        shown = ", ".join(file.name for file in models[:_MOST_LISTED])
+        more = f", ... ({len(models) - _MOST_LISTED} more)" if len(models) > _MOST_LISTED else ""
+        raise ModelError(f"{path} holds {len(models)} GGUF models; name one: {shown}{more}")
     raise ModelError(f"{path} holds neither a config.json nor a .gguf file")
+
+
+def _gguf_models(directory: Path) -> list[Path]:
+    """The GGUF models of a directory: of one in parts the first part that is there.
+
+    Without image encoders (mmproj-*.gguf), which lie beside the models that they belong to.
+    """
+    models: dict[str, Path] = {}
+    for file in sorted(directory.glob("*.gguf")):
+        if not file.name.lower().startswith("mmproj"):
+            models.setdefault(part_names(file.name)[0], file)
+    return list(models.values())
 
 
 def _open_gguf(path: Path, weights: str | None, pre: str | None) -> Model:

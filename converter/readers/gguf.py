@@ -1,7 +1,7 @@
-"""GGUF files of Llama models: shape, tensors and tokenizer from the one file."""
+"""GGUF files of Llama models: shape, tensors and tokenizer from one file, or its parts."""
 
+import logging
 import math
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,8 @@ import numpy as np
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.model import FileModel, StoredTensor, TokenizerSource
-from hearth.converter.readers.gguf_file import (
-    READABLE,
-    GgufFile,
-    metadata_only,
-    parse,
-    string_pair,
-)
+from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, string_pair
+from hearth.converter.readers.gguf_parts import GgufParts, open_parts, parse_open
 from hearth.converter.readers.names import gguf_name
 from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
 from hearth.converter.tokenizers.base import Tokenizer
@@ -27,68 +22,78 @@ from hearth.converter.tokenizers.gguf import (
     load_gguf_tokenizer,
     vocabulary_size,
 )
-from hearth.converter.weights import row_bytes
+from hearth.converter.weights import TYPES, row_bytes
+
+log = logging.getLogger(__name__)
 
 ROPE_FACTORS = "rope_freqs.weight"
 TOKENIZER_FILE = "tokenizer.gguf"
 
 
 def open_gguf(path: Path, weights: str | None, pre: str | None = None) -> FileModel:
-    """Open a GGUF file.
+    """Open a GGUF model by its file, or by any of its parts.
 
     pre: the rules that split a text, instead of the file's.
 
     Raises:
-        ModelError: it is damaged, of an unsupported architecture or tensor type, or a tensor is
-            missing or misshapen.
+        ModelError: it is damaged, of an unsupported architecture or tensor type, or a tensor or a
+            part is missing or misshapen.
     """
-    file = OpenFile(path)
+    parts = open_parts(path)
     try:
-        gguf = _parse(file)
-        spec = _spec(gguf, file)
-        tensors = _match(gguf, spec, file)
+        spec = _spec(parts)
+        tensors = _match(parts, spec)
     except BaseException:
-        file.close()
+        parts.close()
         raise
+    first = next(file for file in parts.files if file.path == parts.first.path)
     # Lists of a large vocabulary are 20 MiB and used once; a second use reads them again.
-    metadata = [gguf]
+    metadata = [parts.first]
 
     def load() -> Tokenizer:
-        read = metadata.pop() if metadata else _parse(file)
-        return load_gguf_tokenizer(read.values, str(path), pre)
+        read = metadata.pop() if metadata else parse_open(first)
+        return load_gguf_tokenizer(read.values, str(first.path), pre)
 
     source = TokenizerSource(
         load=load,
-        files=lambda: {TOKENIZER_FILE: _tokenizer_file(_parse(file).pairs, pre)},
-        bos_id=gguf_bos_id(gguf.values),
-        eos_ids=gguf_eos_ids(gguf.values),
+        files=lambda: {TOKENIZER_FILE: _tokenizer_file(parse_open(first).pairs, pre)},
+        bos_id=gguf_bos_id(parts.first.values),
+        eos_ids=gguf_eos_ids(parts.first.values),
     )
-    return FileModel(spec, weights, tensors, [file], source)
+    model = FileModel(spec, weights, tensors, parts.files, source)
+    _log_conversion(path, parts, model, tensors)
+    return model
 
 
 def read_gguf(path: Path) -> GgufFile:
     """Parse a GGUF file's metadata. Raises ModelError."""
     file = OpenFile(path)
     try:
-        return _parse(file)
+        return parse_open(file)
     finally:
         file.close()
 
 
-def _parse(file: OpenFile) -> GgufFile:
-    path = file.path
-    if file.size < 24:
-        raise ModelError(f"{path} has {file.size} bytes; that is too short for a GGUF file")
-    try:
-        with mmap.mmap(file.fileno(), file.size, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                gguf = parse(path, view)
-        now = file.current()
-    except (OSError, ValueError) as error:  # ValueError: it is shorter by now
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if now != file.state:
-        raise file.changed(now)
-    return gguf
+def _log_conversion(
+    path: Path, parts: GgufParts, model: FileModel, tensors: dict[str, StoredTensor]
+) -> None:
+    """One line for a file whose types are not held as they are."""
+    kinds, stored, loaded = set(), 0, 0
+    for name, tensor in tensors.items():
+        kind = model.tensor_type(name)
+        if tensor.kind not in TYPES and tensor.kind != "bf16":
+            kinds.add(parts.tensors[gguf_name(name)][1].kind)
+        stored += tensor.place[1]
+        loaded += tensor.rows * row_bytes(kind, tensor.columns)
+    if kinds:
+        log.info(
+            "%s: tensors in %s are converted to %s while loading (%.1f GiB become %.1f)",
+            path.name,
+            ", ".join(sorted(kinds)),
+            model.requested_type or "q80",
+            stored / (1 << 30),
+            loaded / (1 << 30),
+        )
 
 
 def _tokenizer_file(pairs: dict[str, bytes], pre: str | None) -> bytes:
@@ -103,17 +108,27 @@ def _is_tokenizer_key(key: str) -> bool:
     return key.startswith("tokenizer.") or key == "general.name"
 
 
-def _spec(gguf: GgufFile, file: OpenFile) -> ModelSpec:
+def _spec(parts: GgufParts) -> ModelSpec:
+    gguf = parts.first
     path, values = gguf.path, gguf.values
+    if values.get("general.type", "model") in ("adapter", "mmproj", "imatrix"):
+        raise ModelError(
+            f"{path} is {values['general.type']} data, not a model; give the model's own file"
+        )
     architecture = values.get("general.architecture")
     if architecture != "llama":
         raise ModelError(
             f"{path}: architecture {architecture!r} is not supported; Hearth runs llama"
         )
+    if values.get("llama.attention.causal", True) is not True:
+        raise ModelError(
+            f"{path}: llama.attention.causal is {values['llama.attention.causal']!r}; Hearth runs "
+            "models that generate text, not encoders"
+        )
     experts = values.get("llama.expert_count", 0)
     if experts:
         raise ModelError(f"{path}: a mixture of {experts} experts is not supported")
-    if not gguf.tensors:
+    if not parts.tensors:
         raise ModelError(f"{path} holds no tensors, only a vocabulary or metadata")
     hidden_size = _integer(gguf, "llama.embedding_length")
     heads = _integer(gguf, "llama.attention.head_count")
@@ -127,9 +142,9 @@ def _spec(gguf: GgufFile, file: OpenFile) -> ModelSpec:
                 f"{path}: {key} is {other}, but a head has {head_size}; Hearth runs models where "
                 "the two are equal"
             )
-    embedding = gguf.tensors.get(gguf_name("embedding"))
-    if embedding is None:
+    if gguf_name("embedding") not in parts.tensors:
         raise ModelError(f"{path}: tensor {gguf_name('embedding')} is missing")
+    embedding = parts.tensors[gguf_name("embedding")][1]
     name = values.get("general.name")
     try:
         return ModelSpec(
@@ -144,9 +159,9 @@ def _spec(gguf: GgufFile, file: OpenFile) -> ModelSpec:
             norm_epsilon=_rounded(_number(gguf, "llama.attention.layer_norm_rms_epsilon", 1e-5)),
             rope_theta=_rounded(_number(gguf, "llama.rope.freq_base", 10000.0)),
             context_size=_integer(gguf, "llama.context_length", 2048),
-            tied=gguf_name("head") not in gguf.tensors,
+            tied=gguf_name("head") not in parts.tensors,
             rope_scaling=_scaling(gguf),
-            rope_factors=_rope_factors(gguf, head_size, file),
+            rope_factors=_rope_factors(parts, head_size),
         )
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -164,23 +179,29 @@ def _vocab_size(gguf: GgufFile, shape: tuple[int, ...]) -> int:
 
 
 def _scaling(gguf: GgufFile) -> RopeScaling | None:
-    kind = gguf.values.get("llama.rope.scaling.type")
-    factor = _number(gguf, "llama.rope.scaling.factor", 0.0)
-    if kind is None:
-        # The spelling in files of 2023.
-        factor = _number(gguf, "llama.rope.scale_linear", 0.0)
-        kind = "linear" if factor else "none"
+    """The scaling that llama.cpp applies: linear where a factor comes without a type."""
+    attention = _number(gguf, "llama.rope.scaling.attn_factor", 1.0)
+    if attention != 1.0:
+        raise ModelError(
+            f"llama.rope.scaling.attn_factor is {attention:g}; Hearth runs models without it"
+        )
+    # The second key is the spelling in files of 2023.
+    keys = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
+    factor = next((_number(gguf, key, 0.0) for key in keys if key in gguf.values), 0.0)
+    kind = gguf.values.get("llama.rope.scaling.type", "linear")
     if kind == "none" or factor == 1.0:
         return None
     if kind != "linear":
         raise ModelError(f"rope scaling {kind!r} is not supported; Hearth reads none and linear")
-    return RopeScaling("linear", factor)
-
-
-def _rope_factors(gguf: GgufFile, head_size: int, file: OpenFile) -> tuple[float, ...] | None:
-    tensor = gguf.tensors.get(ROPE_FACTORS)
-    if tensor is None:
+    if factor == 0.0:
         return None
+    return RopeScaling("linear", _rounded(factor))
+
+
+def _rope_factors(parts: GgufParts, head_size: int) -> tuple[float, ...] | None:
+    if ROPE_FACTORS not in parts.tensors:
+        return None
+    file, tensor = parts.tensors[ROPE_FACTORS]
     if tensor.kind != "F32" or tensor.shape != (head_size // 2,) or head_size > 1 << 16:
         raise ModelError(
             f"tensor {ROPE_FACTORS} is {tensor.kind} {list(tensor.shape)}; it must be F32 "
@@ -190,36 +211,40 @@ def _rope_factors(gguf: GgufFile, head_size: int, file: OpenFile) -> tuple[float
     return tuple(float(value) for value in data.view("<f4"))
 
 
-def _match(gguf: GgufFile, spec: ModelSpec, file: OpenFile) -> dict[str, StoredTensor]:
-    path, left = gguf.path, dict(gguf.tensors)
+def _match(parts: GgufParts, spec: ModelSpec) -> dict[str, StoredTensor]:
+    path, left = parts.first.path, dict(parts.tensors)
     left.pop(ROPE_FACTORS, None)
     tensors = {}
     for name in spec.tensor_names():
         stored_name = gguf_name(name)
-        tensor = left.pop(stored_name, None)
-        if tensor is None:
+        found = left.pop(stored_name, None)
+        if found is None:
             raise ModelError(
                 f"{path}: tensor {stored_name} is missing; the metadata asks for {spec.layers} "
                 f"layers and so {len(spec.tensor_names())} tensors"
             )
+        file, tensor = found
         kind = READABLE.get(tensor.kind)
         if kind is None:
             raise ModelError(
-                f"{path}: tensor {stored_name} is {tensor.kind}, which Hearth can't read yet; "
+                f"{file.path}: tensor {stored_name} is {tensor.kind}, which Hearth can't read yet; "
                 f"types it reads: {', '.join(READABLE)}"
             )
         rows, columns = spec.tensor_shape(name)
         wanted = (columns,) if is_norm(name) else (rows, columns)
         if tensor.shape != wanted:
             raise ModelError(
-                f"{path}: tensor {stored_name} has shape {list(tensor.shape)}, but the metadata "
-                f"makes it {list(wanted)}"
+                f"{file.path}: tensor {stored_name} has shape {list(tensor.shape)}, but the "
+                f"metadata makes it {list(wanted)}"
             )
-        size = rows * row_bytes(kind, columns)
+        try:
+            size = rows * row_bytes(kind, columns)
+        except ModelError as error:
+            raise ModelError(f"{file.path}: tensor {stored_name}: {error}") from error
         if tensor.offset + size > file.size:
             raise ModelError(
-                f"{path}: tensor {stored_name} ends at byte {tensor.offset + size}, but the file "
-                f"has {file.size}; it is truncated, download it again"
+                f"{file.path}: tensor {stored_name} ends at byte {tensor.offset + size}, but the "
+                f"file has {file.size}; it is truncated, download it again"
             )
         rotary_head = spec.head_size if name.endswith((".wq", ".wk")) else 0
         tensors[name] = StoredTensor(file, tensor.offset, kind, rows, columns, rotary_head)

@@ -34,6 +34,19 @@ def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
 def dequantize(data: NDArray[np.uint8], type: str, columns: int) -> NDArray[np.float32]:
     """uint8 [rows, row_bytes(type, columns)] -> f32 [rows, columns]."""
 
+def convert(
+    data: NDArray[np.uint8], source: str, target: str, begin: int, end: int
+) -> tuple[NDArray[np.uint8], float]:
+    """Columns [begin, end) of uint8 [rows, bytes of `source`] as rows of `target`.
+
+    source: a weight type, or another of GGUF's formats in small letters ("q4_k"). Also the largest
+    magnitude: infinite or NaN where a number is, and the bytes mean nothing then. ValueError for
+    bytes that are not whole blocks of either type.
+    """
+
+def largest_scale(data: NDArray[np.uint8], type: str) -> float:
+    """Of rows the largest scale (q80, q40) or number (others): infinite or NaN if one is."""
+
 def random_slice(
     type: str,
     seed: int,

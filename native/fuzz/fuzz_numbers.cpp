@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "hearth/cpu.h"
+#include "hearth/file_formats.h"
 #include "hearth/quant.h"
 #include "input.h"
 #include "shard/kv_cache.h"
@@ -46,6 +47,29 @@ void rows(fuzz::Input& in) {
   // Bytes from elsewhere.
   const std::vector<uint8_t> foreign = in.bytes(bytes);
   dequantize_row(type, foreign.data(), columns, back.data());
+}
+
+// Rows of a model's file, of any bytes: a cut is that place of the whole.
+void files(fuzz::Input& in) {
+  constexpr std::string_view kNames[] = {"f32",  "f16",    "bf16",   "q80",  "q40",  "q4_1",
+                                         "q5_0", "q5_1",   "q2_k",   "q3_k", "q4_k", "q5_k",
+                                         "q6_k", "iq4_nl", "iq4_xs", "mxfp4"};
+  const FileFormat& format = file_format(kNames[in.upto(15)]);
+  const size_t blocks = in.upto(3), rows = in.upto(2), columns = blocks * format.block;
+  const std::vector<uint8_t> stored = in.bytes(rows * blocks * format.block_bytes);
+  const Type to = static_cast<Type>(in.upto(3));
+  const size_t begin = in.number(columns + 1), end = in.number(columns + 1);
+  const bool whole = begin <= end && end <= columns;
+  if (whole && is_quantized(to) && (end - begin) % kBlock != 0) return;
+  std::vector<uint8_t> out(whole ? rows * row_bytes(to, end - begin) : 0);
+  try {
+    const float largest = convert_rows(format, to, {columns, begin, end}, stored, rows, out.data());
+    fuzz::demand(whole, "a cut outside of the row is refused");
+    fuzz::demand(!(largest < 0.0f), "a magnitude");
+    if (format.largest_scale != nullptr) format.largest_scale(stored.data(), rows * blocks);
+  } catch (const std::invalid_argument&) {
+    fuzz::demand(!whole, "a cut that can be is made");
+  }
 }
 
 // Any cut of a random matrix has the bytes of that place in the whole.
@@ -149,6 +173,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 1:
       rows(in);
+      files(in);
       break;
     case 2:
       cuts(in);

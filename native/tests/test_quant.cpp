@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "formats/matrix.h"
+#include "hearth/file_formats.h"
 #include "hearth/quant.h"
 
 using namespace hearth;
@@ -290,9 +291,80 @@ void test_random_spread() {
   }
 }
 
+// Formats of files: the layouts by hand. (tests/unit/test_converter_gguf.py holds all of them to
+// the reference implementation.)
+void test_file_formats_by_hand() {
+  std::vector<uint8_t> q4_k(144);
+  q4_k[1] = 0x40;  // f16 2: the scale
+  q4_k[3] = 0x3c;  // f16 1: the minimum
+  uint8_t* packed = q4_k.data() + 4;
+  packed[0] = 3 | 1 << 6;  // scale 0, high bits of scale 4
+  packed[1] = 4;
+  packed[4] = 5 | 2 << 6;  // minimum 0, high bits of minimum 4
+  packed[5] = 6;
+  packed[8] = 1 | 2 << 4;  // low bits of scale and minimum 4
+  q4_k[16] = 7 | 2 << 4;
+  q4_k[16 + 64] = 3;
+  std::vector<float> out(256);
+  const FileFormat& k = file_format("q4_k");
+  CHECK_EQUAL(k.block_bytes, q4_k.size());
+  k.unpack(q4_k.data(), 1, out.data());
+  CHECK_EQUAL(out[0], 2.0f * 3 * 7 - 5);
+  CHECK_EQUAL(out[1], -5.0f);
+  CHECK_EQUAL(out[32], 2.0f * 4 * 2 - 6);
+  CHECK_EQUAL(out[128], 2.0f * 17 * 3 - 34);
+
+  std::vector<uint8_t> q6_k(210);
+  q6_k[0] = 15 | 1 << 4;  // elements 0 and 64
+  q6_k[128] = 3 | 2 << 4;
+  for (size_t i = 192; i < 208; ++i) q6_k[i] = 1;
+  q6_k[196] = 0xfe;  // -2: elements 64 to 79
+  q6_k[209] = 0x38;  // f16 0.5
+  std::vector<uint8_t> q80(256 / kBlock * kQ80BlockBytes);
+  const float largest =
+      convert_rows(file_format("q6_k"), Type::q80, {256, 0, 256}, q6_k, 1, q80.data());
+  dequantize_row(Type::q80, q80.data(), 256, out.data());
+  CHECK_EQUAL(largest, 32.0f);  // elements 65 to 79: no bits, and twice the step
+  CHECK_NEAR(out[0], 0.5 * 31, 0.07);
+  CHECK_NEAR(out[1], 0.5 * -32, 0.07);
+  CHECK_NEAR(out[64], 0.5 * -2 * (33 - 32), 0.14);
+
+  q6_k[209] = 0x7c;
+  std::vector<uint8_t> cut(4 * 64);
+  CHECK_EQUAL(convert_rows(file_format("q6_k"), Type::f32, {256, 64, 128}, q6_k, 1, cut.data()),
+              kInfinity);
+  q6_k[208] = 1;
+  CHECK(std::isnan(
+      convert_rows(file_format("q6_k"), Type::f32, {256, 64, 128}, q6_k, 1, cut.data())));
+  CHECK_THROWS(convert_rows(file_format("q6_k"), Type::f32, {256, 64, 257}, q6_k, 1, cut.data()),
+               std::invalid_argument, "64 to 257");
+  CHECK_THROWS(convert_rows(file_format("q6_k"), Type::f32, {256, 0, 0}, q6_k, 2, cut.data()),
+               std::invalid_argument, "210 bytes");
+  CHECK_THROWS(file_format("q9_k"), std::invalid_argument, "unknown format 'q9_k'");
+}
+
+void test_largest_scales() {
+  const std::vector<float> x = {1.0f, -3.0f, kNan, 2.0f};
+  const std::vector<uint8_t> f32 = quantized(Type::f32, x), f16 = quantized(Type::f16, x);
+  CHECK(std::isnan(file_format("f32").largest_scale(f32.data(), 4)));
+  CHECK(std::isnan(file_format("f16").largest_scale(f16.data(), 4)));
+  CHECK_EQUAL(file_format("f32").largest_scale(f32.data(), 2), 3.0f);
+  CHECK_EQUAL(file_format("f16").largest_scale(f16.data(), 2), 3.0f);
+  CHECK_EQUAL(file_format("bf16").largest_scale(f32.data() + 2, 1), 1.0f);
+  std::vector<uint8_t> q40(3 * kQ40BlockBytes, 0xff);
+  for (size_t b = 0; b < 3; ++b) std::memset(q40.data() + b * kQ40BlockBytes, 0, 2);
+  q40[kQ40BlockBytes + 1] = 0xc2;  // f16 -3
+  CHECK_EQUAL(file_format("q40").largest_scale(q40.data(), 3), 3.0f);
+  q40[2 * kQ40BlockBytes + 1] = 0xfc;
+  CHECK_EQUAL(file_format("q40").largest_scale(q40.data(), 3), kInfinity);
+  CHECK_EQUAL(file_format("q40").largest_scale(q40.data(), 0), 0.0f);
+}
+
 }  // namespace
 
 int main() {
+  test_file_formats_by_hand();
+  test_largest_scales();
   test_f16_every_value();
   test_f16_rounding();
   test_names_and_sizes();

@@ -234,7 +234,7 @@ def test_a_foreign_type_of_tensor_is_named(tmp_path: Path) -> None:
         open_model(str(directory))
     stored = gguf_tensors(SPEC, TENSORS, "f32")
     _, shape, data = stored["blk.0.attn_q.weight"]
-    for number, name in ((12, "Q4_K"), (99, "of the unknown type 99")):
+    for number, name in ((16, "IQ2_XXS"), (99, "of the unknown type 99")):
         strange = stored | {"blk.0.attn_q.weight": (number, shape, data)}
         path = tmp_path / "strange.gguf"
         path.write_bytes(gguf_bytes(gguf_metadata(SPEC), strange))
@@ -330,7 +330,7 @@ def test_directories_without_a_config(tmp_path: Path) -> None:
     write_gguf(tmp_path / "one.gguf", SPEC, TENSORS)
     assert open_model(str(tmp_path)).spec == SPEC
     write_gguf(tmp_path / "two.gguf", SPEC, TENSORS)
-    with pytest.raises(ModelError, match=r"2 GGUF files; name one: one\.gguf, two\.gguf"):
+    with pytest.raises(ModelError, match=r"2 GGUF models; name one: one\.gguf, two\.gguf"):
         open_model(str(tmp_path))
     (tmp_path / "weights.bin").write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelError, match="not a GGUF file"):

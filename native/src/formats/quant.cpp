@@ -69,14 +69,12 @@ uint16_t f32_to_f16(float value) {
 
 float f16_to_f32(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-  const uint32_t exponent = (half >> 10) & 0x1fu;
-  const uint32_t mantissa = half & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  const uint32_t magnitude = half & 0x7fffu;
+  // Exponent and mantissa in their places; the product adds 112 to the exponent, of a subnormal
+  // too. No branches: loops over halves become vector code.
+  const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
+  const uint32_t special = 0x7f800000u | magnitude << 13;  // infinity and NaN
+  return std::bit_cast<float>(sign | (magnitude < 0x7c00u ? finite : special));
 }
 
 namespace {
@@ -100,15 +98,23 @@ float inverse_of(float scale) {
 // NaN would break the comparison and with it the whole block: it counts as 0.
 float finite_or_zero(float x) { return std::isfinite(x) ? x : 0.0f; }
 
+// Loops that compilers turn into vector code: magnitudes are compared as integers, and rounded to
+// even by adding 1.5 * 2^23.
 void quantize_q80_block(const float* x, uint8_t* out) {
-  float largest = 0.0f;
-  for (size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::abs(finite_or_zero(x[i])));
-  const float scale = largest / 127.0f;
+  float finite[kBlock];
+  int32_t bits = 0;
+  for (size_t i = 0; i < kBlock; ++i) {
+    const int32_t magnitude = std::bit_cast<int32_t>(x[i]) & 0x7fffffff;
+    finite[i] = magnitude < 0x7f800000 ? x[i] : 0.0f;
+    bits = std::max(bits, magnitude < 0x7f800000 ? magnitude : 0);
+  }
+  const float scale = std::bit_cast<float>(bits) / 127.0f;
   const float inverse = inverse_of(scale);
   store_f16(out, scale);
   for (size_t i = 0; i < kBlock; ++i) {
-    const float q = std::nearbyint(finite_or_zero(x[i]) * inverse);
-    out[2 + i] = static_cast<uint8_t>(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
+    const float rounded = finite[i] * inverse + 0x1.8p23f;
+    const int32_t q = std::bit_cast<int32_t>(rounded) - std::bit_cast<int32_t>(0x1.8p23f);
+    out[2 + i] = static_cast<uint8_t>(std::clamp(q, -127, 127));
   }
 }
 
