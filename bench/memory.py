@@ -26,10 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hearth import _native
 from hearth.client import Client
-from hearth.common.types import KV, name_of
 from hearth.v1 import common_pb2, root_pb2
+from hearth.worker.shape import kv_page_bytes
 
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
 MIB = 1 << 20
@@ -125,9 +124,7 @@ def service(name: str, *arguments: str) -> Iterator[Node]:
 
 def page_bytes(shard: common_pb2.ShardConfig) -> int:
     """Bytes of one page of KV cache on a node."""
-    head = _native.kv_head_bytes(name_of(KV, shard.kv_type) or "", shard.head_size, shard.page_size)
-    layers, heads = (span.end - span.begin for span in (shard.layers, shard.kv_heads))
-    return int(layers * heads * head)
+    return kv_page_bytes(shard)
 
 
 def generate(client: Client, prompt: int, new: int, seed: int) -> None:

@@ -58,12 +58,29 @@ def plan(layers: int, weights: str) -> tuple[worker_pb2.LoadBegin, list[npt.NDAr
     config = common_pb2.ShardConfig(
         hidden_size=_HIDDEN,
         layers=common_pb2.Range(begin=0, end=layers),
-        heads=common_pb2.Range(begin=0, end=32),
-        kv_heads=common_pb2.Range(begin=0, end=4),
-        head_size=_HEAD,
-        ffn=common_pb2.Range(begin=0, end=_FFN),
+        kinds=[
+            common_pb2.Block(
+                attention=common_pb2.Attention(
+                    heads=common_pb2.Range(begin=0, end=32),
+                    kv_heads=common_pb2.Range(begin=0, end=4),
+                    key_size=_HEAD,
+                    value_size=_HEAD,
+                    scale=_HEAD**-0.5,
+                ),
+                feed_forward=common_pb2.FeedForward(
+                    units=common_pb2.Range(begin=0, end=_FFN),
+                    activation=common_pb2.ACTIVATION_SILU,
+                    gated=True,
+                ),
+                input_norms=True,
+                residual_scale=1.0,
+            )
+        ],
+        kind_of_layer=[0] * layers,
+        norm=common_pb2.NORM_KIND_RMS,
         norm_epsilon=1e-5,
-        rope_frequencies=[1.0] * (_HEAD // 2),
+        embedding_scale=1.0,
+        logit_scale=1.0,
         kv_type=common_pb2.KV_TYPE_F16,
         vocab_size=32000,
         page_size=16,

@@ -98,7 +98,10 @@ def describe(status: root_pb2.ClusterStatus) -> list[str]:
     rows = [("rank", "node", "address", "state", "cores", "kernels", "weights", "KV heads")]
     for node in status.nodes:
         shard = node.shard
-        heads = f"{shard.kv_heads.begin}-{shard.kv_heads.end - 1}" if shard.hidden_size else ""
+        heads = ""
+        if shard.kinds:
+            held = shard.kinds[0].attention.kv_heads
+            heads = f"{held.begin}-{held.end - 1}"
         rows.append(
             (
                 str(node.placement.rank),

@@ -4,14 +4,21 @@ Holds no weights and reads no file; `hf_config.py` and the readers make it from 
 """
 
 import math
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from hearth.converter.blocks import (
+    AttentionSpec,
+    BlockSpec,
+    FeedForwardSpec,
+    RopeSpec,
+    attention_scale,
+)
 from hearth.converter.errors import ModelError
+from hearth.converter.tensors import TensorSpec, model_tensors
 
 ARCHITECTURES = ("llama",)
 
@@ -65,61 +72,6 @@ class RopeScaling:
             )
 
 
-class Unit(Enum):
-    """Parts that the ranks of a stage divide among themselves: a unit is never cut."""
-
-    # A KV head, with the query heads that read it.
-    KV_HEAD = "KV heads"
-    # One number of the feed-forward's inner width.
-    FFN = "feed-forward columns"
-    # One token of the vocabulary.
-    VOCAB = "vocabulary rows"
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A tensor's cut: each `unit` is `size` neighbouring rows, or columns, of it."""
-
-    unit: Unit
-    size: int
-    columns: bool = False
-
-
-class Place(Enum):
-    """The part of a forward pass that uses a tensor."""
-
-    INPUT = "before the first layer"
-    LAYER = "in a layer"
-    OUTPUT = "after the last layer"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor that a forward pass uses."""
-
-    name: str
-    # (rows, columns); every matrix computes y = W x.
-    shape: tuple[int, int]
-    place: Place
-    # None: a node that uses the tensor has it whole.
-    cut: Cut | None = None
-    # Its layer's number, where it is a layer's.
-    layer: int = -1
-    # The tensor of the model's files that it is read from, where that has another name: the head of
-    # a tied model is its embedding.
-    stored_as: str = ""
-
-    @property
-    def source(self) -> str:
-        """The name in the model's files."""
-        return self.stored_as or self.name
-
-    @property
-    def part(self) -> str:
-        """The name within a layer: "wq" of "layers.3.wq"."""
-        return self.name.rpartition(".")[2]
-
-
 @dataclass(frozen=True)
 class ModelSpec:
     """The shape of a model. Sizes are counts of numbers (not bytes), `context_size` is in tokens.
@@ -145,6 +97,15 @@ class ModelSpec:
     rope_scaling: RopeScaling | None = None
     rope_factors: tuple[float, ...] | None = None
     architecture: str = "llama"
+    # "rms" or "layer": of all norms.
+    norm: str = "rms"
+    embedding_scale: float = 1.0
+    # Rows of learned positions, which are added to the embedding; 0: none.
+    learned_positions: int = 0
+    head_bias: bool = False
+    # Logits are multiplied by logit_scale, and then capped as AttentionSpec.softcap says.
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -200,37 +161,30 @@ class ModelSpec:
     @cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Every tensor of a forward pass, in its order: shapes and cuts follow from this table."""
-        hidden, vocab = self.hidden_size, self.vocab_size
-        table = [TensorSpec("embedding", (vocab, hidden), Place.INPUT)]
-        for layer in range(self.layers):
-            table += self.layer_tensors(layer)
-        table.append(TensorSpec("norm", (1, hidden), Place.OUTPUT))
-        head = TensorSpec("head", (vocab, hidden), Place.OUTPUT, Cut(Unit.VOCAB, 1))
-        table.append(replace(head, stored_as="embedding") if self.tied else head)
-        return tuple(table)
+        return tuple(model_tensors(self))
 
-    def layer_tensors(self, layer: int) -> list[TensorSpec]:
-        """The tensors of one layer, in the order of a forward pass."""
-        hidden, ffn = self.hidden_size, self.ffn_size
-        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        query_rows = Cut(Unit.KV_HEAD, queries // self.kv_heads)
-        key_rows = Cut(Unit.KV_HEAD, self.head_size)
-        ffn_rows = Cut(Unit.FFN, 1)
-        parts: tuple[tuple[str, tuple[int, int], Cut | None], ...] = (
-            ("attn_norm", (1, hidden), None),
-            ("wq", (queries, hidden), query_rows),
-            ("wk", (keys, hidden), key_rows),
-            ("wv", (keys, hidden), key_rows),
-            ("wo", (hidden, queries), replace(query_rows, columns=True)),
-            ("ffn_norm", (1, hidden), None),
-            ("w1", (ffn, hidden), ffn_rows),
-            ("w3", (ffn, hidden), ffn_rows),
-            ("w2", (hidden, ffn), replace(ffn_rows, columns=True)),
+    @cached_property
+    def kinds(self) -> tuple[BlockSpec, ...]:
+        """The kinds of blocks."""
+        attention = AttentionSpec(
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            key_size=self.head_size,
+            value_size=self.head_size,
+            scale=attention_scale(self.head_size),
+            rope=0,
         )
-        return [
-            TensorSpec(f"layers.{layer}.{part}", shape, Place.LAYER, cut, layer)
-            for part, shape, cut in parts
-        ]
+        return (BlockSpec(attention, FeedForwardSpec(self.ffn_size)),)
+
+    @cached_property
+    def kind_of_layer(self) -> tuple[int, ...]:
+        """Index in `kinds` of each layer."""
+        return (0,) * self.layers
+
+    @cached_property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """The rotary position embeddings of the blocks."""
+        return (RopeSpec(tuple(self.rope_frequencies().tolist())),)
 
     def tensor_names(self) -> list[str]:
         """Every tensor of the model's files, in the order of a forward pass.
@@ -252,6 +206,10 @@ class ModelSpec:
         return {tensor.name: tensor.shape for tensor in self.tensors if not tensor.stored_as}
 
 
+_VECTORS = {"norm", "bq", "bk", "bv", "bo", "b1", "b2", "b3", "sinks", "head_bias", "bias"}
+
+
 def is_norm(name: str) -> bool:
-    """True for the weight of an RMS norm, which is always f32 [1, hidden]."""
-    return name == "norm" or name.endswith("_norm")
+    """True for a vector, such as the weight of a norm: always f32, of one row."""
+    part = name.rpartition(".")[2]
+    return part in _VECTORS or part.endswith("_norm")

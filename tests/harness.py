@@ -193,13 +193,37 @@ def shard_config(hidden: int = 128, layers: int = 2, ffn: int = 256) -> common_p
     return common_pb2.ShardConfig(
         hidden_size=hidden,
         layers=common_pb2.Range(begin=0, end=layers),
-        heads=common_pb2.Range(begin=0, end=hidden // head_size),
-        kv_heads=common_pb2.Range(begin=0, end=hidden // head_size),
-        head_size=head_size,
-        ffn=common_pb2.Range(begin=0, end=ffn),
+        kinds=[
+            common_pb2.Block(
+                attention=common_pb2.Attention(
+                    heads=common_pb2.Range(begin=0, end=hidden // head_size),
+                    kv_heads=common_pb2.Range(begin=0, end=hidden // head_size),
+                    key_size=head_size,
+                    value_size=head_size,
+                    scale=head_size**-0.5,
+                    rope=0,
+                ),
+                feed_forward=common_pb2.FeedForward(
+                    units=common_pb2.Range(begin=0, end=ffn),
+                    activation=common_pb2.ACTIVATION_SILU,
+                    gated=True,
+                ),
+                input_norms=True,
+                residual_scale=1.0,
+            )
+        ],
+        kind_of_layer=[0] * layers,
+        ropes=[
+            common_pb2.Rope(
+                frequencies=[10000 ** (-2 * i / head_size) for i in range(head_size // 2)],
+                magnitude=1.0,
+            )
+        ],
         vocab=common_pb2.Range(begin=0, end=256),
+        norm=common_pb2.NORM_KIND_RMS,
         norm_epsilon=1e-5,
-        rope_frequencies=[1.0 / 10000 ** (2 * i / head_size) for i in range(head_size // 2)],
+        embedding_scale=1.0,
+        logit_scale=1.0,
         kv_type=common_pb2.KV_TYPE_F32,
         page_size=16,
         max_pages=16,

@@ -25,7 +25,7 @@ def read_bandwidth(
 ) -> float:
     """Bytes per second that so many threads read from memory; takes about a tenth of a second."""
 
-def kv_head_bytes(type: str, head_size: int, page_size: int) -> int:
+def kv_head_bytes(type: str, key_size: int, value_size: int, page_size: int) -> int:
     """Bytes of K and V of one head in one page; ValueError when q80 lacks whole blocks."""
 
 def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
@@ -169,31 +169,90 @@ class StepOutput:
     @property
     def sync_ns(self) -> int: ...
 
-class Shard:
-    """One node's part of a model, and its steps. Not for use by two threads at once."""
+class RopeConfig:
+    """A rotary position embedding of a head's first 2 * len(frequencies) elements."""
+
+    def __init__(self, *, frequencies: Sequence[float], magnitude: float = 1.0) -> None: ...
+
+class AttentionConfig:
+    """The attention of a kind of block; ranges are counted over the whole model."""
+
+    def __init__(
+        self,
+        *,
+        heads: tuple[int, int],
+        kv_heads: tuple[int, int],
+        key_size: int,
+        value_size: int,
+        scale: float,
+        rope: int | None,
+        window: int = 0,
+        softcap: float = 0.0,
+        bias: bool = False,
+        output_bias: bool = False,
+        head_norm: bool = False,
+        sinks: bool = False,
+        gate: bool = False,
+    ) -> None: ...
+
+class FeedForwardConfig:
+    """The feed-forward of a kind of block; ValueError for an unknown activation."""
+
+    def __init__(
+        self,
+        *,
+        units: tuple[int, int],
+        activation: str = "silu",
+        gated: bool = True,
+        bias: bool = False,
+        output_bias: bool = False,
+    ) -> None: ...
+
+class BlockConfig:
+    """A kind of block: layers of one kind have the same shape."""
+
+    def __init__(
+        self,
+        *,
+        attention: AttentionConfig,
+        feed_forward: FeedForwardConfig,
+        input_norms: bool = True,
+        output_norms: bool = False,
+        residual_scale: float = 1.0,
+    ) -> None: ...
+
+class ShardConfig:
+    """The shape of a shard; ValueError for an unknown norm or KV type."""
 
     def __init__(
         self,
         *,
         hidden_size: int,
         layers: tuple[int, int],
-        heads: tuple[int, int],
-        kv_heads: tuple[int, int],
-        head_size: int,
-        ffn: tuple[int, int],
-        vocab: tuple[int, int],
+        kinds: Sequence[BlockConfig],
+        kind_of_layer: Sequence[int],
+        norm: str = "rms",
         norm_epsilon: float,
-        rope_frequencies: NDArray[np.float32],
+        ropes: Sequence[RopeConfig],
         kv_type: str,
         page_size: int,
         max_pages: int,
         max_step_tokens: int,
         embedding: bool,
         vocab_size: int,
-        head_from_embedding: bool,
-        threads: int,
-        pin: Sequence[int] = (),
+        embedding_scale: float = 1.0,
+        learned_positions: int = 0,
+        vocab: tuple[int, int],
+        head_from_embedding: bool = False,
+        head_bias: bool = False,
+        logit_scale: float = 1.0,
+        logit_softcap: float = 0.0,
     ) -> None: ...
+
+class Shard:
+    """One node's part of a model, and its steps. Not for use by two threads at once."""
+
+    def __init__(self, config: ShardConfig, *, threads: int, pin: Sequence[int] = ()) -> None: ...
     def expected(self) -> dict[str, tuple[int, int]]:
         """Every slice that the shard needs: name -> (rows, columns)."""
 
@@ -213,8 +272,14 @@ class Shard:
     def kv_bytes(self) -> int: ...
     @property
     def kv_pages(self) -> int: ...
-    def embed(self, tokens: NDArray[np.uint32]) -> NDArray[np.float32]:
-        """[n] token ids -> f32 [n, hidden_size]; ValueError on an id outside the vocabulary."""
+    def embed(
+        self, tokens: NDArray[np.uint32], positions: NDArray[np.uint32]
+    ) -> NDArray[np.float32]:
+        """[n] token ids and their positions -> f32 [n, hidden_size].
+
+        positions are read only by models that have learned positions, and may be empty for others.
+        ValueError on an id outside the vocabulary, or a position that the model lacks.
+        """
 
     def step(
         self,

@@ -63,6 +63,7 @@ void bind_formats(pybind11::module_& module);
 void bind_front(pybind11::module_& module);
 void bind_machine(pybind11::module_& module);
 void bind_lanes(pybind11::module_& module);
+void bind_config(pybind11::module_& module);
 void bind_shard(pybind11::module_& module);
 void bind_sampler(pybind11::module_& module);
 

@@ -24,34 +24,6 @@ struct StepOutput {
   StepTiming timing;
 };
 
-using Pair = std::pair<size_t, size_t>;
-
-std::unique_ptr<Shard> make_shard(size_t hidden_size, Pair layers, Pair heads, Pair kv_heads,
-                                  size_t head_size, Pair ffn, Pair vocab, float norm_epsilon,
-                                  const std::vector<float>& rope_frequencies,
-                                  const std::string& kv_type, size_t page_size, size_t max_pages,
-                                  size_t max_step_tokens, bool embedding, size_t vocab_size,
-                                  bool head_from_embedding, size_t threads, std::vector<int> pin) {
-  const auto span = [](Pair pair) { return Span{pair.first, pair.second}; };
-  return std::make_unique<Shard>(ShardConfig{.hidden_size = hidden_size,
-                                             .layers = span(layers),
-                                             .heads = span(heads),
-                                             .kv_heads = span(kv_heads),
-                                             .head_size = head_size,
-                                             .ffn = span(ffn),
-                                             .vocab = span(vocab),
-                                             .norm_epsilon = norm_epsilon,
-                                             .rope_frequencies = rope_frequencies,
-                                             .kv_type = parse_kv_type(kv_type),
-                                             .page_size = page_size,
-                                             .max_pages = max_pages,
-                                             .max_step_tokens = max_step_tokens,
-                                             .embedding = embedding,
-                                             .vocab_size = vocab_size,
-                                             .head_from_embedding = head_from_embedding},
-                                 threads, std::move(pin));
-}
-
 void load(Shard& shard, const std::string& name, const std::string& type, const py::buffer& data,
           size_t first_row) {
   const py::buffer_info info = data.request();
@@ -64,10 +36,14 @@ void load(Shard& shard, const std::string& name, const std::string& type, const 
   shard.load(name, parsed, bytes, first_row);
 }
 
-Floats embed(const Shard& shard, const Ids& tokens) {
-  if (tokens.ndim() != 1) throw std::invalid_argument("embed takes [n] token ids");
+Floats embed(const Shard& shard, const Ids& tokens, const Ids& positions) {
+  if (tokens.ndim() != 1 || positions.ndim() != 1)
+    throw std::invalid_argument("embed takes [n] token ids and their positions");
   Floats out({static_cast<size_t>(tokens.size()), shard.config().hidden_size});
-  shard.embed({tokens.data(), static_cast<size_t>(tokens.size())}, out.mutable_data());
+  const auto ids = [](const Ids& array) {
+    return std::span(array.data(), static_cast<size_t>(array.size()));
+  };
+  shard.embed(ids(tokens), ids(positions), out.mutable_data());
   return out;
 }
 
@@ -116,20 +92,19 @@ void bind_step_output(py::module_& module) {
 
 void bind_shard(py::module_& module) {
   using namespace py::literals;
+  bind_config(module);
   bind_step_output(module);
   module.def(
       "kv_head_bytes",
-      [](const std::string& type, size_t head_size, size_t page_size) {
-        return kv_head_bytes(parse_kv_type(type), head_size, page_size);
+      [](const std::string& type, size_t key_size, size_t value_size, size_t page_size) {
+        return kv_head_bytes(parse_kv_type(type), key_size, value_size, page_size);
       },
-      "type"_a, "head_size"_a, "page_size"_a,
+      "type"_a, "key_size"_a, "value_size"_a, "page_size"_a,
       "Bytes of the keys and values of one head in one page.");
 
   py::class_<Shard>(module, "Shard", "What one node holds of a model, and its steps.")
-      .def(py::init(&make_shard), py::kw_only(), "hidden_size"_a, "layers"_a, "heads"_a,
-           "kv_heads"_a, "head_size"_a, "ffn"_a, "vocab"_a, "norm_epsilon"_a, "rope_frequencies"_a,
-           "kv_type"_a, "page_size"_a, "max_pages"_a, "max_step_tokens"_a, "embedding"_a,
-           "vocab_size"_a, "head_from_embedding"_a, "threads"_a, "pin"_a = std::vector<int>{})
+      .def(py::init<ShardConfig, size_t, std::vector<int>>(), "config"_a, py::kw_only(),
+           "threads"_a, "pin"_a = std::vector<int>{})
       .def("expected", &Shard::expected, "Every slice it needs: name -> (rows, columns).")
       .def("missing", &Shard::missing, "Slices not loaded yet.")
       .def("load", &load, "name"_a, "type"_a, "data"_a, "first_row"_a = 0,
@@ -137,7 +112,8 @@ void bind_shard(py::module_& module) {
       .def_property_readonly("weight_bytes", &Shard::weight_bytes)
       .def_property_readonly("kv_bytes", &Shard::kv_bytes)
       .def_property_readonly("kv_pages", &Shard::kv_pages)
-      .def("embed", &embed, "tokens"_a, "[n] token ids -> f32 [n, hidden_size].")
+      .def("embed", &embed, "tokens"_a, "positions"_a,
+           "[n] token ids and their positions -> f32 [n, hidden_size].")
       .def("step", &step, "activations"_a, "sequences"_a, "output_rows"_a, "lane"_a.none(true),
            "One forward pass of a batch.");
 }

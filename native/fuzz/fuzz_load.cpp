@@ -18,21 +18,55 @@ namespace {
 // What one input may make: a shape that is sound and larger is no matter of this target.
 constexpr size_t kMostNumbers = 1 << 16;
 
+// What Llama lacks; none of it when the input has ended.
+void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
+  const auto maybe = [&] { return in.upto(3) == 3; };
+  AttentionConfig& attention = block.attention;
+  FeedForwardConfig& feed_forward = block.feed_forward;
+  if (maybe()) config.norm.kind = NormKind::layer;
+  if (maybe()) attention.value_size = in.number(64);
+  if (maybe()) attention.rope = in.upto(1) ? std::nullopt : std::optional(in.number(2));
+  if (maybe()) attention.scale = in.real();
+  if (maybe()) attention.softcap = in.real();
+  attention.bias = maybe();
+  attention.output_bias = maybe();
+  attention.head_norm = maybe();
+  attention.sinks = maybe();
+  attention.gate = maybe();
+  feed_forward.activation = static_cast<Activation>(in.upto(kActivations - 1));
+  feed_forward.gated = !maybe();
+  feed_forward.bias = maybe();
+  feed_forward.output_bias = maybe();
+  block.input_norms = !maybe();
+  block.output_norms = maybe();
+  if (maybe()) block.residual_scale = in.real();
+  if (maybe()) config.embedding_scale = in.real();
+  if (maybe()) config.learned_positions = in.number(64);
+  config.head_bias = maybe();
+  if (maybe()) config.logit_scale = in.real();
+  if (maybe()) config.logit_softcap = in.real();
+}
+
 ShardConfig any_config(fuzz::Input& in) {
   const auto span = [&](size_t sensible) {
     const size_t begin = in.number(2);
     return Span{begin, begin + in.number(sensible)};
   };
-  ShardConfig config{};
+  ShardConfig config;
+  BlockConfig block;
+  AttentionConfig& attention = block.attention;
   config.hidden_size = in.number(96);
   config.layers = span(2);
-  config.heads = span(4);
-  config.kv_heads = span(2);
-  config.head_size = in.number(64);
-  config.ffn = span(96);
+  attention.heads = span(4);
+  attention.kv_heads = span(2);
+  attention.key_size = attention.value_size = in.number(64);
+  attention.scale = 0.1f;
+  block.feed_forward.units = span(96);
   config.vocab = span(16);
-  config.norm_epsilon = in.real();
-  config.rope_frequencies = in.reals(in.upto(1) ? config.head_size / 2 % 4096 : in.upto(40));
+  config.norm.epsilon = in.real();
+  config.ropes = {
+      {.frequencies = in.reals(in.upto(1) ? attention.key_size / 2 % 4096 : in.upto(40))}};
+  attention.rope = 0;
   config.kv_type = static_cast<KvType>(in.upto(2));
   config.page_size = in.number(16);
   config.max_pages = in.number(64);
@@ -40,14 +74,21 @@ ShardConfig any_config(fuzz::Input& in) {
   config.embedding = in.upto(1) != 0;
   config.vocab_size = in.number(32);
   config.head_from_embedding = in.upto(1) != 0;
+  any_features(in, config, block);
+  config.kinds = {block, block};
+  config.kinds[1].attention.window = in.number(16);
+  for (size_t i = 0; i < std::min<size_t>(config.layers.size(), 8); ++i)
+    config.kind_of_layer.push_back(in.number(1));
   return config;
 }
 
 bool is_small(const ShardConfig& c) {
+  const AttentionConfig& attention = c.kinds[0].attention;
+  const size_t size = std::max(attention.key_size, attention.value_size);
   return c.layers.size() <= 4 && c.hidden_size <= 256 &&
-         c.heads.size() * c.head_size * c.hidden_size <= kMostNumbers &&
-         c.ffn.size() * c.hidden_size <= kMostNumbers &&
-         std::max(c.vocab.size(), c.vocab_size) * c.hidden_size <= kMostNumbers;
+         attention.heads.size() * size * c.hidden_size <= kMostNumbers &&
+         c.kinds[0].feed_forward.units.size() * c.hidden_size <= kMostNumbers &&
+         std::max(c.vocab_size, c.learned_positions) * c.hidden_size <= kMostNumbers;
 }
 
 // Returns the slices that were begun and not finished.
@@ -114,8 +155,11 @@ void use(Shard& shard, fuzz::Input& in) {
   std::vector<float> x(config.hidden_size);
   const uint32_t token = in.take<uint32_t>() % 64;
   try {
-    shard.embed({&token, 1}, x.data());
+    const uint32_t position = token;
+    shard.embed({&token, 1}, {&position, 1}, x.data());
     fuzz::demand(token < config.vocab_size, "a token of the vocabulary");
+    fuzz::demand(config.learned_positions == 0 || position < config.learned_positions,
+                 "a position that the model has");
   } catch (const std::invalid_argument&) {
   } catch (const std::logic_error&) {
   }

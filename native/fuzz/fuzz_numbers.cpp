@@ -105,12 +105,12 @@ void cache(fuzz::Input& in) {
   const KvType type = static_cast<KvType>(in.upto(2));
   const size_t head_size = type == KvType::q80 ? kBlock * (1 + in.upto(3)) : 1 + in.upto(70);
   try {
-    kv_head_bytes(type, in.number(100), in.number(100));
+    const size_t size = in.number(100);
+    kv_head_bytes(type, size, size, in.number(100));
   } catch (const std::invalid_argument&) {
   }
-  KvCache kv({.layers = 1 + in.upto(1),
-              .kv_heads = 1 + in.upto(1),
-              .head_size = head_size,
+  const size_t layers = 1 + in.upto(1), kv_heads = 1 + in.upto(1);
+  KvCache kv({.layers = std::vector<KvLayer>(layers, {kv_heads, head_size, head_size}),
               .page_size = 1 + in.upto(5),
               .max_pages = in.upto(1) ? 1 + in.upto(4) : size_t{1} << 24,
               .type = type});
@@ -124,20 +124,20 @@ void cache(fuzz::Input& in) {
       fuzz::demand(page >= shape.max_pages, "a page of the plan is given");
       continue;
     }
-    const size_t layer = in.upto(shape.layers - 1), head = in.upto(shape.kv_heads - 1);
+    const size_t layer = in.upto(layers - 1), head = in.upto(kv_heads - 1);
     const size_t slot = in.upto(shape.page_size - 1);
     const void* keys = kv.keys(page, layer, head);
     const void* values = kv.values(page, layer, head);
     const std::vector<float> x = in.reals(head_size);
     if (in.upto(1)) {
-      kv.store_key(kernels, kv.keys(page, layer, head), slot, x.data());
+      kv.store_key(kernels, kv.keys(page, layer, head), slot, x.data(), head_size);
     } else {
-      kv.store_value(kernels, kv.values(page, layer, head), slot, x.data());
+      kv.store_value(kernels, kv.values(page, layer, head), slot, x.data(), head_size);
     }
     std::vector<float> wide_keys(head_size * kv.stride()), wide_values(shape.page_size * head_size);
     if (type != KvType::f32 && (type == KvType::q80 || in.upto(1))) {
-      kv.widen_keys(kernels, keys, wide_keys.data());
-      kv.widen_values(kernels, values, slot + 1, wide_values.data());
+      kv.widen_keys(kernels, keys, head_size, wide_keys.data());
+      kv.widen_values(kernels, values, slot + 1, head_size, wide_values.data());
       keys = wide_keys.data();
       values = wide_values.data();
     }
@@ -149,7 +149,8 @@ void cache(fuzz::Input& in) {
                              .keys = keys,
                              .values = values,
                              .queries = query_heads,
-                             .head_size = head_size,
+                             .key_size = head_size,
+                             .value_size = head_size,
                              .slots = slots,
                              .stride = kv.stride(),
                              .scratch = scratch.data(),

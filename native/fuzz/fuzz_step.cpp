@@ -26,7 +26,7 @@ struct Loaded {
 std::vector<float> known_step(Shard& shard) {
   const std::vector<uint32_t> tokens = {1, 20};
   std::vector<float> x(tokens.size() * shard.config().hidden_size);
-  shard.embed(tokens, x.data());
+  shard.embed(tokens, {}, x.data());
   std::vector<float> logits(shard.config().vocab.size());
   const std::vector<uint32_t> rows = {1};
   const std::vector<uint32_t> pages = {11};

@@ -1,35 +1,29 @@
 // The small shards that targets load and step.
 #pragma once
 
-#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "../tests/configs.h"
 #include "hearth/quant.h"
 #include "hearth/shard.h"
 
 namespace hearth::fuzz {
 
 inline ShardConfig small_config(KvType kv_type) {
-  ShardConfig config = {.hidden_size = 32,
-                        .layers = {2, 3},
-                        .heads = {0, 2},
-                        .kv_heads = {0, 1},
-                        .head_size = 32,
-                        .ffn = {0, 32},
-                        .vocab = {0, 21},
-                        .norm_epsilon = 1e-5f,
-                        .rope_frequencies = {},
-                        .kv_type = kv_type,
-                        .page_size = 4,
-                        .max_pages = 12,
-                        .max_step_tokens = 6,
-                        .embedding = true,
-                        .vocab_size = 21,
-                        .head_from_embedding = false};
-  for (size_t i = 0; i < config.head_size / 2; ++i)
-    config.rope_frequencies.push_back(std::pow(10000.0f, -static_cast<float>(i) / 16.0f));
+  ShardConfig config = test::block_config({.hidden_size = 32,
+                                           .layers = {2, 3},
+                                           .heads = {0, 2},
+                                           .kv_heads = {0, 1},
+                                           .head_size = 32,
+                                           .units = {0, 32}});
+  config.kv_type = kv_type;
+  config.max_pages = 12;
+  config.max_step_tokens = 6;
+  config.embedding = true;
+  config.vocab = {0, 21};
+  config.vocab_size = 21;
   return config;
 }
 

@@ -340,27 +340,86 @@ void test_elementwise(const Kernels& kernels) {
   }
 }
 
-// exp of a vector kernel is a polynomial good to about two units in the last place; the quotient
-// and the product add one each: four epsilons. Below gate = -88 exp is held at e^88, where the
-// true result is under |gate| * e^-88 * |up| anyway.
-void test_swiglu(const Kernels& kernels) {
-  for (size_t size = 1; size <= 33; ++size) {
-    const test::Case each("swiglu of ", size);
-    std::vector<float> gate = random_floats(size, 30.0f), up = random_floats(size, 3.0f);
-    if (size > 20) gate[0] = 100.0f, gate[1] = -100.0f, gate[2] = 0.0f, gate[3] = -87.9f;
-    std::vector<float> got = gate;
-    got.push_back(kUntouched);
-    kernels.swiglu(got.data(), up.data(), size);
-    CHECK_EQUAL(got[size], kUntouched);
+// The sums have at most `size` roundings, of terms that add up to at most size * largest.
+void test_layer_norm(const Kernels& kernels) {
+  for (size_t size = 1; size <= 67; ++size) {
+    const test::Case each("layer norm of ", size);
+    const std::vector<float> x = random_floats(size, 3.0f), weight = random_floats(size, 2.0f),
+                             bias = random_floats(size, 2.0f);
+    std::vector<float> y(size + 1, kUntouched);
+    kernels.layer_norm(x.data(), weight.data(), bias.data(), size, 1e-3f, y.data());
+    CHECK_EQUAL(y[size], kUntouched);
+    double mean = 0.0, variance = 0.0;
+    for (float value : x) mean += value;
+    mean /= static_cast<double>(size);
+    for (float value : x) variance += (value - mean) * (value - mean);
+    const double scale = 1.0 / std::sqrt(variance / static_cast<double>(size) + 1e-3);
+    // Of a value less the mean: the mean's error, enlarged by scale, which is at most 32.
+    const double error = static_cast<double>(size) * kEpsilon * 3.0;
     for (size_t i = 0; i < size; ++i) {
-      const double g = gate[i], expected = g / (1.0 + std::exp(-g)) * up[i];
-      CHECK_NEAR(got[i], expected,
-                 4 * kEpsilon * std::abs(expected) + std::abs(g * up[i]) * std::exp(-87.9));
+      const double expected = (x[i] - mean) * scale * weight[i] + bias[i];
+      CHECK_NEAR(y[i], expected, 4 * error * scale * std::abs(weight[i]) + 4 * kEpsilon * 10.0);
     }
-    gate.assign(size, 1.0f);
-    gate[size / 2] = kNan;
-    kernels.swiglu(gate.data(), up.data(), size);
-    for (size_t i = 0; i < size; ++i) CHECK_EQUAL(std::isnan(gate[i]), i == size / 2);
+    std::vector<float> same = x;
+    kernels.layer_norm(same.data(), weight.data(), bias.data(), size, 1e-3f, same.data());
+    same.push_back(kUntouched);
+    CHECK_SAME(same, y);
+  }
+}
+
+double activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::silu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::gelu_tanh:
+      // (1 + tanh(u)) / 2, written so that it does not cancel.
+      return x / (1.0 + std::exp(-2.0 * std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::gelu:
+      return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+    case Activation::relu_squared:
+      return x > 0.0 ? x * x : 0.0;
+  }
+  return 0.0;
+}
+
+// silu: exp of a vector kernel is a polynomial good to about two units in the last place; the
+// quotient and the product add one each: four epsilons. Below gate = -88 exp is held at e^88, where
+// the true result is under |gate| * e^-88 * |up| anyway. gelu: 1 + erf cancels, to an error of
+// epsilon * |x|. gelu_tanh: the exponent, at most 88 where it matters, has an error of four
+// epsilons of itself, which is a relative error of the result.
+double activation_error(Activation activation, double x, double expected) {
+  const double tiny = std::abs(x) * std::exp(-87.9);
+  if (activation == Activation::gelu) return 4 * kEpsilon * std::abs(x);
+  if (activation == Activation::gelu_tanh)
+    return (4 + 4 * 88) * kEpsilon * std::abs(expected) + tiny;
+  return 4 * kEpsilon * std::abs(expected) + tiny;
+}
+
+void test_activations(const Kernels& kernels) {
+  for (size_t kind = 0; kind < kActivations; ++kind) {
+    const auto activation = static_cast<Activation>(kind);
+    for (size_t size = 1; size <= 33; ++size) {
+      const test::Case each("activation ", kind, " of ", size);
+      std::vector<float> gate = random_floats(size, 30.0f), up = random_floats(size, 3.0f);
+      if (size > 20) gate[0] = 100.0f, gate[1] = -100.0f, gate[2] = 0.0f, gate[3] = -87.9f;
+      for (size_t i = 4; i < size; i += 3) gate[i] *= 0.05f;
+      for (const bool gated : {true, false}) {
+        std::vector<float> got = gate;
+        got.push_back(kUntouched);
+        kernels.activate[kind](got.data(), gated ? up.data() : nullptr, size);
+        CHECK_EQUAL(got[size], kUntouched);
+        for (size_t i = 0; i < size; ++i) {
+          const double factor = gated ? up[i] : 1.0, alone = activated(activation, gate[i]);
+          CHECK_NEAR(got[i], alone * factor,
+                     activation_error(activation, gate[i], alone) * std::abs(factor) +
+                         kEpsilon * std::abs(alone * factor));
+        }
+      }
+      gate.assign(size, 1.0f);
+      gate[size / 2] = kNan;
+      kernels.activate[kind](gate.data(), up.data(), size);
+      for (size_t i = 0; i < size; ++i) CHECK_EQUAL(std::isnan(gate[i]), i == size / 2);
+    }
   }
 }
 
@@ -391,7 +450,8 @@ std::vector<float> attend(const Kernels& kernels, const Attention& a, size_t pag
                              .values = half ? static_cast<const void*>(values.data() + s * a.size)
                                             : a.values.data() + s * a.size,
                              .queries = a.heads,
-                             .head_size = a.size,
+                             .key_size = a.size,
+                             .value_size = a.size,
                              .slots = slots,
                              .stride = stride,
                              .scratch = scratch.data(),
@@ -571,7 +631,8 @@ int main() {
     test_matmul_small_stack(kernels);
     test_matmul_extremes(kernels);
     test_elementwise(kernels);
-    test_swiglu(kernels);
+    test_layer_norm(kernels);
+    test_activations(kernels);
     test_attend(kernels);
     test_to_f16(kernels);
     test_from_wire(kernels);

@@ -14,12 +14,10 @@ using namespace hearth;
 
 namespace {
 
-constexpr KvShape kShape = {.layers = 3,
-                            .kv_heads = 2,
-                            .head_size = 10,
-                            .page_size = 4,
-                            .max_pages = 5,
-                            .type = KvType::f32};
+const KvShape kShape = {.layers = std::vector<KvLayer>(3, {2, 10, 10}),
+                        .page_size = 4,
+                        .max_pages = 5,
+                        .type = KvType::f32};
 
 KvShape shape_of(KvType type) {
   KvShape shape = kShape;
@@ -109,8 +107,8 @@ void test_store() {
           const float held = type == KvType::f32 ? x[i] : f16_to_f32(f32_to_f16(x[i]));
           (value ? wanted_values[3 * 10 + i] : wanted_keys[i * 8 + 3]) = held;
         }
-        value ? cache.store_value(kernels, cache.values(2, 1, 1), 3, x.data())
-              : cache.store_key(kernels, cache.keys(2, 1, 1), 3, x.data());
+        value ? cache.store_value(kernels, cache.values(2, 1, 1), 3, x.data(), 10)
+              : cache.store_key(kernels, cache.keys(2, 1, 1), 3, x.data(), 10);
         for (size_t layer = 0; layer < 3; ++layer) {
           for (size_t head = 0; head < 2; ++head) {
             const bool here = layer == 1 && head == 1;
@@ -122,8 +120,8 @@ void test_store() {
         }
         if (type == KvType::f16) {
           std::vector<float> keys(80, 1.0f), values(40, 1.0f);
-          cache.widen_keys(kernels, cache.keys(2, 1, 1), keys.data());
-          cache.widen_values(kernels, cache.values(2, 1, 1), 4, values.data());
+          cache.widen_keys(kernels, cache.keys(2, 1, 1), 10, keys.data());
+          cache.widen_values(kernels, cache.values(2, 1, 1), 4, 10, values.data());
           CHECK_SAME(keys, wanted_keys);
           CHECK_SAME(values, wanted_values);
         }
@@ -134,11 +132,11 @@ void test_store() {
 
 // q80: within half a step of what went in, in its own position only, and in no other's scales.
 void test_q80() {
-  CHECK_EQUAL(kv_head_bytes(KvType::q80, 64, 16), size_t{2 * 16 * 72});
-  CHECK_EQUAL(kv_head_bytes(KvType::q80, 64, 3), size_t{(8 + 3) * 72});
-  CHECK_THROWS(kv_head_bytes(KvType::q80, 10, 8), std::invalid_argument, "not 10");
+  CHECK_EQUAL(kv_head_bytes(KvType::q80, 64, 64, 16), size_t{2 * 16 * 72});
+  CHECK_EQUAL(kv_head_bytes(KvType::q80, 64, 64, 3), size_t{(8 + 3) * 72});
+  CHECK_THROWS(kv_head_bytes(KvType::q80, 10, 10, 8), std::invalid_argument, "not 10");
   KvShape shape = shape_of(KvType::q80);
-  shape.head_size = 64;
+  shape.layers.assign(3, {2, 64, 64});
   for (const auto& name : instruction_sets()) {
     const Kernels& kernels = *find_kernels(name);
     const test::Case each(name);
@@ -151,12 +149,12 @@ void test_q80() {
         x[i] = std::sin(static_cast<float>(slot * 64 + i));
         y[i] = std::cos(static_cast<float>(slot * 64 + i));
       }
-      cache.store_key(kernels, cache.keys(4, 2, 0), slot, x.data());
-      cache.store_value(kernels, cache.values(4, 2, 0), slot, y.data());
+      cache.store_key(kernels, cache.keys(4, 2, 0), slot, x.data(), 64);
+      cache.store_value(kernels, cache.values(4, 2, 0), slot, y.data(), 64);
     }
     std::vector<float> keys(64 * 8), values(4 * 64);
-    cache.widen_keys(kernels, cache.keys(4, 2, 0), keys.data());
-    cache.widen_values(kernels, cache.values(4, 2, 0), 4, values.data());
+    cache.widen_keys(kernels, cache.keys(4, 2, 0), 64, keys.data());
+    cache.widen_values(kernels, cache.values(4, 2, 0), 4, 64, values.data());
     for (size_t slot = 0; slot < 8; ++slot) {
       for (size_t i = 0; i < 64; ++i) {
         const auto at = static_cast<float>(slot * 64 + i);
@@ -165,12 +163,35 @@ void test_q80() {
       }
     }
     for (const auto& [layer, head] : {std::pair{2, 1}, {1, 0}}) {
-      cache.widen_keys(kernels, cache.keys(4, layer, head), keys.data());
-      cache.widen_values(kernels, cache.values(4, layer, head), 4, values.data());
+      cache.widen_keys(kernels, cache.keys(4, layer, head), 64, keys.data());
+      cache.widen_values(kernels, cache.values(4, layer, head), 4, 64, values.data());
       for (float number : keys) CHECK_EQUAL(number, 0.0f);
       for (float number : values) CHECK_EQUAL(number, 0.0f);
     }
   }
+}
+
+// Layers of different shapes lie one after another in a page.
+void test_layers_of_different_shapes() {
+  const KvLayer small = {1, 4, 6}, large = {3, 10, 2};
+  KvCache cache(
+      {.layers = {small, large, small}, .page_size = 4, .max_pages = 2, .type = KvType::f32});
+  const auto head_bytes = [](const KvLayer& layer) {
+    return 4 * (8 * layer.key_size + 4 * layer.value_size);
+  };
+  CHECK_EQUAL(cache.page_bytes(), 2 * head_bytes(small) + 3 * head_bytes(large));
+  cache.ensure(1);
+  const auto place = [&](size_t layer, size_t head) {
+    return static_cast<const uint8_t*>(cache.keys(1, layer, head));
+  };
+  const auto apart = [](const uint8_t* from, const uint8_t* to) {
+    return static_cast<size_t>(to - from);
+  };
+  CHECK_EQUAL(apart(place(0, 0), place(1, 0)), head_bytes(small));
+  CHECK_EQUAL(apart(place(1, 0), place(1, 1)), head_bytes(large));
+  CHECK_EQUAL(apart(place(1, 0), place(2, 0)), 3 * head_bytes(large));
+  const auto* values = static_cast<const uint8_t*>(cache.values(1, 1, 2));
+  CHECK_EQUAL(apart(place(1, 2), values), size_t{4 * 8 * 10});
 }
 
 void test_buffer() {
@@ -193,6 +214,7 @@ int main() {
   test_a_large_plan_is_not_made_at_once();
   test_store();
   test_q80();
+  test_layers_of_different_shapes();
   test_buffer();
   return test::finish();
 }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "check.h"
+#include "configs.h"
 #include "hearth/quant.h"
 #include "layers/program.h"
 #include "shard/weights.h"
@@ -15,22 +16,15 @@ namespace {
 
 ShardConfig config_of(size_t hidden, size_t layers, size_t heads, size_t kv_heads, size_t head_size,
                       size_t ffn, size_t vocab) {
-  ShardConfig config = {.hidden_size = hidden,
-                        .layers = {0, layers},
-                        .heads = {0, heads},
-                        .kv_heads = {0, kv_heads},
-                        .head_size = head_size,
-                        .ffn = {0, ffn},
-                        .vocab = {0, vocab},
-                        .norm_epsilon = 1e-5f,
-                        .rope_frequencies = std::vector<float>(head_size / 2, 1.0f),
-                        .kv_type = KvType::f32,
-                        .page_size = 4,
-                        .max_pages = 8,
-                        .max_step_tokens = 64,
-                        .embedding = false,
-                        .vocab_size = vocab,
-                        .head_from_embedding = false};
+  ShardConfig config = test::block_config({.hidden_size = hidden,
+                                           .layers = {0, layers},
+                                           .heads = {0, heads},
+                                           .kv_heads = {0, kv_heads},
+                                           .head_size = head_size,
+                                           .units = {0, ffn}});
+  config.max_step_tokens = 64;
+  config.vocab = {0, vocab};
+  config.vocab_size = vocab;
   config.validate();
   return config;
 }
@@ -164,11 +158,12 @@ void test_workspace() {
             }
           }
         }
-        const size_t q = config.heads.size() * config.head_size;
-        const size_t kv = config.kv_heads.size() * config.head_size;
-        const size_t hidden = config.hidden_size, ffn = config.ffn.size();
+        const AttentionShape shape = attention_shape(config.kinds[0].attention);
+        const size_t q = shape.heads * shape.key_size, kv = shape.kv_heads * shape.key_size;
+        const size_t hidden = config.hidden_size;
+        const size_t ffn = config.kinds[0].feed_forward.units.size();
         const size_t quantized = std::max(hidden, q) + ffn;
-        const size_t floats = 2 * (hidden + std::max(q + kv, ffn)) + config.head_size;
+        const size_t floats = 2 * (hidden + std::max(q + kv, ffn)) + shape.key_size;
         const size_t rounding = 4 * kBuffers * 64, scratch = kThreads * (kScratch * 4 + 64);
         CHECK(workspace.size_bytes() <=
               rows * (4 * floats + quantized + quantized / 4) + rounding + scratch);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "check.h"
+#include "configs.h"
 #include "hearth/cpu.h"
 #include "hearth/quant.h"
 #include "hearth/shard.h"
@@ -27,24 +28,16 @@ constexpr size_t kHidden = 64, kLayers = 2, kHeads = 8, kKvHeads = 2, kHeadSize 
                  kVocab = 37;
 
 ShardConfig whole(KvType kv_type = KvType::f32) {
-  ShardConfig config = {.hidden_size = kHidden,
-                        .layers = {0, kLayers},
-                        .heads = {0, kHeads},
-                        .kv_heads = {0, kKvHeads},
-                        .head_size = kHeadSize,
-                        .ffn = {0, kFfn},
-                        .vocab = {0, kVocab},
-                        .norm_epsilon = 1e-5f,
-                        .rope_frequencies = {},
-                        .kv_type = kv_type,
-                        .page_size = 4,
-                        .max_pages = 16,
-                        .max_step_tokens = 12,
-                        .embedding = true,
-                        .vocab_size = kVocab,
-                        .head_from_embedding = false};
-  for (size_t i = 0; i < kHeadSize / 2; ++i)
-    config.rope_frequencies.push_back(std::pow(10000.0f, -static_cast<float>(i) / 16.0f));
+  ShardConfig config = test::block_config({.hidden_size = kHidden,
+                                           .layers = {0, kLayers},
+                                           .heads = {0, kHeads},
+                                           .kv_heads = {0, kKvHeads},
+                                           .head_size = kHeadSize,
+                                           .units = {0, kFfn}});
+  config.kv_type = kv_type;
+  config.vocab = {0, kVocab};
+  config.vocab_size = kVocab;
+  config.embedding = true;
   return config;
 }
 
@@ -52,9 +45,10 @@ ShardConfig whole(KvType kv_type = KvType::f32) {
 // vocabulary.
 ShardConfig half(size_t rank) {
   ShardConfig config = whole();
-  config.heads = rank == 0 ? Span{0, 4} : Span{4, 8};
-  config.kv_heads = rank == 0 ? Span{0, 1} : Span{1, 2};
-  config.ffn = rank == 0 ? Span{0, 32} : Span{32, kFfn};
+  AttentionConfig& attention = config.kinds[0].attention;
+  attention.heads = rank == 0 ? Span{0, 4} : Span{4, 8};
+  attention.kv_heads = rank == 0 ? Span{0, 1} : Span{1, 2};
+  config.kinds[0].feed_forward.units = rank == 0 ? Span{0, 32} : Span{32, kFfn};
   config.vocab = rank == 0 ? Span{0, 16} : Span{16, kVocab};
   config.embedding = rank == 0;
   return config;
@@ -65,11 +59,13 @@ std::pair<Span, Span> cut_of(const ShardConfig& c, const std::string& name) {
   const std::string last = name.substr(name.rfind('.') + 1);
   const Span all{0, kHidden};
   const auto heads = [&](Span span) { return Span{span.begin * kHeadSize, span.end * kHeadSize}; };
-  if (last == "wq") return {heads(c.heads), all};
-  if (last == "wk" || last == "wv") return {heads(c.kv_heads), all};
-  if (last == "wo") return {all, heads(c.heads)};
-  if (last == "w1" || last == "w3") return {c.ffn, all};
-  if (last == "w2") return {all, c.ffn};
+  const AttentionConfig& attention = c.kinds[0].attention;
+  const Span units = c.kinds[0].feed_forward.units;
+  if (last == "wq") return {heads(attention.heads), all};
+  if (last == "wk" || last == "wv") return {heads(attention.kv_heads), all};
+  if (last == "wo") return {all, heads(attention.heads)};
+  if (last == "w1" || last == "w3") return {units, all};
+  if (last == "w2") return {all, units};
   if (last == "head") return {c.vocab, all};
   if (last == "embedding") return {{0, kVocab}, all};
   return {{0, 1}, all};
@@ -127,7 +123,7 @@ Output run(Shard& shard, std::vector<float> x, const std::vector<Sequence>& sequ
 
 std::vector<float> embed(const Shard& shard, const std::vector<uint32_t>& tokens) {
   std::vector<float> x(tokens.size() * kHidden);
-  shard.embed(tokens, x.data());
+  shard.embed(tokens, {}, x.data());
   return x;
 }
 
@@ -351,7 +347,7 @@ void test_bad_steps() {
   bad(std::vector<float>(13 * kHidden), {{12, 0, {0, 1, 2}}, {1, 0, {3}}}, {}, "more than 12");
   std::vector<float> x(kHidden);
   const std::vector<uint32_t> token = {kVocab};
-  CHECK_THROWS(shard->embed(token, x.data()), std::invalid_argument,
+  CHECK_THROWS(shard->embed(token, {}, x.data()), std::invalid_argument,
                "token 37 of a vocabulary of 37");
   // After all that, a step is still right.
   CHECK_SAME(run_prompt(*shard).logits, run_prompt(*make(whole(), Type::f32, 1)).logits);
@@ -365,7 +361,7 @@ void test_bad_steps() {
                "no output head");
   CHECK_SAME(run(*headless, two, {{2, 0, {0}}}, {}).x, run(*shard, two, {{2, 0, {0}}}, {}).x);
   const auto without = make(half(1), Type::f32, 1);
-  CHECK_THROWS(without->embed(row, x.data()), std::logic_error, "no embedding");
+  CHECK_THROWS(without->embed(row, {}, x.data()), std::logic_error, "no embedding");
 }
 
 void test_bad_slices() {
@@ -440,21 +436,34 @@ void test_bad_configs() {
   bad([](auto& c) { c.layers = {2, 2}; }, "layers");
   bad([](auto& c) { c.layers = {3, 2}; }, "layers [3, 2)");
   bad([](auto& c) { c.layers = {0, ~size_t{0}}; }, "layers");
-  bad([](auto& c) { c.heads = {0, 7}; }, "7 query heads cannot share 2 KV heads");
-  bad([](auto& c) { c.kv_heads = {0, 0}; }, "kv_heads");
-  bad([](auto& c) { c.head_size = 31; }, "rope");
-  bad([](auto& c) { c.rope_frequencies.pop_back(); }, "wants 16 rope frequencies, not 15");
-  bad([](auto& c) { c.ffn = {0, size_t{1} << 40}; }, "ffn");
+  bad([](auto& c) { c.kind_of_layer = {0}; }, "kinds for 1 of 2 layers");
+  bad([](auto& c) { c.kind_of_layer = {0, 1}; }, "kind 1 of 1");
+  bad([](auto& c) { c.kinds.clear(); }, "kinds of blocks is 0");
+  const auto bad_attention = [&](auto change, const char* part) {
+    bad([&](auto& c) { change(c.kinds[0].attention); }, part);
+  };
+  bad_attention([](auto& a) { a.heads = {0, 7}; }, "7 query heads cannot share 2 KV heads");
+  bad_attention([](auto& a) { a.kv_heads = {0, 0}; }, "kv_heads");
+  bad_attention([](auto& a) { a.key_size = 30; }, "at most 15 rope frequencies, not 16");
+  bad_attention([](auto& a) { a.value_size = 0; }, "value_size is 0");
+  bad_attention([](auto& a) { a.scale = 0.0f; }, "scale of attention");
+  bad_attention([](auto& a) { a.softcap = -1.0f; }, "soft cap");
+  bad_attention([](auto& a) { a.rope = 1; }, "rope 1 of 1");
+  bad([](auto& c) { c.ropes[0].frequencies[3] = std::nanf(""); }, "not finite");
+  bad([](auto& c) { c.ropes[0].magnitude = 0.0f; }, "magnitude");
+  bad([](auto& c) { c.kinds[0].feed_forward.units = {0, size_t{1} << 40}; }, "feed-forward units");
+  bad([](auto& c) { c.kinds[0].residual_scale = std::nanf(""); }, "residual scale");
+  bad([](auto& c) { c.logit_softcap = -1.0f; }, "logit_softcap");
+  bad([](auto& c) { c.embedding_scale = 0.0f; }, "embedding_scale");
   bad([](auto& c) { c.vocab = {0, kVocab + 1}; }, "vocab [0, 38)");
   bad([](auto& c) { c.page_size = 0; }, "page_size");
   bad([](auto& c) { c.max_pages = size_t{1} << 40; }, "max_pages");
   bad([](auto& c) { c.max_step_tokens = 0; }, "max_step_tokens");
-  bad([](auto& c) { c.norm_epsilon = std::nanf(""); }, "norm_epsilon");
+  bad([](auto& c) { c.norm.epsilon = std::nanf(""); }, "norm_epsilon");
   bad(
       [](auto& c) {
         c.kv_type = KvType::q80;
-        c.head_size = 16;
-        c.rope_frequencies.resize(8);
+        c.kinds[0].attention.value_size = 16;
       },
       "multiple of 32, not 16");
   bad([](auto& c) { c.head_from_embedding = true, c.embedding = false; }, "embedding");

@@ -1,7 +1,7 @@
-"""The types of weights, syncs and KV caches, lanes and ciphers: name to number of hearth.v1.
+"""The types of weights, syncs and KV caches, norms, activations, lanes, ciphers: name to number.
 
-The only table of them. It does not import protobuf at run time; a test compares the numbers with
-protos/hearth/v1/common.proto.
+The only table of the enums of hearth.v1. It does not import protobuf at run time; a test compares
+the numbers with protos/hearth/v1/common.proto.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ KV = cast("Mapping[str, common_pb2.KvType.ValueType]", {"f32": 1, "f16": 2, "q80
 MESH_CIPHER = cast(
     "Mapping[str, common_pb2.MeshCipher.ValueType]",
     {"plain": 1, "aes-256-gcm": 2, "chacha20-poly1305": 3},
+)
+NORM = cast("Mapping[str, common_pb2.NormKind.ValueType]", {"rms": 1, "layer": 2})
+ACTIVATION = cast(
+    "Mapping[str, common_pb2.Activation.ValueType]",
+    {"silu": 1, "gelu_tanh": 2, "gelu": 3, "relu_squared": 4},
 )
 LANE = cast("Mapping[str, common_pb2.Lane.ValueType]", {"grpc": 1, "mesh": 2})
 

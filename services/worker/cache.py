@@ -173,6 +173,10 @@ class SliceCache:
         finally:
             os.close(file)
 
+    def close(self) -> None:
+        """Close the folder; the cache cannot be used any more."""
+        self._folder.close()
+
     def has_part(self, identity: bytes) -> bool:
         """True if an earlier stream left a part of this slice."""
         return self._folder.has_file(f"{identity.hex()}.part")

@@ -23,11 +23,10 @@ from hearth.common.sizes import format_size
 from hearth.v1 import worker_pb2
 from hearth.worker.cache import SliceCache
 from hearth.worker.packing import Assembly, ShardFiller
+from hearth.worker.shape import check_config, kv_bytes
 from hearth.worker.shard import (
     NodeShard,
-    check_config,
     check_manifest,
-    kv_bytes,
     slice_bytes,
 )
 

@@ -38,8 +38,12 @@ class OwnFolder:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A path with symbolic links is the user's choice; the folder it leads to is checked.
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._close = weakref.finalize(self, os.close, self._descriptor)
         _check_folder(os.fstat(self._descriptor))
+
+    def close(self) -> None:
+        """Close the folder; nothing in it can be used any more."""
+        self._close()
 
     def open(self, name: str) -> int:
         """A descriptor to read a file. Raises FileNotFoundError, or ForeignFileError."""

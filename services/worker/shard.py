@@ -1,12 +1,10 @@
-"""A node's shard of a model: from a checked ShardConfig to the compute core and its steps.
+"""A node's shard of a model: the compute core, its slices and its steps.
 
-Used by the worker service, and by the root for its own shard; independent of gRPC. Every number of
-a ShardConfig is checked against a limit before anything of its size is allocated.
+Used by the worker service, and by the root for its own shard; independent of gRPC.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -14,111 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
-from hearth.common.channels import MAX_PAYLOAD_BYTES
 from hearth.common.errors import HearthError, Reason
-from hearth.common.sizes import format_size
-from hearth.common.types import BLOCK, KV, WEIGHT, name_of
+from hearth.common.types import WEIGHT, name_of
 from hearth.v1 import common_pb2, worker_pb2
+from hearth.worker.shape import check_config, native_config
 
 F32: TypeAlias = npt.NDArray[np.float32]
 # A sequence in a step: its rows, the position of the first, and its pages, u32 [n] or a list.
 Span: TypeAlias = tuple[int, int, npt.NDArray[np.uint32] | list[int]]
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
-# Well above every known model (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
-# vocabulary 256,000), and small enough that no product of them overflows 64 bits.
-_LIMITS = {
-    "hidden_size": 1 << 16,
-    "head_size": 1 << 10,
-    "page_size": 1 << 12,
-    "max_pages": 1 << 24,
-    "max_step_tokens": 1 << 16,
-    "vocab_size": 1 << 21,
-    "layers": 1 << 12,
-    "heads": 1 << 12,
-    "kv_heads": 1 << 12,
-    "ffn": 1 << 20,
-    "vocab": 1 << 21,
-}
-_MAX_POSITIONS = 1 << 31
-# Limit of a step's intermediate values: 1,024 rows of the widest known model take 0.8 GiB.
-_MAX_STEP_BYTES = 1 << 30
-# Minimum size of a page of KV cache: each page is a memory mapping of its own.
-_MAPPING_BYTES = 4096
 # Rows are packed in groups (native matrix.h).
 ROW_GROUP = 8
-
-
-def check_config(config: common_pb2.ShardConfig) -> None:
-    """Raises HearthError BAD_SHARD naming the first invalid number of `config`."""
-    for name in (
-        "hidden_size",
-        "head_size",
-        "page_size",
-        "max_pages",
-        "max_step_tokens",
-        "vocab_size",
-    ):
-        _in_range(name, getattr(config, name), 1)
-    for name in ("layers", "heads", "kv_heads", "ffn"):
-        _range_in_range(name, getattr(config, name), 1)
-    _range_in_range("vocab", config.vocab, 0)
-    heads, kv_heads = _size(config.heads), _size(config.kv_heads)
-    if heads % kv_heads:
-        raise _bad(f"{heads} heads do not divide over {kv_heads} KV heads")
-    if config.head_size % 2:
-        raise _bad(f"head_size {config.head_size} is odd: rotary embedding rotates pairs")
-    if len(config.rope_frequencies) != config.head_size // 2:
-        raise _bad(
-            f"{len(config.rope_frequencies)} rope_frequencies, head_size {config.head_size} "
-            f"needs {config.head_size // 2}"
-        )
-    if not all(math.isfinite(value) for value in config.rope_frequencies):
-        raise _bad("rope_frequencies hold a value that is not finite")
-    if not (math.isfinite(config.norm_epsilon) and 0 <= config.norm_epsilon <= 1):
-        raise _bad(f"norm_epsilon {config.norm_epsilon} is not within [0, 1]")
-    if name_of(KV, config.kv_type) is None:
-        raise _bad(f"unknown kv_type {config.kv_type}")
-    if config.kv_type == KV["q80"] and config.head_size % BLOCK:
-        raise _bad(f"kv_type q80 needs a head_size that divides by 32, not {config.head_size}")
-    if config.max_pages * config.page_size > _MAX_POSITIONS:
-        raise _bad(f"{config.max_pages} pages of {config.page_size} are too many positions")
-    if config.head_from_embedding and not (config.embedding and _size(config.vocab)):
-        raise _bad("head_from_embedding needs an embedding and vocabulary rows on this node")
-    if config.head_from_embedding and config.vocab.end > config.vocab_size:
-        raise _bad(
-            f"vocabulary rows end at {config.vocab.end}, the embedding at {config.vocab_size}"
-        )
-    payload = config.max_step_tokens * config.hidden_size * 4
-    if payload > MAX_PAYLOAD_BYTES:
-        raise _bad(
-            f"a step of {config.max_step_tokens} tokens x {config.hidden_size} is "
-            f"{format_size(payload)}, more than a message's {format_size(MAX_PAYLOAD_BYTES)}: "
-            f"use at most {MAX_PAYLOAD_BYTES // 4 // config.hidden_size} tokens a step"
-        )
-    step = step_bytes(config)
-    if step > _MAX_STEP_BYTES:
-        raise _bad(
-            f"a step of {config.max_step_tokens} tokens needs {format_size(step)} of workspace, "
-            f"more than {format_size(_MAX_STEP_BYTES)}: use fewer tokens a step"
-        )
-
-
-def kv_bytes(config: common_pb2.ShardConfig) -> int:
-    """Bytes of KV cache when all pages are in use: K and V of every layer and KV head held."""
-    per_head = _native.kv_head_bytes(_kv_name(config), config.head_size, config.page_size)
-    per_page = _size(config.kv_heads) * per_head * _size(config.layers)
-    return max(per_page, _MAPPING_BYTES) * config.max_pages
-
-
-def step_bytes(config: common_pb2.ShardConfig) -> int:
-    """Upper bound in bytes of a step's intermediate values: the core's workspace."""
-    hidden, ffn = config.hidden_size, _size(config.ffn)
-    q, kv = (_size(heads) * config.head_size for heads in (config.heads, config.kv_heads))
-    quantized = max(hidden, q) + ffn  # int8, with a scale and a sum for each block
-    # Attention and feed-forward take turns.
-    floats = 2 * (hidden + max(q + kv, ffn)) + config.head_size
-    return config.max_step_tokens * (4 * floats + quantized + quantized // 4)
 
 
 class NodeShard:
@@ -134,26 +39,7 @@ class NodeShard:
         check_config(config)
         self.config = config
         try:
-            self._shard = _native.Shard(
-                hidden_size=config.hidden_size,
-                layers=_pair(config.layers),
-                heads=_pair(config.heads),
-                kv_heads=_pair(config.kv_heads),
-                head_size=config.head_size,
-                ffn=_pair(config.ffn),
-                vocab=_pair(config.vocab),
-                norm_epsilon=config.norm_epsilon,
-                rope_frequencies=np.array(config.rope_frequencies, dtype=np.float32),
-                kv_type=_kv_name(config),
-                page_size=config.page_size,
-                max_pages=config.max_pages,
-                max_step_tokens=config.max_step_tokens,
-                embedding=config.embedding,
-                vocab_size=config.vocab_size,
-                head_from_embedding=config.head_from_embedding,
-                threads=threads,
-                pin=list(pin),
-            )
+            self._shard = _native.Shard(native_config(config), threads=threads, pin=list(pin))
         except ValueError as error:
             raise _bad(str(error)) from None
         except MemoryError as error:
@@ -204,10 +90,13 @@ class NodeShard:
         """KV pages allocated now."""
         return int(self._shard.kv_pages)
 
-    def embed(self, tokens: npt.NDArray[np.uint32]) -> F32:
-        """float32 [len(tokens), hidden_size]; the node must hold the embedding."""
+    def embed(self, tokens: npt.NDArray[np.uint32], positions: npt.NDArray[np.uint32]) -> F32:
+        """float32 [len(tokens), hidden_size]; the node must hold the embedding.
+
+        positions: of the tokens; read only if the model has learned positions, else may be empty.
+        """
         try:
-            return self._shard.embed(tokens)
+            return self._shard.embed(tokens, positions)
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, str(error)) from None
 
@@ -273,38 +162,12 @@ def slice_bytes(entry: worker_pb2.SliceEntry) -> int:
         raise _bad(f"slice {entry.name!r}: {error}") from None
 
 
-def _kv_name(config: common_pb2.ShardConfig) -> str:
-    """ "f32", "f16" or "q80", already validated by check_config."""
-    name = name_of(KV, config.kv_type)
-    assert name is not None
-    return name
-
-
 def _weight_name(entry: worker_pb2.SliceEntry) -> str:
     """ "f32", "q40" ... Raises HearthError BAD_SHARD."""
     name = name_of(WEIGHT, entry.type)
     if name is None:
         raise _bad(f"slice {entry.name!r} has unknown type {entry.type}")
     return name
-
-
-def _pair(value: common_pb2.Range) -> tuple[int, int]:
-    return value.begin, value.end
-
-
-def _size(value: common_pb2.Range) -> int:
-    return value.end - value.begin
-
-
-def _range_in_range(name: str, value: common_pb2.Range, least: int) -> None:
-    if value.end < value.begin + least:
-        raise _bad(f"{name} [{value.begin}, {value.end}) is empty")
-    _in_range(name, value.end, 0)
-
-
-def _in_range(name: str, value: int, least: int) -> None:
-    if not least <= value <= _LIMITS[name]:
-        raise _bad(f"{name} {value} is not within [{least}, {_LIMITS[name]}]")
 
 
 def _bad(problem: str) -> HearthError:

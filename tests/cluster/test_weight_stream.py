@@ -365,11 +365,11 @@ def _pages(plan: Plan) -> None:
 
 
 def _heads(plan: Plan) -> None:
-    plan.begin.shard.kv_heads.end = 3
+    plan.begin.shard.kinds[0].attention.kv_heads.end = 3
 
 
 def _rope(plan: Plan) -> None:
-    plan.begin.shard.rope_frequencies[0] = float("nan")
+    plan.begin.shard.ropes[0].frequencies[0] = float("nan")
 
 
 def _rank(plan: Plan) -> None:

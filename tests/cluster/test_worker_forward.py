@@ -157,6 +157,7 @@ def stage_of_two(stage: int, rank: int = 0, ranks: int = 1) -> Plan:
     """One of two stages of a layer each; only the second has a head."""
     config = shard_config(layers=2)
     config.layers.begin, config.layers.end = stage, stage + 1
+    del config.kind_of_layer[1:]
     if stage == 0:
         config.vocab.Clear()
     plan = Plan(config, ranks=ranks)

@@ -91,11 +91,11 @@ def edit(path: Path, **values: object) -> None:
 # How a model is divided.
 
 
-@pytest.mark.parametrize("nodes", ["5", "9", "1000"])
+@pytest.mark.parametrize("nodes", ["9", "10", "1000"])
 def test_a_node_count_that_cannot_be_cut(generate: Command, nodes: str) -> None:
     line = generate.refused("--model", "demo", "--nodes", nodes)
     assert f"over {nodes} nodes" in line
-    assert "4 KV heads allow 1 to 4" in line
+    assert "8 query heads allow 1 to 8" in line
 
 
 @pytest.mark.parametrize(

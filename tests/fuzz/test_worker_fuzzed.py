@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import xxhash
 from fuzzing import EDGES, Draw, bounded, damaged, fuzzed
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from harness import MemorySink, Plan, shard_config
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,37 +46,50 @@ def u32(number: int) -> int:
     return number & 0xFFFFFFFF
 
 
+U32 = NUMBERS.map(u32)
+
+
 def u64(number: int) -> int:
     return number & 0xFFFFFFFFFFFFFFFF
 
 
 # -- configurations and manifests ------------------------------------------------------------------
 
-FIELDS = [field.name for field in common_pb2.ShardConfig.DESCRIPTOR.fields]
+
+def change_a_field(draw: Draw, message: Message) -> None:
+    """Gives one field of a message, or of a message within it, another value."""
+    field = draw(st.sampled_from([*message.DESCRIPTOR.fields]))
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.is_repeated:
+        count = draw(st.integers(0, len(value)))
+        if count == len(value):
+            value.add()
+        elif draw(st.booleans()):
+            del value[count]
+        else:
+            change_a_field(draw, value[count])
+    elif field.message_type is not None:
+        change_a_field(draw, value)
+    elif field.is_repeated:
+        del value[draw(st.integers(0, len(value))) :]
+        floats = field.type == field.TYPE_FLOAT
+        value.extend(draw(st.lists(st.floats(width=32) if floats else U32, max_size=20)))
+    elif field.type == field.TYPE_BOOL:
+        setattr(message, field.name, draw(st.booleans()))
+    elif field.type == field.TYPE_FLOAT:
+        setattr(message, field.name, draw(st.floats(width=32)))
+    elif field.type == field.TYPE_ENUM:
+        setattr(message, field.name, draw(st.integers(-1, 5)))
+    else:
+        setattr(message, field.name, draw(U32))
 
 
 def changed_begin(draw: Draw) -> worker_pb2.LoadBegin:
     """A LoadBegin with other numbers in its shard, its manifest and its lease."""
     begin = worker_pb2.LoadBegin()
     begin.CopyFrom(PLAN.begin)
-    shard = begin.shard
     for _ in range(draw(st.integers(0, 3))):
-        name = draw(st.sampled_from(FIELDS))
-        field = common_pb2.ShardConfig.DESCRIPTOR.fields_by_name[name]
-        if field.message_type is not None:
-            part = getattr(shard, name)
-            part.begin, part.end = u32(draw(NUMBERS)), u32(draw(NUMBERS))
-        elif field.is_repeated:
-            del shard.rope_frequencies[draw(st.integers(0, 16)) :]
-            shard.rope_frequencies.extend(draw(st.lists(st.floats(width=32), max_size=20)))
-        elif field.type == field.TYPE_BOOL:
-            setattr(shard, name, draw(st.booleans()))
-        elif field.type == field.TYPE_FLOAT:
-            setattr(shard, name, draw(st.floats(width=32)))
-        elif field.type == field.TYPE_ENUM:
-            setattr(shard, name, draw(st.integers(-1, 5)))
-        else:
-            setattr(shard, name, u32(draw(NUMBERS)))
+        change_a_field(draw, begin.shard)
     for _ in range(draw(st.integers(0, 2))):
         entry = begin.manifest[draw(st.integers(0, len(begin.manifest) - 1))]
         what = draw(st.sampled_from(["rows", "columns", "size_bytes", "type", "name", "identity"]))
@@ -152,8 +166,8 @@ def test_chunks(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -
     folder = tmp_path_factory.getbasetemp() / "chunk-cache"
     cached = data.draw(st.booleans())
     bad = data.draw(st.lists(st.integers(0, 40), max_size=4, unique=True))
-    with bounded():
-        cache = SliceCache(folder) if cached else None
+    with bounded(), ExitStack() as files:
+        cache = files.enter_context(closing(SliceCache(folder))) if cached else None
         for path in folder.glob("*") if cached else ():
             path.unlink()
         session = LoadSession(PLAN.begin, cache, METRICS, lambda: 1 << 30)
@@ -168,7 +182,8 @@ def test_chunks(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -
         if cached:  # nothing wrong was kept
             for entry, content in zip(PLAN.begin.manifest, PLAN.slices, strict=True):
                 sink = MemorySink()
-                if SliceCache(folder).read(entry.identity, entry.size_bytes, sink):
+                assert cache is not None
+                if cache.read(entry.identity, entry.size_bytes, sink):
                     assert sink.data == content.tobytes()
 
 
@@ -245,8 +260,7 @@ def test_files_of_the_cache(tmp_path_factory: pytest.TempPathFactory, data: st.D
     identity = b"\x07" * 16
     for path in folder.glob("*"):
         path.unlink() if path.is_file() else path.rmdir()
-    with bounded():
-        cache = SliceCache(folder)
+    with bounded(), closing(SliceCache(folder)) as cache:
         part = cache.part(identity, content.size)
         assert part is not None
         part.write(0, content.data)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hearth.converter import ModelError, ModelSpec, RopeScaling
 from hearth.converter.hf_config import read_config, write_config
 from hearth.converter.readers.random import SHAPES
-from hearth.converter.spec import Unit
 
 # From the models' cards and files.
 PARAMETERS = {
@@ -46,12 +45,11 @@ def test_tensor_shapes_are_rows_and_columns() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_cuts_of_a_tensor_cover_it(tied: bool) -> None:
     spec = tiny_spec(head_size=24, tied=tied)
-    units = {Unit.KV_HEAD: spec.kv_heads, Unit.FFN: spec.ffn_size, Unit.VOCAB: spec.vocab_size}
     for tensor in spec.tensors:
         assert tensor.shape == spec.tensor_shape(tensor.source)
         if tensor.cut is not None:
             length = tensor.shape[1 if tensor.cut.columns else 0]
-            assert units[tensor.cut.unit] * tensor.cut.size == length
+            assert tensor.cut.unit.count * tensor.cut.size == length
     whole = {tensor.part for tensor in spec.tensors if tensor.cut is None}
     assert whole == {"embedding", "attn_norm", "ffn_norm", "norm"}
     assert [tensor.source for tensor in spec.tensors][-1] == ("embedding" if tied else "head")

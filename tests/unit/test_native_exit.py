@@ -16,12 +16,17 @@ class Slow(_native.Lane):
         time.sleep(0.001)
 
 def steps():
-    shard = _native.Shard(
-        hidden_size=32, layers=(0, 1), heads=(0, 1), kv_heads=(0, 1), head_size=32, ffn=(0, 32),
-        vocab=(0, 32), norm_epsilon=1e-5, rope_frequencies=[1.0] * 16, kv_type="f32", page_size=4,
-        max_pages=4, max_step_tokens=4, embedding=False, vocab_size=32, head_from_embedding=False,
-        threads=1,
+    attention = _native.AttentionConfig(
+        heads=(0, 1), kv_heads=(0, 1), key_size=32, value_size=32, scale=0.2, rope=0
     )
+    feed_forward = _native.FeedForwardConfig(units=(0, 32))
+    config = _native.ShardConfig(
+        hidden_size=32, layers=(0, 1), kind_of_layer=[0],
+        kinds=[_native.BlockConfig(attention=attention, feed_forward=feed_forward)],
+        vocab=(0, 32), norm_epsilon=1e-5, ropes=[_native.RopeConfig(frequencies=[1.0] * 16)],
+        kv_type="f32", page_size=4, max_pages=4, max_step_tokens=4, embedding=False, vocab_size=32,
+    )
+    shard = _native.Shard(config, threads=1)
     for name, shape in shard.expected().items():
         shard.load(name, "f32", np.zeros(shape, np.float32))
     lane = Slow() if sys.argv[1] == "lane" else None

@@ -33,6 +33,7 @@ SHAPES = [
     Shape(hidden=96, layers=1, heads=8, kv_heads=2, head_size=64, ffn=160, vocab=129),
 ]
 EPSILON = 1e-5
+NO_POSITIONS = np.empty(0, np.uint32)
 
 
 def frequencies(shape: Shape) -> NDArray[np.float32]:
@@ -126,25 +127,31 @@ def make_shard(
     ffn, vocab = cut(shape.ffn, ranks, rank), cut(shape.vocab, ranks, rank)
     layers = layers or (0, shape.layers)
     last = layers[1] == shape.layers
-    shard = _native.Shard(
-        hidden_size=shape.hidden,
-        layers=layers,
+    attention = _native.AttentionConfig(
         heads=heads,
         kv_heads=kv,
-        head_size=shape.head_size,
-        ffn=ffn,
-        vocab=vocab if last else (0, 0),
+        key_size=shape.head_size,
+        value_size=shape.head_size,
+        scale=shape.head_size**-0.5,
+        rope=0,
+    )
+    feed_forward = _native.FeedForwardConfig(units=ffn)
+    config = _native.ShardConfig(
+        hidden_size=shape.hidden,
+        layers=layers,
+        kinds=[_native.BlockConfig(attention=attention, feed_forward=feed_forward)],
+        kind_of_layer=[0] * (layers[1] - layers[0]),
         norm_epsilon=EPSILON,
-        rope_frequencies=frequencies(shape),
+        ropes=[_native.RopeConfig(frequencies=frequencies(shape).tolist())],
         kv_type=kv_type,
         page_size=page_size,
         max_pages=64,
         max_step_tokens=64,
         embedding=rank == 0,
         vocab_size=shape.vocab,
-        head_from_embedding=False,
-        threads=threads,
+        vocab=vocab if last else (0, 0),
     )
+    shard = _native.Shard(config, threads=threads)
     size = shape.head_size
     for name in shard.missing():
         value = weights[name]
@@ -197,7 +204,7 @@ def run_step(
     output_rows: list[int],
 ) -> NDArray[np.float32]:
     """One step on all ranks at once; logits [output_rows, vocab]."""
-    x = shards[0].embed(np.array(tokens, np.uint32))
+    x = shards[0].embed(np.array(tokens, np.uint32), NO_POSITIONS)
     meeting = Meeting(len(shards))
     logits: list[NDArray[np.float32] | None] = [None] * len(shards)
 
@@ -293,7 +300,7 @@ def test_stages_hand_activations_on() -> None:
     weights = random_weights(shape)
     first = make_shard(shape, weights, layers=(0, 1))
     second = make_shard(shape, weights, layers=(1, 2))
-    x = first.embed(np.arange(5, dtype=np.uint32))
+    x = first.embed(np.arange(5, dtype=np.uint32), NO_POSITIONS)
     sequences = [(5, 0, [0, 1])]
     middle = first.step(x, sequences, [], None).activations
     got = second.step(middle, sequences, [4], None).logits
@@ -304,7 +311,7 @@ def test_stages_hand_activations_on() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     shape = SHAPES[0]
     shard = make_shard(shape, random_weights(shape))
-    x = shard.embed(np.arange(3, dtype=np.uint32))
+    x = shard.embed(np.arange(3, dtype=np.uint32), NO_POSITIONS)
     cases: list[tuple[list[tuple[int, int, list[int]]], list[int], str]] = [
         ([(2, 0, [0])], [], "activations have"),
         ([(3, 2, [0])], [], "do not fit 1 pages"),
@@ -318,7 +325,7 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             shard.step(x, sequences, rows, None)
     with pytest.raises(ValueError, match="token 40 of a vocabulary of 40"):
-        shard.embed(np.array([40], np.uint32))
+        shard.embed(np.array([40], np.uint32), NO_POSITIONS)
     with pytest.raises(ValueError, match="no slice 'nonsense'"):
         shard.load("nonsense", "f32", b"")
     with pytest.raises(ValueError, match="came twice"):
@@ -333,7 +340,7 @@ def test_a_failing_lane_ends_the_step_and_not_the_shard() -> None:
     shape = SHAPES[0]
     weights = random_weights(shape)
     shard = make_shard(shape, weights, threads=2)
-    x = shard.embed(np.arange(3, dtype=np.uint32))
+    x = shard.embed(np.arange(3, dtype=np.uint32), NO_POSITIONS)
     with pytest.raises(ConnectionError, match="rank 1 is gone"):
         shard.step(x, [(3, 0, [0])], [2], Broken())
     got = shard.step(x, [(3, 0, [0])], [2], None).logits[0]

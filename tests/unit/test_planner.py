@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hearth.common.errors import HearthError
 from hearth.converter.spec import ModelSpec, is_norm
 from hearth.root.cluster.wire import shard_config
-from hearth.root.planning.cut import divide
+from hearth.root.planning.cut import divide, divide_heads
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import Layout, layout_of
 from hearth.root.planning.memory import pages_for
@@ -51,6 +51,21 @@ def test_divide_covers_all_and_gives_everyone_something(data: st.DataObject) -> 
     assert [begin for begin, _ in spans] == [0, *(end for _, end in spans[:-1])]
     assert spans[-1][1] == units
     assert all(end > begin for begin, end in spans)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.data())
+def test_heads_are_divided_with_the_kv_heads_that_they_read(
+    kv_heads: int, group: int, data: st.DataObject
+) -> None:
+    parts = data.draw(st.integers(1, kv_heads * group))
+    shares = data.draw(st.lists(st.floats(0.1, 10), min_size=parts, max_size=parts))
+    queries, keys = divide_heads(kv_heads * group, kv_heads, shares)
+    assert [begin for begin, _ in queries] == [0, *(end for _, end in queries[:-1])]
+    assert queries[-1][1] == kv_heads * group
+    for query, key in zip(queries, keys, strict=True):
+        assert query[1] > query[0]
+        assert key == (query[0] // group, (query[1] - 1) // group + 1)
+        assert (query[1] - query[0]) % (key[1] - key[0]) == 0
 
 
 @given(st.lists(st.floats(1, 4), min_size=1, max_size=6))
@@ -143,19 +158,23 @@ def dtype_of(name: str) -> str:
 
 
 @st.composite
-def staged(draw: st.DrawFn) -> tuple[ModelSpec, Layout, list[float]]:
-    """A small model, stages of ranks that it can be cut into, and a share for each node."""
+def staged(draw: st.DrawFn, shared: bool = True) -> tuple[ModelSpec, Layout, list[float]]:
+    """A small model, stages of ranks that it can be cut into, and a share for each node.
+
+    shared: several ranks of a stage may have the same KV head.
+    """
     kv_heads = draw(st.integers(1, 4))
     spec = spec_of(
         layers=draw(st.integers(1, 7)),
         heads=kv_heads * draw(st.integers(1, 3)),
         kv_heads=kv_heads,
         head_size=draw(st.sampled_from([2, 8, 32])),
-        ffn_size=draw(st.integers(4, 150)),
-        vocab_size=draw(st.integers(4, 150)),
+        ffn_size=draw(st.integers(12, 150)),
+        vocab_size=draw(st.integers(12, 150)),
         tied=draw(st.booleans()),
     )
-    ranks = draw(st.lists(st.integers(1, kv_heads), min_size=1, max_size=min(4, spec.layers)))
+    most = spec.heads if shared else kv_heads
+    ranks = draw(st.lists(st.integers(1, most), min_size=1, max_size=min(4, spec.layers)))
     layers = None
     if draw(st.booleans()):
         spans = divide(spec.layers, draw(st.permutations(range(1, len(ranks) + 1))))
@@ -187,8 +206,15 @@ def test_stages_hold_every_number_of_the_model(case: tuple[ModelSpec, Layout, li
     for name, count in held.items():
         layer = int(name.split(".")[1]) if name.startswith("layers.") else spec.layers - 1
         stage = next(s for s in plan.stages if s.layers[0] <= layer < s.layers[1])
-        # A norm's weights are on every rank of its stage, all others once.
-        assert (count == (len(stage.ranks) if is_norm(name) else 1)).all(), name
+        if name.endswith((".wk", ".wv")) and len(stage.ranks) > spec.kv_heads:
+            # On every rank that has query heads of it, and so on all ranks together.
+            per_head = count[:: spec.head_size, 0]
+            assert (per_head >= 1).all()
+            assert per_head.sum() == len(stage.ranks)
+            assert (count == np.repeat(per_head, spec.head_size)[:, None]).all()
+        else:
+            # A norm's weights are on every rank of its stage, all others once.
+            assert (count == (len(stage.ranks) if is_norm(name) else 1)).all(), name
 
 
 def _check_stages(spec: ModelSpec, layout: Layout, plan: Plan) -> None:
@@ -213,7 +239,7 @@ def _check_stages(spec: ModelSpec, layout: Layout, plan: Plan) -> None:
             )
 
 
-@given(staged(), st.sampled_from(["f32", "f16"]))
+@given(staged(shared=False), st.sampled_from(["f32", "f16"]))
 def test_memory_of_stages_adds_up(
     case: tuple[ModelSpec, Layout, list[float]], kv_type: str
 ) -> None:
@@ -258,7 +284,7 @@ def test_layers_follow_the_shares_of_a_stage() -> None:
     [
         (Layout((1, 1, 1)), "into 3 stages: its 2 layers allow 1 to 2"),
         (Layout(()), "into 0 stages"),
-        (Layout((1, 5)), "over a stage of 5 nodes: its 4 KV heads allow 1 to 4"),
+        (Layout((1, 9)), "over a stage of 9 nodes: its 8 query heads allow 1 to 8"),
         (Layout((1, 0)), "over a stage of 0 nodes"),
         (Layout((1, 1), (2, 1)), "stages of 2,1 layers add up to 3; test has 2 layers"),
         (Layout((1, 1), (2, 0)), "every stage needs at least one"),
@@ -309,9 +335,9 @@ def test_what_stays_f16_is_said() -> None:
     assert any("w2 stays f16" in note for note in plan.notes)
 
 
-@pytest.mark.parametrize("nodes", [0, 5])
+@pytest.mark.parametrize("nodes", [0, 9])
 def test_a_count_that_cannot_be_cut_names_those_that_can(nodes: int) -> None:
-    with pytest.raises(HearthError, match=f"over {nodes} nodes: its 4 KV heads allow 1 to 4"):
+    with pytest.raises(HearthError, match=f"over {nodes} nodes: its 8 query heads allow 1 to 8"):
         make_plan(spec_of(), lambda _: "f32", Layout.tensor(nodes))
 
 

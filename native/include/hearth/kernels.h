@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hearth/config.h"
 #include "hearth/types.h"
 
 namespace hearth {
@@ -22,6 +23,8 @@ inline constexpr size_t kGroupRows = 8;
 inline constexpr size_t kKeySlots = 8;
 // Below this, 127 / magnitude would be infinite.
 inline constexpr float kSmallestQuantized = 1e-36f;
+// Of gelu_tanh: 2 sqrt(2 / pi), and the factor of the cube.
+inline constexpr float kGeluFactor = 1.5957691216f, kGeluCubic = 0.044715f;
 
 // y[t][r] = sum over c of w[r][c] * x[t][c], for a run of groups of eight rows.
 struct MatmulArgs {
@@ -47,12 +50,12 @@ struct QuantizedRows {
 // One page of one KV head, for queries that see the same slots of it: those of the heads that share
 // the KV head, of one row or of several.
 struct AttendArgs {
-  const float* q;  // [queries, head_size], already scaled
+  const float* q;  // [queries, key_size], already scaled
   // f32 or f16. Keys lie the other way round, so that a vector holds one number of many slots and
   // no score is summed across a vector.
-  const void* keys;    // [head_size, stride]
-  const void* values;  // [slots, head_size]
-  size_t queries, head_size, slots;
+  const void* keys;    // [key_size, stride]
+  const void* values;  // [slots, value_size]
+  size_t queries, key_size, value_size, slots;
   // At least slots, and a multiple of kKeySlots: what lies behind a row's slots is read, and has no
   // effect.
   size_t stride;
@@ -61,7 +64,10 @@ struct AttendArgs {
   // Running softmax (Milakov, Gimelshein: Online normalizer calculation for softmax, 2018).
   float* largest;  // [queries], -inf at first
   float* sum;      // [queries], 0 at first
-  float* out;      // [queries, head_size], 0 at first; divided by sum after the last page
+  float* out;      // [queries, value_size], 0 at first; divided by sum after the last page
+  // Scores become softcap * tanh(scores / softcap); 0: they stay (Gemma 2: Improving open language
+  // models at a practical size, 2024).
+  float softcap = 0.0f;
 };
 
 struct Kernels {
@@ -82,12 +88,20 @@ struct Kernels {
   void (*matmul_q80)(const MatmulArgs&, const QuantizedRows& x);
   void (*matmul_q40)(const MatmulArgs&, const QuantizedRows& x);
 
-  // y = x / sqrt(mean(x^2) + epsilon) * weight
+  // y = x / sqrt(mean(x^2) + epsilon) * weight; y may be x.
   void (*rms_norm)(const float* x, const float* weight, size_t size, float epsilon, float* y);
+  // y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) * weight + bias; y may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, size_t size,
+                     float epsilon, float* y);
   // x += y
   void (*add)(float* x, const float* y, size_t size);
-  // gate = silu(gate) * up
-  void (*swiglu)(float* gate, const float* up, size_t size);
+  // gate = activation(gate) * up, or activation(gate) where up is nullptr; by Activation.
+  //   silu          x / (1 + e^-x)
+  //   gelu_tanh     x / (1 + e^(-2 sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks, Gimpel: Gaussian
+  //                 error linear units, 2016; their approximation by tanh)
+  //   gelu          x (1 + erf(x / sqrt(2))) / 2
+  //   relu_squared  max(x, 0)^2
+  void (*activate[kActivations])(float* gate, const float* up, size_t size);
   // Rotates pairs (i, i + half) of one head; cos, sin: [half].
   void (*rope)(float* head, const float* cos, const float* sin, size_t half);
 

@@ -1,11 +1,10 @@
 // One node's part of a model, a range of layers and a share of each, and its forward pass.
 //
 // Words: a step is one forward pass of a batch; its rows are the tokens of its sequences, one after
-// another. Slices, by name, with shapes [rows, columns]:
-//   embedding [vocab_size, hidden]   head [vocab, hidden]   norm [1, hidden]
-//   layers.N.attn_norm, .ffn_norm [1, hidden]   .wq [heads * head_size, hidden]
-//   .wk, .wv [kv_heads * head_size, hidden]     .wo [hidden, heads * head_size]
-//   .w1, .w3 [ffn, hidden]                      .w2 [hidden, ffn]
+// another. Slices, by name, with shapes [rows, columns]; vectors have one row:
+//   embedding [vocab_size, hidden]   positions [learned_positions, hidden]
+//   norm [1, hidden]   head [vocab, hidden]   head_bias [1, vocab]
+//   and those of each layer, "layers.N.": see layers/attention.h and layers/feed_forward.h
 #pragma once
 
 #include <cstddef>
@@ -17,33 +16,11 @@
 #include <utility>
 #include <vector>
 
+#include "hearth/config.h"
 #include "hearth/lane.h"
 #include "hearth/types.h"
 
 namespace hearth {
-
-struct Span {
-  size_t begin = 0, end = 0;
-  size_t size() const { return end - begin; }
-};
-
-struct ShardConfig {
-  size_t hidden_size;
-  Span layers, heads, kv_heads;
-  size_t head_size;
-  Span ffn;
-  Span vocab;  // rows of the head; empty when this is not the last stage
-  float norm_epsilon;
-  std::vector<float> rope_frequencies;  // [head_size / 2]
-  KvType kv_type;
-  size_t page_size, max_pages, max_step_tokens;
-  bool embedding;
-  size_t vocab_size;
-  bool head_from_embedding;  // the head is the embedding's rows [vocab.begin, vocab.end)
-
-  // Throws std::invalid_argument, naming the value that is out of range.
-  void validate() const;
-};
 
 struct SequenceStep {
   size_t rows;
@@ -83,8 +60,11 @@ class Shard {
   size_t kv_pages() const;
   size_t kv_bytes() const;
 
-  // out: [tokens.size(), hidden_size]
-  void embed(std::span<const uint32_t> tokens, float* out) const;
+  // The first stage's input: scaled rows of the embedding, plus those of learned positions.
+  // positions: one for each token; read only by models that have learned positions, and may be
+  // empty for others. out: [tokens.size(), hidden_size]
+  void embed(std::span<const uint32_t> tokens, std::span<const uint32_t> positions,
+             float* out) const;
 
   // x: [rows, hidden_size], the stage's input and then its output. output_rows: rows whose logits
   // are wanted, ascending; logits: [output_rows.size(), vocab.size()]. lane: nullptr when alone.

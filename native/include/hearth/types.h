@@ -40,7 +40,7 @@ KvType parse_kv_type(std::string_view name);
 inline constexpr size_t kMostHeadSize = 4096;
 
 // Bytes of the keys and values of one head in one page of the KV cache. Throws
-// std::invalid_argument when the type is q80 and the head not a whole number of blocks.
-size_t kv_head_bytes(KvType type, size_t head_size, size_t page_size);
+// std::invalid_argument when the type is q80 and a size not a whole number of blocks.
+size_t kv_head_bytes(KvType type, size_t key_size, size_t value_size, size_t page_size);
 
 }  // namespace hearth

@@ -1,6 +1,7 @@
 #include "layers/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -28,70 +29,103 @@ struct QueryTile {
 };
 
 // Copies the tile's queries to its scratch memory and prepares the running softmax.
-AttendArgs begin_tile(const Pass& pass, const AttentionShape& shape, const QueryTile& tile,
+AttendArgs begin_tile(const Pass& pass, const Attend& operation, const QueryTile& tile,
                       float*& scratch) {
-  const size_t size = shape.head_size, queries = tile.queries(), stride = pass.kv.stride();
+  const AttentionShape& shape = operation.shape;
+  const size_t key_size = shape.key_size, queries = tile.queries(), stride = pass.kv.stride();
   const auto take = [&](size_t count) { return std::exchange(scratch, scratch + count); };
-  float* q = take(queries * size);
+  float* q = take(queries * key_size);
   const AttendArgs args = {
       .q = q,
       .keys = nullptr,
       .values = nullptr,
       .queries = queries,
-      .head_size = size,
+      .key_size = key_size,
+      .value_size = shape.value_size,
       .slots = 0,
       .stride = stride,
       .scratch = take(queries * stride),
       .shrink = take(queries),
       .largest = take(queries),
       .sum = take(queries),
-      .out = take(queries * size),
+      .out = take(queries * shape.value_size),
+      .softcap = operation.softcap,
   };
   const Activations& all = pass.buffers[BufferId::queries];
-  const size_t of_row = tile.heads * size;
+  const size_t of_row = tile.heads * key_size;
   for (size_t r = 0; r < tile.rows.count; ++r)
-    std::copy_n(all.row(tile.rows.first + r) + tile.head * size, of_row, q + r * of_row);
+    std::copy_n(all.row(tile.rows.first + r) + tile.head * key_size, of_row, q + r * of_row);
   std::fill_n(args.largest, queries, -std::numeric_limits<float>::infinity());
   std::fill_n(args.sum, queries, 0.0f);
-  std::fill_n(args.out, queries * size, 0.0f);
+  std::fill_n(args.out, queries * shape.value_size, 0.0f);
   return args;
 }
 
+// First position that a query at `position` sees.
+size_t first_visible(size_t window, size_t position) {
+  return window == 0 || position < window ? 0 : position + 1 - window;
+}
+
 // The page whose first position is `page_start`; `first`: the position of the tile's first row.
+// element_bytes: of keys and values.
 void attend_page(void (*attend)(const AttendArgs&), const AttendArgs& args, const QueryTile& tile,
-                 size_t page_start, size_t page_size, size_t first) {
-  if (page_start + page_size <= first + 1) {
+                 size_t page_start, size_t page_size, size_t first, size_t window,
+                 size_t element_bytes) {
+  const size_t last = first + tile.rows.count - 1;
+  if (page_start + page_size <= first + 1 && first_visible(window, last) <= page_start) {
     AttendArgs all = args;
     all.slots = page_size;
     return attend(all);
   }
-  // Causal mask: here each row sees its own number of slots, from none to all.
+  // Mask: here each row sees its own slots [low, high), from none to all.
   for (size_t r = page_start > first ? page_start - first : 0; r < tile.rows.count; ++r) {
+    const size_t visible = first_visible(window, first + r);
+    const size_t low = visible > page_start ? visible - page_start : 0;
+    const size_t high = std::min(page_size, first + r + 1 - page_start);
+    if (low >= high) continue;
     AttendArgs row = args;
     const size_t query = r * tile.heads;
     row.queries = tile.heads;
-    row.slots = std::min(page_size, first + r + 1 - page_start);
-    row.q += query * args.head_size;
+    row.slots = high - low;
+    // Of a slot further, keys lie one element on, and values a row. Behind the last key are the
+    // values, so that the whole vectors of keys that are read stay within the page.
+    row.keys = static_cast<const uint8_t*>(args.keys) + low * element_bytes;
+    row.values = static_cast<const uint8_t*>(args.values) + low * args.value_size * element_bytes;
+    row.q += query * args.key_size;
     row.largest += query;
     row.sum += query;
-    row.out += query * args.head_size;
+    row.out += query * args.value_size;
     attend(row);
   }
 }
 
+// A score of its own for each head, whose value is zero.
+void add_sink(float sink, const AttendArgs& args, size_t query) {
+  const float largest = std::max(args.largest[query], sink);
+  const float shrink = std::exp(args.largest[query] - largest);
+  args.sum[query] = args.sum[query] * shrink + std::exp(sink - largest);
+  for (size_t i = 0; i < args.value_size; ++i) args.out[query * args.value_size + i] *= shrink;
+}
+
 // mixed = out / sum
-void end_tile(const Pass& pass, const AttendArgs& args, const QueryTile& tile, bool quantize) {
+void end_tile(const Pass& pass, const Attend& operation, const AttendArgs& args,
+              const QueryTile& tile) {
   const Activations& mixed = pass.buffers[BufferId::mixed];
-  const size_t size = args.head_size;
+  const size_t size = args.value_size;
   for (size_t r = 0; r < tile.rows.count; ++r) {
     const size_t row = tile.rows.first + r;
     float* out = mixed.row(row) + tile.head * size;
     for (size_t h = 0; h < tile.heads; ++h) {
       const size_t query = r * tile.heads + h;
+      if (operation.sinks != nullptr) add_sink((*operation.sinks)[tile.head + h], args, query);
       const float inverse = 1.0f / args.sum[query];
       for (size_t i = 0; i < size; ++i) out[h * size + i] = args.out[query * size + i] * inverse;
     }
-    if (quantize) {
+    if (operation.gate) {
+      const float* gates = pass.buffers[BufferId::mixer_gate].row(row) + tile.head * size;
+      for (size_t i = 0; i < tile.heads * size; ++i) out[i] /= 1.0f + std::exp(-gates[i]);
+    }
+    if (operation.quantize) {
       quantize_columns(pass.kernels, mixed, row, tile.head * size, (tile.head + tile.heads) * size);
     }
   }
@@ -101,8 +135,8 @@ void attend_tile(Pass& pass, const Attend& operation, const QueryTile& tile, siz
   const KvShape& kv = pass.kv.shape();
   const size_t page_size = kv.page_size;
   float* scratch = pass.buffers[BufferId::scratch].row(thread);
-  AttendArgs args = begin_tile(pass, operation.shape, tile, scratch);
-  float* keys = std::exchange(scratch, scratch + args.head_size * args.stride);
+  AttendArgs args = begin_tile(pass, operation, tile, scratch);
+  float* keys = std::exchange(scratch, scratch + args.key_size * args.stride);
   float* values = scratch;
   // Few queries read f16 directly; for more, a page is converted once.
   const bool widen =
@@ -112,66 +146,116 @@ void attend_tile(Pass& pass, const Attend& operation, const QueryTile& tile, siz
   const Batch::Row& row = pass.batch.rows()[tile.rows.first];
   const auto& pages = row.sequence->pages;
   const size_t first = row.position, end = first + tile.rows.count;
-  for (size_t p = 0, at = 0; at < end; ++p, at += page_size) {
+  const size_t first_page = first_visible(operation.window, first) / page_size;
+  const size_t element_bytes = attend == pass.kernels.attend_f16 ? 2 : 4;
+  for (size_t p = first_page, at = p * page_size; at < end; ++p, at += page_size) {
     args.keys = pass.kv.keys(pages[p], operation.layer, tile.kv_head);
     args.values = pass.kv.values(pages[p], operation.layer, tile.kv_head);
     if (widen) {
-      pass.kv.widen_keys(pass.kernels, args.keys, keys);
-      pass.kv.widen_values(pass.kernels, args.values, std::min(page_size, end - at), values);
+      pass.kv.widen_keys(pass.kernels, args.keys, args.key_size, keys);
+      pass.kv.widen_values(pass.kernels, args.values, std::min(page_size, end - at),
+                           args.value_size, values);
       args.keys = keys;
       args.values = values;
     }
-    attend_page(attend, args, tile, at, page_size, first);
+    attend_page(attend, args, tile, at, page_size, first, operation.window, element_bytes);
   }
-  end_tile(pass, args, tile, operation.quantize);
+  end_tile(pass, operation, args, tile);
 }
 
 }  // namespace
 
-AttentionShape attention_shape(const ShardConfig& config) {
-  return {config.heads.size(), config.kv_heads.size(), config.head_size};
+AttentionShape attention_shape(const AttentionConfig& config) {
+  return {config.heads.size(), config.kv_heads.size(), config.key_size, config.value_size};
 }
 
-void Attention::add_slots(const ShardConfig& config, const std::string& prefix, Slots& slots) {
+void Attention::add_slots(const ShardConfig& config, const BlockConfig& block,
+                          const std::string& prefix, Slots& slots) {
+  const AttentionConfig& attention = block.attention;
+  const AttentionShape shape = attention_shape(attention);
   const size_t hidden = config.hidden_size;
-  const size_t q = config.heads.size() * config.head_size;
-  const size_t kv = config.kv_heads.size() * config.head_size;
-  slots.add(prefix + "attn_norm", hidden, norm);
+  const size_t q = shape.heads * shape.key_size, mixed = shape.heads * shape.value_size;
+  const size_t k = shape.kv_heads * shape.key_size, v = shape.kv_heads * shape.value_size;
+  if (block.input_norms) norm.add_slots(config.norm, prefix + "attn_norm", hidden, slots);
   slots.add(prefix + "wq", q, hidden, query);
-  slots.add(prefix + "wk", kv, hidden, key);
-  slots.add(prefix + "wv", kv, hidden, value);
-  slots.add(prefix + "wo", hidden, q, output);
+  slots.add(prefix + "wk", k, hidden, key);
+  slots.add(prefix + "wv", v, hidden, value);
+  slots.add(prefix + "wo", hidden, mixed, output);
+  if (attention.bias) {
+    slots.add(prefix + "bq", q, query_bias);
+    slots.add(prefix + "bk", k, key_bias);
+    slots.add(prefix + "bv", v, value_bias);
+  }
+  if (attention.output_bias) slots.add(prefix + "bo", hidden, output_bias);
+  if (attention.head_norm) {
+    slots.add(prefix + "q_norm", shape.key_size, query_norm.weight);
+    slots.add(prefix + "k_norm", shape.key_size, key_norm.weight);
+  }
+  if (attention.sinks) slots.add(prefix + "sinks", shape.heads, sinks);
+  if (attention.gate) slots.add(prefix + "wg", mixed, hidden, gate);
+  if (block.output_norms)
+    output_norm.add_slots(config.norm, prefix + "attn_out_norm", hidden, slots);
 }
 
 void Attention::compile(const ShardConfig& config, size_t layer, Program& program) const {
-  const AttentionShape shape = attention_shape(config);
+  const BlockConfig& block = config.kind_of(layer);
+  const AttentionConfig& attention = block.attention;
+  const AttentionShape shape = attention_shape(attention);
   const size_t hidden = config.hidden_size;
-  const size_t q = shape.heads * shape.head_size, kv = shape.kv_heads * shape.head_size;
-  const bool quantize_normed =
-      is_quantized(query.type()) || is_quantized(key.type()) || is_quantized(value.type());
+  const size_t q = shape.heads * shape.key_size, mixed = shape.heads * shape.value_size;
+  const size_t k = shape.kv_heads * shape.key_size, v = shape.kv_heads * shape.value_size;
+  const auto bias = [&](const std::vector<float>& each) {
+    return attention.bias ? &each : nullptr;
+  };
+  std::vector<Products::Product> products = {{&query, BufferId::queries, q, bias(query_bias)},
+                                             {&key, BufferId::keys, k, bias(key_bias)},
+                                             {&value, BufferId::values, v, bias(value_bias)}};
+  if (attention.gate) products.push_back({&gate, BufferId::mixer_gate, mixed});
+  bool quantize_normed = false;
+  for (const auto& each : products)
+    quantize_normed = quantize_normed || is_quantized(each.weight->type());
   const bool quantize_mixed = is_quantized(output.type());
   // Else blocks straddle heads, and only whole rows can be quantized.
-  const bool whole_blocks = shape.head_size % kBlock == 0;
+  const bool whole_blocks = shape.value_size % kBlock == 0;
   program.size_buffer(BufferId::normed, hidden, quantize_normed);
   program.size_buffer(BufferId::queries, q);
-  program.size_buffer(BufferId::keys, kv);
-  program.size_buffer(BufferId::values, kv);
-  program.size_buffer(BufferId::mixed, q, quantize_mixed);
+  program.size_buffer(BufferId::keys, k);
+  program.size_buffer(BufferId::values, v);
+  if (attention.gate) program.size_buffer(BufferId::mixer_gate, mixed);
+  program.size_buffer(BufferId::mixed, mixed, quantize_mixed);
   program.size_buffer(BufferId::partial, hidden);
-  program.add(Norm{.weight = &norm,
-                   .epsilon = config.norm_epsilon,
+  program.add(Norm{.weights = block.input_norms ? &norm : nullptr,
+                   .config = config.norm,
                    .add = layer > 0,  // what the block before this one made
                    .quantize = quantize_normed});
-  program.add(Products{.input = BufferId::normed,
-                       .products = {{&query, BufferId::queries, q},
-                                    {&key, BufferId::keys, kv},
-                                    {&value, BufferId::values, kv}}});
-  program.add(RopeAndStore{.shape = shape, .layer = layer});
-  program.add(Attend{.shape = shape, .layer = layer, .quantize = quantize_mixed && whole_blocks});
+  program.add(Products{.input = BufferId::normed, .products = std::move(products)});
+  size_t first_pair = 0, pairs = 0;
+  if (attention.rope) {
+    for (size_t i = 0; i < *attention.rope; ++i) first_pair += config.ropes[i].frequencies.size();
+    pairs = config.ropes[*attention.rope].frequencies.size();
+  }
+  program.add(RopeAndStore{.shape = shape,
+                           .layer = layer,
+                           .scale = attention.scale,
+                           .first_pair = first_pair,
+                           .pairs = pairs,
+                           .query_norm = attention.head_norm ? &query_norm : nullptr,
+                           .key_norm = attention.head_norm ? &key_norm : nullptr,
+                           .epsilon = config.norm.epsilon});
+  program.add(Attend{.shape = shape,
+                     .kind = config.kind_of_layer[layer],
+                     .layer = layer,
+                     .window = attention.window,
+                     .softcap = attention.softcap,
+                     .sinks = attention.sinks ? &sinks : nullptr,
+                     .gate = attention.gate,
+                     .quantize = quantize_mixed && whole_blocks});
   if (quantize_mixed && !whole_blocks) program.add(Quantize{.buffer = BufferId::mixed});
-  program.add(
-      Products{.input = BufferId::mixed, .products = {{&output, BufferId::partial, hidden}}});
+  program.add(Products{.input = BufferId::mixed,
+                       .products = {{&output, BufferId::partial, hidden,
+                                     attention.output_bias ? &output_bias : nullptr}}});
   program.add(AllReduce{});
+  add_finish_partial(config, block, output_norm, program);
 }
 
 std::vector<RowRange> cut_rows(const Batch& batch, const AttentionShape& shape, size_t threads) {
@@ -197,19 +281,21 @@ size_t attention_scratch(const std::vector<RowRange>& ranges, const AttentionSha
   for (const RowRange& range : ranges) longest = std::max(longest, range.count);
   const size_t queries = longest * shape.queries_per_kv_head();
   // See begin_tile, and attend_tile for the page that is converted.
-  return queries * (2 * shape.head_size + key_stride + 3) +
-         (key_stride + page_size) * shape.head_size;
+  return queries * (shape.key_size + shape.value_size + key_stride + 3) +
+         key_stride * shape.key_size + page_size * shape.value_size;
 }
 
 Access Attend::access() const {
-  return {.reads = {BufferId::queries, BufferId::kv_cache},
-          .writes = {BufferId::mixed, BufferId::scratch},
-          .division = Division::other};
+  BufferSet reads = {BufferId::queries, BufferId::kv_cache};
+  if (gate) reads = reads | BufferSet{BufferId::mixer_gate};
+  return {
+      .reads = reads, .writes = {BufferId::mixed, BufferId::scratch}, .division = Division::other};
 }
 
 // Items go to the threads in turn, KV head by KV head: later rows have more positions to see.
 void Attend::run(Pass& pass, size_t thread) const {
-  const size_t threads = pass.pool.size(), ranges = pass.row_ranges.size();
+  const std::vector<RowRange>& row_ranges = pass.row_ranges[kind];
+  const size_t threads = pass.pool.size(), ranges = row_ranges.size();
   const size_t per_kv_head = shape.queries_per_kv_head();
   // With few rows the query heads of one KV head are divided too, so that no thread is idle.
   size_t divisions = 1;
@@ -220,7 +306,7 @@ void Attend::run(Pass& pass, size_t thread) const {
   for (size_t item = thread; item < items; item += threads) {
     const size_t kv_head = item / (ranges * divisions);
     const auto [first, last] = split(per_kv_head, divisions, item % divisions);
-    const QueryTile tile = {.rows = pass.row_ranges[item / divisions % ranges],
+    const QueryTile tile = {.rows = row_ranges[item / divisions % ranges],
                             .kv_head = kv_head,
                             .head = kv_head * per_kv_head + first,
                             .heads = last - first};

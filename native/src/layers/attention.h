@@ -1,4 +1,11 @@
-// Grouped-query attention with rotary positions over a paged KV cache.
+// Grouped-query attention over a paged KV cache.
+//
+// Slices of a layer, with shapes [rows, columns]; what is in brackets depends on the config:
+//   attn_norm [1, hidden]              wq [heads * key_size, hidden]
+//   wk [kv_heads * key_size, hidden]   wv [kv_heads * value_size, hidden]
+//   wo [hidden, heads * value_size]    [bq, bk, bv: [1, rows of wq, wk, wv]]   [bo [1, hidden]]
+//   [q_norm, k_norm [1, key_size]]     [sinks [1, heads]]
+//   [wg (gate) [heads * value_size, hidden]]   [attn_out_norm [1, hidden]]
 #pragma once
 
 #include <cstddef>
@@ -6,7 +13,8 @@
 #include <vector>
 
 #include "formats/matrix.h"
-#include "hearth/shard.h"
+#include "hearth/config.h"
+#include "layers/norm.h"
 #include "layers/program.h"
 #include "layers/slots.h"
 #include "shard/batch.h"
@@ -14,12 +22,14 @@
 namespace hearth {
 
 struct Attention {
-  std::vector<float> norm;
-  Matrix query, key, value, output;
+  NormWeights norm, output_norm, query_norm, key_norm;
+  Matrix query, key, value, output, gate;
+  std::vector<float> query_bias, key_bias, value_bias, output_bias, sinks;
 
-  // `prefix`: of the block's slices, for example "layers.3.".
-  void add_slots(const ShardConfig& config, const std::string& prefix, Slots& slots);
-  // `layer` counts from the shard's first. Ends with this rank's part in `partial`.
+  // `prefix`: of the layer's slices, for example "layers.3.".
+  void add_slots(const ShardConfig& config, const BlockConfig& block, const std::string& prefix,
+                 Slots& slots);
+  // `layer` counts from the shard's first. Ends with the sum over all ranks in `partial`.
   void compile(const ShardConfig& config, size_t layer, Program& program) const;
 };
 
@@ -36,6 +46,6 @@ std::vector<RowRange> cut_rows(const Batch& batch, const AttentionShape& shape, 
 size_t attention_scratch(const std::vector<RowRange>& ranges, const AttentionShape& shape,
                          size_t key_stride, size_t page_size);
 
-AttentionShape attention_shape(const ShardConfig& config);
+AttentionShape attention_shape(const AttentionConfig& config);
 
 }  // namespace hearth

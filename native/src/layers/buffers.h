@@ -15,17 +15,18 @@ enum class BufferId : uint8_t {
   logits,    // [output rows, vocab]
   kv_cache,  // all pages
   // In the workspace: [rows, columns], but for the scratch memory of each thread.
-  cos,      // of the rotary angles
-  sin,      //
-  normed,   // input of the mixer, of the feed-forward, and of the head
-  queries,  //
-  keys,     //
-  values,   //
-  mixed,    // what attention makes
-  partial,  // this rank's part of what is added to the residual
-  gate,     //
-  up,       //
-  scratch,  // each thread's, for attention and products
+  cos,         // of the rotary angles
+  sin,         //
+  normed,      // input of the mixer, of the feed-forward, and of the head
+  queries,     //
+  keys,        //
+  values,      //
+  mixer_gate,  // see AttentionConfig::gate
+  mixed,       // what attention makes
+  partial,     // this rank's part of what is added to the residual
+  gate,        //
+  up,          //
+  scratch,     // each thread's, for attention and products
 };
 
 inline constexpr size_t kBuffers = static_cast<size_t>(BufferId::scratch) + 1;

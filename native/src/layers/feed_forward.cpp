@@ -7,53 +7,79 @@
 
 namespace hearth {
 
-void FeedForward::add_slots(const ShardConfig& config, const std::string& prefix, Slots& slots) {
-  const size_t hidden = config.hidden_size, units = config.ffn.size();
-  slots.add(prefix + "ffn_norm", hidden, norm);
+void FeedForward::add_slots(const ShardConfig& config, const BlockConfig& block,
+                            const std::string& prefix, Slots& slots) {
+  const FeedForwardConfig& shape = block.feed_forward;
+  const size_t hidden = config.hidden_size, units = shape.units.size();
+  if (block.input_norms) norm.add_slots(config.norm, prefix + "ffn_norm", hidden, slots);
   slots.add(prefix + "w1", units, hidden, gate);
-  slots.add(prefix + "w3", units, hidden, up);
+  if (shape.gated) slots.add(prefix + "w3", units, hidden, up);
   slots.add(prefix + "w2", hidden, units, down);
+  if (shape.bias) slots.add(prefix + "b1", units, gate_bias);
+  if (shape.bias && shape.gated) slots.add(prefix + "b3", units, up_bias);
+  if (shape.output_bias) slots.add(prefix + "b2", hidden, down_bias);
+  if (block.output_norms)
+    output_norm.add_slots(config.norm, prefix + "ffn_out_norm", hidden, slots);
 }
 
-void FeedForward::compile(const ShardConfig& config, Program& program) const {
-  const size_t hidden = config.hidden_size, units = config.ffn.size();
-  const bool quantize_normed = is_quantized(gate.type()) || is_quantized(up.type());
+void FeedForward::compile(const ShardConfig& config, const BlockConfig& block,
+                          Program& program) const {
+  const FeedForwardConfig& shape = block.feed_forward;
+  const size_t hidden = config.hidden_size, units = shape.units.size();
+  const bool quantize_normed =
+      is_quantized(gate.type()) || (shape.gated && is_quantized(up.type()));
   const bool quantize_gate = is_quantized(down.type());
   program.size_buffer(BufferId::normed, hidden, quantize_normed);
   program.size_buffer(BufferId::gate, units, quantize_gate);
-  program.size_buffer(BufferId::up, units);
+  if (shape.gated) program.size_buffer(BufferId::up, units);
   program.size_buffer(BufferId::partial, hidden);
-  program.add(Norm{
-      .weight = &norm, .epsilon = config.norm_epsilon, .add = true, .quantize = quantize_normed});
-  program.add(GatedProducts{.gate = &gate, .up = &up, .quantize = quantize_gate});
-  program.add(Products{.input = BufferId::gate, .products = {{&down, BufferId::partial, hidden}}});
+  program.add(Norm{.weights = block.input_norms ? &norm : nullptr,
+                   .config = config.norm,
+                   .add = true,
+                   .quantize = quantize_normed});
+  program.add(
+      ActivatedProducts{.gate = {&gate, shape.bias ? &gate_bias : nullptr},
+                        .up = {shape.gated ? &up : nullptr, shape.bias ? &up_bias : nullptr},
+                        .activation = shape.activation,
+                        .quantize = quantize_gate});
+  program.add(Products{
+      .input = BufferId::gate,
+      .products = {{&down, BufferId::partial, hidden, shape.output_bias ? &down_bias : nullptr}}});
   program.add(AllReduce{});
+  add_finish_partial(config, block, output_norm, program);
 }
 
-Access GatedProducts::access() const {
-  return {.reads = {BufferId::normed},
-          .writes = {BufferId::gate, BufferId::up, BufferId::scratch},
-          .division = Division::stealing};
+Access ActivatedProducts::access() const {
+  BufferSet writes = {BufferId::gate, BufferId::scratch};
+  if (up.matrix != nullptr) writes = writes | BufferSet{BufferId::up};
+  return {.reads = {BufferId::normed}, .writes = writes, .division = Division::stealing};
 }
 
-void GatedProducts::run(Pass& pass, size_t thread) const {
+void ActivatedProducts::run(Pass& pass, size_t thread) const {
   const Activations& normed = pass.buffers[BufferId::normed];
   const Activations& gated = pass.buffers[BufferId::gate];
-  const Activations& ups = pass.buffers[BufferId::up];
+  float* ups = up.matrix == nullptr ? nullptr : pass.buffers[BufferId::up].x;
   void* scratch = pass.buffers[BufferId::scratch].row(thread);
   const size_t rows = pass.batch.rows().size(), units = gated.columns;
   const size_t groups = (units + kGroupRows - 1) / kGroupRows;
   // Whole blocks of the next product's input: who made one can quantize it at once.
   const size_t unit = std::max(kBlock / kGroupRows, unit_groups(rows));
+  const auto activate = pass.kernels.activate[static_cast<size_t>(activation)];
   pass.queue.begin_phase(thread);
   while (true) {
     const auto [begin, end] = pass.queue.take(thread, groups, unit);
     if (begin == end) return;
-    multiply_groups(pass.kernels, normed, rows, *gate, units, begin, end, gated.x, scratch);
-    multiply_groups(pass.kernels, normed, rows, *up, units, begin, end, ups.x, scratch);
     const size_t first = begin * kGroupRows, last = std::min(end * kGroupRows, units);
+    const auto multiply = [&](const Weights& weights, float* y) {
+      if (weights.matrix == nullptr) return;
+      multiply_groups(pass.kernels, normed, rows, *weights.matrix, units, begin, end, y, scratch);
+      if (weights.bias != nullptr) add_bias(*weights.bias, rows, first, last, y);
+    };
+    multiply(gate, gated.x);
+    multiply(up, ups);
     for (size_t r = 0; r < rows; ++r) {
-      pass.kernels.swiglu(gated.row(r) + first, ups.row(r) + first, last - first);
+      const float* factors = ups == nullptr ? nullptr : ups + r * units + first;
+      activate(gated.row(r) + first, factors, last - first);
       if (quantize) quantize_columns(pass.kernels, gated, r, first, last);
     }
   }

@@ -1,24 +1,32 @@
-// A gated feed-forward: down (silu(gate x) * (up x)).
+// A feed-forward: down (activation(gate x) * (up x)), or down activation(gate x).
+//
+// Slices of a layer, with shapes [rows, columns]; what is in brackets depends on the config:
+//   ffn_norm [1, hidden]   w1 (gate) [units, hidden]   [w3 (up) [units, hidden]]
+//   w2 (down) [hidden, units]   [b1, b3 [1, units]]   [b2 [1, hidden]]
+//   [ffn_out_norm [1, hidden]]
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "formats/matrix.h"
-#include "hearth/shard.h"
+#include "hearth/config.h"
+#include "layers/norm.h"
 #include "layers/program.h"
 #include "layers/slots.h"
 
 namespace hearth {
 
 struct FeedForward {
-  std::vector<float> norm;
+  NormWeights norm, output_norm;
   Matrix gate, up, down;
+  std::vector<float> gate_bias, up_bias, down_bias;
 
-  // `prefix`: of the block's slices, for example "layers.3.".
-  void add_slots(const ShardConfig& config, const std::string& prefix, Slots& slots);
-  // Ends with this rank's part in `partial`.
-  void compile(const ShardConfig& config, Program& program) const;
+  // `prefix`: of the layer's slices, for example "layers.3.".
+  void add_slots(const ShardConfig& config, const BlockConfig& block, const std::string& prefix,
+                 Slots& slots);
+  // Ends with the sum over all ranks in `partial`.
+  void compile(const ShardConfig& config, const BlockConfig& block, Program& program) const;
 };
 
 }  // namespace hearth

@@ -1,4 +1,6 @@
 // The residual stream and its norms.
+#include <algorithm>
+
 #include "layers/products.h"
 #include "shard/pass.h"
 
@@ -15,6 +17,14 @@ void add_partial(Pass& pass, size_t thread) {
 
 }  // namespace
 
+void add_finish_partial(const ShardConfig& config, const BlockConfig& block,
+                        const NormWeights& weights, Program& program) {
+  if (!block.output_norms && block.residual_scale == 1.0f) return;
+  program.add(FinishPartial{.weights = block.output_norms ? &weights : nullptr,
+                            .config = config.norm,
+                            .scale = block.residual_scale});
+}
+
 Access AddPartial::access() const {
   return {.reads = {BufferId::residual, BufferId::partial},
           .writes = {BufferId::residual},
@@ -22,6 +32,21 @@ Access AddPartial::access() const {
 }
 
 void AddPartial::run(Pass& pass, size_t thread) const { add_partial(pass, thread); }
+
+Access FinishPartial::access() const {
+  return {.reads = {BufferId::partial}, .writes = {BufferId::partial}, .division = Division::rows};
+}
+
+void FinishPartial::run(Pass& pass, size_t thread) const {
+  const Activations& partial = pass.buffers[BufferId::partial];
+  const auto [begin, end] = pass.rows_of(thread);
+  for (size_t r = begin; r < end; ++r) {
+    float* row = partial.row(r);
+    if (weights != nullptr) weights->apply(pass.kernels, config, row, row);
+    if (scale == 1.0f) continue;
+    for (size_t i = 0; i < partial.columns; ++i) row[i] *= scale;
+  }
+}
 
 Access Norm::access() const {
   Access access = {
@@ -39,7 +64,10 @@ void Norm::run(Pass& pass, size_t thread) const {
   const Activations& normed = pass.buffers[BufferId::normed];
   const auto [begin, end] = pass.rows_of(thread);
   for (size_t r = begin; r < end; ++r) {
-    pass.kernels.rms_norm(residual.row(r), weight->data(), normed.columns, epsilon, normed.row(r));
+    if (weights != nullptr)
+      weights->apply(pass.kernels, config, residual.row(r), normed.row(r));
+    else
+      std::copy_n(residual.row(r), normed.columns, normed.row(r));
     if (quantize) quantize_columns(pass.kernels, normed, r, 0, normed.columns);
   }
 }
@@ -54,8 +82,7 @@ void OutputNorm::run(Pass& pass, size_t thread) const {
   const auto output_rows = pass.batch.output_rows();
   const auto [begin, end] = pass.part(output_rows.size(), thread);
   for (size_t i = begin; i < end; ++i) {
-    pass.kernels.rms_norm(residual.row(output_rows[i]), weight->data(), normed.columns, epsilon,
-                          normed.row(i));
+    weights->apply(pass.kernels, config, residual.row(output_rows[i]), normed.row(i));
     if (quantize) quantize_columns(pass.kernels, normed, i, 0, normed.columns);
   }
 }

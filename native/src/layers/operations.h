@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "formats/matrix.h"
+#include "hearth/config.h"
 #include "layers/buffers.h"
+#include "layers/norm.h"
 
 namespace hearth {
 
@@ -28,9 +30,9 @@ struct Access {
   Division division;
 };
 
-// cos, sin = the rotary angles of each row's position.
+// cos, sin = the rotary angles of each row's position: of one embedding behind the other.
 struct RopeAngles {
-  std::span<const float> frequencies;  // [head_size / 2]
+  std::span<const RopeConfig> ropes;
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
@@ -42,10 +44,20 @@ struct AddPartial {
   void run(Pass& pass, size_t thread) const;
 };
 
-// normed = RMS norm of the residual, quantized where the products that follow need it.
+// partial = scale * norm(partial), once it is summed over all ranks.
+struct FinishPartial {
+  const NormWeights* weights;  // nullptr: no norm
+  NormConfig config;
+  float scale;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// normed = norm of the residual, quantized where the products that follow need it.
 struct Norm {
-  const std::vector<float>* weight;
-  float epsilon;
+  const NormWeights* weights;  // nullptr: a copy
+  NormConfig config;
   bool add;  // residual += partial first
   bool quantize;
 
@@ -55,8 +67,8 @@ struct Norm {
 
 // The same of the output rows only: row i of normed is output row i's.
 struct OutputNorm {
-  const std::vector<float>* weight;
-  float epsilon;
+  const NormWeights* weights;
+  NormConfig config;
   bool quantize;
 
   Access access() const;
@@ -69,6 +81,7 @@ struct Products {
     const Matrix* weight;
     BufferId output;
     size_t rows;  // of the weight: its first ones
+    const std::vector<float>* bias = nullptr;
   };
   BufferId input;
   std::vector<Product> products;
@@ -87,15 +100,20 @@ struct Quantize {
 };
 
 struct AttentionShape {
-  size_t heads, kv_heads, head_size;
+  size_t heads, kv_heads, key_size, value_size;
 
   size_t queries_per_kv_head() const { return heads / kv_heads; }
 };
 
-// Queries are rotated and scaled in place; keys are rotated; keys and values go to the KV cache.
+// Queries and keys are normed and rotated; queries are scaled; keys and values go to the KV cache.
 struct RopeAndStore {
   AttentionShape shape;
   size_t layer;  // of the shard
+  float scale;
+  size_t first_pair, pairs;       // of the angles; no pairs: no rotation
+  const NormWeights* query_norm;  // of each head; nullptr: none
+  const NormWeights* key_norm;
+  float epsilon;
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
@@ -104,18 +122,27 @@ struct RopeAndStore {
 // mixed = softmax(queries keys^T) values, over the pages of each row's sequence.
 struct Attend {
   AttentionShape shape;
+  size_t kind;    // of the block: whose ranges of rows
   size_t layer;   // of the shard
-  bool quantize;  // mixed too; only where a head is a whole number of blocks
+  size_t window;  // see AttentionConfig
+  float softcap;
+  const std::vector<float>* sinks;  // [heads], or nullptr
+  bool gate;                        // mixed *= sigmoid(mixer_gate)
+  bool quantize;                    // mixed too; only where a head is a whole number of blocks
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
 };
 
-// gate = silu(gate weights x normed) * (up weights x normed), quantized where the next product
-// needs it. Divided as Products are.
-struct GatedProducts {
-  const Matrix* gate;
-  const Matrix* up;
+// gate = activation(gate weights x normed) * (up weights x normed), quantized where the next
+// product needs it. Divided as Products are.
+struct ActivatedProducts {
+  struct Weights {
+    const Matrix* matrix;
+    const std::vector<float>* bias;  // nullptr: none
+  };
+  Weights gate, up;  // up.matrix: nullptr where it is not gated
+  Activation activation;
   bool quantize;
 
   Access access() const;
@@ -129,7 +156,16 @@ struct AllReduce {
   void run(Pass& pass, size_t thread) const;
 };
 
-using Operation = std::variant<RopeAngles, AddPartial, Norm, OutputNorm, Products, Quantize,
-                               RopeAndStore, Attend, GatedProducts, AllReduce>;
+// logits = softcap * tanh(scale * logits / softcap), of whole rows; softcap 0: scale * logits.
+struct FinishLogits {
+  float scale, softcap;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+using Operation =
+    std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products, Quantize,
+                 RopeAndStore, Attend, ActivatedProducts, AllReduce, FinishLogits>;
 
 }  // namespace hearth

@@ -5,14 +5,16 @@
 
 #include "formats/matrix.h"
 #include "hearth/shard.h"
+#include "layers/norm.h"
 #include "layers/program.h"
 #include "layers/slots.h"
 
 namespace hearth {
 
 struct Output {
-  std::vector<float> norm;
+  NormWeights norm;
   Matrix head;  // empty when the embedding is the head too
+  std::vector<float> bias;
 
   void add_slots(const ShardConfig& config, Slots& slots);
   // Logits go to `logits`. embedding: the head too, when the two are tied.

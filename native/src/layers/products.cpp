@@ -47,6 +47,13 @@ void multiply_groups(const Kernels& kernels, const Activations& input, size_t ro
   }
 }
 
+void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y) {
+  end = std::min(end, bias.size());
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t c = begin; c < end; ++c) y[r * bias.size() + c] += bias[c];
+  }
+}
+
 namespace {
 
 size_t groups_of(const Products::Product& product) {
@@ -71,9 +78,11 @@ void Products::run(Pass& pass, size_t thread) const {
     if (begin == end) return;
     for (const Product& product : products) {
       const size_t count = groups_of(product);
+      float* y = pass.buffers[product.output].x;
       multiply_groups(pass.kernels, pass.buffers[input], rows, *product.weight, product.rows, begin,
-                      std::min(end, count), pass.buffers[product.output].x,
-                      pass.buffers[BufferId::scratch].row(thread));
+                      std::min(end, count), y, pass.buffers[BufferId::scratch].row(thread));
+      if (product.bias != nullptr)
+        add_bias(*product.bias, rows, begin * kGroupRows, end * kGroupRows, y);
       begin -= std::min(begin, count);
       end -= std::min(end, count);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "formats/matrix.h"
 #include "hearth/kernels.h"
@@ -21,5 +22,8 @@ void quantize_columns(const Kernels& kernels, const Activations& buffer, size_t 
 void multiply_groups(const Kernels& kernels, const Activations& input, size_t rows,
                      const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y,
                      void* scratch);
+
+// Columns [begin, end) of all rows of y, and below its width: y += bias. y: [rows, bias.size()].
+void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y);
 
 }  // namespace hearth

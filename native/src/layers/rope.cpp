@@ -1,4 +1,4 @@
-// Rotary position embedding (Su et al.: RoFormer, 2021), of pairs (i, i + head_size / 2).
+// Rotary position embedding (Su et al.: RoFormer, 2021), of pairs (i, i + pairs).
 #include <cmath>
 
 #include "shard/pass.h"
@@ -15,10 +15,13 @@ void RopeAngles::run(Pass& pass, size_t thread) const {
   const auto [begin, end] = pass.rows_of(thread);
   for (size_t r = begin; r < end; ++r) {
     const auto position = static_cast<float>(pass.batch.rows()[r].position);
-    for (size_t i = 0; i < frequencies.size(); ++i) {
-      const float angle = position * frequencies[i];
-      cos.row(r)[i] = std::cos(angle);
-      sin.row(r)[i] = std::sin(angle);
+    float *cosines = cos.row(r), *sines = sin.row(r);
+    for (const RopeConfig& rope : ropes) {
+      for (float frequency : rope.frequencies) {
+        const float angle = position * frequency;
+        *cosines++ = rope.magnitude * std::cos(angle);
+        *sines++ = rope.magnitude * std::sin(angle);
+      }
     }
   }
 }
@@ -32,29 +35,33 @@ Access RopeAndStore::access() const {
 
 // Divided by (row, head): the query heads of a row, then its KV heads.
 void RopeAndStore::run(Pass& pass, size_t thread) const {
-  const size_t size = shape.head_size, half = size / 2, page_size = pass.kv.shape().page_size;
-  const size_t of_row = shape.heads + shape.kv_heads;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  const size_t key_size = shape.key_size, value_size = shape.value_size;
+  const size_t page_size = pass.kv.shape().page_size, of_row = shape.heads + shape.kv_heads;
   const auto [begin, end] = pass.part(pass.batch.rows().size() * of_row, thread);
   for (size_t item = begin; item < end; ++item) {
     const size_t r = item / of_row, head = item % of_row;
-    const float* cos = pass.buffers[BufferId::cos].row(r);
-    const float* sin = pass.buffers[BufferId::sin].row(r);
+    const auto prepare = [&](float* x, const NormWeights* norm) {
+      if (norm != nullptr) pass.kernels.rms_norm(x, norm->weight.data(), key_size, epsilon, x);
+      if (pairs == 0) return;
+      pass.kernels.rope(x, pass.buffers[BufferId::cos].row(r) + first_pair,
+                        pass.buffers[BufferId::sin].row(r) + first_pair, pairs);
+    };
     if (head < shape.heads) {
-      float* query = pass.buffers[BufferId::queries].row(r) + head * size;
-      pass.kernels.rope(query, cos, sin, half);
-      for (size_t i = 0; i < size; ++i) query[i] *= scale;
+      float* query = pass.buffers[BufferId::queries].row(r) + head * key_size;
+      prepare(query, query_norm);
+      for (size_t i = 0; i < key_size; ++i) query[i] *= scale;
       continue;
     }
     const size_t kv_head = head - shape.heads;
-    float* key = pass.buffers[BufferId::keys].row(r) + kv_head * size;
-    const float* value = pass.buffers[BufferId::values].row(r) + kv_head * size;
-    pass.kernels.rope(key, cos, sin, half);
+    float* key = pass.buffers[BufferId::keys].row(r) + kv_head * key_size;
+    const float* value = pass.buffers[BufferId::values].row(r) + kv_head * value_size;
+    prepare(key, key_norm);
     const Batch::Row& row = pass.batch.rows()[r];
     const uint32_t page = row.sequence->pages[row.position / page_size];
     const size_t slot = row.position % page_size;
-    pass.kv.store_key(pass.kernels, pass.kv.keys(page, layer, kv_head), slot, key);
-    pass.kv.store_value(pass.kernels, pass.kv.values(page, layer, kv_head), slot, value);
+    pass.kv.store_key(pass.kernels, pass.kv.keys(page, layer, kv_head), slot, key, key_size);
+    pass.kv.store_value(pass.kernels, pass.kv.values(page, layer, kv_head), slot, value,
+                        value_size);
   }
 }
 

@@ -1,8 +1,9 @@
 // The limits of a shard's shape.
+#include "hearth/config.h"
+
+#include <cmath>
 #include <stdexcept>
 #include <string>
-
-#include "hearth/shard.h"
 
 namespace hearth {
 namespace {
@@ -13,57 +14,104 @@ constexpr size_t kMostLayers = 4096;
 constexpr size_t kMostHeads = 65536;
 constexpr size_t kMostPageSize = 4096;
 
-void check(bool good, const std::string& name, size_t value, size_t most) {
-  if (!good) {
-    throw std::invalid_argument("shard: " + name + " is " + std::to_string(value) +
-                                ", not in 1 .. " + std::to_string(most));
+[[noreturn]] void refuse(const std::string& problem) {
+  throw std::invalid_argument("shard: " + problem);
+}
+
+void check_size(const std::string& name, size_t value, size_t most) {
+  if (value < 1 || value > most) {
+    refuse(name + " is " + std::to_string(value) + ", not in 1 .. " + std::to_string(most));
   }
 }
 
 void check_span(const std::string& name, const Span& span, size_t most) {
   if (span.begin > span.end || span.end > most) {
-    throw std::invalid_argument("shard: " + name + " [" + std::to_string(span.begin) + ", " +
-                                std::to_string(span.end) + ") is not a range within " +
-                                std::to_string(most));
+    refuse(name + " [" + std::to_string(span.begin) + ", " + std::to_string(span.end) +
+           ") is not a range within " + std::to_string(most));
   }
+}
+
+void check_part(const std::string& name, const Span& span, size_t most) {
+  check_span(name, span, most);
+  check_size(name, span.size(), most);
+}
+
+void check_finite(const std::string& name, float value, bool zero) {
+  if (!std::isfinite(value) || value < 0.0f || (!zero && value == 0.0f)) {
+    refuse(name + " is " + std::to_string(value) + ", not a finite number " +
+           (zero ? "of at least 0" : "above 0"));
+  }
+}
+
+void check_attention(const ShardConfig& config, const AttentionConfig& attention) {
+  check_part("heads", attention.heads, kMostHeads);
+  check_part("kv_heads", attention.kv_heads, kMostHeads);
+  check_size("key_size", attention.key_size, kMostHeadSize);
+  check_size("value_size", attention.value_size, kMostHeadSize);
+  if (attention.heads.size() % attention.kv_heads.size() != 0) {
+    refuse(std::to_string(attention.heads.size()) + " query heads cannot share " +
+           std::to_string(attention.kv_heads.size()) + " KV heads evenly");
+  }
+  check_finite("the scale of attention", attention.scale, false);
+  check_finite("the soft cap of attention", attention.softcap, true);
+  if (attention.rope) {
+    if (*attention.rope >= config.ropes.size()) {
+      refuse("rope " + std::to_string(*attention.rope) + " of " +
+             std::to_string(config.ropes.size()));
+    }
+    const size_t pairs = config.ropes[*attention.rope].frequencies.size();
+    if (2 * pairs > attention.key_size) {
+      refuse("a head of " + std::to_string(attention.key_size) + " wants at most " +
+             std::to_string(attention.key_size / 2) + " rope frequencies, not " +
+             std::to_string(pairs));
+    }
+  }
+  // Throw for a type that does not fit the head.
+  kv_head_bytes(config.kv_type, attention.key_size, attention.value_size, config.page_size);
+}
+
+void check_block(const ShardConfig& config, const BlockConfig& block) {
+  check_attention(config, block.attention);
+  check_part("feed-forward units", block.feed_forward.units, kMost);
+  check_finite("the residual scale", block.residual_scale, false);
 }
 
 }  // namespace
 
 void ShardConfig::validate() const {
-  const auto positive = [](const char* name, size_t value, size_t most) {
-    check(value >= 1 && value <= most, name, value, most);
-  };
-  positive("hidden_size", hidden_size, kMost);
-  positive("head_size", head_size, kMostHeadSize);
-  positive("page_size", page_size, kMostPageSize);
-  positive("max_pages", max_pages, kMost);
-  positive("max_step_tokens", max_step_tokens, 65536);
-  positive("vocab_size", vocab_size, kMost);
-  check_span("layers", layers, kMostLayers);
-  check_span("heads", heads, kMostHeads);
-  check_span("kv_heads", kv_heads, kMostHeads);
-  check_span("ffn", ffn, kMost);
+  check_size("hidden_size", hidden_size, kMost);
+  check_size("page_size", page_size, kMostPageSize);
+  check_size("max_pages", max_pages, kMost);
+  check_size("max_step_tokens", max_step_tokens, 65536);
+  check_size("vocab_size", vocab_size, kMost);
+  check_part("layers", layers, kMostLayers);
   check_span("vocab", vocab, vocab_size);
-  positive("layers", layers.size(), kMostLayers);
-  positive("heads", heads.size(), kMostHeads);
-  positive("kv_heads", kv_heads.size(), kMostHeads);
-  positive("ffn", ffn.size(), kMost);
-  if (heads.size() % kv_heads.size() != 0) {
-    throw std::invalid_argument("shard: " + std::to_string(heads.size()) +
-                                " query heads cannot share " + std::to_string(kv_heads.size()) +
-                                " KV heads evenly");
+  check_size("kinds of blocks", kinds.size(), kMostLayers);
+  if (kind_of_layer.size() != layers.size()) {
+    refuse("kinds for " + std::to_string(kind_of_layer.size()) + " of " +
+           std::to_string(layers.size()) + " layers");
   }
-  if (head_size % 2 != 0 || rope_frequencies.size() != head_size / 2) {
-    throw std::invalid_argument("shard: a head of " + std::to_string(head_size) + " wants " +
-                                std::to_string(head_size / 2) + " rope frequencies, not " +
-                                std::to_string(rope_frequencies.size()));
+  for (size_t kind : kind_of_layer) {
+    if (kind >= kinds.size())
+      refuse("a layer of kind " + std::to_string(kind) + " of " + std::to_string(kinds.size()));
   }
-  if (!(norm_epsilon >= 0.0f && norm_epsilon < 1.0f))
-    throw std::invalid_argument("shard: norm_epsilon is not in [0, 1)");
-  kv_head_bytes(kv_type, head_size, page_size);  // throws for a type that does not fit the head
+  if (!(norm.epsilon >= 0.0f && norm.epsilon < 1.0f)) refuse("norm_epsilon is not in [0, 1)");
+  if (ropes.size() > kMostLayers) refuse(std::to_string(ropes.size()) + " rotary embeddings");
+  for (const RopeConfig& rope : ropes) {
+    check_size("rope frequencies", rope.frequencies.size(), kMostHeadSize / 2);
+    check_finite("the magnitude of a rotary embedding", rope.magnitude, false);
+    for (float each : rope.frequencies) {
+      if (!std::isfinite(each)) refuse("a rope frequency is not finite");
+    }
+  }
+  for (const BlockConfig& block : kinds) check_block(*this, block);
+  check_finite("embedding_scale", embedding_scale, false);
+  check_finite("logit_scale", logit_scale, false);
+  check_finite("logit_softcap", logit_softcap, true);
+  if (learned_positions > kMost)
+    refuse("learned_positions is " + std::to_string(learned_positions));
   if (head_from_embedding && (!embedding || vocab.begin != 0))
-    throw std::invalid_argument("shard: the head can be the embedding's first rows only");
+    refuse("the head can be the embedding's first rows only");
 }
 
 }  // namespace hearth

@@ -36,19 +36,23 @@ void scatter(const Element* from, size_t count, Element* to, size_t stride) {
 
 KvType parse_kv_type(std::string_view name) { return parse_name("KV type", kKvTypes, name); }
 
-size_t kv_head_bytes(KvType type, size_t head_size, size_t page_size) {
-  return (whole_vectors(page_size) + page_size) * row_bytes(type, head_size);
+size_t kv_head_bytes(KvType type, size_t key_size, size_t value_size, size_t page_size) {
+  return whole_vectors(page_size) * row_bytes(type, key_size) +
+         page_size * row_bytes(type, value_size);
 }
 
-KvCache::KvCache(const KvShape& shape)
-    : shape_(shape),
-      keys_bytes_(stride() * row_bytes(shape.type, shape.head_size)),
-      head_bytes_(kv_head_bytes(shape.type, shape.head_size, shape.page_size)),
-      leaves_(shape.max_pages / kLeafPages + 1) {}
+KvCache::KvCache(const KvShape& shape) : shape_(shape), leaves_(shape.max_pages / kLeafPages + 1) {
+  for (const KvLayer& layer : shape.layers) {
+    const Place place = {
+        .offset = page_bytes_,
+        .head_bytes = kv_head_bytes(shape.type, layer.key_size, layer.value_size, shape.page_size),
+        .keys_bytes = stride() * row_bytes(shape.type, layer.key_size)};
+    places_.push_back(place);
+    page_bytes_ += layer.kv_heads * place.head_bytes;
+  }
+}
 
 size_t KvCache::stride() const { return whole_vectors(shape_.page_size); }
-
-size_t KvCache::page_bytes() const { return shape_.layers * shape_.kv_heads * head_bytes_; }
 
 void KvCache::ensure(uint32_t number) {
   if (number >= shape_.max_pages) {
@@ -63,11 +67,13 @@ void KvCache::ensure(uint32_t number) {
 }
 
 uint8_t* KvCache::at(uint32_t number, size_t layer, size_t head) {
-  return page(number).data() + (layer * shape_.kv_heads + head) * head_bytes_;
+  const Place& place = places_[layer];
+  return page(number).data() + place.offset + head * place.head_bytes;
 }
 
-void KvCache::store_key(const Kernels& kernels, void* keys, size_t slot, const float* x) const {
-  const size_t size = shape_.head_size, stride = this->stride();
+void KvCache::store_key(const Kernels& kernels, void* keys, size_t slot, const float* x,
+                        size_t size) const {
+  const size_t stride = this->stride();
   switch (shape_.type) {
     case KvType::f32:
       return scatter(x, size, static_cast<float*>(keys) + slot, stride);
@@ -89,8 +95,9 @@ void KvCache::store_key(const Kernels& kernels, void* keys, size_t slot, const f
   }
 }
 
-void KvCache::store_value(const Kernels& kernels, void* values, size_t slot, const float* x) const {
-  const size_t size = shape_.head_size, offset = slot * size;
+void KvCache::store_value(const Kernels& kernels, void* values, size_t slot, const float* x,
+                          size_t size) const {
+  const size_t offset = slot * size;
   switch (shape_.type) {
     case KvType::f32:
       std::memcpy(static_cast<float*>(values) + offset, x, size * 4);
@@ -106,22 +113,21 @@ void KvCache::store_value(const Kernels& kernels, void* values, size_t slot, con
   }
 }
 
-void KvCache::widen_keys(const Kernels& kernels, const void* keys, float* out) const {
-  const size_t count = shape_.head_size * stride();
+void KvCache::widen_keys(const Kernels& kernels, const void* keys, size_t size, float* out) const {
+  const size_t count = size * stride();
   if (shape_.type == KvType::f16)
     return kernels.from_f16(static_cast<const uint16_t*>(keys), count, out, false);
   const auto* codes = static_cast<const int8_t*>(keys);
-  kernels.keys_from_q80(codes, reinterpret_cast<const float*>(codes + count), shape_.head_size,
-                        stride(), out);
+  kernels.keys_from_q80(codes, reinterpret_cast<const float*>(codes + count), size, stride(), out);
 }
 
-void KvCache::widen_values(const Kernels& kernels, const void* values, size_t slots,
+void KvCache::widen_values(const Kernels& kernels, const void* values, size_t slots, size_t size,
                            float* out) const {
-  const size_t count = slots * shape_.head_size;
+  const size_t count = slots * size;
   if (shape_.type == KvType::f16)
     return kernels.from_f16(static_cast<const uint16_t*>(values), count, out, false);
   const auto* codes = static_cast<const int8_t*>(values);
-  const auto* scales = reinterpret_cast<const float*>(codes + shape_.page_size * shape_.head_size);
+  const auto* scales = reinterpret_cast<const float*>(codes + shape_.page_size * size);
   kernels.from_q80(codes, scales, count, out, false);
 }
 

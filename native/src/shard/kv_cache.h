@@ -14,8 +14,12 @@
 
 namespace hearth {
 
+struct KvLayer {
+  size_t kv_heads, key_size, value_size;
+};
+
 struct KvShape {
-  size_t layers, kv_heads, head_size;
+  std::vector<KvLayer> layers;
   size_t page_size;  // positions
   size_t max_pages;
   KvType type;
@@ -26,7 +30,7 @@ class KvCache {
   explicit KvCache(const KvShape& shape);
 
   const KvShape& shape() const { return shape_; }
-  size_t page_bytes() const;
+  size_t page_bytes() const { return page_bytes_; }
   // Pages that have memory now.
   size_t pages() const { return allocated_; }
   size_t size_bytes() const { return allocated_ * page_bytes(); }
@@ -37,21 +41,25 @@ class KvCache {
 
   // Slots between one row of keys and the next: page_size, filled up to whole vectors.
   size_t stride() const;
-  // Of one page, layer (counted from the shard's first) and KV head: keys [head_size, stride] and
-  // values [page_size, head_size], as AttendArgs wants them; in q80 the int8 of all, then the
-  // scales of all, [head_size / 32, stride] and [page_size, head_size / 32].
+  // Of one page, layer (counted from the shard's first) and KV head: keys [key_size, stride] and
+  // values [page_size, value_size], as AttendArgs wants them; in q80 the int8 of all, then the
+  // scales of all, [key_size / 32, stride] and [page_size, value_size / 32].
   void* keys(uint32_t page, size_t layer, size_t head) { return at(page, layer, head); }
   void* values(uint32_t page, size_t layer, size_t head) {
-    return at(page, layer, head) + keys_bytes_;
+    return at(page, layer, head) + places_[layer].keys_bytes;
   }
 
-  // Writes one position's key or value, [head_size] of f32, at `slot` of what keys/values gave.
-  void store_key(const Kernels& kernels, void* keys, size_t slot, const float* x) const;
-  void store_value(const Kernels& kernels, void* values, size_t slot, const float* x) const;
+  // Writes one position's key or value, [size] of f32, at `slot` of what keys/values gave. size:
+  // the layer's key_size or value_size.
+  void store_key(const Kernels& kernels, void* keys, size_t slot, const float* x,
+                 size_t size) const;
+  void store_value(const Kernels& kernels, void* values, size_t slot, const float* x,
+                   size_t size) const;
   // What keys gave, and the first `slots` positions of what values gave, of f16 or q80, as f32:
-  // [head_size, stride] and [slots, head_size].
-  void widen_keys(const Kernels& kernels, const void* keys, float* out) const;
-  void widen_values(const Kernels& kernels, const void* values, size_t slots, float* out) const;
+  // [size, stride] and [slots, size].
+  void widen_keys(const Kernels& kernels, const void* keys, size_t size, float* out) const;
+  void widen_values(const Kernels& kernels, const void* values, size_t slots, size_t size,
+                    float* out) const;
 
  private:
   uint8_t* at(uint32_t number, size_t layer, size_t head);
@@ -60,8 +68,13 @@ class KvCache {
 
   // The table grows with the pages in use: a plan may allow for millions that never come.
   static constexpr size_t kLeafPages = 1024;
+  // Of a layer within a page.
+  struct Place {
+    size_t offset, head_bytes, keys_bytes;
+  };
   KvShape shape_;
-  size_t keys_bytes_, head_bytes_;
+  std::vector<Place> places_;
+  size_t page_bytes_ = 0;
   std::vector<std::unique_ptr<Buffer[]>> leaves_;
   size_t allocated_ = 0;
 };

@@ -25,8 +25,8 @@ struct Pass {
   KvCache& kv;
   const Workspace& buffers;
   const Batch& batch;
-  const std::vector<RowRange>& row_ranges;  // the rows, cut for attention
-  Lane* lane;                               // nullptr: this rank is alone
+  const std::vector<std::vector<RowRange>>& row_ranges;  // the rows, cut for attention, by kind
+  Lane* lane;                                            // nullptr: this rank is alone
   // Written by thread 0 in AllReduce, between its barriers.
   uint64_t sync_ns = 0;
   std::exception_ptr error;

@@ -22,8 +22,15 @@ namespace hearth {
 namespace {
 
 KvShape kv_shape(const ShardConfig& config) {
-  return {config.layers.size(), config.kv_heads.size(), config.head_size,
-          config.page_size,     config.max_pages,       config.kv_type};
+  KvShape shape = {.layers = {},
+                   .page_size = config.page_size,
+                   .max_pages = config.max_pages,
+                   .type = config.kv_type};
+  for (size_t layer = 0; layer < config.layers.size(); ++layer) {
+    const AttentionConfig& attention = config.kind_of(layer).attention;
+    shape.layers.push_back({attention.kv_heads.size(), attention.key_size, attention.value_size});
+  }
+  return shape;
 }
 
 }  // namespace
@@ -117,16 +124,32 @@ void Shard::load(const std::string& name, Type type, std::span<const uint8_t> da
   }
 }
 
-void Shard::embed(std::span<const uint32_t> tokens, float* out) const {
+void Shard::embed(std::span<const uint32_t> tokens, std::span<const uint32_t> positions,
+                  float* out) const {
+  const ShardConfig& config = state_->config;
   const Matrix& embedding = state_->weights.embedding();
   if (embedding.empty()) throw std::logic_error("this shard holds no embedding");
-  for (uint32_t token : tokens) {
-    if (token >= state_->config.vocab_size) {
-      throw std::invalid_argument("token " + std::to_string(token) + " of a vocabulary of " +
-                                  std::to_string(state_->config.vocab_size));
+  if (config.learned_positions > 0 && positions.size() != tokens.size()) {
+    throw std::invalid_argument(std::to_string(positions.size()) + " positions for " +
+                                std::to_string(tokens.size()) + " tokens");
+  }
+  std::vector<float> position(config.learned_positions > 0 ? config.hidden_size : 0);
+  for (size_t t = 0; t < tokens.size(); ++t, out += config.hidden_size) {
+    if (tokens[t] >= config.vocab_size) {
+      throw std::invalid_argument("token " + std::to_string(tokens[t]) + " of a vocabulary of " +
+                                  std::to_string(config.vocab_size));
     }
-    embedding.read_row(token, out);
-    out += state_->config.hidden_size;
+    embedding.read_row(tokens[t], out);
+    if (config.embedding_scale != 1.0f) {
+      for (size_t i = 0; i < config.hidden_size; ++i) out[i] *= config.embedding_scale;
+    }
+    if (config.learned_positions == 0) continue;
+    if (positions[t] >= config.learned_positions) {
+      throw std::invalid_argument("position " + std::to_string(positions[t]) + " of a model of " +
+                                  std::to_string(config.learned_positions) + " positions");
+    }
+    state_->weights.positions().read_row(positions[t], position.data());
+    for (size_t i = 0; i < config.hidden_size; ++i) out[i] += position[i];
   }
 }
 
@@ -139,12 +162,15 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   state.prepare();
   const Batch batch(config, x.size(), sequences, output_rows);
   state.take_pages(batch);
-  const AttentionShape shape = attention_shape(config);
   const size_t threads = state.pool.size();
-  const std::vector<RowRange> ranges = cut_rows(batch, shape, threads);
-  const size_t scratch =
-      std::max(attention_scratch(ranges, shape, state.kv.stride(), config.page_size),
-               state.kernels.matmul_scratch / sizeof(float));
+  std::vector<std::vector<RowRange>> ranges;
+  size_t scratch = state.kernels.matmul_scratch / sizeof(float);
+  for (const BlockConfig& block : config.kinds) {
+    const AttentionShape shape = attention_shape(block.attention);
+    ranges.push_back(cut_rows(batch, shape, threads));
+    scratch = std::max(
+        scratch, attention_scratch(ranges.back(), shape, state.kv.stride(), config.page_size));
+  }
   state.workspace.resize(state.buffer_plan, batch.rows().size(), scratch, threads);
   state.workspace.bind(BufferId::residual, x.data(), config.hidden_size);
   state.workspace.bind(BufferId::logits, logits, config.vocab.size());

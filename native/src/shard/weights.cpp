@@ -8,10 +8,14 @@ namespace hearth {
 Weights::Weights(const ShardConfig& config) : blocks_(config.layers.size()) {
   for (size_t n = 0; n < blocks_.size(); ++n) {
     const std::string prefix = "layers." + std::to_string(config.layers.begin + n) + ".";
-    blocks_[n].mixer.add_slots(config, prefix, slots_);
-    blocks_[n].feed_forward.add_slots(config, prefix, slots_);
+    blocks_[n].mixer.add_slots(config, config.kind_of(n), prefix, slots_);
+    blocks_[n].feed_forward.add_slots(config, config.kind_of(n), prefix, slots_);
   }
-  if (config.embedding) slots_.add("embedding", config.vocab_size, config.hidden_size, embedding_);
+  if (config.embedding) {
+    slots_.add("embedding", config.vocab_size, config.hidden_size, embedding_);
+    if (config.learned_positions > 0)
+      slots_.add("positions", config.learned_positions, config.hidden_size, positions_);
+  }
   if (config.vocab.size() > 0) output_.add_slots(config, slots_);
 }
 
@@ -51,7 +55,7 @@ void Weights::load(const std::string& name, Type type, std::span<const uint8_t> 
 
 void Weights::load_vector(std::vector<float>& vector, Type type, std::span<const uint8_t> data,
                           size_t columns) {
-  if (type != Type::f32) throw std::invalid_argument("a norm is f32");
+  if (type != Type::f32) throw std::invalid_argument("a vector is f32");
   if (data.size() != columns * 4) {
     throw std::invalid_argument("it has " + std::to_string(data.size()) + " bytes, not " +
                                 std::to_string(columns * 4));
@@ -75,12 +79,16 @@ void Weights::load_matrix(Slot& slot, Matrix& matrix, Type type, std::span<const
 
 Program Weights::compile(const ShardConfig& config) const {
   Program program;
-  program.size_buffer(BufferId::cos, config.head_size / 2);
-  program.size_buffer(BufferId::sin, config.head_size / 2);
-  program.add(RopeAngles{.frequencies = config.rope_frequencies});
+  if (!config.ropes.empty()) {
+    size_t pairs = 0;
+    for (const RopeConfig& rope : config.ropes) pairs += rope.frequencies.size();
+    program.size_buffer(BufferId::cos, pairs);
+    program.size_buffer(BufferId::sin, pairs);
+    program.add(RopeAngles{.ropes = config.ropes});
+  }
   for (size_t n = 0; n < blocks_.size(); ++n) {
     blocks_[n].mixer.compile(config, n, program);
-    blocks_[n].feed_forward.compile(config, program);
+    blocks_[n].feed_forward.compile(config, config.kind_of(n), program);
   }
   program.add(AddPartial{});
   if (config.vocab.size() > 0) output_.compile(config, embedding_, program);

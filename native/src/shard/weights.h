@@ -36,11 +36,12 @@ class Weights {
   // Bytes of the complete slices.
   size_t size_bytes() const { return size_bytes_; }
   const Matrix& embedding() const { return embedding_; }
+  const Matrix& positions() const { return positions_; }
 
   // Moves the complete weights into huge pages; see Arena::gather.
   void gather(const std::atomic<bool>& stop) const { arena_.gather(stop); }
 
-  // The forward pass over complete weights, to which it refers.
+  // The forward pass over complete weights, to which it refers, as it does to the config.
   Program compile(const ShardConfig& config) const;
 
  private:
@@ -56,7 +57,7 @@ class Weights {
 
   Arena arena_;  // of all matrices
   std::vector<Block> blocks_;
-  Matrix embedding_;
+  Matrix embedding_, positions_;
   Output output_;
   Slots slots_;
   size_t complete_slices_ = 0, size_bytes_ = 0;

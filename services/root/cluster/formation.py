@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 
 from hearth import _native
 from hearth.common import wire
@@ -19,6 +20,8 @@ from hearth.root.scheduling.batch import Batch, StepOutput
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.page_tables import PageTables
 from hearth.worker.shard import NodeShard
+
+_NO_POSITIONS = np.empty(0, np.uint32)
 
 
 class Formation:
@@ -47,11 +50,21 @@ class Formation:
         # Address of the worker that caused the failure.
         self._culprit = ""
 
+    def _positions(self, batch: Batch) -> npt.NDArray[np.uint32]:
+        """Position of each token of a batch; empty if the model has no learned positions."""
+        if not self._shard.config.learned_positions:
+            return _NO_POSITIONS
+        return np.concatenate(
+            [np.arange(s.position, s.position + len(s.tokens)) for s in batch.sequences],
+            dtype=np.uint32,
+            casting="unsafe",
+        )
+
     def step(self, batch: Batch, candidates: int) -> StepOutput:
         """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh."""
         start = time.perf_counter()
         links, lane = self.links, self._lane
-        x = self._shard.embed(np.array(batch.tokens, np.uint32))
+        x = self._shard.embed(np.array(batch.tokens, np.uint32), self._positions(batch))
         self._tables.forget(batch.reset, batch.ended)
         sequences = [
             (len(s.tokens), s.position, self._tables.change(s.seq_id, s.kept_pages, s.new_pages))

@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 from hearth.common import channels
-from hearth.common.types import KV, LANE, SYNC, WEIGHT
+from hearth.common.types import ACTIVATION, KV, LANE, NORM, SYNC, WEIGHT
 from hearth.converter import Model, ModelSpec
+from hearth.converter.blocks import BlockSpec
+from hearth.converter.tensors import ffn_unit, head_units
 from hearth.root.planning.plan import NodePlan, Slice
 from hearth.root.scheduling.batch import Batch, Limits
 from hearth.root.status.describe import placement
@@ -23,16 +25,25 @@ def shard_config(
     spec: ModelSpec, node: NodePlan, settings: "ClusterSettings", limits: Limits
 ) -> common_pb2.ShardConfig:
     """Everything that a node receives about the model."""
+    kind_of_layer = spec.kind_of_layer[node.layers[0] : node.layers[1]]
+    kinds = sorted(set(kind_of_layer))
     return common_pb2.ShardConfig(
         hidden_size=spec.hidden_size,
         layers=_range(node.layers),
-        heads=_range(node.heads),
-        kv_heads=_range(node.kv_heads),
-        head_size=spec.head_size,
-        ffn=_range(node.ffn),
         vocab=_range(node.vocab),
+        norm=NORM[spec.norm],
         norm_epsilon=spec.norm_epsilon,
-        rope_frequencies=spec.rope_frequencies().tolist(),
+        ropes=[
+            common_pb2.Rope(frequencies=rope.frequencies, magnitude=rope.magnitude)
+            for rope in spec.ropes
+        ],
+        kinds=[_block(spec.kinds[kind], node) for kind in kinds],
+        kind_of_layer=[kinds.index(kind) for kind in kind_of_layer],
+        embedding_scale=spec.embedding_scale,
+        learned_positions=spec.learned_positions,
+        head_bias=spec.head_bias,
+        logit_scale=spec.logit_scale,
+        logit_softcap=spec.logit_softcap,
         kv_type=KV[settings.kv_type],
         page_size=limits.page_size,
         max_pages=limits.max_pages,
@@ -40,6 +51,40 @@ def shard_config(
         embedding=node.embedding,
         vocab_size=spec.vocab_size,
         head_from_embedding=node.head_from_embedding,
+    )
+
+
+def _block(block: BlockSpec, node: NodePlan) -> common_pb2.Block:
+    """A node's part of a kind of block."""
+    attention, feed_forward = block.attention, block.feed_forward
+    heads, kv_heads = (node.units[unit] for unit in head_units(attention))
+    first = node.place.rank == 0
+    return common_pb2.Block(
+        attention=common_pb2.Attention(
+            heads=_range(heads),
+            kv_heads=_range(kv_heads),
+            key_size=attention.key_size,
+            value_size=attention.value_size,
+            scale=attention.scale,
+            rope=attention.rope,
+            window=attention.window,
+            softcap=attention.softcap,
+            bias=attention.bias,
+            output_bias=attention.output_bias and first,
+            head_norm=attention.head_norm,
+            sinks=attention.sinks,
+            gate=attention.gate,
+        ),
+        feed_forward=common_pb2.FeedForward(
+            units=_range(node.units[ffn_unit(feed_forward)]),
+            activation=ACTIVATION[feed_forward.activation],
+            gated=feed_forward.gated,
+            bias=feed_forward.bias,
+            output_bias=feed_forward.output_bias and first,
+        ),
+        input_norms=block.input_norms,
+        output_norms=block.output_norms,
+        residual_scale=block.residual_scale,
     )
 
 

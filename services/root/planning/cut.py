@@ -57,6 +57,31 @@ def divide_on_blocks(units: int, shares: Sequence[float]) -> list[Span]:
     return spans
 
 
+def divide_heads(
+    heads: int, kv_heads: int, shares: Sequence[float]
+) -> tuple[list[Span], list[Span]]:
+    """Spans of query heads and of KV heads, in proportion to `shares`; each part at least 1.
+
+    Every part has whole KV heads with all query heads that read them. With more parts than KV
+    heads, each has query heads of one KV head, which several parts then share. ValueError for fewer
+    query heads than shares.
+    """
+    group = heads // kv_heads
+    parts = len(shares)
+    if parts <= kv_heads:
+        spans = divide(kv_heads, shares)
+        return [scaled(span, group) for span in spans], spans
+    if parts > heads:
+        raise ValueError(f"{heads} query heads cannot be cut into {parts} parts")
+    # Parts for each KV head: as equal as can be, and no more than it has query heads.
+    query_spans, kv_spans = [], []
+    for kv_head, (begin, end) in enumerate(divide(parts, [1.0] * kv_heads)):
+        for first, last in divide(group, shares[begin:end]):
+            query_spans.append((kv_head * group + first, kv_head * group + last))
+            kv_spans.append((kv_head, kv_head + 1))
+    return query_spans, kv_spans
+
+
 def on_blocks(spans: Sequence[Span], factor: int) -> bool:
     """True if spans of units of `factor` elements all begin at quantized blocks."""
     return all(begin * factor % BLOCK == 0 for begin, _ in spans)

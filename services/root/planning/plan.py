@@ -5,11 +5,13 @@ Layers are divided over stages (pipeline parallel), and each layer over the rank
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 
 from hearth import _native
 from hearth.converter.spec import ModelSpec
+from hearth.converter.tensors import Unit, head_units
 from hearth.root.planning.cut import Span, size
 
 
@@ -59,10 +61,9 @@ class NodePlan:
 
     place: Placement
     layers: Span
-    heads: Span
-    kv_heads: Span
-    ffn: Span
-    # Empty on all stages but the last.
+    # The node's span of each unit of its stage.
+    units: Mapping[Unit, Span]
+    # Rows of the head. Empty on all stages but the last.
     vocab: Span
     # True if the node holds the embedding.
     embedding: bool
@@ -77,8 +78,14 @@ class NodePlan:
 
     def kv_page_bytes(self, spec: ModelSpec, kv_type: str, page_size: int) -> int:
         """Bytes of K and V of one page, for the layers and KV heads of this node."""
-        per_head = _native.kv_head_bytes(kv_type, spec.head_size, page_size)
-        return size(self.layers) * size(self.kv_heads) * per_head
+        total = 0
+        for kind in spec.kind_of_layer[self.layers[0] : self.layers[1]]:
+            attention = spec.kinds[kind].attention
+            held = size(self.units[head_units(attention)[1]])
+            total += held * _native.kv_head_bytes(
+                kv_type, attention.key_size, attention.value_size, page_size
+            )
+        return total
 
 
 @dataclass(frozen=True, slots=True)

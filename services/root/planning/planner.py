@@ -1,8 +1,9 @@
 """Makes a plan: cuts a model over stages of ranks, in proportion to the nodes' shares. No I/O.
 
 Every stage has a range of layers, and every rank of it a share of each: attention by KV head with
-its query heads, the feed-forward by columns of its inner width, the vocabulary by rows. The table
-of tensors (converter/spec.py) defines how tensors follow these units. Rank 0 of the first stage
+its query heads, the feed-forward by columns of its inner width, the vocabulary by rows. With more
+ranks than KV heads, several ranks have the same KV head and different query heads of it. The table
+of tensors (converter/tensors.py) defines how tensors follow these units. Rank 0 of the first stage
 holds the embedding; the ranks of the last stage hold the final norm and the head.
 
 Cuts of quantized rows fall on blocks of 32. A tensor that cannot be cut on blocks is stored as f16,
@@ -10,15 +11,27 @@ and the plan notes it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.types import BLOCK
-from hearth.converter.spec import ModelSpec, Place, TensorSpec, Unit
+from hearth.converter.spec import ModelSpec
+from hearth.converter.tensors import (
+    Place,
+    TensorSpec,
+    Unit,
+    UnitKind,
+    block_tensors,
+    ffn_unit,
+    head_units,
+    vocab_unit,
+)
 from hearth.root.planning.cut import (
     Span,
     divide,
+    divide_heads,
     divide_on_blocks,
     joined,
     on_blocks,
@@ -48,7 +61,8 @@ def check_shares(nodes: int, shares: Sequence[float] | None) -> list[float]:
 
 def most_nodes(spec: ModelSpec) -> int:
     """Maximum number of ranks in a stage of this model."""
-    return min(spec.kv_heads, spec.ffn_size, spec.vocab_size)
+    blocks = [min(kind.attention.heads, kind.feed_forward.size) for kind in spec.kinds]
+    return min(*blocks, spec.vocab_size)
 
 
 def make_plan(
@@ -88,7 +102,7 @@ class _StageCut:
 
     @property
     def ranks(self) -> int:
-        return len(self.units[Unit.KV_HEAD])
+        return len(next(iter(self.units.values())))
 
     @property
     def last(self) -> bool:
@@ -101,7 +115,7 @@ def _check_ranks(spec: ModelSpec, layout: Layout, ranks: int) -> None:
         return
     what = f"{ranks} nodes" if len(layout.ranks) == 1 else f"a stage of {ranks} nodes"
     raise _invalid(
-        f"{spec.name} cannot be divided over {what}: its {spec.kv_heads} KV heads allow 1 to {most}"
+        f"{spec.name} cannot be divided over {what}: its {spec.heads} query heads allow 1 to {most}"
     )
 
 
@@ -131,31 +145,50 @@ def _divide_layers(
 def _cut_stage(
     spec: ModelSpec, stage: int, stages: int, layers: Span, shares: Sequence[float]
 ) -> _StageCut:
-    kv_heads = divide(spec.kv_heads, shares)
-    last = stage == stages - 1
-    units = {
-        Unit.KV_HEAD: kv_heads,
-        Unit.FFN: divide_on_blocks(spec.ffn_size, _ffn_shares(spec, shares, kv_heads)),
-        Unit.VOCAB: divide_on_blocks(spec.vocab_size, shares) if last else [(0, 0)] * len(shares),
-    }
+    units: dict[Unit, list[Span]] = {}
+    counts = Counter(spec.kind_of_layer[layers[0] : layers[1]])
+    for number in counts:
+        head, kv_head = head_units(spec.kinds[number].attention)
+        if head not in units:
+            units[head], units[kv_head] = divide_heads(head.count, kv_head.count, shares)
+    flexible = _ffn_shares(spec, counts, units, shares)
+    for number in counts:
+        unit = ffn_unit(spec.kinds[number].feed_forward)
+        units[unit] = divide_on_blocks(unit.count, flexible)
+    if stage == stages - 1:
+        unit = vocab_unit(spec)
+        units[unit] = divide_on_blocks(unit.count, shares)
     return _StageCut(stage, stages, layers, units)
 
 
-def _ffn_shares(spec: ModelSpec, shares: Sequence[float], kv_heads: Sequence[Span]) -> list[float]:
+def _ffn_shares(
+    spec: ModelSpec,
+    counts: Mapping[int, int],
+    units: Mapping[Unit, Sequence[Span]],
+    shares: Sequence[float],
+) -> list[float]:
     """Shares of the feed-forward that compensate for the coarse cut of heads.
 
     With 4 KV heads on 3 nodes one node has half of the attention; it gets less of the feed-forward,
-    so that each layer's weights as a whole follow the shares.
+    so that a stage's weights as a whole follow the shares. counts: the stage's layers of each kind.
     """
     # Weights counted in rows or columns of hidden_size elements, the unit of a layer's matrices.
-    cuts = [tensor.cut for tensor in spec.layer_tensors(0) if tensor.cut is not None]
-    per_kv_head = sum(cut.size for cut in cuts if cut.unit is Unit.KV_HEAD)
-    attention = spec.kv_heads * per_kv_head
-    feed_forward = spec.ffn_size * sum(cut.size for cut in cuts if cut.unit is Unit.FFN)
+    attention = [0] * len(shares)
+    feed_forward = 0
+    for number, layers in counts.items():
+        for tensor in block_tensors(spec, spec.kinds[number]):
+            cut = tensor.cut
+            if cut is None or tensor.vector:
+                continue
+            if cut.unit.kind is UnitKind.FFN:
+                feed_forward += layers * cut.unit.count * cut.size
+            else:
+                for rank, span in enumerate(units[cut.unit]):
+                    attention[rank] += layers * size(span) * cut.size
     total = math.fsum(shares)
     wanted = [
-        share / total * (attention + feed_forward) - size(span) * per_kv_head
-        for share, span in zip(shares, kv_heads, strict=True)
+        share / total * (sum(attention) + feed_forward) - held
+        for share, held in zip(shares, attention, strict=True)
     ]
     return [max(value, 1e-3 * feed_forward) for value in wanted]
 
@@ -164,34 +197,32 @@ def _nodes(
     spec: ModelSpec, tensor_type: Callable[[str], str], cut: _StageCut
 ) -> tuple[NodePlan, ...]:
     """The ranks of one stage."""
-    group = spec.heads // spec.kv_heads
     nodes = []
     for rank in range(cut.ranks):
         place = Placement(cut.stage, cut.stages, rank, cut.ranks)
         embedding = cut.stage == 0 and rank == 0
-        kv_heads = cut.units[Unit.KV_HEAD][rank]
         nodes.append(
             NodePlan(
                 place=place,
                 layers=cut.layers,
-                heads=scaled(kv_heads, group),
-                kv_heads=kv_heads,
-                ffn=cut.units[Unit.FFN][rank],
-                vocab=cut.units[Unit.VOCAB][rank],
+                units={unit: spans[rank] for unit, spans in cut.units.items()},
+                vocab=cut.units[vocab_unit(spec)][rank] if cut.last else (0, 0),
                 embedding=embedding,
                 head_from_embedding=spec.tied and embedding and cut.last,
                 slices=tuple(
                     _slice(tensor, tensor_type(tensor.source), cut, rank)
                     for tensor in spec.tensors
-                    if _holds(tensor, cut, embedding)
+                    if _holds(tensor, cut, rank, embedding)
                 ),
             )
         )
     return tuple(nodes)
 
 
-def _holds(tensor: TensorSpec, cut: _StageCut, embedding: bool) -> bool:
+def _holds(tensor: TensorSpec, cut: _StageCut, rank: int, embedding: bool) -> bool:
     """True if a rank has a slice of the tensor; embedding: the rank holds the embedding."""
+    if tensor.first_rank and rank > 0:
+        return False
     if tensor.place is Place.LAYER:
         return cut.layers[0] <= tensor.layer < cut.layers[1]
     if tensor.place is Place.INPUT:
@@ -211,6 +242,8 @@ def _slice(tensor: TensorSpec, whole: str, cut: _StageCut, rank: int) -> Slice:
 
 def _kind(tensor: TensorSpec, whole: str, cut: _StageCut) -> str:
     """The type of a tensor's slices: f16 instead of q80 or q40 if cuts miss the blocks."""
+    if tensor.vector:
+        return "f32"
     if tensor.cut is None or not tensor.cut.columns or not whole.startswith("q"):
         return whole
     return whole if on_blocks(cut.units[tensor.cut.unit], tensor.cut.size) else "f16"
@@ -218,17 +251,27 @@ def _kind(tensor: TensorSpec, whole: str, cut: _StageCut) -> str:
 
 def _notes(spec: ModelSpec, tensor_type: Callable[[str], str], cut: _StageCut) -> list[str]:
     """Notes on tensors that stay f16 because of their cut."""
-    notes = []
+    notes: dict[str, None] = {}  # each once, in order
     where = f"stage {cut.stage}: " if cut.stages > 1 else ""
-    for tensor in spec.layer_tensors(cut.layers[0]):
+    for tensor in spec.tensors:
+        if tensor.vector or not cut.layers[0] <= tensor.layer < cut.layers[1]:
+            continue
         whole = tensor_type(tensor.source)
         kind = _kind(tensor, whole, cut)
         if kind != whole:
-            notes.append(
+            note = (
                 f"{where}{tensor.part} stays {kind} instead of {whole}: its {tensor.shape[1]} "
                 f"columns cannot be cut for {cut.ranks} nodes on blocks of {BLOCK}"
             )
-    return notes
+            notes[note] = None
+    for head in cut.units:
+        if head.kind is UnitKind.HEAD and cut.ranks > head.beside:
+            note = (
+                f"{where}{head.beside} KV heads for {cut.ranks} nodes: several hold the same KV "
+                "head, and its part of the KV cache"
+            )
+            notes[note] = None
+    return list(notes)
 
 
 def _invalid(message: str) -> HearthError:

@@ -129,11 +129,24 @@ float softmax(const AttendArgs& a, size_t query) {
   return shrink;
 }
 
+// scores = softcap * tanh(scores / softcap), in whole vectors
+template <typename V>
+void cap_scores(float* scores, size_t slots, float softcap) {
+  using Float = typename V::Float;
+  const Float one = V::broadcast(1.0f), cap = V::broadcast(softcap);
+  for (size_t s = 0; s < slots; s += V::kWidth) {
+    // tanh(x) = 1 - 2 / (e^(2 x) + 1)
+    const Float twice = V::mul(V::load(scores + s), V::broadcast(2.0f / softcap));
+    const Float part = V::div(V::broadcast(2.0f), V::add(exp<V>(twice), one));
+    V::store(scores + s, V::mul(cap, V::sub(one, part)));
+  }
+}
+
 template <typename V, typename Number>
 void attend(const AttendArgs& a) {
   page_product<V, Number>({.a = a.q,
-                           .a_stride = a.head_size,
-                           .depth = a.head_size,
+                           .a_stride = a.key_size,
+                           .depth = a.key_size,
                            .b = static_cast<const Number*>(a.keys),
                            .b_stride = a.stride,
                            .c = a.scratch,
@@ -141,15 +154,18 @@ void attend(const AttendArgs& a) {
                            .width = (a.slots + V::kWidth - 1) / V::kWidth * V::kWidth,
                            .shrink = nullptr},
                           a.queries);
-  for (size_t q = 0; q < a.queries; ++q) a.shrink[q] = softmax<V>(a, q);
+  for (size_t q = 0; q < a.queries; ++q) {
+    if (a.softcap > 0.0f) cap_scores<V>(a.scratch + q * a.stride, a.slots, a.softcap);
+    a.shrink[q] = softmax<V>(a, q);
+  }
   page_product<V, Number>({.a = a.scratch,
                            .a_stride = a.stride,
                            .depth = a.slots,
                            .b = static_cast<const Number*>(a.values),
-                           .b_stride = a.head_size,
+                           .b_stride = a.value_size,
                            .c = a.out,
-                           .c_stride = a.head_size,
-                           .width = a.head_size,
+                           .c_stride = a.value_size,
+                           .width = a.value_size,
                            .shrink = a.shrink},
                           a.queries);
 }

@@ -75,14 +75,105 @@ void add(float* x, const float* y, size_t size) {
 }
 
 template <typename V>
-void swiglu(float* gate, const float* up, size_t size) {
+void layer_norm(const float* x, const float* weight, const float* bias, size_t size, float epsilon,
+                float* y) {
+  using Float = typename V::Float;
+  constexpr size_t kSums = 8, kVectors = kSums / V::kWidth;
+  // The sum of term(x), eight sums at a time.
+  const auto total = [&](auto vector_term, auto term) {
+    Float parts[kVectors];
+    unrolled<kVectors>([&](auto v) { parts[v] = V::zero(); });
+    size_t i = 0;
+    for (; i + kSums <= size; i += kSums) {
+      unrolled<kVectors>(
+          [&](auto v) { parts[v] = vector_term(V::load(x + i + V::kWidth * v), parts[v]); });
+    }
+    float sums[kSums];
+    unrolled<kVectors>([&](auto v) { V::store(sums + V::kWidth * v, parts[v]); });
+    for (; i < size; ++i) sums[i % kSums] = term(x[i], sums[i % kSums]);
+    return sum_in_order(sums);
+  };
+  const float mean = total([](Float each, Float sum) { return V::add(sum, each); },
+                           [](float each, float sum) { return sum + each; }) /
+                     static_cast<float>(size);
+  const Float means = V::broadcast(mean);
+  const float variance = total(
+      [&](Float each, Float sum) {
+        const Float apart = V::sub(each, means);
+        return V::fma(apart, apart, sum);
+      },
+      [&](float each, float sum) { return fmaf(each - mean, each - mean, sum); });
+  const float scale = 1.0f / sqrtf(variance / static_cast<float>(size) + epsilon);
   size_t i = 0;
   for (; i + V::kWidth <= size; i += V::kWidth) {
-    const auto v = V::load(gate + i);
-    const auto silu = V::div(v, V::add(V::broadcast(1.0f), exp<V>(V::sub(V::zero(), v))));
-    V::store(gate + i, V::mul(silu, V::load(up + i)));
+    const Float scaled = V::mul(V::sub(V::load(x + i), means), V::broadcast(scale));
+    V::store(y + i, V::fma(scaled, V::load(weight + i), V::load(bias + i)));
   }
-  for (; i < size; ++i) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+  for (; i < size; ++i) y[i] = fmaf((x[i] - mean) * scale, weight[i], bias[i]);
+}
+
+// gate = function(gate) * up, or function(gate) without up.
+template <typename V, typename Vectors, typename Elements>
+void activate(float* gate, const float* up, size_t size, Vectors vectors, Elements elements) {
+  size_t i = 0;
+  for (; i + V::kWidth <= size; i += V::kWidth) {
+    const auto value = vectors(V::load(gate + i));
+    V::store(gate + i, up == nullptr ? value : V::mul(value, V::load(up + i)));
+  }
+  for (; i < size; ++i) gate[i] = up == nullptr ? elements(gate[i]) : elements(gate[i]) * up[i];
+}
+
+// x / (1 + e^minus)
+template <typename V>
+typename V::Float over_exp(typename V::Float x, typename V::Float minus) {
+  return V::div(x, V::add(V::broadcast(1.0f), exp<V>(minus)));
+}
+
+template <typename V>
+void silu(float* gate, const float* up, size_t size) {
+  using Float = typename V::Float;
+  activate<V>(
+      gate, up, size, [](Float x) { return over_exp<V>(x, V::sub(V::zero(), x)); },
+      [](float x) { return x / (1.0f + expf(-x)); });
+}
+
+template <typename V>
+void gelu_tanh(float* gate, const float* up, size_t size) {
+  using Float = typename V::Float;
+  activate<V>(
+      gate, up, size,
+      [](Float x) {
+        const Float square = V::fma(V::mul(x, x), V::broadcast(kGeluCubic), V::broadcast(1.0f));
+        return over_exp<V>(x, V::mul(V::broadcast(-kGeluFactor), V::mul(x, square)));
+      },
+      [](float x) {
+        return x / (1.0f + expf(-kGeluFactor * (x * fmaf(x * x, kGeluCubic, 1.0f))));
+      });
+}
+
+// The error function has no vector form here: models with it are small.
+template <typename V>
+void gelu(float* gate, const float* up, size_t size) {
+  for (size_t i = 0; i < size; ++i) {
+    const float value = 0.5f * gate[i] * (1.0f + erff(gate[i] * 0.70710678f));
+    gate[i] = up == nullptr ? value : value * up[i];
+  }
+}
+
+template <typename V>
+void relu_squared(float* gate, const float* up, size_t size) {
+  using Float = typename V::Float;
+  activate<V>(
+      gate, up, size,
+      [](Float x) {
+        // The zero first: a NaN stays.
+        const Float positive = V::max(V::zero(), x);
+        return V::mul(positive, positive);
+      },
+      [](float x) {
+        const float positive = x < 0.0f ? 0.0f : x;
+        return positive * positive;
+      });
 }
 
 template <typename V>

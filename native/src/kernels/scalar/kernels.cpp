@@ -129,8 +129,49 @@ void add(float* x, const float* y, size_t size) {
   for (size_t i = 0; i < size; ++i) x[i] += y[i];
 }
 
-void swiglu(float* gate, const float* up, size_t size) {
-  for (size_t i = 0; i < size; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+void layer_norm(const float* x, const float* weight, const float* bias, size_t size, float epsilon,
+                float* y) {
+  // Eight sums each, as a vector of eight floats has them, then in order.
+  float sums[8] = {}, squares[8] = {};
+  for (size_t i = 0; i < size; ++i) sums[i % 8] += x[i];
+  float mean = 0.0f, variance = 0.0f;
+  for (float each : sums) mean += each;
+  mean /= static_cast<float>(size);
+  for (size_t i = 0; i < size; ++i)
+    squares[i % 8] = std::fma(x[i] - mean, x[i] - mean, squares[i % 8]);
+  for (float each : squares) variance += each;
+  const float scale = 1.0f / std::sqrt(variance / static_cast<float>(size) + epsilon);
+  for (size_t i = 0; i < size; ++i) y[i] = std::fma((x[i] - mean) * scale, weight[i], bias[i]);
+}
+
+template <typename Function>
+void activate(float* gate, const float* up, size_t size, Function function) {
+  for (size_t i = 0; i < size; ++i) {
+    const float value = function(gate[i]);
+    gate[i] = up == nullptr ? value : value * up[i];
+  }
+}
+
+void silu(float* gate, const float* up, size_t size) {
+  activate(gate, up, size, [](float x) { return x / (1.0f + std::exp(-x)); });
+}
+
+void gelu_tanh(float* gate, const float* up, size_t size) {
+  activate(gate, up, size, [](float x) {
+    const float inner = x * std::fma(x * x, kGeluCubic, 1.0f);
+    return x / (1.0f + std::exp(-kGeluFactor * inner));
+  });
+}
+
+void gelu(float* gate, const float* up, size_t size) {
+  activate(gate, up, size, [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678f)); });
+}
+
+void relu_squared(float* gate, const float* up, size_t size) {
+  activate(gate, up, size, [](float x) {
+    const float positive = std::max(x, 0.0f);
+    return positive * positive;
+  });
 }
 
 void rope(float* head, const float* cos, const float* sin, size_t half) {
@@ -146,23 +187,25 @@ void attend(const AttendArgs& a, Load load) {
   const auto* keys = static_cast<const Number*>(a.keys);
   const auto* values = static_cast<const Number*>(a.values);
   for (size_t h = 0; h < a.queries; ++h) {
-    const float* q = a.q + h * a.head_size;
+    const float* q = a.q + h * a.key_size;
     float* scores = a.scratch + h * a.stride;
-    float* out = a.out + h * a.head_size;
+    float* out = a.out + h * a.value_size;
     float largest = a.largest[h];
     for (size_t s = 0; s < a.slots; ++s) {
       float score = 0.0f;
-      for (size_t i = 0; i < a.head_size; ++i) score += q[i] * load(keys[i * a.stride + s]);
+      for (size_t i = 0; i < a.key_size; ++i) score += q[i] * load(keys[i * a.stride + s]);
+      if (a.softcap > 0.0f) score = a.softcap * std::tanh(score / a.softcap);
       scores[s] = score;
       largest = std::max(largest, score);
     }
     const float shrink = std::exp(a.largest[h] - largest);
     float sum = a.sum[h] * shrink;
-    for (size_t i = 0; i < a.head_size; ++i) out[i] *= shrink;
+    for (size_t i = 0; i < a.value_size; ++i) out[i] *= shrink;
     for (size_t s = 0; s < a.slots; ++s) {
       const float weight = std::exp(scores[s] - largest);
       sum += weight;
-      for (size_t i = 0; i < a.head_size; ++i) out[i] += weight * load(values[s * a.head_size + i]);
+      for (size_t i = 0; i < a.value_size; ++i)
+        out[i] += weight * load(values[s * a.value_size + i]);
     }
     a.largest[h] = largest;
     a.sum[h] = sum;
@@ -210,8 +253,9 @@ const Kernels kScalarKernels = {
     .matmul_q80 = matmul_q80,
     .matmul_q40 = matmul_q40,
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .add = add,
-    .swiglu = swiglu,
+    .activate = {silu, gelu_tanh, gelu, relu_squared},
     .rope = rope,
     .attend_f32 = attend_f32,
     .attend_f16 = attend_f16,

@@ -1,0 +1,87 @@
+"""Blocks of a model as data: the numbers of a mixer, of a feed-forward, and of what lies between.
+
+A block is one layer of the model. Layers of one kind have the same numbers. Nothing but the readers
+of a family's files knows which family a model is of.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def attention_scale(key_size: int) -> float:
+    """The usual scale of scores, 1 / sqrt(key_size), rounded as f32 arithmetic rounds it."""
+    return float(np.float32(1) / np.sqrt(np.float32(key_size)))
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """A rotary position embedding (Su et al.: RoFormer, 2021), scaling applied.
+
+    It rotates the first 2 n elements of a head, in pairs (i, i + n), of n frequencies.
+    frequencies: radians per position of each pair. magnitude: factor of cos and sin.
+    """
+
+    frequencies: tuple[float, ...]
+    magnitude: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Grouped-query attention. Sizes are counts of elements."""
+
+    heads: int
+    kv_heads: int
+    # Of a query head and a key head, and of a value head.
+    key_size: int
+    value_size: int
+    # Factor of the scores.
+    scale: float
+    # Index of a rotary position embedding in ModelSpec.ropes; None for no rotation.
+    rope: int | None
+    # Positions that a query sees, its own included; 0 for all up to its own.
+    window: int = 0
+    # Scores become softcap * tanh(scores / softcap); 0: they stay.
+    softcap: float = 0.0
+    # Biases of queries, keys and values; of the output.
+    bias: bool = False
+    output_bias: bool = False
+    # RMS norm of each query and key head, before the rotation.
+    head_norm: bool = False
+    # One more score for each head, which has no value.
+    sinks: bool = False
+    # The result is multiplied by the sigmoid of a product of its own.
+    gate: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForwardSpec:
+    """down (activation(gate x) * (up x)), or without a gate down activation(gate x).
+
+    size: the inner width. activation: a name of hearth.common.types.ACTIVATION.
+    """
+
+    size: int
+    activation: str = "silu"
+    gated: bool = True
+    # Biases of gate and up; of the output.
+    bias: bool = False
+    output_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """A kind of block: a mixer, then a feed-forward; both add to the residual stream."""
+
+    attention: AttentionSpec
+    feed_forward: FeedForwardSpec
+    # Norms of what the mixer and the feed-forward read, and of what they add.
+    input_norms: bool = True
+    output_norms: bool = False
+    # Factor of what they add.
+    residual_scale: float = 1.0

@@ -1,0 +1,190 @@
+"""The table of a model's tensors: names, shapes, and how each is cut over the ranks of a stage.
+
+Planner, manifest and shard follow this one table. Matrices compute y = W x and are named by what
+they make: wq, wk, wv, wo of attention, w1 (gate), w3 (up), w2 (down) of the feed-forward. Vectors
+have one row and are f32 on every node.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from hearth.converter.blocks import AttentionSpec, BlockSpec, FeedForwardSpec
+
+if TYPE_CHECKING:
+    from hearth.converter.spec import ModelSpec
+
+
+class UnitKind(Enum):
+    """Kinds of parts that the ranks of a stage divide among themselves."""
+
+    # A query head, and a KV head with those that read it.
+    HEAD = "query heads"
+    KV_HEAD = "KV heads"
+    # One number of a feed-forward's inner width.
+    FFN = "feed-forward columns"
+    # One token of the vocabulary.
+    VOCAB = "vocabulary rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A part that is never cut, of which there are `count` in all.
+
+    beside: of a query head, the number of KV heads; of a KV head, that of query heads. They are
+    divided together.
+    """
+
+    kind: UnitKind
+    count: int
+    beside: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A tensor's cut: each `unit` is `size` neighbouring rows, or columns, of it."""
+
+    unit: Unit
+    size: int = 1
+    columns: bool = False
+
+
+class Place(Enum):
+    """The part of a forward pass that uses a tensor."""
+
+    INPUT = "before the first layer"
+    LAYER = "in a layer"
+    OUTPUT = "after the last layer"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor that a forward pass uses."""
+
+    name: str
+    # (rows, columns)
+    shape: tuple[int, int]
+    place: Place
+    # None: a node that uses the tensor has it whole.
+    cut: Cut | None = None
+    vector: bool = False
+    # Only the first rank of a stage has it: the bias of a sum over ranks.
+    first_rank: bool = False
+    # Its layer's number, where it is a layer's.
+    layer: int = -1
+    # The tensor of the model's files that it is read from, where that has another name: the head of
+    # a tied model is its embedding.
+    stored_as: str = ""
+
+    @property
+    def source(self) -> str:
+        """The name in the model's files."""
+        return self.stored_as or self.name
+
+    @property
+    def part(self) -> str:
+        """The name within a layer: "wq" of "layers.3.wq"."""
+        return self.name.removeprefix(f"layers.{self.layer}.")
+
+
+def head_units(attention: AttentionSpec) -> tuple[Unit, Unit]:
+    """The query heads and the KV heads of an attention."""
+    heads, kv_heads = attention.heads, attention.kv_heads
+    return Unit(UnitKind.HEAD, heads, kv_heads), Unit(UnitKind.KV_HEAD, kv_heads, heads)
+
+
+def ffn_unit(feed_forward: FeedForwardSpec) -> Unit:
+    """The columns of a feed-forward's inner width."""
+    return Unit(UnitKind.FFN, feed_forward.size)
+
+
+def vocab_unit(spec: "ModelSpec") -> Unit:
+    """The rows of the head."""
+    return Unit(UnitKind.VOCAB, spec.vocab_size)
+
+
+def model_tensors(spec: "ModelSpec") -> Iterator[TensorSpec]:
+    """Every tensor of a forward pass, in its order."""
+    hidden, vocab = spec.hidden_size, spec.vocab_size
+    yield TensorSpec("embedding", (vocab, hidden), Place.INPUT)
+    if spec.learned_positions:
+        yield TensorSpec("positions", (spec.learned_positions, hidden), Place.INPUT)
+    for layer, kind in enumerate(spec.kind_of_layer):
+        for tensor in block_tensors(spec, spec.kinds[kind]):
+            yield replace(tensor, name=f"layers.{layer}.{tensor.name}", layer=layer)
+    for norm in _norm(spec, "norm", hidden):
+        yield replace(norm, place=Place.OUTPUT)
+    head = TensorSpec("head", (vocab, hidden), Place.OUTPUT, Cut(vocab_unit(spec)))
+    yield replace(head, stored_as="embedding") if spec.tied else head
+    if spec.head_bias:
+        cut = Cut(vocab_unit(spec), columns=True)
+        yield TensorSpec("head_bias", (1, vocab), Place.OUTPUT, cut, vector=True)
+
+
+def block_tensors(spec: "ModelSpec", block: BlockSpec) -> Iterator[TensorSpec]:
+    """The tensors of a block, in the order of a forward pass, named as within a layer."""
+    hidden = spec.hidden_size
+    if block.input_norms:
+        yield from _norm(spec, "attn_norm", hidden)
+    yield from _attention(block.attention, hidden)
+    if block.output_norms:
+        yield from _norm(spec, "attn_out_norm", hidden)
+    if block.input_norms:
+        yield from _norm(spec, "ffn_norm", hidden)
+    yield from _feed_forward(block.feed_forward, hidden)
+    if block.output_norms:
+        yield from _norm(spec, "ffn_out_norm", hidden)
+
+
+def _attention(attention: AttentionSpec, hidden: int) -> Iterator[TensorSpec]:
+    head, kv_head = head_units(attention)
+    key, value = attention.key_size, attention.value_size
+    queries, keys = attention.heads * key, attention.kv_heads * key
+    values, mixed = attention.kv_heads * value, attention.heads * value
+    yield _matrix("wq", queries, hidden, Cut(head, key))
+    yield _matrix("wk", keys, hidden, Cut(kv_head, key))
+    yield _matrix("wv", values, hidden, Cut(kv_head, value))
+    if attention.bias:
+        yield _vector("bq", queries, Cut(head, key, columns=True))
+        yield _vector("bk", keys, Cut(kv_head, key, columns=True))
+        yield _vector("bv", values, Cut(kv_head, value, columns=True))
+    if attention.head_norm:
+        yield _vector("q_norm", key)
+        yield _vector("k_norm", key)
+    if attention.sinks:
+        yield _vector("sinks", attention.heads, Cut(head, columns=True))
+    if attention.gate:
+        yield _matrix("wg", mixed, hidden, Cut(head, value))
+    yield _matrix("wo", hidden, mixed, Cut(head, value, columns=True))
+    if attention.output_bias:
+        yield replace(_vector("bo", hidden), first_rank=True)
+
+
+def _feed_forward(feed_forward: FeedForwardSpec, hidden: int) -> Iterator[TensorSpec]:
+    unit, inner = ffn_unit(feed_forward), feed_forward.size
+    gated = feed_forward.gated
+    yield _matrix("w1", inner, hidden, Cut(unit))
+    if gated:
+        yield _matrix("w3", inner, hidden, Cut(unit))
+    if feed_forward.bias:
+        yield _vector("b1", inner, Cut(unit, columns=True))
+        if gated:
+            yield _vector("b3", inner, Cut(unit, columns=True))
+    yield _matrix("w2", hidden, inner, Cut(unit, columns=True))
+    if feed_forward.output_bias:
+        yield replace(_vector("b2", hidden), first_rank=True)
+
+
+def _norm(spec: "ModelSpec", name: str, size: int) -> Iterator[TensorSpec]:
+    yield _vector(name, size)
+    if spec.norm == "layer":
+        yield _vector(f"{name}.bias", size)
+
+
+def _matrix(name: str, rows: int, columns: int, cut: Cut) -> TensorSpec:
+    return TensorSpec(name, (rows, columns), Place.LAYER, cut)
+
+
+def _vector(name: str, size: int, cut: Cut | None = None) -> TensorSpec:
+    return TensorSpec(name, (1, size), Place.LAYER, cut, vector=True)

@@ -1,0 +1,140 @@
+// The shape of a shard, from keyword arguments.
+#include "hearth/config.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace hearth::bindings {
+namespace {
+
+using Pair = std::pair<size_t, size_t>;
+
+Span span(Pair pair) { return {pair.first, pair.second}; }
+
+template <typename Value, size_t kCount>
+Value parse(const std::array<std::pair<const char*, Value>, kCount>& table, const char* what,
+            const std::string& name) {
+  std::string names;
+  for (const auto& [each, value] : table) {
+    if (name == each) return value;
+    names += (names.empty() ? "" : ", ") + std::string(each);
+  }
+  throw std::invalid_argument(std::string(what) + " '" + name.substr(0, 64) + "'; there are " +
+                              names);
+}
+
+constexpr std::array<std::pair<const char*, NormKind>, 2> kNorms = {
+    {{"rms", NormKind::rms}, {"layer", NormKind::layer}}};
+constexpr std::array<std::pair<const char*, Activation>, kActivations> kActivationNames = {
+    {{"silu", Activation::silu},
+     {"gelu_tanh", Activation::gelu_tanh},
+     {"gelu", Activation::gelu},
+     {"relu_squared", Activation::relu_squared}}};
+
+RopeConfig make_rope(std::vector<float> frequencies, float magnitude) {
+  return {.frequencies = std::move(frequencies), .magnitude = magnitude};
+}
+
+AttentionConfig make_attention(Pair heads, Pair kv_heads, size_t key_size, size_t value_size,
+                               float scale, std::optional<size_t> rope, size_t window,
+                               float softcap, bool bias, bool output_bias, bool head_norm,
+                               bool sinks, bool gate) {
+  return {.heads = span(heads),
+          .kv_heads = span(kv_heads),
+          .key_size = key_size,
+          .value_size = value_size,
+          .scale = scale,
+          .rope = rope,
+          .window = window,
+          .softcap = softcap,
+          .bias = bias,
+          .output_bias = output_bias,
+          .head_norm = head_norm,
+          .sinks = sinks,
+          .gate = gate};
+}
+
+FeedForwardConfig make_feed_forward(Pair units, const std::string& activation, bool gated,
+                                    bool bias, bool output_bias) {
+  return {.units = span(units),
+          .activation = parse(kActivationNames, "activation", activation),
+          .gated = gated,
+          .bias = bias,
+          .output_bias = output_bias};
+}
+
+BlockConfig make_block(AttentionConfig attention, FeedForwardConfig feed_forward, bool input_norms,
+                       bool output_norms, float residual_scale) {
+  return {.attention = attention,
+          .feed_forward = feed_forward,
+          .input_norms = input_norms,
+          .output_norms = output_norms,
+          .residual_scale = residual_scale};
+}
+
+ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig> kinds,
+                        std::vector<size_t> kind_of_layer, const std::string& norm,
+                        float norm_epsilon, std::vector<RopeConfig> ropes,
+                        const std::string& kv_type, size_t page_size, size_t max_pages,
+                        size_t max_step_tokens, bool embedding, size_t vocab_size,
+                        float embedding_scale, size_t learned_positions, Pair vocab,
+                        bool head_from_embedding, bool head_bias, float logit_scale,
+                        float logit_softcap) {
+  return {.hidden_size = hidden_size,
+          .layers = span(layers),
+          .kinds = std::move(kinds),
+          .kind_of_layer = std::move(kind_of_layer),
+          .norm = {.kind = parse(kNorms, "norm", norm), .epsilon = norm_epsilon},
+          .ropes = std::move(ropes),
+          .kv_type = parse_kv_type(kv_type),
+          .page_size = page_size,
+          .max_pages = max_pages,
+          .max_step_tokens = max_step_tokens,
+          .embedding = embedding,
+          .vocab_size = vocab_size,
+          .embedding_scale = embedding_scale,
+          .learned_positions = learned_positions,
+          .vocab = span(vocab),
+          .head_from_embedding = head_from_embedding,
+          .head_bias = head_bias,
+          .logit_scale = logit_scale,
+          .logit_softcap = logit_softcap};
+}
+
+}  // namespace
+
+void bind_config(py::module_& module) {
+  using namespace py::literals;
+  py::class_<RopeConfig>(module, "RopeConfig", "A rotary position embedding.")
+      .def(py::init(&make_rope), py::kw_only(), "frequencies"_a, "magnitude"_a = 1.0f);
+  py::class_<AttentionConfig>(module, "AttentionConfig", "The attention of a kind of block.")
+      .def(py::init(&make_attention), py::kw_only(), "heads"_a, "kv_heads"_a, "key_size"_a,
+           "value_size"_a, "scale"_a, "rope"_a, "window"_a = 0, "softcap"_a = 0.0f,
+           "bias"_a = false, "output_bias"_a = false, "head_norm"_a = false, "sinks"_a = false,
+           "gate"_a = false);
+  py::class_<FeedForwardConfig>(module, "FeedForwardConfig", "The feed-forward of a kind of block.")
+      .def(py::init(&make_feed_forward), py::kw_only(), "units"_a, "activation"_a = "silu",
+           "gated"_a = true, "bias"_a = false, "output_bias"_a = false);
+  py::class_<BlockConfig>(module, "BlockConfig", "A kind of block.")
+      .def(py::init(&make_block), py::kw_only(), "attention"_a, "feed_forward"_a,
+           "input_norms"_a = true, "output_norms"_a = false, "residual_scale"_a = 1.0f);
+  py::class_<ShardConfig>(module, "ShardConfig", "The shape of a shard.")
+      .def(py::init(&make_config), py::kw_only(), "hidden_size"_a, "layers"_a, "kinds"_a,
+           "kind_of_layer"_a, "norm"_a = "rms", "norm_epsilon"_a, "ropes"_a, "kv_type"_a,
+           "page_size"_a, "max_pages"_a, "max_step_tokens"_a, "embedding"_a, "vocab_size"_a,
+           "embedding_scale"_a = 1.0f, "learned_positions"_a = 0, "vocab"_a,
+           "head_from_embedding"_a = false, "head_bias"_a = false, "logit_scale"_a = 1.0f,
+           "logit_softcap"_a = 0.0f);
+}
+
+}  // namespace hearth::bindings

@@ -1,0 +1,103 @@
+// The shape of a shard, as data: its blocks by kind, and what comes before and after them. The core
+// never asks which family a model is of.
+//
+// A block (a layer of the model) is a mixer and then a feed-forward. Each reads a norm of the
+// residual stream and adds its result to that stream. Layers of one kind have the same shape.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "hearth/types.h"
+
+namespace hearth {
+
+struct Span {
+  size_t begin = 0, end = 0;
+  size_t size() const { return end - begin; }
+};
+
+// rms: x / sqrt(mean(x^2) + epsilon) * weight (Zhang, Sennrich: Root mean square layer
+// normalization, 2019). layer: (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias.
+enum class NormKind : uint8_t { rms, layer };
+
+// Of all norms of the model.
+struct NormConfig {
+  NormKind kind = NormKind::rms;
+  float epsilon = 1e-5f;
+
+  bool bias() const { return kind == NormKind::layer; }
+};
+
+// Rotary position embedding of a head's first 2 * frequencies.size() elements, in pairs (i, i +
+// frequencies.size()).
+struct RopeConfig {
+  std::vector<float> frequencies;  // radians per position
+  float magnitude = 1.0f;          // factor of cos and sin
+};
+
+struct AttentionConfig {
+  Span heads, kv_heads;  // counted over the whole model
+  size_t key_size = 0;   // of a query head and a key head
+  size_t value_size = 0;
+  float scale = 0.0f;          // of the scores
+  std::optional<size_t> rope;  // index in ShardConfig::ropes
+  size_t window = 0;           // positions that a query sees, with its own; 0: all up to its own
+  float softcap = 0.0f;        // scores become softcap * tanh(scores / softcap); 0: they stay
+  bool bias = false;           // of queries, keys and values
+  bool output_bias = false;    // this rank adds the bias of the output
+  bool head_norm = false;      // RMS norm of each query and key head, before the rotation
+  bool sinks = false;          // one more score for each head, which has no value
+  bool gate = false;           // the result times sigmoid of a product of its own
+};
+
+// Functions of the feed-forward, in Kernels' order.
+enum class Activation : uint8_t { silu, gelu_tanh, gelu, relu_squared };
+inline constexpr size_t kActivations = 4;
+
+struct FeedForwardConfig {
+  Span units;  // of the inner width, counted over the whole model
+  Activation activation = Activation::silu;
+  bool gated = true;         // down (activation(gate x) * (up x)); else down activation(gate x)
+  bool bias = false;         // of gate and up
+  bool output_bias = false;  // this rank adds the bias of the output
+};
+
+struct BlockConfig {
+  AttentionConfig attention;
+  FeedForwardConfig feed_forward;
+  bool input_norms = true;      // of what the mixer and the feed-forward read
+  bool output_norms = false;    // of what they add
+  float residual_scale = 1.0f;  // factor of what they add
+};
+
+struct ShardConfig {
+  size_t hidden_size = 0;  // the width of the residual stream
+  Span layers;
+  std::vector<BlockConfig> kinds;
+  std::vector<size_t> kind_of_layer;  // for each of `layers`: an index in `kinds`
+  NormConfig norm;
+  std::vector<RopeConfig> ropes;
+  KvType kv_type = KvType::f32;
+  size_t page_size = 0, max_pages = 0, max_step_tokens = 0;
+
+  bool embedding = false;  // the shard holds it
+  size_t vocab_size = 0;
+  float embedding_scale = 1.0f;
+  size_t learned_positions = 0;  // rows of learned positions, added to the embedding; 0: none
+
+  Span vocab;                        // rows of the head; empty when this is not the last stage
+  bool head_from_embedding = false;  // the head is the embedding's rows [vocab.begin, vocab.end)
+  bool head_bias = false;
+  float logit_scale = 1.0f;
+  float logit_softcap = 0.0f;  // as AttentionConfig::softcap
+
+  const BlockConfig& kind_of(size_t layer) const { return kinds[kind_of_layer[layer]]; }
+
+  // Throws std::invalid_argument, naming the value that is out of range.
+  void validate() const;
+};
+
+}  // namespace hearth

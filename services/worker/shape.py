@@ -1,0 +1,265 @@
+"""The shape of a shard: checks of a ShardConfig, its sizes, and the same for the core.
+
+Every number of a ShardConfig is checked against a limit before anything of its size is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from hearth import _native
+from hearth.common.channels import MAX_PAYLOAD_BYTES
+from hearth.common.errors import HearthError, Reason
+from hearth.common.sizes import format_size
+from hearth.common.types import ACTIVATION, BLOCK, KV, NORM, Number, name_of
+from hearth.v1 import common_pb2
+
+# Well above every known model (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
+# vocabulary 256,000), and small enough that no product of them overflows 64 bits.
+_LIMITS = {
+    "hidden_size": 1 << 16,
+    "key_size": 1 << 10,
+    "value_size": 1 << 10,
+    "page_size": 1 << 12,
+    "max_pages": 1 << 24,
+    "max_step_tokens": 1 << 16,
+    "vocab_size": 1 << 21,
+    "layers": 1 << 12,
+    "heads": 1 << 12,
+    "kv_heads": 1 << 12,
+    "units": 1 << 20,
+    "vocab": 1 << 21,
+    "learned_positions": 1 << 24,
+    "window": 1 << 31,
+}
+_MAX_KINDS = 64
+_MAX_ROPES = 16
+_MAX_POSITIONS = 1 << 31
+# Limit of a step's intermediate values: 1,024 rows of the widest known model take 0.8 GiB.
+_MAX_STEP_BYTES = 1 << 30
+# Minimum size of a page of KV cache: each page is a memory mapping of its own.
+_MAPPING_BYTES = 4096
+
+
+def check_config(config: common_pb2.ShardConfig) -> None:
+    """Raises HearthError BAD_SHARD naming the first invalid number of `config`."""
+    for name in ("hidden_size", "page_size", "max_pages", "max_step_tokens", "vocab_size"):
+        _in_range(name, getattr(config, name), 1)
+    _in_range("learned_positions", config.learned_positions, 0)
+    _range_in_range("layers", config.layers, 1)
+    _range_in_range("vocab", config.vocab, 0)
+    if not (math.isfinite(config.norm_epsilon) and 0 <= config.norm_epsilon <= 1):
+        raise _bad(f"norm_epsilon {config.norm_epsilon} is not within [0, 1]")
+    if name_of(NORM, config.norm) is None:
+        raise _bad(f"unknown norm {config.norm}")
+    if name_of(KV, config.kv_type) is None:
+        raise _bad(f"unknown kv_type {config.kv_type}")
+    _positive("embedding_scale", config.embedding_scale)
+    _positive("logit_scale", config.logit_scale)
+    _check_ropes(config)
+    _check_kinds(config)
+    if config.max_pages * config.page_size > _MAX_POSITIONS:
+        raise _bad(f"{config.max_pages} pages of {config.page_size} are too many positions")
+    if config.head_from_embedding and not (config.embedding and _size(config.vocab)):
+        raise _bad("head_from_embedding needs an embedding and vocabulary rows on this node")
+    if config.head_from_embedding and config.vocab.end > config.vocab_size:
+        raise _bad(
+            f"vocabulary rows end at {config.vocab.end}, the embedding at {config.vocab_size}"
+        )
+    payload = config.max_step_tokens * config.hidden_size * 4
+    if payload > MAX_PAYLOAD_BYTES:
+        raise _bad(
+            f"a step of {config.max_step_tokens} tokens x {config.hidden_size} is "
+            f"{format_size(payload)}, more than a message's {format_size(MAX_PAYLOAD_BYTES)}: "
+            f"use at most {MAX_PAYLOAD_BYTES // 4 // config.hidden_size} tokens a step"
+        )
+    step = step_bytes(config)
+    if step > _MAX_STEP_BYTES:
+        raise _bad(
+            f"a step of {config.max_step_tokens} tokens needs {format_size(step)} of workspace, "
+            f"more than {format_size(_MAX_STEP_BYTES)}: use fewer tokens a step"
+        )
+
+
+def _check_ropes(config: common_pb2.ShardConfig) -> None:
+    if len(config.ropes) > _MAX_ROPES:
+        raise _bad(f"{len(config.ropes)} ropes are more than {_MAX_ROPES}")
+    for rope in config.ropes:
+        _positive("the magnitude of a rope", rope.magnitude)
+        if not rope.frequencies or not all(math.isfinite(value) for value in rope.frequencies):
+            raise _bad("a rope has no frequencies, or one that is not finite")
+
+
+def _check_kinds(config: common_pb2.ShardConfig) -> None:
+    if not 1 <= len(config.kinds) <= _MAX_KINDS:
+        raise _bad(f"{len(config.kinds)} kinds of blocks are not 1 to {_MAX_KINDS}")
+    layers = _size(config.layers)
+    if len(config.kind_of_layer) != layers:
+        raise _bad(f"kind_of_layer has {len(config.kind_of_layer)} entries for {layers} layers")
+    if max(config.kind_of_layer) >= len(config.kinds):
+        raise _bad(f"a layer is of kind {max(config.kind_of_layer)}, of {len(config.kinds)}")
+    for block in config.kinds:
+        if not block.HasField("attention") or not block.HasField("feed_forward"):
+            raise _bad("a kind of block has no mixer or no feed-forward that this version knows")
+        _check_attention(config, block.attention)
+        _range_in_range("units", block.feed_forward.units, 1)
+        if name_of(ACTIVATION, block.feed_forward.activation) is None:
+            raise _bad(f"unknown activation {block.feed_forward.activation}")
+        _positive("residual_scale", block.residual_scale)
+
+
+def _check_attention(config: common_pb2.ShardConfig, attention: common_pb2.Attention) -> None:
+    for name in ("heads", "kv_heads"):
+        _range_in_range(name, getattr(attention, name), 1)
+    for name in ("key_size", "value_size"):
+        value = getattr(attention, name)
+        _in_range(name, value, 1)
+        if config.kv_type == KV["q80"] and value % BLOCK:
+            raise _bad(f"kv_type q80 needs a {name} that divides by 32, not {value}")
+    _in_range("window", attention.window, 0)
+    heads, kv_heads = _size(attention.heads), _size(attention.kv_heads)
+    if heads % kv_heads:
+        raise _bad(f"{heads} heads do not divide over {kv_heads} KV heads")
+    _positive("the scale of attention", attention.scale)
+    if not attention.HasField("rope"):
+        return
+    if attention.rope >= len(config.ropes):
+        raise _bad(f"rope {attention.rope} of {len(config.ropes)} ropes")
+    pairs = len(config.ropes[attention.rope].frequencies)
+    if 2 * pairs > attention.key_size:
+        raise _bad(f"{pairs} rope frequencies, key_size {attention.key_size} has room for fewer")
+
+
+def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
+    """The core's form of a checked config. ValueError for what the core refuses."""
+    return _native.ShardConfig(
+        hidden_size=config.hidden_size,
+        layers=_pair(config.layers),
+        kinds=[_native_block(block) for block in config.kinds],
+        kind_of_layer=list(config.kind_of_layer),
+        norm=_name(NORM, config.norm),
+        norm_epsilon=config.norm_epsilon,
+        ropes=[
+            _native.RopeConfig(frequencies=list(rope.frequencies), magnitude=rope.magnitude)
+            for rope in config.ropes
+        ],
+        kv_type=kv_name(config),
+        page_size=config.page_size,
+        max_pages=config.max_pages,
+        max_step_tokens=config.max_step_tokens,
+        embedding=config.embedding,
+        vocab_size=config.vocab_size,
+        embedding_scale=config.embedding_scale,
+        learned_positions=config.learned_positions,
+        vocab=_pair(config.vocab),
+        head_from_embedding=config.head_from_embedding,
+        head_bias=config.head_bias,
+        logit_scale=config.logit_scale,
+        logit_softcap=config.logit_softcap,
+    )
+
+
+def _native_block(block: common_pb2.Block) -> _native.BlockConfig:
+    attention, feed_forward = block.attention, block.feed_forward
+    return _native.BlockConfig(
+        attention=_native.AttentionConfig(
+            heads=_pair(attention.heads),
+            kv_heads=_pair(attention.kv_heads),
+            key_size=attention.key_size,
+            value_size=attention.value_size,
+            scale=attention.scale,
+            rope=attention.rope if attention.HasField("rope") else None,
+            window=attention.window,
+            softcap=attention.softcap,
+            bias=attention.bias,
+            output_bias=attention.output_bias,
+            head_norm=attention.head_norm,
+            sinks=attention.sinks,
+            gate=attention.gate,
+        ),
+        feed_forward=_native.FeedForwardConfig(
+            units=_pair(feed_forward.units),
+            activation=_name(ACTIVATION, feed_forward.activation),
+            gated=feed_forward.gated,
+            bias=feed_forward.bias,
+            output_bias=feed_forward.output_bias,
+        ),
+        input_norms=block.input_norms,
+        output_norms=block.output_norms,
+        residual_scale=block.residual_scale,
+    )
+
+
+def kv_page_bytes(config: common_pb2.ShardConfig) -> int:
+    """Bytes of one page of KV cache: K and V of every layer and KV head held."""
+    total = 0
+    for kind in config.kind_of_layer:
+        attention = config.kinds[kind].attention
+        total += _size(attention.kv_heads) * _native.kv_head_bytes(
+            kv_name(config), attention.key_size, attention.value_size, config.page_size
+        )
+    return total
+
+
+def kv_bytes(config: common_pb2.ShardConfig) -> int:
+    """Bytes of KV cache when all pages are in use."""
+    return max(kv_page_bytes(config), _MAPPING_BYTES) * config.max_pages
+
+
+def step_bytes(config: common_pb2.ShardConfig) -> int:
+    """Upper bound in bytes of a step's intermediate values: the core's workspace."""
+    hidden = config.hidden_size
+    queries = keys = mixed = gates = units = 0
+    for block in config.kinds:
+        attention = block.attention
+        heads, kv_heads = _size(attention.heads), _size(attention.kv_heads)
+        queries = max(queries, heads * attention.key_size)
+        mixed = max(mixed, heads * attention.value_size)
+        keys = max(keys, kv_heads * (attention.key_size + attention.value_size))
+        gates = max(gates, heads * attention.value_size if attention.gate else 0)
+        units = max(units, _size(block.feed_forward.units))
+    angles = 2 * sum(len(rope.frequencies) for rope in config.ropes)
+    quantized = max(hidden, mixed) + units  # int8, with a scale and a sum for each block
+    # Attention and feed-forward take turns.
+    floats = 2 * hidden + max(queries + keys + mixed + gates, 2 * units) + angles
+    return config.max_step_tokens * (4 * floats + quantized + quantized // 4)
+
+
+def kv_name(config: common_pb2.ShardConfig) -> str:
+    """ "f32", "f16" or "q80", already validated by check_config."""
+    return _name(KV, config.kv_type)
+
+
+def _name(table: Mapping[str, Number], number: int) -> str:
+    name = name_of(table, number)
+    assert name is not None
+    return name
+
+
+def _pair(value: common_pb2.Range) -> tuple[int, int]:
+    return value.begin, value.end
+
+
+def _size(value: common_pb2.Range) -> int:
+    return value.end - value.begin
+
+
+def _range_in_range(name: str, value: common_pb2.Range, least: int) -> None:
+    if value.end < value.begin + least:
+        raise _bad(f"{name} [{value.begin}, {value.end}) is empty")
+    _in_range(name, value.end, 0)
+
+
+def _in_range(name: str, value: int, least: int) -> None:
+    if not least <= value <= _LIMITS[name]:
+        raise _bad(f"{name} {value} is not within [{least}, {_LIMITS[name]}]")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise _bad(f"{name} is {value}; it must be a finite number above 0")
+
+
+def _bad(problem: str) -> HearthError:
+    return HearthError(Reason.BAD_SHARD, problem)
