@@ -24,7 +24,10 @@ PROMPTS = ("Once upon a time", "One day, Lily and Ben went to the park.", "Tom h
 
 def encode_stories(tokenizer: Tokenizer, stories: list[str]) -> list[list[int]]:
     bos, eos = special_id(tokenizer, BOS), special_id(tokenizer, EOS)
-    return [[bos, *encoding.ids, eos] for encoding in tokenizer.encode_batch(stories)]
+    return [
+        [bos, *encoding.ids, eos]
+        for encoding in tokenizer.encode_batch(stories, add_special_tokens=False)
+    ]
 
 
 @torch.no_grad()
@@ -47,7 +50,10 @@ def sample(
     """The prompt with its continuation, and whether the model ended it."""
     generator = torch.Generator().manual_seed(seed)
     eos = special_id(tokenizer, EOS)
-    ids: list[int] = [special_id(tokenizer, BOS), *tokenizer.encode(prompt).ids]
+    ids: list[int] = [
+        special_id(tokenizer, BOS),
+        *tokenizer.encode(prompt, add_special_tokens=False).ids,
+    ]
     while len(ids) < model.shape.max_position_embeddings and ids[-1] != eos:
         logits: Tensor = model(torch.tensor([ids]))[0, -1].float()
         if temperature == 0:

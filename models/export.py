@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from model import Llama, Shape
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 
@@ -72,7 +72,13 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
             "model_max_length": model.shape.max_position_embeddings,
         },
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # On a copy: training encodes texts without BOS. Without this, readers that follow tokenizer.json
+    # alone put none before a prompt.
+    exported = Tokenizer.from_str(tokenizer.to_str())
+    exported.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bos)]
+    )
+    exported.save(str(folder / "tokenizer.json"))
     tensors = {
         f"model.{name}": parameter.detach().to(torch.float16).contiguous()
         for name, parameter in model.named_parameters()
