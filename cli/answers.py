@@ -199,6 +199,8 @@ class _RemoteModel:
 
     def ask(self, question: Question) -> Answer:
         """Begin an answer. Errors come when it is read."""
+        from hearth.cli.connecting import show_waiting
+
         options = self._options
         stream = self._client.generate(
             None if question.messages else question.text,
@@ -212,6 +214,7 @@ class _RemoteModel:
             seed=options.seed,
             stop=question.stop,
             ignore_eos=question.ignore_eos,
+            on_waiting=show_waiting,
         )
         return _RemoteAnswer(stream)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +11,7 @@ import click
 from hearth.cli import options as common
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
+from hearth.common.terminal import safe
 
 if TYPE_CHECKING:
     from hearth.v1 import root_pb2
@@ -82,45 +85,86 @@ def _show(options: Options, status: root_pb2.ClusterStatus) -> None:
 
         output.line(MessageToJson(status, preserving_proto_field_name=True))
     else:
-        output.line("\n".join(describe(status)))
+        # Names are a peer's: escaped also where a file or a pager shows them later.
+        output.line(safe("\n".join(describe(status))))
 
 
 def describe(status: root_pb2.ClusterStatus) -> list[str]:
     """The status as lines for people."""
-    from hearth.common.sizes import format_size
-    from hearth.v1 import common_pb2, root_pb2
+    from hearth.v1 import common_pb2
 
-    state = root_pb2.ClusterState.Name(status.state).removeprefix("CLUSTER_STATE_").lower()
     lane = common_pb2.Lane.Name(status.lane).removeprefix("LANE_").lower()
     sync = common_pb2.SyncType.Name(status.sync_type).removeprefix("SYNC_TYPE_").lower()
     reason = f": {status.reason}" if status.reason else ""
-    lines = [f"{state}{reason} (plan {status.epoch}, lane {lane}, sync {sync})"]
-    rows = [("rank", "node", "address", "state", "cores", "kernels", "weights", "KV heads")]
+    lines = [f"{_state(status)}{reason}"]
+    if status.model:
+        lines.append(f"model {status.model}, context of {status.context_size} positions")
+    lines[-1] += f" (plan {status.epoch}, lane {lane}, sync {sync})"
+    lines += _table(_rows(status))
+    known = {peer.address for peer in status.peers}
+    lines += [
+        f"{node.address}: {node.reason}"
+        for node in status.nodes
+        if node.reason and node.address not in known  # whose own line has the reason
+    ]
+    lines += _peers(status)
+    return lines + [f"note: {note}" for note in status.notes]
+
+
+def _state(status: root_pb2.ClusterStatus) -> str:
+    """The cluster's state in a word, with the progress of loading."""
+    from hearth.common.sizes import format_size
+    from hearth.v1 import root_pb2
+
+    if status.state == root_pb2.CLUSTER_STATE_FORMING:
+        total = sum(node.weight_bytes for node in status.nodes)
+        loaded = sum(node.weight_bytes_loaded for node in status.nodes)
+        if loaded:
+            return f"loading, {100 * loaded // total} % of {format_size(total)}"
+    if status.state == root_pb2.CLUSTER_STATE_DEGRADED and not status.epoch:
+        return "waiting"  # nothing was formed yet, so nothing is worse than before
+    return root_pb2.ClusterState.Name(status.state).removeprefix("CLUSTER_STATE_").lower()
+
+
+def _rows(status: root_pb2.ClusterStatus) -> list[tuple[str, ...]]:
+    """The table of the nodes, its head first."""
+    from hearth.common.sizes import format_size
+    from hearth.v1 import root_pb2
+
+    total = max(1, sum(node.weight_bytes for node in status.nodes))
+    rows: list[tuple[str, ...]] = [
+        ("rank", "node", "address", "state", "threads", "kernels", "weights", "share")
+    ]
     for node in status.nodes:
-        shard = node.shard
-        heads = ""
-        if shard.kinds:
-            held = shard.kinds[0].attention.kv_heads
-            heads = f"{held.begin}-{held.end - 1}"
+        weights = format_size(node.weight_bytes)
+        if node.state == root_pb2.NODE_STATE_LOADING and node.weight_bytes:
+            weights += f" ({100 * node.weight_bytes_loaded // node.weight_bytes} %)"
+        state = root_pb2.NodeState.Name(node.state).removeprefix("NODE_STATE_").lower()
+        answered = bool(node.info.name)
         rows.append(
             (
                 str(node.placement.rank),
                 node.info.name,
                 node.address,
-                root_pb2.NodeState.Name(node.state).removeprefix("NODE_STATE_").lower(),
-                f"{node.info.threads}/{node.info.cores}",
+                state if answered or state != "lost" else "absent",
+                f"{node.info.threads} of {node.info.cores}" if answered else "",
                 node.info.instruction_set,
-                format_size(node.weight_bytes),
-                heads,
+                weights,
+                f"{100 * node.weight_bytes / total:.0f} %",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
-    lines += [f"{node.address}: {node.reason}" for node in status.nodes if node.reason]
-    lines += _peers(status)
-    return lines + [f"note: {note}" for note in status.notes]
+    return rows
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Aligned columns; the middle ones are left out where a terminal is too narrow for all."""
+    columns = list(range(len(rows[0])))
+    widths = [max(len(row[i]) for row in rows) for i in columns]
+    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for least in (5, 4, 2, 7):  # kernels, threads, address, share
+        if most and sum(widths[i] + 2 for i in columns) - 2 > most:
+            columns.remove(least)
+    return ["  ".join(row[i].ljust(widths[i]) for i in columns).rstrip() for row in rows]
 
 
 def _peers(status: root_pb2.ClusterStatus) -> list[str]:

@@ -27,6 +27,13 @@ def connect(options: Options) -> Client:
     )
 
 
+def show_waiting(reason: str) -> None:
+    """Says on standard error why no text comes; for `on_waiting` of `generate`."""
+    text = reason if reason.startswith("waiting ") else f"waiting: {reason}"
+    text = text if reason else "the cluster is ready again"
+    output.note(f"\n[{text}]")
+
+
 def _api_key(options: Options) -> str | None:
     """The key of --api-key-file, or of --api-key or its variable."""
     from hearth.common.errors import HearthError, Reason

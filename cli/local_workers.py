@@ -67,6 +67,8 @@ class LocalWorkers:
             for name, value in os.environ.items()
             if not name.startswith("HEARTH_") or name in _INHERITED
         } | {CONFIG_VARIABLE: os.devnull}
+        # What such a worker offers, and to whom, needs no line.
+        environment.setdefault("HEARTH_LOG_LEVEL", "WARNING")
         # An interrupt at the terminal goes to the whole group: workers are to outlive the root's
         # last step, and are ended by it.
         return subprocess.Popen(

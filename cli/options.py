@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hearth.cli import output
 from hearth.cli.command import Argument, Option, Options
 from hearth.common.sizes import parse_size
 
@@ -111,6 +112,17 @@ def cores(text: str) -> list[int]:
     if absent or not chosen:
         raise ValueError(f"cores {absent} are not usable; there are {sorted(known)}")
     return chosen
+
+
+def check_threads(wanted: int | None) -> None:
+    """Warns of more threads than cores: they wait for each other."""
+    from hearth.common.system import cores as usable
+
+    if wanted is not None and wanted > usable():
+        output.note(
+            f"warning: --threads {wanted} is more than the {usable()} cores here, which makes "
+            "every token slower"
+        )
 
 
 def address(default_port: int) -> Callable[[str], str]:

@@ -105,6 +105,7 @@ def open_session(
             Reason.BAD_SETTING, "give --nodes (workers started here) or --workers, not both"
         )
     system.keep_message_memory()
+    common.check_threads(options.threads)
     # An environment made for services may name a directory that nothing here needs.
     joining = ("workers", "workers_dns", "workers_mdns", "metrics")
     needed = any(getattr(options, name, None) for name in joining)

@@ -138,11 +138,13 @@ def run(options: Options) -> int:
     from hearth.common import system
     from hearth.common.channels import format_address, split_address
     from hearth.common.metrics import WorkerMetrics
+    from hearth.worker.greeting import greet
     from hearth.worker.server import WorkerServer
 
     hearth_logging.setup()
     system.keep_message_memory()
     stop = StopSignals()
+    common.check_threads(options.threads)
     if options.exit_with_parent is not None:
         _watch_parent(options.exit_with_parent or os.getppid(), stop.requested)
     security = common.credentials(options, "listen", "metrics", role="worker")
@@ -173,6 +175,7 @@ def run(options: Options) -> int:
             announcement = Announcement(options.listen, port, server.name, server.instance)
         host, _ = split_address(options.listen)
         output.line(f"hearth worker listening on {format_address(host, port)}")
+        greet(options.listen, port, server.describe())
         stop.wait()
     finally:
         if announcement is not None:

@@ -26,11 +26,11 @@ from hearth.v1 import root_pb2, root_pb2_grpc
 class BaseStream:
     """One call of Generate: its progress, and how to cancel it."""
 
-    def __init__(self, call: Any, address: str) -> None:
+    def __init__(self, call: Any, address: str, progress: Progress) -> None:
         """call: gRPC's, a stream of GenerateResponse; address: of the root, for errors."""
         self._call = call
         self._address = address
-        self._progress = Progress()
+        self._progress = progress
 
     @property
     def token_ids(self) -> list[int]:
@@ -105,8 +105,9 @@ class BaseClient(Generic[Stream]):
         """
         request = generate_request(prompt, tokens, messages, options)
         limit = options.get("timeout")
+        on_waiting = [options["on_waiting"]] if "on_waiting" in options else []
         call = self._stub.Generate(request, timeout=limit, metadata=self._metadata)
-        return self._stream_type(call, self.address)
+        return self._stream_type(call, self.address, Progress(*on_waiting))
 
     def _open(
         self, address: str, credentials: grpc.ChannelCredentials | None, options: Options

@@ -1,6 +1,6 @@
 """Python values to and from hearth.v1 messages, the same for both clients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypedDict
@@ -40,7 +40,8 @@ class GenerateOptions(TypedDict, total=False):
     [0, 100]. top_k: 0 keeps all. top_p: (0, 1]. min_p: [0, 1]. repetition_penalty: (0, 10].
     seed: the same seed gives the same text. stop: at most 16 texts that end the generation and are
     not part of it. ignore_eos: continue past the end-of-sequence token. timeout: seconds for the
-    whole call.
+    whole call. on_waiting: called with the reason while no text comes because the cluster is not
+    ready, and with "" when it is again.
     """
 
     max_tokens: int
@@ -53,6 +54,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     ignore_eos: bool
     timeout: float | None
+    on_waiting: Callable[[str], object]
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -117,7 +119,8 @@ def detokenize_request(ids: Iterable[int]) -> root_pb2.DetokenizeRequest:
 class Progress:
     """The received part of one generation."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_waiting: Callable[[str], object] = lambda reason: None) -> None:
+        self._on_waiting = on_waiting
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.usage: Usage | None = None
@@ -127,6 +130,8 @@ class Progress:
         if response.HasField("delta"):
             self.token_ids.extend(response.delta.token_ids)
             return response.delta.text
+        if response.HasField("waiting"):
+            self._on_waiting(response.waiting.reason)
         if response.HasField("done"):
             done = response.done
             name = root_pb2.FinishReason.Name(done.finish_reason)

@@ -5,6 +5,7 @@ On the wire an error is a google.rpc.Status with one ErrorInfo of domain "hearth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -34,6 +35,18 @@ _FOREIGN: Mapping[grpc.StatusCode, Reason] = {
 _CODES: Mapping[grpc.StatusCode, Code] = {
     status: Code[status.name] for status in _C if status is not _C.OK
 }
+# What follows is advice for a first connection.
+CHECK = "; check"
+# gRPC's words for a connection that failed, and those for people.
+_CAUSES = (
+    (re.compile(r"Connection refused"), "connection refused"),
+    (re.compile(r"Connection reset"), "connection reset"),
+    (re.compile(r"No route to host"), "no route to the host"),
+    (re.compile(r"Network is unreachable"), "the network is unreachable"),
+    (re.compile(r"Connection timed out|Timeout occurred|timed? ?out before"), "no answer in time"),
+    (re.compile(r"(?:DNS resolution failed for|errors resolving) ([^:,\s]+)"), r"unknown name \1"),
+    (re.compile(r"Socket closed|Stream removed|Broken pipe"), "the connection broke"),
+)
 # Words in gRPC's message if only one end speaks TLS, or does not trust the other.
 _TLS_SIGNS = ("handshake", "socket closed")
 
@@ -84,12 +97,22 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
         tls = any(sign in message.lower() for sign in _TLS_SIGNS)
         more = ", and that both ends have --tls of the same cluster" if tls else ""
         message = (
-            f"cannot be reached ({message}); check that it runs and that the address is right{more}"
+            f"cannot be reached ({short_cause(message)}){CHECK} that it runs and that the address "
+            f"is right{more}"
         )
     if peer:
         metadata.setdefault("peer", peer)
         message = f"{peer}: {message}"
     return HearthError(reason, message, metadata, _CODES.get(status, Code.UNKNOWN))
+
+
+def short_cause(details: str) -> str:
+    """The part of gRPC's message about a failed connection that says why, where it is known."""
+    for pattern, cause in _CAUSES:
+        found = pattern.search(details)
+        if found is not None:
+            return found.expand(cause)
+    return details
 
 
 def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from hearth.common.errors import HearthError, Reason
-from hearth.root.cluster.asking import Asker
+from hearth.root.cluster.asking import Asker, without_name
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.discovery.sources import Source, sources
 from hearth.root.draining import Answer, Drains, fail
@@ -27,6 +27,7 @@ from hearth.root.membership import events
 from hearth.root.membership.deciding import LEAVING
 from hearth.root.membership.decisions import Form, Serve
 from hearth.root.membership.membership import GONE, Membership, MembershipError
+from hearth.root.membership.peers import PeerState
 from hearth.root.rules import fit_of, rules_of
 from hearth.root.settings import Joining
 from hearth.root.status.peer_log import PeerLog
@@ -43,6 +44,10 @@ _PASSING = GONE | {
 }
 # At a start: how long workers may take to answer before the log warns of it.
 _QUIET_SECONDS = 3.0
+# At a start: how often the log says how long the root still waits.
+_TIME_LEFT_SECONDS = 10.0
+# Workers that a line names.
+_NAMED = 4
 # How long a running step may take to end before the model is divided again.
 _STEP_SECONDS = 30.0
 
@@ -92,6 +97,8 @@ class Supervisor:
         # Workers are being asked for the first time until then; 0 once the cluster was formed.
         self._quiet_until = 0.0
         self._shown_quietly = False
+        # When the log says next how long the root still waits; a start without a wait says nothing.
+        self._time_left_at = _QUIET_SECONDS
         # Why each worker could not be used last.
         self._refusals: dict[str, HearthError] = {}
         self._peer_log = PeerLog()
@@ -116,6 +123,7 @@ class Supervisor:
             self._raise_what_cannot_pass()
             if self._now() >= deadline:
                 raise self._not_joined(seconds)
+            self._log_time_left(deadline)
             self._await_event(until)
 
     def start(self) -> None:
@@ -172,10 +180,11 @@ class Supervisor:
     def cluster_lost(self, error: HearthError) -> None:
         """The cluster's: it no longer serves. Requests wait until it does again."""
         self._engine.suspend(error)
+        worker = error.metadata.get("worker", "")
         lost = events.Lost(
             events.PENDING,
-            error.metadata.get("worker", ""),
-            error.message,
+            worker,
+            without_name(error.message, worker),
             on_purpose=error.reason == Reason.SHUTTING_DOWN,
             apart_from=_apart_from(error),
             unfit=error.reason == Reason.WORKER_UNFIT,
@@ -285,9 +294,14 @@ class Supervisor:
         return until
 
     def _form(self, decision: Form) -> None:
-        names = ", ".join(decision.workers) or "no workers"
-        log.info("forming the cluster with %s: %s", names, decision.why)
-        if self._cluster.lost is None:
+        if decision.workers:
+            log.info("forming the cluster with %s: %s", ", ".join(decision.workers), decision.why)
+        else:
+            log.info("the model runs on this machine alone")
+        if self._cluster.lost is not None and self._cause is None:
+            problem = "the root is loading the model (`hearth cluster` shows how far it is)"
+            self._engine.suspend(HearthError(Reason.CLUSTER_NOT_READY, problem), refuse=True)
+        elif self._cluster.lost is None:
             pause = HearthError(
                 Reason.CLUSTER_NOT_READY, f"the model is being divided again: {decision.why}"
             )
@@ -345,15 +359,39 @@ class Supervisor:
         self._shown_why, self._shown_quietly = why, quiet
         log.log(logging.INFO if quiet else logging.WARNING, "the cluster is not ready: %s", why)
         cause = self._cause
-        if cause is not None:
+        if cause is None:
+            # Since the start nothing was formed: requests are refused, with the reason.
+            problem = HearthError(Reason.CLUSTER_NOT_READY, f"the root is not ready: {why}")
+            self._engine.suspend(problem, refuse=True)
+        else:
             message = f"{cause.message} (now: {why})"
             self._engine.suspend(HearthError(cause.reason, message, cause.metadata, cause.code))
+
+    def _log_time_left(self, deadline: float) -> None:
+        if self._now() >= self._time_left_at:
+            self._time_left_at = self._now() + _TIME_LEFT_SECONDS
+            left = deadline - self._now()
+            log.info("%s (%.0f s left: --join-seconds)", self._awaited(), left)
+
+    def _awaited(self) -> str:
+        """Names of the workers that the start waits for; else the reason of the wait."""
+        states = (PeerState.SEEN, PeerState.UNREACHABLE)
+        absent = [peer.title for peer in self._membership.peers if peer.state in states]
+        if not absent:
+            return self._shown_why or "no workers are there"
+        more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+        return f"waiting for {', '.join(absent[:_NAMED])}{more}"
 
     def _raise_what_cannot_pass(self) -> None:
         """At a start a listed worker that can never be used is an error of the command line.
 
-        Unless fewer workers than the list has are enough.
+        So is a model without room where no worker can come. It is not an error where fewer workers
+        than the list has are enough.
         """
+        if not self._static and not self._sources and self._shown_why:
+            alone = not self._joining.min_workers
+            reason = Reason.OUT_OF_MEMORY if alone else Reason.WORKER_UNREACHABLE
+            raise HearthError(reason, f"{self._shown_why}; no worker is listed (--workers)")
         if self._needed < len(self._static) and "" not in self._refusals:
             return
         for address, error in self._refusals.items():
@@ -366,6 +404,10 @@ class Supervisor:
         if error is None:
             problem = self._shown_why or "no workers are there"
             error = HearthError(Reason.WORKER_UNREACHABLE, problem)
+        elif len(listed) > 1:
+            others = ", ".join(address for address in self._static if address in self._refusals)
+            message = f"{error.message} All absent workers: {others}"
+            error = HearthError(error.reason, message, error.metadata, error.code)
         message = f"{error.message} (waited {seconds:g} s: see --join-seconds)"
         return HearthError(error.reason, message, error.metadata, error.code)
 

@@ -24,6 +24,7 @@ from hearth.common.types import MESH_CIPHER
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.forward import ForwardLoop
 from hearth.worker.leaving import Leaving
+from hearth.worker.load_log import LoadLog
 from hearth.worker.loading import LoadSession
 from hearth.worker.streams import Exchange
 from hearth.worker.tenancy import Tenancy, lease_id
@@ -125,17 +126,26 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         _check_protocol(begin.protocol_version)
         _check_plan(begin)
         with self._tenancy.loading(begin, self._make_session, stream.end) as session:
+            name = begin.lease.root_name or begin.lease.root_id
+            lines = LoadLog(name, begin.lease.epoch, session.weight_bytes)
+            held = 0
             for progress in session.read_cache():
+                held += progress.progress.cache_bytes
+                lines.progress(held)
                 stream.send(progress)
             stream.send(session.needs())
             while True:
                 request = stream.receive()
                 if isinstance(request, ChunkFrame):
                     answer = session.accept(request)
+                    held += len(request.data)
+                    lines.progress(held)
                     if answer is not None:
                         stream.send(answer)
                 elif request.HasField("finish"):
-                    stream.send(session.finish())
+                    answer = session.finish()
+                    lines.done(answer.done.network_bytes)
+                    stream.send(answer)
                     return
                 else:
                     kind = request.WhichOneof("message")

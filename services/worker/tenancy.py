@@ -131,6 +131,7 @@ class Tenancy:
             if self._state.holder is None:
                 return
             self._state.check(lease, time.monotonic())
+            log.info("root %s released this worker", self._state.holder.root_name)
             self._end(HearthError(Reason.CANCELLED, "the root released this worker"))
 
     def close(self, seconds: float = 5.0) -> None:
@@ -209,7 +210,7 @@ class Tenancy:
     def _expire(self) -> None:
         holder = self._state.holder
         if self._state.expire(time.monotonic()) and holder is not None:
-            log.info("lease of root %s ended: no stream came back", holder.root_name)
+            log.info("root %s went away: its part of the model is freed", holder.root_name)
             self._free()
 
     def _refuse_closed(self) -> None:

@@ -47,6 +47,35 @@ def test_generate(root: Root) -> None:
         assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (3, 8)
 
 
+def test_a_client_is_told_why_no_text_comes() -> None:
+    states = (
+        (root_pb2.CLUSTER_STATE_DEGRADED, "waiting for pi2"),
+        (root_pb2.CLUSTER_STATE_FORMING, "dialling workers"),
+        (root_pb2.CLUSTER_STATE_SERVING, ""),
+    )
+    gate = threading.Event()
+    with Root(FakeRunner(gate=gate)) as root, Client(root.address) as client:
+        reasons: list[str] = []
+
+        def on_waiting(reason: str) -> None:
+            reasons.append(reason)
+            if len(reasons) < len(states):
+                root.cluster.change(*states[len(reasons)])
+            else:
+                gate.set()
+
+        stream = client.generate("ab", max_tokens=8, on_waiting=on_waiting)
+        root.runner.entered.wait(30)
+        root.cluster.change(*states[0])
+        text = "".join(stream)
+        assert reasons == [
+            "waiting for pi2",
+            "the model is being divided over the nodes that are there",
+            "",
+        ]
+        assert text == bytes(stream.token_ids).decode()
+
+
 def test_inputs_and_options(root: Root) -> None:
     with Client(root.address) as client:
         by_text = client.generate_text("ab", max_tokens=4)

@@ -17,7 +17,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.root.api.answer import Answer
 from hearth.root.api.frontend import Frontend, Generation
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds, input_ids
-from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import FinishReason
 from hearth.v1 import root_pb2
@@ -56,13 +56,14 @@ def long_root(**more: Any) -> Root:
     return Root(runner, context_size=4096, max_pages=2000, **more)
 
 
-async def events_of(stream: AsyncIterator[Delta | Done]) -> tuple[str, list[int], Done]:
+async def events_of(stream: AsyncIterator[Delta | Waiting | Done]) -> tuple[str, list[int], Done]:
     """The text and tokens of all deltas, and the Done that ends them."""
     text, tokens = "", list[int]()
     async for event in stream:
         if isinstance(event, Done):
             assert [event async for event in stream] == []
             return text, tokens, event
+        assert isinstance(event, Delta)
         text += event.text
         tokens += event.token_ids
     raise AssertionError("the stream ended without Done")

@@ -61,7 +61,7 @@ def test_a_worker_that_is_not_there_is_said_once(links: list[WorkerLink]) -> Non
     assert error.value.reason == Reason.WORKER_UNREACHABLE
     assert error.value.message.startswith(f"worker {ADDRESSES[0]} cannot be reached (")
     assert error.value.message.count("reached") == 1
-    assert "check that it runs" in error.value.message
+    assert "is `hearth worker` running there" in error.value.message
 
 
 def test_each_link_raises_the_error_with_its_own_worker(links: list[WorkerLink]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from harness import hearth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -349,10 +350,10 @@ def test_a_service_refuses_the_directory_of_another_role(
 def test_the_folder_above_is_not_the_directory(
     ours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["worker", "--listen", "127.0.0.1:0", "--tls", str(ours)]) == 2
-    assert f"did you mean {ours / 'worker'}?" in capsys.readouterr().err
-    assert main(["root", "--model", "demo", "--tls", str(ours)]) == 2
-    assert f"did you mean {ours / 'root'}?" in capsys.readouterr().err
+    for command, role in ((["worker"], "worker"), (["root", "--model", "demo"], "root")):
+        ran = hearth(*command, "--listen", "127.0.0.1:0", "--tls", str(ours))
+        assert ran.returncode == 2
+        assert f"did you mean {ours / role}?" in ran.stderr
     for folder in (ours, ours / "worker", ours / "monitor"):
         assert main(["cluster", "--root", "127.0.0.1:1", "--tls", str(folder)]) == 2
         assert f"did you mean {ours / 'client'}?" in capsys.readouterr().err

@@ -83,10 +83,12 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.suspended: list[HearthError] = []
+        # At a start, before anything serves: the reasons that requests get.
+        self.refused: list[HearthError] = []
         self.resumed: list[Limits | None] = []
 
-    def suspend(self, error: HearthError) -> threading.Event:
-        self.suspended.append(error)
+    def suspend(self, error: HearthError, *, refuse: bool = False) -> threading.Event:
+        (self.refused if refuse else self.suspended).append(error)
         done = threading.Event()
         done.set()
         return done
@@ -206,6 +208,35 @@ def test_nobody_comes() -> None:
     running = supervisor(FakeCluster(), FakeEngine(), Workers(), joining)
     with pytest.raises(HearthError, match="0 of 1 workers are there"):
         running.form_first()
+    running.stop()
+
+
+def test_a_model_without_room_and_without_workers_is_an_error_at_once() -> None:
+    engine = FakeEngine()
+    cluster = FakeCluster()
+    cluster.blueprint.misfit = lambda facts: (0, "the root has no room")
+    running = supervisor(cluster, engine, Workers(), Joining(join_seconds=3600))
+    with pytest.raises(HearthError, match="no room") as caught:
+        running.form_first()
+    assert caught.value.reason == "OUT_OF_MEMORY"
+    running.stop()
+
+
+def test_a_start_says_whom_it_waits_for_and_how_long(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_QUIET_SECONDS", 0.0)
+    away = error(Reason.WORKER_UNREACHABLE, "it cannot be reached")
+    engine = FakeEngine()
+    cluster = FakeCluster("a:1", "b:1")
+    running = supervisor(cluster, engine, Workers(a=away, b=away), Joining(join_seconds=1.0))
+    with caplog.at_level(logging.INFO), pytest.raises(HearthError) as caught:
+        running.form_first()
+    (line,) = (r.message for r in caplog.records if "--join-seconds" in r.message)
+    assert line == "waiting for a:1, b:1 (1 s left: --join-seconds)"
+    for name in ("a:1", "b:1", "waited 1 s"):
+        assert name in caught.value.message
+    assert "0 of 2 workers are there" in engine.refused[-1].message
     running.stop()
 
 

@@ -8,14 +8,14 @@ from types import TracebackType
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.api.signals import Signal
-from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox
+from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox, Waiting
 from hearth.root.engine.request import RequestHandle
 
 log = logging.getLogger(__name__)
 
 
 class Answer:
-    """The events of one request: an async iterator over Delta*, then Done.
+    """The events of one request: an async iterator over Delta and Waiting, then Done.
 
     Iterating raises HearthError when the request fails, and reason DEADLINE at the deadline. A
     slow reader gets merged deltas and holds up nobody. Leaving the `with` block ends the request:
@@ -37,12 +37,20 @@ class Answer:
         self._end: Done | Failed | None = None
         self._read = False
         self._made = 0
+        # Why the cluster is not ready, and what of it the reader knows.
+        self._waiting = self._shown = ""
         self._created = time.perf_counter()
         self._closed = False
 
     def start(self, handle: RequestHandle, prompt_tokens: int) -> None:
         """The request is queued."""
         self._handle, self.prompt_tokens = handle, prompt_tokens
+
+    def cluster_waits(self, reason: str) -> None:
+        """The cluster is not ready for this reason, or "": it is. In any thread."""
+        if reason != self._waiting:
+            self._waiting = reason
+            self._signal.set()
 
     def fail(self, error: HearthError) -> None:
         """End the request with `error`, unless it has ended."""
@@ -74,10 +82,14 @@ class Answer:
     def __aiter__(self) -> "Answer":
         return self
 
-    async def __anext__(self) -> Delta | Done:
+    async def __anext__(self) -> Delta | Waiting | Done:
         if self._read or self._closed:
             raise StopAsyncIteration
         while self._end is None:
+            waiting = self._waiting
+            if waiting != self._shown:
+                self._shown = waiting
+                return Waiting(waiting)
             await self._wait()
             delta, end = self.mailbox.take()
             self._end = self._end or end

@@ -22,8 +22,9 @@ from hearth.root.api.prompt import Input, check_count, check_size, input_ids
 from hearth.root.api.signals import Signal
 from hearth.root.engine import errors
 from hearth.root.engine.engine import Engine
-from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.engine.params import GenerateParams, Sampling, check_ids, check_text
+from hearth.root.status.describe import waiting_reason
 
 if TYPE_CHECKING:
     from hearth.v1.root_pb2 import ClusterStatus
@@ -120,6 +121,8 @@ class Frontend:
         self._max_streams = max_streams
         self._drain = drain
         self._answers: set[Answer] = set()
+        # Of each answer: ends its view of the cluster.
+        self._unsubscribe: dict[Answer, Callable[[], object]] = {}
         self._watchers: set[Signal] = set()
         self._shutting_down = False
         self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, "tokenizing")
@@ -138,7 +141,7 @@ class Frontend:
         """
         self._admit()
         request_id = request.request_id or secrets.token_hex(6)
-        answer = Answer(request_id, deadline, self._answers.discard)
+        answer = Answer(request_id, deadline, self._forget)
         self._answers.add(answer)
         try:
             ids = await self._input_ids(request.input, deadline)
@@ -147,12 +150,28 @@ class Frontend:
             answer.close(error)
             raise
         answer.start(handle, len(ids))
+        self._show_waiting(answer)
         return answer
+
+    def _show_waiting(self, answer: Answer) -> None:
+        """Give the answer the reason for which the cluster is not ready, now and at changes."""
+
+        def show(status: "ClusterStatus") -> None:
+            answer.cluster_waits(waiting_reason(status))
+
+        self._unsubscribe[answer] = self._cluster.subscribe(show)
+        show(self._cluster.status())
+
+    def _forget(self, answer: Answer) -> None:
+        self._answers.discard(answer)
+        unsubscribe = self._unsubscribe.pop(answer, None)
+        if unsubscribe is not None:
+            unsubscribe()
 
     async def generate(
         self, request: Generation, *, deadline: float | None = None
-    ) -> AsyncGenerator[Delta | Done, None]:
-        """Submit and iterate: deltas, then Done. Closing the iterator ends the request."""
+    ) -> AsyncGenerator[Delta | Waiting | Done, None]:
+        """Submit and iterate: deltas, waits, then Done. Closing the iterator ends the request."""
         with await self.submit(request, deadline=deadline) as answer:
             async for event in answer:
                 yield event

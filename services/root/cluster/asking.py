@@ -1,5 +1,6 @@
 """Asks workers what they are, several at once, and turns each answer into an event."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,11 +65,17 @@ class Asker:
 
 
 def _failed(address: str, error: HearthError) -> Event:
+    problem = without_name(error.message, address)
     if error.reason in (Reason.WORKER_UNREACHABLE, Reason.CANCELLED):
-        return Unreachable(PENDING, address, error.message)
+        return Unreachable(PENDING, address, problem)
     if error.reason == Reason.SHUTTING_DOWN:
-        return Leaving(PENDING, address, error.message)
-    return Refused(PENDING, address, error.message)
+        return Leaving(PENDING, address, problem)
+    return Refused(PENDING, address, problem)
+
+
+def without_name(message: str, address: str) -> str:
+    """A message about the worker at `address` without its name, which stands before a reason."""
+    return re.sub(rf"^worker (?:[^()]* \()?{re.escape(address)}\)?:? ", "", message, count=1)
 
 
 def _described(
@@ -76,10 +83,12 @@ def _described(
 ) -> tuple[Event, HearthError | None]:
     if answer.held_by and not answer.held_by_caller:
         problem = f"busy: root {answer.held_by!r} holds it"
-        return Refused(PENDING, address, problem), HearthError(Reason.WORKER_BUSY, problem)
+        named = f"worker {answer.node.name} ({address}) is {problem}"
+        return Refused(PENDING, address, problem), HearthError(Reason.WORKER_BUSY, named)
     if answer.ending:
         problem = "a step of its last plan is still running"
-        return Refused(PENDING, address, problem), HearthError(Reason.WORKER_BUSY, problem)
+        named = f"worker {answer.node.name} ({address}): {problem}"
+        return Refused(PENDING, address, problem), HearthError(Reason.WORKER_BUSY, named)
     node = answer.node
     room = node.memory_available_bytes
     return Described(PENDING, address, node.name, answer.instance, room), None

@@ -101,7 +101,7 @@ class Cluster:
         self._step_began = 0.0
         self._watchdog: threading.Thread | None = None
         with self._board.change() as status:
-            status.CopyFrom(describe.forming(0, settings, self.plan, settings.workers))
+            status.CopyFrom(self._forming_status(settings.workers))
 
     @property
     def lost(self) -> HearthError | None:
@@ -156,7 +156,7 @@ class Cluster:
         self._epoch += 1
         with self._board.change() as status:
             known = list(status.peers)
-            status.CopyFrom(describe.forming(self._epoch, self.settings, self.plan, workers))
+            status.CopyFrom(self._forming_status(workers))
             status.peers.extend(known)
         forming = Forming(
             self.blueprint,
@@ -192,6 +192,11 @@ class Cluster:
                 describe.serving(status)
         self._check_broken(forming, formation)
         return limits
+
+    def _forming_status(self, workers: Sequence[str]) -> root_pb2.ClusterStatus:
+        name = self.blueprint.model.spec.name
+        context_size = self.blueprint.context
+        return describe.forming(self._epoch, self.settings, self.plan, workers, name, context_size)
 
     @property
     def depth(self) -> int:

@@ -5,6 +5,7 @@ except for the worker's placement.
 """
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from hearth.common.channels import MAX_NAME_BYTES, PROTOCOL_VERSION, dial
 from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.frames import decode_forward_response, encode_forward
 from hearth.common.live_calls import LiveCalls
-from hearth.common.rpc_errors import from_rpc_error
+from hearth.common.rpc_errors import CHECK, from_rpc_error
 from hearth.common.security import Security
 from hearth.common.types import MESH_CIPHER, name_of
 from hearth.root.cluster.certificate import WorkerCertificate
@@ -95,9 +96,10 @@ class WorkerLink:
                 cause = failure.message
                 if failure.reason != Reason.UNREACHABLE:  # whose message begins like this
                     cause = f"cannot be reached ({cause})"
+                cause = cause.partition(CHECK)[0]
                 problem = (
-                    f"worker {self.address} {cause}; `hearth worker` must run there, with its port "
-                    "open"
+                    f"worker {self.address} {cause}: is `hearth worker` running there, listening "
+                    "on 0.0.0.0 and with its port open?"
                 )
                 raise self._named(HearthError(Reason.WORKER_UNREACHABLE, problem)) from None
             raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
@@ -289,7 +291,9 @@ class WorkerLink:
         if self._call.code() is grpc.StatusCode.OK:
             failure = HearthError(Reason.WORKER_LOST, "it ended the stream")
         if failure.reason in _GONE or failure.reason == Reason.WORKER_LOST:
-            problem = f"worker {self.name} was lost: {failure.message}"
+            cause = failure.message.partition(CHECK)[0]
+            cause = re.sub(r"^cannot be reached \((.*)\)$", r"\1", cause)
+            problem = f"worker {self.name} was lost: {cause}"
             return HearthError(Reason.WORKER_LOST, problem, {"worker": self.address})
         problem = f"worker {self.name}: {failure.message}"
         failure = HearthError(failure.reason, problem, failure.metadata, Code.UNAVAILABLE)

@@ -29,6 +29,13 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """No text for a while: the cluster is not ready, for this reason; "" when it is again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """Last event of a request that ended without an error."""
 

@@ -42,6 +42,12 @@ class Decider:
             return Wait(now + ASK_SECONDS, why)
         if self._enough_at is None:
             self._enough_at = now
+        announced = [peer.since for peer in ready if "mdns" in peer.sources]
+        if (
+            announced
+            and now < min(max(announced), self._enough_at + _SETTLE_SECONDS) + _JOIN_SECONDS
+        ):
+            return Wait(now + ASK_SECONDS, "more workers may announce themselves")
         unanswered = [peer for peer in absent if peer.state is PeerState.SEEN]
         if unanswered and now < self._enough_at + _SETTLE_SECONDS:
             return Wait(now + ASK_SECONDS, f"asking {unanswered[0].title}")

@@ -35,9 +35,17 @@ _NODE_STATES = {
 
 
 def forming(
-    epoch: int, settings: "ClusterSettings", plan: Plan, workers: Sequence[str]
+    epoch: int,
+    settings: "ClusterSettings",
+    plan: Plan,
+    workers: Sequence[str],
+    model: str = "",
+    context_size: int = 0,
 ) -> root_pb2.ClusterStatus:
-    """The status of a cluster whose nodes are being dialled; workers: addresses in rank order."""
+    """The status of a cluster whose nodes are being dialled; workers: addresses in rank order.
+
+    model: its name; context_size: positions of one sequence.
+    """
     status = root_pb2.ClusterStatus(
         state=root_pb2.CLUSTER_STATE_FORMING,
         reason="dialling workers",
@@ -45,6 +53,8 @@ def forming(
         lane=LANE[settings.lane],
         sync_type=SYNC[settings.sync_type],
         notes=plan.notes,
+        model=model,
+        context_size=context_size,
     )
     for address, node in zip(("local", *workers), plan.nodes, strict=True):
         status.nodes.add(
@@ -87,6 +97,15 @@ def degraded(status: root_pb2.ClusterStatus, error: BaseException) -> None:
         elif node.info.name:
             node.state = root_pb2.NODE_STATE_READY
             node.reason = "waiting for the others"
+
+
+def waiting_reason(status: root_pb2.ClusterStatus) -> str:
+    """The reason for which requests wait, for people; "" while the cluster is ready."""
+    if status.state == root_pb2.CLUSTER_STATE_SERVING:
+        return ""
+    if status.state == root_pb2.CLUSTER_STATE_FORMING:
+        return "the model is being divided over the nodes that are there"
+    return status.reason or "the cluster is not ready"
 
 
 def peers(known: Sequence[Peer]) -> list[root_pb2.Peer]:

@@ -12,7 +12,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.types import WEIGHT
 from hearth.root.api.frontend import Frontend, Generation
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
-from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.engine.params import Sampling
 from hearth.v1 import root_pb2, root_pb2_grpc
 
@@ -125,7 +125,10 @@ def _input(request: root_pb2.GenerateRequest) -> Input:
     )
 
 
-def _response(event: Delta | Done) -> root_pb2.GenerateResponse:
+def _response(event: Delta | Waiting | Done) -> root_pb2.GenerateResponse:
+    if isinstance(event, Waiting):
+        waiting = root_pb2.GenerateWaiting(reason=event.reason)
+        return root_pb2.GenerateResponse(waiting=waiting)
     if isinstance(event, Delta):
         delta = root_pb2.GenerateDelta(text=event.text, token_ids=event.token_ids)
         return root_pb2.GenerateResponse(delta=delta)
