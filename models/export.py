@@ -72,8 +72,8 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
             "model_max_length": model.shape.max_position_embeddings,
         },
     )
-    # On a copy: training encodes texts without BOS. Without this, readers that follow tokenizer.json
-    # alone put none before a prompt.
+    # On a copy: training encodes texts without BOS. Without this, readers that follow
+    # tokenizer.json alone put none before a prompt.
     exported = Tokenizer.from_str(tokenizer.to_str())
     exported.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bos)]
