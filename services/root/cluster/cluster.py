@@ -180,6 +180,7 @@ class Cluster:
             raise
         finally:
             self._shard = forming.shard
+            self.plan = forming.plan
         if not self._state.serve(formation):
             formation.release(self._lease())
             raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")

@@ -22,6 +22,7 @@ from hearth.root.cluster.reports import Reports, refine
 from hearth.root.cluster.streaming import LoadEvent
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.facts import NodeFacts
+from hearth.root.planning.plan import Plan
 from hearth.root.scheduling.batch import Limits
 from hearth.root.status import describe
 from hearth.root.status.board import Board
@@ -199,16 +200,37 @@ class Forming:
         return answer
 
     def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
+        facts = [
+            NodeFacts(info.name, info.memory_available_bytes, link.address)
+            for info, link in zip(infos, self._links, strict=True)
+        ]
         try:
-            pages = self._blueprint.pages(
-                self._plan, [NodeFacts(info.name, info.memory_available_bytes) for info in infos]
-            )
+            pages = self._blueprint.pages(self._plan, facts)
         except HearthError as error:
+            if self._blueprint.misfit(facts) is None:
+                self._change_shares([worker.address for worker in facts])
+                return limits_for(self._blueprint, self._blueprint.pages(self._plan, facts))
             node = int(error.metadata["node"])
             if node:
                 error.metadata["worker"] = self._links[node - 1].address
             raise
         return limits_for(self._blueprint, pages)
+
+    def _change_shares(self, workers: Sequence[str]) -> None:
+        """Take the shares that fit the nodes' memory; places in the plan stay."""
+        self._plan = self._blueprint.plan(workers)
+        new = [note for note in self._plan.notes if note.startswith("--shares")]
+        for note in new:
+            log.info("%s", note)
+        with self._board.change() as status:
+            for node, planned in zip(status.nodes, self._plan.nodes, strict=True):
+                node.weight_bytes = planned.weight_bytes
+            status.notes[:] = self._plan.notes
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, whose shares may have changed in `run`."""
+        return self._plan
 
     def _load(self, limits: Limits) -> NodeShard:
         """Loads all shards in parallel, and opens the Forward stream of each loaded worker."""

@@ -15,7 +15,11 @@ from hearth.root.planning.layout import layout_of
 from hearth.root.planning.memory import pages_for
 from hearth.root.planning.plan import Plan
 from hearth.root.planning.planner import check_shares, make_plan, most_nodes
+from hearth.root.planning.shares import shares_by_memory
 from hearth.root.settings import ClusterSettings
+
+# Sets of workers that are remembered: addresses may change for ever.
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Blueprint:
     room: int
     # Plans by shares, kept because making one takes a while.
     _plans: dict[tuple[float, ...], Plan] = field(default_factory=dict)
+    # Shares chosen by memory, by the workers' addresses.
+    _chosen: dict[tuple[str, ...], tuple[float, ...]] = field(default_factory=dict)
+    # Workers for which no shares were found, with their memory.
+    _hopeless: set[tuple[NodeFacts, ...]] = field(default_factory=set)
 
     @property
     def most_workers(self) -> int:
@@ -52,6 +60,10 @@ class Blueprint:
                     f"a context of {self.context} positions is more than the {spec.context_size} "
                     f"that {spec.name} supports: text beyond that may be poor"
                 )
+                plan = replace(plan, notes=(*plan.notes, note))
+            if self.settings.shares is None and len(set(shares)) > 1:
+                shown = ",".join(f"{share:g}" for share in shares)
+                note = f"--shares {shown} by the nodes' memory: equal ones do not fit"
                 plan = replace(plan, notes=(*plan.notes, note))
             self._plans[shares] = plan
         return plan
@@ -81,19 +93,57 @@ class Blueprint:
     def misfit(self, workers: Sequence[NodeFacts]) -> tuple[int, str] | None:
         """The node without enough memory and the reason; None if the model fits.
 
-        The node is i for worker i, and 0 for the root or if the reason is not one node's memory.
+        Where equal shares do not fit, and --shares gives none, plans of these workers have shares
+        by memory from then on. The node is i for worker i, and 0 for the root or if the reason is
+        not one node's memory.
         """
         try:
             self.pages(self.plan([worker.address for worker in workers]), workers)
         except HearthError as error:
+            if "node" in error.metadata and self._choose_shares(workers):
+                return None
             return int(error.metadata.get("node", "0")), error.message
         return None
+
+    def _choose_shares(self, workers: Sequence[NodeFacts]) -> bool:
+        """Choose the shares of these workers by their memory; False where none fit."""
+        known = tuple(workers)
+        if self.settings.shares is not None or not workers or known in self._hopeless:
+            return False
+        addresses = tuple(worker.address for worker in workers)
+        rooms = [self.room, *(worker.memory_bytes for worker in workers)]
+        least = -(-self.context // self.settings.page_size)
+        spec, settings = self.model.spec, self.settings
+        layout = layout_of(settings.parallel, len(rooms))
+
+        def needs(shares: tuple[float, ...]) -> list[int]:
+            plan = make_plan(spec, self.model.tensor_type, layout, shares)
+            return [
+                node.weight_bytes
+                + least * node.kv_page_bytes(spec, settings.kv_type, settings.page_size)
+                for node in plan.nodes
+            ]
+
+        equal = (1.0,) * len(rooms)
+        if all(need <= room for need, room in zip(needs(equal), rooms, strict=True)):
+            self._chosen.pop(addresses, None)
+            return True
+        shares = shares_by_memory(rooms, needs)
+        if shares is None:
+            if len(self._hopeless) >= _REMEMBERED:
+                self._hopeless.clear()
+            self._hopeless.add(known)
+            return False
+        if len(self._chosen) >= _REMEMBERED:
+            self._chosen.clear()
+        self._chosen[addresses] = shares
+        return True
 
     def _shares(self, workers: Sequence[str]) -> tuple[float, ...]:
         """Shares of the root and each worker; a worker keeps its share in every plan."""
         given, static = self.settings.shares, self.settings.workers
         if given is None:
-            return (1.0,) * (1 + len(workers))
+            return self._chosen.get(tuple(workers), (1.0,) * (1 + len(workers)))
         if tuple(workers) == static:
             return tuple(given)  # the planner checks their count
         of = dict(zip(static, given[1:], strict=False))
