@@ -272,6 +272,9 @@ class Shard:
     def kv_bytes(self) -> int: ...
     @property
     def kv_pages(self) -> int: ...
+    def release_pages(self, first: int) -> None:
+        """Gives the memory of KV page `first` and those after it back; their content is lost."""
+
     def embed(
         self, tokens: NDArray[np.uint32], positions: NDArray[np.uint32]
     ) -> NDArray[np.float32]:

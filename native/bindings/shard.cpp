@@ -112,6 +112,13 @@ void bind_shard(py::module_& module) {
       .def_property_readonly("weight_bytes", &Shard::weight_bytes)
       .def_property_readonly("kv_bytes", &Shard::kv_bytes)
       .def_property_readonly("kv_pages", &Shard::kv_pages)
+      .def(
+          "release_pages",
+          [](Shard& shard, size_t first) {
+            const WithoutGil released;
+            shard.release_pages(first);
+          },
+          "first"_a, "Gives the memory of KV page `first` and those after it back.")
       .def("embed", &embed, "tokens"_a, "positions"_a,
            "[n] token ids and their positions -> f32 [n, hidden_size].")
       .def("step", &step, "activations"_a, "sequences"_a, "output_rows"_a, "lane"_a.none(true),

@@ -1,4 +1,5 @@
 // The KV cache: which page has memory, where a position's numbers lie, and that no two share any.
+#include <algorithm>
 #include <cmath>
 #include <set>
 #include <stdexcept>
@@ -41,6 +42,34 @@ void test_memory() {
     CHECK_THROWS(cache.ensure(0xffffffffu), std::invalid_argument, "4294967295");
     CHECK_EQUAL(cache.pages(), size_t{2});
   }
+}
+
+// Pages from a number on give their memory back, whichever of them have any; later they are new.
+void test_release() {
+  KvShape shape = kShape;
+  shape.max_pages = 5000;  // several leaves of the table
+  KvCache cache(shape);
+  const std::vector<uint32_t> numbers = {0, 1, 7, 1023, 1024, 1030, 2500, 4999};
+  for (uint32_t number : numbers) cache.ensure(number);
+  static_cast<float*>(cache.keys(1, 0, 0))[0] = 5.0f;
+  static_cast<float*>(cache.keys(7, 0, 0))[0] = 6.0f;
+  size_t left = numbers.size();
+  for (size_t first : {size_t{6000}, size_t{5000}, size_t{4999}, size_t{1025}, size_t{1024},
+                       size_t{8}, size_t{7}}) {
+    const test::Case each("from page ", first);
+    cache.release_from(first);
+    left = static_cast<size_t>(std::count_if(numbers.begin(), numbers.end(),
+                                             [&](uint32_t number) { return number < first; }));
+    CHECK_EQUAL(cache.pages(), left);
+    CHECK_EQUAL(cache.size_bytes(), left * cache.page_bytes());
+  }
+  CHECK_EQUAL(static_cast<float*>(cache.keys(1, 0, 0))[0], 5.0f);
+  cache.ensure(7);
+  CHECK_EQUAL(static_cast<float*>(cache.keys(7, 0, 0))[0], 0.0f);
+  cache.ensure(4999);
+  CHECK_EQUAL(cache.pages(), size_t{4});
+  cache.release_from(0);
+  CHECK_EQUAL(cache.pages(), size_t{0});
 }
 
 // A plan may allow for many more pages than there will be: only those in use cost memory.
@@ -210,6 +239,7 @@ void test_buffer() {
 
 int main() {
   test_memory();
+  test_release();
   test_places();
   test_a_large_plan_is_not_made_at_once();
   test_store();

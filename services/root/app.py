@@ -77,6 +77,7 @@ def core(
             vocab_size=model.spec.vocab_size,
             metrics=metrics,
             pause_seconds=pause_seconds,
+            on_unused_pages=cluster.release_pages,
         )
         engine.start()
         stack.callback(engine.stop, finish=False)

@@ -83,6 +83,9 @@ class ForwardLoop:
                 if kind == "step" and not self._needs_mesh:
                     with self._leaving.step():
                         self._step(request.step)
+                elif kind == "page_release":
+                    self._shard.release_pages(request.page_release.first_page)
+                    self._report_pages()
                 elif kind == "mesh_open" and self._needs_mesh:
                     self._open_mesh(request.mesh_open)
                 else:
@@ -256,6 +259,8 @@ class ForwardLoop:
             sent += self._lane.sent_bytes
             received += self._lane.received_bytes
         self._metrics.traffic(sent, received)
-        config = self._shard.config
+        self._report_pages()
+
+    def _report_pages(self) -> None:
         used = self._shard.kv_pages
-        self._metrics.kv_pages(used, config.max_pages - used)
+        self._metrics.kv_pages(used, self._shard.config.max_pages - used)

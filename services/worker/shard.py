@@ -90,6 +90,10 @@ class NodeShard:
         """KV pages allocated now."""
         return int(self._shard.kv_pages)
 
+    def release_pages(self, first: int) -> None:
+        """Gives the memory of KV pages from `first` on back; their content is lost."""
+        self._shard.release_pages(first)
+
     def embed(self, tokens: npt.NDArray[np.uint32], positions: npt.NDArray[np.uint32]) -> F32:
         """float32 [len(tokens), hidden_size]; the node must hold the embedding.
 

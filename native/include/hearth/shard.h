@@ -59,6 +59,8 @@ class Shard {
   // KV pages that have memory, and its bytes.
   size_t kv_pages() const;
   size_t kv_bytes() const;
+  // Gives the memory of KV page `first` and those after it back; they must hold nothing of use.
+  void release_pages(size_t first);
 
   // The first stage's input: scaled rows of the embedding, plus those of learned positions.
   // positions: one for each token; read only by models that have learned positions, and may be

@@ -6,29 +6,45 @@
 #endif
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
 namespace hearth {
 namespace {
 
-// About 20 microseconds: longer than the threads of a step are ever apart when each has a core.
-constexpr int kSpins = 600;
+using Clock = std::chrono::steady_clock;
+
+// Longer than the threads of a step are ever apart when each has a core. By a clock: what a hint
+// costs differs by a factor of ten between CPUs.
+constexpr auto kSpin = std::chrono::microseconds(20);
+// Looks between two readings of the clock, which costs about as much as one of them.
+constexpr int kLooks = 16;
 
 void spin_hint() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+  asm volatile("isb");  // `yield` does nothing on Cortex-A
 #endif
+}
+
+// True if `value` differs from `old` within kSpin.
+bool spin_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
+  if (value.load(std::memory_order_acquire) != old) return true;
+  const auto until = Clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kLooks; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return true;
+      spin_hint();
+    }
+  } while (Clock::now() < until);
+  return false;
 }
 
 // Waits until `value` differs from `old`.
 void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    spin_hint();
-  }
+  if (spin_for_change(value, old)) return;
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 

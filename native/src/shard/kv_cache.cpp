@@ -1,5 +1,6 @@
 #include "shard/kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -64,6 +65,20 @@ void KvCache::ensure(uint32_t number) {
   if (page(number).size() != 0 || page_bytes() == 0) return;
   page(number) = Buffer(page_bytes());
   ++allocated_;
+}
+
+void KvCache::release_from(size_t first) {
+  for (size_t leaf = first / kLeafPages; leaf < leaves_.size(); ++leaf) {
+    if (leaves_[leaf] == nullptr) continue;
+    const size_t begin = std::max(first, leaf * kLeafPages) % kLeafPages;
+    for (size_t at = begin; at < kLeafPages; ++at) {
+      Buffer& buffer = leaves_[leaf][at];
+      if (buffer.size() == 0) continue;
+      buffer = Buffer();
+      --allocated_;
+    }
+    if (begin == 0) leaves_[leaf].reset();
+  }
 }
 
 uint8_t* KvCache::at(uint32_t number, size_t layer, size_t head) {

@@ -38,6 +38,8 @@ class KvCache {
   // Gives the page memory if it has none. Throws std::invalid_argument for a number out of range,
   // std::bad_alloc when there is no memory.
   void ensure(uint32_t number);
+  // Gives the memory of page `first` and those after it back to the system; their content is lost.
+  void release_from(size_t first);
 
   // Slots between one row of keys and the next: page_size, filled up to whole vectors.
   size_t stride() const;

@@ -112,6 +112,11 @@ size_t Shard::kv_pages() const { return state_->kv.pages(); }
 
 size_t Shard::kv_bytes() const { return state_->kv.size_bytes(); }
 
+void Shard::release_pages(size_t first) {
+  const std::lock_guard lock(state_->stepping);
+  state_->kv.release_from(first);
+}
+
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,
                  size_t first_row) {
   const std::lock_guard lock(state_->loading);

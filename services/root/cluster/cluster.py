@@ -262,6 +262,13 @@ class Cluster:
                 listener.cluster_worked(tuple(link.address for link in formation.links))
         return output
 
+    def release_pages(self, first: int) -> None:
+        """Lets every node give the memory of KV pages from `first` on back; no step may run."""
+        with self._stepping:
+            phase = self._state.phase
+            if isinstance(phase, state.Serving):
+                phase.formation.release_pages(first)
+
     def interrupt(self) -> None:
         """Ends a `form` that is under way, and makes later ones fail; steps go on."""
         self._interrupted.set()

@@ -108,6 +108,13 @@ class Formation:
         compute = min(slowest / 1e9, wall)
         return StepOutput(logits, ids, wall, compute, tuple(nodes), sent, received, tuple(leaving))
 
+    def release_pages(self, first: int) -> None:
+        """Gives the memory of KV pages from `first` on back, on all nodes; they hold nothing."""
+        release = worker_pb2.PageRelease(first_page=first)
+        for link in self.links:
+            link.send(worker_pb2.ForwardRequest(page_release=release))
+        self._shard.release_pages(first)
+
     def _collect(
         self, link: WorkerLink, node: NodePlan, joined: parts.JoinedLogits, candidates: int
     ) -> tuple[worker_pb2.StepResult, int]:

@@ -38,6 +38,7 @@ from hearth.root.engine.params import GenerateParams, check_ids
 from hearth.root.engine.request import Active, RequestHandle
 from hearth.root.engine.stopping import StopMatcher
 from hearth.root.scheduling.batch import Limits, Request
+from hearth.root.scheduling.residency import Residency
 from hearth.root.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ _TAIL = 64
 # between: the request may be the cause. Three workers that fail one after the other are left out
 # sooner (membership.STRIKES).
 MAX_SETBACKS = 10
+# Memory of KV pages that no sequence needed for this long is given back.
+_RESIDENT_SECONDS = 60.0
 
 
 class Engine:
@@ -63,10 +66,12 @@ class Engine:
         metrics: EngineMetrics | None = None,
         sampler_factory: SamplerFactory = native_sampler,
         pause_seconds: float = 0.0,
+        on_unused_pages: Callable[[int], object] = lambda first: None,
     ) -> None:
         """vocab_size: the model's, if it has more rows than the tokenizer has tokens.
 
         pause_seconds: how long requests wait while the cluster is not ready; 0: they end at once.
+        on_unused_pages: gives the memory of KV pages from a number on back; between two steps.
         """
         self.tokenizer = tokenizer
         self.limits = limits
@@ -74,6 +79,8 @@ class Engine:
         self._metrics = metrics
         self._sampler_factory = sampler_factory
         self._scheduler = Scheduler(limits)
+        self._on_unused_pages = on_unused_pages
+        self._residency = Residency(_RESIDENT_SECONDS)
         self._requests = Delivery(metrics, lambda seq_id: self._scheduler.cancel(seq_id))
         # Rows of padding after the tokenizer's last token are not tokens and must not be sampled.
         columns = None if self._vocab_size <= tokenizer.vocab_size else tokenizer.vocab_size
@@ -252,14 +259,21 @@ class Engine:
             self._inbox.get_nowait()()
 
     def _wait_for_command(self) -> None:
-        """Blocks, but not longer than requests may wait for the cluster."""
+        """Blocks, but not longer than requests may wait for the cluster.
+
+        Nor longer than until unused pages may be given back.
+        """
         self._report_load()
-        until = self._paused_until
+        dues = (self._paused_until, self._residency.due(self._scheduler.pool))
+        until = min((due for due in dues if due is not None), default=None)
         try:
             self._inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))()
         except queue.Empty:
-            assert self._suspended is not None
-            self._refuse(errors.waited_too_long(self._suspended, self._pause_seconds))
+            paused_until = self._paused_until
+            if paused_until is not None and paused_until <= time.monotonic():
+                assert self._suspended is not None
+                self._refuse(errors.waited_too_long(self._suspended, self._pause_seconds))
+            self._give_back()
 
     def _close(self) -> None:
         with self._closing:
@@ -384,6 +398,13 @@ class Engine:
         self._report_load()
         if self._scheduler.idle:
             self._scheduler.check()
+        if not self._flights:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        first = self._residency.look(time.monotonic(), self._scheduler.pool)
+        if first is not None:
+            self._on_unused_pages(first)
 
     def _finish_all(self) -> None:
         """Ends all steps in flight, in order."""

@@ -5,6 +5,7 @@ the same on every node, so one pool serves the whole cluster.
 """
 
 from collections.abc import Iterable
+from heapq import heappop, heappush
 
 
 class OutOfPages(Exception):  # noqa: N818  (a condition that the scheduler handles, not a fault)
@@ -21,9 +22,12 @@ class PagePool:
         if pages < 1:
             raise ValueError(f"a KV cache needs at least 1 page, not {pages}")
         self.pages = pages
-        # A stack: pages used last are reused first, because their memory is already resident.
-        self._free = list(range(pages - 1, -1, -1))
+        # A heap: the lowest numbers are used first, so that the memory of high ones can be given
+        # back after a burst.
+        self._free = list(range(pages))
         self._owner: dict[int, int] = {}
+        # One more than the highest page owned since `restart_mark`.
+        self._mark = 0
 
     @property
     def free(self) -> int:
@@ -36,10 +40,22 @@ class PagePool:
             raise ValueError(f"cannot allocate {count} pages")
         if count > len(self._free):
             raise OutOfPages(f"{count} pages requested, {len(self._free)} of {self.pages} free")
-        taken = tuple(self._free.pop() for _ in range(count))
+        taken = tuple(heappop(self._free) for _ in range(count))
         for page in taken:
             self._owner[page] = owner
+        if taken:
+            self._mark = max(self._mark, taken[-1] + 1)
         return taken
+
+    def restart_mark(self) -> int:
+        """One more than the highest page owned since the last call; 0 if none was."""
+        mark, self._mark = self._mark, max(self._owner, default=-1) + 1
+        return mark
+
+    @property
+    def used(self) -> bool:
+        """True if a page was owned since `restart_mark`."""
+        return self._mark > 0
 
     def release(self, owner: int, pages: Iterable[int]) -> None:
         """Frees `pages` of `owner`; ValueError if it does not own one of them."""
@@ -48,7 +64,7 @@ class PagePool:
             if held_by != owner:
                 raise ValueError(f"page {page} belongs to {held_by}, but {owner} released it")
             del self._owner[page]
-            self._free.append(page)
+            heappush(self._free, page)
 
     def check(self, held: dict[int, tuple[int, ...]]) -> None:
         """Compares the pool with the pages that the sequences hold: {owner: pages}.
