@@ -121,16 +121,16 @@ def decode_forward_response(raw: bytes) -> worker_pb2.ForwardResponse:
 
 
 def _checked(raw: bytes, parse: Callable[[bytes], _Message]) -> _Message:
-    changed = False
-    if raw[-_CHECK_BYTES : 1 - _CHECK_BYTES] == _CHECK:
-        stored = int.from_bytes(raw[1 - _CHECK_BYTES :], "little")
-        if xxh3_64_intdigest(memoryview(raw)[:-_CHECK_BYTES]) == stored:
-            return parse(raw[:-_CHECK_BYTES])
-        changed = True
+    stored = int.from_bytes(raw[1 - _CHECK_BYTES :], "little")
+    # (Whatever the tag: a bit may have flipped there.)
+    if xxh3_64_intdigest(memoryview(raw)[:-_CHECK_BYTES]) == stored:
+        return parse(raw[:-_CHECK_BYTES])
+    changed = raw[-_CHECK_BYTES : 1 - _CHECK_BYTES] == _CHECK
     try:
         message = parse(raw)
-        # (These bytes may also be the end of another field, in a message without a check.)
-        changed = message.check != 0
+        # These bytes may also be the end of another field, in a message without a check.
+        empty = message.WhichOneof("message") is None
+        changed = message.check != 0 or (changed and empty)
     except DecodeError:
         if not changed:
             raise

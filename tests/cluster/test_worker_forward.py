@@ -127,6 +127,37 @@ def test_a_step_is_decode_when_all_its_rows_return_logits(start_worker: Start) -
     root.close()
 
 
+def test_memory_of_released_pages_is_given_back_and_the_rest_stays(start_worker: Start) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    root = Root(start_worker("--metrics", address), Plan())
+    shard = root.plan.local_shard()
+
+    def same(x: wire.F32, sequences: list[tuple[int, int, list[int]]], output: list[int]) -> None:
+        root.begin_step(x, sequences, output)
+        expected = shard.step(x, sequences, output, None).logits
+        got = wire.decode(root.finish_step().logits, F32, *expected.shape)
+        assert np.array_equal(got, expected)
+
+    def used(pages: int) -> None:
+        limit = time.monotonic() + 30
+        while f'hearth_kv_pages{{state="used"}} {pages:.1f}' not in scrape(address).splitlines():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+
+    same(rows(9), [(1, 0, [0]), (8, 0, [3])], [0, 8])
+    used(2)
+    root.send(page_release=worker_pb2.PageRelease(first_page=1))
+    used(1)
+    assert shard.kv_pages == 2
+    shard.release_pages(1)
+    assert shard.kv_pages == 1
+    assert shard.kv_bytes > 0
+    # The first sequence goes on, and another has a page whose memory is new.
+    same(rows(3), [(1, 1, [0]), (2, 0, [3])], [0, 2])
+    used(2)
+    root.close()
+
+
 def scrape(address: str) -> str:
     """The metrics of a worker."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:

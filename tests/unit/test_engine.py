@@ -1,5 +1,6 @@
 """The engine with a stand-in for the model: a request's text does not depend on its neighbours."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,23 @@ def engine(runner: FakeRunner | None = None, limits: Limits = LIMITS) -> Iterato
         yield made
     finally:
         assert made.stop(finish=False)
+
+
+def test_an_idle_engine_gives_unused_pages_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hearth.root.engine.engine._RESIDENT_SECONDS", 0.05)
+    released: queue.SimpleQueue[int] = queue.SimpleQueue()
+    made = Engine(
+        FakeRunner(), ByteTokenizer(), LIMITS, sampler_factory=Greedy, on_unused_pages=released.put
+    )
+    made.start()
+    for _ in range(2):
+        sink = Sink()
+        made.submit(params("Once", 20), sink)
+        sink.wait()
+        # Perhaps in two parts: what one period did not need, then the rest.
+        while released.get(timeout=30) > 0:
+            pass
+    assert made.stop()
 
 
 def params(text: str, max_tokens: int = 10, **more: object) -> GenerateParams:

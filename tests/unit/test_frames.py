@@ -146,7 +146,7 @@ def test_large_steps_and_syncs_are_read() -> None:
 
 @given(st.integers(0, 2**64 - 1), st.binary(max_size=40))
 def test_no_flipped_bit_passes_for_another_message(step_id: int, data: bytes) -> None:
-    """Any bit of messages both ways: refused, or (in the tag of the check) the same message."""
+    """Any bit of messages both ways is refused; in the tag of the check it changes nothing."""
     request = worker_pb2.ForwardRequest(sync=worker_pb2.SyncFrame(step_id=step_id, data=data))
     result = worker_pb2.StepResult(step_id=step_id, logits=data, candidate_ids=data)
     response = worker_pb2.ForwardResponse(result=result)
@@ -157,18 +157,11 @@ def test_no_flipped_bit_passes_for_another_message(step_id: int, data: bytes) ->
         for bit in range(8 * len(raw)):
             flipped = bytearray(raw)
             flipped[bit // 8] ^= 1 << bit % 8
-            try:
-                read = decode(bytes(flipped))
-            except ChangedError:
-                continue
-            except DecodeError:
-                assert bit // 8 == len(raw) - 9
-                continue
-            assert bit // 8 == len(raw) - 9
-            assert read.WhichOneof("message") == message.WhichOneof("message")
-            assert getattr(read, str(read.WhichOneof("message"))) == getattr(
-                message, str(message.WhichOneof("message"))
-            )
+            if bit // 8 == len(raw) - 9:
+                assert decode(bytes(flipped)) == message
+            else:
+                with pytest.raises(ChangedError):
+                    decode(bytes(flipped))
 
 
 def test_bytes_like_a_check_at_the_end_of_another_field_are_not_one() -> None:

@@ -104,8 +104,8 @@ def test_no_page_that_is_held_is_given_back(story: list[tuple[int, int, bool]]) 
         pool.check(held)
     for owner in list(held):
         pool.release(owner, held.pop(owner))
-    for moment in (100.0, 102.0):
-        first = residency.look(moment, pool)
+    for late in (100.0, 102.0):
+        first = residency.look(late, pool)
         if first is not None:
             resident = {page for page in resident if page < first}
     assert not resident
