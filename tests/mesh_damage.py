@@ -32,7 +32,7 @@ TOKENS = 40
 SECONDS = 60.0
 HEADER, TAG, RECORD = 16, 16, 64 << 10
 # A root does not take in a worker that it lost so often in short time.
-FLIPS_OF_A_ROOT = 3
+FLIPS_OF_A_ROOT = 2
 
 
 @dataclass
