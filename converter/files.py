@@ -13,6 +13,18 @@ from hearth.converter.errors import ModelError
 Bytes = npt.NDArray[np.uint8]
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_pointer(path: Path, content: bytes) -> None:
+    """Raise ModelError for a file that only stands for another one. content: its first bytes."""
+    if content.startswith(_POINTER):
+        raise ModelError(
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in "
+            f"{path.parent}, or `hearth pull` the model"
+        )
+
+
 class FileChangedError(ModelError):
     """A model's file changed while the model was open: its old weights cannot be read any more."""
 
@@ -55,8 +67,10 @@ class OpenFile:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self.state = self.current()
+            first = os.pread(self._descriptor, len(_POINTER), 0)
         except OSError as error:
             raise ModelError(f"cannot open {path}: {error.strerror or error}") from error
+        check_pointer(path, first)
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hearth.converter.errors import ModelError
+from hearth.converter.files import check_pointer
 from hearth.converter.spec import ModelSpec, RopeScaling
 
 _MAX_JSON_BYTES = 4 << 20
@@ -36,7 +37,9 @@ def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
         size = path.stat().st_size
         if size > limit:
             raise ModelError(f"{path} has {size} bytes; the limit for such a file is {limit}")
-        value = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        check_pointer(path, content)
+        value = json.loads(content)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -117,15 +120,16 @@ def _spec(raw: dict[str, Any], name: str) -> ModelSpec:
     for key in ("attention_bias", "mlp_bias"):
         if raw.get(key):
             raise ModelError(f"{key} is {raw[key]!r}; Hearth runs Llama models without biases")
-    if raw.get("hidden_act", "silu") != "silu":
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise ModelError(
             f"hidden_act is {raw['hidden_act']!r}; Hearth runs Llama models with 'silu'"
         )
-    if raw.get("quantization_config"):
-        raise ModelError(
-            "the weights are quantized by another tool (quantization_config); get the "
-            "f16 or bf16 model, or a GGUF file of it"
-        )
+    for key in ("quantization_config", "quantization"):
+        if raw.get(key):
+            raise ModelError(
+                f"the weights are quantized by another tool ({key}); get the f16 or bf16 model, or "
+                "a GGUF file of it"
+            )
     hidden_size, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
     if raw.get("head_dim") is None and (heads < 1 or hidden_size % heads):
         raise ModelError(
@@ -133,11 +137,8 @@ def _spec(raw: dict[str, Any], name: str) -> ModelSpec:
             "head_dim is absent"
         )
     head_size = _integer(raw, "head_dim", hidden_size // heads if heads > 0 else 0)
-    rope = raw.get("rope_parameters")
-    rope = _object(rope, "rope_parameters") if rope is not None else None
-    theta_from = rope if rope is not None and "rope_theta" in rope else raw
-    scaling = rope if rope is not None else raw.get("rope_scaling")
     context_size = _integer(raw, "max_position_embeddings", 2048)
+    theta, scaling = _rope(raw, context_size)
     return ModelSpec(
         name=name,
         hidden_size=hidden_size,
@@ -148,8 +149,8 @@ def _spec(raw: dict[str, Any], name: str) -> ModelSpec:
         ffn_size=_integer(raw, "intermediate_size"),
         vocab_size=_integer(raw, "vocab_size"),
         norm_epsilon=_number(raw, "rms_norm_eps", 1e-6),
-        rope_theta=_number(theta_from, "rope_theta", 10000.0),
-        rope_scaling=_scaling(scaling, context_size),
+        rope_theta=theta,
+        rope_scaling=scaling,
         rope_factors=_rope_factors(raw),
         context_size=context_size,
         tied=_boolean(raw, "tie_word_embeddings", False),
@@ -157,27 +158,64 @@ def _spec(raw: dict[str, Any], name: str) -> ModelSpec:
 
 
 def _check_architecture(raw: dict[str, Any]) -> None:
-    architectures = raw.get("architectures")
-    if isinstance(architectures, list) and architectures:
-        found, supported = architectures[0], "LlamaForCausalLM"
-    else:
-        found, supported = raw.get("model_type"), "llama"
-        if found is None:
-            raise ModelError(
-                "neither 'architectures' nor 'model_type' is given; is this the "
-                "config.json of a language model?"
-            )
-    if found != supported or raw.get("model_type", "llama") != "llama":
-        other = raw.get("model_type") if found == supported else found
+    """Refuse other models. As in transformers, model_type decides, and architectures without it."""
+    name = raw.get("architectures") or None
+    if isinstance(name, list):
+        name = name[0]
+    kind = raw.get("model_type")
+    if name is None and kind is None:
+        raise ModelError(
+            "neither 'architectures' nor 'model_type' is given; is this the config.json of a "
+            "language model?"
+        )
+    # "LLaMAForCausalLM" is in real files. Heads of other tasks do not make text.
+    text = name is None or (isinstance(name, str) and name.lower().endswith("forcausallm"))
+    if kind is None:
+        text = isinstance(name, str) and name.lower() == "llamaforcausallm"
+    if kind not in (None, "llama") or not text:
+        other = kind if kind not in (None, "llama") and name in (None, "LlamaForCausalLM") else name
         raise ModelError(
             f"architecture {other!r} is not supported; Hearth runs llama (LlamaForCausalLM)"
         )
 
 
-def _scaling(value: Any, context_size: int) -> RopeScaling | None:
-    if value is None:
-        return None
-    scaling = _object(value, "rope_scaling")
+def _rope(raw: dict[str, Any], context_size: int) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of rotary positions, as transformers 4 and 5 both read them.
+
+    rope_scaling, where it says anything, takes the place of rope_parameters.
+    """
+    parameters, scaling = (
+        _object(raw[key], key) if raw.get(key) is not None else {}
+        for key in ("rope_parameters", "rope_scaling")
+    )
+    used, key = (scaling, "rope_scaling") if scaling else (parameters, "rope_parameters")
+    for name, value in used.items():
+        if isinstance(value, dict):
+            raise ModelError(
+                f"{key} has settings of its own for {name!r}; Hearth runs models where all layers "
+                "have the same"
+            )
+    partial = used.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise ModelError(f"partial_rotary_factor is {partial!r}; Hearth rotates whole heads")
+    theta = _number(used if "rope_theta" in used else raw, "rope_theta", 10000.0)
+    dropped = _number(parameters, "rope_theta", theta)
+    if dropped != theta:
+        raise ModelError(
+            f"rope_theta is {dropped:g} in rope_parameters, which rope_scaling replaces, and so "
+            f"{theta:g} would count; put the right one into rope_scaling"
+        )
+    # At the top of the file it counts for transformers 5, in the object for transformers 4.
+    original = "original_max_position_embeddings"
+    if raw.get(original) is not None and used.get(original, raw[original]) != raw[original]:
+        raise ModelError(
+            f"{original} is {raw[original]!r}, but {used[original]!r} in {key}; remove one"
+        )
+    return theta, _scaling(used, _integer(raw, original, context_size))
+
+
+def _scaling(scaling: dict[str, Any], original_context: int) -> RopeScaling | None:
+    """original_context: where `scaling` does not say."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
@@ -189,7 +227,7 @@ def _scaling(value: Any, context_size: int) -> RopeScaling | None:
             _number(scaling, "factor"),
             _number(scaling, "low_freq_factor"),
             _number(scaling, "high_freq_factor"),
-            _integer(scaling, "original_max_position_embeddings", context_size),
+            _integer(scaling, "original_max_position_embeddings", original_context),
         )
     raise ModelError(
         f"rope scaling {kind!r} is not supported; Hearth reads default, linear, llama3"

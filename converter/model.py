@@ -34,6 +34,8 @@ from hearth.converter.weights import (
 
 log = logging.getLogger(__name__)
 
+# A tokenizer with this many tokens beyond the embedding is another model's.
+_MOST_UNUSED_TOKENS = 256
 _BLOCK_NUMBERS = 1 << 20  # elements in a block of rows under conversion: 4 MiB as f32
 
 Span = tuple[int, int]
@@ -150,14 +152,28 @@ class Model(ABC):
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         tokenizer = self.tokenizer_source.load()
-        if tokenizer.vocab_size > self.spec.vocab_size:
+        more = tokenizer.vocab_size - self.spec.vocab_size
+        if more > _MOST_UNUSED_TOKENS:
             raise ModelError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only "
                 f"{self.spec.vocab_size} rows; they belong to different models"
             )
+        if more > 0:
+            # As Llama 2's <pad>, added for training: no text has it, and the model cannot make it.
+            log.warning(
+                "the tokenizer has %d more tokens than the model's embedding has rows (%d); texts "
+                "with them are refused",
+                more,
+                self.spec.vocab_size,
+            )
         named = set(tokenizer.eos_ids)
         if tokenizer.bos_id is not None:
             named.add(tokenizer.bos_id)
+        if tokenizer.bos_id is not None and tokenizer.bos_id >= self.spec.vocab_size:
+            raise ModelError(
+                f"texts begin with token {tokenizer.bos_id}, but the model's embedding has only "
+                f"{self.spec.vocab_size} rows; the tokenizer belongs to another model"
+            )
         missing = sorted(id for id in named if id >= tokenizer.vocab_size)
         if missing:
             raise ModelError(

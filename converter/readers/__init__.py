@@ -70,6 +70,8 @@ def _open_directory(path: Path, weights: str | None, pre: str | None) -> Model:
         shown = ", ".join(file.name for file in models[:_MOST_LISTED])
         more = f", ... ({len(models) - _MOST_LISTED} more)" if len(models) > _MOST_LISTED else ""
         raise ModelError(f"{path} holds {len(models)} GGUF models; name one: {shown}{more}")
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(f"{path} holds an adapter, not a model; merge it into its model first")
     raise ModelError(f"{path} holds neither a config.json nor a .gguf file")
 
 

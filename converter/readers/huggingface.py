@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from hearth.converter.errors import ModelError
-from hearth.converter.files import OpenFile
+from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
 from hearth.converter.model import FileModel, StoredTensor, TokenizerSource
 from hearth.converter.readers.names import huggingface_name
@@ -17,10 +19,16 @@ SINGLE = "model.safetensors"
 _KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MAX_SHARDS = 4096
 
-# Entries of older exports besides the weights, and copies that a tied model may contain.
+# Entries of older exports besides the weights.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
+_PREFIX = "model."
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_COMPARED_BYTES = 4 << 20
+
 Kind = Callable[[str, TensorEntry, Header], tuple[str, tuple[int, ...]]]
+Entry = tuple[OpenFile, TensorEntry, Header]
+Entries = dict[str, Entry]
 
 
 def open_huggingface(directory: Path, weights: str | None) -> FileModel:
@@ -31,6 +39,8 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
             not supported.
     """
     config = read_config(directory)
+    for _, path in tokenizer_files(directory):
+        _check_pointer(path)
     tensors, files = open_tensors(directory, config.spec, _kind)
     source = TokenizerSource(
         load=lambda: load_tokenizer(directory, config.bos_id, config.eos_ids),
@@ -39,6 +49,14 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
         eos_ids=config.eos_ids,
     )
     return FileModel(config.spec, weights, tensors, files, source)
+
+
+def _check_pointer(path: Path) -> None:
+    try:
+        with path.open("rb") as stream:
+            check_pointer(path, stream.read(64))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:
@@ -60,7 +78,7 @@ def open_tensors(
     """
     files: list[OpenFile] = []
     try:
-        entries: dict[str, tuple[OpenFile, TensorEntry, Header]] = {}
+        entries: Entries = {}
         for path in weight_files(directory):
             file = OpenFile(path)
             files.append(file)
@@ -79,10 +97,13 @@ def open_tensors(
 def _match(
     directory: Path,
     spec: ModelSpec,
-    entries: dict[str, tuple[OpenFile, TensorEntry, Header]],
+    entries: Entries,
     kind_of: Kind,
 ) -> dict[str, StoredTensor]:
     tensors = {}
+    entries = _with_prefix(entries)
+    if spec.tied:
+        _tie(directory, entries)
     for name in spec.tensor_names():
         stored_name = huggingface_name(name)
         found = entries.pop(stored_name, None)
@@ -102,7 +123,6 @@ def _match(
                 f"it {list(wanted)}; the two belong to different models"
             )
         tensors[name] = StoredTensor(file, entry.offset, kind, rows, columns)
-    entries.pop("lm_head.weight", None)  # a copy of the embedding where the head is tied
     unknown = sorted(name for name in entries if not name.endswith(_IGNORED_SUFFIXES))
     if unknown:
         raise ModelError(
@@ -112,17 +132,49 @@ def _match(
     return tensors
 
 
+def _with_prefix(entries: Entries) -> Entries:
+    """Entries by the names of a model with a head; some files hold the model below it alone."""
+    if _EMBEDDING in entries or _EMBEDDING.removeprefix(_PREFIX) not in entries:
+        return entries
+    return {n if n == _HEAD else _PREFIX + n: entry for n, entry in entries.items()}
+
+
+def _tie(directory: Path, entries: Entries) -> None:
+    """Leave the embedding alone of a tied model, which may be stored as either or as both."""
+    head = entries.pop(_HEAD, None)
+    if head is None:
+        return
+    embedding = entries.setdefault(_EMBEDDING, head)
+    if embedding is not head and not _same_bytes(embedding, head):
+        raise ModelError(
+            f"{directory}: by config.json the head is the embedding (tie_word_embeddings), but "
+            f"{_HEAD} and {_EMBEDDING} differ; set it to false if the head is trained, else "
+            f"remove {_HEAD}"
+        )
+
+
+def _same_bytes(one: Entry, two: Entry) -> bool:
+    (file, entry, _), (other_file, other, _) = one, two
+    if (entry.dtype, entry.shape, entry.size) != (other.dtype, other.shape, other.size):
+        return False
+    for begin in range(0, entry.size, _COMPARED_BYTES):
+        size = min(_COMPARED_BYTES, entry.size - begin)
+        first = file.read(entry.offset + begin, size)
+        if not np.array_equal(first, other_file.read(other.offset + begin, size)):
+            return False
+    return True
+
+
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a directory: those its index lists, or the single one."""
+    """The safetensors files of a directory: the single one, or those its index lists.
+
+    In this order, as transformers looks for them.
+    """
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
     index_path = directory / INDEX
     if not index_path.is_file():
-        path = directory / SINGLE
-        if path.is_file():
-            return [path]
-        hint = ""
-        if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
-            hint = "; pickled weights (.bin, .pth) are never read, get the safetensors files"
-        raise ModelError(f"{directory} has neither {SINGLE} nor {INDEX}{hint}")
+        raise ModelError(f"{directory} has neither {SINGLE} nor {INDEX}{_hint(directory)}")
     weight_map = read_json(index_path, 16 << 20).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index_path} has no weight_map")
@@ -147,3 +199,17 @@ def weight_files(directory: Path) -> list[Path]:
             f"{missing[0]}; download the rest"
         )
     return [directory / name for name in sorted(names)]
+
+
+def _hint(directory: Path) -> str:
+    """The files that a directory has instead of weights, for its error."""
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    adapters = [name for name in others if name.startswith("adapter")]
+    if adapters:
+        return f"; {adapters[0]} is an adapter: merge it into its model first"
+    if others:
+        shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+        return f", but {shown}; get the files under the names that transformers reads"
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
+        return "; pickled weights (.bin, .pth) are never read, get the safetensors files"
+    return ""

@@ -245,8 +245,8 @@ def test_gguf_version_2_is_read_as_well() -> None:
 def test_a_tokenizer_of_another_model_is_refused_with_both_sizes(hf: Path, tmp_path: Path) -> None:
     directory = tmp_path / "m"
     shutil.copytree(hf, directory)
-    (directory / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(281), {}))
-    with pytest.raises(ModelError, match="281 tokens, the model's embedding only 280 rows"):
+    (directory / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(581), {}))
+    with pytest.raises(ModelError, match="581 tokens, the model's embedding only 280 rows"):
         open_model(str(directory)).tokenizer()
     (directory / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(272), {}))
     assert open_model(str(directory)).tokenizer().vocab_size == 272

@@ -1,5 +1,6 @@
 """The readers: every format gives the same tensors, and any cut is that place of the whole."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -221,9 +222,107 @@ def test_hugging_face_models_that_are_incomplete_or_strange(tmp_path: Path) -> N
     (lost / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelError, match=r"1 of 2 weight files are absent.*model-00002"):
         open_model(str(lost))
-    tied = tiny_spec(tied=True)
-    copy = write_hf(tmp_path / "tied", tied, TENSORS)  # a tied model that repeats its head
-    assert open_model(str(copy)).spec.tied
+
+
+TIED = tiny_spec(tied=True)
+
+
+def write_as(directory: Path, tensors: dict[str, np.ndarray], **changes: Any) -> Path:
+    """A directory with tensors under the names given."""
+    directory.mkdir()
+    write_safetensors(directory / "model.safetensors", tensors, "f32")
+    (directory / "config.json").write_text(json.dumps(hf_config(TIED) | changes))
+    return directory
+
+
+def test_a_tied_head_is_stored_as_either_or_both(tmp_path: Path) -> None:
+    """transformers 5.24 loads the same from all four."""
+    shaped = {hf_name(n): values[0] if is_norm(n) else values for n, values in TENSORS.items()}
+    shaped.pop("lm_head.weight")
+    embedding = shaped["model.embed_tokens.weight"]
+    below = {name.removeprefix("model."): values for name, values in shaped.items()}
+    as_head = shaped | {"lm_head.weight": embedding}
+    both = dict(as_head)
+    as_head.pop("model.embed_tokens.weight")
+    for number, stored in enumerate((shaped, as_head, both, below)):
+        model = open_model(str(write_as(tmp_path / str(number), stored)))
+        assert model.spec.tied
+        assert (numbers(model, "embedding") == embedding).all()
+    other = both | {"lm_head.weight": embedding + 1}
+    with pytest.raises(ModelError, match=r"lm_head\.weight and model\.embed_tokens\.weight differ"):
+        open_model(str(write_as(tmp_path / "other", other)))
+    with pytest.raises(ModelError, match=r"model\.embed_tokens\.weight is missing"):
+        open_model(str(write_as(tmp_path / "untied", as_head, tie_word_embeddings=False)))
+
+
+def test_a_single_file_comes_before_an_index(tmp_path: Path) -> None:
+    """As in transformers; the parts may be another model's, or gone."""
+    directory = write_hf(tmp_path / "m", SPEC, random_tensors(SPEC, 5), shards=2)
+    write_hf(directory, SPEC, TENSORS)
+    (directory / "consolidated.safetensors").write_bytes(b"Mistral's own names")
+    (directory / "original").mkdir()
+    for _ in range(2):
+        assert (numbers(open_model(str(directory)), "norm") == TENSORS["norm"]).all()
+        (directory / "model-00001-of-00002.safetensors").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["consolidated.safetensors"],
+            r"but consolidated\.safetensors; get the files",
+        ),
+        (["model.fp16.safetensors"], r"but model\.fp16\.safetensors"),
+        (["adapter_model.safetensors"], r"adapter_model\.safetensors is an adapter: merge it"),
+        (["pytorch_model.bin"], r"pickled weights .* are never read"),
+        ([], r"has neither model\.safetensors nor model\.safetensors\.index\.json$"),
+    ],
+)
+def test_directories_with_other_files_say_what_is_there(
+    tmp_path: Path, names: list[str], words: str
+) -> None:
+    directory = write_hf(tmp_path / "m", SPEC, TENSORS)
+    (directory / "model.safetensors").unlink()
+    for name in names:
+        (directory / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=words):
+        open_model(str(directory))
+
+
+def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds an adapter, not a model"):
+        open_model(str(tmp_path))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.model", "tokenizer.json", "m.gguf"]
+)
+def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+    directory = write_hf(tmp_path / "m", SPEC, TENSORS)
+    (directory / name).write_bytes(POINTER)
+    source = directory / name if name.endswith("gguf") else directory
+    with pytest.raises(ModelError, match=rf"{name} is a Git LFS pointer.*`git lfs pull` in "):
+        open_model(str(source))
+
+
+@pytest.mark.parametrize("more", [1, 256])
+def test_a_tokenizer_may_have_a_few_tokens_that_the_model_lacks(
+    tmp_path: Path, more: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Llama 2's first chat models have <pad> as token 32000 of 32000."""
+    directory = write_hf(tmp_path / "m", SPEC, TENSORS)
+    (directory / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(300 + more), {}))
+    tokenizer = open_model(str(directory)).tokenizer()
+    assert tokenizer.vocab_size == 300 + more
+    assert f"{more} more tokens than the model's embedding has rows (300)" in caplog.text
+    (directory / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(300 + 257), {}))
+    with pytest.raises(ModelError, match="557 tokens, the model's embedding only 300 rows"):
+        open_model(str(directory)).tokenizer()
 
 
 def test_a_foreign_type_of_tensor_is_named(tmp_path: Path) -> None:

@@ -158,6 +158,78 @@ def test_rope_settings_of_transformers_4_and_5_mean_the_same(tmp_path: Path) -> 
     assert (plain.rope_theta, plain.rope_scaling) == (77.0, None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "theta", "factor"),
+    [
+        # As transformers 4.57 and 5.24 read both: rope_scaling first, where it says anything.
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+            },
+            10000.0,
+            4.0,
+        ),
+        (
+            {
+                "rope_theta": "absent",
+                "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0, "rope_theta": 77.0},
+            },
+            77.0,
+            4.0,
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 77.0},
+                "rope_scaling": None,
+            },
+            77.0,
+            2.0,
+        ),
+        ({"rope_parameters": {"factor": 2.0, "type": "linear"}, "rope_scaling": {}}, 10000.0, 2.0),
+        ({"rope_parameters": None, "rope_scaling": {"type": "default"}}, 10000.0, 1.0),
+        ({"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 3}}, 10000.0, 1.0),
+        ({"rope_scaling": {"type": "linear", "factor": 4, "rope_theta": 5e5}}, 5e5, 4.0),
+        ({"partial_rotary_factor": 1.0}, 10000.0, 1.0),
+    ],
+)
+def test_rope_settings_side_by_side(
+    tmp_path: Path, changes: dict[str, Any], theta: float, factor: float
+) -> None:
+    spec = read(tmp_path, **changes)
+    expected = theta ** -(np.arange(0, 16, 2) / 16) / factor
+    assert np.allclose(spec.rope_frequencies(), expected, rtol=1e-6)
+
+
+def test_an_original_context_at_the_top_counts(tmp_path: Path) -> None:
+    scaling = {key: value for key, value in LLAMA3.items() if "original" not in key}
+    top = read(tmp_path, rope_scaling=scaling, original_max_position_embeddings=8192)
+    assert top.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    bare = read(tmp_path, rope_scaling=scaling, max_position_embeddings=777)
+    assert bare.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 777)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["LLaMAForCausalLM"]},
+        {"architectures": ["LlamaForCausalLM"], "model_type": "absent"},
+        {"architectures": ["LLaMaForCausalLM"], "model_type": "absent"},
+        {"architectures": "absent"},
+        {"architectures": []},
+        {"architectures": None},
+        {"architectures": "LlamaForCausalLM"},
+        {"hidden_act": "swish"},
+        {"head_dim": None},
+        {"dtype": "bfloat16", "torch_dtype": "absent"},
+        {"torch_dtype": "absent"},
+    ],
+)
+def test_spellings_of_one_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert read(tmp_path, **changes) == replace(tiny_spec(), name=tmp_path.name)
+
+
 def test_config_that_is_written_is_read_back(tmp_path: Path) -> None:
     for spec in [*SHAPES.values(), tiny_spec(rope_scaling=RopeScaling("linear", 2.0))]:
         write(tmp_path, write_config(spec, 5, frozenset({7, 9})))
@@ -176,7 +248,33 @@ def test_generation_config_adds_its_ends_of_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM' is not supported.*llama"),
+        (
+            {"architectures": ["MixtralForCausalLM"], "model_type": "absent"},
+            "'MixtralForCausalLM' is not supported.*llama",
+        ),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "'LlamaForSequenceClassification' is not supported",
+        ),
+        ({"architectures": [7]}, "architecture 7 is not supported"),
+        ({"model_type": 7}, "architecture 7 is not supported"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+            },
+            "rope_theta is 500000 in rope_parameters, which rope_scaling replaces",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "own for 'full_attention'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25"),
+        (
+            {"rope_scaling": LLAMA3, "original_max_position_embeddings": 4096},
+            "original_max_position_embeddings is 4096, but 8192 in rope_scaling",
+        ),
+        ({"rope_scaling": {"rope_type": None}}, "rope scaling None is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantized by another tool"),
         ({"model_type": "mistral"}, "'mistral' is not supported.*llama"),
         ({"architectures": "absent", "model_type": "absent"}, "neither"),
         ({"attention_bias": True}, "attention_bias"),
