@@ -6,7 +6,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from hearth.cli import options as common
@@ -18,6 +18,7 @@ from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
 from hearth.converter import Model, open_model
+from hearth.converter.tokenizers.confined import confined
 from hearth.root.app import Core, core, metrics_port
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.engine.engine import Engine
@@ -92,12 +93,15 @@ def open_session(
     sequences: int = 1,
     form: bool = True,
     pause_seconds: float = 0.0,
+    confine: bool = False,
     observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Session]:
     """Run a model until the block ends, with its workers of --nodes.
 
-    quiet: no progress. bars: progress as bars, on a terminal. sequences: of full context that the
-    KV cache has room for. form, pause_seconds, observe: see hearth.root.app.core.
+    quiet: no progress. bars: progress as bars, on a terminal. confine: the tokenizer encodes in a
+    process with limits, for a root whose clients must not wait for each other's texts. sequences:
+    of full context that the KV cache has room for. form, pause_seconds, observe: see
+    hearth.root.app.core.
     """
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
@@ -116,7 +120,11 @@ def open_session(
         # Errors of the plan come before any worker is started.
         planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
         notes = draw(model, planned).plan(planned.workers).notes
-        tokenizer = model.tokenizer()
+        tokenizer = stack.enter_context(
+            confined(model, options.model, options.pre)
+            if confine
+            else nullcontext(model.tokenizer())
+        )
         system.trim_memory()  # what it was made of: up to 100 MiB, before there are weights
         started = time.perf_counter()
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []

@@ -32,13 +32,15 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    limit: int | None = None,
     renderer: "Renderer | None" = None,
 ) -> str:
     """The text that a template makes of a conversation; it holds BOS where the template writes it.
 
     messages: {"role": ..., "content": ...} each. bos_token, eos_token: None leaves the name
-    undefined. variables: further names for the template. All are JSON values. renderer: the process
-    that runs it; by default one for all. conversation.py makes prompts of it.
+    undefined. variables: further names for the template. All are JSON values. limit: the most bytes
+    of the text. renderer: the process that runs it; by default one for all. conversation.py makes
+    prompts of it.
 
     Raises:
         ModelError: the template is damaged, refuses the conversation, or takes too much time or
@@ -54,6 +56,7 @@ def render(
             "messages": [dict(message) for message in messages],
             "tools": None if tools is None else [dict(tool) for tool in tools],
             "variables": names,
+            "limit": limit,
         }
     )
     if "refusal" in answer:

@@ -26,7 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MEMORY_BYTES = 512 << 20
 SECONDS = 5.0
 _MAX_TEMPLATE = 1 << 20
-# Characters; no context is longer.
+# Bytes, where the request has no limit of its own; no context is longer.
 _MAX_TEXT = 16 << 20
 _MAX_REPEAT = 1 << 20
 _LENGTH_BYTES = 8
@@ -69,8 +69,9 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     variables: Mapping[str, Any],
+    limit: int = _MAX_TEXT,
 ) -> str:
-    """Render the template. Raises TemplateRefusal."""
+    """Render the template; limit: the most bytes of the text. Raises TemplateRefusal."""
     try:
         text = _compile(template).render(messages=messages, tools=tools, **variables)
     except TemplateRefusal:
@@ -84,10 +85,10 @@ def render(
     except (Exception, RecursionError) as error:
         problem = f"the chat template cannot render this conversation: {str(error)[:500]}"
         raise TemplateRefusal(problem) from None
-    if len(text) > _MAX_TEXT:
+    size = len(text) if len(text) > limit else len(text.encode(errors="surrogatepass"))
+    if size > limit:
         raise TemplateRefusal(
-            f"the chat template makes {len(text)} characters of this conversation; the limit is "
-            f"{_MAX_TEXT}"
+            f"the chat template makes {size} bytes of this conversation; the limit is {limit}"
         )
     return text
 
@@ -141,9 +142,14 @@ def write_frame(stream: IO[bytes], value: Any) -> None:
     stream.flush()
 
 
-def read_frame(stream: IO[bytes]) -> Any:
-    """Read what write_frame wrote. Raises EOFError when the other end is closed."""
+def read_frame(stream: IO[bytes], limit: int = MEMORY_BYTES) -> Any:
+    """Read what write_frame wrote.
+
+    Raises EOFError when the other end is closed, or sends more than `limit` bytes.
+    """
     head = stream.read(_LENGTH_BYTES)
+    if int.from_bytes(head, "little") > limit:
+        raise EOFError
     data = stream.read(int.from_bytes(head, "little")) if len(head) == _LENGTH_BYTES else b""
     if not data or len(data) < int.from_bytes(head, "little"):
         raise EOFError
@@ -153,7 +159,11 @@ def read_frame(stream: IO[bytes]) -> Any:
 def _answer(request: dict[str, Any]) -> dict[str, str]:
     try:
         text = render(
-            request["template"], request["messages"], request["tools"], request["variables"]
+            request["template"],
+            request["messages"],
+            request["tools"],
+            request["variables"],
+            request.get("limit") or _MAX_TEXT,
         )
         return {"text": text}
     except TemplateRefusal as refusal:

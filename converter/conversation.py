@@ -32,13 +32,15 @@ def conversation_pieces(
     messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
     *,
+    limit: int | None = None,
     renderer: Renderer | None = None,
 ) -> str | list[str | int]:
     """The prompt of a conversation, up to the assistant's turn.
 
     A text for `Tokenizer.encode` where the template wrote every control token's name in it, as
     always if no message holds one; else pieces for `Tokenizer.encode_pieces`. System messages that
-    the template refuses or leaves out are merged into the user message after them.
+    the template refuses or leaves out are merged into the user message after them. limit: the most
+    bytes that the template may make.
 
     Raises:
         ModelError: no chat template, or it refuses the conversation; the message says why.
@@ -46,7 +48,7 @@ def conversation_pieces(
     template = tokenizer.template_for(tools is not None)
     if template is None:
         raise ModelError("this model has no chat template")
-    run = _Run(template, tokenizer.special_tokens, renderer)
+    run = _Run(template, tokenizer.special_tokens, limit, renderer)
     messages = _accepted(messages, tools, run)
     return _pieces(template, tokenizer.control_ids, messages, tools, run)
 
@@ -58,10 +60,12 @@ class _Run:
         self,
         template: str,
         special_tokens: Mapping[str, str | list[str]],
+        limit: int | None,
         renderer: Renderer | None,
     ) -> None:
         self._template = template
         self._special_tokens = special_tokens
+        self._limit = limit
         self._renderer = renderer
         self._last: tuple[Messages, str] | None = None
 
@@ -75,6 +79,7 @@ class _Run:
                 eos_token=None,
                 tools=tools,
                 variables=self._special_tokens,
+                limit=self._limit,
                 renderer=self._renderer,
             )
             self._last = messages, text

@@ -8,6 +8,7 @@ from typing import Any
 
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
+from hearth.converter.tokenizers.bounds import check_tokens
 from hearth.converter.tokenizers.end_names import COMPLETION_KEYS, COMPLETION_PARTS, ends_by_name
 from hearth.converter.tokenizers.patterns import BytePairRules, names, rules_for
 from hearth.converter.tokenizers.piece_kinds import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
@@ -15,6 +16,7 @@ from hearth.converter.tokenizers.settings import Settings
 
 _MAX_TOKENS = 1 << 22
 _PREFIX = "tokenizer.ggml."
+_TEMPLATES = "tokenizer.chat_template."
 PRE_KEY = "tokenizer.ggml.pre"
 _TEMPLATE_KEYS = {
     "bos_token": "bos_token_id",
@@ -115,6 +117,7 @@ def _vocabulary(values: dict[str, Any]) -> Vocabulary:
     texts = _list(values, "tokens", str)
     if not 1 <= len(texts) <= _MAX_TOKENS:
         raise ModelError(f"{len(texts)} tokens; there must be 1 to {_MAX_TOKENS}")
+    check_tokens(texts, "the vocabulary")
     kinds = _list(values, "token_type", int, [NORMAL] * len(texts))
     _long_enough("token_type", kinds, texts)
     kinds = [kind if kind in _KINDS else NORMAL for kind in kinds[: len(texts)]]
@@ -131,7 +134,10 @@ def _vocabulary(values: dict[str, Any]) -> Vocabulary:
         kinds[id] = CONTROL
     stated = {id for _, id in _ids(values, _END_KEYS)}
     eos_ids = frozenset(stated | set(ends.values()) | set(given.values()))
-    return Vocabulary(texts, kinds, _id(values, "bos_token_id"), eos_ids)
+    bos_id = _id(values, "bos_token_id")
+    if bos_id is not None and kinds[bos_id] == USER_DEFINED:
+        kinds[bos_id] = CONTROL  # messages must not be able to make it
+    return Vocabulary(texts, kinds, bos_id, eos_ids)
 
 
 def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> Settings:
@@ -147,6 +153,11 @@ def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> 
         special_tokens=special_tokens,
         eos_token=eos_token if isinstance(eos_token, str) else None,
         add_eos=values.get("tokenizer.ggml.add_eos_token") is True,
+        named_templates={
+            key.removeprefix(_TEMPLATES): value
+            for key, value in values.items()
+            if key.startswith(_TEMPLATES) and isinstance(value, str)
+        },
     )
 
 

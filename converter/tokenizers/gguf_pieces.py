@@ -55,7 +55,7 @@ class GgufPieceTokenizer(Tokenizer):
         self._texts = texts
         self._kinds = kinds
         self._unknown_id = pieces.unknown_id
-        self._prefix = " " if pieces.space_prefix else ""
+        self._space = " " if pieces.space_prefix else ""
         self.strip_space = pieces.space_prefix
         with library_errors(f"{what} has a damaged tokenizer"):
             self._inner = sentencepiece.SentencePieceProcessor(model_proto=_model(pieces))
@@ -102,7 +102,7 @@ class GgufPieceTokenizer(Tokenizer):
                 if isinstance(before, int) and self._texts[before] in self._stripped:
                     part = part.lstrip(_WHITE_SPACE)
                 if part:
-                    ids += map(self._known, self._inner.encode(self._prefix + part))
+                    ids += map(self._known, self._inner.encode(self._space + part))
             before = part
         return [id for id in ids if id >= 0]
 

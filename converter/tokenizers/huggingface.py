@@ -15,11 +15,17 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
+from hearth.converter.tokenizers.bounds import (
+    check_steps,
+    check_surrounding,
+    check_tokens,
+    state_of,
+)
 from hearth.converter.tokenizers.byte_level import piece_bytes
 from hearth.converter.tokenizers.patterns import BytePairRules
 from hearth.converter.tokenizers.settings import AddedToken, Settings
 
-_MAX_BYTES = 256 << 20
+_MAX_BYTES = 64 << 20
 # The library keeps lists as long as the highest id.
 _MAX_TOKENS = 1 << 22
 _MAX_GAP = 1 << 16
@@ -44,6 +50,7 @@ class LibraryTokenizer(Tokenizer):
             around = inner.encode("a", add_special_tokens=True)
         if not vocabulary:
             raise ModelError(f"{what} has an empty vocabulary")
+        check_tokens(vocabulary, what)
         self.vocab_size = max(vocabulary.values()) + 1
         if self.vocab_size > _MAX_TOKENS:
             raise ModelError(
@@ -252,6 +259,9 @@ def load_tokenizer_json(path: Path, settings: Settings) -> LibraryTokenizer:
         inner.no_truncation()
         inner.no_padding()
         _set_prefix_space(inner, settings)
+        for name in ("normalizer", "pre_tokenizer", "decoder"):
+            check_steps(name, state_of(getattr(inner, name)), str(path))
+        check_surrounding(state_of(inner.post_processor), str(path))
     return LibraryTokenizer(inner, settings, str(path), processed=True)
 
 

@@ -12,6 +12,7 @@ from hearth.converter.tokenizers.piece_kinds import CONTROL, NORMAL, UNKNOWN
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _PIECES, _NORMALIZER = 1, 3
 _KIND = 3
+_CHARSMAP = 2
 _ADD_DUMMY_PREFIX = 3
 
 
@@ -22,6 +23,17 @@ def piece_kinds(model: bytes) -> list[int]:
         for number, _, begin, end in _fields(model, 0, len(model))
         if number == _PIECES
     ]
+
+
+def character_map(model: bytes) -> bytes:
+    """The normalizer's compiled map of characters; empty where there is none."""
+    found = b""
+    for number, _, begin, end in _fields(model, 0, len(model)):
+        if number == _NORMALIZER:
+            for part, _, start, after in _fields(model, begin, end):
+                if part == _CHARSMAP:
+                    found = model[start:after]
+    return found
 
 
 def one_unknown(model: bytes) -> bytes:

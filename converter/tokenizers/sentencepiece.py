@@ -9,7 +9,9 @@ import sentencepiece
 
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer, any_of, library_errors
+from hearth.converter.tokenizers.bounds import check_character_map, check_tokens
 from hearth.converter.tokenizers.model_proto import (
+    character_map,
     field,
     float_field,
     one_unknown,
@@ -45,6 +47,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not model:
             raise ModelError(f"{what} is not a SentencePiece model: it is empty")
         with library_errors(f"{what} is not a SentencePiece model"):
+            check_character_map(character_map(model), what)
             kinds = piece_kinds(model)
             if kinds.count(UNKNOWN) > 1:
                 model = one_unknown(model)
@@ -59,6 +62,7 @@ class SentencePieceTokenizer(Tokenizer):
                 _piece_bytes(inner, id)
                 if kind in (CONTROL, UNKNOWN, USER_DEFINED):
                     marked[id] = AddedToken(id, inner.id_to_piece(id), kind != USER_DEFINED)
+            check_tokens(map(inner.id_to_piece, range(self._pieces)), what)
             first = inner.encode("a", out_type=str)
             dummy_prefix = bool(first) and first[0].startswith(_SPACE)
         self._inner = inner

@@ -120,7 +120,7 @@ DOUBLED = "{% set n = namespace(x=START) %}{% for i in range(60) %}{% set n.x = 
         ("{{ 'a' | center(1000000000) }}", "memory"),
         ("{{ '%1000000000d' % 1 }}", "memory"),
         ("{{ '{:>1000000000}'.format('') }}", "memory"),
-        ("{{ 'a'.ljust(20000000) }}", "makes 20000000 characters"),
+        ("{{ 'a'.ljust(20000000) }}", "makes 20000000 bytes"),
     ],
 )
 def test_a_template_has_so_much_time_and_memory(template: str, words: str) -> None:

@@ -75,6 +75,10 @@ DIFFERENT: dict[str, dict[int, str]] = {
     },
     # </s> closes HTML's <s> in a byte-level vocabulary that does not call it a control token.
     "bpe end of text normal": dict.fromkeys((17, 42), "</s> is text"),
+    **{
+        f"{kind} controls user-defined": dict.fromkeys((17, 42), "BOS is a control token")
+        for kind in ("bpe", "spm")
+    },
 }
 # Ends that only one of the two knows, and why.
 DIFFERENT_ENDS = {
@@ -97,8 +101,6 @@ def stored(name: str, kind: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", _STORED["variants"])
 def test_ids_of_llama_cpp(name: str) -> None:
-    if "eos" in name.split() and "beyond" not in name and not hasattr(Tokenizer, "suffix"):
-        pytest.skip("tokens behind a text are not supported yet")
     tokenizer = load(name)
     allowed = DIFFERENT.get(name, {})
     found = set()
@@ -237,3 +239,18 @@ def test_a_converted_vocabulary_keeps_the_name_that_rules_follow_from(tmp_path: 
     ids = load_tokenizer(tmp_path).encode(text, add_special=False)
     assert ids == load(name).encode(text, add_special=False)
     assert len(ids) < len(load("spm as is").encode(text, add_special=False))
+
+
+def test_templates_by_name_and_tokens_for_them() -> None:
+    values = sentence_piece(eos_token_id=5, padding_token_id=3) | {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_template.tool_use": "with tools",
+        "tokenizer.chat_templates": ["tool_use"],
+    }
+    tokenizer = load_gguf_tokenizer(values, "made")
+    assert tokenizer.template_for(tools=False) == "plain"
+    assert tokenizer.template_for(tools=True) == "with tools"
+    # The template sees the token that the file names, not another end of a turn.
+    assert dict(tokenizer.special_tokens) == {
+        "bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>", "pad_token": "<pad>",
+    }  # fmt: skip

@@ -18,7 +18,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.spec import ModelSpec
 from hearth.root.api.answer import Answer, past_deadline
-from hearth.root.api.prompt import Input, check_count, check_size, input_ids
+from hearth.root.api.prompt import Conversation, Input, check_count, check_size, input_ids
 from hearth.root.api.signals import Signal
 from hearth.root.engine import errors
 from hearth.root.engine.engine import Engine
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 # Answers and watches open at once. Each answer costs a mailbox of at most one context of tokens.
 MAX_STREAMS = 256
-# Texts tokenized at once; others wait for their turn.
+# Texts tokenized at once, and conversations rendered at once; others wait for their turn. Templates
+# come with models: one that takes its whole time must not hold up prompts.
 _TOKENIZERS = 2
+_RENDERERS = 2
 _SHUTDOWN_POLL_SECONDS = 0.02
 
 P = ParamSpec("P")
@@ -126,6 +128,7 @@ class Frontend:
         self._watchers: set[Signal] = set()
         self._shutting_down = False
         self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, "tokenizing")
+        self._renderers = ThreadPoolExecutor(_RENDERERS, "rendering")
 
     @property
     def max_streams(self) -> int:
@@ -180,12 +183,14 @@ class Frontend:
         """Token ids of a text. add_special: with the tokens that open a sequence."""
         size = len(check_text("text", text).encode())
         check_size("text", size, self._engine.limits.context_size)
-        return await self._in_thread(self._engine.tokenizer.encode, text, add_special)
+        return await self._in_thread(
+            self._tokenizers, self._engine.tokenizer.encode, text, add_special
+        )
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         check_count(len(ids), self._engine.limits.context_size)
-        return await self._in_thread(self._decode, ids)
+        return await self._in_thread(self._tokenizers, self._decode, ids)
 
     def model(self) -> ModelFacts:
         """The facts of the running model."""
@@ -256,7 +261,8 @@ class Frontend:
 
     def close(self) -> None:
         """Let the tokenizing threads end."""
-        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._tokenizers, self._renderers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _admit(self) -> None:
         """Raise HearthError where one more stream is not allowed."""
@@ -272,9 +278,12 @@ class Frontend:
 
     async def _input_ids(self, given: Input, deadline: float | None) -> tuple[int, ...]:
         context_size = self._engine.limits.context_size
+        threads = self._renderers if isinstance(given, Conversation) else self._tokenizers
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._in_thread(input_ids, self._engine.tokenizer, given, context_size)
+                return await self._in_thread(
+                    threads, input_ids, self._engine.tokenizer, given, context_size
+                )
         except TimeoutError:
             raise past_deadline("it was not queued yet") from None
 
@@ -282,11 +291,13 @@ class Frontend:
         check_ids(ids, self._model.spec.vocab_size)
         return self._engine.tokenizer.decode(ids)
 
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in a tokenizing thread: a long prompt takes a while, and memory."""
+    async def _in_thread(
+        self, threads: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `work` in one of the threads: a long prompt takes a while, and memory."""
         loop = asyncio.get_running_loop()
         call = functools.partial(work, *args, **kwargs)
         try:
-            return await loop.run_in_executor(self._tokenizers, call)
+            return await loop.run_in_executor(threads, call)
         except ModelError as error:
             raise HearthError(Reason.INVALID_ARGUMENT, str(error)) from error

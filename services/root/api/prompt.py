@@ -63,7 +63,7 @@ def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[in
                 # Now, not at the end: millions of empty messages would fill the memory.
                 check_size(f"conversation up to message {number}", size, context_size)
                 read.append(message)
-            return conversation_ids(tokenizer, read, tools)
+            return conversation_ids(tokenizer, read, tools, context_size)
 
 
 def check_size(what: str, size: int, context_size: int) -> None:
@@ -106,8 +106,11 @@ def conversation_ids(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
+    context_size: int | None = None,
 ) -> tuple[int, ...]:
     """Token ids of a conversation up to the assistant's turn.
+
+    context_size: bounds the prompt that the template makes, as it bounds other prompts.
 
     Names of control tokens in the messages are text: only the template makes control tokens.
     HearthError when the model has no chat template, or when the template refuses the messages.
@@ -126,7 +129,12 @@ def conversation_ids(
         texts = [value for value in message.values() if isinstance(value, str)]
         check_text(f"message of role {message['role']!r}", "".join(texts))
     try:
-        prompt = conversation_pieces(tokenizer, messages, tools)
+        limit = None if context_size is None else _rendered_limit(context_size)
+        prompt = conversation_pieces(tokenizer, messages, tools, limit=limit)
+        if context_size is not None:
+            pieces = [prompt] if isinstance(prompt, str) else prompt
+            size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
+            check_size("prompt made by the chat template", size, context_size)
         if isinstance(prompt, str):
             ids = tokenizer.encode(prompt, add_special=False)
         else:
@@ -137,6 +145,12 @@ def conversation_ids(
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids = [tokenizer.bos_id, *ids]
     return tuple(ids)
+
+
+def _rendered_limit(context_size: int) -> int:
+    """Bytes that a template may make before it is stopped: more than fit, so that a conversation
+    which is only too long is refused as that."""
+    return 2 * MAX_BYTES_PER_POSITION * context_size + (1 << 16)
 
 
 def _size(value: object) -> int:

@@ -1,0 +1,208 @@
+"""The tokenizer of a running root: encoding in a process with limits, decoding here.
+
+The process (sandbox.py) has the library and the vocabulary's tables. The root has the bytes of each
+token, a tenth of that. A text that takes the process too much computing or memory ends it, and is
+refused; the next text starts another.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, TypeAlias
+
+from hearth.converter.errors import ModelError
+from hearth.converter.model import Model
+from hearth.converter.tokenizers import sandbox
+from hearth.converter.tokenizers.base import Tokenizer
+
+# Computing is limited by the process itself; this is for one that stands still.
+_WAIT_FACTOR = 10.0
+_LOAD_WAIT_SECONDS = 600.0
+_END_SECONDS = 2.0
+# Environment variables that are passed on: paths of Python, its packages and models, the locale.
+_ENVIRONMENT = (
+    "PATH", "HOME", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HF_HOME",
+    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME",
+)  # fmt: skip
+_MAX_MESSAGE = 256 << 20
+
+_Table: TypeAlias = "tuple[bytes, array[int]]"
+
+
+class ConfinedTokenizer(Tokenizer):
+    """A tokenizer whose texts are encoded by another process. Safe to use from several threads.
+
+    text_seconds: computing for a text, beyond what its size allows.
+    """
+
+    def __init__(
+        self, source: str, pre: str | None = None, text_seconds: float = sandbox.TEXT_SECONDS
+    ) -> None:
+        """source, pre: as for open_model. Raises ModelError as Model.tokenizer does."""
+        self._source, self._pre = source, pre
+        self._text_seconds = text_seconds
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        facts, self._names, self._texts = self._start()
+        self.vocab_size = facts["vocab_size"]
+        self.bos_id = facts["bos_id"]
+        self.eos_ids = frozenset(facts["eos_ids"])
+        self.add_bos = facts["add_bos"]
+        self.prefix = None if facts["prefix"] is None else tuple(facts["prefix"])
+        self.suffix = tuple(facts["suffix"])
+        self.chat_template = facts["chat_template"]
+        self.named_templates = facts["named_templates"]
+        self.special_tokens = facts["special_tokens"]
+        self.control_ids = facts["control_ids"]
+        self.strip_space = facts["strip_space"]
+
+    def __enter__(self) -> "ConfinedTokenizer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        return self._ask({"text": text, "parse_special": parse_special}, len(text.encode()))
+
+    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+        size = sum(len(piece.encode()) if isinstance(piece, str) else 1 for piece in pieces)
+        return self._ask({"pieces": list(pieces)}, size)
+
+    def token_bytes(self, token: int) -> bytes:
+        return _item(self._texts, token)
+
+    def _name(self, token: int) -> str:
+        return _item(self._names, token).decode()
+
+    def _ask(self, request: dict[str, Any], size: int) -> list[int]:
+        """Send a request about a text of `size` bytes; the ids. Raises ModelError."""
+        seconds = self._text_seconds + size * sandbox.SECONDS_PER_BYTE
+        data = json.dumps(request | {"bytes": size, "seconds": seconds}).encode()
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._end()  # ended by something else while idle
+            if self._connection is None:
+                self._start()
+            assert self._connection is not None
+            try:
+                self._connection.send_bytes(data)
+                kind, content = self._receive(_LOAD_WAIT_SECONDS + seconds * _WAIT_FACTOR)
+            except (OSError, EOFError):
+                raise ModelError(f"the tokenizer {self._reason(seconds)} for this text") from None
+            except BaseException:
+                self._end()  # an answer left unread would be taken for the next one
+                raise
+        if kind != sandbox.IDS:
+            raise ModelError(content.decode(errors="replace"))
+        ids = array("i")
+        ids.frombytes(content)
+        return ids.tolist()
+
+    def _start(self) -> tuple[dict[str, Any], _Table, _Table]:
+        """Start the process; what it says of the tokenizer. Raises ModelError."""
+        here, there = Pipe()
+        words = [sys.executable, "-P", "-m", sandbox.__name__, str(there.fileno()), self._source]
+        try:
+            self._process = subprocess.Popen(
+                words if self._pre is None else [*words, self._pre],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                pass_fds=[there.fileno()],
+                # Ctrl-C at a terminal goes to the command, which then ends this process.
+                start_new_session=True,
+            )
+        except OSError as error:
+            here.close()
+            raise ModelError(f"cannot start the process of the tokenizer: {error}") from error
+        finally:
+            there.close()
+        self._connection = here
+        try:
+            kind, facts = self._receive(_LOAD_WAIT_SECONDS)
+            if kind == sandbox.REFUSAL:
+                self._end()
+                raise ModelError(facts.decode(errors="replace"))
+            names, texts = (self._receive(_LOAD_WAIT_SECONDS)[1] for _ in range(2))
+        except (OSError, EOFError):
+            reason = self._reason(sandbox.LOAD_SECONDS)
+            raise ModelError(f"the tokenizer of {self._source} {reason} to load") from None
+        except BaseException:
+            self._end()
+            raise
+        return json.loads(facts), _table(names), _table(texts)
+
+    def _receive(self, seconds: float) -> tuple[bytes, bytes]:
+        """A message: its kind and its content. Raises OSError and EOFError where none comes."""
+        assert self._connection is not None
+        if not self._connection.poll(seconds):
+            raise TimeoutError
+        message = self._connection.recv_bytes(_MAX_MESSAGE)
+        return message[:1], message[1:]
+
+    def _reason(self, seconds: float) -> str:
+        code = self._end()
+        if code in (-signal.SIGPROF, -signal.SIGKILL):
+            return f"takes more than {seconds:.3g} s of computing: it is damaged or malicious"
+        return f"ended its process (code {code}): it needs too much memory, or is damaged,"
+
+    def _end(self) -> int:
+        """End the process; its exit code, 0 without one."""
+        process, self._process = self._process, None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if process is None:
+            return 0
+        try:
+            return process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+@contextmanager
+def confined(model: Model, source: str, pre: str | None = None) -> Iterator[Tokenizer]:
+    """The tokenizer of an open model for as long as the block lasts, in a process with limits.
+
+    source, pre: as the model was opened. A tokenizer that no file says anything about needs none.
+    Raises ModelError as Model.tokenizer does.
+    """
+    if model.tokenizer_source.plain:
+        yield model.tokenizer()
+        return
+    with ConfinedTokenizer(source, pre) as tokenizer:
+        yield tokenizer
+
+
+def _table(data: bytes) -> _Table:
+    """The strings that sandbox.table wrote, joined; their places, and their end."""
+    width = array("i").itemsize
+    count = int.from_bytes(data[:width], sys.byteorder)
+    lengths = array("i")
+    lengths.frombytes(data[width : width * (count + 1)])
+    places = array("i", [0])
+    for length in lengths:
+        places.append(places[-1] + length)
+    return data[width * (count + 1) :], places
+
+
+def _item(table: _Table, id: int) -> bytes:
+    data, places = table
+    return data[places[id] : places[id + 1]] if 0 <= id < len(places) - 1 else b""

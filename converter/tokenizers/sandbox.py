@@ -1,0 +1,165 @@
+"""A tokenizer in a process of its own, with limited memory and time.
+
+Started by confined.py: it loads the tokenizer of a model, sends what the root needs to decode, and
+then encodes texts. Vocabulary files come with models, and the libraries that read them run what
+these say: replacements that grow a text without end, patterns that never finish. A signal ends the
+process when a text takes too much computing, and the system refuses it memory beyond a limit.
+
+Messages, over one connection: a byte for the kind, then the content.
+"""
+
+import json
+import resource
+import signal
+import sys
+from array import array
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from hearth.converter.errors import ModelError
+from hearth.converter.tokenizers.base import Tokenizer
+
+# Kinds of messages.
+FACTS, NAMES, BYTES, IDS, REFUSAL = b"f", b"n", b"b", b"i", b"r"
+# Seconds of computing: to load, and for a text in addition to its size.
+LOAD_SECONDS = 120.0
+TEXT_SECONDS = 2.0
+# A slow machine encodes 50 KB a second.
+SECONDS_PER_BYTE = 2e-5
+# Memory to load in, and beyond what is used then.
+LOAD_BYTES = 4 << 30
+SPARE_BYTES = 512 << 20
+# Longer tokens would be long answers: one token of 64 MiB is.
+MAX_TOKEN_BYTES = 1 << 14
+MAX_TABLE_BYTES = 64 << 20
+# Some characters become 11 tokens by Unicode's own compatible forms.
+_IDS_PER_BYTE = 16
+_IDS_ALWAYS = 1 << 10
+
+
+def facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """All but the tokens themselves, as JSON values."""
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_ids": sorted(tokenizer.eos_ids),
+        "add_bos": tokenizer.add_bos,
+        "prefix": tokenizer.prefix,
+        "suffix": tokenizer.suffix,
+        "chat_template": tokenizer.chat_template,
+        "named_templates": dict(tokenizer.named_templates),
+        "special_tokens": dict(tokenizer.special_tokens),
+        "control_ids": dict(tokenizer.control_ids),
+        "strip_space": tokenizer.strip_space,
+    }
+
+
+def table(what: str, items: Iterable[bytes]) -> bytes:
+    """Byte strings of all ids: their lengths as int32, after their number, then the strings.
+
+    Raises ModelError where one, or all together, are longer than tokens can be.
+    """
+    lengths = array("i")
+    parts: list[bytes] = []
+    total = 0
+    for id, item in enumerate(items):
+        total += len(item)
+        if len(item) > MAX_TOKEN_BYTES or total > MAX_TABLE_BYTES:
+            raise ModelError(
+                f"the {what} of token {id} has {len(item)} bytes, and all so far {total}; at most "
+                f"{MAX_TOKEN_BYTES} and {MAX_TABLE_BYTES} are allowed"
+            )
+        lengths.append(len(item))
+        parts.append(item)
+    return array("i", [len(lengths)]).tobytes() + lengths.tobytes() + b"".join(parts)
+
+
+def encode(tokenizer: Tokenizer, request: dict[str, Any]) -> bytes:
+    """The ids of a request's text or pieces as int32. Raises ModelError."""
+    pieces: list[str | int] | None = request.get("pieces")
+    if pieces is not None:
+        ids = tokenizer.encode_pieces(pieces)
+    else:
+        text, parse = request["text"], request["parse_special"]
+        ids = tokenizer.encode(text, add_special=False, parse_special=parse)
+    most = _IDS_PER_BYTE * request["bytes"] + _IDS_ALWAYS
+    if len(ids) > most:
+        raise ModelError(
+            f"the tokenizer makes {len(ids)} tokens of {request['bytes']} bytes; at most {most} "
+            "are allowed: it is damaged or malicious"
+        )
+    return array("i", ids).tobytes()
+
+
+def _load(source: str, pre: str | None) -> Tokenizer:
+    from hearth.converter.readers import open_model
+
+    with open_model(source, pre=pre) as model:
+        tokenizer = model.tokenizer()
+    tokenizer.encode("a")  # tables that the first use makes are part of loading
+    return tokenizer
+
+
+def _used_bytes() -> int:
+    """Private memory of this process, as RLIMIT_DATA counts it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _limit_memory(size: int) -> None:
+    # RLIMIT_AS would count the mapped model file as well. Only Linux counts so.
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    """Load the tokenizer of argv[2], with rules argv[3] if given; answer on descriptor argv[1]."""
+    connection = Connection(int(sys.argv[1]))
+    source, pre = sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory(LOAD_BYTES)
+    # The default action ends the process at any point, also inside a library.
+    signal.setitimer(signal.ITIMER_PROF, LOAD_SECONDS)
+    try:
+        tokenizer = _load(source, pre)
+        ids = range(tokenizer.vocab_size)
+        names = table("name", (tokenizer.token_text(id).encode(errors="replace") for id in ids))
+        texts = table("text", map(tokenizer.token_bytes, ids))
+    except ModelError as error:
+        connection.send_bytes(REFUSAL + str(error).encode(errors="replace"))
+        return
+    connection.send_bytes(FACTS + json.dumps(facts(tokenizer)).encode())
+    connection.send_bytes(NAMES + names)
+    connection.send_bytes(BYTES + texts)
+    del names, texts
+    _limit_memory(_used_bytes() + SPARE_BYTES)
+    whole = False
+    while True:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        try:
+            request = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        if not whole and not request.get("parse_special"):
+            # The tables for texts without control tokens double the memory: only where needed.
+            signal.setitimer(signal.ITIMER_PROF, LOAD_SECONDS)
+            _limit_memory(LOAD_BYTES)
+            tokenizer.encode_pieces(["a"])
+            _limit_memory(_used_bytes() + SPARE_BYTES)
+            whole = True
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        try:
+            answer = IDS + encode(tokenizer, request)
+        except ModelError as error:
+            answer = REFUSAL + str(error).encode(errors="replace")
+        except MemoryError:
+            answer = REFUSAL + b"the tokenizer needs too much memory for this text"
+        connection.send_bytes(answer)
+
+
+if __name__ == "__main__":
+    main()
