@@ -31,8 +31,6 @@ PROMPT = "Once upon a time"
 TOKENS = 40
 SECONDS = 60.0
 HEADER, TAG, RECORD = 16, 16, 64 << 10
-# A root does not take in a worker that it lost so often in short time.
-FLIPS_OF_A_ROOT = 2
 
 
 @dataclass
@@ -144,7 +142,7 @@ class Damaged:
 
     def __init__(self, folder: Path, tls: bool, worker: WorkerProcess, proxy: Proxy) -> None:
         self._folder, self._tls, self._worker, self._proxy = folder, tls, worker, proxy
-        self._flips = 0
+        self._flipped = False
         self._root: ServiceProcess | None = None
         self._client: Client | None = None
         self._start_root()
@@ -158,10 +156,10 @@ class Damaged:
 
     def flip(self, flip: Flip) -> str:
         """The outcome: "right text", a wrong one, or an error; and if it was not noticed."""
-        if self._flips == FLIPS_OF_A_ROOT:
+        if self._flipped:  # a mesh that breaks twice in short time is not used again
             self._start_root()
-        self._flips += 1
-        before = self._epoch()
+        self._flipped = True
+        before = self._epoch(nodes=2)
         told = {log: len(log.read_text()) for log in self._logs()}
         self._proxy.flip = flip
         try:
@@ -171,7 +169,7 @@ class Damaged:
         self._proxy.flip = None
         if not flip.done.is_set():
             return "not flipped"
-        if self._epoch() == before:
+        if self._epoch(nodes=1) == before:
             return f"{outcome}, NOT NOTICED"
         more = "".join(log.read_text()[told[log] :] for log in self._logs())
         if not any(words in more for words in ("arrived changed", "out of step")):
@@ -180,7 +178,7 @@ class Damaged:
 
     def _start_root(self) -> None:
         self.close()
-        self._flips = 0
+        self._flipped = False
         certificates = self._folder / "certs"
         tls = ("--tls", str(certificates / "root")) if self._tls else ()
         port = self._worker.address.rpartition(":")[2]
@@ -203,11 +201,11 @@ class Damaged:
         text = "".join(stream)
         return text, list(stream.token_ids)
 
-    def _epoch(self) -> int:
-        """The epoch, once the worker is in."""
+    def _epoch(self, nodes: int) -> int:
+        """The epoch, once the cluster serves with so many nodes at least."""
         assert self._client is not None
         for status in self._client.watch_cluster(timeout=SECONDS):
-            if status.state == root_pb2.CLUSTER_STATE_SERVING and len(status.nodes) == 2:
+            if status.state == root_pb2.CLUSTER_STATE_SERVING and len(status.nodes) >= nodes:
                 return int(status.epoch)
         raise AssertionError("the cluster did not form again")
 
