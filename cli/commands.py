@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # Sections of `hearth --help`.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Use a model": ("chat", "generate", "bench"),
-    "Models": ("pull", "convert"),
+    "Models": ("pull", "models", "convert"),
     "Several machines": ("root", "worker", "cluster", "certs", "healthcheck"),
     "This command": ("config", "completion"),
 }
@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "healthcheck": "check a service's health port, for container engines",
     "convert": "write a model as a Hearth directory, in another weight type",
     "pull": "download a model from Hugging Face",
+    "models": "list the models on this machine",
     "config": "show the settings files and what they set",
     "completion": "print the script that completes words in a shell",
 }

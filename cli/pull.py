@@ -7,7 +7,9 @@ from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.convert import run_conversion
 from hearth.cli.options import split_rules, weights
 from hearth.common.errors import HearthError, Reason
-from hearth.converter.pull import pull
+from hearth.common.sizes import format_size
+from hearth.converter.hub import cached_model
+from hearth.converter.pull import HubUnreachable, fetch, find
 
 
 def command() -> Command:
@@ -20,7 +22,7 @@ def command() -> Command:
             Argument(
                 "name",
                 metavar="NAME",
-                help="owner/model, or owner/model/file.gguf for one GGUF file",
+                help="OWNER/MODEL; for GGUF files OWNER/MODEL:Q4_K_M or OWNER/MODEL/FILE.gguf",
             ),
             Option(
                 "--revision",
@@ -39,19 +41,40 @@ def command() -> Command:
                 help="the directory to convert into",
             ),
         ],
-        help="Download a model into the hub's cache and print where it lies. With --weights it is "
-        "then converted to a Hearth directory.",
+        help="Download a model into the Hugging Face cache and print its path; any command takes "
+        "it by its name then. A model that Hearth cannot run is refused before its weights are "
+        "downloaded. With --weights it is then converted to a Hearth directory.",
     )
 
 
 def run(options: Options) -> int:
+    """Print the path, and the next command to standard error; 0. Raises ModelError."""
     if options.dest is not None and options.weights is None:
         problem = "--dest is where a conversion goes; add --weights"
         raise HearthError(Reason.BAD_SETTING, problem)
-    path = pull(options.name, options.revision)
+    try:
+        download = find(options.name, options.revision)
+    except HubUnreachable as error:
+        path = None if options.revision else cached_model(options.name)
+        if path is None:
+            raise
+        output.note(f"note: {error}. It is in the cache already:")
+        return _finish(options, options.name.split("/")[1].partition(":")[0], path)
+    files = f"{len(download.files)} file{'s' * (len(download.files) != 1)}"
+    output.note(f"{options.name}: {files}, {format_size(download.size)}")
+    path = fetch(download, lambda file, size: output.note(f"{file}: {format_size(size)}"))
+    return _finish(options, download.repository.split("/")[1], path)
+
+
+def _finish(options: Options, model: str, path: Path) -> int:
+    """Print the model's path, or convert it first; the exit code."""
     if options.weights is None:
         output.line(str(path))
+        output.note(f"next: hearth chat {path if options.revision else options.name}")
         return 0
-    name = Path(options.name).stem if path.suffix == ".gguf" else options.name.split("/")[1]
+    name = path.stem if path.suffix == ".gguf" else model
     dest = Path(options.dest or f"{name}-{options.weights}")
-    return run_conversion(str(path), dest, options.weights, options.pre)
+    code = run_conversion(str(path), dest, options.weights, options.pre)
+    if code == 0:
+        output.note(f"next: hearth chat {dest}")
+    return code

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
+from hearth.converter.hub import cached_model, parse_name
 from hearth.converter.model import Model
 from hearth.converter.readers.gguf_file import MAGIC
 from hearth.converter.readers.gguf_parts import part_names
@@ -19,8 +20,9 @@ _MOST_LISTED = 24
 def open_model(source: str, weights: str | None = None, pre: str | None = None) -> Model:
     """Open a model for reading; no weights are loaded.
 
-    source: a Hugging Face or Hearth directory, a .gguf file (or a directory with one), "demo" (the
-    model that comes with Hearth), or "random:SHAPE[:SEED]".
+    source: a Hugging Face or Hearth directory, a .gguf file (or a directory with one), or a name:
+    "demo" (the model that comes with Hearth), "random:SHAPE[:SEED]", or one in the Hugging Face
+    cache.
     weights: the type to load tensors in ("f32", "f16", "q80", "q40"); None for their stored types.
     pre: the rules that split a text, for a GGUF file that does not name them, or names others.
 
@@ -30,19 +32,36 @@ def open_model(source: str, weights: str | None = None, pre: str | None = None) 
     if source.startswith(PREFIX):
         _no_rules(pre, source)
         return open_random(source, weights)
-    path = demo_directory() if source == DEMO and not Path(source).exists() else Path(source)
+    path = _path_of(source)
     if path.is_dir():
         return _open_directory(path, weights, pre)
     if not path.is_file():
-        raise ModelError(
-            f"there is no model at {source!r}; give a directory, a .gguf file, {DEMO!r}, or "
-            f"{PREFIX}SHAPE with one of {', '.join(SHAPES)}"
-        )
+        raise ModelError(f"there is no model at {source!r}; {_hint(source)}")
     if path.suffix == ".gguf" or _begins_with_magic(path):
         return _open_gguf(path, weights, pre)
     raise ModelError(
         f"{path} is not a GGUF file; for safetensors give the directory that also holds config.json"
     )
+
+
+def _path_of(source: str) -> Path:
+    """The path of a model: itself, the demo model's, or its place in the Hugging Face cache."""
+    path = Path(source)
+    if not source or path.exists():
+        return path
+    return demo_directory() if source == DEMO else cached_model(source) or path
+
+
+def _hint(source: str) -> str:
+    """Advice for a model that is not there."""
+    try:
+        parse_name(source)
+    except ModelError:
+        return (
+            f"give a directory, a .gguf file, OWNER/MODEL as on Hugging Face, {DEMO!r}, or "
+            f"{PREFIX}SHAPE with one of {', '.join(SHAPES)}"
+        )
+    return f"no such path, and not in the Hugging Face cache: `hearth pull {source}` downloads it"
 
 
 def demo_directory() -> Path:

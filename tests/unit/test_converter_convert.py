@@ -25,7 +25,6 @@ from converter_builders import (
 from hearth.cli.main import main
 from hearth.converter import ModelError, open_model
 from hearth.converter.convert import convert
-from hearth.converter.pull import pull
 from hearth.converter.spec import is_norm
 from hearth.converter.weights import TYPES
 
@@ -253,71 +252,3 @@ def test_a_file_over_4_gib_is_written_and_read(tmp_path: Path) -> None:
     assert entry.offset == prefix + hole > 1 << 32
     assert file.read(entry.offset, entry.size).tobytes() == tail
     file.close()
-
-
-def fake_hub(monkeypatch: pytest.MonkeyPatch, directory: Path) -> list[dict[str, Any]]:
-    import huggingface_hub
-
-    calls: list[dict[str, Any]] = []
-
-    def snapshot_download(repo_id: str, **options: Any) -> str:
-        calls.append({"repo_id": repo_id, **options})
-        return str(directory)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return calls
-
-
-def test_pull_of_a_directory_converts_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = make_source(tmp_path, "hf")
-    calls = fake_hub(monkeypatch, source)
-    assert main(["pull", "owner/model"]) == 0
-    assert capsys.readouterr().out.strip() == str(source)
-    assert calls[0]["repo_id"] == "owner/model"
-    patterns = calls[0]["allow_patterns"]
-    assert {"config.json", "model-*.safetensors", "tokenizer.json"} <= set(patterns)
-    assert not any(pattern.endswith((".bin", ".pth", ".pt", ".py", "*")) for pattern in patterns)
-    monkeypatch.chdir(tmp_path)
-    assert main(["pull", "owner/model", "--weights", "q40", "--revision", "v2"]) == 0
-    assert calls[1]["revision"] == "v2"
-    assert open_model(str(tmp_path / "model-q40")).weight_type == "q40"
-
-
-def test_pull_of_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = make_source(tmp_path, "gguf")
-    calls = fake_hub(monkeypatch, tmp_path)
-    assert pull("owner/model/source.gguf") == source
-    assert calls[0]["allow_patterns"] == ["source.gguf"]
-    with pytest.raises(ModelError, match=r"owner/model has no other\.gguf"):
-        pull("owner/model/other.gguf")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["model", "owner/", "/model", "a/b/c", "a/b/../c.gguf", "a b/c", "../x", "a/b/*.gguf", ""],
-)
-def test_names_that_the_hub_cannot_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = fake_hub(monkeypatch, Path())
-    with pytest.raises(ModelError, match="is not the name of a model"):
-        pull(name)
-    assert not calls
-
-
-def test_pull_errors_are_for_people(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    def unreachable(*_: Any, **__: Any) -> str:
-        raise errors.LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    assert main(["pull", "owner/model"]) == 1
-    assert "the hub cannot be reached; check the network" in capsys.readouterr().err
-    fake_hub(monkeypatch, tmp_path)
-    assert main(["pull", "owner/model"]) == 1
-    assert "owner/model has no config.json; for GGUF files give" in capsys.readouterr().err
-    assert main(["pull", "owner/model", "--dest", "x"]) == 2
