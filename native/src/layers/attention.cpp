@@ -51,7 +51,7 @@ AttendArgs begin_tile(const Pass& pass, const Attend& operation, const QueryTile
       .out = take(queries * shape.value_size),
       .softcap = operation.softcap,
   };
-  const Activations& all = pass.buffers[BufferId::queries];
+  const Activations all = pass.buffers[BufferId::queries].of_width(shape.heads * key_size);
   const size_t of_row = tile.heads * key_size;
   for (size_t r = 0; r < tile.rows.count; ++r)
     std::copy_n(all.row(tile.rows.first + r) + tile.head * key_size, of_row, q + r * of_row);
@@ -110,8 +110,8 @@ void add_sink(float sink, const AttendArgs& args, size_t query) {
 // mixed = out / sum
 void end_tile(const Pass& pass, const Attend& operation, const AttendArgs& args,
               const QueryTile& tile) {
-  const Activations& mixed = pass.buffers[BufferId::mixed];
-  const size_t size = args.value_size;
+  const size_t size = args.value_size, columns = operation.shape.heads * size;
+  const Activations mixed = pass.buffers[BufferId::mixed].of_width(columns);
   for (size_t r = 0; r < tile.rows.count; ++r) {
     const size_t row = tile.rows.first + r;
     float* out = mixed.row(row) + tile.head * size;
@@ -122,7 +122,8 @@ void end_tile(const Pass& pass, const Attend& operation, const AttendArgs& args,
       for (size_t i = 0; i < size; ++i) out[h * size + i] = args.out[query * size + i] * inverse;
     }
     if (operation.gate) {
-      const float* gates = pass.buffers[BufferId::mixer_gate].row(row) + tile.head * size;
+      const Activations all = pass.buffers[BufferId::mixer_gate].of_width(columns);
+      const float* gates = all.row(row) + tile.head * size;
       for (size_t i = 0; i < tile.heads * size; ++i) out[i] /= 1.0f + std::exp(-gates[i]);
     }
     if (operation.quantize) {
@@ -250,7 +251,8 @@ void Attention::compile(const ShardConfig& config, size_t layer, Program& progra
                      .sinks = attention.sinks ? &sinks : nullptr,
                      .gate = attention.gate,
                      .quantize = quantize_mixed && whole_blocks});
-  if (quantize_mixed && !whole_blocks) program.add(Quantize{.buffer = BufferId::mixed});
+  if (quantize_mixed && !whole_blocks)
+    program.add(Quantize{.buffer = BufferId::mixed, .columns = mixed});
   program.add(Products{.input = BufferId::mixed,
                        .products = {{&output, BufferId::partial, hidden,
                                      attention.output_bias ? &output_bias : nullptr}}});

@@ -68,6 +68,12 @@ struct Activations {
   int32_t* sums = nullptr;  // [rows, columns / 32]: see Kernels::quantize
 
   float* row(size_t r) const { return x + r * columns; }
+  // The same memory for rows of another width: a buffer has room for the widest kind of block.
+  Activations of_width(size_t width) const {
+    Activations same = *this;
+    same.columns = width;
+    return same;
+  }
 };
 
 }  // namespace hearth

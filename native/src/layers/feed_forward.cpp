@@ -57,10 +57,10 @@ Access ActivatedProducts::access() const {
 
 void ActivatedProducts::run(Pass& pass, size_t thread) const {
   const Activations& normed = pass.buffers[BufferId::normed];
-  const Activations& gated = pass.buffers[BufferId::gate];
+  const size_t rows = pass.batch.rows().size(), units = gate.matrix->rows();
+  const Activations gated = pass.buffers[BufferId::gate].of_width(units);
   float* ups = up.matrix == nullptr ? nullptr : pass.buffers[BufferId::up].x;
   void* scratch = pass.buffers[BufferId::scratch].row(thread);
-  const size_t rows = pass.batch.rows().size(), units = gated.columns;
   const size_t groups = (units + kGroupRows - 1) / kGroupRows;
   // Whole blocks of the next product's input: who made one can quantize it at once.
   const size_t unit = std::max(kBlock / kGroupRows, unit_groups(rows));

@@ -94,6 +94,7 @@ struct Products {
 // Quantizes whole rows of a buffer.
 struct Quantize {
   BufferId buffer;
+  size_t columns;
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;

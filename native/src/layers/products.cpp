@@ -94,7 +94,7 @@ Access Quantize::access() const {
 }
 
 void Quantize::run(Pass& pass, size_t thread) const {
-  const Activations& each = pass.buffers[buffer];
+  const Activations each = pass.buffers[buffer].of_width(columns);
   const auto [begin, end] = pass.rows_of(thread);
   for (size_t r = begin; r < end; ++r) quantize_columns(pass.kernels, each, r, 0, each.columns);
 }

@@ -39,6 +39,12 @@ Access RopeAndStore::access() const {
 void RopeAndStore::run(Pass& pass, size_t thread) const {
   const size_t key_size = shape.key_size, value_size = shape.value_size;
   const size_t page_size = pass.kv.shape().page_size, of_row = shape.heads + shape.kv_heads;
+  const auto buffer = [&](BufferId id, size_t columns) {
+    return pass.buffers[id].of_width(columns);
+  };
+  const Activations queries = buffer(BufferId::queries, shape.heads * key_size);
+  const Activations keys = buffer(BufferId::keys, shape.kv_heads * key_size);
+  const Activations values = buffer(BufferId::values, shape.kv_heads * value_size);
   const auto [begin, end] = pass.part(pass.batch.rows().size() * of_row, thread);
   for (size_t item = begin; item < end; ++item) {
     const size_t r = item / of_row, head = item % of_row;
@@ -49,14 +55,14 @@ void RopeAndStore::run(Pass& pass, size_t thread) const {
                         pass.buffers[BufferId::sin].row(r) + first_pair, pairs);
     };
     if (head < shape.heads) {
-      float* query = pass.buffers[BufferId::queries].row(r) + head * key_size;
+      float* query = queries.row(r) + head * key_size;
       prepare(query, query_norm);
       for (size_t i = 0; i < key_size; ++i) query[i] *= scale;
       continue;
     }
     const size_t kv_head = head - shape.heads;
-    float* key = pass.buffers[BufferId::keys].row(r) + kv_head * key_size;
-    const float* value = pass.buffers[BufferId::values].row(r) + kv_head * value_size;
+    float* key = keys.row(r) + kv_head * key_size;
+    const float* value = values.row(r) + kv_head * value_size;
     prepare(key, key_norm);
     const Batch::Row& row = pass.batch.rows()[r];
     const uint32_t page = row.sequence->pages[row.position / page_size];
