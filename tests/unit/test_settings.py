@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hearth.cli import options as common
 from hearth.cli.command import Command, Option, Options
 from hearth.cli.commands import COMMANDS, known_settings, load
+from hearth.cli.main import main
 from hearth.common.errors import HearthError, Reason
 from hearth.common.settings import SettingsFile, settings_files, variable
 from hearth.common.sizes import format_size, parse_size
@@ -214,6 +215,28 @@ def test_every_option_has_help_a_group_and_a_variable_of_its_own() -> None:
         for option in options:
             assert option.help and option.group, (name, option.long_name)
     assert "max-tokens" in known_settings()["chat"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("hearth gen", ["generate"]),
+        ("hearth chat --wei", ["--weights"]),
+        ("hearth chat --weights q", ["q80", "q40"]),
+        ("hearth completion ", ["bash", "zsh", "fish"]),
+    ],
+)
+def test_words_are_completed_in_a_shell(
+    line: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", "bash"]) == 0
+    assert "_HEARTH_COMPLETE=bash_complete" in capsys.readouterr().out
+    monkeypatch.setenv("_HEARTH_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    assert main([]) == 0
+    found = [word.partition(",")[2] for word in capsys.readouterr().out.splitlines()]
+    assert found == words
 
 
 @pytest.mark.parametrize(
