@@ -57,7 +57,7 @@ class LoadProgress:
             if self._show_bars:
                 if address not in self._bars:
                     self._bars[address] = _bar(self._out, len(self._bars))
-                _advance(self._bars[address], address, held, event.total_bytes)
+                _advance(self._bars[address], _node(address), held, event.total_bytes)
                 return
             now = time.monotonic()
             last = self._last.setdefault(address, now)
