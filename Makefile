@@ -11,6 +11,7 @@
 #   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
 #   make survival        three nodes that lose a machine in every way (as root also cut cables)
 #   make soak SECONDS=N  mixed load while a worker is killed every two minutes (default 3600)
+#   make floods          every flood at every port in 1 GiB (as root), FLOOD_SECONDS=60 each
 #   make lint            formatters, types, language, contract and workflows
 #   make proto-baseline  store hearth.v1 as the baseline of make lint
 #   make client-wheel    the client SDK as a pure-Python wheel, in build/dist
@@ -23,7 +24,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak floods lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -180,6 +181,10 @@ survival: $(DONE)/installed $(DONE)/test
 SECONDS ?= 3600
 soak: $(DONE)/installed $(DONE)/test
 	@$(BIN)/python tests/survival/soak.py $(SECONDS)
+
+FLOOD_SECONDS ?= 60
+floods: $(DONE)/installed $(DONE)/test
+	@$(BIN)/python tests/survival/floods.py $(FLOOD_SECONDS)
 
 client-wheel: $(DONE)/build
 	@$(call quietly,client-wheel,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel -q --no-build-isolation \

@@ -33,7 +33,6 @@ from hearth.common import pki
 from hearth.common.channels import (
     CHUNK_BYTES,
     PROTOCOL_VERSION,
-    bind,
     channel_options,
     dial,
     server_options,
@@ -164,7 +163,7 @@ class _Sink(grpc.GenericRpcHandler):
 def _serve_sink() -> None:
     server = grpc.server(futures.ThreadPoolExecutor(4), options=server_options())
     server.add_generic_rpc_handlers((_Sink(),))
-    port = bind(server, "127.0.0.1:0")
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"listening on 127.0.0.1:{port}", flush=True)
     parent = os.getppid()

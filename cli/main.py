@@ -17,7 +17,7 @@ from hearth.cli.commands import COMMANDS, SECTIONS, load
 
 # Before gRPC is imported: it would write a line of its own for every failed TLS handshake. Ours
 # name the peer, and a scanner cannot fill the log with them (common/admission.py).
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 # The extra `root` of pyproject.toml: a worker is installed without these.
 ROOT_LIBRARIES = frozenset(

@@ -342,7 +342,7 @@ class Front:
         """The peer's address, while its connection is open."""
 
     def called(self, key: int) -> None:
-        """Notes that a call has come: the handshake of this connection did not fail."""
+        """Notes a call that was not authorized; too many of them close the connection."""
 
     def admit(self, key: int, *, settled: bool) -> bool:
         """Ends the limit on a connection's bytes; with `settled` false, once SETTINGS are

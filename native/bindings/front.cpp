@@ -28,6 +28,8 @@ const char* name_of(Refusal cause) {
       return "handshake";
     case Refusal::bytes:
       return "bytes";
+    case Refusal::calls:
+      return "calls";
     case Refusal::crowded:
       return "crowded";
     case Refusal::full:

@@ -1,1 +1,312 @@
-int main(){}
+// The front between two ends of this test: what it forwards, whom it admits, whom it closes.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "front/frames.h"
+#include "hearth/front.h"
+
+using namespace hearth;
+
+namespace {
+
+constexpr char kPreface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const std::string kAck("\0\0\0\4\1\0\0\0\0", 9);
+const std::string kSettings("\0\0\0\4\0\0\0\0\0", 9);
+
+sockaddr_in loopback(uint16_t port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(port);
+  return address;
+}
+
+int listening(uint16_t& port) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = loopback(0);
+  CHECK_EQUAL(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  CHECK_EQUAL(listen(fd, 64), 0);
+  socklen_t size = sizeof address;
+  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
+  port = ntohs(address.sin_port);
+  return fd;
+}
+
+// True if something can be read, or the connection has ended, within the time.
+bool readable(int fd, int milliseconds) {
+  pollfd one{fd, POLLIN, 0};
+  return poll(&one, 1, milliseconds) == 1;
+}
+
+// Everything that comes, until `size` bytes, the end of the connection, or silence.
+std::string read_all(int fd, size_t size, int milliseconds = 5000) {
+  std::string found;
+  std::vector<char> part(1 << 16);
+  while (found.size() < size && readable(fd, milliseconds)) {
+    const ssize_t count = recv(fd, part.data(), std::min(part.size(), size - found.size()), 0);
+    if (count <= 0) break;
+    found.append(part.data(), static_cast<size_t>(count));
+  }
+  return found;
+}
+
+bool ended(int fd) {
+  char byte;
+  return readable(fd, 5000) && recv(fd, &byte, 1, 0) <= 0;
+}
+
+void send_all(int fd, const std::string& data) {
+  size_t done = 0;
+  while (done < data.size()) {
+    const ssize_t count = send(fd, data.data() + done, data.size() - done, MSG_NOSIGNAL);
+    if (count <= 0) return;
+    done += static_cast<size_t>(count);
+  }
+}
+
+// A front, the server behind it, and its peers.
+class Scene {
+ public:
+  explicit Scene(const std::function<void(FrontConfig&)>& change = [](FrontConfig&) {}) {
+    FrontConfig config;
+    config.listeners = {listening(port_)};
+    server_ = listening(config.backend);
+    change(config);
+    front = std::make_unique<Front>(config);
+  }
+  ~Scene() {
+    front.reset();
+    for (const int fd : open_) ::close(fd);
+    ::close(server_);
+  }
+
+  int peer(const std::string& first = kPreface + kSettings) {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = loopback(port_);
+    CHECK_EQUAL(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    open_.push_back(fd);
+    send_all(fd, first);
+    return fd;
+  }
+
+  // The server's end of the next connection; its key.
+  int served(uint16_t& key) {
+    if (!readable(server_, 5000)) return -1;
+    sockaddr_in from{};
+    socklen_t size = sizeof from;
+    const int fd = accept(server_, reinterpret_cast<sockaddr*>(&from), &size);
+    key = ntohs(from.sin_port);
+    open_.push_back(fd);
+    return fd;
+  }
+
+  bool serves_another() const { return readable(server_, 200); }
+
+  Refusal cause() {
+    const auto found = front->refused(5.0);
+    CHECK_EQUAL(found.size(), size_t{1});
+    CHECK_EQUAL(found.empty() ? "" : found[0].host, std::string("127.0.0.1"));
+    return found.empty() ? Refusal::full : found[0].cause;
+  }
+
+  std::unique_ptr<Front> front;
+
+ private:
+  uint16_t port_ = 0;
+  int server_ = -1;
+  std::vector<int> open_;
+};
+
+void test_acknowledgement_in_pieces() {
+  const std::string data(8, 'x');
+  std::string stream = kPreface + kSettings;
+  stream += std::string("\0\0\x08\1\4\0\0\0\1", 9) + data;
+  for (const size_t piece : {size_t{1}, size_t{2}, size_t{7}, size_t{1000}}) {
+    const test::Case at("pieces of ", piece);
+    SettingsAck ack;
+    const std::string whole = stream + kAck;
+    for (size_t i = 0; i < whole.size(); i += piece) {
+      const std::string part = whole.substr(i, piece);
+      const bool found = ack.feed(reinterpret_cast<const uint8_t*>(part.data()), part.size());
+      CHECK_EQUAL(found, i + piece >= whole.size());
+    }
+  }
+  // Neither settings of the peer nor an acknowledgement inside of data count.
+  SettingsAck none;
+  const std::string inside = stream + std::string("\0\0\x09\0\0\0\0\0\1", 9) + kAck;
+  CHECK(!none.feed(reinterpret_cast<const uint8_t*>(inside.data()), inside.size()));
+}
+
+void test_forwards_both_ways() {
+  Scene scene;
+  const int peer = scene.peer(kPreface + kSettings + kAck);
+  uint16_t key = 0;
+  const int server = scene.served(key);
+  CHECK_EQUAL(read_all(server, 42).size(), size_t{42});
+  CHECK(scene.front->admit(key, false));  // acknowledged: unbounded at once
+  CHECK_EQUAL(scene.front->peer(key)->first, std::string("127.0.0.1"));
+  std::string much(3 << 20, 'a');
+  for (size_t i = 0; i < much.size(); ++i) much[i] = static_cast<char>(i * 7 + i / 251);
+  std::thread up([&] { send_all(peer, much); });
+  CHECK(read_all(server, much.size()) == much);
+  up.join();
+  std::thread down([&] { send_all(server, much); });
+  CHECK(read_all(peer, much.size()) == much);
+  down.join();
+  shutdown(peer, SHUT_WR);
+  CHECK(ended(server));
+  send_all(server, "last");
+  CHECK_EQUAL(read_all(peer, 4), std::string("last"));
+}
+
+void test_a_stranger_may_send_little() {
+  Scene scene([](FrontConfig& config) { config.stranger_bytes = 1000; });
+  const int peer = scene.peer();
+  send_all(peer, std::string(50'000, 'x'));
+  uint16_t key = 0;
+  const int server = scene.served(key);
+  CHECK_EQUAL(read_all(server, 50'000, 300).size(), size_t{1000});
+  CHECK(scene.cause() == Refusal::bytes);
+  CHECK(ended(peer));
+  CHECK(ended(server));
+}
+
+void test_admitted_but_not_acknowledged() {
+  Scene scene([](FrontConfig& config) {
+    config.stranger_bytes = 1000;
+    config.settling_bytes = 5000;
+    config.settle_seconds = 1.0;
+  });
+  const int peer = scene.peer();
+  send_all(peer, std::string(50'000, 'x'));
+  uint16_t key = 0;
+  const int server = scene.served(key);
+  CHECK_EQUAL(read_all(server, 1000).size(), size_t{1000});
+  CHECK(scene.front->admit(key, false));
+  CHECK_EQUAL(read_all(server, 50'000, 300).size(), size_t{4000});
+  // By now the server would have closed a connection without an acknowledgement.
+  CHECK_EQUAL(read_all(server, 45'033).size(), size_t{45'033});
+  CHECK(scene.front->admit(key, false));
+}
+
+void test_what_is_refused() {
+  Scene plain;
+  CHECK(ended(plain.peer("GET / HTTP/1.1\r\n")));
+  CHECK(plain.cause() == Refusal::not_http2);
+  CHECK(!plain.serves_another());
+  Scene secured([](FrontConfig& config) { config.tls = true; });
+  CHECK(ended(secured.peer()));
+  CHECK(secured.cause() == Refusal::plaintext);
+  CHECK(ended(secured.peer("GET / HTTP/1.1\r\n")));
+  CHECK(secured.cause() == Refusal::not_tls);
+  const int hello = secured.peer("\x16\x03\x01");
+  uint16_t key = 0;
+  const int server = secured.served(key);
+  shutdown(hello, SHUT_RDWR);
+  CHECK(secured.cause() == Refusal::handshake);
+  CHECK_EQUAL(read_all(server, 100), std::string("\x16\x03\x01"));
+  Scene hasty([](FrontConfig& config) { config.silence_seconds = 0.3; });
+  CHECK(ended(hasty.peer("")));
+  CHECK(hasty.cause() == Refusal::silent);
+  CHECK(ended(hasty.peer()));
+  CHECK(hasty.cause() == Refusal::silent);
+}
+
+void test_refused_calls_are_counted() {
+  Scene scene;
+  const int peer = scene.peer();
+  uint16_t key = 0;
+  scene.served(key);
+  for (int i = 0; i < 100; ++i) scene.front->called(key);
+  CHECK(scene.cause() == Refusal::calls);
+  CHECK(ended(peer));
+}
+
+void test_a_newcomer_gets_a_place() {
+  Scene scene([](FrontConfig& config) {
+    config.strangers = 3;
+    config.connections = 4;
+  });
+  std::vector<int> peers;
+  uint16_t admitted = 0;
+  for (int i = 0; i < 3; ++i) {
+    peers.push_back(scene.peer());
+    uint16_t key = 0;
+    CHECK(scene.served(key) >= 0);
+    if (i == 0) admitted = key;
+  }
+  CHECK(scene.front->admit(admitted, true));
+  // The admitted one left the strangers: one more has a place, for the next one must go.
+  uint16_t key = 0;
+  scene.peer();
+  CHECK(scene.served(key) >= 0);
+  CHECK(scene.front->refused(0.0).empty());
+  scene.peer();
+  CHECK(scene.cause() == Refusal::crowded);
+  CHECK_EQUAL(scene.front->counts()[2], size_t{1});
+  CHECK(!readable(peers[0], 200));  // never the admitted one
+}
+
+void test_silent_ones_make_room() {
+  Scene scene([](FrontConfig& config) { config.silent = 10; });
+  std::vector<int> peers;
+  for (int i = 0; i < 40; ++i) peers.push_back(scene.peer(""));
+  for (int i = 0; i < 30; ++i) CHECK(ended(peers[static_cast<size_t>(i)]));
+  CHECK(!readable(peers[39], 100));
+  uint16_t key = 0;
+  scene.peer();
+  CHECK(scene.served(key) >= 0);
+}
+
+void test_one_host_has_three_quarters() {
+  Scene scene([](FrontConfig& config) { config.connections = 4; });
+  for (int i = 0; i < 3; ++i) {
+    scene.peer();
+    uint16_t key = 0;
+    scene.served(key);
+    CHECK(scene.front->admit(key, true));
+  }
+  CHECK(ended(scene.peer()));
+  CHECK(scene.cause() == Refusal::full);
+}
+
+void test_the_end() {
+  Scene scene;
+  const int peer = scene.peer();
+  uint16_t key = 0;
+  const int server = scene.served(key);
+  scene.front->stop_listening();
+  send_all(server, "bye");
+  ::shutdown(server, SHUT_RDWR);
+  scene.front->close(5.0);
+  CHECK_EQUAL(read_all(peer, 100), std::string("bye"));
+  CHECK(!scene.front->admit(key, true));
+  CHECK(!scene.front->peer(key).has_value());
+}
+
+}  // namespace
+
+int main() {
+  test_acknowledgement_in_pieces();
+  test_forwards_both_ways();
+  test_a_stranger_may_send_little();
+  test_admitted_but_not_acknowledged();
+  test_what_is_refused();
+  test_refused_calls_are_counted();
+  test_a_newcomer_gets_a_place();
+  test_silent_ones_make_room();
+  test_one_host_has_three_quarters();
+  test_the_end();
+  return test::finish();
+}

@@ -76,7 +76,7 @@ class Front:
         self._thread.start()
 
     def peer(self, context: Any) -> Peer:
-        """The address of a call's peer; notes that its connection has made a call."""
+        """The address of a call's peer; notes a call if none of it was authorized."""
         host, key = peer_of(context.peer())
         if self._native is None:
             return host, key
@@ -130,6 +130,7 @@ class Front:
                 "trust ours, or went away"
             ),
             "bytes": "it sent too much before its first authorized call",
+            "calls": "too many of its calls were refused",
             "crowded": "too many connections without an authorized call are open",
             "full": f"it or all hosts have too many of {MAX_CONNECTIONS} connections open",
         }

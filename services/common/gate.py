@@ -35,9 +35,13 @@ class Callers:
             return self._front.peer(context)
         return peer_of(context.peer())
 
+    def note(self, context: Any, problem: str) -> None:
+        """Logs a call that is ended because of its peer."""
+        self._refusals.note(self.peer(context), problem)
+
     def refuse(self, context: Any, error: HearthError, rule: str) -> HearthError:
         """Logs a refused call; returns its error, with the rule that applies."""
-        self._refusals.note(self.peer(context), error.message)
+        self.note(context, error.message)
         if error.reason != Reason.UNAUTHENTICATED:
             return error
         return HearthError(Reason.UNAUTHENTICATED, f"{error.message}: {rule}")

@@ -8,26 +8,32 @@ of a single host cannot keep out a probe, even from that host.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import TypeVar
 
 from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import listen
 from hearth.common.errors import HearthError
 
-# For the TLS handshake, the request, and the answer, each.
+# For the request and for the answer, each; with TLS, twice this for all.
 SILENCE_SECONDS = 5.0
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 256
 MAX_REQUEST_BYTES = 8 << 10
+_ACCEPTS = 64  # before the open connections' turn
 # Wait when the process has no descriptors left.
 _EXHAUSTED_SECONDS = 0.1
 _DISCARD_SECONDS = 0.2
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,16 @@ class Tls:
     """TLS of a port: the context of a new connection, and the reason to refuse its peer, or ""."""
 
     context: Callable[[], ssl.SSLContext]
-    problem: Callable[[ssl.SSLObject], str]
+    problem: Callable[[ssl.SSLSocket], str]
 
 
 @dataclass(eq=False)
 class _Connection:
     socket: socket.socket
     peer: Peer
+    head: bytearray = field(default_factory=bytearray)
+    timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
-    begun: bool = False
 
 
 class HttpPort:
@@ -88,6 +95,7 @@ class HttpPort:
         self.port = int(self._sockets[0].getsockname()[1])
         # In the order of their coming.
         self._connections: dict[_Connection, None] = {}
+        self._hosts: Counter[str] = Counter()
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-port", daemon=True)
@@ -108,70 +116,130 @@ class HttpPort:
             self._loop.close()
 
     async def _serve(self) -> None:
-        accepting = [self._loop.create_task(self._accept(each)) for each in self._sockets]
+        for each in self._sockets:
+            self._loop.add_reader(each, self._accept, each)
         await self._stopping.wait()
-        conversing = [each.task for each in self._connections if each.task is not None]
-        for task in (*accepting, *conversing):
-            task.cancel()
-        await asyncio.gather(*accepting, *conversing, return_exceptions=True)
+        for each in self._sockets:
+            self._loop.remove_reader(each)
+        tasks = [each.task for each in self._connections if each.task is not None]
+        for connection in list(self._connections):
+            self._end(connection)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _accept(self, listening: socket.socket) -> None:
-        while True:
+    # Until its request is there, a connection is a socket and a few bytes, without a task: in a
+    # flood of connections, one with a request must not wait for the others.
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
             try:
-                accepted, address = await self._loop.sock_accept(listening)
+                accepted, address = listening.accept()
+            except BlockingIOError:
+                return
             except OSError:
                 self._drop()
-                await asyncio.sleep(_EXHAUSTED_SECONDS)
-                continue
+                self._loop.remove_reader(listening)
+                again = (listening, self._accept, listening)
+                self._loop.call_later(_EXHAUSTED_SECONDS, self._loop.add_reader, *again)
+                return
+            accepted.setblocking(False)
             connection = _Connection(accepted, peer_address(address))
+            connection.timer = self._loop.call_later(self._seconds, self._late, connection)
             self._connections[connection] = None
-            connection.task = self._loop.create_task(self._converse(connection))
+            self._hosts[connection.peer[0]] += 1
+            self._loop.add_reader(accepted, self._read, connection)
+            self._read(connection)
             if len(self._connections) > MAX_CONNECTIONS:
                 self._drop()
 
     def _drop(self) -> None:
         """Closes the oldest connection of the host that has the most."""
-        hosts = Counter(each.peer[0] for each in self._connections)
-        for most, _ in hosts.most_common(1):
+        for most, _ in self._hosts.most_common(1):
             oldest = next(each for each in self._connections if each.peer[0] == most)
-            del self._connections[oldest]
-            if oldest.task is not None:
-                oldest.task.cancel()
-            if not oldest.begun:
-                oldest.socket.close()  # a task cancelled before it begins runs nothing
             self._refuse(oldest, f"{MAX_CONNECTIONS} connections are open")
+            self._end(oldest)
 
-    async def _converse(self, connection: _Connection) -> None:
-        connection.begun = True
-        transport: asyncio.Transport | None = None
+    def _late(self, connection: _Connection) -> None:
+        self._refuse(connection, f"no request within {self._seconds:g} s")
+        self._reply(connection, _failure(HTTPStatus.REQUEST_TIMEOUT))
+
+    def _read(self, connection: _Connection) -> None:
+        """Reads a request as far as it is there."""
+        if self._tls is not None:
+            self._begin_tls(connection, self._tls)
+            return
         try:
-            reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES)
-            protocol = asyncio.StreamReaderProtocol(reader)
-            context = self._tls.context() if self._tls is not None else None
-            made, _ = await self._loop.connect_accepted_socket(
-                lambda: protocol,
-                connection.socket,
-                ssl=context,
-                ssl_handshake_timeout=self._seconds if context is not None else None,
+            data = connection.socket.recv(MAX_REQUEST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._end(connection)
+            return
+        connection.head += data
+        if b"\r\n\r\n" in connection.head:
+            answer, head_only = self._answer(bytes(connection.head))
+            self._reply(connection, answer, head_only)
+        elif len(connection.head) >= MAX_REQUEST_BYTES:
+            self._refuse(connection, f"a request of more than {MAX_REQUEST_BYTES} bytes")
+            self._reply(connection, _failure(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+
+    def _reply(self, connection: _Connection, answer: Answer, head_only: bool = False) -> None:
+        if self._tls is not None and connection.task is None:
+            self._end(connection)  # late, and without a handshake
+            return
+        self._collected(connection)
+        connection.task = self._loop.create_task(self._send(connection, answer, head_only))
+
+    async def _send(self, connection: _Connection, answer: Answer, head_only: bool) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._loop.sock_sendall(connection.socket, _encoded(answer, head_only))
+            if answer.status != HTTPStatus.OK:
+                # Closing at once would destroy the answer if the peer still sends.
+                connection.socket.shutdown(socket.SHUT_WR)
+                async with asyncio.timeout(_DISCARD_SECONDS):
+                    while await self._loop.sock_recv(connection.socket, MAX_REQUEST_BYTES):
+                        pass
+        except (TimeoutError, OSError):
+            pass  # the peer does not read, or has left
+        finally:
+            self._end(connection)
+
+    def _begin_tls(self, connection: _Connection, tls: Tls) -> None:
+        try:
+            if not connection.socket.recv(1, socket.MSG_PEEK):
+                self._end(connection)
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(connection)
+            return
+        self._collected(connection)
+        connection.task = self._loop.create_task(self._converse(connection, tls))
+
+    async def _converse(self, connection: _Connection, tls: Tls) -> None:
+        """A request and its answer by TLS. asyncio's own TLS takes 256 KiB for each connection."""
+        try:
+            peer = tls.context().wrap_socket(
+                connection.socket, server_side=True, do_handshake_on_connect=False
             )
-            assert isinstance(made, asyncio.Transport)
-            transport = made
-            if self._tls is not None:
-                problem = self._tls.problem(transport.get_extra_info("ssl_object"))
+            connection.socket = peer
+            async with asyncio.timeout(2 * self._seconds):
+                await self._patiently(peer, peer.do_handshake)
+                problem = tls.problem(peer)
                 if problem:
                     self._refuse(connection, problem)
                     return
-            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
-            answer, head_only = await self._request(reader, connection)
-            writer.write(_encoded(answer, head_only))
-            async with asyncio.timeout(self._seconds):
-                await writer.drain()
-                if answer.status != HTTPStatus.OK:
-                    await _discard(reader)
-                writer.close()
-                await writer.wait_closed()
+                rest = memoryview(_encoded(*await self._request(peer)))
+                while rest:
+                    sent = await self._patiently(peer, functools.partial(peer.send, rest))
+                    rest = rest[sent:]
+            with suppress(OSError):  # its half is not waited for
+                peer.unwrap()
         except TimeoutError:
-            self._refuse(connection, f"its answer was not read within {self._seconds:g} s")
+            self._refuse(connection, f"no request within {2 * self._seconds:g} s")
         except ssl.SSLError as error:
             self._refuse(connection, f"the TLS handshake failed: {error.reason or error}")
         except OSError as error:
@@ -179,28 +247,38 @@ class HttpPort:
         except HearthError as error:
             self._refuse(connection, str(error))
         finally:
-            self._connections.pop(connection, None)
-            if transport is not None:
-                transport.abort()
-            else:
-                connection.socket.close()
+            self._end(connection)
 
-    async def _request(
-        self, reader: asyncio.StreamReader, connection: _Connection
-    ) -> tuple[Answer, bool]:
-        """Reads a request: its answer, and whether only the head is wanted."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                head = await reader.readuntil(b"\r\n\r\n")
-        except TimeoutError:
-            self._refuse(connection, f"no request within {self._seconds:g} s")
-            return _failure(HTTPStatus.REQUEST_TIMEOUT), False
-        except asyncio.LimitOverrunError:
-            self._refuse(connection, f"a request of more than {MAX_REQUEST_BYTES} bytes")
-            return _failure(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), False
-        except asyncio.IncompleteReadError:
-            raise ConnectionError("it closed the connection") from None
-        first, *lines = head.decode("latin-1").split("\r\n")
+    async def _patiently(self, peer: ssl.SSLSocket, step: Callable[[], T]) -> T:
+        """Repeats a step of a non-blocking connection until it need not wait."""
+        while True:
+            ready = self._loop.create_future()
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                watch, forget = self._loop.add_reader, self._loop.remove_reader
+            except ssl.SSLWantWriteError:
+                watch, forget = self._loop.add_writer, self._loop.remove_writer
+            watch(peer, _set, ready)
+            try:
+                await ready
+            finally:
+                forget(peer)
+
+    async def _request(self, peer: ssl.SSLSocket) -> tuple[Answer, bool]:
+        head = bytearray()
+        while b"\r\n\r\n" not in head:
+            if len(head) >= MAX_REQUEST_BYTES:
+                return _failure(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), False
+            data = await self._patiently(peer, functools.partial(peer.recv, MAX_REQUEST_BYTES))
+            if not data:
+                raise ConnectionError("it closed the connection")
+            head += data
+        return self._answer(bytes(head))
+
+    def _answer(self, request: bytes) -> tuple[Answer, bool]:
+        """The answer to a request, and whether only its head is wanted."""
+        first, *lines = request.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
         words = first.split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return _failure(HTTPStatus.BAD_REQUEST), False
@@ -214,16 +292,35 @@ class HttpPort:
         headers = {name.strip().lower(): value.strip() for name, _, value in fields}
         return route(headers), method == "HEAD"
 
+    def _collected(self, connection: _Connection) -> None:
+        """Ends the wait for a request."""
+        if connection.timer is not None:
+            connection.timer.cancel()
+        if connection.socket.fileno() >= 0:
+            self._loop.remove_reader(connection.socket)
+
+    def _end(self, connection: _Connection) -> None:
+        if connection not in self._connections:
+            return
+        del self._connections[connection]
+        host = connection.peer[0]
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
+        self._collected(connection)
+        if connection.task is None or connection.task is asyncio.current_task(self._loop):
+            connection.socket.close()
+        else:
+            connection.task.add_done_callback(lambda _: connection.socket.close())
+            connection.task.cancel()
+
     def _refuse(self, connection: _Connection, problem: str) -> None:
         self._refusals.note(connection.peer, problem)
 
 
-async def _discard(reader: asyncio.StreamReader) -> None:
-    """Reads what a refused peer still sends: closing at once would destroy the answer."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            while await reader.read(MAX_REQUEST_BYTES):
-                pass
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _failure(status: HTTPStatus) -> Answer:

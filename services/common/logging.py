@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Callable
+
+# Records of libraries per window.
+MAX_LINES = 20
+WINDOW_SECONDS = 60.0
+_LIBRARIES = frozenset(("grpc", "asyncio", "concurrent"))
 
 
 def printable(text: str) -> str:
@@ -20,11 +27,41 @@ class _OneLine(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+class _Quiet(logging.Filter):
+    """Bounds what gRPC and asyncio log: any peer can make them write a traceback for each call.
+
+    At most MAX_LINES records in WINDOW_SECONDS, each of one line.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._begun = float("-inf")
+        self._count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in _LIBRARIES or record.levelno < logging.WARNING:
+            return True
+        now = self._clock()
+        if now - self._begun >= WINDOW_SECONDS:
+            self._begun, self._count = now, 0
+        self._count += 1
+        if self._count > MAX_LINES:
+            return False
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            record.msg = f"{record.getMessage()}: {type(error).__name__}: {error}"
+            record.args = None
+        record.exc_info = record.exc_text = None
+        return True
+
+
 def setup(level: str | None = None) -> None:
     """Logs to standard error from `level` up (default: HEARTH_LOG_LEVEL, else INFO)."""
     name = (level or os.environ.get("HEARTH_LOG_LEVEL") or "INFO").upper()
     known = logging.getLevelNamesMapping()
     handler = logging.StreamHandler()
+    handler.addFilter(_Quiet())
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

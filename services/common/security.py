@@ -145,9 +145,7 @@ class Security:
             return f"a certificate of {names}, not of {' or '.join(r.host_name for r in allowed)}"
         return self.revocation(peer)
 
-    def connection_refusal(
-        self, connection: ssl.SSLSocket | ssl.SSLObject, allowed: Iterable[Role]
-    ) -> str:
+    def connection_refusal(self, connection: ssl.SSLSocket, allowed: Iterable[Role]) -> str:
         """The same for a connection of `ssl_context`."""
         der = connection.getpeercert(binary_form=True)
         if der is None:

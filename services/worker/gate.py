@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NoReturn
 
 import grpc
@@ -26,6 +27,8 @@ from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import abort
 from hearth.common.security import Security
 
+# Calls at once that wait for their first message.
+_MOST_SILENT = 8
 _RULE = "this worker takes calls of its cluster's root only"
 
 
@@ -45,6 +48,9 @@ class Gate(grpc.ServerInterceptor):
         """silence_seconds: a call whose message has not come by then ends."""
         self._security = security
         self._live = LiveCalls()
+        self._lock = threading.Lock()
+        # Calls without their first message yet, in the order of their coming.
+        self._silent: dict[grpc.ServicerContext, None] = {}
         self._callers = Callers(refusals, front)
         # Until then such a call holds a thread of the server.
         self._seconds = silence_seconds
@@ -78,7 +84,8 @@ class Gate(grpc.ServerInterceptor):
                 self._watch_root(self._security, context)
             # A root with certificates is trusted; without them, anyone could call.
             self._callers.admit(context, settled=self._security is not None)
-            argument = requests if handler.request_streaming else self._only(requests, context)
+            first = self._first(requests, context)
+            argument = chain((first,), requests) if handler.request_streaming else first
             try:
                 return behavior(argument, context, *more)
             except NotImplementedError:  # raised by stubs; gRPC would log a traceback each time
@@ -87,17 +94,29 @@ class Gate(grpc.ServerInterceptor):
 
         return streaming(watched, handler)
 
-    def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        """The message of a call that has one; the call ends when it does not come."""
+    def _first(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        """The first message of a call; the call ends when it does not come.
+
+        Too many calls that wait for theirs end the oldest: each holds a thread.
+        """
         watchdog = threading.Timer(self._seconds, context.cancel)
         watchdog.daemon = True
         watchdog.start()
+        with self._lock:
+            self._silent[context] = None
+            oldest = next(iter(self._silent)) if len(self._silent) > _MOST_SILENT else None
+            if oldest is not None:
+                del self._silent[oldest]
+        if oldest is not None:
+            oldest.cancel()
         try:
             return next(requests)
         except StopIteration:
             abort(context, without_message())
         finally:
             watchdog.cancel()
+            with self._lock:
+                self._silent.pop(context, None)
 
     def _watch_root(self, security: Security, context: grpc.ServicerContext) -> None:
         """Refuses all but the root's certificate, and ends the call when that is revoked.

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 _SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 _RPC_THREADS = 32
+# Calls that wait for a thread, and those of one connection: a root has a few.
+_WAITING_CALLS = 256
+_CALLS_OF_A_CONNECTION = 16
 
 
 class WorkerServer:
@@ -113,9 +116,9 @@ class WorkerServer:
             self._pools[0],
             interceptors=[self._gate, ChunkFrames()],
             options=channels.server_options(
-                max_streams=_RPC_THREADS, silence_seconds=self._silence_seconds
+                max_streams=_CALLS_OF_A_CONNECTION, silence_seconds=self._silence_seconds
             ),
-            maximum_concurrent_rpcs=_RPC_THREADS,
+            maximum_concurrent_rpcs=_WAITING_CALLS,
         )
         host, _ = channels.split_address(self._listen)
         self._mesh = MeshListener(host, self._mesh_port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -16,7 +17,8 @@ from typing import Any
 
 import grpc
 import pytest
-from harness import ServiceProcess, WorkerProcess, begin, free_port, hearth
+from harness import ServiceProcess, WorkerProcess, begin, free_port, hearth, status_bytes
+from http2 import FLOODS, Raw
 from prometheus_client import CollectorRegistry
 from secured import (
     PROMPT,
@@ -33,9 +35,10 @@ from serving_fakes import Root
 
 from hearth.client import Client, Unreachable
 from hearth.common import pki
-from hearth.common.channels import MAX_CONNECTIONS
+from hearth.common.channels import MAX_CONNECTIONS, PROTOCOL_VERSION, dial
 from hearth.common.metrics_port import MetricsPort
 from hearth.common.security import Security
+from hearth.v1 import worker_pb2, worker_pb2_grpc
 from hearth.worker.server import WorkerServer
 
 # Health, which needs nothing.
@@ -286,3 +289,53 @@ def test_noise_silence_and_a_flood_at_every_port(
             log = process.log.read_text()
             assert "Traceback" not in log
             assert log.count("refused") < 100
+
+
+# Floods, for seconds; tests/survival/floods.py does the same for a minute in a cgroup.
+
+# Memory that a port may take for strangers, whatever they send.
+FLOOD_BYTES = 400 << 20
+
+
+@pytest.mark.parametrize("name", ["references", "static_references", "continuations", "open_calls"])
+def test_headers_without_acknowledged_settings(cluster: Cluster, name: str) -> None:
+    """A header of one byte on the wire costs gRPC 90 bytes, before SETTINGS are acknowledged."""
+    targets = (
+        (cluster.root, b"/hearth.v1.RootService/GetModel", cluster.ours / "client"),
+        (cluster.workers[0], b"/hearth.v1.WorkerService/Describe", None),
+    )
+    for service, path, own in targets:
+        before = status_bytes(service.pid, "VmRSS")
+        raws = []
+        for _ in range(8):
+            raw = Raw(service.address, ca=cluster.ours / "ca.crt", own=own, seconds=0.5)
+            raws.append(raw)
+            with suppress(OSError):  # no more is read, or it was closed
+                for data in itertools.islice(FLOODS[name](raw, path), 100):
+                    raw.send(data)
+        assert status_bytes(service.pid, "VmRSS") - before < FLOOD_BYTES
+        assert service.process.poll() is None
+        for raw in raws:
+            raw.close()
+    own_client = cluster.ours / "client"
+    assert late_text(cluster.root.address, own_client)
+
+
+def test_idle_connections_keep_out_nobody(cluster: Cluster) -> None:
+    """256 connections of one host that do nothing, at each port."""
+    ports = [*cluster.addresses.values()]
+    idle = [connect(address) for address in ports for _ in range(256)]
+    for connection in idle[::2]:
+        connection.sendall(b"\x16\x03")
+    own = cluster.ours / "client"
+    for name in ("root", "worker"):
+        assert hearth("healthcheck", cluster.health[name], "--liveness").returncode == 0
+        assert "hearth_build_info" in scrape(cluster, name, own)
+    assert late_text(cluster.root.address, own)
+    security = Security(cluster.ours / "root")
+    with dial(cluster.workers[0].address, security) as channel:
+        request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        assert stub.Describe(request, timeout=SECONDS).held_by
+    for connection in idle:
+        connection.close()

@@ -38,6 +38,7 @@ enum class Refusal {
   silent,     // no call within silence_seconds
   handshake,  // with TLS: closed without a call
   bytes,      // stranger_bytes without an authorized call
+  calls,      // too many refused calls
   crowded,    // a place was needed for another connection
   full,       // all places of admitted connections, or its host's, are taken
 };
@@ -60,7 +61,8 @@ class Front {
 
   // The peer's address, while its connection is open.
   std::optional<std::pair<std::string, uint16_t>> peer(uint16_t key) const;
-  // Notes that a call has come: the handshake of this connection did not fail.
+  // Notes a call that was not authorized: the handshake of this connection did not fail. With too
+  // many of them it is closed.
   void called(uint16_t key);
   // The bytes of this connection are not bounded from now on; with `settled` false, once its
   // SETTINGS are acknowledged. False if there is no place for it: it is closed.

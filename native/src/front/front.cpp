@@ -23,6 +23,7 @@ constexpr int kTurns = 8;               // reads of one socket before the others
 constexpr int kAccepts = 64;
 constexpr size_t kMostRefused = 256;
 constexpr size_t kMostKnown = 256;
+constexpr int kMostRefusedCalls = 16;
 constexpr size_t kMostRoomy = 4;
 constexpr int kTickMilliseconds = 100;
 // A stranger that has sent all it may: its call may be on its way to the gate.
@@ -272,7 +273,8 @@ void Front::Loop::serve(Link& link, short client, short server) {
 
 // Reads the first bytes of a silent link, which must be those of the protocol.
 void Front::Loop::begin(Link& link) {
-  const long count = read_some(link.client.get(), scratch_.data(), kCautious);
+  const size_t most = std::min(kCautious, config_.stranger_bytes);
+  const long count = read_some(link.client.get(), scratch_.data(), most);
   if (count == -1) return;
   if (count <= 0) {
     if (config_.tls) note(link, Refusal::handshake);
@@ -345,6 +347,7 @@ void Front::Loop::pump_down(Link& link) {
       return;
     }
     const size_t size = static_cast<size_t>(count);
+    link.answered = true;
     if (!link.client.open()) continue;  // nobody is left to read it
     const long sent = write_some(link.client.get(), scratch_.data(), size);
     if (sent < 0) {
@@ -386,12 +389,16 @@ void Front::Loop::seek_places() {
 }
 
 // The stranger whose place another may take: of a host without authorized calls, of the host with
-// the most connections, one that may send no more; else any, for with the oldest a flood would
-// push out those that are in the middle of their handshake.
+// the most connections, one that may send no more or has not begun; else any, for with the oldest a
+// flood would push out those that are in the middle of their handshake.
 Link* Front::Loop::crowding() {
   std::vector<Link*> best;
   const auto rank = [this](const Link& link) {
-    return std::make_tuple(!known_.contains(link.host), per_host_[link.host], link.is_stalled);
+    // The server answers a whole ClientHello, and the first bytes of a peer without TLS are these.
+    constexpr size_t kPreface = 24;
+    const bool began = config_.tls ? link.answered : link.taken > kPreface;
+    return std::make_tuple(!known_.contains(link.host), per_host_[link.host],
+                           link.is_stalled || !began);
   };
   for (Link& link : links_) {
     if (link.stage != Stage::stranger) continue;
@@ -521,7 +528,12 @@ std::optional<std::pair<std::string, uint16_t>> Front::Loop::peer(uint16_t key) 
 
 void Front::Loop::called(uint16_t key) {
   const std::lock_guard lock(mutex_);
-  if (Link* link = find(key)) link->called = true;
+  Link* link = find(key);
+  if (link == nullptr || link->stage == Stage::closing) return;
+  link->called = true;
+  if (link->admitted || ++link->refused_calls < kMostRefusedCalls) return;
+  refuse(*link, Refusal::calls);
+  wake();
 }
 
 bool Front::Loop::admit(uint16_t key, bool settled) {

@@ -68,13 +68,15 @@ struct Link {
   FrontClock::time_point deadline;  // of its stage, but for `settled`
   FrontClock::time_point stalled;   // since when it may send no more, while `is_stalled`
   bool is_stalled = false;
-  bool roomy = false;   // may send settling_bytes
-  bool called = false;  // a call has come
+  bool roomy = false;     // may send settling_bytes
+  bool called = false;    // a call has come
+  bool answered = false;  // the server has sent something
   bool admitted = false;
   bool client_ended = false;
   bool server_ended = false;
   bool server_shut = false;
   size_t taken = 0;  // bytes from the peer
+  int refused_calls = 0;
   SettingsAck ack;
   bool acked = false;
   Backlog up, down;

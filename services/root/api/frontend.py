@@ -18,6 +18,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.spec import ModelSpec
 from hearth.root.api.answer import Answer, past_deadline
+from hearth.root.api.fairness import CLIENT, Places, Turns
 from hearth.root.api.prompt import Conversation, Input, check_count, check_size, input_ids
 from hearth.root.api.signals import Signal
 from hearth.root.engine import errors
@@ -122,6 +123,7 @@ class Frontend:
         self._cluster = cluster
         self._max_streams = max_streams
         self._drain = drain
+        self._places = Places(max_streams, "streams")
         self._answers: set[Answer] = set()
         # Of each answer: ends its view of the cluster.
         self._unsubscribe: dict[Answer, Callable[[], object]] = {}
@@ -129,6 +131,10 @@ class Frontend:
         self._shutting_down = False
         self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, "tokenizing")
         self._renderers = ThreadPoolExecutor(_RENDERERS, "rendering")
+        self._turns = {
+            self._tokenizers: Turns(_TOKENIZERS, _TOKENIZERS),
+            self._renderers: Turns(_RENDERERS, _RENDERERS),
+        }
 
     @property
     def max_streams(self) -> int:
@@ -142,9 +148,10 @@ class Frontend:
         Raises HearthError for what can be known before the first step: SHUTTING_DOWN, QUEUE_FULL
         (too many streams), INVALID_ARGUMENT, PROMPT_TOO_LONG, NO_CHAT_TEMPLATE, DEADLINE.
         """
-        self._admit()
+        client = CLIENT.get()
+        self._admit(client)
         request_id = request.request_id or secrets.token_hex(6)
-        answer = Answer(request_id, deadline, self._forget)
+        answer = Answer(request_id, deadline, functools.partial(self._forget, client))
         self._answers.add(answer)
         try:
             ids = await self._input_ids(request.input, deadline)
@@ -165,8 +172,9 @@ class Frontend:
         self._unsubscribe[answer] = self._cluster.subscribe(show)
         show(self._cluster.status())
 
-    def _forget(self, answer: Answer) -> None:
+    def _forget(self, client: str, answer: Answer) -> None:
         self._answers.discard(answer)
+        self._places.give_back(client)
         unsubscribe = self._unsubscribe.pop(answer, None)
         if unsubscribe is not None:
             unsubscribe()
@@ -222,7 +230,8 @@ class Frontend:
 
         Changes that come faster than they are read are skipped, the last one never.
         """
-        self._admit()
+        client = CLIENT.get()
+        self._admit(client)
         changed = Signal()
         self._watchers.add(changed)
         unsubscribe = self._cluster.subscribe(changed.set)
@@ -238,6 +247,7 @@ class Frontend:
         finally:
             unsubscribe()
             self._watchers.remove(changed)
+            self._places.give_back(client)
 
     async def drain_worker(self, worker: str, undo: bool = False) -> "ClusterStatus":
         """Take a worker out, or let it in again; returns when the cluster serves so.
@@ -264,17 +274,11 @@ class Frontend:
         for threads in (self._tokenizers, self._renderers):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self) -> None:
-        """Raise HearthError where one more stream is not allowed."""
+    def _admit(self, client: str) -> None:
+        """Take a place for one more stream. Raises HearthError where that is not allowed."""
         if self._shutting_down:
             raise errors.shutting_down()
-        if len(self._answers) + len(self._watchers) >= self._max_streams:
-            raise HearthError(
-                Reason.QUEUE_FULL,
-                f"{self._max_streams} streams are open, and the root takes no more; try again "
-                "later",
-                {"maxStreams": self._max_streams},
-            )
+        self._places.take(client)
 
     async def _input_ids(self, given: Input, deadline: float | None) -> tuple[int, ...]:
         context_size = self._engine.limits.context_size
@@ -298,6 +302,7 @@ class Frontend:
         loop = asyncio.get_running_loop()
         call = functools.partial(work, *args, **kwargs)
         try:
-            return await loop.run_in_executor(threads, call)
+            async with self._turns[threads].turn(CLIENT.get()):
+                return await loop.run_in_executor(threads, call)
         except ModelError as error:
             raise HearthError(Reason.INVALID_ARGUMENT, str(error)) from error

@@ -26,10 +26,17 @@ from hearth.common.gate import (
 )
 from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import to_status
+from hearth.root.api.fairness import CLIENT, Places, Turns
+from hearth.root.api.grpc.pacing import Paced
 
 log = logging.getLogger(__name__)
 
 Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
+
+# Messages read at once: gRPC makes room for a whole message (4 MiB) while one is read.
+_READERS = 64
+# A client that has not read a message for this long has left.
+WRITE_SECONDS = 30.0
 
 _KEY_RULE = "this root takes calls with an API key only (HEARTH_API_KEY, --api-key-file)"
 _CERTIFICATE_RULE = "this root takes calls of clients and operators of its cluster only"
@@ -47,13 +54,21 @@ class Gate(grpc.aio.ServerInterceptor):
         refusals: Refusals,
         front: Front | None,
         silence_seconds: float,
+        calls: int,
+        write_seconds: float = WRITE_SECONDS,
     ) -> None:
-        """silence_seconds: a call whose message has not come by then ends."""
+        """silence_seconds: a call whose message has not come by then ends. calls: at once.
+
+        write_seconds: a call whose client does not read ends.
+        """
         self._access = access
         self._live = LiveCalls()
+        self._calls = Places(calls, "calls")
+        self._readers = Turns(_READERS, _READERS // 4)
         self._callers = Callers(refusals, front)
         # Until then such a call counts towards the root's limit of calls.
         self._seconds = silence_seconds
+        self._write_seconds = write_seconds
 
     async def intercept_service(
         self,
@@ -118,10 +133,12 @@ class Gate(grpc.aio.ServerInterceptor):
         @functools.wraps(behavior)
         async def guarded(requests: Any, context: Context) -> Any:
             caller = await self._admit(context, holder, full_name)
+            client = caller.name or self._callers.peer(context)[0]
+            CLIENT.set(client)
             try:
-                with self._while_valid(caller):
-                    request = await self._request(context, handler.request_deserializer)
-                    return await behavior(request, context)
+                with self._while_valid(caller), self._calls.hold(client):
+                    request = await self._request(context, handler.request_deserializer, client)
+                    return await behavior(request, self._paced(context))
             except HearthError as error:
                 await _abort(context, error)
             except NotImplementedError:  # raised by stubs; gRPC would log a traceback each time
@@ -135,10 +152,14 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return streaming(guarded, handler, raw=True)
 
-    async def _request(self, context: Context, parse: Callable[[bytes], Any]) -> Any:
+    def _paced(self, context: Context) -> Context:
+        return Paced(context, self._write_seconds, self._callers)
+
+    async def _request(self, context: Context, parse: Callable[[bytes], Any], client: str) -> Any:
         """The one message of a call. Raises HearthError."""
         try:
-            data = await asyncio.wait_for(context.read(), self._seconds)
+            async with asyncio.timeout(self._seconds), self._readers.turn(client):
+                data = await context.read()
         except TimeoutError:
             problem = f"no message within {self._seconds:g} s of the call"
             raise HearthError(Reason.DEADLINE, problem) from None

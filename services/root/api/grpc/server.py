@@ -27,10 +27,13 @@ from hearth.common.health import HealthPort
 from hearth.common.security import Security
 from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.calls import make_server
-from hearth.root.api.grpc.gate import Gate
+from hearth.root.api.grpc.gate import WRITE_SECONDS, Gate
 from hearth.root.api.grpc.service import SERVICE, RootService
 from hearth.root.api.signals import Signal
 from hearth.v1 import root_pb2, root_pb2_grpc
+
+# Calls at once that the gate may be refusing.
+_REFUSED_CALLS = 64
 
 
 class RootServer:
@@ -50,6 +53,7 @@ class RootServer:
         insecure: bool = False,
         health_address: str | None = None,
         silence_seconds: float = SILENCE_SECONDS,
+        write_seconds: float = WRITE_SECONDS,
     ) -> None:
         """With `security` by TLS: clients show an API key, or a certificate where `api_keys` are
         not given. Without, `listen` must be on loopback unless `insecure`. `health_address` is a
@@ -63,7 +67,16 @@ class RootServer:
         self._front = Front(
             listen, refusals, tls=security is not None, silence_seconds=silence_seconds
         )
-        self._gate = Gate(Access(security, api_keys), refusals, self._front, silence_seconds)
+        # The frontend refuses streams with a reason; this only bounds everything else.
+        self._calls = 2 * frontend.max_streams
+        self._gate = Gate(
+            Access(security, api_keys),
+            refusals,
+            self._front,
+            silence_seconds,
+            self._calls,
+            write_seconds,
+        )
         self._silence_seconds = silence_seconds
         self._certificates = api_keys is None
         self._frontend = frontend
@@ -99,10 +112,9 @@ class RootServer:
 
     def _make(self, checker: health.aio.HealthServicer) -> tuple[grpc.aio.Server, int]:
         """A server that is not started yet, and its port behind the front."""
-        # The frontend refuses streams with a reason; this only bounds everything else.
-        calls = 2 * self._frontend.max_streams
-        options = server_options(MAX_CLIENT_MESSAGE_BYTES, calls, self._silence_seconds)
-        server = make_server([self._gate], options, calls)
+        options = server_options(MAX_CLIENT_MESSAGE_BYTES, self._calls, self._silence_seconds)
+        # A little more than the gate's places: it says why it refuses.
+        server = make_server([self._gate], options, self._calls + _REFUSED_CALLS)
         root_pb2_grpc.add_RootServiceServicer_to_server(RootService(self._frontend), server)
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         if is_loopback(self._listen):
