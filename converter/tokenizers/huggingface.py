@@ -22,8 +22,8 @@ from hearth.converter.tokenizers.bounds import (
     state_of,
 )
 from hearth.converter.tokenizers.byte_level import piece_bytes
-from hearth.converter.tokenizers.patterns import BytePairRules
-from hearth.converter.tokenizers.settings import AddedToken, Settings
+from hearth.converter.tokenizers.patterns import GPT2, BytePairRules
+from hearth.converter.tokenizers.settings import ADDED_TOKENS, AddedToken, Settings
 
 _MAX_BYTES = 64 << 20
 # The library keeps lists as long as the highest id.
@@ -44,7 +44,7 @@ class LibraryTokenizer(Tokenizer):
             decoder = inner.decoder
             state = None if decoder is None else json.loads(decoder.__getstate__())
             self._rules = _DecoderRules(state, what)
-            add_tokens(inner, settings.added)
+            add_tokens(inner, settings)
             added = inner.get_added_tokens_decoder()
             vocabulary = inner.get_vocab(with_added_tokens=True)
             around = inner.encode("a", add_special_tokens=True)
@@ -58,7 +58,11 @@ class LibraryTokenizer(Tokenizer):
             )
         self._inner = inner
         self._literal: _Literal | None = None
-        self._added = {id: (token.content, token.special) for id, token in added.items()}
+        hidden = settings.hidden
+        self._added = {
+            id: (token.content, token.special or token.content in hidden)
+            for id, token in added.items()
+        }
         self.strip_space = self._rules.strip_space
         self.bos_id, self.eos_ids = settings.special_ids(vocabulary)
         if processed:
@@ -74,7 +78,9 @@ class LibraryTokenizer(Tokenizer):
             self.suffix = settings.suffix(vocabulary)
         self.chat_template = settings.chat_template
         self.named_templates = settings.named_templates
-        self.special_tokens = settings.special_tokens or self._begin_and_end()
+        self.special_tokens = settings.special_tokens
+        if settings.is_bare:
+            self.special_tokens = self._begin_and_end()
         self.control_ids = {
             content: id
             for id, (content, special) in self._added.items()
@@ -122,25 +128,22 @@ class LibraryTokenizer(Tokenizer):
         return self._inner.id_to_token(token) or "" if 0 <= token < self.vocab_size else ""
 
 
-def add_tokens(inner: library.Tokenizer, added: Sequence[AddedToken]) -> None:
+def add_tokens(inner: library.Tokenizer, settings: Settings) -> None:
     """Add tokens that files beside a tokenizer name, with their ids. Raises ModelError."""
-    if not added:
+    if not settings.added:
         return
-    known = {str(token) for token in inner.get_added_tokens_decoder().values()}
-    same = {repr(token) for token in inner.get_added_tokens_decoder().values()}
+    own = inner.get_added_tokens_decoder()
+    known = {token.content for token in own.values()}
+    same = {repr(token) for token in own.values()}
+    # Unlike added_tokens_decoder, added_tokens.json does not change tokens of tokenizer.json.
+    kept = own if settings.sources.get("added") == ADDED_TOKENS else {}
     next_id = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     nonce = secrets.token_hex(8)
-    for token in added:
-        stated = library.AddedToken(
-            token.text,
-            special=token.special,
-            lstrip=token.lstrip,
-            rstrip=token.rstrip,
-            single_word=token.single_word,
-            normalized=token.normalized,
-        )
-        if repr(stated) in same or (token.id is None and token.text in known):
+    for token in settings.added:
+        stated = _library_token(token)
+        if repr(stated) in same or token.id in kept or (token.id is None and token.text in known):
             continue
+        stated.special = token.special or token.text in settings.named
         if inner.token_to_id(token.text) is None:
             missing = 0 if token.id is None else max(0, token.id - next_id)
             if missing > _MAX_GAP:
@@ -154,6 +157,17 @@ def add_tokens(inner: library.Tokenizer, added: Sequence[AddedToken]) -> None:
             next_id += missing + 1
         inner.add_tokens([stated])
         known.add(token.text)
+
+
+def _library_token(token: AddedToken) -> library.AddedToken:
+    return library.AddedToken(
+        token.text,
+        special=token.special,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+        normalized=token.normalized,
+    )
 
 
 class _Literal:
@@ -266,11 +280,28 @@ def load_tokenizer_json(path: Path, settings: Settings) -> LibraryTokenizer:
 
 
 def _set_prefix_space(inner: library.Tokenizer, settings: Settings) -> None:
-    """GPT2Tokenizer goes by its setting alone, whatever the file says."""
+    """Apply add_prefix_space, in the classes for which it counts more than tokenizer.json."""
     before = inner.pre_tokenizer
-    if settings.tokenizer_class == "GPT2Tokenizer" and isinstance(before, pre_tokenizers.ByteLevel):
-        before.add_prefix_space = settings.add_prefix_space is True
+    stated = settings.add_prefix_space
+    byte_level = settings.tokenizer_class in ("GPT2Tokenizer", "Qwen2Tokenizer")
+    if byte_level and isinstance(before, pre_tokenizers.ByteLevel):
+        before.add_prefix_space = stated is True
         inner.pre_tokenizer = before
+    if settings.tokenizer_class != "LlamaTokenizer" or stated is None:
+        return
+    if not getattr(inner.model, "byte_fallback", False):
+        return  # byte-level, as Llama 3's, under the class of Llama 2's
+    scheme = "first" if stated else "never"
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.normalizer = None
+    inner.pre_tokenizer = None
+    if stated and settings.legacy is not False:
+        replace = normalizers.Replace(" ", "▁")
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+    else:
+        inner.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
+    strip = [decoders.Strip(" ", 1, 0)] if stated else []
+    inner.decoder = decoders.Sequence([*steps, *strip])
 
 
 def byte_pair_tokenizer(
@@ -294,10 +325,12 @@ def byte_pair_tokenizer(
         splits = [
             pre_tokenizers.Split(library.Regex(pattern), "isolated") for pattern in rules.patterns
         ]
-        byte_level = pre_tokenizers.ByteLevel(
-            add_prefix_space=settings.add_prefix_space is True, use_regex=False
-        )
-        inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+        prefix_space = settings.add_prefix_space is True
+        if rules.patterns == (GPT2,):  # the library's own, which adds a space before it splits
+            inner.pre_tokenizer = pre_tokenizers.ByteLevel(prefix_space, use_regex=True)
+        else:
+            byte_level = pre_tokenizers.ByteLevel(prefix_space, use_regex=False)
+            inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
         inner.decoder = decoders.ByteLevel()
         tokens = sorted(added)
         for special in (True, False):

@@ -1,7 +1,7 @@
 """SentencePiece models: a .model file, or one built from the vocabulary inside a GGUF file."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +60,8 @@ class SentencePieceTokenizer(Tokenizer):
             marked: dict[int, AddedToken] = {}
             for id, kind in enumerate(kinds):
                 _piece_bytes(inner, id)
-                if kind in (CONTROL, UNKNOWN, USER_DEFINED):
+                # The one UNKNOWN piece of the library is found in a text only if it is named.
+                if kind in (CONTROL, USER_DEFINED) or (kind == UNKNOWN and id != inner.unk_id()):
                     marked[id] = AddedToken(id, inner.id_to_piece(id), kind != USER_DEFINED)
             check_tokens(map(inner.id_to_piece, range(self._pieces)), what)
             first = inner.encode("a", out_type=str)
@@ -73,15 +74,23 @@ class SentencePieceTokenizer(Tokenizer):
             )
         self._prefixed = dummy_prefix and settings.add_prefix_space is not False
         self._legacy = settings.legacy is not False
+        own = _own_tokens(inner)
+        for part in settings.sources:
+            own.pop(part, None)
+        for text in own.values():
+            if (own_id := self._id_of(text)) is not None:
+                marked[own_id] = AddedToken(own_id, text)
+        self.special_tokens = {**own, **settings.special_tokens}
+        self._mistral = _is_mistral(marked, settings, what)
         self.strip_space = self._prefixed
-        self._marked = _with_added(marked, settings.added, self._pieces, self._id_of)
+        self._marked = _with_added(marked, settings, self._pieces, self._id_of)
         self.vocab_size = max(self._pieces, max(self._marked, default=0) + 1)
         tokens = {token.text: id for id, token in self._marked.items() if token.text}
         self.bos_id, self.eos_ids = settings.special_ids(tokens)
         if self.bos_id is None and inner.bos_id() >= 0:
             self.bos_id = inner.bos_id()
-        if not self.eos_ids and inner.eos_id() >= 0:
-            self.eos_ids = frozenset([inner.eos_id()])
+        if "eos_token" not in settings.sources and inner.eos_id() >= 0:
+            self.eos_ids |= {inner.eos_id()}
         ends = {*self.eos_ids, self.bos_id}
         self.control_ids = {
             text: id for text, id in tokens.items() if self._marked[id].special or id in ends
@@ -93,7 +102,6 @@ class SentencePieceTokenizer(Tokenizer):
         self.suffix = settings.suffix(tokens)
         self.chat_template = settings.chat_template
         self.named_templates = settings.named_templates
-        self.special_tokens = settings.special_tokens or _own_tokens(inner)
 
     def _id_of(self, text: str) -> int | None:
         id = self._inner.piece_to_id(text)
@@ -140,12 +148,15 @@ class SentencePieceTokenizer(Tokenizer):
     def _part(self, text: str, first: bool) -> list[int]:
         """The ids of text without tokens. first: nothing is before it.
 
-        The start of a text is marked by a space; legacy tokenizers mark each part so, but not where
-        it begins with a space already (mistral-common and transformers 5 agree). Tokenizers with
-        `legacy` false mark nothing but a start without a space.
+        The start of a text is marked by a space; legacy tokenizers mark each part so. Mistral's do
+        not where a part behind a control token begins with a space (mistral-common). Tokenizers
+        with `legacy` false mark nothing but a start without a space.
         """
         spaced = text.startswith((" ", _SPACE))
-        marks = (first or not spaced) if self._legacy else (first and not spaced)
+        if self._legacy:
+            marks = first or not (self._mistral and spaced)
+        else:
+            marks = first and not spaced
         return list((self._inner if self._prefixed and marks else self._bare).encode(text))
 
     def token_bytes(self, token: int) -> bytes:
@@ -160,9 +171,17 @@ class SentencePieceTokenizer(Tokenizer):
         return str(self._inner.id_to_piece(token)) if 0 <= token < self._pieces else ""
 
 
+def _is_mistral(marked: Mapping[int, AddedToken], settings: Settings, what: str) -> bool:
+    """Test for Mistral's vocabularies: by model, by name or control tokens, or without any file."""
+    if settings.model_type is not None:
+        return "mistral" in settings.model_type or "mixtral" in settings.model_type
+    versioned = re.search(r"\.v\d+(?:m\d+)?$", what) is not None
+    return versioned or settings.is_bare or any(token.text == "[INST]" for token in marked.values())
+
+
 def _with_added(
     marked: dict[int, AddedToken],
-    added: Sequence[AddedToken],
+    settings: Settings,
     size: int,
     id_of: Callable[[str], int | None],
 ) -> dict[int, AddedToken]:
@@ -171,6 +190,7 @@ def _with_added(
     An added token with the id of a piece takes its place, as files rename placeholders. Raises
     ModelError for ids far beyond the vocabulary.
     """
+    added = settings.added
     known = {token.text: id for id, token in marked.items()}
     next_id = max(size, max((token.id or 0 for token in added), default=0) + 1)
     for token in added:
@@ -183,12 +203,12 @@ def _with_added(
             raise ModelError(
                 f"token {token.text[:40]!r} has id {id}, in a vocabulary of {size} pieces"
             )
-        marked[id] = replace(token, id=id)
+        marked[id] = replace(token, id=id, special=token.special or token.text in settings.hidden)
         known[token.text] = id
     return marked
 
 
-def _own_tokens(inner: sentencepiece.SentencePieceProcessor) -> dict[str, str | list[str]]:
+def _own_tokens(inner: sentencepiece.SentencePieceProcessor) -> dict[str, str]:
     """Special tokens that the model itself names, for templates."""
     ids = {
         "bos_token": inner.bos_id(),

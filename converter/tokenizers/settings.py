@@ -130,6 +130,7 @@ class Settings:
     chat_template: str | None = None
     named_templates: Mapping[str, str] = field(default_factory=dict)
     tokenizer_class: str | None = None
+    model_type: str | None = None
     special_tokens: Mapping[str, str | list[str]] = field(default_factory=dict)
     added: tuple[AddedToken, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -145,6 +146,22 @@ class Settings:
         if not eos_ids:
             eos_ids = frozenset(vocabulary[name] for name in END_NAMES if name in vocabulary)
         return bos_id, eos_ids
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The texts of all tokens that are named by their part ("eos_token")."""
+        return frozenset(text for text in self.special_tokens.values() if isinstance(text, str))
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The texts of all tokens that a file calls special, whatever their own flags say."""
+        lists = [text for text in self.special_tokens.values() if not isinstance(text, str)]
+        return self.named.union(*lists)
+
+    @property
+    def is_bare(self) -> bool:
+        """True where no file beside the vocabulary says anything."""
+        return not self.sources
 
     def suffix(self, vocabulary: Mapping[str, int]) -> tuple[int, ...]:
         """The ids put after a text: EOS where add_eos_token says so."""
@@ -166,7 +183,8 @@ def resolve(files: TokenizerFiles, bos_id: int | None, eos_ids: frozenset[int]) 
     if additional:
         shown[_ADDITIONAL] = [token.text for token in additional]
     added = _decoder(files.config["added_tokens_decoder"]) if decided else _json_added(files, shown)
-    sources["added"] = CONFIG if decided else ADDED_TOKENS
+    if added:
+        sources["added"] = CONFIG if decided else ADDED_TOKENS
     known = {token.text for token in added}
     flagged = [_token(names[key]) for key in special] + additional
     added += [token for token in dict.fromkeys(flagged) if token.text not in known]
@@ -175,9 +193,11 @@ def resolve(files: TokenizerFiles, bos_id: int | None, eos_ids: frozenset[int]) 
         ids = _ids(source, stated, "bos_token_id")
         bos_id = min(ids) if bos_id is None and ids else bos_id
         eos_ids |= _ids(source, stated, "eos_token_id")
+    model_type = files.model_config.get("model_type")
     return Settings(
         bos_id=bos_id,
         eos_ids=eos_ids,
+        model_type=model_type if isinstance(model_type, str) else None,
         bos_token=special.get("bos_token"),
         eos_token=special.get("eos_token"),
         add_bos=_flag(files.config, "add_bos_token"),
@@ -214,13 +234,16 @@ def _names(files: TokenizerFiles, sources: dict[str, str]) -> dict[str, Any]:
         extra = stated.get(_EXTRA)
         for key, value in {**stated, **(extra if isinstance(extra, Mapping) else {})}.items():
             if key in _NAMED or (key.endswith("_token") and not isinstance(value, bool)):
+                if key not in _NAMED and isinstance(names.get(key), str):
+                    continue  # of tokens that only this model has, the first text stays
                 names[key] = value
             elif key in (_ADDITIONAL, _EXTRA) and isinstance(value, list):
                 names[key] = [*names.get(key, ()), *value]
             else:
                 continue
             sources[key] = source
-    return names
+    places_of = {key: place for place, key in enumerate(_NAMED)}
+    return dict(sorted(names.items(), key=lambda item: places_of.get(item[0], len(_NAMED))))
 
 
 def _additional(names: Mapping[str, Any]) -> list[AddedToken]:

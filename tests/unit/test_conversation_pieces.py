@@ -1,5 +1,6 @@
 """Conversations to pieces: only templates make control tokens, and no system message is lost."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -169,6 +170,17 @@ def test_real_vocabularies(
         found = [tokenizer.token_text(id) for id in ids if not tokenizer.token_bytes(id)]
         assert found == names, content
         assert content in tokenizer.decode(ids)
+
+
+# By mistral-common 1.13.1, encode_chat_completion; a message's names of control tokens are text.
+_MISTRAL_IDS = json.loads((Path(__file__).parents[1] / "known" / "mistral_ids.json").read_text())
+
+
+@pytest.mark.parametrize("case", _MISTRAL_IDS)
+def test_ids_of_mistral_common(testdata: Path, case: dict[str, Any]) -> None:
+    tokenizer = load(testdata / "tokenizers/mistral" / case["vocabulary"])
+    tokenizer.chat_template = (testdata / "templates/mistral" / case["template"]).read_text()
+    assert conversation_ids(tokenizer, case["messages"]) == tuple(case["ids"])
 
 
 MISTRAL = (
