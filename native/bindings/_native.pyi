@@ -67,6 +67,9 @@ def best(
     ValueError when a row has fewer than `count`.
     """
 
+def not_finite_rows(values: NDArray[np.float32]) -> list[int]:
+    """The rows of f32 [rows, n] that hold an infinity or NaN."""
+
 class Lane:
     """Transport of syncs. Subclass it and define all_reduce."""
 
@@ -161,6 +164,15 @@ class StepOutput:
     @property
     def activations(self) -> NDArray[np.float32]:
         """f32 [rows, hidden_size]; empty on the last stage."""
+
+    @property
+    def not_finite(self) -> list[tuple[int, int]]:
+        """(row, sync) of the rows that stopped being finite: infinity or NaN.
+
+        sync: where this rank saw it first, as the number of the sync to which its own part was not
+        finite. The number of syncs stands for the last block's output, one more for the logits. The
+        rank with a row's lowest number is the source.
+        """
 
     @property
     def wall_ns(self) -> int: ...
@@ -311,7 +323,10 @@ class Sampler:
         seed: int = 0,
     ) -> None: ...
     def sample(self, logits: NDArray[np.float32], ids: NDArray[np.uint32] | None = None) -> int:
-        """f32 [n] -> token id; logits of all tokens in order, or of the candidates `ids`."""
+        """f32 [n] -> token id; logits of all tokens in order, or of the candidates `ids`.
+
+        -inf is impossible. RuntimeError for NaN, +inf, and where every token is impossible.
+        """
 
     def accept(self, token: int) -> None:
         """Counts a token as seen (prompt and answer alike), for the repetition penalty."""

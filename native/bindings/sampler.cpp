@@ -7,8 +7,10 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "bindings.h"
+#include "hearth/finite.h"
 
 namespace py = pybind11;
 
@@ -24,11 +26,27 @@ py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
   }
   Floats values({rows, count});
   Ids ids({rows, count});
-  for (size_t r = 0; r < rows; ++r) {
-    best_candidates({logits.data() + r * columns, columns}, count, first_id,
-                    values.mutable_data() + r * count, ids.mutable_data() + r * count);
+  const float* row = logits.data();
+  float* value = values.mutable_data();
+  uint32_t* id = ids.mutable_data();
+  {
+    const WithoutGil released;
+    for (size_t r = 0; r < rows; ++r, row += columns, value += count, id += count)
+      best_candidates({row, columns}, count, first_id, value, id);
   }
   return py::make_tuple(values, ids);
+}
+
+std::vector<size_t> not_finite_rows(const Floats& values) {
+  if (values.ndim() != 2) throw std::invalid_argument("not_finite_rows takes [rows, n] values");
+  const size_t rows = values.shape(0), columns = values.shape(1);
+  const float* row = values.data();
+  std::vector<size_t> found;
+  const WithoutGil released;
+  for (size_t r = 0; r < rows; ++r, row += columns) {
+    if (!all_finite(row, columns)) found.push_back(r);
+  }
+  return found;
 }
 
 }  // namespace
@@ -37,6 +55,8 @@ void bind_sampler(py::module_& module) {
   using namespace py::literals;
   module.def("best", &best, "logits"_a, "count"_a, "first_id"_a,
              "The best of each row: f32 [rows, count] and u32 [rows, count] ids.");
+  module.def("not_finite_rows", &not_finite_rows, "values"_a,
+             "The rows of f32 [rows, n] that hold an infinity or NaN.");
   py::class_<Sampler>(module, "Sampler", "Chooses tokens; one for each sequence.")
       .def(
           py::init([](float temperature, uint32_t top_k, float top_p, float min_p,
@@ -56,8 +76,10 @@ void bind_sampler(py::module_& module) {
             if (logits.ndim() != 1 || (ids && ids->ndim() != 1))
               throw std::invalid_argument("sample takes [n] logits, and as many ids if any");
             const std::span<const float> row(logits.data(), static_cast<size_t>(logits.size()));
-            if (!ids) return sampler.sample(row);
-            return sampler.sample(row, {ids->data(), static_cast<size_t>(ids->size())});
+            std::span<const uint32_t> tokens;
+            if (ids) tokens = {ids->data(), static_cast<size_t>(ids->size())};
+            const WithoutGil released;
+            return sampler.sample(row, tokens);
           },
           "logits"_a, "ids"_a = py::none(), "f32 [n], and u32 [n] ids if not all -> token id.")
       .def("accept", &Sampler::accept, "token"_a, "Counts a token as seen.")

@@ -22,6 +22,7 @@ namespace {
 struct StepOutput {
   Floats logits, activations;
   StepTiming timing;
+  std::vector<NotFinite> not_finite;
 };
 
 void load(Shard& shard, const std::string& name, const std::string& type, const py::buffer& data,
@@ -43,7 +44,11 @@ Floats embed(const Shard& shard, const Ids& tokens, const Ids& positions) {
   const auto ids = [](const Ids& array) {
     return std::span(array.data(), static_cast<size_t>(array.size()));
   };
-  shard.embed(ids(tokens), ids(positions), out.mutable_data());
+  float* rows = out.mutable_data();
+  {
+    const WithoutGil released;
+    shard.embed(ids(tokens), ids(positions), rows);
+  }
   return out;
 }
 
@@ -73,7 +78,7 @@ StepOutput step(Shard& shard, const Floats& activations,
   float* logits = out.logits.mutable_data();
   {
     const WithoutGil released;
-    out.timing = shard.step(x, steps, output_rows, logits, lane);
+    out.timing = shard.step(x, steps, output_rows, logits, lane, &out.not_finite);
   }
   return out;
 }
@@ -82,6 +87,13 @@ void bind_step_output(py::module_& module) {
   py::class_<StepOutput>(module, "StepOutput", "Logits on the last stage, activations on others.")
       .def_readonly("logits", &StepOutput::logits)
       .def_readonly("activations", &StepOutput::activations)
+      .def_property_readonly("not_finite",
+                             [](const StepOutput& out) {
+                               std::vector<std::pair<uint32_t, uint32_t>> pairs;
+                               for (const auto& [row, sync] : out.not_finite)
+                                 pairs.push_back({row, sync});
+                               return pairs;
+                             })
       .def_property_readonly("wall_ns", [](const StepOutput& out) { return out.timing.wall_ns; })
       .def_property_readonly("compute_ns",
                              [](const StepOutput& out) { return out.timing.compute_ns; })

@@ -20,6 +20,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 using Logits = std::vector<float>;
+__extension__ using Wide = unsigned __int128;
 
 std::map<uint32_t, int> draw(const SamplerConfig& config, const Logits& logits, int count) {
   Sampler sampler(config);
@@ -58,11 +59,19 @@ void test_odd_logits() {
   for (float temperature : {0.0f, 1.0f}) {
     const SamplerConfig config = {.temperature = temperature};
     Sampler sampler(config);
-    CHECK_EQUAL(sampler.sample(Logits{kNan, -2.0f, -kInfinity}), 1u);
-    CHECK_EQUAL(sampler.sample(Logits{1.0f, kInfinity, 2.0f}), 1u);
+    CHECK_EQUAL(sampler.sample(Logits{-kInfinity, -2.0f, -kInfinity}), 1u);
     CHECK_EQUAL(sampler.sample(Logits{3.4e38f, -3.4e38f}), 0u);
-    CHECK_THROWS(sampler.sample(Logits{-kInfinity, kNan, -kInfinity}), std::runtime_error, "-inf");
+    CHECK_EQUAL(sampler.sample(Logits{std::numeric_limits<float>::max(), 0.0f}), 0u);
+    // Damaged numbers are errors, never unlikely tokens.
+    for (float bad : {kNan, -kNan, kInfinity}) {
+      CHECK_THROWS(sampler.sample(Logits{bad, -2.0f, 1.0f}), std::runtime_error, "not a number");
+      Logits row(100, 1.0f);
+      row[63] = bad;
+      CHECK_THROWS(sampler.sample(row), std::runtime_error, "not a number");
+    }
+    CHECK_THROWS(sampler.sample(Logits{-kInfinity, -kInfinity}), std::runtime_error, "-inf");
     CHECK_THROWS(sampler.sample(Logits{}), std::runtime_error, "no token");
+    CHECK_THROWS(sampler.sample(Logits(size_t{1} << 19, 0.0f)), std::invalid_argument, "524288");
     CHECK_EQUAL(sampler.sample(Logits{-kInfinity, 0.0f}), 1u);  // and goes on after the error
   }
   // The coldest that is not greedy.
@@ -136,6 +145,108 @@ void test_distribution() {
   Logits shifted = logits;
   for (float& each : shifted) each += 1000.0f;
   check_distribution({.temperature = 1.0f, .seed = 6}, shifted, p);
+}
+
+// The draw by its definition: all tokens sorted, weights as whole numbers, the shortest prefix that
+// reaches top-p, then the token at a random place in the order of ids. `Sampler` must agree always.
+uint32_t sorted_draw(const SamplerConfig& config, const Logits& logits, std::mt19937_64& random) {
+  std::vector<uint32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; });
+  const float best = logits[order[0]];
+  if (config.top_k > 0) order.resize(std::min<size_t>(order.size(), config.top_k));
+  const float least =
+      best +
+      config.temperature * std::max(-30.0f, config.min_p > 0.0f ? std::log(config.min_p) : -30.0f);
+  std::erase_if(order, [&](uint32_t i) { return !(logits[i] >= least); });
+  const auto weight = [&](uint32_t i) {
+    return weight_of((logits[i] - best) / config.temperature);
+  };
+  uint64_t total = 0;
+  for (uint32_t i : order) total += weight(i);
+  if (config.top_p < 1.0f) {
+    const auto wanted = std::min(
+        total, static_cast<uint64_t>(std::ceil(static_cast<double>(total) * config.top_p)));
+    size_t kept = 0;
+    for (total = 0; total < wanted;) total += weight(order[kept++]);
+    order.resize(kept);
+  }
+  std::sort(order.begin(), order.end());
+  auto left = static_cast<uint64_t>((static_cast<Wide>(random()) * total) >> 64);
+  for (uint32_t i : order) {
+    if (left < weight(i)) return i;
+    left -= weight(i);
+  }
+  throw std::logic_error("a draw outside");
+}
+
+void test_draw_is_the_sorted_one() {
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  for (size_t size : {1, 2, 15, 16, 17, 255, 256, 257, 1000, 5000}) {
+    for (int kind = 0; kind < 4; ++kind) {
+      Logits logits(size);
+      for (float& each : logits) {
+        each = normal(random);
+        if (kind == 1) each = std::round(each);  // many ties
+        if (kind == 2) each = random() % 3 == 0 ? -kInfinity : each * 20.0f;
+        if (kind == 3) each = 1.0f;  // all the same
+      }
+      logits[random() % size] = 9.0f;
+      for (float top_p : {1.0f, 0.95f, 0.5f, 1e-4f, 0.999999f}) {
+        for (uint32_t top_k : {0u, 1u, 7u, 400u}) {
+          for (float min_p : {0.0f, 0.05f}) {
+            const uint64_t seed = random();
+            const SamplerConfig config = {
+                .temperature = 0.8f, .top_k = top_k, .top_p = top_p, .min_p = min_p, .seed = seed};
+            Sampler sampler(config);
+            std::mt19937_64 twin(seed);
+            for (int i = 0; i < 4; ++i)
+              CHECK_EQUAL(sampler.sample(logits), sorted_draw(config, logits, twin));
+          }
+        }
+      }
+    }
+  }
+}
+
+// Whole numbers instead of the library's exponential: relative error of one weight under 2^-22, and
+// below 2^-20 of the best at most one unit of 2^-44.
+void test_weights() {
+  CHECK_EQUAL(weight_of(0.0f), kWeightOne);
+  CHECK_EQUAL(weight_of(-30.001f), uint64_t{0});
+  CHECK_EQUAL(weight_of(-kInfinity), uint64_t{0});
+  for (int i = 0; i < 30000; ++i) {
+    const float x = -0.001f * static_cast<float>(i);
+    const double exact = std::exp(static_cast<double>(x)) * static_cast<double>(kWeightOne);
+    CHECK_NEAR(static_cast<double>(weight_of(x)), exact, exact * 0x1p-22 + 1.0);
+  }
+}
+
+// A vocabulary of 2,000 against probabilities in double: neither top-p nor the order of a draw
+// prefers any token. Bound: as in check_distribution.
+void test_distribution_of_a_row() {
+  std::mt19937 random(21);
+  std::normal_distribution<float> normal(0.0f, 1.5f);
+  Logits logits(2000);
+  for (float& each : logits) each = normal(random);
+  std::vector<double> p;
+  double total = 0.0;
+  for (float each : logits) p.push_back(std::exp(static_cast<double>(each) / 0.8));
+  for (double each : p) total += each;
+  for (double& each : p) each /= total;
+  std::vector<size_t> order(p.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return p[a] > p[b]; });
+  for (float top_p : {1.0f, 0.9f}) {
+    std::vector<double> expected(p.size(), 0.0);
+    double kept = 0.0;
+    for (size_t i = 0; i < order.size() && kept < static_cast<double>(top_p); ++i)
+      kept += expected[order[i]] = p[order[i]];
+    for (double& each : expected) each /= kept;
+    check_distribution({.temperature = 0.8f, .top_p = top_p, .seed = 31}, logits, expected);
+  }
 }
 
 void test_seeds() {
@@ -251,6 +362,9 @@ int main() {
   test_odd_logits();
   test_membership();
   test_distribution();
+  test_draw_is_the_sorted_one();
+  test_weights();
+  test_distribution_of_a_row();
   test_seeds();
   test_repetition_penalty();
   test_candidates();

@@ -195,6 +195,10 @@ class Supervisor:
         """The cluster's: a worker is about to stop."""
         self._queue.put(_Posted(events.Leaving(events.PENDING, address, LEAVING)))
 
+    def worker_cleared(self, address: str) -> None:
+        """The cluster's: a worker is not at fault."""
+        self._queue.put(_Posted(events.Cleared(events.PENDING, address)))
+
     def cluster_worked(self, workers: tuple[str, ...]) -> None:
         """The cluster's: its workers have shown that they are sound."""
         self._queue.put(_Posted(events.Worked(events.PENDING, workers)))

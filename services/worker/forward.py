@@ -233,6 +233,8 @@ class ForwardLoop:
         result.timing.wall_ns = output.wall_ns
         result.timing.compute_ns = output.compute_ns
         result.timing.sync_ns = output.sync_ns
+        for row, sync in output.not_finite:
+            result.not_finite.add(row=row, sync=sync)
         payload = b""
         if not self._last_stage:
             if self._first_rank:

@@ -5,28 +5,39 @@ Each kind of failure has a limit of time that applies; the answer comes in under
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
-from harness import ServiceProcess, WorkerProcess
+from harness import ServiceProcess, WorkerProcess, free_port
 
-from hearth.converter import open_model
+from hearth.common.errors import HearthError
+from hearth.converter import Model, open_model
 from hearth.root.app import Core, core, serving
 from hearth.root.cluster import lanes
 from hearth.root.engine.mailbox import Delta
 from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.settings import ClusterSettings, Joining, Serving
+from hearth.v1 import root_pb2
+from hearth.worker.shard import NodeShard
 
 Start = Callable[..., WorkerProcess]
 SECONDS = 10.0
 STEP_SECONDS = STALL_SECONDS = MESH_SECONDS = WAIT_SECONDS = 1.0
 TOKENS = 20
+# Whose embedding is damaged; no answer here has it.
+TOKEN = 78
+Range = tuple[int, int]
 _EVIL = str(Path(__file__).parents[1] / "evil_worker.py")
 
 
@@ -39,7 +50,7 @@ class Evil:
         self._folder = folder
         self._starts = 0
         self._ending = False
-        self._process = self._start("127.0.0.1:0")
+        self._process = self._start(f"127.0.0.1:{free_port()}")
         self.address = self._process.address
         self._keeper = threading.Thread(target=self._keep)
         self._keeper.start()
@@ -95,8 +106,21 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 
 @contextmanager
-def root(workers: list[str], lane: str = "mesh", needed: int = 2) -> Iterator[Core]:
-    """A root that serves in this process."""
+def opened(damage: tuple[str, int] | None) -> Iterator[Model]:
+    with open_model("demo") as model:
+        if damage is not None:
+            damaged(model, *damage)
+        yield model
+
+
+@contextmanager
+def root(
+    workers: list[str],
+    lane: str = "mesh",
+    needed: int = 2,
+    damage: tuple[str, int] | None = None,
+) -> Iterator[Core]:
+    """A root that serves in this process; damage: a tensor of its model, and a row that is NaN."""
     settings = ClusterSettings(
         workers=tuple(workers),
         threads=1,
@@ -108,7 +132,7 @@ def root(workers: list[str], lane: str = "mesh", needed: int = 2) -> Iterator[Co
     )
     joining = Joining(min_workers=needed, wait_seconds=WAIT_SECONDS)
     with (
-        open_model("demo") as model,
+        opened(damage) as model,
         core(model, settings, form=False, pause_seconds=60.0) as running,
         serving(running, Serving(listen="127.0.0.1:0", joining=joining)),
     ):
@@ -187,3 +211,78 @@ def test_the_others_answer(
         assert answer(running, temperature=0.7, seed=1)
         assert nodes(running) == good
     evil.habits()
+
+
+def damaged(model: Model, name: str, row: int) -> None:
+    """Make a row of a tensor NaN when it is read: a file with such values might be refused."""
+    read = model.read
+
+    def damage(
+        tensor: str, kind: str, rows: Range | None = None, columns: Range | None = None
+    ) -> npt.NDArray[np.uint8]:
+        data = read(tensor, kind, rows, columns).copy()
+        if tensor == name and rows is not None and rows[0] <= row < rows[1]:
+            data.reshape(rows[1] - rows[0], -1)[row - rows[0]] = 0xFF  # NaN in every type
+        return data
+
+    setattr(model, "read", damage)  # noqa: B010 (mypy does not let a method be replaced)
+
+
+def outcome(running: Core, prompt: tuple[int, ...]) -> int | str:
+    """Tokens of the answer, or the reason of the error."""
+    events = running.engine.generate(GenerateParams(prompt, TOKENS, ignore_eos=True))
+    try:
+        return sum(len(event.token_ids) for event in events if isinstance(event, Delta))
+    except HearthError as error:
+        assert "not finite at position" in error.message
+        return error.reason
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_token_ends_its_own_requests(
+    good: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """An embedding that is not a number: nobody is at fault but the model."""
+    embed = NodeShard.embed
+
+    def damaged_embed(
+        self: NodeShard, tokens: npt.NDArray[np.uint32], *more: Any
+    ) -> npt.NDArray[np.float32]:
+        x = embed(self, tokens, *more)
+        x[tokens == TOKEN] = np.nan
+        return x
+
+    monkeypatch.setattr(NodeShard, "embed", damaged_embed)
+    with root(good[:workers], needed=workers) as running:
+        prompts = [(5, 6, 7), (5, TOKEN, 7), (8, 9), (TOKEN,)]
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            found = list(pool.map(lambda prompt: outcome(running, prompt), prompts))
+        assert found == [TOKENS, "MODEL_ERROR", TOKENS, "MODEL_ERROR"]
+        assert running.cluster.status().epoch == 1
+        # Their pages are others' now.
+        assert [outcome(running, (n, n + 1)) for n in range(10, 14)] == [TOKENS] * 4
+
+
+def test_weights_that_spoil_every_plan_throw_nobody_out_for_long(good: list[str]) -> None:
+    """Each plan gives the damaged weight to some worker: one is suspected, and then the model."""
+    with root(good, needed=2, damage=("layers.1.w2", 3)) as running:
+        assert [outcome(running, (5, n)) for n in range(6)] == ["MODEL_ERROR"] * 6
+        assert running.cluster.status().epoch <= 4
+        for status in until(running):
+            if [node.address for node in status.nodes[1:]] == good:
+                break
+        assert outcome(running, (5, 6)) == "MODEL_ERROR"
+
+
+def until(running: Core) -> Iterator[root_pb2.ClusterStatus]:
+    """Each status while the cluster serves, from the one now on, for a minute at most."""
+    changes: queue.SimpleQueue[root_pb2.ClusterStatus] = queue.SimpleQueue()
+    end = running.cluster.subscribe(changes.put)
+    try:
+        status = running.cluster.status()
+        while True:
+            if status.state == root_pb2.CLUSTER_STATE_SERVING:
+                yield status
+            status = changes.get(timeout=60)
+    finally:
+        end()

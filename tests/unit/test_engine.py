@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -975,6 +976,31 @@ def test_stop_waits_for_batches_in_flight() -> None:
 
 
 # Sampling.
+
+
+def test_rows_that_are_not_finite_end_their_request_only() -> None:
+    """Also rows of prefill, which have no logits: their keys and values are spoilt."""
+
+    class Rows(FakeRunner):
+        def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
+            bad = {row: "nas:1" for row, token in enumerate(batch.tokens) if token == ord("x")}
+            return replace(super().read(batch, tables), not_finite=bad)
+
+    e = Engine(Rows(), ByteTokenizer(), Limits(64, 64, 4, max_step_tokens=5, max_running=4))
+    e.start()
+    bad, good, late = Sink(), Sink(), Sink()
+    with e.held():
+        e.submit(params("abcxefghijkl", 5), bad)
+        e.submit(params("ab", 5), good)
+    assert good.wait().tokens == expected((BOS, *b"ab"), 5)
+    assert bad.error.reason == "MODEL_ERROR"
+    assert bad.error.message.startswith(
+        "the model's activations are not finite at position 4 on worker nas:1; the weights may be"
+    )
+    assert bad.error.metadata == {"position": "4", "worker": "nas:1"}
+    e.submit(params("ab", 5), late)
+    assert late.wait().tokens == expected((BOS, *b"ab"), 5)
+    assert e.stop()
 
 
 def test_a_sampler_that_fails_ends_its_request_only() -> None:

@@ -14,6 +14,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.root.membership.apart import ROOT
 from hearth.root.membership.decisions import Form, Member, Serve, Wait
 from hearth.root.membership.events import (
+    Cleared,
     Described,
     Drain,
     FormFailed,
@@ -270,6 +271,15 @@ def test_one_that_hangs_again_and_again_is_left_out_longer_and_longer() -> None:
             hangs += 1
         story.run(2)
     assert 4 < hangs < 11
+
+
+def test_one_that_was_not_at_fault_is_taken_back_at_once() -> None:
+    story = serving("a:1", "b:1").hang("a:1")
+    story.run(1)
+    assert story.membership.serving == ("b:1",)
+    story.membership.handle(Cleared(story.now, "a:1"))
+    story.run(5)
+    assert story.membership.serving == ("a:1", "b:1")
 
 
 def test_one_that_hangs_and_is_needed_is_used_all_the_same() -> None:

@@ -7,7 +7,6 @@
 #include <random>
 #include <span>
 #include <unordered_set>
-#include <utility>
 #include <vector>
 
 namespace hearth {
@@ -24,18 +23,28 @@ struct SamplerConfig {
   void validate() const;
 };
 
+// A token's share of the probabilities: e^((logit - best) / temperature) * kWeightOne, rounded; 0
+// below e^-30. Whole numbers, whose sums do not depend on the order: so a draw needs no sorted row,
+// and every machine draws the same token.
+inline constexpr uint64_t kWeightOne = uint64_t{1} << 44;
+// exponent: (logit - best) / temperature, at most 0
+uint64_t weight_of(float exponent);
+
 class Sampler {
  public:
   explicit Sampler(const SamplerConfig& config);
 
   // logits: of all tokens in order; or, with `ids`, of those tokens only (see best_candidates).
-  // Order: repetition penalty, temperature, top-k, min-p, top-p, then a draw. Ties go to the lower
-  // id. Not-a-number counts as impossible; when nothing is possible, throws std::runtime_error.
+  // Order: repetition penalty, temperature, top-k, min-p, top-p, then a draw in the order of ids.
+  // Ties go to the lower id. A logit of -inf is impossible. Throws std::runtime_error for a logit
+  // that is NaN or +inf, and where nothing is possible; std::invalid_argument for 2^19 logits or
+  // more, whose weights might not fit their sum.
   uint32_t sample(std::span<const float> logits, std::span<const uint32_t> ids = {});
   void accept(uint32_t token) { seen_.insert(token); }
 
  private:
-  float penalized(float logit, uint32_t token) const;
+  std::span<const float> penalize(std::span<const float> logits, std::span<const uint32_t> ids);
+  uint32_t draw(std::span<const float> logits, std::span<const uint32_t> ids, float best);
 
   SamplerConfig config_;
   std::mt19937_64 random_;

@@ -32,6 +32,14 @@ struct StepTiming {
   uint64_t wall_ns = 0, compute_ns = 0, sync_ns = 0;
 };
 
+// A row whose values stopped being finite, and where this rank saw that first: the number (from 0)
+// of the sync to which its own part was not finite. The number of syncs stands for the output of
+// the last block, one more for the logits. Of a row's ranks the one with the lowest number is the
+// source: all others get its values by that sync.
+struct NotFinite {
+  uint32_t row, sync;
+};
+
 using SliceShape = std::pair<size_t, size_t>;  // rows, columns
 
 class Shard {
@@ -71,9 +79,11 @@ class Shard {
   // x: [rows, hidden_size], the stage's input and then its output. output_rows: rows whose logits
   // are wanted, ascending; logits: [output_rows.size(), vocab.size()]. lane: nullptr when alone.
   // Throws std::invalid_argument for what does not fit, std::logic_error when slices are missing or
-  // another step is under way, and whatever the lane throws.
+  // another step is under way, and whatever the lane throws. not_finite: gets the rows whose values
+  // stopped being finite, ascending; their sequences have no use for the rest.
   StepTiming step(std::span<float> x, std::span<const SequenceStep> sequences,
-                  std::span<const uint32_t> output_rows, float* logits, Lane* lane);
+                  std::span<const uint32_t> output_rows, float* logits, Lane* lane,
+                  std::vector<NotFinite>* not_finite = nullptr);
 
  private:
   struct State;

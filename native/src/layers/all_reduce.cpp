@@ -9,10 +9,15 @@ Access AllReduce::access() const {
 
 void AllReduce::run(Pass& pass, size_t thread) const {
   pass.pool.barrier();
-  if (pass.lane == nullptr) return;
+  const Activations& partial = pass.buffers[BufferId::partial];
+  if (pass.lane == nullptr) {
+    const auto [begin, end] = pass.rows_of(thread);
+    pass.check_rows(partial, begin, end, number);
+    return;
+  }
   if (thread == 0) {
+    pass.check_rows(partial, 0, pass.batch.rows().size(), number);
     const Stopwatch watch;
-    const Activations& partial = pass.buffers[BufferId::partial];
     try {
       pass.lane->all_reduce(partial.x, pass.batch.rows().size(), partial.columns);
     } catch (...) {

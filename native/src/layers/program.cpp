@@ -36,6 +36,7 @@ void Program::add(Operation operation) {
     ++phase_;
     phase_start_ = instructions_.size();
   }
+  if (auto* sync = std::get_if<AllReduce>(&operation)) sync->number = syncs_++;
   instructions_.push_back(
       {std::move(operation), !overlaps && !synchronizes && !follows_sync, output_only_, phase_});
 }

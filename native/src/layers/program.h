@@ -34,6 +34,8 @@ class Program {
   void size_buffer(BufferId id, size_t columns, bool quantized = false);
 
   const std::vector<Instruction>& instructions() const { return instructions_; }
+  // Number of AllReduce operations.
+  uint32_t syncs() const { return syncs_; }
   // Of all buffers. Two whose values are needed at the same time are kept apart.
   PerBuffer<BufferPlan> plan_buffers() const;
 
@@ -41,6 +43,7 @@ class Program {
   std::vector<Instruction> instructions_;
   PerBuffer<BufferPlan> sizes_;
   bool output_only_ = false;
+  uint32_t syncs_ = 0;
   size_t phase_ = 0;
   size_t phase_start_ = 0;  // its first instruction
 };

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "hearth/finite.h"
 #include "hearth/kernels.h"
 #include "hearth/lane.h"
 #include "hearth/threads.h"
@@ -18,6 +19,8 @@
 
 namespace hearth {
 
+inline constexpr uint32_t kFinite = UINT32_MAX;
+
 struct Pass {
   const Kernels& kernels;
   ThreadPool& pool;
@@ -27,6 +30,8 @@ struct Pass {
   const Batch& batch;
   const std::vector<std::vector<RowRange>>& row_ranges;  // the rows, cut for attention, by kind
   Lane* lane;                                            // nullptr: this rank is alone
+  // By row: the sync at which it was not finite first, or kFinite. See NotFinite.
+  std::vector<uint32_t>& not_finite_at;
   // Written by thread 0 in AllReduce, between its barriers.
   uint64_t sync_ns = 0;
   std::exception_ptr error;
@@ -37,6 +42,12 @@ struct Pass {
   }
   std::pair<size_t, size_t> rows_of(size_t thread) const {
     return part(batch.rows().size(), thread);
+  }
+  // Notes the rows [begin, end) of x that are not finite, and were until now.
+  void check_rows(const Activations& x, size_t begin, size_t end, uint32_t sync) {
+    for (size_t r = begin; r < end; ++r) {
+      if (not_finite_at[r] == kFinite && !all_finite(x.row(r), x.columns)) not_finite_at[r] = sync;
+    }
   }
 };
 

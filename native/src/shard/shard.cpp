@@ -159,7 +159,8 @@ void Shard::embed(std::span<const uint32_t> tokens, std::span<const uint32_t> po
 }
 
 StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequences,
-                       std::span<const uint32_t> output_rows, float* logits, Lane* lane) {
+                       std::span<const uint32_t> output_rows, float* logits, Lane* lane,
+                       std::vector<NotFinite>* not_finite) {
   State& state = *state_;
   const ShardConfig& config = state.config;
   const std::unique_lock alone(state.stepping, std::try_to_lock);
@@ -179,6 +180,7 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   state.workspace.resize(state.buffer_plan, batch.rows().size(), scratch, threads);
   state.workspace.bind(BufferId::residual, x.data(), config.hidden_size);
   state.workspace.bind(BufferId::logits, logits, config.vocab.size());
+  std::vector<uint32_t> not_finite_at(batch.rows().size(), kFinite);
   Pass pass = {.kernels = state.kernels,
                .pool = state.pool,
                .queue = state.queue,
@@ -187,10 +189,21 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
                .batch = batch,
                .row_ranges = ranges,
                .lane = lane,
+               .not_finite_at = not_finite_at,
                .sync_ns = 0,
                .error = nullptr};
   const Stopwatch watch;
   run_program(*state.program, pass);
+  const uint32_t syncs = state.program->syncs();
+  pass.check_rows(state.workspace[BufferId::residual], 0, batch.rows().size(), syncs);
+  for (size_t i = 0; i < output_rows.size(); ++i) {
+    uint32_t& at = not_finite_at[output_rows[i]];
+    const size_t vocab = config.vocab.size();
+    if (at == kFinite && !all_finite(logits + i * vocab, vocab)) at = syncs + 1;
+  }
+  for (uint32_t r = 0; not_finite != nullptr && r < not_finite_at.size(); ++r) {
+    if (not_finite_at[r] != kFinite) not_finite->push_back({r, not_finite_at[r]});
+  }
   StepTiming timing;
   timing.wall_ns = watch.nanoseconds();
   timing.sync_ns = pass.sync_ns;

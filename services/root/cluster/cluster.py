@@ -35,6 +35,7 @@ from hearth.root.cluster.forming import Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.reports import refine
+from hearth.root.cluster.suspicion import Suspicion
 from hearth.root.membership.peers import Peer
 from hearth.root.planning.blueprint import draw
 from hearth.root.planning.plan import Plan
@@ -60,6 +61,9 @@ class Listener(Protocol):
 
     def worker_leaving(self, address: str) -> None:
         """The worker at `address` is about to stop. Called in the thread that runs steps."""
+
+    def worker_cleared(self, address: str) -> None:
+        """The worker at `address` was left out for what the model does. Called as the one above."""
 
     def cluster_worked(self, workers: tuple[str, ...]) -> None:
         """Steps have shown that these, all of the cluster, are sound. Called as the one above."""
@@ -100,6 +104,7 @@ class Cluster:
         # When the running, or the last, step began.
         self._step_began = 0.0
         self._watchdog: threading.Thread | None = None
+        self._suspicion = Suspicion()
         with self._board.change() as status:
             status.CopyFrom(self._forming_status(settings.workers))
 
@@ -249,6 +254,13 @@ class Cluster:
                 raise self._lose(formation, HearthError(Reason.INTERNAL, problem)) from None
             finally:
                 self._deadline = None
+            if output.not_finite:
+                blamed = self._suspicion.judge(batch, output.not_finite)
+                if blamed is not None:
+                    raise self._lose(formation, blamed)
+                for address in self._suspicion.cleared():
+                    for listener in self._listeners:
+                        listener.worker_cleared(address)
         phase_name = phase_of(batch.rows, len(batch.output_rows))
         sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
         self._metrics.step(phase_name, output.wall_seconds, sync)

@@ -12,8 +12,9 @@ from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster import logits as parts
 from hearth.root.cluster import wire as plans
+from hearth.root.cluster.finite import LOGITS, sources
 from hearth.root.cluster.lanes import HubLane
-from hearth.root.cluster.links import WorkerLink, expect_result
+from hearth.root.cluster.links import WorkerLink, expect_result, violation
 from hearth.root.cluster.reports import Reports
 from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.scheduling.batch import Batch, StepOutput
@@ -87,6 +88,8 @@ class Formation:
         slowest = own.compute_ns
         nodes = [(own.compute_ns / 1e9, own.sync_ns / 1e9)]
         logits, ids = own.logits, None
+        # By rank: rows that are not finite, and the sync at which that was seen first.
+        seen = [dict(own.not_finite)]
         if links:
             vocabs = [node.vocab for node in self._plan.nodes]
             joined = parts.JoinedLogits(len(batch.output_rows), vocabs, candidates)
@@ -94,7 +97,8 @@ class Formation:
             logits, ids = joined.values, joined.ids
             del own  # its logits are in `joined`
             for link, node in zip(links, self._plan.nodes[1:], strict=True):
-                rest, size = self._collect(link, node, joined, candidates)
+                rest, size, rows = self._collect(link, node, joined, candidates, batch)
+                seen.append(rows)
                 slowest = max(slowest, rest.timing.compute_ns)
                 nodes.append((rest.timing.compute_ns / 1e9, rest.timing.sync_ns / 1e9))
                 received += size
@@ -106,7 +110,19 @@ class Formation:
             received += lane.received_bytes
         wall = time.perf_counter() - start
         compute = min(slowest / 1e9, wall)
-        return StepOutput(logits, ids, wall, compute, tuple(nodes), sent, received, tuple(leaving))
+        addresses = ["", *(link.address for link in links)]
+        not_finite = {row: addresses[rank or 0] for row, rank in sources(seen).items()}
+        return StepOutput(
+            logits,
+            ids,
+            wall,
+            compute,
+            tuple(nodes),
+            sent,
+            received,
+            tuple(leaving),
+            not_finite,
+        )
 
     def release_pages(self, first: int) -> None:
         """Gives the memory of KV pages from `first` on back, on all nodes; they hold nothing."""
@@ -116,13 +132,28 @@ class Formation:
         self._shard.release_pages(first)
 
     def _collect(
-        self, link: WorkerLink, node: NodePlan, joined: parts.JoinedLogits, candidates: int
-    ) -> tuple[worker_pb2.StepResult, int]:
-        """Adds a worker's logits; returns the rest of its result, and the logits' size in bytes."""
+        self,
+        link: WorkerLink,
+        node: NodePlan,
+        joined: parts.JoinedLogits,
+        candidates: int,
+        batch: Batch,
+    ) -> tuple[worker_pb2.StepResult, int, dict[int, int]]:
+        """Adds a worker's logits.
+
+        Returns the rest of its result, the logits' size in bytes, and the rows that are not finite.
+        """
         result = expect_result(link.receive(), link, self._step_id)
-        rows = len(joined.values)
-        size = joined.add(parts.logits(result, link, rows, node.vocab, candidates))
-        return worker_pb2.StepResult(timing=result.timing, leaving=result.leaving), size
+        if len(result.not_finite) > batch.rows:
+            problem = f"{len(result.not_finite)} rows that are not finite, of {batch.rows}"
+            raise violation(link, problem)
+        part = parts.logits(result, link, len(batch.output_rows), node.vocab, candidates)
+        # Checked here too: a worker with bad memory may not notice.
+        rows = {batch.output_rows[i]: LOGITS for i in _native.not_finite_rows(part[0])}
+        rows |= {item.row: item.sync for item in result.not_finite}
+        size = joined.add(part)
+        rest = worker_pb2.StepResult(timing=result.timing, leaving=result.leaving)
+        return rest, size, rows
 
     def worked(self, seconds: float, enough: float) -> bool:
         """Count the time of a step with logits; True once, when all are `enough`."""

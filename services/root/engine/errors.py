@@ -32,6 +32,20 @@ def not_sampled(error: Exception, made: int) -> HearthError:
     )
 
 
+def not_finite(position: int, worker: str) -> HearthError:
+    """Error for a request whose activations are infinite or NaN at a position of its tokens.
+
+    worker: the address of the worker from which that comes; "" for none.
+    """
+    where = f" on worker {worker}" if worker else ""
+    return HearthError(
+        Reason.MODEL_ERROR,
+        f"the model's activations are not finite at position {position}{where}; the weights may be "
+        "damaged: check the model's files",
+        {"position": position} | ({"worker": worker} if worker else {}),
+    )
+
+
 def formed_again() -> HearthError:
     return HearthError(Reason.CLUSTER_NOT_READY, "the cluster was formed again")
 

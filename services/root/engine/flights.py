@@ -74,7 +74,8 @@ class Flights:
     def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]]]:
         """Waits for the oldest step; returns its batch and the new tokens of its sequences.
 
-        Raises the runner's HearthError. If a sampler fails, only its sequence ends.
+        Raises the runner's HearthError. If a sampler fails, or the rows of a sequence are not
+        finite, only that sequence ends.
         """
         batch, step = self._steps.popleft()
         output = step.result()
@@ -84,12 +85,21 @@ class Flights:
                 f"expected {len(batch.output_rows)}"
             )
         tokens: dict[int, tuple[int, ...]] = {}
-        row = 0
+        begin = row = 0
         for part in batch.sequences:
+            span = range(begin, begin + len(part.tokens))
+            begin = span.stop
             rows = slice(row, row + part.outputs)
             row += part.outputs
             active = self._requests.get(part.seq_id)
-            if not part.outputs or active is None:  # None: cancelled while it was in flight
+            if active is None:  # cancelled while it was in flight
+                continue
+            bad = next((r for r in span if r in output.not_finite), None)
+            if bad is not None:
+                position = part.position + bad - span.start
+                self._fail(active, errors.not_finite(position, output.not_finite[bad]))
+                continue
+            if not part.outputs:
                 continue
             ids = None if output.ids is None else output.ids[rows]
             logits = output.logits[rows, : self._columns if ids is None else None]

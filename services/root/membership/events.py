@@ -87,6 +87,14 @@ class Worked:
 
 
 @dataclass(frozen=True, slots=True)
+class Cleared:
+    """A worker was called unfit for what was not its fault: its last failure does not count."""
+
+    at: float
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The cluster stopped serving because this worker was lost ("": which one is not known).
 
@@ -140,6 +148,7 @@ Event = (
     | Leaving
     | Formed
     | Worked
+    | Cleared
     | FormFailed
     | Lost
     | Drain

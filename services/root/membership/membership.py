@@ -36,7 +36,7 @@ from hearth.root.membership.choosing import Chooser
 from hearth.root.membership.deciding import ASK_SECONDS, ASK_SERVING_SECONDS, Decider
 from hearth.root.membership.decisions import Decision, Fit, Rules, Wait
 from hearth.root.membership.invariants import broken
-from hearth.root.membership.peers import Move, Peer, PeerState, Place
+from hearth.root.membership.peers import Move, Peer, PeerState, Place, Record
 from hearth.root.membership.roster import Roster
 
 # A failure before the cluster has worked is a strike; so many of them in a row, and the worker is
@@ -203,6 +203,10 @@ class Membership:
                 self._formed(event)
             case events.Worked():
                 self._have_worked(event)
+            case events.Cleared():
+                peer = self._roster.get(event.address)
+                if peer is not None:
+                    peer.record = Record()
             case events.FormFailed():
                 self._form_failed(event)
             case events.Lost():

@@ -1,7 +1,7 @@
 """Inputs and outputs of the scheduler: limits, requests, batches, outputs of steps."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -135,6 +135,9 @@ class StepOutput:
     received_bytes: int = 0
     # Addresses of workers that first reported in this step that they are shutting down.
     leaving: tuple[str, ...] = ()
+    # Rows of the batch whose values are infinite or NaN: their sequences cannot go on. For each the
+    # address of the worker from which that comes, or "".
+    not_finite: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
