@@ -52,6 +52,8 @@ class ConfinedTokenizer(Tokenizer):
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        # The process has its tables for texts in which control tokens are not read.
+        self._has_literal = False
         facts, self._names, self._texts = self._start()
         self.vocab_size = facts["vocab_size"]
         self.bos_id = facts["bos_id"]
@@ -100,8 +102,13 @@ class ConfinedTokenizer(Tokenizer):
                 self._start()
             assert self._connection is not None
             try:
+                literal = not request.get("parse_special")
+                wait = seconds * _WAIT_FACTOR
+                if literal and not self._has_literal:
+                    wait += _LOAD_WAIT_SECONDS
                 self._connection.send_bytes(data)
-                kind, content = self._receive(_LOAD_WAIT_SECONDS + seconds * _WAIT_FACTOR)
+                kind, content = self._receive(wait)
+                self._has_literal |= literal
             except (OSError, EOFError):
                 raise ModelError(f"the tokenizer {self._reason(seconds)} for this text") from None
             except BaseException:
@@ -133,7 +140,7 @@ class ConfinedTokenizer(Tokenizer):
             raise ModelError(f"cannot start the process of the tokenizer: {error}") from error
         finally:
             there.close()
-        self._connection = here
+        self._connection, self._has_literal = here, False
         try:
             kind, facts = self._receive(_LOAD_WAIT_SECONDS)
             if kind == sandbox.REFUSAL:
