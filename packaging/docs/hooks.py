@@ -17,6 +17,7 @@ PROTOCOL = "api/protocol.md"
 PAGES = {
     "Hearth": "index.md",
     "Overview": "overview.md",
+    "Models": "models.md",
     "Operations": "operations.md",
     "Networking": "networking.md",
     "Security": "security.md",
