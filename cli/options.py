@@ -402,6 +402,17 @@ def api_key() -> Params:
     ]
 
 
+def log_format() -> Option:
+    """Log lines for people or for programs."""
+    return Option(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        group=OUTPUT,
+        help="lines of the log, on standard error",
+    )
+
+
 def health() -> Option:
     """The port for probes."""
     return Option(

@@ -44,6 +44,7 @@ def _serving() -> common.Params:
             help="address to serve; 0.0.0.0:7716 for other machines",
         ),
         common.health(),
+        common.log_format(),
         Option(
             "--sequences",
             read=common.count,
@@ -141,7 +142,7 @@ def run(options: Options) -> int:
     from hearth.root.app import serving
     from hearth.root.settings import Serving
 
-    hearth_logging.setup()
+    hearth_logging.setup(json_lines=options.log_format == "json")
     settings = Serving(
         listen=options.listen,
         joining=_joining(options),

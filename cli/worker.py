@@ -44,6 +44,7 @@ def _serving() -> common.Params:
         ),
         common.metrics(),
         common.health(),
+        common.log_format(),
         Option(
             "--mesh-port",
             read=common.port,
@@ -141,7 +142,7 @@ def run(options: Options) -> int:
     from hearth.worker.greeting import greet
     from hearth.worker.server import WorkerServer
 
-    hearth_logging.setup()
+    hearth_logging.setup(json_lines=options.log_format == "json")
     system.keep_message_memory()
     stop = StopSignals()
     common.check_threads(options.threads)

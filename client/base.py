@@ -1,5 +1,6 @@
 """Settings, requests and progress, shared by the synchronous and the asyncio client."""
 
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Unpack
@@ -22,12 +23,17 @@ from hearth.client.messages import (
 )
 from hearth.v1 import root_pb2, root_pb2_grpc
 
+# Metadata of Generate: the request's name in the root's log.
+_REQUEST_ID = "hearth-request-id"
+
 
 class BaseStream:
     """One call of Generate: its progress, and how to cancel it."""
 
-    def __init__(self, call: Any, address: str, progress: Progress) -> None:
+    def __init__(self, call: Any, address: str, progress: Progress, request_id: str) -> None:
         """call: gRPC's, a stream of GenerateResponse; address: of the root, for errors."""
+        # The request's name in the root's log.
+        self.request_id = request_id
         self._call = call
         self._address = address
         self._progress = progress
@@ -106,8 +112,10 @@ class BaseClient(Generic[Stream]):
         request = generate_request(prompt, tokens, messages, options)
         limit = options.get("timeout")
         on_waiting = [options["on_waiting"]] if "on_waiting" in options else []
-        call = self._stub.Generate(request, timeout=limit, metadata=self._metadata)
-        return self._stream_type(call, self.address, Progress(*on_waiting))
+        request_id = options.get("request_id") or secrets.token_hex(6)
+        metadata = (*(self._metadata or ()), (_REQUEST_ID, request_id))
+        call = self._stub.Generate(request, timeout=limit, metadata=metadata)
+        return self._stream_type(call, self.address, Progress(*on_waiting), request_id)
 
     def _open(
         self, address: str, credentials: grpc.ChannelCredentials | None, options: Options

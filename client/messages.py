@@ -41,7 +41,8 @@ class GenerateOptions(TypedDict, total=False):
     seed: the same seed gives the same text. stop: at most 16 texts that end the generation and are
     not part of it. ignore_eos: continue past the end-of-sequence token. timeout: seconds for the
     whole call. on_waiting: called with the reason while no text comes because the cluster is not
-    ready, and with "" when it is again.
+    ready, and with "" when it is again. request_id: the name in the root's log, at most 64
+    letters, digits, dots, dashes and underscores; one is drawn where none is given.
     """
 
     max_tokens: int
@@ -55,6 +56,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     timeout: float | None
     on_waiting: Callable[[str], object]
+    request_id: str
 
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

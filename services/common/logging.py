@@ -1,7 +1,13 @@
-"""Log lines on standard error: one line per event, whatever characters a peer's name has."""
+"""Log lines on standard error: one line per event, whatever characters a peer's name has.
+
+As text, or as JSON objects (`--log-format json`). `fields` of a record (`extra={"fields": ...}`)
+are facts for programs: JSON has them as keys of their own.
+"""
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 import os
 import time
@@ -56,13 +62,31 @@ class _Quiet(logging.Filter):
         return True
 
 
-def setup(level: str | None = None) -> None:
+class _Json(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, fields, and an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, object] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def setup(level: str | None = None, json_lines: bool = False) -> None:
     """Logs to standard error from `level` up (default: HEARTH_LOG_LEVEL, else INFO)."""
     name = (level or os.environ.get("HEARTH_LOG_LEVEL") or "INFO").upper()
     known = logging.getLevelNamesMapping()
     handler = logging.StreamHandler()
     handler.addFilter(_Quiet())
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = _OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_Json() if json_lines else text)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(known.get(name, logging.INFO))

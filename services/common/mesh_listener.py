@@ -6,6 +6,7 @@ a few bytes, and the oldest makes room for the next. Hosts of the expected ranks
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import secrets
 import selectors
@@ -51,18 +52,28 @@ class _Dialler:
     data: bytearray = field(default_factory=bytearray)
 
 
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; 0.0.0.0 and :: take both IPv4 and IPv6, as in gRPC. Raises OSError."""
+    if host in ("0.0.0.0", "::") and socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(
+                ("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+            )
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE or host == "::":
+                raise
+            # IPv6 is switched off
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+
+
 class MeshListener:
     """Accepts connections of lower ranks. A node is in one mesh at a time, its stage's."""
 
     def __init__(self, host: str, port: int = 0) -> None:
         """Listens on host:port, 0 for any free one. Raises HearthError PORT_IN_USE."""
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            # "::" includes IPv4, as in gRPC.
-            both = host == "::" and socket.has_dualstack_ipv6()
-            self._socket = socket.create_server(
-                (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
-            )
+            self._socket = _listening(host, port)
         except (OSError, UnicodeError) as error:
             problem = f"cannot listen for the mesh on {host}:{port}: {error}"
             raise HearthError(Reason.PORT_IN_USE, problem) from None

@@ -76,6 +76,27 @@ def test_a_client_is_told_why_no_text_comes() -> None:
         assert text == bytes(stream.token_ids).decode()
 
 
+def test_a_request_has_an_id_on_both_sides(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+    with Client(root.address) as client, caplog.at_level("INFO", "hearth.root.api"):
+        stream = client.generate("ab", max_tokens=2, request_id="my.request-1")
+        assert "".join(stream)
+        assert stream.request_id == "my.request-1"
+        drawn = client.generate("ab", max_tokens=2)
+        assert "".join(drawn)
+        for bad in ("a b", "x" * 65, "a/b"):
+            with pytest.raises(InvalidArgument, match="hearth-request-id"):
+                client.generate_text("ab", request_id=bad)
+    lines = [record for record in caplog.records if record.message.startswith("request ")]
+    assert [record.message.split()[1] for record in lines] == [
+        "my.request-1:",
+        f"{drawn.request_id}:",
+    ]
+    fields = lines[0].__dict__["fields"]
+    assert fields["request_id"] == "my.request-1"
+    assert (fields["prompt_tokens"], fields["completion_tokens"]) == (3, 2)
+    assert fields["outcome"] == "LENGTH"
+
+
 def test_inputs_and_options(root: Root) -> None:
     with Client(root.address) as client:
         by_text = client.generate_text("ab", max_tokens=4)

@@ -33,6 +33,22 @@ def listener() -> Iterator[MeshListener]:
     made.close()
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_all_addresses_are_those_of_ipv6_too(host: str) -> None:
+    listener = MeshListener(host)
+    try:
+        for address in ("127.0.0.1", "::1"):
+            try:
+                connection = socket.create_connection((address, listener.port), SECONDS)
+            except OSError:
+                assert address == "::1"
+                pytest.skip("no IPv6 here")
+            with connection:
+                assert len(read(connection, NONCE_BYTES)) == NONCE_BYTES
+    finally:
+        listener.close()
+
+
 def key() -> bytes:
     return secrets.token_bytes(32)
 

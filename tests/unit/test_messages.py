@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
+import json
 import logging
 
 import pytest
 
 from hearth.cli.cluster import describe
+from hearth.common.logging import setup
 from hearth.common.rpc_errors import short_cause
 from hearth.common.terminal import safe
 from hearth.root.cluster.asking import without_name
@@ -15,6 +18,32 @@ from hearth.v1 import common_pb2, root_pb2
 from hearth.worker import load_log
 from hearth.worker.greeting import addresses, greet
 from hearth.worker.load_log import LoadLog
+
+# A root's log
+
+
+def test_log_lines_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        setup("INFO", json_lines=True)
+        log = logging.getLogger("hearth.test")
+        log.info("a %s\nb \x1b[31m", "name", extra={"fields": {"request_id": "one", "tokens": 3}})
+        try:
+            raise ValueError("oh")
+        except ValueError:
+            log.exception("failed")
+    finally:
+        root.handlers[:], root.level = before, level
+    first, second = capsys.readouterr().err.splitlines()
+    line = json.loads(first)
+    assert line["message"] == "a name\nb \x1b[31m"
+    assert "\x1b" not in first
+    assert (line["level"], line["logger"]) == ("INFO", "hearth.test")
+    assert (line["request_id"], line["tokens"]) == ("one", 3)
+    assert datetime.datetime.fromisoformat(line["time"]).tzinfo is not None
+    assert "ValueError: oh" in json.loads(second)["exception"]
+
 
 _ALL = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:7717: "
 

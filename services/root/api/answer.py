@@ -23,10 +23,15 @@ class Answer:
     """
 
     def __init__(
-        self, request_id: str, deadline: float | None, on_close: Callable[["Answer"], object]
+        self,
+        request_id: str,
+        deadline: float | None,
+        on_close: Callable[["Answer"], object],
+        client: str = "",
     ) -> None:
-        """deadline: in the running loop's time, seconds; None for none."""
+        """deadline: in the running loop's time, seconds; None for none. client: for the log."""
         self.request_id = request_id
+        self._client = client
         self.prompt_tokens = 0
         self.deadline = deadline
         self._on_close = on_close
@@ -113,31 +118,41 @@ class Answer:
             self._handle.cancel()
 
     def _log(self) -> None:
+        fields: dict[str, object] = {
+            "request_id": self.request_id,
+            "client": self._client,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self._made,
+            "seconds": round(time.perf_counter() - self._created, 3),
+        }
         match self._end:
             case Done(finish_reason, usage):
-                log.info(
-                    "request %s: %d prompt tokens, %d generated; queue %.3f s, prefill %.3f s, "
-                    "decode %.3f s; %s",
-                    self.request_id,
-                    usage.prompt_tokens,
-                    usage.completion_tokens,
-                    usage.queue_seconds,
-                    usage.prefill_seconds,
-                    usage.decode_seconds,
-                    finish_reason.name,
+                outcome = finish_reason.name
+                fields |= {
+                    "prompt_tokens": usage.prompt_tokens,
+                    "completion_tokens": usage.completion_tokens,
+                    "queue_seconds": round(usage.queue_seconds, 3),
+                    "prefill_seconds": round(usage.prefill_seconds, 3),
+                    "decode_seconds": round(usage.decode_seconds, 3),
+                }
+                cost = (
+                    f"queue {usage.queue_seconds:.3f} s, prefill {usage.prefill_seconds:.3f} s, "
+                    f"decode {usage.decode_seconds:.3f} s"
                 )
-                return
             case Failed(error):
-                outcome = error.reason
+                outcome, cost = error.reason, f"{fields['seconds']:.3f} s"
             case None:
-                outcome = str(Reason.CANCELLED)
+                outcome, cost = str(Reason.CANCELLED), f"{fields['seconds']:.3f} s"
+        fields["outcome"] = outcome
         log.info(
-            "request %s: %d prompt tokens, %d generated; %.3f s; %s",
+            "request %s%s: %d prompt tokens, %d generated; %s; %s",
             self.request_id,
-            self.prompt_tokens,
-            self._made,
-            time.perf_counter() - self._created,
+            f" of {self._client}" if self._client else "",
+            fields["prompt_tokens"],
+            fields["completion_tokens"],
+            cost,
             outcome,
+            extra={"fields": fields},
         )
 
 

@@ -151,7 +151,8 @@ class Frontend:
         client = CLIENT.get()
         self._admit(client)
         request_id = request.request_id or secrets.token_hex(6)
-        answer = Answer(request_id, deadline, functools.partial(self._forget, client))
+        forget = functools.partial(self._forget, client)
+        answer = Answer(request_id, deadline, forget, client)
         self._answers.add(answer)
         try:
             ids = await self._input_ids(request.input, deadline)

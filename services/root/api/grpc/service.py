@@ -5,7 +5,9 @@ client cancels, or whose deadline passes, is cancelled by gRPC, and its request 
 """
 
 import asyncio
+import re
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from hearth.common.errors import HearthError, Reason
@@ -18,8 +20,9 @@ from hearth.v1 import root_pb2, root_pb2_grpc
 
 SERVICE = root_pb2.DESCRIPTOR.services_by_name["RootService"].full_name
 
-# Initial metadata of Generate: the request's name in the root's log.
+# Metadata of Generate, both ways: the request's name in the root's log. A client may choose it.
 REQUEST_ID = "hearth-request-id"
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
 
@@ -36,7 +39,8 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         """Writes to the context itself, so that cancellation always ends it at once."""
         remaining = context.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
-        with await self._frontend.submit(_generation(request), deadline=deadline) as answer:
+        generation = replace(_generation(request), request_id=_request_id(context))
+        with await self._frontend.submit(generation, deadline=deadline) as answer:
             await context.send_initial_metadata(((REQUEST_ID, answer.request_id),))
             async for event in answer:
                 # Waits while the client is slow; deltas made meanwhile are merged.
@@ -90,6 +94,16 @@ class RootService(root_pb2_grpc.RootServiceServicer):
     ) -> root_pb2.DrainWorkerResponse:
         status = await self._frontend.drain_worker(request.worker, request.undo)
         return root_pb2.DrainWorkerResponse(cluster=status)
+
+
+def _request_id(context: Context) -> str:
+    """The id that the client gave; "" for none. Raises HearthError INVALID_ARGUMENT."""
+    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID, "")
+    text = given if isinstance(given, str) else ""
+    if given and not _ID.fullmatch(text):
+        problem = f"{REQUEST_ID} must have 1 to 64 letters, digits, dots, dashes or underscores"
+        raise HearthError(Reason.INVALID_ARGUMENT, problem)
+    return text
 
 
 def _generation(request: root_pb2.GenerateRequest) -> Generation:
