@@ -282,6 +282,39 @@ def test_open_streams_are_bounded() -> None:
     play(scene, Root(FakeRunner(gate=threading.Event()), max_streams=2))
 
 
+def test_a_full_queue_refuses_before_there_is_an_answer() -> None:
+    """So that a status can say it."""
+
+    async def scene(root: Root) -> None:
+        frontend, limits = root.frontend, root.engine.limits
+        answers = [
+            await frontend.submit(Generation(Prompt("ab"), 5))
+            for _ in range(limits.max_running + limits.max_waiting)
+        ]
+        error = await problem(frontend.submit(Generation(Prompt("ab"), 5)))
+        assert (error.reason, error.metadata.keys()) == (Reason.QUEUE_FULL, {"running", "waiting"})
+        for answer in answers:
+            answer.close()
+        gate.set()
+
+    gate = threading.Event()
+    try:
+        play(scene, Root(FakeRunner(gate=gate), max_running=1, max_waiting=1))
+    finally:
+        gate.set()
+
+
+def test_a_cluster_that_is_not_ready_refuses_before_there_is_an_answer() -> None:
+    async def scene(root: Root) -> None:
+        cause = HearthError(Reason.WORKER_LOST, "worker nas:7717 was lost", {"worker": "nas:7717"})
+        root.engine.suspend(cause, refuse=True).wait(30)
+        error = await problem(root.frontend.submit(Generation(Prompt("ab"), 5)))
+        assert error.reason == Reason.CLUSTER_NOT_READY
+        assert "nas:7717" in error.message
+
+    play(scene, Root(FakeRunner()))
+
+
 def test_a_lost_worker_ends_the_request_with_its_error() -> None:
     lost = HearthError(Reason.WORKER_LOST, "worker nas:7717 was lost", {"worker": "nas:7717"})
 

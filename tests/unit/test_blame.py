@@ -8,7 +8,9 @@ import pytest
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster.blame import Worker, culprits, explain
-from hearth.root.cluster.reports import Reports
+from hearth.root.cluster.links import WorkerLink
+from hearth.root.cluster.reports import Reports, refine
+from hearth.root.membership.apart import ROOT
 
 
 @pytest.mark.parametrize(
@@ -141,3 +143,58 @@ def test_reports_that_never_come_are_not_waited_for_long() -> None:
     # What comes later changes nothing.
     reports.add("127.0.0.1:1", unheard(1, 2))
     assert reports.cause(1, 2, "rank 2 is lost").reason == "WORKER_LOST"
+
+
+def told(reports: Reports, by: int, rank: int, late: float | None) -> HearthError:
+    """The refined cause, where both streams are open."""
+    links = [WorkerLink(worker.address) for worker in WORKERS]
+    try:
+        return refine(links, reports, reports.cause(by, rank, "timed out"), "timed out", late)
+    finally:
+        for link in links:
+            link.close()
+
+
+def test_a_worker_that_the_root_hears_by_grpc_alone_is_apart_from_it() -> None:
+    reports = Reports(WORKERS, seconds=0.01)
+    reports.unheard(2)
+    cause = told(reports, 0, 2, None)
+    assert (cause.reason, cause.metadata) == (
+        "PEER_LOST",
+        {"worker": "127.0.0.1:2", "peer": ROOT},
+    )
+
+
+def test_a_worker_that_reports_the_root_is_apart_from_it() -> None:
+    reports = Reports(WORKERS, seconds=0.01)
+    reports.add("127.0.0.1:2", unheard(2, 0))
+    assert told(reports, 2, 0, None).metadata == {"worker": "127.0.0.1:2", "peer": ROOT}
+
+
+@pytest.mark.parametrize("root_hears_1", [True, False])
+def test_the_only_one_without_a_report_at_a_deadline_hangs(root_hears_1: bool) -> None:
+    """Worker 1 waits for worker 2, and the root for one of them."""
+    reports = Reports(WORKERS, seconds=0.01)
+    reports.unheard(2 if root_hears_1 else 1)
+    reports.add("127.0.0.1:1", unheard(1, 2))
+    cause = told(reports, 1, 2, 5.0)
+    assert (cause.reason, cause.metadata) == ("WORKER_UNFIT", {"worker": "127.0.0.1:2"})
+    assert "within 5 s (--step-seconds), though gRPC reaches it" in cause.message
+
+
+def test_two_that_reported_each_other_stay_a_pair_at_a_deadline() -> None:
+    reports = Reports(WORKERS, seconds=0.01)
+    reports.add("127.0.0.1:1", unheard(1, 2))
+    reports.add("127.0.0.1:2", unheard(2, 1))
+    assert told(reports, 1, 2, 5.0).reason == "PEER_LOST"
+
+
+def test_reports_hold_no_frames() -> None:
+    reports = Reports(WORKERS, seconds=0.01)
+    try:
+        raise unheard(1, 2)
+    except HearthError as error:
+        reports.add("127.0.0.1:1", error)
+        reports.settle(error)
+        kept = [*reports._reports.values(), reports._cause]
+    assert [report.__traceback__ for report in kept if report is not None] == [None, None]

@@ -146,7 +146,8 @@ class Frontend:
 
         deadline: when the answer must be complete, in the running loop's time (seconds).
         Raises HearthError for what can be known before the first step: SHUTTING_DOWN, QUEUE_FULL
-        (too many streams), INVALID_ARGUMENT, PROMPT_TOO_LONG, NO_CHAT_TEMPLATE, DEADLINE.
+        (too many streams or requests), CLUSTER_NOT_READY, INVALID_ARGUMENT, PROMPT_TOO_LONG,
+        NO_CHAT_TEMPLATE, DEADLINE.
         """
         client = CLIENT.get()
         self._admit(client)
@@ -156,7 +157,9 @@ class Frontend:
         self._answers.add(answer)
         try:
             ids = await self._input_ids(request.input, deadline)
-            handle = self._engine.submit(request.params(ids), answer.mailbox)
+            params = request.params(ids)
+            self._engine.check(params)
+            handle = self._engine.submit(params, answer.mailbox)
         except BaseException as error:
             answer.close(error)
             raise

@@ -33,7 +33,7 @@ from hearth.root.engine.interfaces import (
     StepRunner,
     native_sampler,
 )
-from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox, Sink
+from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox, Sink
 from hearth.root.engine.params import GenerateParams, check_ids
 from hearth.root.engine.request import Active, RequestHandle
 from hearth.root.engine.stopping import StopMatcher
@@ -86,12 +86,16 @@ class Engine:
         columns = None if self._vocab_size <= tokenizer.vocab_size else tokenizer.vocab_size
         self._flights = Flights(runner, self._requests, self._fail, self._wake, columns)
         self._ids = itertools.count(1)
+        # Requests without their last event. (Python's lock guards each of its operations.)
+        self._open: set[int] = set()
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._pause_seconds = pause_seconds
         # The reason if steps are suspended, and the time (time.monotonic()) until which requests
         # wait; None: they are refused.
         self._suspended: HearthError | None = None
         self._paused_until: float | None = None
+        # The reason for which new requests are refused, for `check` in other threads.
+        self._refusing: HearthError | None = None
         self._stopping = False
         self._reported: tuple[int, int, int] | None = None
         self._preemptions_reported = 0
@@ -126,27 +130,62 @@ class Engine:
         """Queues a request; `sink` gets Delta*, then Done or Failed, from the engine's thread.
 
         Raises HearthError for token ids out of range or after `stop`. Errors of the scheduler
-        (queue full, prompt too long, cluster not ready) reach the sink as Failed.
+        (queue full, prompt too long, cluster not ready) reach the sink as Failed; see `check`.
         """
         # The scheduler will refuse a prompt that is too long, so it is not read here.
         seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
         check_ids(seen, self._vocab_size)
         seed = secrets.randbits(64) if params.sampling.seed is None else params.sampling.seed
+        seq_id = next(self._ids)
+
+        def counted(event: Event) -> None:
+            over = not isinstance(event, Delta)
+            try:
+                sink(event)
+            except Exception:
+                over = True  # it is not called again
+                raise
+            finally:
+                if over:
+                    self._open.discard(seq_id)
+
         active = Active(
-            next(self._ids),
+            seq_id,
             params,
-            sink,
+            counted,
             self._sampler_factory(params.sampling, seed),
             # Enough context for the next text: a character has at most 4 bytes.
             self.tokenizer.stream(seen[-_TAIL:]),
             StopMatcher(params.stop, self.tokenizer.control_ids if params.stop else None),
             time.perf_counter(),
         )
+        self._open.add(seq_id)
         if not self._post(partial(self._on_submit, active)):
+            self._open.discard(seq_id)
             raise errors.shutting_down()
         return RequestHandle(
             active.seq_id, partial(self._post, partial(self._on_cancel, active.seq_id))
         )
+
+    def check(self, params: GenerateParams) -> None:
+        """Raises HearthError for what `submit` would refuse as things are now.
+
+        For callers that must know before they begin an answer. A moment later it may be otherwise.
+        """
+        try:
+            self._admit(params)
+        except HearthError as error:
+            if self._metrics is not None:
+                self._metrics.request_refused(error.reason)
+            raise
+
+    def _admit(self, params: GenerateParams) -> None:
+        refusing = self._refusing
+        if self._stopping or self._closed:
+            raise errors.shutting_down()
+        if refusing is not None:
+            raise errors.not_serving(refusing)
+        self._scheduler.admit(Request(0, params.prompt, params.max_tokens), len(self._open))
 
     def suspend(self, error: HearthError, *, refuse: bool = False) -> threading.Event:
         """Stops steps until `resume`, because of `error`; the event is set when none is in flight.
@@ -170,6 +209,7 @@ class Engine:
 
         Paused requests continue: their tokens so far are prefilled again.
         """
+        self._refusing = None  # now: what is submitted after this call comes after the command
         self._post(partial(self._on_resume, limits))
 
     @property
@@ -328,7 +368,7 @@ class Engine:
 
     def _refuse(self, error: HearthError) -> None:
         """Ends every request with `error`, and refuses new ones until `resume`."""
-        self._suspended = error
+        self._suspended = self._refusing = error
         self._paused_until = None
         self._fail_all(error)
 
@@ -339,7 +379,7 @@ class Engine:
         if self._paused_until is not None and self._metrics is not None:
             since = self._paused_until - self._pause_seconds
             self._metrics.paused(time.monotonic() - since)
-        self._suspended = self._paused_until = None
+        self._suspended = self._refusing = self._paused_until = None
         if limits is None or limits == self.limits:
             self._scheduler.rewind()
             return

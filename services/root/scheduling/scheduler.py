@@ -34,7 +34,14 @@ from dataclasses import dataclass, field
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.scheduling import admission, invariants
-from hearth.root.scheduling.batch import Batch, Limits, Request, Sampled, SequenceStep
+from hearth.root.scheduling.batch import (
+    Batch,
+    FinishReason,
+    Limits,
+    Request,
+    Sampled,
+    SequenceStep,
+)
 from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.sequence import Sequence
 
@@ -86,19 +93,28 @@ class Scheduler:
         """Queues a request. Raises HearthError if it can never fit, or if the queue is full."""
         if request.seq_id in self._by_id or request.seq_id in self._zombies:
             raise ValueError(f"sequence {request.seq_id} is already known")
+        limit, reason = self.admit(request)
+        sequence = Sequence(request, self._arrivals, list(request.prompt), limit, reason)
+        self._arrivals += 1
+        self._waiting.append(sequence)
+        self._by_id[request.seq_id] = sequence
+
+    def admit(self, request: Request, known: int | None = None) -> tuple[int, FinishReason]:
+        """The request's limit of tokens, and the reason for which it ends there.
+
+        known: sequences, with those that are on their way to `submit`. Raises HearthError as
+        `submit` does. Changes nothing, so that any thread may ask.
+        """
         limit, reason = admission.limit(request, self.limits)
         lim = self.limits
-        if len(self._by_id) >= lim.max_running + lim.max_waiting:
+        if (len(self._by_id) if known is None else known) >= lim.max_running + lim.max_waiting:
             raise HearthError(
                 Reason.QUEUE_FULL,
                 f"{len(self._running)} requests run and {len(self._waiting)} wait, the limits are "
                 f"{lim.max_running} and {lim.max_waiting}; try again later",
                 {"running": len(self._running), "waiting": len(self._waiting)},
             )
-        sequence = Sequence(request, self._arrivals, list(request.prompt), limit, reason)
-        self._arrivals += 1
-        self._waiting.append(sequence)
-        self._by_id[request.seq_id] = sequence
+        return limit, reason
 
     def cancel(self, seq_id: int) -> bool:
         """Forgets a sequence; False if it is not known, or no longer.
