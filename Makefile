@@ -17,6 +17,8 @@
 #   make client-wheel    the client SDK as a pure-Python wheel, in build/dist
 #   make sdist           the sources as a distribution, in build/dist
 #   make docs            the documentation as a site, in build/site
+#   make lock            renew the image's locked dependencies (needs the image's Python, 3.11)
+#   make sbom            a bill of materials of the image's Python packages (CycloneDX), in build/dist
 #   make bench           memory and matrix product speed of this machine
 #   make fresh-test      make demo and make test in an empty container
 #   make clean           remove build results; make distclean also removes .venv
@@ -24,7 +26,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak floods lint proto-baseline client-wheel sdist docs bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak floods lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -200,6 +202,33 @@ docs: $(DONE)/installed $(DONE)/docs
 	@$(call quietly,docs,NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict)
 	@echo "hearth: open build/site/index.html"
 
+# What the image installs, each package by version and by the digests of its files. pip finds that what
+# a lock asks for is complete, and takes nothing else (--require-hashes).
+LOCKED := p["project"]["dependencies"] + p["project"]["optional-dependencies"]["root"] \
+  + client["project"]["dependencies"]
+BUILDS := p["build-system"]["requires"] + client["build-system"]["requires"] \
+  + ["cmake>=3.25"$(comma) "ninja>=1.11"]
+lock: $(DONE)/release
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "hearth: the lock is for the image's Python, 3.11: set PYTHON=python3.11" >&2; exit 1; }
+	@mkdir -p build/locks
+	@$(call listed,sorted({r for r in $(LOCKED) if not r.startswith("hearth-client")})) >build/locks/run.in
+	@$(call listed,sorted({*($(BUILDS))})) >build/locks/build.in
+	@for name in run build; do \
+	  echo "hearth: locking $$name"; \
+	  $(BIN)/pip-compile -q --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	    -o build/locks/$$name.lock build/locks/$$name.in; \
+	  { head -n 1 deploy/docker/$$name.lock; grep -v '^# ' build/locks/$$name.lock; } >build/locks/$$name.new; \
+	  mv build/locks/$$name.new deploy/docker/$$name.lock; \
+	done
+
+sbom: $(DONE)/release
+	@mkdir -p build/dist
+	@$(BIN)/cyclonedx-py requirements deploy/docker/run.lock --pyproject pyproject.toml \
+	  --output-reproducible --of JSON -o build/dist/hearth-sbom.cdx.json
+	@ls build/dist/hearth-sbom.cdx.json
+
 bench: build/native-release/build.ninja
 	@$(call quietly,build-bench,$(BIN)/cmake --build --preset release --target bench_kernels)
 	@build/native-release/native/bench_kernels $(BENCH_ARGS)
@@ -259,6 +288,10 @@ $(DONE)/deploy: pyproject.toml | $(DONE)/venv
 $(DONE)/lint: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the lint tools"
 	@$(call install,lint,p["project"]["optional-dependencies"]["lint"])
+
+$(DONE)/release: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing the tools that lock dependencies and list them"
+	@$(call install,release,p["project"]["optional-dependencies"]["release"])
 
 $(DONE)/docs: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the documentation tools"

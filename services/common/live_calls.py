@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 # A running call ends when it was found revoked twice, this far apart: an editor that writes a file
 # in two parts ends no call.
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 
 Revocation = Callable[[], str]
 
@@ -25,7 +25,7 @@ class Held:
 
 
 class LiveCalls:
-    """The calls that run, looked at once a second: those whose key or certificate is revoked end.
+    """The calls that run; those whose key or certificate is revoked end within a second.
 
     Thread-safe.
     """

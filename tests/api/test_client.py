@@ -87,9 +87,9 @@ def test_a_request_has_an_id_on_both_sides(root: Root, caplog: pytest.LogCapture
             with pytest.raises(InvalidArgument, match="hearth-request-id"):
                 client.generate_text("ab", request_id=bad)
     lines = [record for record in caplog.records if record.message.startswith("request ")]
-    assert [record.message.split()[1] for record in lines] == [
-        "my.request-1:",
-        f"{drawn.request_id}:",
+    assert [record.message.split()[1].rstrip(":") for record in lines] == [
+        "my.request-1",
+        drawn.request_id,
     ]
     fields = lines[0].__dict__["fields"]
     assert fields["request_id"] == "my.request-1"
