@@ -15,7 +15,7 @@ from hearth.converter.tokenizers.settings import Settings
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer", "tokenizer_files"]
 
 # In order of preference: the first that a directory holds is used.
-_SINGLE_FILES = ("tokenizer.gguf", "tokenizer.json", "tokenizer.model")
+_SINGLE_FILES = ("tokenizer.gguf", "tokenizer.json", "tokenizer.model", "tekken.json")
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _MAX_BYTES = 64 << 20
 
@@ -25,8 +25,9 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Load the tokenizer of a directory or a file.
 
-    path: a directory, or a tokenizer.json, .gguf, .model (SentencePiece or ranks), .tiktoken, or
-    vocabulary file (vocab.json, encoder.json). bos_id, eos_ids: as the model's config names them.
+    path: a directory, or a tokenizer.json, tekken.json, .gguf, .model (SentencePiece or ranks),
+    .tiktoken, or vocabulary file (vocab.json, encoder.json). bos_id, eos_ids: as the model's config
+    names them.
 
     Raises:
         ModelError: there is none, or it is damaged or of an unsupported kind.
@@ -42,6 +43,10 @@ def load_tokenizer(
     for vocabulary, merges in _PAIRS:
         if main.name == vocabulary:
             return _load_pair(main, main.with_name(merges), settings)
+    if main.name == "tekken.json":
+        from hearth.converter.tokenizers.tekken import load_tekken
+
+        return load_tekken(main, settings)
     if main.suffix == ".json":
         from hearth.converter.tokenizers.huggingface import load_tokenizer_json
 
@@ -92,8 +97,9 @@ def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> 
             f"{vocabulary_path.parent}: tokenizer_class {settings.tokenizer_class!r} is not known "
             f"for {vocabulary_path.name}; known: {', '.join(_CLASSES)}. A tokenizer.json would work"
         )
-    rules = RULES[_CLASSES.get(settings.tokenizer_class or "", "gpt-2")]
     raw = read_json(vocabulary_path, _MAX_BYTES)
+    is_qwen = len(raw) == _QWEN2_SIZE or (settings.model_type or "").startswith("qwen")
+    rules = RULES[_CLASSES.get(settings.tokenizer_class or "", "qwen2" if is_qwen else "gpt-2")]
     if not all(type(id) is int and 0 <= id < 1 << 31 for id in raw.values()):
         raise ModelError(f"{vocabulary_path} is not a map of tokens to ids")
     try:
@@ -113,7 +119,12 @@ def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> 
         merges.append((left, right))
     # GPT-2's own vocabulary has it, and no file beside it says so.
     added = [(raw[name], name, True) for name in ("<|endoftext|>",) if name in raw]
+    if settings.is_bare and len(raw) == _QWEN2_SIZE:
+        added = [(_QWEN2_SIZE + place, name, True) for place, name in enumerate(_QWEN2_ADDED)]
     return byte_pair_tokenizer(raw, merges, rules, added, settings, str(vocabulary_path.parent))
 
 
+# Qwen2's vocabulary without any file beside it.
+_QWEN2_SIZE = 151643
+_QWEN2_ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}

@@ -1,5 +1,7 @@
 """The table of which file decides, one row after the other; and several UNKNOWN pieces."""
 
+import base64
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -151,3 +153,53 @@ def test_several_unknown_pieces() -> None:
     assert tokenizer.encode("a<unk2>a<unk3>") == [1, 6, 3, 6, 7]
     assert tokenizer.encode("a<unk2>", parse_special=False)[1] != 3
     assert tokenizer.decode([6, 3, 7]) == "a"
+
+
+def tekken(**changes: Any) -> dict[str, Any]:
+    """A tekken.json of the 256 bytes and "ab", behind 30 control tokens; one token too many."""
+    tokens = [*(bytes([byte]) for byte in range(256)), b"ab", b"abc"]
+    config = {"pattern": r"\S+|\s+", "default_vocab_size": 287, "default_num_special_tokens": 30}
+    vocabulary = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+        for rank, token in enumerate(tokens)
+    ]
+    return {"config": config, "vocab": vocabulary} | changes
+
+
+def test_tekken(tmp_path: Path) -> None:
+    path = tmp_path / "tekken.json"
+    path.write_text(json.dumps(tekken()))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (287, 1, {2})
+    assert tokenizer.special_tokens["eos_token"] == "</s>"
+    # Mistral Nemo's control tokens, where the file lists none.
+    assert tokenizer.encode("[INST]abc</s>") == [1, 3, 286, 30 + 99, 2]
+    assert tokenizer.token_text(29) == "<SPECIAL_29>"
+    literal = tokenizer.encode("[INST]", parse_special=False)
+    assert literal == [1, *(30 + byte for byte in b"[INST]")]
+    assert tokenizer.decode([1, 286, *literal, 2]) == "ab[INST]"
+    named = [{"rank": 0, "token_str": "<unk>", "is_control": True}]
+    path.write_text(json.dumps(tekken(special_tokens=named)))
+    assert load_tokenizer(tmp_path).token_text(1) == "<SPECIAL_1>"
+    for changes, words in (
+        ({"vocab": tekken()["vocab"][1:]}, "entry 0 of vocab is damaged"),
+        ({"vocab": tekken()["vocab"][:256]}, "do not fit a vocabulary of 256"),
+        ({"config": {}}, "default_vocab_size is None"),
+        (
+            {"special_tokens": [{"rank": 30, "token_str": "x"}]},
+            "entry of special_tokens is damaged",
+        ),
+        ({"special_tokens": [{"rank": 1, "token_str": "<SPECIAL_2>"}]}, "occurs twice"),
+    ):
+        path.write_text(json.dumps(tekken(**changes)))
+        with pytest.raises(ModelError, match=words):
+            load_tokenizer(tmp_path)
+
+
+def test_vocabulary_files_without_a_config(testdata: Path, tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(testdata / "tokenizers/qwen2" / name, tmp_path)
+    tokenizer, whole = load_tokenizer(tmp_path), load_tokenizer(testdata / "tokenizers/qwen2")
+    for text in ("What's 1234 + 56?", "<|im_start|>user\n e\u0301 'tis<|im_end|>"):
+        assert tokenizer.encode(text) == whole.encode(text)
+    assert whole.eos_ids <= tokenizer.eos_ids
