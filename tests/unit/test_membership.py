@@ -51,6 +51,31 @@ def test_no_workers_at_all() -> None:
     assert isinstance(Story(needed=1).run(5), Wait)
 
 
+def test_those_that_announce_themselves_one_after_another_come_in_together() -> None:
+    """By mDNS nobody knows how many will come: a first forming alone would load twice."""
+    membership = Story(needed=1).membership
+
+    def came(at: float, *names: str) -> None:
+        membership.handle(Found(at, "mdns", tuple(f"{name}:1" for name in names)))
+        membership.due(at)
+        membership.handle(Described(at, f"{names[-1]}:1", names[-1], names[-1], GIB))
+
+    came(0.0, "a")
+    decision = membership.decide(0.1, False)
+    assert isinstance(decision, Wait)
+    assert "announce" in decision.why
+    came(2.5, "a", "b")
+    assert isinstance(membership.decide(4.0, False), Wait)
+    assert membership.decide(5.6, False) == Form(("a:1", "b:1"), "2 workers are there")
+    # Those that never stop coming are not waited for without end.
+    membership = Story(needed=1).membership
+    names = [f"w{i}" for i in range(4)]
+    for i in range(1, 5):
+        came(2.0 * i, *names[:i])
+        membership.decide(2.0 * i, False)
+    assert isinstance(membership.decide(8.1, False), Form)
+
+
 def test_those_that_are_just_being_asked_come_in_with_the_rest() -> None:
     story = Story(needed=1)
     story.membership.handle(Found(0.0, "dns", ("a:1", "b:1")))
