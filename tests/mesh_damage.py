@@ -21,11 +21,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import ServiceProcess, WorkerProcess, free_port, hearth
+from harness import WorkerProcess, free_port, hearth
 
-from hearth.client import Client, HearthError
+from hearth.common.errors import HearthError
 from hearth.common.mesh_handshake import HELLO_BYTES, NONCE_BYTES, PROOF_BYTES
-from hearth.v1 import root_pb2
+from hearth.common.security import Security
+from hearth.converter import open_model
+from hearth.root.app import Core, core
+from hearth.root.engine.mailbox import Delta
+from hearth.root.engine.params import GenerateParams, Sampling
+from hearth.root.settings import ClusterSettings
 
 PROMPT = "Once upon a time"
 TOKENS = 40
@@ -138,85 +143,78 @@ def _exactly(source: socket.socket, size: int) -> bytes:
 
 
 class Damaged:
-    """A root and a worker behind a proxy; `flip` asks for a text."""
+    """A root in this process, and a worker behind a proxy; `flip` asks for a text.
 
-    def __init__(self, folder: Path, tls: bool, worker: WorkerProcess, proxy: Proxy) -> None:
-        self._folder, self._tls, self._worker, self._proxy = folder, tls, worker, proxy
-        self._flipped = False
-        self._root: ServiceProcess | None = None
-        self._client: Client | None = None
-        self._start_root()
+    Without a supervisor, which would leave out a mesh that breaks again and again.
+    """
+
+    def __init__(self, core: Core, proxy: Proxy, log: Path) -> None:
+        self._core, self._proxy, self._log = core, proxy, log
+        self._losses: list[str] = []
         self._wanted = self._ask()
-
-    def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-        if self._root is not None:
-            self._root.end()
 
     def flip(self, flip: Flip) -> str:
         """The outcome: "right text", a wrong one, or an error; and if it was not noticed."""
-        if self._flipped:  # a mesh that breaks twice in short time is not used again
-            self._start_root()
-        self._flipped = True
-        before = self._epoch(nodes=2)
-        told = {log: len(log.read_text()) for log in self._logs()}
+        told = len(self._log.read_text())
+        self._losses = []
         self._proxy.flip = flip
         try:
             outcome = "right text" if self._ask() == self._wanted else "WRONG TEXT"
         except HearthError as error:
-            outcome = f"error: {type(error).__name__}: {str(error)[:100]}"
+            outcome = f"error: {error.message[:100]}"
         self._proxy.flip = None
         if not flip.done.is_set():
             return "not flipped"
-        if self._epoch(nodes=1) == before:
+        if not self._losses:
             return f"{outcome}, NOT NOTICED"
-        more = "".join(log.read_text()[told[log] :] for log in self._logs())
+        more = self._log.read_text()[told:] + " ".join(self._losses)
         if not any(words in more for words in ("arrived changed", "out of step")):
-            return f"{outcome}, for another reason"
+            return f"{outcome}, for another reason: {self._losses}"
         return outcome
 
-    def _start_root(self) -> None:
-        self.close()
-        self._flipped = False
-        certificates = self._folder / "certs"
-        tls = ("--tls", str(certificates / "root")) if self._tls else ()
-        port = self._worker.address.rpartition(":")[2]
-        self._root = ServiceProcess(
-            *("root", "--model", "demo", "--listen", "127.0.0.1:0", "--threads", "1"),
-            *("--kv-type", "f32", *tls, "--workers", f"127.0.0.2:{port}"),
-            log=self._folder / "root.log",
+    def _ask(self) -> list[int]:
+        """Token ids of the text; forms the cluster again when it is lost meanwhile."""
+        tokens: list[int] = []
+        failures: list[HearthError] = []
+        params = GenerateParams(
+            tuple(self._core.engine.tokenizer.encode(PROMPT)),
+            TOKENS,
+            sampling=Sampling(temperature=0.0),
+            ignore_eos=True,
         )
-        own = str(certificates / "client") if self._tls else None
-        self._client = Client(self._root.address, tls=own, timeout=SECONDS)
 
-    def _logs(self) -> list[Path]:
-        return [self._worker.log, self._folder / "root.log"]
+        def generate() -> None:
+            try:
+                for event in self._core.engine.generate(params):
+                    if isinstance(event, Delta):
+                        tokens.extend(event.token_ids)
+            except HearthError as error:
+                failures.append(error)
 
-    def _ask(self) -> tuple[str, list[int]]:
-        assert self._client is not None
-        stream = self._client.generate(
-            PROMPT, max_tokens=TOKENS, ignore_eos=True, temperature=0, timeout=SECONDS
-        )
-        text = "".join(stream)
-        return text, list(stream.token_ids)
-
-    def _epoch(self, nodes: int) -> int:
-        """The epoch, once the cluster serves with so many nodes at least."""
-        assert self._client is not None
-        for status in self._client.watch_cluster(timeout=SECONDS):
-            if status.state == root_pb2.CLUSTER_STATE_SERVING and len(status.nodes) >= nodes:
-                return int(status.epoch)
-        raise AssertionError("the cluster did not form again")
+        thread = threading.Thread(target=generate)
+        thread.start()
+        cluster = self._core.cluster
+        until = time.monotonic() + SECONDS
+        while thread.is_alive():
+            assert time.monotonic() < until, "the text did not end"
+            thread.join(0.01)
+            if thread.is_alive() and cluster.lost is not None:
+                self._losses.append(cluster.lost.message)
+                self._core.engine.resume(cluster.form())
+        if failures:
+            raise failures[0]
+        return tokens
 
 
 @contextmanager
 def damaged(folder: Path, *, tls: bool) -> Iterator[Damaged]:
     """A running cluster; ends it after."""
     options: tuple[str, ...] = ()
+    security = None
     if tls:
         assert hearth("certs", "init", str(folder / "certs")).returncode == 0
         options = ("--tls", str(folder / "certs" / "worker"))
+        security = Security(folder / "certs" / "root")
     port, mesh = free_port(), free_port()
     with ExitStack() as running:
         worker = WorkerProcess(
@@ -227,9 +225,13 @@ def damaged(folder: Path, *, tls: bool) -> Iterator[Damaged]:
         proxies = [Proxy(port, mesh=False), Proxy(mesh, mesh=True)]
         for each in proxies:
             running.callback(each.close)
-        cluster = Damaged(folder, tls, worker, proxies[1])
-        running.callback(cluster.close)
-        yield cluster
+        model = running.enter_context(open_model("demo"))
+        settings = ClusterSettings(
+            workers=(f"127.0.0.2:{port}",), threads=1, kv_type="f32", security=security
+        )
+        made = running.enter_context(core(model, settings, pause_seconds=SECONDS))
+        assert ("plain text" in " ".join(made.cluster.status().notes)) != tls
+        yield Damaged(made, proxies[1], worker.log)
 
 
 def some_flips(count: int, seed: int) -> list[Flip]:
