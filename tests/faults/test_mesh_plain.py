@@ -1,4 +1,4 @@
-"""What a cluster with certificates says of its mesh: its cipher, or aloud that it has none."""
+"""The words of a cluster with certificates about its mesh: the cipher, or a warning of plain text."""
 
 from __future__ import annotations
 
