@@ -1,4 +1,4 @@
-"""The words of a cluster with certificates about its mesh: the cipher, or a warning of plain text."""
+"""A cluster with certificates names its mesh's cipher, or warns of plain text."""
 
 from __future__ import annotations
 
