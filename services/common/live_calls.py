@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 # A running call ends when it was found revoked twice, this far apart: an editor that writes a file
 # in two parts ends no call.
-_LOOK_SECONDS = 0.25
+_LOOK_SECONDS = 0.05
 
 Revocation = Callable[[], str]
 
