@@ -6,6 +6,7 @@ at. For folders in which others may have left something, on purpose or not.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -33,13 +34,18 @@ class OwnFolder:
     def __init__(self, path: Path) -> None:
         """Makes the folder if it is absent.
 
-        Raises ForeignFileError if it belongs to another user, or others may write to it.
+        In a folder of the superuser's, as container platforms mount volumes, this user's own folder
+        is used. Raises ForeignFileError if it belongs to another user, or others may write to it.
         """
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A path with symbolic links is the user's choice; the folder it leads to is checked.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._close = weakref.finalize(self, os.close, self._descriptor)
-        _check_folder(os.fstat(self._descriptor))
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        user = os.geteuid()
+        if user != 0 and os.fstat(descriptor).st_uid == 0:
+            descriptor = _inner(descriptor, f"user-{user}")
+        self._descriptor = descriptor
+        self._close = weakref.finalize(self, os.close, descriptor)
+        _check_folder(os.fstat(descriptor))
 
     def close(self) -> None:
         """Close the folder; nothing in it can be used any more."""
@@ -134,14 +140,23 @@ class OwnFolder:
         return file
 
 
+def _inner(outer: int, name: str) -> int:
+    """A descriptor of a folder in another, whose descriptor is closed."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=outer)
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | _FLAGS, dir_fd=outer)
+    except NotADirectoryError:
+        raise ForeignFileError(f"{name} in it is not a folder") from None
+    finally:
+        os.close(outer)
+
+
 def _check_folder(status: os.stat_result) -> None:
     user, mode = os.geteuid(), stat.S_IMODE(status.st_mode)
-    # Kubernetes hands out volumes that belong to root and to a group of the container's own.
-    groups = (os.getegid(), *os.getgroups())
-    mounted = status.st_uid == 0 and user != 0 and status.st_gid in groups
-    if status.st_uid != user and not mounted:
+    if status.st_uid != user:
         raise ForeignFileError(f"it belongs to user {status.st_uid}, and this is user {user}")
-    if mode & 0o002 or (mode & 0o020 and not mounted):
+    if mode & 0o022:
         raise ForeignFileError(f"others may write to it (mode {mode:o}): run chmod go-w on it")
 
 

@@ -168,6 +168,27 @@ def test_files_and_folders_of_another_user_are_refused(tmp_path: Path) -> None:
     assert error.value.reason == Reason.BAD_SETTING
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser gives files away")
+def test_a_mounted_volume_of_the_superuser_has_a_folder_for_each_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kubernetes mounts volumes: root's, and anyone may write to them."""
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    own = tmp_path / "cache" / "user-12345"
+    own.mkdir(mode=0o700)
+    os.chown(own, 12345, 12345)
+    SliceCache(tmp_path / "cache")
+    os.chown(own, 0, 0)
+    with pytest.raises(HearthError, match="it belongs to user 0"):
+        SliceCache(tmp_path / "cache")
+    own.rmdir()
+    own.symlink_to(tmp_path)
+    with pytest.raises(HearthError, match="user-12345 in it is not a folder"):
+        SliceCache(tmp_path / "cache")
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / "cache").mkdir()
