@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hearth.converter.errors import ModelError
+from hearth.converter.tokenizers.end_names import ENDS
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -36,18 +37,6 @@ GENERATION = "generation_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"
 CHAT_TEMPLATES = "additional_chat_templates"
-
-# Chat models end their turns with these, besides the one end of text that a GGUF
-# file names; and where no file names any, these are what ends a text.
-END_NAMES = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<end_of_turn>",
-)
 
 _NAMED = (
     "bos_token",
@@ -144,7 +133,7 @@ class Settings:
         if self.eos_token is not None and self.eos_token in vocabulary:
             eos_ids |= {vocabulary[self.eos_token]}
         if not eos_ids:
-            eos_ids = frozenset(vocabulary[name] for name in END_NAMES if name in vocabulary)
+            eos_ids = frozenset(vocabulary[name] for name in ENDS if name in vocabulary)
         return bos_id, eos_ids
 
     @property
