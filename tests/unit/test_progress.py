@@ -13,7 +13,6 @@ import termios
 import pytest
 from harness import clean_environ
 
-from hearth.cli import progress
 from hearth.cli.progress import LoadProgress
 from hearth.root.cluster.streaming import LoadEvent
 
@@ -22,7 +21,7 @@ def test_a_line_for_each_node_and_now_and_then_one_before(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("hearth.cli.progress.time.monotonic", lambda: now)
     shown = LoadProgress()
     for now in range(25):
         shown("pi1:7717", LoadEvent(100 << 20, now << 20, 0))
