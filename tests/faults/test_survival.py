@@ -321,7 +321,7 @@ def test_too_few_workers_in_time(start_root: Start) -> None:
     assert "--join-seconds" in last
     many = hearth("root", "--model", "demo", "--listen", "127.0.0.1:0", "--min-workers", "9")
     assert many.returncode == 2
-    assert "more than the 3 workers" in many.stderr
+    assert "more than the 7 workers" in many.stderr
 
 
 def test_workers_that_announce_themselves(start_worker: Start, serve: Roots) -> None:
