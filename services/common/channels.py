@@ -50,7 +50,7 @@ _IDLE_MS = 300_000
 # Authorized connections of one server at once. Each costs three descriptors and some 100 KiB.
 MAX_CONNECTIONS = 256
 # Connections without an authorized call that gRPC sees at once (common/front.py).
-MAX_STRANGERS = 64
+MAX_STRANGERS = 128
 # A peer acknowledges SETTINGS within this, or gRPC closes the connection: until then, gRPC does not
 # apply its limit on headers.
 SETTINGS_SECONDS = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from itertools import chain
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -84,8 +84,8 @@ class Gate(grpc.ServerInterceptor):
                 self._watch_root(self._security, context)
             # A root with certificates is trusted; without them, anyone could call.
             self._callers.admit(context, settled=self._security is not None)
-            first = self._first(requests, context)
-            argument = chain((first,), requests) if handler.request_streaming else first
+            read = self._stream if handler.request_streaming else self._only
+            argument = read(requests, context)
             try:
                 return behavior(argument, context, *more)
             except NotImplementedError:  # raised by stubs; gRPC would log a traceback each time
@@ -94,14 +94,30 @@ class Gate(grpc.ServerInterceptor):
 
         return streaming(watched, handler)
 
-    def _first(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        """The first message of a call; the call ends when it does not come.
-
-        Too many calls that wait for theirs end the oldest: each holds a thread.
-        """
+    def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        """The message of a call that has one; the call ends when it does not come."""
         watchdog = threading.Timer(self._seconds, context.cancel)
         watchdog.daemon = True
         watchdog.start()
+        try:
+            with self._silence(context):
+                return next(requests)
+        except StopIteration:
+            abort(context, without_message())
+        finally:
+            watchdog.cancel()
+
+    def _stream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """The messages of a stream, which has a time limit of its own for the first."""
+        with self._silence(context):
+            first = next(requests, None)
+        if first is not None:
+            yield first
+            yield from requests
+
+    @contextmanager
+    def _silence(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Too many calls that wait for their first message end the oldest: each holds a thread."""
         with self._lock:
             self._silent[context] = None
             oldest = next(iter(self._silent)) if len(self._silent) > _MOST_SILENT else None
@@ -110,11 +126,8 @@ class Gate(grpc.ServerInterceptor):
         if oldest is not None:
             oldest.cancel()
         try:
-            return next(requests)
-        except StopIteration:
-            abort(context, without_message())
+            yield
         finally:
-            watchdog.cancel()
             with self._lock:
                 self._silent.pop(context, None)
 

@@ -86,3 +86,15 @@ def test_unknown_methods_are_unimplemented(root: Root) -> None:
                 call: Any = channel.unary_unary(path)
                 call(b"", timeout=SECONDS)
             assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_calls_without_a_message_make_room() -> None:
+    """By the same client too: 100 calls of one connection, of which none ends by itself."""
+    with Root(max_streams=32) as root:
+        raw = Raw(root.address)
+        for _ in range(60):
+            raw.send(frame(HEADERS, 4, raw.stream(), headers(GENERATE)))
+        begun = time.monotonic()
+        assert text(root.address)
+        assert time.monotonic() - begun < 5.0
+        raw.close()

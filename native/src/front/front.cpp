@@ -24,6 +24,7 @@ constexpr int kAccepts = 64;
 constexpr size_t kMostRefused = 256;
 constexpr size_t kMostKnown = 256;
 constexpr int kMostRefusedCalls = 16;
+constexpr size_t kMuch = 1 << 20;  // from a peer that will send more: weights, partial sums
 constexpr size_t kMostRoomy = 4;
 constexpr int kTickMilliseconds = 100;
 // A stranger that has sent all it may: its call may be on its way to the gate.
@@ -147,7 +148,7 @@ void Front::Loop::prepare() {
     if (reads(link)) client |= POLLIN;
     if (!link.down.empty()) client |= POLLOUT;
     if (!link.server_ended && link.down.empty()) server |= POLLIN;
-    if (!link.up.empty()) server |= POLLOUT;
+    if (!link.up.empty() || !link.conveyor.empty()) server |= POLLOUT;
     // A socket without events is left out: poll would report its errors at once, again and again.
     polled_.push_back({client != 0 ? link.client.get() : -1, client, 0});
     polled_.push_back({server != 0 ? link.server.get() : -1, server, 0});
@@ -159,7 +160,7 @@ void Front::Loop::prepare() {
 bool Front::Loop::reads(const Link& link) const {
   if (!link.client.open() || link.client_ended) return false;
   if (link.stage == Stage::silent) return true;
-  return link.server.open() && link.up.empty() && allowance(link) > 0;
+  return link.server.open() && link.up.empty() && link.conveyor.empty() && allowance(link) > 0;
 }
 
 void Front::Loop::turn() {
@@ -259,10 +260,11 @@ void Front::Loop::serve(Link& link, short client, short server) {
     begin(link);
     return;
   }
-  if (server & (POLLOUT | POLLERR | POLLHUP) && !link.up.empty() &&
-      !link.up.flush(link.server.get())) {
+  if (server & (POLLOUT | POLLERR | POLLHUP) &&
+      !(link.up.flush(link.server.get()) && link.conveyor.flush(link.server.get()))) {
     link.server_ended = true;
     link.up.clear();
+    link.conveyor.clear();
   }
   if (client & (POLLOUT | POLLERR | POLLHUP) && !link.down.empty() &&
       !link.down.flush(link.client.get()))
@@ -304,7 +306,36 @@ size_t Front::Loop::allowance(const Link& link) const {
   return std::min(kCautious, limit - std::min(limit, link.taken));
 }
 
+// Forwards inside the kernel what a settled peer sends. False if this is not how it is done.
+bool Front::Loop::convey(Link& link) {
+  if (link.stage != Stage::settled || link.taken < kMuch) return false;
+  if (!link.conveyor.is_open() && !link.conveyor.open()) {
+    link.taken = 0;  // tried again later
+    return false;
+  }
+  for (int i = 0; i < kTurns && reads(link); ++i) {
+    const long count = link.conveyor.take(link.client.get());
+    if (count == -1) return true;
+    if (count == -2) {
+      hang_up(link);
+      return true;
+    }
+    if (count == 0) {
+      link.client_ended = true;
+      leave(link);
+      return true;
+    }
+    if (!link.conveyor.flush(link.server.get())) {
+      link.server_ended = true;
+      link.conveyor.clear();
+      return true;
+    }
+  }
+  return true;
+}
+
 void Front::Loop::pump_up(Link& link) {
+  if (convey(link)) return;
   for (int i = 0; i < kTurns && reads(link); ++i) {
     const size_t most = allowance(link);
     const long count = read_some(link.client.get(), scratch_.data(), most);
@@ -319,8 +350,8 @@ void Front::Loop::pump_up(Link& link) {
       return;
     }
     const size_t size = static_cast<size_t>(count);
+    link.taken += size;
     if (link.stage != Stage::settled) {
-      link.taken += size;
       if (!config_.tls && !link.acked) link.acked = link.ack.feed(scratch_.data(), size);
       if (link.stage == Stage::settling && link.acked) settle(link);
     }
@@ -484,6 +515,7 @@ void Front::Loop::hang_up(Link& link) {
   link.client.reset();
   link.up.clear();
   link.down.clear();
+  link.conveyor.clear();
   leave(link);
 }
 
@@ -500,7 +532,8 @@ void Front::Loop::leave(Link& link) {
 
 // Tells the server that no more comes, once it has everything.
 void Front::Loop::end_server(Link& link) {
-  if (link.server_shut || !link.server.open() || !link.up.empty()) return;
+  const bool pending = !link.up.empty() || !link.conveyor.empty();
+  if (link.server_shut || !link.server.open() || pending) return;
   shutdown(link.server.get(), SHUT_WR);
   link.server_shut = true;
 }

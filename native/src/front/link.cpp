@@ -1,5 +1,6 @@
 #include "front/link.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -31,6 +32,61 @@ void Backlog::clear() {
   // Its memory goes too: most connections never have a backlog again.
   std::vector<uint8_t>().swap(bytes_);
   begin_ = 0;
+}
+
+#ifdef SPLICE_F_NONBLOCK
+
+constexpr size_t kPipe = 1 << 20;
+
+bool Conveyor::open() {
+  int ends[2];
+  if (pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0) return false;
+  out_.reset(ends[0]);
+  in_.reset(ends[1]);
+  fcntl(ends[0], F_SETPIPE_SZ, static_cast<int>(kPipe));  // else it has 64 KiB
+  return true;
+}
+
+long Conveyor::take(int from) {
+  while (true) {
+    const ssize_t count =
+        splice(from, nullptr, in_.get(), nullptr, kPipe, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    if (count >= 0) {
+      held_ += static_cast<size_t>(count);
+      return count;
+    }
+    if (errno == EINTR) continue;
+    return errno == EAGAIN ? -1 : -2;
+  }
+}
+
+bool Conveyor::flush(int to) {
+  while (held_ > 0) {
+    const ssize_t count =
+        splice(out_.get(), nullptr, to, nullptr, held_, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    if (count > 0) {
+      held_ -= static_cast<size_t>(count);
+    } else if (count == 0 || errno == EAGAIN) {
+      return count != 0;
+    } else if (errno != EINTR) {
+      return false;
+    }
+  }
+  return true;
+}
+
+#else
+
+bool Conveyor::open() { return false; }
+long Conveyor::take(int) { return -2; }
+bool Conveyor::flush(int) { return false; }
+
+#endif
+
+void Conveyor::clear() {
+  out_.reset();
+  in_.reset();
+  held_ = 0;
 }
 
 long read_some(int fd, uint8_t* data, size_t size) {

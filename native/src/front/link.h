@@ -50,6 +50,25 @@ class Backlog {
   size_t begin_ = 0;
 };
 
+// A pipe that carries bytes from one socket to another inside the kernel: no copies (splice,
+// Linux).
+class Conveyor {
+ public:
+  // False where the system has none, or no descriptors are left.
+  bool open();
+  bool is_open() const { return out_.open(); }
+  bool empty() const { return held_ == 0; }
+  // As read_some, into the pipe.
+  long take(int from);
+  // Writes to a non-blocking socket. False if the socket failed.
+  bool flush(int to);
+  void clear();
+
+ private:
+  Socket out_, in_;
+  size_t held_ = 0;
+};
+
 enum class Stage {
   silent,    // the peer has sent nothing
   waiting,   // for a place among the strangers
@@ -75,11 +94,12 @@ struct Link {
   bool client_ended = false;
   bool server_ended = false;
   bool server_shut = false;
-  size_t taken = 0;  // bytes from the peer
+  size_t taken = 0;  // bytes from the peer, but for those of the conveyor
   int refused_calls = 0;
   SettingsAck ack;
   bool acked = false;
   Backlog up, down;
+  Conveyor conveyor;  // from the peer, once it has sent much
 };
 
 // Reads at most `size` bytes from a non-blocking socket: the count, 0 at its end, -1 if it would

@@ -49,6 +49,7 @@ class Front::Loop {
   void serve(Link& link, short client, short server);
   void begin(Link& link);
   void pump_up(Link& link);
+  bool convey(Link& link);
   void pump_down(Link& link);
   size_t strangers() const;
   void seek_places();

@@ -5,7 +5,7 @@ import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -35,6 +35,8 @@ Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
 
 # Messages read at once: gRPC makes room for a whole message (4 MiB) while one is read.
 _READERS = 64
+# Calls of one client that wait for their message: each holds a place.
+_MOST_SILENT = 32
 # A client that has not read a message for this long has left.
 WRITE_SECONDS = 30.0
 
@@ -64,6 +66,8 @@ class Gate(grpc.aio.ServerInterceptor):
         self._access = access
         self._live = LiveCalls()
         self._calls = Places(calls, "calls")
+        # Of each client: time limits of calls that wait for their message, oldest first.
+        self._silent: dict[str, dict[asyncio.Timeout, None]] = {}
         self._readers = Turns(_READERS, _READERS // 4)
         self._callers = Callers(refusals, front)
         # Until then such a call counts towards the root's limit of calls.
@@ -152,13 +156,30 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return streaming(guarded, handler, raw=True)
 
+    @asynccontextmanager
+    async def _message_limit(self, client: str) -> AsyncIterator[None]:
+        """The time for a message to come. Too many calls that wait for theirs end the oldest."""
+        silent = self._silent.setdefault(client, {})
+        try:
+            async with asyncio.timeout(self._seconds) as limit:
+                silent[limit] = None
+                if len(silent) > _MOST_SILENT:
+                    oldest = next(iter(silent))
+                    del silent[oldest]
+                    oldest.reschedule(asyncio.get_running_loop().time())
+                yield
+        finally:
+            silent.pop(limit, None)
+            if not silent and self._silent.get(client) is silent:
+                del self._silent[client]
+
     def _paced(self, context: Context) -> Context:
         return Paced(context, self._write_seconds, self._callers)
 
     async def _request(self, context: Context, parse: Callable[[bytes], Any], client: str) -> Any:
         """The one message of a call. Raises HearthError."""
         try:
-            async with asyncio.timeout(self._seconds), self._readers.turn(client):
+            async with self._message_limit(client), self._readers.turn(client):
                 data = await context.read()
         except TimeoutError:
             problem = f"no message within {self._seconds:g} s of the call"
