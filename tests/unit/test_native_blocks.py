@@ -164,13 +164,16 @@ def rms(x: F64, weight: F64) -> F64:
 
 
 def activate(name: str, x: F64) -> F64:
+    y: F64
     if name == "silu":
-        return x / (1 + np.exp(-x))
-    if name == "gelu_tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    if name == "gelu":
-        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-    return np.maximum(x, 0) ** 2
+        y = x / (1 + np.exp(-x))
+    elif name == "gelu_tanh":
+        y = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    elif name == "gelu":
+        y = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    else:
+        y = np.maximum(x, 0) ** 2
+    return y
 
 
 def rotate(model: Model, block: Block, x: F64) -> F64:
