@@ -220,6 +220,24 @@ class FeedForwardConfig:
         output_bias: bool = False,
     ) -> None: ...
 
+class ExpertsConfig:
+    """The experts of a kind of block; ValueError for unknown scores."""
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        used: int,
+        expert: FeedForwardConfig,
+        scores: str = "softmax",
+        normalize: bool = True,
+        scale: float = 1.0,
+        router_bias: bool = False,
+        choice_bias: bool = False,
+        groups: int = 1,
+        used_groups: int = 1,
+    ) -> None: ...
+
 class BlockConfig:
     """A kind of block: layers of one kind have the same shape."""
 
@@ -228,6 +246,8 @@ class BlockConfig:
         *,
         attention: AttentionConfig,
         feed_forward: FeedForwardConfig,
+        experts: ExpertsConfig | None = None,
+        feed_forward_gate: bool = False,
         input_norms: bool = True,
         output_norms: bool = False,
         residual_scale: float = 1.0,

@@ -35,6 +35,8 @@ Value parse(const std::array<std::pair<const char*, Value>, kCount>& table, cons
 
 constexpr std::array<std::pair<const char*, NormKind>, 2> kNorms = {
     {{"rms", NormKind::rms}, {"layer", NormKind::layer}}};
+constexpr std::array<std::pair<const char*, RouterScores>, 2> kScores = {
+    {{"softmax", RouterScores::softmax}, {"sigmoid", RouterScores::sigmoid}}};
 constexpr std::array<std::pair<const char*, Activation>, kActivations> kActivationNames = {
     {{"silu", Activation::silu},
      {"gelu_tanh", Activation::gelu_tanh},
@@ -73,10 +75,28 @@ FeedForwardConfig make_feed_forward(Pair units, const std::string& activation, b
           .output_bias = output_bias};
 }
 
-BlockConfig make_block(AttentionConfig attention, FeedForwardConfig feed_forward, bool input_norms,
-                       bool output_norms, float residual_scale) {
+ExpertsConfig make_experts(size_t count, size_t used, FeedForwardConfig expert,
+                           const std::string& scores, bool normalize, float scale, bool router_bias,
+                           bool choice_bias, size_t groups, size_t used_groups) {
+  return {.count = count,
+          .used = used,
+          .expert = expert,
+          .scores = parse(kScores, "scores", scores),
+          .normalize = normalize,
+          .scale = scale,
+          .router_bias = router_bias,
+          .choice_bias = choice_bias,
+          .groups = groups,
+          .used_groups = used_groups};
+}
+
+BlockConfig make_block(AttentionConfig attention, FeedForwardConfig feed_forward,
+                       std::optional<ExpertsConfig> experts, bool feed_forward_gate,
+                       bool input_norms, bool output_norms, float residual_scale) {
   return {.attention = attention,
           .feed_forward = feed_forward,
+          .experts = experts,
+          .feed_forward_gate = feed_forward_gate,
           .input_norms = input_norms,
           .output_norms = output_norms,
           .residual_scale = residual_scale};
@@ -125,9 +145,14 @@ void bind_config(py::module_& module) {
   py::class_<FeedForwardConfig>(module, "FeedForwardConfig", "The feed-forward of a kind of block.")
       .def(py::init(&make_feed_forward), py::kw_only(), "units"_a, "activation"_a = "silu",
            "gated"_a = true, "bias"_a = false, "output_bias"_a = false);
+  py::class_<ExpertsConfig>(module, "ExpertsConfig", "The experts of a kind of block.")
+      .def(py::init(&make_experts), py::kw_only(), "count"_a, "used"_a, "expert"_a,
+           "scores"_a = "softmax", "normalize"_a = true, "scale"_a = 1.0f, "router_bias"_a = false,
+           "choice_bias"_a = false, "groups"_a = 1, "used_groups"_a = 1);
   py::class_<BlockConfig>(module, "BlockConfig", "A kind of block.")
       .def(py::init(&make_block), py::kw_only(), "attention"_a, "feed_forward"_a,
-           "input_norms"_a = true, "output_norms"_a = false, "residual_scale"_a = 1.0f);
+           "experts"_a = std::nullopt, "feed_forward_gate"_a = false, "input_norms"_a = true,
+           "output_norms"_a = false, "residual_scale"_a = 1.0f);
   py::class_<ShardConfig>(module, "ShardConfig", "The shape of a shard.")
       .def(py::init(&make_config), py::kw_only(), "hidden_size"_a, "layers"_a, "kinds"_a,
            "kind_of_layer"_a, "norm"_a = "rms", "norm_epsilon"_a, "ropes"_a, "kv_type"_a,

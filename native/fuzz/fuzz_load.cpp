@@ -37,6 +37,17 @@ void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
   feed_forward.gated = !maybe();
   feed_forward.bias = maybe();
   feed_forward.output_bias = maybe();
+  if (maybe()) {
+    block.experts = {.count = in.number(9),
+                     .used = in.number(4),
+                     .expert = {.units = {0, in.number(40)}, .gated = !maybe(), .bias = maybe()},
+                     .scores = static_cast<RouterScores>(in.upto(1)),
+                     .normalize = maybe(),
+                     .groups = in.number(3),
+                     .used_groups = in.number(2)};
+    if (maybe()) feed_forward.units = {};
+    block.feed_forward_gate = maybe();
+  }
   block.input_norms = !maybe();
   block.output_norms = maybe();
   if (maybe()) block.residual_scale = in.real();
@@ -84,10 +95,13 @@ ShardConfig any_config(fuzz::Input& in) {
 
 bool is_small(const ShardConfig& c) {
   const AttentionConfig& attention = c.kinds[0].attention;
+  const auto& experts = c.kinds[0].experts;
   const size_t size = std::max(attention.key_size, attention.value_size);
   return c.layers.size() <= 4 && c.hidden_size <= 256 &&
          attention.heads.size() * size * c.hidden_size <= kMostNumbers &&
          c.kinds[0].feed_forward.units.size() * c.hidden_size <= kMostNumbers &&
+         (!experts ||
+          experts->count * experts->expert.units.size() * c.hidden_size <= kMostNumbers) &&
          std::max(c.vocab_size, c.learned_positions) * c.hidden_size <= kMostNumbers;
 }
 

@@ -21,6 +21,43 @@ EPSILON = 1e-5
 
 
 @dataclass
+class Experts:
+    """Experts; the names are those of the core's config."""
+
+    count: int = 8
+    used: int = 3
+    units: int = 16
+    activation: str = "silu"
+    bias: bool = False
+    scores: str = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    router_bias: bool = False
+    choice_bias: bool = False
+    groups: int = 1
+    used_groups: int = 1
+
+    def native(self) -> _native.ExpertsConfig:
+        return _native.ExpertsConfig(
+            count=self.count,
+            used=self.used,
+            expert=_native.FeedForwardConfig(
+                units=(0, self.units),
+                activation=self.activation,
+                bias=self.bias,
+                output_bias=self.bias,
+            ),
+            scores=self.scores,
+            normalize=self.normalize,
+            scale=self.scale,
+            router_bias=self.router_bias,
+            choice_bias=self.choice_bias,
+            groups=self.groups,
+            used_groups=self.used_groups,
+        )
+
+
+@dataclass
 class Block:
     """A kind of block; the names are those of the core's configs."""
 
@@ -45,6 +82,8 @@ class Block:
     input_norms: bool = True
     output_norms: bool = False
     residual_scale: float = 1.0
+    experts: Experts | None = None
+    ffn_gate: bool = False
 
     def native(self) -> _native.BlockConfig:
         return _native.BlockConfig(
@@ -70,6 +109,8 @@ class Block:
                 bias=self.ffn_bias,
                 output_bias=self.ffn_output_bias,
             ),
+            experts=self.experts.native() if self.experts is not None else None,
+            feed_forward_gate=self.ffn_gate,
             input_norms=self.input_norms,
             output_norms=self.output_norms,
             residual_scale=self.residual_scale,
@@ -156,11 +197,13 @@ def norm(model: Model, weights: dict[str, F64], name: str, x: F64) -> F64:
         return rms(x, weight)
     apart = x - x.mean(-1, keepdims=True)
     scale = 1 / np.sqrt((apart**2).mean(-1, keepdims=True) + EPSILON)
-    return apart * scale * weight + weights[f"{name}.bias"][0]
+    normed: F64 = apart * scale * weight + weights[f"{name}.bias"][0]
+    return normed
 
 
 def rms(x: F64, weight: F64) -> F64:
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON) * weight
+    normed: F64 = x / np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON) * weight
+    return normed
 
 
 def activate(name: str, x: F64) -> F64:
@@ -216,11 +259,57 @@ def attention(model: Model, block: Block, w: dict[str, F64], x: F64) -> F64:
     mixed = np.einsum("hps,shd->phd", shares, v).reshape(count, -1)
     if block.gate:
         mixed = mixed / (1 + np.exp(-(x @ w["wg"].T)))
-    out = mixed @ w["wo"].T
-    return out + (w["bo"][0] if block.output_bias else 0)
+    out: F64 = mixed @ w["wo"].T
+    return out + w["bo"][0] if block.output_bias else out
+
+
+def experts(chosen: Experts, w: dict[str, F64], x: F64) -> F64:
+    """Row by row, expert by expert."""
+    out = np.zeros_like(x)
+    units, hidden = chosen.units, x.shape[1]
+    for row, value in enumerate(x):
+        products = w["router"] @ value + (w["router_bias"][0] if chosen.router_bias else 0)
+        if chosen.scores == "softmax":
+            scores = np.exp(products - products.max())
+            scores /= scores.sum()
+        else:
+            scores = 1 / (1 + np.exp(-products))
+        ranks = scores + (w["choice_bias"][0] if chosen.choice_bias else 0)
+        if chosen.groups > 1:
+            grouped = ranks.reshape(chosen.groups, -1)
+            best = np.sort(grouped, axis=1)[:, -2:].sum(1).argsort()[-chosen.used_groups :]
+            kept = np.isin(np.arange(chosen.groups), best)
+            ranks = np.where(kept[:, None], grouped, -np.inf).ravel()
+        picks = ranks.argsort()[::-1][: chosen.used]
+        shares = scores[picks]
+        if chosen.normalize:
+            shares = shares / shares.sum()
+        for pick, share in zip(picks, shares * chosen.scale, strict=True):
+            rows = slice(pick * units, (pick + 1) * units)
+            gate, up = w["experts_w1"][rows] @ value, w["experts_w3"][rows] @ value
+            if chosen.bias:
+                gate, up = gate + w["experts_b1"][0, rows], up + w["experts_b3"][0, rows]
+            down = w["experts_w2"][pick * hidden : (pick + 1) * hidden]
+            y = down @ (activate(chosen.activation, gate) * up)
+            if chosen.bias:
+                y = y + w["experts_b2"][0, pick * hidden : (pick + 1) * hidden]
+            out[row] += share * y
+    return out
 
 
 def feed_forward(block: Block, w: dict[str, F64], x: F64) -> F64:
+    if block.experts is None:
+        return whole(block, w, x)
+    out = experts(block.experts, w, x)
+    if not block.units:
+        return out
+    beside = whole(block, w, x)
+    if block.ffn_gate:
+        beside = beside / (1 + np.exp(-(x @ w["ffn_gate"].T)))
+    return out + beside
+
+
+def whole(block: Block, w: dict[str, F64], x: F64) -> F64:
     gate = x @ w["w1"].T + (w["b1"][0] if block.ffn_bias else 0)
     inner = activate(block.activation, gate)
     if block.gated:
@@ -320,6 +409,38 @@ CASES = {
         (0, 1, 0),
         ropes=((4, 10000.0, 1.0), (3, 100.0, 1.0)),
     ),
+    "experts": Model([Block(units=0, experts=Experts())]),
+    "one expert": Model([Block(units=0, experts=Experts(used=1, normalize=False))]),
+    "all experts, with biases": Model(
+        [Block(units=0, experts=Experts(used=8, bias=True, router_bias=True))]
+    ),
+    "experts by sigmoid, in groups": Model(
+        [
+            Block(
+                units=0,
+                experts=Experts(
+                    count=12,
+                    used=4,
+                    scores="sigmoid",
+                    choice_bias=True,
+                    scale=2.5,
+                    groups=4,
+                    used_groups=2,
+                ),
+            )
+        ]
+    ),
+    "experts and a feed-forward": Model([Block(units=24, experts=Experts(normalize=False))]),
+    "experts and a gated feed-forward": Model(
+        [Block(units=24, experts=Experts(units=32), ffn_gate=True), Block(units=40)], (1, 0, 1)
+    ),
+    "experts of two kinds": Model(
+        [
+            Block(units=0, experts=Experts(count=8, used=2, units=8)),
+            Block(units=16, experts=Experts(count=5, used=4, units=24, activation="gelu_tanh")),
+        ],
+        (0, 1, 0),
+    ),
     "all at once": Model(
         [
             Block(bias=True, output_bias=True, sinks=True, gate=True, window=5, softcap=3.0),
@@ -369,6 +490,8 @@ def test_each_feature_matters(name: str) -> None:
     plain = Model([Block(**sizes)], tuple(0 for _ in model.kind_of_layer), ropes=ropes)
     if name in ("two kinds of layers", "all at once", "norms after only", "layer norm"):
         return  # their weights do not fit another shape; each part has a case of its own
+    if "expert" in name:
+        return  # other weights; each option has a case of its own
     if name.startswith(("wide keys", "narrow keys", "half of", "window as long")):
         return  # shapes, and a window that hides nothing
     others = {key: value for key, value in weights.items() if key in plain.shard().expected()}
@@ -410,8 +533,10 @@ def test_quantized_weights_of_kinds_of_different_widths(type: str) -> None:
     kinds = [
         Block(key_size=32, value_size=32, units=96, output_norms=True),
         Block(heads=2, kv_heads=1, key_size=16, value_size=80, units=32, gate=True, window=5),
+        # All experts, so that no rounding changes the choice.
+        Block(key_size=16, value_size=16, units=0, experts=Experts(count=3, used=3, units=64)),
     ]
-    model = Model(kinds, (0, 1, 0), hidden=64, ropes=((8, 10000.0, 1.0),))
+    model = Model(kinds, (0, 1, 2), hidden=64, ropes=((8, 10000.0, 1.0),))
     weights = weights_of(model.shard(), seed=5)
     shard, dequantized = model.shard(2), {}
     for name, value in weights.items():

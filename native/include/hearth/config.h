@@ -65,12 +65,34 @@ struct FeedForwardConfig {
   bool output_bias = false;  // this rank adds the bias of the output
 };
 
+// How a router's products become the weights of experts: all together by softmax, or each by
+// sigmoid.
+enum class RouterScores : uint8_t { softmax, sigmoid };
+
+// Experts (Shazeer et al.: Outrageously large neural networks, 2017): feed-forwards, of which a
+// router chooses a few for every row. Every rank has a part of each, and the whole router.
+struct ExpertsConfig {
+  size_t count = 0, used = 0;
+  FeedForwardConfig expert;  // the shape of each, with its biases
+  RouterScores scores = RouterScores::softmax;
+  bool normalize = true;     // the weights of the chosen add up to 1
+  float scale = 1.0f;        // and are then multiplied by this
+  bool router_bias = false;  // of the router's products
+  bool choice_bias = false;  // added to the scores for the choice alone
+  // Only experts of the best `used_groups` groups are chosen, by the sum of the two best scores of
+  // each (DeepSeek-AI: DeepSeek-V3 technical report, 2024).
+  size_t groups = 1, used_groups = 1;
+};
+
 struct BlockConfig {
   AttentionConfig attention;
-  FeedForwardConfig feed_forward;
-  bool input_norms = true;      // of what the mixer and the feed-forward read
-  bool output_norms = false;    // of what they add
-  float residual_scale = 1.0f;  // factor of what they add
+  FeedForwardConfig feed_forward;  // of all rows; without units where there are only experts
+  std::optional<ExpertsConfig> experts = {};  // their result is added to the feed-forward's
+  bool feed_forward_gate = false;  // beside experts: the feed-forward's result times sigmoid of a
+                                   // product of its own
+  bool input_norms = true;         // of what the mixer and the feed-forward read
+  bool output_norms = false;       // of what they add
+  float residual_scale = 1.0f;     // factor of what they add
 };
 
 struct ShardConfig {

@@ -15,18 +15,25 @@ enum class BufferId : uint8_t {
   logits,    // [output rows, vocab]
   kv_cache,  // all pages
   // In the workspace: [rows, columns], but for the scratch memory of each thread.
-  cos,         // of the rotary angles
-  sin,         //
-  normed,      // input of the mixer, of the feed-forward, and of the head
-  queries,     //
-  keys,        //
-  values,      //
-  mixer_gate,  // see AttentionConfig::gate
-  mixed,       // what attention makes
-  partial,     // this rank's part of what is added to the residual
-  gate,        //
-  up,          //
-  scratch,     // each thread's, for attention and products
+  cos,            // of the rotary angles
+  sin,            //
+  normed,         // input of the mixer, of the feed-forward, and of the head
+  queries,        //
+  keys,           //
+  values,         //
+  mixer_gate,     // see AttentionConfig::gate
+  mixed,          // what attention makes
+  partial,        // this rank's part of what is added to the residual
+  gate,           //
+  up,             //
+  router,         // the router's products, [rows, experts]
+  choices,        // of each row: its experts, then their weights, and scratch memory
+  expert_input,   // rows of `normed` in the order of their experts, [rows * used, hidden]
+  expert_gate,    // [rows * used, units]
+  expert_up,      //
+  expert_output,  // [rows * used, hidden]
+  ffn_gate,       // see BlockConfig::feed_forward_gate, [rows, 1]
+  scratch,        // each thread's, for attention and products
 };
 
 inline constexpr size_t kBuffers = static_cast<size_t>(BufferId::scratch) + 1;

@@ -12,31 +12,52 @@ void FeedForward::add_slots(const ShardConfig& config, const BlockConfig& block,
   const FeedForwardConfig& shape = block.feed_forward;
   const size_t hidden = config.hidden_size, units = shape.units.size();
   if (block.input_norms) norm.add_slots(config.norm, prefix + "ffn_norm", hidden, slots);
-  slots.add(prefix + "w1", units, hidden, gate);
-  if (shape.gated) slots.add(prefix + "w3", units, hidden, up);
-  slots.add(prefix + "w2", hidden, units, down);
-  if (shape.bias) slots.add(prefix + "b1", units, gate_bias);
-  if (shape.bias && shape.gated) slots.add(prefix + "b3", units, up_bias);
-  if (shape.output_bias) slots.add(prefix + "b2", hidden, down_bias);
+  if (units > 0) {
+    slots.add(prefix + "w1", units, hidden, gate);
+    if (shape.gated) slots.add(prefix + "w3", units, hidden, up);
+    slots.add(prefix + "w2", hidden, units, down);
+    if (shape.bias) slots.add(prefix + "b1", units, gate_bias);
+    if (shape.bias && shape.gated) slots.add(prefix + "b3", units, up_bias);
+    if (shape.output_bias) slots.add(prefix + "b2", hidden, down_bias);
+  }
+  if (block.experts) experts.add_slots(*block.experts, hidden, prefix, slots);
+  if (block.feed_forward_gate) slots.add(prefix + "ffn_gate", 1, hidden, result_gate);
   if (block.output_norms)
     output_norm.add_slots(config.norm, prefix + "ffn_out_norm", hidden, slots);
 }
 
 void FeedForward::compile(const ShardConfig& config, const BlockConfig& block,
                           Program& program) const {
-  const FeedForwardConfig& shape = block.feed_forward;
-  const size_t hidden = config.hidden_size, units = shape.units.size();
-  const bool quantize_normed =
-      is_quantized(gate.type()) || (shape.gated && is_quantized(up.type()));
-  const bool quantize_gate = is_quantized(down.type());
-  program.size_buffer(BufferId::normed, hidden, quantize_normed);
-  program.size_buffer(BufferId::gate, units, quantize_gate);
-  if (shape.gated) program.size_buffer(BufferId::up, units);
+  const size_t hidden = config.hidden_size;
+  const bool whole = block.feed_forward.units.size() > 0;
+  const bool quantize =
+      (whole && (is_quantized(gate.type()) || (!up.empty() && is_quantized(up.type())))) ||
+      (block.experts && experts.quantized()) ||
+      (block.feed_forward_gate && is_quantized(result_gate.type()));
+  program.size_buffer(BufferId::normed, hidden, quantize);
   program.size_buffer(BufferId::partial, hidden);
   program.add(Norm{.weights = block.input_norms ? &norm : nullptr,
                    .config = config.norm,
                    .add = true,
-                   .quantize = quantize_normed});
+                   .quantize = quantize});
+  if (whole) compile_whole(block.feed_forward, hidden, program);
+  if (block.feed_forward_gate) {
+    program.size_buffer(BufferId::ffn_gate, 1);
+    program.add(
+        Products{.input = BufferId::normed, .products = {{&result_gate, BufferId::ffn_gate, 1}}});
+  }
+  if (block.experts)
+    experts.compile(*block.experts, hidden, whole, block.feed_forward_gate, program);
+  program.add(AllReduce{});
+  add_finish_partial(config, block, output_norm, program);
+}
+
+void FeedForward::compile_whole(const FeedForwardConfig& shape, size_t hidden,
+                                Program& program) const {
+  const size_t units = shape.units.size();
+  const bool quantize_gate = is_quantized(down.type());
+  program.size_buffer(BufferId::gate, units, quantize_gate);
+  if (shape.gated) program.size_buffer(BufferId::up, units);
   program.add(
       ActivatedProducts{.gate = {&gate, shape.bias ? &gate_bias : nullptr},
                         .up = {shape.gated ? &up : nullptr, shape.bias ? &up_bias : nullptr},
@@ -45,8 +66,6 @@ void FeedForward::compile(const ShardConfig& config, const BlockConfig& block,
   program.add(Products{
       .input = BufferId::gate,
       .products = {{&down, BufferId::partial, hidden, shape.output_bias ? &down_bias : nullptr}}});
-  program.add(AllReduce{});
-  add_finish_partial(config, block, output_norm, program);
 }
 
 Access ActivatedProducts::access() const {

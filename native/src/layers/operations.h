@@ -15,6 +15,7 @@
 
 namespace hearth {
 
+struct Experts;
 struct Pass;
 
 // Division of an operation's work between the threads.
@@ -150,6 +151,61 @@ struct ActivatedProducts {
   void run(Pass& pass, size_t thread) const;
 };
 
+// choices = the experts of each row and their weights, by the router's products.
+struct Route {
+  ExpertsConfig config;
+  const std::vector<float>* choice_bias;  // nullptr: none
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// Orders the chosen pairs of row and expert by expert: Pass::expert_rows.
+struct GroupByExpert {
+  size_t count, used;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// expert_input = the rows of `normed`, in that order.
+struct GatherRows {
+  bool quantized;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// expert_gate = activation(gate x) * (up x) of each pair, quantized where the next product needs
+// it. As ActivatedProducts, over all experts that were chosen.
+struct ExpertProducts {
+  const Experts* experts;
+  FeedForwardConfig config;
+  bool quantize;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// expert_output = down expert_gate of each pair
+struct ExpertOutputs {
+  const Experts* experts;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// partial = the experts' outputs by their weights, after the feed-forward's result.
+struct Combine {
+  const std::vector<float>* bias;  // of the outputs, [experts, hidden]; nullptr: none
+  size_t used;
+  bool feed_forward;  // partial holds its result
+  bool gate;          // of the feed-forward: see BlockConfig
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
 // partial = its sum over all ranks. Barriers before and after are its own; without a lane, which is
 // known only in a step, it is one barrier.
 //
@@ -172,6 +228,7 @@ struct FinishLogits {
 
 using Operation =
     std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products, Quantize,
-                 RopeAndStore, Attend, ActivatedProducts, AllReduce, FinishLogits>;
+                 RopeAndStore, Attend, ActivatedProducts, Route, GroupByExpert, GatherRows,
+                 ExpertProducts, ExpertOutputs, Combine, AllReduce, FinishLogits>;
 
 }  // namespace hearth

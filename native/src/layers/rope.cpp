@@ -18,8 +18,9 @@ void RopeAngles::run(Pass& pass, size_t thread) const {
     float *cosines = cos.row(r), *sines = sin.row(r);
     for (const RopeConfig& rope : ropes) {
       for (float frequency : rope.frequencies) {
-        // In f32, as in transformers: the cosines agree to 6e-8 at any position. A product in double
-        // would be closer to exact, but 1e-3 from transformers at 32,768 and 4e-3 at 131,072.
+        // In f32, as in transformers: the cosines agree to 6e-8 at any position. A product in
+        // double would be closer to exact, but 1e-3 from transformers at 32,768 and 4e-3 at
+        // 131,072.
         const float angle = position * frequency;
         *cosines++ = rope.magnitude * std::cos(angle);
         *sines++ = rope.magnitude * std::sin(angle);

@@ -14,7 +14,8 @@ namespace hearth {
 
 struct Slot {
   size_t rows, columns;
-  std::variant<std::vector<float>*, Matrix*> target;  // a norm's weights (one row of f32), a matrix
+  // A vector (one row of f32), a matrix, or several of the same shape, one below the other.
+  std::variant<std::vector<float>*, Matrix*, std::vector<Matrix>*> target;
   size_t loaded_rows = 0;
 };
 
@@ -25,6 +26,11 @@ class Slots {
   }
   void add(const std::string& name, size_t rows, size_t columns, Matrix& matrix) {
     by_name_.emplace(name, Slot{rows, columns, &matrix});
+  }
+
+  // rows: of each of the matrices.
+  void add(const std::string& name, size_t rows, size_t columns, std::vector<Matrix>& matrices) {
+    by_name_.emplace(name, Slot{rows * matrices.size(), columns, &matrices});
   }
 
   // nullptr for a name that is not there.

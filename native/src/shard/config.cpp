@@ -13,6 +13,7 @@ constexpr size_t kMost = size_t{1} << 24;
 constexpr size_t kMostLayers = 4096;
 constexpr size_t kMostHeads = 65536;
 constexpr size_t kMostPageSize = 4096;
+constexpr size_t kMostExperts = 4096;
 
 [[noreturn]] void refuse(const std::string& problem) {
   throw std::invalid_argument("shard: " + problem);
@@ -70,9 +71,29 @@ void check_attention(const ShardConfig& config, const AttentionConfig& attention
   kv_head_bytes(config.kv_type, attention.key_size, attention.value_size, config.page_size);
 }
 
+void check_experts(const ExpertsConfig& config) {
+  check_size("experts", config.count, kMostExperts);
+  check_size("experts used", config.used, config.count);
+  check_part("units of an expert", config.expert.units, kMost);
+  check_finite("the scale of experts", config.scale, false);
+  check_size("groups of experts", config.groups, config.count);
+  check_size("groups of experts used", config.used_groups, config.groups);
+  if (config.count % config.groups != 0 ||
+      config.used > config.count / config.groups * config.used_groups) {
+    refuse(std::to_string(config.used) + " of " + std::to_string(config.count) + " experts in " +
+           std::to_string(config.used_groups) + " of " + std::to_string(config.groups) + " groups");
+  }
+}
+
 void check_block(const ShardConfig& config, const BlockConfig& block) {
   check_attention(config, block.attention);
-  check_part("feed-forward units", block.feed_forward.units, kMost);
+  if (block.experts)
+    check_experts(*block.experts);
+  else
+    check_size("feed-forward units", block.feed_forward.units.size(), kMost);
+  check_span("feed-forward units", block.feed_forward.units, kMost);
+  if (block.feed_forward_gate && !(block.experts && block.feed_forward.units.size() > 0))
+    refuse("a gate of the feed-forward without experts beside it");
   check_finite("the residual scale", block.residual_scale, false);
 }
 

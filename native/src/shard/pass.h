@@ -12,6 +12,7 @@
 #include "hearth/lane.h"
 #include "hearth/threads.h"
 #include "layers/attention.h"
+#include "layers/experts.h"
 #include "layers/program.h"
 #include "shard/batch.h"
 #include "shard/kv_cache.h"
@@ -29,7 +30,8 @@ struct Pass {
   const Workspace& buffers;
   const Batch& batch;
   const std::vector<std::vector<RowRange>>& row_ranges;  // the rows, cut for attention, by kind
-  Lane* lane;                                            // nullptr: this rank is alone
+  ExpertRows& expert_rows;
+  Lane* lane;  // nullptr: this rank is alone
   // By row: the sync at which it was not finite first, or kFinite. See NotFinite.
   std::vector<uint32_t>& not_finite_at;
   // Written by thread 0 in AllReduce, between its barriers.

@@ -33,6 +33,16 @@ KvShape kv_shape(const ShardConfig& config) {
   return shape;
 }
 
+void reserve_experts(const ShardConfig& config, size_t rows, ExpertRows& expert_rows) {
+  size_t experts = 0, used = 0;
+  for (const BlockConfig& block : config.kinds) {
+    if (!block.experts) continue;
+    experts = std::max(experts, block.experts->count);
+    used = std::max(used, block.experts->used);
+  }
+  expert_rows.reserve(experts, rows * used);
+}
+
 }  // namespace
 
 struct Shard::State {
@@ -87,6 +97,7 @@ struct Shard::State {
   std::optional<Program> program;  // compiled by the first step
   PerBuffer<BufferPlan> buffer_plan;
   Workspace workspace;
+  ExpertRows expert_rows;
 };
 
 Shard::Shard(ShardConfig config, size_t threads, std::vector<int> pin)
@@ -169,6 +180,7 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   const Batch batch(config, x.size(), sequences, output_rows);
   state.take_pages(batch);
   const size_t threads = state.pool.size();
+  reserve_experts(config, batch.rows().size(), state.expert_rows);
   std::vector<std::vector<RowRange>> ranges;
   size_t scratch = state.kernels.matmul_scratch / sizeof(float);
   for (const BlockConfig& block : config.kinds) {
@@ -188,6 +200,7 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
                .buffers = state.workspace,
                .batch = batch,
                .row_ranges = ranges,
+               .expert_rows = state.expert_rows,
                .lane = lane,
                .not_finite_at = not_finite_at,
                .sync_ns = 0,

@@ -32,6 +32,7 @@ void Weights::load(const std::string& name, Type type, std::span<const uint8_t> 
   Slot* slot = slots_.find(name);
   if (slot == nullptr)
     throw std::invalid_argument("this shard has no slice '" + name.substr(0, 64) + "'");
+  const SliceShape shape = {slot->rows, slot->columns};
   try {
     if (slot->loaded_rows == slot->rows) throw std::invalid_argument("it came twice");
     if (first_row != slot->loaded_rows && first_row != 0) {
@@ -41,15 +42,22 @@ void Weights::load(const std::string& name, Type type, std::span<const uint8_t> 
     if (auto* const* vector = std::get_if<std::vector<float>*>(&slot->target)) {
       load_vector(**vector, type, data, slot->columns);
       slot->loaded_rows = slot->rows;
+    } else if (auto* const* matrices = std::get_if<std::vector<Matrix>*>(&slot->target)) {
+      slot->loaded_rows = first_row + load_matrices(**matrices, type, shape, data, first_row, pool);
     } else {
-      load_matrix(*slot, *std::get<Matrix*>(slot->target), type, data, first_row, pool);
+      Matrix& matrix = *std::get<Matrix*>(slot->target);
+      slot->loaded_rows = first_row + load_matrix(matrix, type, shape, data, first_row, pool);
     }
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument("slice '" + name + "': " + error.what());
   }
   if (slot->loaded_rows != slot->rows) return;
-  auto* const* matrix = std::get_if<Matrix*>(&slot->target);
-  size_bytes_ += matrix == nullptr ? data.size() : (*matrix)->size_bytes();
+  if (auto* const* matrix = std::get_if<Matrix*>(&slot->target))
+    size_bytes_ += (*matrix)->size_bytes();
+  else if (auto* const* matrices = std::get_if<std::vector<Matrix>*>(&slot->target))
+    for (const Matrix& each : **matrices) size_bytes_ += each.size_bytes();
+  else
+    size_bytes_ += data.size();
   ++complete_slices_;
 }
 
@@ -64,17 +72,37 @@ void Weights::load_vector(std::vector<float>& vector, Type type, std::span<const
   std::memcpy(vector.data(), data.data(), data.size());
 }
 
-void Weights::load_matrix(Slot& slot, Matrix& matrix, Type type, std::span<const uint8_t> data,
-                          size_t first_row, ThreadPool& pool) {
+size_t Weights::load_matrix(Matrix& matrix, Type type, SliceShape shape,
+                            std::span<const uint8_t> data, size_t first_row, ThreadPool& pool) {
+  const auto [rows, columns] = shape;
   if (matrix.empty()) {
     // Checked before it takes memory, which an arena does not take back.
-    Matrix::check_rows(type, slot.rows, slot.columns, first_row, data.size());
-    matrix = Matrix(type, slot.rows, slot.columns, &arena_);
+    Matrix::check_rows(type, rows, columns, first_row, data.size());
+    matrix = Matrix(type, rows, columns, &arena_);
   } else if (matrix.type() != type) {
     throw std::invalid_argument("it began as " + std::string(type_name(matrix.type())) +
                                 " and cannot go on as " + std::string(type_name(type)));
   }
-  slot.loaded_rows = first_row + matrix.pack(first_row, data, &pool);
+  return matrix.pack(first_row, data, &pool);
+}
+
+size_t Weights::load_matrices(std::vector<Matrix>& matrices, Type type, SliceShape shape,
+                              std::span<const uint8_t> data, size_t first_row, ThreadPool& pool) {
+  const size_t part = shape.first / matrices.size(), stride = row_bytes(type, shape.second);
+  if (data.size() % stride != 0 || data.size() / stride > shape.first - first_row) {
+    throw std::invalid_argument("it has " + std::to_string(data.size()) + " bytes from row " +
+                                std::to_string(first_row) + " of " + std::to_string(shape.first) +
+                                " rows of " + std::to_string(stride));
+  }
+  size_t row = first_row;
+  while (!data.empty()) {
+    const size_t within = row % part;
+    const size_t bytes = std::min(data.size(), (part - within) * stride);
+    row += load_matrix(matrices[row / part], type, {part, shape.second}, data.first(bytes), within,
+                       pool);
+    data = data.subspan(bytes);
+  }
+  return row - first_row;
 }
 
 Program Weights::compile(const ShardConfig& config) const {

@@ -52,8 +52,12 @@ class Weights {
 
   static void load_vector(std::vector<float>& vector, Type type, std::span<const uint8_t> data,
                           size_t columns);
-  void load_matrix(Slot& slot, Matrix& matrix, Type type, std::span<const uint8_t> data,
-                   size_t first_row, ThreadPool& pool);
+  // The rows that the data are.
+  size_t load_matrix(Matrix& matrix, Type type, SliceShape shape, std::span<const uint8_t> data,
+                     size_t first_row, ThreadPool& pool);
+  // shape: of all matrices together.
+  size_t load_matrices(std::vector<Matrix>& matrices, Type type, SliceShape shape,
+                       std::span<const uint8_t> data, size_t first_row, ThreadPool& pool);
 
   Arena arena_;  // of all matrices
   std::vector<Block> blocks_;

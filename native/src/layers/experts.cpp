@@ -1,0 +1,363 @@
+#include "layers/experts.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "layers/products.h"
+#include "shard/pass.h"
+
+namespace hearth {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// e^x with the same bits on every machine: ranks must choose the same experts. The polynomial of
+// the Cephes library, for x up to about 88.
+float same_exp(float x) {
+  x = std::max(-87.3f, std::min(88.0f, x));
+  const float n = std::nearbyint(x * 1.44269504088896341f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return std::ldexp(p, static_cast<int>(n));
+}
+
+// Scores instead of the router's products.
+void score(RouterScores scores, float* x, size_t count) {
+  if (scores == RouterScores::sigmoid) {
+    for (size_t e = 0; e < count; ++e) x[e] = 1.0f / (1.0f + same_exp(-x[e]));
+    return;
+  }
+  const float largest = *std::max_element(x, x + count);
+  float sum = 0.0f;
+  for (size_t e = 0; e < count; ++e) {
+    x[e] = same_exp(x[e] - largest);
+    sum += x[e];
+  }
+  for (size_t e = 0; e < count; ++e) x[e] /= sum;
+}
+
+// The best expert that is above none of `taken`; the first of equal ones. A NaN is never the best.
+size_t best_of(const float* ranks, size_t begin, size_t end) {
+  size_t best = begin;
+  for (size_t e = begin + 1; e < end; ++e) {
+    if (ranks[e] > ranks[best] || std::isnan(ranks[best])) best = e;
+  }
+  return best;
+}
+
+// The sum of the two best of a group.
+float rank_of_group(const float* ranks, size_t begin, size_t end) {
+  float first = kNever, second = kNever;
+  for (size_t e = begin; e < end; ++e) {
+    if (ranks[e] > first) {
+      second = first;
+      first = ranks[e];
+    } else if (ranks[e] > second) {
+      second = ranks[e];
+    }
+  }
+  return end - begin > 1 ? first + second : first;
+}
+
+// Ranks of experts outside the best groups become -inf.
+void keep_best_groups(const ExpertsConfig& config, float* ranks) {
+  const size_t size = config.count / config.groups;
+  for (size_t left = config.groups; left > config.used_groups; --left) {
+    size_t worst = config.groups;
+    float lowest = std::numeric_limits<float>::infinity();
+    for (size_t g = 0; g < config.groups; ++g) {
+      const float rank = rank_of_group(ranks, g * size, (g + 1) * size);
+      // The last of equal ones goes first. A group that is out already has -inf.
+      if (rank > kNever && rank <= lowest) {
+        lowest = rank;
+        worst = g;
+      }
+    }
+    if (worst == config.groups) return;
+    std::fill(ranks + worst * size, ranks + (worst + 1) * size, kNever);
+  }
+}
+
+// x: the router's products of one row; it holds scores afterwards. ranks: scratch of the same size.
+void choose(const ExpertsConfig& config, const std::vector<float>* bias, float* x, float* ranks,
+            float* experts, float* weights) {
+  score(config.scores, x, config.count);
+  for (size_t e = 0; e < config.count; ++e) ranks[e] = bias == nullptr ? x[e] : x[e] + (*bias)[e];
+  if (config.used_groups < config.groups) keep_best_groups(config, ranks);
+  float sum = 0.0f;
+  for (size_t k = 0; k < config.used; ++k) {
+    const size_t best = best_of(ranks, 0, config.count);
+    ranks[best] = kNever;
+    experts[k] = static_cast<float>(best);
+    weights[k] = x[best];
+    sum += weights[k];
+  }
+  for (size_t k = 0; k < config.used; ++k) {
+    if (config.normalize) weights[k] /= sum;
+    weights[k] *= config.scale;
+  }
+}
+
+// Calls visit(expert, first group, last group) for groups [begin, end) of all pairs' experts, of
+// `groups` each.
+template <typename Visit>
+void visit_expert_groups(const ExpertRows& rows, size_t groups, size_t begin, size_t end,
+                         Visit visit) {
+  size_t at = 0;  // groups of the experts before this one
+  for (size_t e = 0; e + 1 < rows.offsets.size() && at < end; ++e) {
+    if (rows.offsets[e] == rows.offsets[e + 1]) continue;
+    const size_t first = std::max(begin, at), last = std::min(end, at + groups);
+    if (first < last) visit(e, first - at, last - at);
+    at += groups;
+  }
+}
+
+size_t chosen_experts(const ExpertRows& rows) {
+  size_t count = 0;
+  for (size_t e = 0; e + 1 < rows.offsets.size(); ++e)
+    count += rows.offsets[e] < rows.offsets[e + 1];
+  return count;
+}
+
+// Rows from `first` on of a buffer whose rows have `columns`.
+Activations rows_from(const Activations& buffer, size_t first, size_t columns) {
+  Activations part = buffer.of_width(columns);
+  part.x += first * columns;
+  if (part.q == nullptr) return part;
+  part.q += first * columns;
+  part.scales += first * (columns / kBlock);
+  part.sums += first * (columns / kBlock);
+  return part;
+}
+
+}  // namespace
+
+void Experts::add_slots(const ExpertsConfig& config, size_t hidden, const std::string& prefix,
+                        Slots& slots) {
+  const FeedForwardConfig& expert = config.expert;
+  const size_t units = expert.units.size();
+  for (std::vector<Matrix>* each : {&gate, &up, &down}) each->resize(config.count);
+  slots.add(prefix + "router", config.count, hidden, router);
+  if (config.router_bias) slots.add(prefix + "router_bias", config.count, router_bias);
+  if (config.choice_bias) slots.add(prefix + "choice_bias", config.count, choice_bias);
+  slots.add(prefix + "experts_w1", units, hidden, gate);
+  if (expert.gated) slots.add(prefix + "experts_w3", units, hidden, up);
+  slots.add(prefix + "experts_w2", hidden, units, down);
+  if (expert.bias) slots.add(prefix + "experts_b1", config.count * units, gate_bias);
+  if (expert.bias && expert.gated) slots.add(prefix + "experts_b3", config.count * units, up_bias);
+  if (expert.output_bias) slots.add(prefix + "experts_b2", config.count * hidden, down_bias);
+}
+
+bool Experts::quantized() const {
+  return is_quantized(router.type()) || is_quantized(gate.front().type()) ||
+         (!up.front().empty() && is_quantized(up.front().type()));
+}
+
+void Experts::compile(const ExpertsConfig& config, size_t hidden, bool feed_forward,
+                      bool feed_forward_gate, Program& program) const {
+  const size_t units = config.expert.units.size(), used = config.used;
+  const bool quantize_gate = is_quantized(down.front().type());
+  program.size_buffer(BufferId::router, config.count);
+  program.size_buffer(BufferId::choices, 2 * used + config.count);
+  program.size_buffer(BufferId::expert_input, used * hidden, quantized());
+  program.size_buffer(BufferId::expert_gate, used * units, quantize_gate);
+  if (config.expert.gated) program.size_buffer(BufferId::expert_up, used * units);
+  program.size_buffer(BufferId::expert_output, used * hidden);
+  program.add(Products{.input = BufferId::normed,
+                       .products = {{&router, BufferId::router, config.count,
+                                     config.router_bias ? &router_bias : nullptr}}});
+  program.add(Route{.config = config, .choice_bias = config.choice_bias ? &choice_bias : nullptr});
+  program.add(GroupByExpert{.count = config.count, .used = used});
+  program.add(GatherRows{.quantized = quantized()});
+  program.add(ExpertProducts{.experts = this, .config = config.expert, .quantize = quantize_gate});
+  program.add(ExpertOutputs{.experts = this});
+  program.add(Combine{.bias = config.expert.output_bias ? &down_bias : nullptr,
+                      .used = used,
+                      .feed_forward = feed_forward,
+                      .gate = feed_forward_gate});
+}
+
+Access Route::access() const {
+  return {.reads = {BufferId::router},
+          .writes = {BufferId::router, BufferId::choices},
+          .division = Division::rows};
+}
+
+void Route::run(Pass& pass, size_t thread) const {
+  const Activations router = pass.buffers[BufferId::router].of_width(config.count);
+  const Activations choices =
+      pass.buffers[BufferId::choices].of_width(2 * config.used + config.count);
+  const auto [begin, end] = pass.rows_of(thread);
+  for (size_t r = begin; r < end; ++r) {
+    float* experts = choices.row(r);
+    float* weights = experts + config.used;
+    choose(config, choice_bias, router.row(r), weights + config.used, experts, weights);
+  }
+}
+
+Access GroupByExpert::access() const {
+  return {.reads = {BufferId::choices}, .writes = {BufferId::choices}, .division = Division::other};
+}
+
+void GroupByExpert::run(Pass& pass, size_t thread) const {
+  if (thread != 0) return;
+  ExpertRows& groups = pass.expert_rows;
+  const Activations choices = pass.buffers[BufferId::choices].of_width(2 * used + count);
+  const size_t rows = pass.batch.rows().size();
+  const auto expert = [&](size_t r, size_t k) { return static_cast<size_t>(choices.row(r)[k]); };
+  groups.offsets.resize(count + 1);
+  std::fill(groups.offsets.begin(), groups.offsets.end(), 0);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t k = 0; k < used; ++k) ++groups.offsets[expert(r, k) + 1];
+  }
+  for (size_t e = 0; e < count; ++e) groups.offsets[e + 1] += groups.offsets[e];
+  // Places of the pairs, row by row: offsets[e] moves to the end of e's, and then back.
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t k = 0; k < used; ++k) {
+      const uint32_t place = groups.offsets[expert(r, k)]++;
+      groups.rows[place] = static_cast<uint32_t>(r);
+      groups.pairs[r * used + k] = place;
+    }
+  }
+  for (size_t e = count; e > 0; --e) groups.offsets[e] = groups.offsets[e - 1];
+  groups.offsets[0] = 0;
+}
+
+Access GatherRows::access() const {
+  return {.reads = {BufferId::normed, BufferId::choices},
+          .writes = {BufferId::expert_input},
+          .division = Division::other};
+}
+
+void GatherRows::run(Pass& pass, size_t thread) const {
+  const Activations& normed = pass.buffers[BufferId::normed];
+  const size_t columns = normed.columns, blocks = columns / kBlock;
+  const Activations input = pass.buffers[BufferId::expert_input].of_width(columns);
+  const auto [begin, end] = pass.part(pass.expert_rows.offsets.back(), thread);
+  for (size_t pair = begin; pair < end; ++pair) {
+    const size_t r = pass.expert_rows.rows[pair];
+    std::copy_n(normed.row(r), columns, input.row(pair));
+    if (!quantized) continue;
+    std::copy_n(normed.q + r * columns, columns, input.q + pair * columns);
+    std::copy_n(normed.scales + r * blocks, blocks, input.scales + pair * blocks);
+    std::copy_n(normed.sums + r * blocks, blocks, input.sums + pair * blocks);
+  }
+}
+
+Access ExpertProducts::access() const {
+  BufferSet writes = {BufferId::expert_gate, BufferId::scratch};
+  if (config.gated) writes = writes | BufferSet{BufferId::expert_up};
+  return {.reads = {BufferId::expert_input, BufferId::choices},
+          .writes = writes,
+          .division = Division::stealing};
+}
+
+void ExpertProducts::run(Pass& pass, size_t thread) const {
+  const ExpertRows& pairs = pass.expert_rows;
+  const size_t units = config.units.size(), hidden = pass.buffers[BufferId::normed].columns;
+  const size_t groups = (units + kGroupRows - 1) / kGroupRows;
+  const size_t total = groups * chosen_experts(pairs);
+  const size_t unit = std::max(kBlock / kGroupRows, unit_groups(pass.batch.rows().size()));
+  const auto activate = pass.kernels.activate[static_cast<size_t>(config.activation)];
+  void* scratch = pass.buffers[BufferId::scratch].row(thread);
+  const auto work = [&](size_t e, size_t begin, size_t end) {
+    const size_t first_pair = pairs.offsets[e], count = pairs.offsets[e + 1] - first_pair;
+    const Activations input = rows_from(pass.buffers[BufferId::expert_input], first_pair, hidden);
+    const Activations gated = rows_from(pass.buffers[BufferId::expert_gate], first_pair, units);
+    const size_t first = begin * kGroupRows, last = std::min(end * kGroupRows, units);
+    const auto multiply = [&](const Matrix& matrix, const std::vector<float>& bias, float* y) {
+      multiply_groups(pass.kernels, input, count, matrix, units, begin, end, y, scratch);
+      if (!config.bias) return;
+      for (size_t r = 0; r < count; ++r) {
+        for (size_t c = first; c < last; ++c) y[r * units + c] += bias[e * units + c];
+      }
+    };
+    float* ups = nullptr;
+    multiply(experts->gate[e], experts->gate_bias, gated.x);
+    if (config.gated) {
+      ups = pass.buffers[BufferId::expert_up].x + first_pair * units;
+      multiply(experts->up[e], experts->up_bias, ups);
+    }
+    for (size_t r = 0; r < count; ++r) {
+      const float* factors = ups == nullptr ? nullptr : ups + r * units + first;
+      activate(gated.row(r) + first, factors, last - first);
+      if (quantize) quantize_columns(pass.kernels, gated, r, first, last);
+    }
+  };
+  pass.queue.begin_phase(thread);
+  while (true) {
+    const auto [begin, end] = pass.queue.take(thread, total, unit);
+    if (begin == end) return;
+    visit_expert_groups(pairs, groups, begin, end, work);
+  }
+}
+
+Access ExpertOutputs::access() const {
+  return {.reads = {BufferId::expert_gate, BufferId::choices},
+          .writes = {BufferId::expert_output, BufferId::scratch},
+          .division = Division::stealing};
+}
+
+void ExpertOutputs::run(Pass& pass, size_t thread) const {
+  const ExpertRows& pairs = pass.expert_rows;
+  const size_t units = experts->down.front().columns(), hidden = experts->down.front().rows();
+  const size_t groups = (hidden + kGroupRows - 1) / kGroupRows;
+  const size_t total = groups * chosen_experts(pairs);
+  void* scratch = pass.buffers[BufferId::scratch].row(thread);
+  const auto work = [&](size_t e, size_t begin, size_t end) {
+    const size_t first_pair = pairs.offsets[e], count = pairs.offsets[e + 1] - first_pair;
+    const Activations input = rows_from(pass.buffers[BufferId::expert_gate], first_pair, units);
+    float* y = pass.buffers[BufferId::expert_output].x + first_pair * hidden;
+    multiply_groups(pass.kernels, input, count, experts->down[e], hidden, begin, end, y, scratch);
+  };
+  pass.queue.begin_phase(thread);
+  while (true) {
+    const auto [begin, end] = pass.queue.take(thread, total, unit_groups(pass.batch.rows().size()));
+    if (begin == end) return;
+    visit_expert_groups(pairs, groups, begin, end, work);
+  }
+}
+
+Access Combine::access() const {
+  Access access = {.reads = {BufferId::expert_output, BufferId::choices},
+                   .writes = {BufferId::partial},
+                   .division = Division::rows};
+  if (feed_forward) access.reads = access.reads | BufferSet{BufferId::partial};
+  if (gate) access.reads = access.reads | BufferSet{BufferId::ffn_gate};
+  return access;
+}
+
+void Combine::run(Pass& pass, size_t thread) const {
+  const Activations& partial = pass.buffers[BufferId::partial];
+  const size_t columns = partial.columns;
+  const Activations outputs = pass.buffers[BufferId::expert_output].of_width(columns);
+  const Activations& choices = pass.buffers[BufferId::choices];
+  const size_t width = 2 * used + pass.expert_rows.offsets.size() - 1;
+  const auto [begin, end] = pass.rows_of(thread);
+  for (size_t r = begin; r < end; ++r) {
+    float* sum = partial.row(r);
+    if (!feed_forward) std::fill_n(sum, columns, 0.0f);
+    if (gate) {
+      const float factor = 1.0f / (1.0f + std::exp(-pass.buffers[BufferId::ffn_gate].x[r]));
+      for (size_t i = 0; i < columns; ++i) sum[i] *= factor;
+    }
+    const float* experts = choices.x + r * width;
+    for (size_t k = 0; k < used; ++k) {
+      const float* output = outputs.row(pass.expert_rows.pairs[r * used + k]);
+      const float weight = experts[used + k];
+      for (size_t i = 0; i < columns; ++i) sum[i] += weight * output[i];
+      if (bias == nullptr) continue;
+      const float* own = bias->data() + static_cast<size_t>(experts[k]) * columns;
+      for (size_t i = 0; i < columns; ++i) sum[i] += weight * own[i];
+    }
+  }
+}
+
+}  // namespace hearth

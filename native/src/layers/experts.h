@@ -1,0 +1,48 @@
+// Experts of a block: their weights and the router's.
+//
+// Slices of a layer, with shapes [rows, columns]; what is in brackets depends on the config:
+//   router [experts, hidden]                [router_bias, choice_bias [1, experts]]
+//   experts_w1 (gate) [experts * units, hidden]   [experts_w3 (up) [experts * units, hidden]]
+//   experts_w2 (down) [experts * hidden, units]
+//   [experts_b1, experts_b3 [1, experts * units]]   [experts_b2 [1, experts * hidden]]
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "formats/matrix.h"
+#include "hearth/config.h"
+#include "layers/program.h"
+#include "layers/slots.h"
+
+namespace hearth {
+
+struct Experts {
+  Matrix router;
+  std::vector<Matrix> gate, up, down;  // of each expert
+  std::vector<float> router_bias, choice_bias, gate_bias, up_bias, down_bias;
+
+  void add_slots(const ExpertsConfig& config, size_t hidden, const std::string& prefix,
+                 Slots& slots);
+  // From `normed` to `partial`. feed_forward: partial holds the result of one; gate: of it.
+  void compile(const ExpertsConfig& config, size_t hidden, bool feed_forward, bool gate,
+               Program& program) const;
+  bool quantized() const;
+};
+
+// The pairs of row and expert of a step, in the order of the experts.
+struct ExpertRows {
+  std::vector<uint32_t> offsets;  // [experts + 1]: of each expert's first pair
+  std::vector<uint32_t> rows;     // of each pair
+  std::vector<uint32_t> pairs;    // [rows, used]: the place of each row's pairs
+
+  // Memory for so many; throws std::bad_alloc. The operations allocate none.
+  void reserve(size_t experts, size_t count) {
+    offsets.resize(experts + 1);
+    rows.resize(count);
+    pairs.resize(count);
+  }
+};
+
+}  // namespace hearth
