@@ -172,7 +172,7 @@ def test_a_worker_named_twice(start_worker: Start) -> None:
     assert worker.address in line
 
 
-@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:0x10", "127.0.0.1:99999", ":", "a b:1"])
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:0x10", "127.0.0.1:99999", ":", "a/b:1"])
 def test_an_address_that_is_none(address: str) -> None:
     line = refusal(generate("--workers", address))
     assert address in line
