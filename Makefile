@@ -10,7 +10,7 @@
 #   make chart-test      the Helm chart alone (part of make test)
 #   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
 #   make survival        three nodes that lose a machine in every way (as root also cut cables)
-#   make soak SECONDS=N  mixed load while a worker is killed every two minutes (default 3600)
+#   make soak SECONDS=N  mixed load while a worker is lost every two minutes (default 3600)
 #   make floods          every flood at every port in 1 GiB (as root), FLOOD_SECONDS=60 each
 #   make lint            formatters, types, language, contract and workflows
 #   make proto-baseline  store hearth.v1 as the baseline of make lint

@@ -20,6 +20,7 @@ from types import TracebackType
 from harness import ServiceProcess, WorkerProcess
 
 from hearth.client import Client
+from hearth.common import pki
 from hearth.v1 import root_pb2
 
 PROMPT = "Once upon a time"
@@ -101,9 +102,15 @@ def _ip(*arguments: str) -> None:
 class Scene:
     """One root, `workers` workers, each with its cache; a client. All end with the block."""
 
-    def __init__(self, workers: int, *options: str, network: Network | None = None) -> None:
+    def __init__(
+        self, workers: int, *options: str, network: Network | None = None, tls: bool = False
+    ) -> None:
+        """options: of the root. tls: with certificates, and so an encrypted mesh."""
         self._folder = Path(tempfile.mkdtemp(prefix="hearth-survival-"))
         self._network = network
+        self._certificates = self._folder / "certs" if tls else None
+        if self._certificates is not None:
+            pki.make(self._certificates, (), days=2)
         self._options = options
         self._starts = 0
         self._workers: dict[int, WorkerProcess] = {}
@@ -152,7 +159,7 @@ class Scene:
             old.end()
         listen = self._ports.get(number) or self._listen(number, "127.0.0.1:0", _WORKER_PORT)
         worker = WorkerProcess(
-            *("--listen", listen, "--name", f"node{number}", *self._insecure()),
+            *("--listen", listen, "--name", f"node{number}", *self._security("worker")),
             *("--cache-dir", str(self._folder / f"cache{number}")),
             log=self._log(f"worker{number}"),
             before=self._before(number),
@@ -169,14 +176,19 @@ class Scene:
         began = time.monotonic()
         self._root = ServiceProcess(
             *("root", "--model", "demo", "--threads", "1", "--kv-type", "f32"),
-            *("--listen", self._listen(0, "127.0.0.1:0", 7716), *self._insecure()),
+            *("--listen", self._listen(0, "127.0.0.1:0", 7716), *self._security("root")),
             *("--context", "4000", *self._options),
             *("--workers", *(self._ports[n] for n in range(1, self.count + 1))),
             log=self._log("root"),
             before=self._before(0),
         )
-        self._client = Client(self._root.address, timeout=60)
+        self._client = self.dial()
         return time.monotonic() - began
+
+    def dial(self) -> Client:
+        """Another client of the root."""
+        tls = self._certificates / "client" if self._certificates is not None else None
+        return Client(self.root.address, timeout=60, tls=tls)
 
     def kill(self, number: int) -> None:
         self._workers[number].kill()
@@ -228,7 +240,9 @@ class Scene:
     def _before(self, host: int) -> tuple[str, ...]:
         return () if self._network is None else self._network.before(host)
 
-    def _insecure(self) -> tuple[str, ...]:
+    def _security(self, role: str) -> tuple[str, ...]:
+        if self._certificates is not None:
+            return ("--tls", str(self._certificates / role))
         return () if self._network is None else ("--insecure",)
 
     def _log(self, name: str) -> Path:

@@ -1,6 +1,9 @@
-"""`make soak SECONDS=3600`: mixed load while a worker is killed every two minutes.
+"""`make soak SECONDS=3600`: mixed load while a worker is lost every two minutes.
 
-    python tests/survival/soak.py SECONDS [SECONDS BETWEEN KILLS]
+    python tests/survival/soak.py SECONDS [SECONDS BETWEEN LOSSES]
+
+All services have certificates, so the mesh is encrypted. The worker is killed, stopped for longer
+than its root waits, or leaves, in turn; then it comes back.
 
 Requests are short and long, several at once, some cancelled, some read slowly. Fails for a text
 that differs from the undisturbed one, for a request without an end, and for a leak. Memory,
@@ -14,6 +17,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +40,17 @@ LENGTHS = (5, 40, 200, 600)
 MOST_SECONDS = 180.0
 # More memory at the end than this is a leak: the texts of an hour alone would be larger.
 GROWTH = 32 << 20
+# Longer than a root takes to notice a silent worker, and then waits for it.
+STOPPED_SECONDS = 16.0
 
 
 class Reader:
     """One client, one request after another, until told to stop."""
 
-    def __init__(self, address: str, seed: int, wanted: dict[tuple[str, int], list[int]]) -> None:
-        self._address = address
+    def __init__(
+        self, dial: Callable[[], Client], seed: int, wanted: dict[tuple[str, int], list[int]]
+    ) -> None:
+        self._dial = dial
         self._draw = random.Random(seed)
         self._wanted = wanted
         self._stopping = threading.Event()
@@ -59,7 +67,7 @@ class Reader:
             self.wrong.append("a request has no end")
 
     def _run(self) -> None:
-        with Client(self._address) as client:
+        with self._dial() as client:
             while not self._stopping.is_set():
                 prompt, length = self._draw.choice(PROMPTS), self._draw.choice(LENGTHS)
                 try:
@@ -149,10 +157,24 @@ class Watch:
             print(f"after {time.monotonic() - self._began:.0f} s, {name}: {now}", flush=True)
 
 
+def lose(scene: Scene, number: int) -> None:
+    """Worker 1 is killed, stopped for a while, or leaves, by turns; it is back at the end."""
+    if number % 3 == 1:
+        scene.stop(1)
+        time.sleep(STOPPED_SECONDS)
+        scene.go_on(1)
+        return
+    if number % 3 == 2:
+        scene.leave(1)
+    else:
+        scene.kill(1)
+    scene.start_worker(1)
+
+
 def main() -> int:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3600.0
     between = float(sys.argv[2]) if len(sys.argv) > 2 else 120.0
-    with Scene(2, "--sequences", "4") as scene:
+    with Scene(2, "--sequences", "4", "--wait-seconds", "2", tls=True) as scene:
         wanted = {}
         for prompt in PROMPTS:
             for length in LENGTHS:
@@ -160,20 +182,19 @@ def main() -> int:
                     for _ in stream:
                         pass
                 wanted[prompt, length] = stream.token_ids
-        readers = [Reader(scene.root.address, seed, wanted) for seed in range(READERS)]
+        readers = [Reader(scene.dial, seed, wanted) for seed in range(READERS)]
         began = time.monotonic()
         watch = Watch({"root": scene.root.pid, "worker 2": scene.worker(2).pid}, began)
         time.sleep(min(60.0, seconds / 2))
         watch.look()
-        kills = 0
+        losses = 0
         looked = began
         while time.monotonic() - began < seconds:
             if time.monotonic() - looked >= 600:
                 looked = time.monotonic()
                 watch.look()
-            scene.kill(1)
-            scene.start_worker(1)
-            kills += 1
+            lose(scene, losses)
+            losses += 1
             left = seconds - (time.monotonic() - began)
             time.sleep(max(0.0, min(between, left)))
         for reader in readers:
@@ -182,7 +203,7 @@ def main() -> int:
         watch.look()
     wrong = [problem for reader in readers for problem in reader.wrong] + watch.leaks
     print(
-        f"{kills} kills; {sum(r.done for r in readers)} requests ended well, "
+        f"{losses} losses; {sum(r.done for r in readers)} requests ended well, "
         f"{sum(r.cancelled for r in readers)} were cancelled, {sum(r.refused for r in readers)} "
         f"found the queue full; longest pause {max(r.longest for r in readers):.2f} s; "
         f"{len(wrong)} wrong"
