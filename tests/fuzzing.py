@@ -72,7 +72,7 @@ def bounded(memory: int = MEMORY_BYTES, address_space: bool = True) -> Iterator[
         resource.setrlimit(resource.RLIMIT_AS, limits)
     peak = status_bytes("self", "VmHWM") - before
     assert peak < memory, f"it took {peak >> 20} MiB"
-    # Fewer are no leak: files that earlier examples left to the garbage collector may close now.
+    # Fewer are not a leak: files that earlier examples left to the garbage collector may close now.
     assert _descriptors() <= descriptors, f"descriptors: {descriptors} before, now {_descriptors()}"
 
 
