@@ -18,7 +18,7 @@ namespace {
 // What one input may make: a shape that is sound and larger is no matter of this target.
 constexpr size_t kMostNumbers = 1 << 16;
 
-// What Llama lacks; none of it when the input has ended.
+// Features that Llama lacks; none of them when the input has ended.
 void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
   const auto maybe = [&] { return in.upto(3) == 3; };
   AttentionConfig& attention = block.attention;

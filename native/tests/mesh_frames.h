@@ -29,7 +29,7 @@ inline std::vector<MeshKeys> keys(size_t ranks, size_t rank) {
   return keys;
 }
 
-// What rank `from` sends to rank `to`, one frame after another.
+// The frames that rank `from` sends to rank `to`, one after another.
 class FrameWriter {
  public:
   FrameWriter(MeshCipher cipher, size_t from, size_t to)

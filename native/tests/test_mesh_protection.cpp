@@ -1,4 +1,4 @@
-// What frames of the mesh are protected against: every bit of a frame changed, records repeated,
+// Protection of the mesh's frames against every bit of a frame changed, records repeated,
 // left out, swapped, cut off, sent back. With every cipher that this machine has, and the check.
 #include <sys/socket.h>
 #include <unistd.h>
@@ -151,7 +151,7 @@ void test_replay(MeshCipher cipher) {
   CHECK_THROWS(pair.sync(kElements, frame), LaneError, "arrived changed");
 }
 
-// What this rank sent, sent back to it: the directions have different keys.
+// Frames of this rank, sent back to it: the directions have different keys.
 void test_reflection(MeshCipher cipher) {
   constexpr size_t kElements = 64;
   Pair pair(cipher);

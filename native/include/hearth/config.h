@@ -65,7 +65,7 @@ struct FeedForwardConfig {
   bool output_bias = false;  // this rank adds the bias of the output
 };
 
-// How a router's products become the weights of experts: all together by softmax, or each by
+// The way a router's products become the weights of experts: all together by softmax, or each by
 // sigmoid.
 enum class RouterScores : uint8_t { softmax, sigmoid };
 

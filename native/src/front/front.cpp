@@ -545,7 +545,7 @@ bool Front::Loop::is_over(const Link& link) const {
   return link.down.empty() || !link.client.open();
 }
 
-// What other threads ask for.
+// Requests of other threads.
 
 Link* Front::Loop::find(uint16_t key) {
   const auto found = by_key_.find(key);

@@ -43,7 +43,7 @@ void score(RouterScores scores, float* x, size_t count) {
   for (size_t e = 0; e < count; ++e) x[e] /= sum;
 }
 
-// The best expert that is above none of `taken`; the first of equal ones. A NaN is never the best.
+// The expert of the highest rank in [begin, end); the first of equal ones. A NaN is never the best.
 size_t best_of(const float* ranks, size_t begin, size_t end) {
   size_t best = begin;
   for (size_t e = begin + 1; e < end; ++e) {

@@ -1,4 +1,4 @@
-// What the CPU can do beside the kernels.
+// Abilities of the CPU that the kernels do not use.
 #pragma once
 
 namespace hearth {
