@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 # Elements of a quantized row that share a scale.
 BLOCK = 32
 
+_WEIGHT_TYPES = (
+    "f32", "f16", "q80", "q40", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
+    "iq4_nl", "iq4_xs", "mxfp4", "bf16",
+)  # fmt: skip
 WEIGHT = cast(
-    "Mapping[str, common_pb2.WeightType.ValueType]", {"f32": 1, "f16": 2, "q80": 3, "q40": 4}
+    "Mapping[str, common_pb2.WeightType.ValueType]",
+    {name: number for number, name in enumerate(_WEIGHT_TYPES, start=1)},
 )
 SYNC = cast("Mapping[str, common_pb2.SyncType.ValueType]", {"f32": 1, "f16": 2, "q80": 3})
 KV = cast("Mapping[str, common_pb2.KvType.ValueType]", {"f32": 1, "f16": 2, "q80": 3})
