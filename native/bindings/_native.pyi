@@ -71,7 +71,10 @@ def not_finite_rows(values: NDArray[np.float32]) -> list[int]:
     """The rows of f32 [rows, n] that hold an infinity or NaN."""
 
 class Lane:
-    """Transport of syncs. Subclass it and define all_reduce."""
+    """Transport of syncs. Subclass it and define all_reduce.
+
+    A lane that rounds also defines all_reduce_exact, which takes the same and sums in f32.
+    """
 
     def __init__(self) -> None: ...
     def all_reduce(self, x: NDArray[np.float32]) -> None:
@@ -205,7 +208,30 @@ class AttentionConfig:
         head_norm: bool = False,
         sinks: bool = False,
         gate: bool = False,
+        row_norm: tuple[int, int] | None = None,
+        temperature: tuple[float, float] | None = None,
     ) -> None: ...
+
+class LatentAttentionConfig:
+    """The latent attention of a kind of block; `heads` are counted over the whole model."""
+
+    def __init__(
+        self,
+        *,
+        heads: tuple[int, int],
+        query_rank: int = 0,
+        kv_rank: int,
+        nope_size: int,
+        rope_size: int,
+        value_size: int,
+        scale: float,
+        rope: int | None,
+    ) -> None: ...
+
+class GateClamp:
+    """The limits of a gated feed-forward."""
+
+    def __init__(self, *, limit: float, factor: float = 1.0, offset: float = 0.0) -> None: ...
 
 class FeedForwardConfig:
     """The feed-forward of a kind of block; ValueError for an unknown activation."""
@@ -218,6 +244,7 @@ class FeedForwardConfig:
         gated: bool = True,
         bias: bool = False,
         output_bias: bool = False,
+        clamp: GateClamp | None = None,
     ) -> None: ...
 
 class ExpertsConfig:
@@ -244,7 +271,7 @@ class BlockConfig:
     def __init__(
         self,
         *,
-        attention: AttentionConfig,
+        mixer: AttentionConfig | LatentAttentionConfig,
         feed_forward: FeedForwardConfig,
         experts: ExpertsConfig | None = None,
         feed_forward_gate: bool = False,

@@ -50,7 +50,12 @@ RopeConfig make_rope(std::vector<float> frequencies, float magnitude) {
 AttentionConfig make_attention(Pair heads, Pair kv_heads, size_t key_size, size_t value_size,
                                float scale, std::optional<size_t> rope, size_t window,
                                float softcap, bool bias, bool output_bias, bool head_norm,
-                               bool sinks, bool gate) {
+                               bool sinks, bool gate, std::optional<Pair> row_norm,
+                               std::optional<std::pair<float, float>> temperature) {
+  std::optional<RowNormConfig> whole_rows;
+  if (row_norm) whole_rows = {.heads = row_norm->first, .kv_heads = row_norm->second};
+  std::optional<TemperatureConfig> growth;
+  if (temperature) growth = {.slope = temperature->first, .length = temperature->second};
   return {.heads = span(heads),
           .kv_heads = span(kv_heads),
           .key_size = key_size,
@@ -63,16 +68,36 @@ AttentionConfig make_attention(Pair heads, Pair kv_heads, size_t key_size, size_
           .output_bias = output_bias,
           .head_norm = head_norm,
           .sinks = sinks,
-          .gate = gate};
+          .gate = gate,
+          .row_norm = whole_rows,
+          .temperature = growth};
+}
+
+LatentAttentionConfig make_latent_attention(Pair heads, size_t query_rank, size_t kv_rank,
+                                            size_t nope_size, size_t rope_size, size_t value_size,
+                                            float scale, std::optional<size_t> rope) {
+  return {.heads = span(heads),
+          .query_rank = query_rank,
+          .kv_rank = kv_rank,
+          .nope_size = nope_size,
+          .rope_size = rope_size,
+          .value_size = value_size,
+          .scale = scale,
+          .rope = rope};
+}
+
+GateClamp make_clamp(float limit, float factor, float offset) {
+  return {.limit = limit, .factor = factor, .offset = offset};
 }
 
 FeedForwardConfig make_feed_forward(Pair units, const std::string& activation, bool gated,
-                                    bool bias, bool output_bias) {
+                                    bool bias, bool output_bias, std::optional<GateClamp> clamp) {
   return {.units = span(units),
           .activation = parse(kActivationNames, "activation", activation),
           .gated = gated,
           .bias = bias,
-          .output_bias = output_bias};
+          .output_bias = output_bias,
+          .clamp = clamp};
 }
 
 ExpertsConfig make_experts(size_t count, size_t used, FeedForwardConfig expert,
@@ -90,10 +115,10 @@ ExpertsConfig make_experts(size_t count, size_t used, FeedForwardConfig expert,
           .used_groups = used_groups};
 }
 
-BlockConfig make_block(AttentionConfig attention, FeedForwardConfig feed_forward,
+BlockConfig make_block(MixerConfig mixer, FeedForwardConfig feed_forward,
                        std::optional<ExpertsConfig> experts, bool feed_forward_gate,
                        bool input_norms, bool output_norms, float residual_scale) {
-  return {.attention = attention,
+  return {.mixer = mixer,
           .feed_forward = feed_forward,
           .experts = experts,
           .feed_forward_gate = feed_forward_gate,
@@ -141,16 +166,22 @@ void bind_config(py::module_& module) {
       .def(py::init(&make_attention), py::kw_only(), "heads"_a, "kv_heads"_a, "key_size"_a,
            "value_size"_a, "scale"_a, "rope"_a, "window"_a = 0, "softcap"_a = 0.0f,
            "bias"_a = false, "output_bias"_a = false, "head_norm"_a = false, "sinks"_a = false,
-           "gate"_a = false);
+           "gate"_a = false, "row_norm"_a = std::nullopt, "temperature"_a = std::nullopt);
+  py::class_<LatentAttentionConfig>(module, "LatentAttentionConfig",
+                                    "The latent attention of a kind of block.")
+      .def(py::init(&make_latent_attention), py::kw_only(), "heads"_a, "query_rank"_a = 0,
+           "kv_rank"_a, "nope_size"_a, "rope_size"_a, "value_size"_a, "scale"_a, "rope"_a);
+  py::class_<GateClamp>(module, "GateClamp", "The limits of a gated feed-forward.")
+      .def(py::init(&make_clamp), py::kw_only(), "limit"_a, "factor"_a = 1.0f, "offset"_a = 0.0f);
   py::class_<FeedForwardConfig>(module, "FeedForwardConfig", "The feed-forward of a kind of block.")
       .def(py::init(&make_feed_forward), py::kw_only(), "units"_a, "activation"_a = "silu",
-           "gated"_a = true, "bias"_a = false, "output_bias"_a = false);
+           "gated"_a = true, "bias"_a = false, "output_bias"_a = false, "clamp"_a = std::nullopt);
   py::class_<ExpertsConfig>(module, "ExpertsConfig", "The experts of a kind of block.")
       .def(py::init(&make_experts), py::kw_only(), "count"_a, "used"_a, "expert"_a,
            "scores"_a = "softmax", "normalize"_a = true, "scale"_a = 1.0f, "router_bias"_a = false,
            "choice_bias"_a = false, "groups"_a = 1, "used_groups"_a = 1);
   py::class_<BlockConfig>(module, "BlockConfig", "A kind of block.")
-      .def(py::init(&make_block), py::kw_only(), "attention"_a, "feed_forward"_a,
+      .def(py::init(&make_block), py::kw_only(), "mixer"_a, "feed_forward"_a,
            "experts"_a = std::nullopt, "feed_forward_gate"_a = false, "input_norms"_a = true,
            "output_norms"_a = false, "residual_scale"_a = 1.0f);
   py::class_<ShardConfig>(module, "ShardConfig", "The shape of a shard.")

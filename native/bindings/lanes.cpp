@@ -23,9 +23,12 @@ namespace {
 // A lane whose all_reduce is Python's. The shard calls it without the GIL.
 class PythonLane : public Lane, public py::trampoline_self_life_support {
  public:
-  void all_reduce(float* x, size_t rows, size_t columns) override {
+  void all_reduce(float* x, size_t rows, size_t columns, bool exact) override {
     const WithGil held;
-    const py::function call = py::get_override(static_cast<const Lane*>(this), "all_reduce");
+    const auto* lane = static_cast<const Lane*>(this);
+    py::function call;
+    if (exact) call = py::get_override(lane, "all_reduce_exact");
+    if (!call) call = py::get_override(lane, "all_reduce");
     if (!call) throw std::logic_error("this lane defines no all_reduce");
     // A view: the capsule keeps numpy from copying, and owns nothing.
     const py::capsule unowned(x, [](void*) {});

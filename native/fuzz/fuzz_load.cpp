@@ -21,7 +21,7 @@ constexpr size_t kMostNumbers = 1 << 16;
 // Features that Llama lacks; none of them when the input has ended.
 void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
   const auto maybe = [&] { return in.upto(3) == 3; };
-  AttentionConfig& attention = block.attention;
+  auto& attention = std::get<AttentionConfig>(block.mixer);
   FeedForwardConfig& feed_forward = block.feed_forward;
   if (maybe()) config.norm.kind = NormKind::layer;
   if (maybe()) attention.value_size = in.number(64);
@@ -65,7 +65,7 @@ ShardConfig any_config(fuzz::Input& in) {
   };
   ShardConfig config;
   BlockConfig block;
-  AttentionConfig& attention = block.attention;
+  auto& attention = std::get<AttentionConfig>(block.mixer);
   config.hidden_size = in.number(96);
   config.layers = span(2);
   attention.heads = span(4);
@@ -87,14 +87,14 @@ ShardConfig any_config(fuzz::Input& in) {
   config.head_from_embedding = in.upto(1) != 0;
   any_features(in, config, block);
   config.kinds = {block, block};
-  config.kinds[1].attention.window = in.number(16);
+  std::get<AttentionConfig>(config.kinds[1].mixer).window = in.number(16);
   for (size_t i = 0; i < std::min<size_t>(config.layers.size(), 8); ++i)
     config.kind_of_layer.push_back(in.number(1));
   return config;
 }
 
 bool is_small(const ShardConfig& c) {
-  const AttentionConfig& attention = c.kinds[0].attention;
+  const auto& attention = std::get<AttentionConfig>(c.kinds[0].mixer);
   const auto& experts = c.kinds[0].experts;
   const size_t size = std::max(attention.key_size, attention.value_size);
   return c.layers.size() <= 4 && c.hidden_size <= 256 &&

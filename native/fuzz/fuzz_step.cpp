@@ -51,7 +51,7 @@ Loaded& loaded(const std::string& kernels, Type type, KvType kv_type, size_t thr
 class AnyLane : public Lane {
  public:
   explicit AnyLane(fuzz::Input& in) : left_(in.upto(4)) {}
-  void all_reduce(float*, size_t, size_t) override {
+  void all_reduce(float*, size_t, size_t, bool) override {
     if (left_-- == 0) throw std::runtime_error("lost");
   }
 

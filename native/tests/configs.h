@@ -15,18 +15,26 @@ struct BlockShape {
   Span units;
 };
 
+inline AttentionConfig& attention_of(BlockConfig& block) {
+  return std::get<AttentionConfig>(block.mixer);
+}
+inline const AttentionConfig& attention_of(const BlockConfig& block) {
+  return std::get<AttentionConfig>(block.mixer);
+}
+
 // Without embedding and head, and with rotary positions of base 10,000.
 inline ShardConfig block_config(const BlockShape& shape) {
   ShardConfig config;
   config.hidden_size = shape.hidden_size;
   config.layers = shape.layers;
-  config.kinds = {{.attention = {.heads = shape.heads,
-                                 .kv_heads = shape.kv_heads,
-                                 .key_size = shape.head_size,
-                                 .value_size = shape.head_size,
-                                 .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_size)),
-                                 .rope = 0},
-                   .feed_forward = {.units = shape.units}}};
+  config.kinds = {
+      {.mixer = AttentionConfig{.heads = shape.heads,
+                                .kv_heads = shape.kv_heads,
+                                .key_size = shape.head_size,
+                                .value_size = shape.head_size,
+                                .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_size)),
+                                .rope = 0},
+       .feed_forward = {.units = shape.units}}};
   config.kind_of_layer.assign(shape.layers.size(), 0);
   config.ropes.resize(1);
   const size_t pairs = shape.head_size / 2;

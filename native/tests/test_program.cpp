@@ -158,7 +158,7 @@ void test_workspace() {
             }
           }
         }
-        const AttentionShape shape = attention_shape(config.kinds[0].attention);
+        const AttentionShape shape = attention_shape(test::attention_of(config.kinds[0]));
         const size_t q = shape.heads * shape.key_size, kv = shape.kv_heads * shape.key_size;
         const size_t hidden = config.hidden_size;
         const size_t ffn = config.kinds[0].feed_forward.units.size();

@@ -45,7 +45,7 @@ ShardConfig whole(KvType kv_type = KvType::f32) {
 // vocabulary.
 ShardConfig half(size_t rank) {
   ShardConfig config = whole();
-  AttentionConfig& attention = config.kinds[0].attention;
+  AttentionConfig& attention = test::attention_of(config.kinds[0]);
   attention.heads = rank == 0 ? Span{0, 4} : Span{4, 8};
   attention.kv_heads = rank == 0 ? Span{0, 1} : Span{1, 2};
   config.kinds[0].feed_forward.units = rank == 0 ? Span{0, 32} : Span{32, kFfn};
@@ -59,7 +59,7 @@ std::pair<Span, Span> cut_of(const ShardConfig& c, const std::string& name) {
   const std::string last = name.substr(name.rfind('.') + 1);
   const Span all{0, kHidden};
   const auto heads = [&](Span span) { return Span{span.begin * kHeadSize, span.end * kHeadSize}; };
-  const AttentionConfig& attention = c.kinds[0].attention;
+  const AttentionConfig& attention = test::attention_of(c.kinds[0]);
   const Span units = c.kinds[0].feed_forward.units;
   if (last == "wq") return {heads(attention.heads), all};
   if (last == "wk" || last == "wv") return {heads(attention.kv_heads), all};
@@ -250,7 +250,7 @@ class MeetingLane : public Lane {
  public:
   MeetingLane(Meeting& meeting, size_t rank, int syncs_before_loss = 1 << 30)
       : meeting_(meeting), rank_(rank), left_(syncs_before_loss) {}
-  void all_reduce(float* x, size_t rows, size_t columns) override {
+  void all_reduce(float* x, size_t rows, size_t columns, bool) override {
     CHECK_EQUAL(columns, kHidden);
     if (left_-- == 0) {
       meeting_.lose();
@@ -440,7 +440,7 @@ void test_bad_configs() {
   bad([](auto& c) { c.kind_of_layer = {0, 1}; }, "kind 1 of 1");
   bad([](auto& c) { c.kinds.clear(); }, "kinds of blocks is 0");
   const auto bad_attention = [&](auto change, const char* part) {
-    bad([&](auto& c) { change(c.kinds[0].attention); }, part);
+    bad([&](auto& c) { change(test::attention_of(c.kinds[0])); }, part);
   };
   bad_attention([](auto& a) { a.heads = {0, 7}; }, "7 query heads cannot share 2 KV heads");
   bad_attention([](auto& a) { a.kv_heads = {0, 0}; }, "kv_heads");
@@ -463,7 +463,7 @@ void test_bad_configs() {
   bad(
       [](auto& c) {
         c.kv_type = KvType::q80;
-        c.kinds[0].attention.value_size = 16;
+        test::attention_of(c.kinds[0]).value_size = 16;
       },
       "multiple of 32, not 16");
   bad([](auto& c) { c.head_from_embedding = true, c.embedding = false; }, "embedding");
@@ -496,7 +496,7 @@ void test_one_step_at_a_time() {
   class Asking : public Lane {
    public:
     explicit Asking(Shard& shard) : shard_(shard) {}
-    void all_reduce(float*, size_t, size_t) override {
+    void all_reduce(float*, size_t, size_t, bool) override {
       std::vector<float> x(kHidden);
       CHECK_THROWS(step(shard_, x, {{1, 0, {5}}}, {}, nullptr, nullptr), std::logic_error,
                    "another step");

@@ -33,13 +33,13 @@ class GrpcLane(StreamLane):
         self._send = send
         self._receive = receive
 
-    def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
+    def _reduce(self, x: npt.NDArray[np.float32], sync_type: int) -> None:
         """Replaces x, float32 [rows, hidden_size], by its sum over all ranks, in place.
 
         Raises StreamEnded, or HearthError BAD_STEP for a message that is not the next sync.
         """
         frame = worker_pb2.SyncFrame(
-            step_id=self._step_id, index=self._index, data=wire.encode(x, self._sync_type)
+            step_id=self._step_id, index=self._index, data=wire.encode(x, sync_type)
         )
         self._send(worker_pb2.ForwardResponse(sync=frame))
         self.sent_bytes += len(frame.data)
@@ -50,7 +50,7 @@ class GrpcLane(StreamLane):
         answer = reply.sync
         if (answer.step_id, answer.index) != (self._step_id, self._index):
             raise self._unexpected(f"sync {answer.index} of step {answer.step_id}")
-        x[:] = wire.decode(answer.data, self._sync_type, *x.shape)
+        x[:] = wire.decode(answer.data, sync_type, *x.shape)
         self.received_bytes += len(answer.data)
         self._index += 1
 

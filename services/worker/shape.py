@@ -163,7 +163,7 @@ def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
 def _native_block(block: common_pb2.Block) -> _native.BlockConfig:
     attention, feed_forward = block.attention, block.feed_forward
     return _native.BlockConfig(
-        attention=_native.AttentionConfig(
+        mixer=_native.AttentionConfig(
             heads=_pair(attention.heads),
             kv_heads=_pair(attention.kv_heads),
             key_size=attention.key_size,

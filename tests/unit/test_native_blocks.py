@@ -87,7 +87,7 @@ class Block:
 
     def native(self) -> _native.BlockConfig:
         return _native.BlockConfig(
-            attention=_native.AttentionConfig(
+            mixer=_native.AttentionConfig(
                 heads=(0, self.heads),
                 kv_heads=(0, self.kv_heads),
                 key_size=self.key_size,

@@ -22,7 +22,7 @@ def steps():
     feed_forward = _native.FeedForwardConfig(units=(0, 32))
     config = _native.ShardConfig(
         hidden_size=32, layers=(0, 1), kind_of_layer=[0],
-        kinds=[_native.BlockConfig(attention=attention, feed_forward=feed_forward)],
+        kinds=[_native.BlockConfig(mixer=attention, feed_forward=feed_forward)],
         vocab=(0, 32), norm_epsilon=1e-5, ropes=[_native.RopeConfig(frequencies=[1.0] * 16)],
         kv_type="f32", page_size=4, max_pages=4, max_step_tokens=4, embedding=False, vocab_size=32,
     )

@@ -139,7 +139,7 @@ def make_shard(
     config = _native.ShardConfig(
         hidden_size=shape.hidden,
         layers=layers,
-        kinds=[_native.BlockConfig(attention=attention, feed_forward=feed_forward)],
+        kinds=[_native.BlockConfig(mixer=attention, feed_forward=feed_forward)],
         kind_of_layer=[0] * (layers[1] - layers[0]),
         norm_epsilon=EPSILON,
         ropes=[_native.RopeConfig(frequencies=frequencies(shape).tolist())],

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <variant>
 #include <vector>
 
 #include "hearth/types.h"
@@ -38,6 +39,18 @@ struct RopeConfig {
   float magnitude = 1.0f;          // factor of cos and sin
 };
 
+// RMS norm of a position's queries, all heads together, and of its keys; before the rotation. The
+// sum of squares is one over all ranks, so these are heads of the whole model.
+struct RowNormConfig {
+  size_t heads = 0, kv_heads = 0;
+};
+
+// Queries grow with their position: times 1 + slope * log(1 + floor(position / length)).
+struct TemperatureConfig {
+  float slope = 0.0f;
+  float length = 1.0f;  // positions
+};
+
 struct AttentionConfig {
   Span heads, kv_heads;  // counted over the whole model
   size_t key_size = 0;   // of a query head and a key head
@@ -51,11 +64,36 @@ struct AttentionConfig {
   bool head_norm = false;      // RMS norm of each query and key head, before the rotation
   bool sinks = false;          // one more score for each head, which has no value
   bool gate = false;           // the result times sigmoid of a product of its own
+  std::optional<RowNormConfig> row_norm = {};
+  std::optional<TemperatureConfig> temperature = {};
+};
+
+// Multi-head latent attention (DeepSeek-AI: DeepSeek-V2, 2024). The keys and values of all heads
+// are products of one normed vector, the latent; the KV cache holds only that, and one rotated key
+// which all heads share. Every rank computes both whole, and some of the heads.
+struct LatentAttentionConfig {
+  Span heads;                  // counted over the whole model
+  size_t query_rank = 0;       // width of a normed vector whose products the queries are; 0: none
+  size_t kv_rank = 0;          // width of the latent
+  size_t nope_size = 0;        // of a query head: the part that is not rotated
+  size_t rope_size = 0;        // and the part that is, behind it; also the width of the rotated key
+  size_t value_size = 0;       // of a head
+  float scale = 0.0f;          // of the scores
+  std::optional<size_t> rope;  // index in ShardConfig::ropes, of the rotated part
 };
 
 // Functions of the feed-forward, in Kernels' order.
 enum class Activation : uint8_t { silu, gelu_tanh, gelu, relu_squared };
 inline constexpr size_t kActivations = 4;
+
+// Limits of a gated feed-forward (OpenAI: gpt-oss-120b & gpt-oss-20b model card, 2025): with gate'
+// = min(gate, limit) and up' within [-limit, limit], activation(factor * gate') / factor * (up' +
+// offset).
+struct GateClamp {
+  float limit = 0.0f;
+  float factor = 1.0f;
+  float offset = 0.0f;
+};
 
 struct FeedForwardConfig {
   Span units;  // of the inner width, counted over the whole model
@@ -63,6 +101,7 @@ struct FeedForwardConfig {
   bool gated = true;         // down (activation(gate x) * (up x)); else down activation(gate x)
   bool bias = false;         // of gate and up
   bool output_bias = false;  // this rank adds the bias of the output
+  std::optional<GateClamp> clamp = {};  // only where it is gated
 };
 
 // The way a router's products become the weights of experts: all together by softmax, or each by
@@ -84,8 +123,11 @@ struct ExpertsConfig {
   size_t groups = 1, used_groups = 1;
 };
 
+// What mixes the positions of a sequence.
+using MixerConfig = std::variant<AttentionConfig, LatentAttentionConfig>;
+
 struct BlockConfig {
-  AttentionConfig attention;
+  MixerConfig mixer;
   FeedForwardConfig feed_forward;  // of all rows; without units where there are only experts
   std::optional<ExpertsConfig> experts = {};  // their result is added to the feed-forward's
   bool feed_forward_gate = false;  // beside experts: the feed-forward's result times sigmoid of a

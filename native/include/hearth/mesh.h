@@ -76,7 +76,8 @@ class MeshLane : public Lane {
 
   // The next syncs are those of step `step`, counted from 0.
   void begin(uint32_t step);
-  void all_reduce(float* x, size_t rows, size_t columns) override;
+  void all_reduce(float* x, size_t rows, size_t columns, bool exact) override;
+  using Lane::all_reduce;
 
   // Ends a sync that is under way, from any thread: it throws within a tenth of a second.
   void abort() { aborted_.store(true); }
@@ -154,6 +155,7 @@ class MeshLane : public Lane {
   void use_sockets(const Work& work);
 
   MeshConfig config_;
+  WireType wire_;  // of the sync under way
   Sockets sockets_;
   std::vector<std::unique_ptr<MeshLink>> links_;  // nullptr at one's own place
   const Kernels& kernels_;

@@ -4,22 +4,22 @@
 namespace hearth {
 
 Access AllReduce::access() const {
-  return {.reads = {BufferId::partial}, .writes = {BufferId::partial}, .division = Division::other};
+  return {.reads = {buffer}, .writes = {buffer}, .division = Division::other};
 }
 
 void AllReduce::run(Pass& pass, size_t thread) const {
   pass.pool.barrier();
-  const Activations& partial = pass.buffers[BufferId::partial];
+  const Activations values = pass.buffers[buffer].of_width(columns);
   if (pass.lane == nullptr) {
     const auto [begin, end] = pass.rows_of(thread);
-    pass.check_rows(partial, begin, end, number);
+    pass.check_rows(values, begin, end, number);
     return;
   }
   if (thread == 0) {
-    pass.check_rows(partial, 0, pass.batch.rows().size(), number);
+    pass.check_rows(values, 0, pass.batch.rows().size(), number);
     const Stopwatch watch;
     try {
-      pass.lane->all_reduce(partial.x, pass.batch.rows().size(), partial.columns);
+      pass.lane->all_reduce(values.x, pass.batch.rows().size(), columns, exact);
     } catch (...) {
       pass.error = std::current_exception();
     }

@@ -119,8 +119,14 @@ void end_tile(const Pass& pass, const Attend& operation, const AttendArgs& args,
       const size_t query = r * tile.heads + h;
       if (operation.sinks != nullptr) add_sink((*operation.sinks)[tile.head + h], args, query);
       const float inverse = 1.0f / args.sum[query];
-      for (size_t i = 0; i < size; ++i) out[h * size + i] = args.out[query * size + i] * inverse;
+      float* of_head = out + h * size;
+      const size_t by_head = (tile.head + h) * pass.batch.rows().size() + row;
+      if (operation.latent) of_head = mixed.x + by_head * size;
+      for (size_t i = 0; i < size; ++i) of_head[i] = args.out[query * size + i] * inverse;
+      if (operation.latent && operation.quantize)
+        quantize_columns(pass.kernels, mixed.of_width(size), by_head, 0, size);
     }
+    if (operation.latent) continue;
     if (operation.gate) {
       const Activations all = pass.buffers[BufferId::mixer_gate].of_width(columns);
       const float* gates = all.row(row) + tile.head * size;
@@ -128,6 +134,20 @@ void end_tile(const Pass& pass, const Attend& operation, const AttendArgs& args,
     }
     if (operation.quantize) {
       quantize_columns(pass.kernels, mixed, row, tile.head * size, (tile.head + tile.heads) * size);
+    }
+  }
+}
+
+// values[s][i] = keys[i][s]
+void transpose_keys(const float* keys, size_t stride, size_t slots, size_t size, float* values) {
+  constexpr size_t kSide = 16;  // of a square, so that both sides of it stay in the cache
+  for (size_t s = 0; s < slots; s += kSide) {
+    const size_t last = std::min(slots, s + kSide);
+    for (size_t i = 0; i < size; i += kSide) {
+      const size_t end = std::min(size, i + kSide);
+      for (size_t slot = s; slot < last; ++slot) {
+        for (size_t e = i; e < end; ++e) values[slot * size + e] = keys[e * stride + slot];
+      }
     }
   }
 }
@@ -141,7 +161,8 @@ void attend_tile(Pass& pass, const Attend& operation, const QueryTile& tile, siz
   float* values = scratch;
   // Few queries read f16 directly; for more, a page is converted once.
   const bool widen =
-      kv.type == KvType::q80 || (kv.type == KvType::f16 && args.queries > kDirectQueries);
+      kv.type == KvType::q80 ||
+      (kv.type == KvType::f16 && (operation.latent || args.queries > kDirectQueries));
   const auto attend =
       kv.type == KvType::f16 && !widen ? pass.kernels.attend_f16 : pass.kernels.attend_f32;
   const Batch::Row& row = pass.batch.rows()[tile.rows.first];
@@ -152,16 +173,34 @@ void attend_tile(Pass& pass, const Attend& operation, const QueryTile& tile, siz
   for (size_t p = first_page, at = p * page_size; at < end; ++p, at += page_size) {
     args.keys = pass.kv.keys(pages[p], operation.layer, tile.kv_head);
     args.values = pass.kv.values(pages[p], operation.layer, tile.kv_head);
+    const size_t slots = std::min(page_size, end - at);
     if (widen) {
       pass.kv.widen_keys(pass.kernels, args.keys, args.key_size, keys);
-      pass.kv.widen_values(pass.kernels, args.values, std::min(page_size, end - at),
-                           args.value_size, values);
       args.keys = keys;
+    }
+    if (operation.latent) {
+      transpose_keys(static_cast<const float*>(args.keys), args.stride, slots, args.value_size,
+                     values);
+      args.values = values;
+    } else if (widen) {
+      pass.kv.widen_values(pass.kernels, args.values, slots, args.value_size, values);
       args.values = values;
     }
     attend_page(attend, args, tile, at, page_size, first, operation.window, element_bytes);
   }
   end_tile(pass, operation, args, tile);
+}
+
+// KV heads of this rank whose first query head it has too: each is one rank's alone.
+Span counted_kv_heads(const AttentionConfig& attention) {
+  const size_t group = attention.row_norm->heads / attention.row_norm->kv_heads;
+  const auto is_counted = [&](size_t kv_head) {
+    return attention.heads.begin <= kv_head * group && kv_head * group < attention.heads.end;
+  };
+  Span counted = attention.kv_heads;
+  while (counted.size() > 0 && !is_counted(counted.begin)) ++counted.begin;
+  while (counted.size() > 0 && !is_counted(counted.end - 1)) --counted.end;
+  return counted;
 }
 
 }  // namespace
@@ -170,9 +209,21 @@ AttentionShape attention_shape(const AttentionConfig& config) {
   return {config.heads.size(), config.kv_heads.size(), config.key_size, config.value_size};
 }
 
+std::optional<AttentionShape> attention_shape(const MixerConfig& mixer) {
+  return std::visit([](const auto& each) { return std::optional(attention_shape(each)); }, mixer);
+}
+
+RopePairs rope_pairs(const ShardConfig& config, const std::optional<size_t>& rope) {
+  if (!rope) return {};
+  RopePairs pairs;
+  for (size_t i = 0; i < *rope; ++i) pairs.first += config.ropes[i].frequencies.size();
+  pairs.count = config.ropes[*rope].frequencies.size();
+  return pairs;
+}
+
 void Attention::add_slots(const ShardConfig& config, const BlockConfig& block,
                           const std::string& prefix, Slots& slots) {
-  const AttentionConfig& attention = block.attention;
+  const auto& attention = std::get<AttentionConfig>(block.mixer);
   const AttentionShape shape = attention_shape(attention);
   const size_t hidden = config.hidden_size;
   const size_t q = shape.heads * shape.key_size, mixed = shape.heads * shape.value_size;
@@ -188,9 +239,9 @@ void Attention::add_slots(const ShardConfig& config, const BlockConfig& block,
     slots.add(prefix + "bv", v, value_bias);
   }
   if (attention.output_bias) slots.add(prefix + "bo", hidden, output_bias);
-  if (attention.head_norm) {
-    slots.add(prefix + "q_norm", shape.key_size, query_norm.weight);
-    slots.add(prefix + "k_norm", shape.key_size, key_norm.weight);
+  if (attention.head_norm || attention.row_norm) {
+    slots.add(prefix + "q_norm", attention.row_norm ? q : shape.key_size, query_norm.weight);
+    slots.add(prefix + "k_norm", attention.row_norm ? k : shape.key_size, key_norm.weight);
   }
   if (attention.sinks) slots.add(prefix + "sinks", shape.heads, sinks);
   if (attention.gate) slots.add(prefix + "wg", mixed, hidden, gate);
@@ -200,7 +251,7 @@ void Attention::add_slots(const ShardConfig& config, const BlockConfig& block,
 
 void Attention::compile(const ShardConfig& config, size_t layer, Program& program) const {
   const BlockConfig& block = config.kind_of(layer);
-  const AttentionConfig& attention = block.attention;
+  const auto& attention = std::get<AttentionConfig>(block.mixer);
   const AttentionShape shape = attention_shape(attention);
   const size_t hidden = config.hidden_size;
   const size_t q = shape.heads * shape.key_size, mixed = shape.heads * shape.value_size;
@@ -230,18 +281,25 @@ void Attention::compile(const ShardConfig& config, size_t layer, Program& progra
                    .add = layer > 0,  // what the block before this one made
                    .quantize = quantize_normed});
   program.add(Products{.input = BufferId::normed, .products = std::move(products)});
-  size_t first_pair = 0, pairs = 0;
-  if (attention.rope) {
-    for (size_t i = 0; i < *attention.rope; ++i) first_pair += config.ropes[i].frequencies.size();
-    pairs = config.ropes[*attention.rope].frequencies.size();
+  if (attention.row_norm) {
+    program.size_buffer(BufferId::row_squares, 2);
+    const Span counted = counted_kv_heads(attention);
+    program.add(SumSquares{.shape = shape,
+                           .first_counted = counted.begin - attention.kv_heads.begin,
+                           .counted = counted.size()});
+    program.add(AllReduce{.buffer = BufferId::row_squares, .columns = 2, .exact = true});
   }
+  const RopePairs pairs = rope_pairs(config, attention.rope);
+  const bool normed = attention.head_norm || attention.row_norm;
   program.add(RopeAndStore{.shape = shape,
                            .layer = layer,
                            .scale = attention.scale,
-                           .first_pair = first_pair,
-                           .pairs = pairs,
-                           .query_norm = attention.head_norm ? &query_norm : nullptr,
-                           .key_norm = attention.head_norm ? &key_norm : nullptr,
+                           .temperature = attention.temperature,
+                           .first_pair = pairs.first,
+                           .pairs = pairs.count,
+                           .query_norm = normed ? &query_norm : nullptr,
+                           .key_norm = normed ? &key_norm : nullptr,
+                           .row_norm = attention.row_norm,
                            .epsilon = config.norm.epsilon});
   program.add(Attend{.shape = shape,
                      .kind = config.kind_of_layer[layer],
@@ -250,13 +308,14 @@ void Attention::compile(const ShardConfig& config, size_t layer, Program& progra
                      .softcap = attention.softcap,
                      .sinks = attention.sinks ? &sinks : nullptr,
                      .gate = attention.gate,
+                     .latent = false,
                      .quantize = quantize_mixed && whole_blocks});
   if (quantize_mixed && !whole_blocks)
     program.add(Quantize{.buffer = BufferId::mixed, .columns = mixed});
   program.add(Products{.input = BufferId::mixed,
                        .products = {{&output, BufferId::partial, hidden,
                                      attention.output_bias ? &output_bias : nullptr}}});
-  program.add(AllReduce{});
+  program.add(AllReduce{.columns = hidden});
   add_finish_partial(config, block, output_norm, program);
 }
 
@@ -285,6 +344,29 @@ size_t attention_scratch(const std::vector<RowRange>& ranges, const AttentionSha
   // See begin_tile, and attend_tile for the page that is converted.
   return queries * (shape.key_size + shape.value_size + key_stride + 3) +
          key_stride * shape.key_size + page_size * shape.value_size;
+}
+
+Access SumSquares::access() const {
+  return {.reads = {BufferId::queries, BufferId::keys},
+          .writes = {BufferId::row_squares},
+          .division = Division::rows};
+}
+
+void SumSquares::run(Pass& pass, size_t thread) const {
+  const size_t key_size = shape.key_size;
+  const Activations queries = pass.buffers[BufferId::queries].of_width(shape.heads * key_size);
+  const Activations keys = pass.buffers[BufferId::keys].of_width(shape.kv_heads * key_size);
+  const Activations sums = pass.buffers[BufferId::row_squares].of_width(2);
+  const auto squares = [](const float* x, size_t size) {
+    double sum = 0.0;
+    for (size_t i = 0; i < size; ++i) sum += static_cast<double>(x[i]) * x[i];
+    return static_cast<float>(sum);
+  };
+  const auto [begin, end] = pass.rows_of(thread);
+  for (size_t r = begin; r < end; ++r) {
+    sums.row(r)[0] = squares(queries.row(r), queries.columns);
+    sums.row(r)[1] = squares(keys.row(r) + first_counted * key_size, counted * key_size);
+  }
 }
 
 Access Attend::access() const {

@@ -4,11 +4,12 @@
 //   attn_norm [1, hidden]              wq [heads * key_size, hidden]
 //   wk [kv_heads * key_size, hidden]   wv [kv_heads * value_size, hidden]
 //   wo [hidden, heads * value_size]    [bq, bk, bv: [1, rows of wq, wk, wv]]   [bo [1, hidden]]
-//   [q_norm, k_norm [1, key_size]]     [sinks [1, heads]]
+//   [q_norm, k_norm [1, key_size], or of a whole row [1, rows of wq, wk]]   [sinks [1, heads]]
 //   [wg (gate) [heads * value_size, hidden]]   [attn_out_norm [1, hidden]]
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,5 +48,14 @@ size_t attention_scratch(const std::vector<RowRange>& ranges, const AttentionSha
                          size_t key_stride, size_t page_size);
 
 AttentionShape attention_shape(const AttentionConfig& config);
+AttentionShape attention_shape(const LatentAttentionConfig& config);  // latent_attention.cpp
+// Of a mixer that attends to pages; no shape for others.
+std::optional<AttentionShape> attention_shape(const MixerConfig& mixer);
+
+// The angles of a rotary embedding within a row of those of all.
+struct RopePairs {
+  size_t first = 0, count = 0;
+};
+RopePairs rope_pairs(const ShardConfig& config, const std::optional<size_t>& rope);
 
 }  // namespace hearth

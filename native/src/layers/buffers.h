@@ -6,6 +6,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+
+#include "hearth/types.h"
 
 namespace hearth {
 
@@ -18,9 +21,14 @@ enum class BufferId : uint8_t {
   cos,            // of the rotary angles
   sin,            //
   normed,         // input of the mixer, of the feed-forward, and of the head
-  queries,        //
+  queries,        // what attends
   keys,           //
   values,         //
+  row_squares,    // see RowNormConfig: sums of squares of queries and of keys, [rows, 2]
+  query_latent,   // see LatentAttentionConfig, [rows, query_rank]
+  full_queries,   // [rows, heads * (nope_size + rope_size)]
+  head_queries,   // parts that are not rotated, [heads, rows, nope_size]
+  head_mixed,     // values of each head, [rows, heads * value_size]
   mixer_gate,     // see AttentionConfig::gate
   mixed,          // what attention makes
   partial,        // this rank's part of what is added to the residual
@@ -38,6 +46,8 @@ enum class BufferId : uint8_t {
 
 inline constexpr size_t kBuffers = static_cast<size_t>(BufferId::scratch) + 1;
 
+static_assert(kBuffers <= 64);
+
 class BufferSet {
  public:
   constexpr BufferSet() = default;
@@ -50,9 +60,9 @@ class BufferSet {
   constexpr BufferSet without(BufferSet other) const { return BufferSet(bits_ & ~other.bits_); }
 
  private:
-  static constexpr uint32_t bit(BufferId id) { return uint32_t{1} << static_cast<unsigned>(id); }
-  constexpr explicit BufferSet(uint32_t bits) : bits_(bits) {}
-  uint32_t bits_ = 0;
+  static constexpr uint64_t bit(BufferId id) { return uint64_t{1} << static_cast<unsigned>(id); }
+  constexpr explicit BufferSet(uint64_t bits) : bits_(bits) {}
+  uint64_t bits_ = 0;
 };
 
 template <typename Value>
@@ -80,6 +90,16 @@ struct Activations {
     Activations same = *this;
     same.columns = width;
     return same;
+  }
+  // Rows from `first` on, of another width.
+  Activations from_row(size_t first, size_t width) const {
+    Activations part = of_width(width);
+    part.x += first * width;
+    if (part.q == nullptr) return part;
+    part.q += first * width;
+    part.scales += first * (width / kBlock);
+    part.sums += first * (width / kBlock);
+    return part;
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "layers/feed_forward.h"
 #include "layers/products.h"
 #include "shard/pass.h"
 
@@ -124,17 +125,6 @@ size_t chosen_experts(const ExpertRows& rows) {
   for (size_t e = 0; e + 1 < rows.offsets.size(); ++e)
     count += rows.offsets[e] < rows.offsets[e + 1];
   return count;
-}
-
-// Rows from `first` on of a buffer whose rows have `columns`.
-Activations rows_from(const Activations& buffer, size_t first, size_t columns) {
-  Activations part = buffer.of_width(columns);
-  part.x += first * columns;
-  if (part.q == nullptr) return part;
-  part.q += first * columns;
-  part.scales += first * (columns / kBlock);
-  part.sums += first * (columns / kBlock);
-  return part;
 }
 
 }  // namespace
@@ -265,12 +255,11 @@ void ExpertProducts::run(Pass& pass, size_t thread) const {
   const size_t groups = (units + kGroupRows - 1) / kGroupRows;
   const size_t total = groups * chosen_experts(pairs);
   const size_t unit = std::max(kBlock / kGroupRows, unit_groups(pass.batch.rows().size()));
-  const auto activate = pass.kernels.activate[static_cast<size_t>(config.activation)];
   void* scratch = pass.buffers[BufferId::scratch].row(thread);
   const auto work = [&](size_t e, size_t begin, size_t end) {
     const size_t first_pair = pairs.offsets[e], count = pairs.offsets[e + 1] - first_pair;
-    const Activations input = rows_from(pass.buffers[BufferId::expert_input], first_pair, hidden);
-    const Activations gated = rows_from(pass.buffers[BufferId::expert_gate], first_pair, units);
+    const Activations input = pass.buffers[BufferId::expert_input].from_row(first_pair, hidden);
+    const Activations gated = pass.buffers[BufferId::expert_gate].from_row(first_pair, units);
     const size_t first = begin * kGroupRows, last = std::min(end * kGroupRows, units);
     const auto multiply = [&](const Matrix& matrix, const std::vector<float>& bias, float* y) {
       multiply_groups(pass.kernels, input, count, matrix, units, begin, end, y, scratch);
@@ -286,8 +275,9 @@ void ExpertProducts::run(Pass& pass, size_t thread) const {
       multiply(experts->up[e], experts->up_bias, ups);
     }
     for (size_t r = 0; r < count; ++r) {
-      const float* factors = ups == nullptr ? nullptr : ups + r * units + first;
-      activate(gated.row(r) + first, factors, last - first);
+      float* factors = ups == nullptr ? nullptr : ups + r * units + first;
+      activate(pass.kernels, config.activation, config.clamp, gated.row(r) + first, factors,
+               last - first);
       if (quantize) quantize_columns(pass.kernels, gated, r, first, last);
     }
   };
@@ -313,7 +303,7 @@ void ExpertOutputs::run(Pass& pass, size_t thread) const {
   void* scratch = pass.buffers[BufferId::scratch].row(thread);
   const auto work = [&](size_t e, size_t begin, size_t end) {
     const size_t first_pair = pairs.offsets[e], count = pairs.offsets[e + 1] - first_pair;
-    const Activations input = rows_from(pass.buffers[BufferId::expert_gate], first_pair, units);
+    const Activations input = pass.buffers[BufferId::expert_gate].from_row(first_pair, units);
     float* y = pass.buffers[BufferId::expert_output].x + first_pair * hidden;
     multiply_groups(pass.kernels, input, count, experts->down[e], hidden, begin, end, y, scratch);
   };

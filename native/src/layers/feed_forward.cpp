@@ -48,7 +48,7 @@ void FeedForward::compile(const ShardConfig& config, const BlockConfig& block,
   }
   if (block.experts)
     experts.compile(*block.experts, hidden, whole, block.feed_forward_gate, program);
-  program.add(AllReduce{});
+  program.add(AllReduce{.columns = hidden});
   add_finish_partial(config, block, output_norm, program);
 }
 
@@ -62,10 +62,23 @@ void FeedForward::compile_whole(const FeedForwardConfig& shape, size_t hidden,
       ActivatedProducts{.gate = {&gate, shape.bias ? &gate_bias : nullptr},
                         .up = {shape.gated ? &up : nullptr, shape.bias ? &up_bias : nullptr},
                         .activation = shape.activation,
+                        .clamp = shape.clamp,
                         .quantize = quantize_gate});
   program.add(Products{
       .input = BufferId::gate,
       .products = {{&down, BufferId::partial, hidden, shape.output_bias ? &down_bias : nullptr}}});
+}
+
+void activate(const Kernels& kernels, Activation activation, const std::optional<GateClamp>& clamp,
+              float* gate, float* up, size_t size) {
+  if (clamp && up != nullptr) {
+    const float limit = clamp->limit, inverse = 1.0f / clamp->factor;
+    for (size_t i = 0; i < size; ++i) {
+      gate[i] = std::min(gate[i], limit) * clamp->factor;
+      up[i] = (std::clamp(up[i], -limit, limit) + clamp->offset) * inverse;
+    }
+  }
+  kernels.activate[static_cast<size_t>(activation)](gate, up, size);
 }
 
 Access ActivatedProducts::access() const {
@@ -83,7 +96,6 @@ void ActivatedProducts::run(Pass& pass, size_t thread) const {
   const size_t groups = (units + kGroupRows - 1) / kGroupRows;
   // Whole blocks of the next product's input: who made one can quantize it at once.
   const size_t unit = std::max(kBlock / kGroupRows, unit_groups(rows));
-  const auto activate = pass.kernels.activate[static_cast<size_t>(activation)];
   pass.queue.begin_phase(thread);
   while (true) {
     const auto [begin, end] = pass.queue.take(thread, groups, unit);
@@ -97,8 +109,8 @@ void ActivatedProducts::run(Pass& pass, size_t thread) const {
     multiply(gate, gated.x);
     multiply(up, ups);
     for (size_t r = 0; r < rows; ++r) {
-      const float* factors = ups == nullptr ? nullptr : ups + r * units + first;
-      activate(gated.row(r) + first, factors, last - first);
+      float* factors = ups == nullptr ? nullptr : ups + r * units + first;
+      activate(pass.kernels, activation, clamp, gated.row(r) + first, factors, last - first);
       if (quantize) quantize_columns(pass.kernels, gated, r, first, last);
     }
   }

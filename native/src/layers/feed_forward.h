@@ -7,6 +7,8 @@
 //   [ffn_out_norm [1, hidden]]   [ffn_gate [1, hidden]]   and those of layers/experts.h
 #pragma once
 
+#include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,5 +37,10 @@ struct FeedForward {
  private:
   void compile_whole(const FeedForwardConfig& shape, size_t hidden, Program& program) const;
 };
+
+// gate = activation(gate) * up of `size` elements; up: nullptr where it is not gated, and else
+// changed too.
+void activate(const Kernels& kernels, Activation activation, const std::optional<GateClamp>& clamp,
+              float* gate, float* up, size_t size);
 
 }  // namespace hearth

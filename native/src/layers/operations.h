@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <variant>
 #include <vector>
@@ -92,6 +93,17 @@ struct Products {
   void run(Pass& pass, size_t thread) const;
 };
 
+// RMS norm of whole rows of a buffer, in place, quantized where the products that follow need it.
+struct RowNorm {
+  BufferId buffer;
+  const NormWeights* weights;
+  float epsilon;
+  bool quantize;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
 // Quantizes whole rows of a buffer.
 struct Quantize {
   BufferId buffer;
@@ -107,15 +119,53 @@ struct AttentionShape {
   size_t queries_per_kv_head() const { return heads / kv_heads; }
 };
 
+// row_squares = the sums of squares of a row's queries and of its keys. A KV head that several
+// ranks have is counted by the one that has its first query head.
+struct SumSquares {
+  AttentionShape shape;
+  size_t first_counted, counted;  // KV heads
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
 // Queries and keys are normed and rotated; queries are scaled; keys and values go to the KV cache.
 struct RopeAndStore {
   AttentionShape shape;
   size_t layer;  // of the shard
   float scale;
+  std::optional<TemperatureConfig> temperature;
   size_t first_pair, pairs;       // of the angles; no pairs: no rotation
-  const NormWeights* query_norm;  // of each head; nullptr: none
+  const NormWeights* query_norm;  // of each head, or of a whole row; nullptr: none
   const NormWeights* key_norm;
+  std::optional<RowNormConfig> row_norm;  // the norms are of whole rows
   float epsilon;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// Of latent attention: full_queries are cut into head_queries and the rotated part of queries, both
+// scaled; the latent in keys is normed, the key behind it rotated, and both go to the KV cache.
+struct LatentStore {
+  LatentAttentionConfig config;
+  size_t layer;              // of the shard
+  size_t first_pair, pairs;  // of the angles; no pairs: no rotation
+  const NormWeights* latent_norm;
+  float epsilon;
+  bool quantize;  // head_queries
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// Products of each head's own weights: columns [h * stride, + weight rows) of output = weights[h] x
+// the rows of head h. input: [heads, rows, columns of the weights].
+struct HeadProducts {
+  BufferId input;
+  const std::vector<Matrix>* weights;
+  BufferId output;
+  size_t stride;  // columns of output from one head to the next
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
@@ -130,7 +180,10 @@ struct Attend {
   float softcap;
   const std::vector<float>* sinks;  // [heads], or nullptr
   bool gate;                        // mixed *= sigmoid(mixer_gate)
-  bool quantize;                    // mixed too; only where a head is a whole number of blocks
+  // Of latent attention: values are the first elements of keys, and mixed is [heads, rows,
+  // value_size].
+  bool latent;
+  bool quantize;  // mixed too; only where a head is a whole number of blocks
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
@@ -145,6 +198,7 @@ struct ActivatedProducts {
   };
   Weights gate, up;  // up.matrix: nullptr where it is not gated
   Activation activation;
+  std::optional<GateClamp> clamp;
   bool quantize;
 
   Access access() const;
@@ -206,12 +260,15 @@ struct Combine {
   void run(Pass& pass, size_t thread) const;
 };
 
-// partial = its sum over all ranks. Barriers before and after are its own; without a lane, which is
-// known only in a step, it is one barrier.
+// A buffer = its sum over all ranks. Barriers before and after are its own; without a lane, which
+// is known only in a step, it is one barrier.
 //
 // Also notes the rows of this rank's own part that are not finite. (Costs under 1 % of a step: one
 // look at values that are in the cache.)
 struct AllReduce {
+  BufferId buffer = BufferId::partial;
+  size_t columns;
+  bool exact = false;   // see Lane
   uint32_t number = 0;  // counts the program's syncs; set by Program::add
 
   Access access() const;
@@ -228,7 +285,8 @@ struct FinishLogits {
 
 using Operation =
     std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products, Quantize,
-                 RopeAndStore, Attend, ActivatedProducts, Route, GroupByExpert, GatherRows,
-                 ExpertProducts, ExpertOutputs, Combine, AllReduce, FinishLogits>;
+                 RopeAndStore, Attend, ActivatedProducts, RowNorm, SumSquares, LatentStore,
+                 HeadProducts, Route, GroupByExpert, GatherRows, ExpertProducts, ExpertOutputs,
+                 Combine, AllReduce, FinishLogits>;
 
 }  // namespace hearth

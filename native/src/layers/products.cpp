@@ -20,7 +20,7 @@ void quantize_columns(const Kernels& kernels, const Activations& buffer, size_t 
 
 void multiply_groups(const Kernels& kernels, const Activations& input, size_t rows,
                      const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y,
-                     void* scratch) {
+                     void* scratch, size_t y_stride) {
   if (begin >= end) return;
   const size_t first = begin * kGroupRows;
   const MatmulArgs args = {
@@ -31,7 +31,7 @@ void multiply_groups(const Kernels& kernels, const Activations& input, size_t ro
       .rows = std::min(end * kGroupRows, weight_rows) - first,
       .tokens = rows,
       .y = y + first,
-      .y_stride = weight_rows,
+      .y_stride = y_stride == 0 ? weight_rows : y_stride,
       .scratch = scratch,
   };
   const QuantizedRows quantized = {.q = input.q, .scales = input.scales, .sums = input.sums};

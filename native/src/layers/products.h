@@ -18,10 +18,10 @@ void quantize_columns(const Kernels& kernels, const Activations& buffer, size_t 
                       size_t end);
 
 // y[r][w] = input row r times weight row w, for weight rows in groups [begin, end) and below
-// `weight_rows`; y: [rows, weight_rows]. scratch: see MatmulArgs.
+// `weight_rows`; y: [rows, weight_rows], or [rows, y_stride]. scratch: see MatmulArgs.
 void multiply_groups(const Kernels& kernels, const Activations& input, size_t rows,
                      const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y,
-                     void* scratch);
+                     void* scratch, size_t y_stride = 0);
 
 // Columns [begin, end) of all rows of y, and below its width: y += bias. y: [rows, bias.size()].
 void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y);

@@ -30,10 +30,12 @@ void RopeAngles::run(Pass& pass, size_t thread) const {
 }
 
 Access RopeAndStore::access() const {
-  return {
-      .reads = {BufferId::cos, BufferId::sin, BufferId::queries, BufferId::keys, BufferId::values},
-      .writes = {BufferId::queries, BufferId::keys, BufferId::kv_cache},
-      .division = Division::other};
+  BufferSet reads = {BufferId::cos, BufferId::sin, BufferId::queries, BufferId::keys,
+                     BufferId::values};
+  if (row_norm) reads = reads | BufferSet{BufferId::row_squares};
+  return {.reads = reads,
+          .writes = {BufferId::queries, BufferId::keys, BufferId::kv_cache},
+          .division = Division::other};
 }
 
 // Divided by (row, head): the query heads of a row, then its KV heads.
@@ -49,22 +51,39 @@ void RopeAndStore::run(Pass& pass, size_t thread) const {
   const auto [begin, end] = pass.part(pass.batch.rows().size() * of_row, thread);
   for (size_t item = begin; item < end; ++item) {
     const size_t r = item / of_row, head = item % of_row;
-    const auto prepare = [&](float* x, const NormWeights* norm) {
-      if (norm != nullptr) pass.kernels.rms_norm(x, norm->weight.data(), key_size, epsilon, x);
+    // at: of the head among those that `x` lies with.
+    const auto prepare = [&](float* x, const NormWeights* norm, size_t at) {
+      if (row_norm) {
+        const bool query = norm == query_norm;
+        const float squares = pass.buffers[BufferId::row_squares].of_width(2).row(r)[query ? 0 : 1];
+        const auto width =
+            static_cast<float>((query ? row_norm->heads : row_norm->kv_heads) * key_size);
+        const float factor = 1.0f / std::sqrt(squares / width + epsilon);
+        const float* weight = norm->weight.data() + at * key_size;
+        for (size_t i = 0; i < key_size; ++i) x[i] *= factor * weight[i];
+      } else if (norm != nullptr) {
+        pass.kernels.rms_norm(x, norm->weight.data(), key_size, epsilon, x);
+      }
       if (pairs == 0) return;
       pass.kernels.rope(x, pass.buffers[BufferId::cos].row(r) + first_pair,
                         pass.buffers[BufferId::sin].row(r) + first_pair, pairs);
     };
     if (head < shape.heads) {
       float* query = queries.row(r) + head * key_size;
-      prepare(query, query_norm);
-      for (size_t i = 0; i < key_size; ++i) query[i] *= scale;
+      prepare(query, query_norm, head);
+      float factor = scale;
+      if (temperature) {
+        const auto position = static_cast<float>(pass.batch.rows()[r].position);
+        factor *=
+            1.0f + temperature->slope * std::log1p(std::floor(position / temperature->length));
+      }
+      for (size_t i = 0; i < key_size; ++i) query[i] *= factor;
       continue;
     }
     const size_t kv_head = head - shape.heads;
     float* key = keys.row(r) + kv_head * key_size;
     const float* value = values.row(r) + kv_head * value_size;
-    prepare(key, key_norm);
+    prepare(key, key_norm, kv_head);
     const Batch::Row& row = pass.batch.rows()[r];
     const uint32_t page = row.sequence->pages[row.position / page_size];
     const size_t slot = row.position % page_size;

@@ -50,6 +50,7 @@ void settle(int socket) {
 
 MeshLane::MeshLane(MeshConfig config)
     : config_(std::move(config)),
+      wire_(config_.wire),
       sockets_(config_.sockets),
       kernels_(kernels_in_use()),
       patience_(config_.deadline_seconds) {
@@ -142,7 +143,7 @@ void MeshLane::begin(uint32_t step) {
 }
 
 size_t MeshLane::wire_bytes(size_t elements) const {
-  switch (config_.wire) {
+  switch (wire_) {
     case WireType::f32:
       return elements * 4;
     case WireType::f16:
@@ -156,7 +157,7 @@ size_t MeshLane::wire_bytes(size_t elements) const {
 // q80 on the wire: all f32 scales, then all int8, as the kernel that quantizes activations has
 // them.
 void MeshLane::encode(const float* x, size_t elements, uint8_t* out) {
-  switch (config_.wire) {
+  switch (wire_) {
     case WireType::f32:
       std::memcpy(out, x, elements * 4);
       return;
@@ -174,7 +175,7 @@ void MeshLane::encode(const float* x, size_t elements, uint8_t* out) {
 }
 
 void MeshLane::decode(const uint8_t* in, size_t elements, float* x, bool add) {
-  switch (config_.wire) {
+  switch (wire_) {
     case WireType::f32:
       if (add) {
         kernels_.add(x, reinterpret_cast<const float*>(in), elements);
@@ -198,9 +199,10 @@ size_t MeshLane::segment(size_t elements, size_t rank) const {
   return elements / kBlock * rank / ranks() * kBlock;
 }
 
-void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
+void MeshLane::all_reduce(float* x, size_t rows, size_t columns, bool exact) {
   const size_t elements = rows * columns;
-  if (config_.wire == WireType::q80 && elements % kBlock != 0)
+  wire_ = exact ? WireType::f32 : config_.wire;
+  if (wire_ == WireType::q80 && elements % kBlock != 0)
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
   if (elements == 0) throw std::invalid_argument("mesh: a sync of no elements");
   if (elements > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
@@ -209,6 +211,7 @@ void MeshLane::all_reduce(float* x, size_t rows, size_t columns) {
 
 LinkCosts MeshLane::measure(double seconds) {
   LinkCosts costs{};
+  wire_ = config_.wire;
   use_sockets([&] { costs = measure_links(seconds); });
   return costs;
 }
@@ -217,7 +220,7 @@ void MeshLane::reduce(float* x, size_t elements) {
   // With fewer blocks than ranks, some segments would be empty.
   const bool whole = wire_bytes(elements) <= config_.direct_bytes || elements % kBlock != 0 ||
                      elements / kBlock < ranks();
-  if (ranks() == 2 && config_.wire == WireType::f32) {
+  if (ranks() == 2 && wire_ == WireType::f32) {
     whole ? pair_direct(x, elements) : pair_scattered(x, elements);
   } else {
     whole ? direct(x, elements) : scattered(x, elements);
@@ -242,14 +245,14 @@ void MeshLane::direct(float* x, size_t elements) {
     decode(r == config_.rank ? own.data() : incoming_[r].data(), elements, x, r > 0);
   // Round the sum as the scattered way does, so that no bit depends on the way. (Between two ranks
   // that round, the way is always direct.)
-  if (ranks() > 2 && config_.wire != WireType::f32) {
+  if (ranks() > 2 && wire_ != WireType::f32) {
     encode(x, elements, own.data());
     decode(own.data(), elements, x, false);
   }
 }
 
 void MeshLane::scattered(float* x, size_t elements) {
-  const bool exact = config_.wire == WireType::f32;
+  const bool exact = wire_ == WireType::f32;
   const auto size_of = [&](size_t rank) {
     return segment(elements, rank + 1) - segment(elements, rank);
   };

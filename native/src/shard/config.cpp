@@ -44,7 +44,29 @@ void check_finite(const std::string& name, float value, bool zero) {
   }
 }
 
-void check_attention(const ShardConfig& config, const AttentionConfig& attention) {
+void check_rope(const ShardConfig& config, size_t rope, size_t head_size) {
+  if (rope >= config.ropes.size())
+    refuse("rope " + std::to_string(rope) + " of " + std::to_string(config.ropes.size()));
+  const size_t pairs = config.ropes[rope].frequencies.size();
+  if (2 * pairs > head_size) {
+    refuse("a head of " + std::to_string(head_size) + " wants at most " +
+           std::to_string(head_size / 2) + " rope frequencies, not " + std::to_string(pairs));
+  }
+}
+
+void check_row_norm(const AttentionConfig& attention, const RowNormConfig& norm) {
+  if (attention.head_norm) refuse("a norm of each head and one of whole rows");
+  check_size("heads of a row norm", norm.heads, kMostHeads);
+  check_size("KV heads of a row norm", norm.kv_heads, kMostHeads);
+  check_span("heads", attention.heads, norm.heads);
+  check_span("kv_heads", attention.kv_heads, norm.kv_heads);
+  if (norm.heads % norm.kv_heads != 0) {
+    refuse(std::to_string(norm.heads) + " query heads cannot share " +
+           std::to_string(norm.kv_heads) + " KV heads evenly");
+  }
+}
+
+void check_mixer(const ShardConfig& config, const AttentionConfig& attention) {
   check_part("heads", attention.heads, kMostHeads);
   check_part("kv_heads", attention.kv_heads, kMostHeads);
   check_size("key_size", attention.key_size, kMostHeadSize);
@@ -55,26 +77,42 @@ void check_attention(const ShardConfig& config, const AttentionConfig& attention
   }
   check_finite("the scale of attention", attention.scale, false);
   check_finite("the soft cap of attention", attention.softcap, true);
-  if (attention.rope) {
-    if (*attention.rope >= config.ropes.size()) {
-      refuse("rope " + std::to_string(*attention.rope) + " of " +
-             std::to_string(config.ropes.size()));
-    }
-    const size_t pairs = config.ropes[*attention.rope].frequencies.size();
-    if (2 * pairs > attention.key_size) {
-      refuse("a head of " + std::to_string(attention.key_size) + " wants at most " +
-             std::to_string(attention.key_size / 2) + " rope frequencies, not " +
-             std::to_string(pairs));
-    }
+  if (attention.rope) check_rope(config, *attention.rope, attention.key_size);
+  if (attention.row_norm) check_row_norm(attention, *attention.row_norm);
+  if (attention.temperature) {
+    check_finite("the slope of attention's temperature", attention.temperature->slope, true);
+    check_finite("the length of attention's temperature", attention.temperature->length, false);
   }
   // Throw for a type that does not fit the head.
   kv_head_bytes(config.kv_type, attention.key_size, attention.value_size, config.page_size);
+}
+
+void check_mixer(const ShardConfig& config, const LatentAttentionConfig& attention) {
+  check_part("heads", attention.heads, kMostHeads);
+  if (attention.query_rank > 0) check_size("query_rank", attention.query_rank, kMost);
+  check_size("kv_rank", attention.kv_rank, kMostHeadSize);
+  check_size("nope_size", attention.nope_size, kMostHeadSize);
+  check_size("rope_size", attention.rope_size, kMostHeadSize);
+  check_size("kv_rank with rope_size", attention.kv_rank + attention.rope_size, kMostHeadSize);
+  check_size("value_size", attention.value_size, kMostHeadSize);
+  check_finite("the scale of attention", attention.scale, false);
+  if (attention.rope) check_rope(config, *attention.rope, attention.rope_size);
+  kv_head_bytes(config.kv_type, attention.kv_rank + attention.rope_size, 0, config.page_size);
+}
+
+void check_feed_forward(const FeedForwardConfig& feed_forward) {
+  if (!feed_forward.clamp) return;
+  if (!feed_forward.gated) refuse("a clamp of a feed-forward that is not gated");
+  check_finite("the limit of a feed-forward", feed_forward.clamp->limit, false);
+  check_finite("the factor of a feed-forward's gate", feed_forward.clamp->factor, false);
+  check_finite("the offset of a feed-forward", feed_forward.clamp->offset, true);
 }
 
 void check_experts(const ExpertsConfig& config) {
   check_size("experts", config.count, kMostExperts);
   check_size("experts used", config.used, config.count);
   check_part("units of an expert", config.expert.units, kMost);
+  check_feed_forward(config.expert);
   check_finite("the scale of experts", config.scale, false);
   check_size("groups of experts", config.groups, config.count);
   check_size("groups of experts used", config.used_groups, config.groups);
@@ -86,12 +124,13 @@ void check_experts(const ExpertsConfig& config) {
 }
 
 void check_block(const ShardConfig& config, const BlockConfig& block) {
-  check_attention(config, block.attention);
+  std::visit([&](const auto& mixer) { check_mixer(config, mixer); }, block.mixer);
   if (block.experts)
     check_experts(*block.experts);
   else
     check_size("feed-forward units", block.feed_forward.units.size(), kMost);
   check_span("feed-forward units", block.feed_forward.units, kMost);
+  check_feed_forward(block.feed_forward);
   if (block.feed_forward_gate && !(block.experts && block.feed_forward.units.size() > 0))
     refuse("a gate of the feed-forward without experts beside it");
   check_finite("the residual scale", block.residual_scale, false);

@@ -27,8 +27,15 @@ KvShape kv_shape(const ShardConfig& config) {
                    .max_pages = config.max_pages,
                    .type = config.kv_type};
   for (size_t layer = 0; layer < config.layers.size(); ++layer) {
-    const AttentionConfig& attention = config.kind_of(layer).attention;
-    shape.layers.push_back({attention.kv_heads.size(), attention.key_size, attention.value_size});
+    const auto attention = attention_shape(config.kind_of(layer).mixer);
+    if (!attention) {
+      shape.layers.push_back({0, 0, 0});
+      continue;
+    }
+    // The values of latent attention are a part of its keys.
+    const bool latent = std::holds_alternative<LatentAttentionConfig>(config.kind_of(layer).mixer);
+    const size_t value_size = latent ? 0 : attention->value_size;
+    shape.layers.push_back({attention->kv_heads, attention->key_size, value_size});
   }
   return shape;
 }
@@ -184,10 +191,12 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   std::vector<std::vector<RowRange>> ranges;
   size_t scratch = state.kernels.matmul_scratch / sizeof(float);
   for (const BlockConfig& block : config.kinds) {
-    const AttentionShape shape = attention_shape(block.attention);
-    ranges.push_back(cut_rows(batch, shape, threads));
+    const auto shape = attention_shape(block.mixer);
+    ranges.emplace_back();
+    if (!shape) continue;
+    ranges.back() = cut_rows(batch, *shape, threads);
     scratch = std::max(
-        scratch, attention_scratch(ranges.back(), shape, state.kv.stride(), config.page_size));
+        scratch, attention_scratch(ranges.back(), *shape, state.kv.stride(), config.page_size));
   }
   state.workspace.resize(state.buffer_plan, batch.rows().size(), scratch, threads);
   state.workspace.bind(BufferId::residual, x.data(), config.hidden_size);

@@ -8,7 +8,10 @@ namespace hearth {
 Weights::Weights(const ShardConfig& config) : blocks_(config.layers.size()) {
   for (size_t n = 0; n < blocks_.size(); ++n) {
     const std::string prefix = "layers." + std::to_string(config.layers.begin + n) + ".";
-    blocks_[n].mixer.add_slots(config, config.kind_of(n), prefix, slots_);
+    if (std::holds_alternative<LatentAttentionConfig>(config.kind_of(n).mixer))
+      blocks_[n].mixer.emplace<LatentAttention>();
+    std::visit([&](auto& mixer) { mixer.add_slots(config, config.kind_of(n), prefix, slots_); },
+               blocks_[n].mixer);
     blocks_[n].feed_forward.add_slots(config, config.kind_of(n), prefix, slots_);
   }
   if (config.embedding) {
@@ -115,7 +118,7 @@ Program Weights::compile(const ShardConfig& config) const {
     program.add(RopeAngles{.ropes = config.ropes});
   }
   for (size_t n = 0; n < blocks_.size(); ++n) {
-    blocks_[n].mixer.compile(config, n, program);
+    std::visit([&](const auto& mixer) { mixer.compile(config, n, program); }, blocks_[n].mixer);
     blocks_[n].feed_forward.compile(config, config.kind_of(n), program);
   }
   program.add(AddPartial{});

@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "hearth/shard.h"
 #include "hearth/threads.h"
 #include "layers/attention.h"
 #include "layers/feed_forward.h"
+#include "layers/latent_attention.h"
 #include "layers/output.h"
 #include "layers/program.h"
 #include "layers/slots.h"
@@ -46,7 +48,7 @@ class Weights {
 
  private:
   struct Block {
-    Attention mixer;
+    std::variant<Attention, LatentAttention> mixer;
     FeedForward feed_forward;
   };
 

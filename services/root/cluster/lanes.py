@@ -39,23 +39,23 @@ class HubLane(StreamLane):
         super().__init__(sync_type)
         self._links = links
 
-    def all_reduce(self, x: npt.NDArray[np.float32]) -> None:
+    def _reduce(self, x: npt.NDArray[np.float32], sync_type: int) -> None:
         """Replaces x, f32 [rows, hidden_size], by its sum over all ranks. Raises HearthError."""
         for link in self._links:
             frame = expect_sync(link.receive(), link, self._step_id, self._index)
             try:
-                x += wire.decode(frame.data, self._sync_type, *x.shape)
+                x += wire.decode(frame.data, sync_type, *x.shape)
             except HearthError as error:
                 raise violation(link, error.message) from None
             self.received_bytes += len(frame.data)
-        data = wire.encode(x, self._sync_type)
+        data = wire.encode(x, sync_type)
         answer = worker_pb2.ForwardRequest(
             sync=worker_pb2.SyncFrame(step_id=self._step_id, index=self._index, data=data)
         )
         for link in self._links:
             link.send(answer)
-        if not self._exact:
-            x[:] = wire.decode(data, self._sync_type, *x.shape)
+        if wire.type_name(sync_type) != "f32":
+            x[:] = wire.decode(data, sync_type, *x.shape)
         self.sent_bytes += len(data) * len(self._links)
         self._index += 1
 
