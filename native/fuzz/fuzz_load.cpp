@@ -33,6 +33,9 @@ void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
   attention.head_norm = maybe();
   attention.sinks = maybe();
   attention.gate = maybe();
+  if (maybe()) attention.row_norm = {.heads = in.number(4), .kv_heads = in.number(2)};
+  if (maybe()) attention.temperature = {.slope = in.real(), .length = in.real()};
+  if (maybe()) feed_forward.clamp = {.limit = in.real(), .factor = in.real(), .offset = in.real()};
   feed_forward.activation = static_cast<Activation>(in.upto(kActivations - 1));
   feed_forward.gated = !maybe();
   feed_forward.bias = maybe();
@@ -87,6 +90,16 @@ ShardConfig any_config(fuzz::Input& in) {
   config.head_from_embedding = in.upto(1) != 0;
   any_features(in, config, block);
   config.kinds = {block, block};
+  if (in.upto(3) == 3) {
+    config.kinds[0].mixer = LatentAttentionConfig{.heads = attention.heads,
+                                                  .query_rank = in.upto(1) * in.number(32),
+                                                  .kv_rank = in.number(64),
+                                                  .nope_size = in.number(32),
+                                                  .rope_size = in.number(32),
+                                                  .value_size = in.number(32),
+                                                  .scale = 0.1f,
+                                                  .rope = attention.rope};
+  }
   std::get<AttentionConfig>(config.kinds[1].mixer).window = in.number(16);
   for (size_t i = 0; i < std::min<size_t>(config.layers.size(), 8); ++i)
     config.kind_of_layer.push_back(in.number(1));
@@ -94,9 +107,14 @@ ShardConfig any_config(fuzz::Input& in) {
 }
 
 bool is_small(const ShardConfig& c) {
-  const auto& attention = std::get<AttentionConfig>(c.kinds[0].mixer);
+  const auto& attention = std::get<AttentionConfig>(c.kinds[1].mixer);
   const auto& experts = c.kinds[0].experts;
-  const size_t size = std::max(attention.key_size, attention.value_size);
+  size_t size = std::max(attention.key_size, attention.value_size);
+  if (const auto* latent = std::get_if<LatentAttentionConfig>(&c.kinds[0].mixer)) {
+    for (size_t each : {latent->query_rank, latent->kv_rank + latent->rope_size,
+                        latent->nope_size + latent->rope_size, latent->value_size})
+      size = std::max(size, each);
+  }
   return c.layers.size() <= 4 && c.hidden_size <= 256 &&
          attention.heads.size() * size * c.hidden_size <= kMostNumbers &&
          c.kinds[0].feed_forward.units.size() * c.hidden_size <= kMostNumbers &&

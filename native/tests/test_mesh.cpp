@@ -150,6 +150,33 @@ void test_odd_sizes() {
   CHECK_THROWS(one->all_reduce(x.data(), 1, 37), std::invalid_argument, "blocks of 32");
 }
 
+// An exact sum between others, of fewer elements than a block, has every bit in any type of wire.
+void test_exact_sums() {
+  for (WireType wire : {WireType::f32, WireType::f16, WireType::q80}) {
+    for (size_t ranks : {2, 3}) {
+      const auto ends = connect(ranks);
+      std::vector<std::vector<float>> exact(ranks), rounded(ranks);
+      on_all(ranks, [&](size_t rank) {
+        const auto mine = lane(ends, rank, wire);
+        mine->begin(0);
+        exact[rank] = {1e6f + static_cast<float>(rank), 1.0f / 3.0f, 1e-12f};
+        rounded[rank] = part_of(rank, 64);
+        mine->all_reduce(rounded[rank].data(), 1, 64);
+        mine->all_reduce(exact[rank].data(), 1, 3, true);
+        mine->all_reduce(rounded[rank].data(), 1, 64);
+      });
+      const auto count = static_cast<float>(ranks);
+      const float third = 1.0f / 3.0f, sum = ranks == 2 ? third + third : third + third + third;
+      for (size_t rank = 0; rank < ranks; ++rank) {
+        CHECK_EQUAL(exact[rank][0], count * 1e6f + (ranks == 2 ? 1.0f : 3.0f));
+        CHECK_EQUAL(exact[rank][1], sum);
+        CHECK_NEAR(exact[rank][2], count * 1e-12f, 1e-18);
+        CHECK_SAME(rounded[rank], rounded[0]);
+      }
+    }
+  }
+}
+
 // Runs rank 0 of two against `peer`, which has the other end of the connection: `work`, which is to
 // fail with `part` in what it says.
 void against(const std::string& part, const std::function<void(int, MeshLane&)>& peer,
@@ -397,6 +424,7 @@ void test_closing_during_a_sync() {
 int main() {
   for (MeshCipher cipher : test::ciphers()) test_sums(cipher);
   test_odd_sizes();
+  test_exact_sums();
   test_measuring();
   test_measuring_a_liar();
   test_choosing();

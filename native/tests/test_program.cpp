@@ -72,12 +72,33 @@ void test_barriers() {
   }
 }
 
+// Latent attention, with latent queries in the second kind of block; and attention whose norms are
+// of whole rows, and whose buffers all are other buffers.
+ShardConfig mixed_config() {
+  ShardConfig config = config_of(64, 3, 4, 2, 32, 96, 40);
+  LatentAttentionConfig latent = {.heads = {0, 4},
+                                  .kv_rank = 64,
+                                  .nope_size = 32,
+                                  .rope_size = 32,
+                                  .value_size = 32,
+                                  .scale = 0.1f,
+                                  .rope = 0};
+  config.kinds.resize(3, config.kinds[0]);
+  config.kinds[0].mixer = latent;
+  latent.query_rank = 32;
+  config.kinds[1].mixer = latent;
+  test::attention_of(config.kinds[2]).row_norm = {.heads = 4, .kv_heads = 2};
+  config.kind_of_layer = {0, 1, 2};
+  config.validate();
+  return config;
+}
+
 // Within a phase, no operation touches what another one writes, but rows of the same thread; and no
 // two of its buffers share memory.
 void test_phases() {
   for (Type type : {Type::f32, Type::q40}) {
-    for (size_t head_size : {16, 32}) {
-      const auto config = config_of(64, 3, 4, 2, head_size, 96, 40);
+    for (const auto& config :
+         {config_of(64, 3, 4, 2, 16, 96, 40), config_of(64, 3, 4, 2, 32, 96, 40), mixed_config()}) {
       const auto weights = weights_of(config, type);
       const Program program = weights->compile(config);
       const PerBuffer<BufferPlan> plan = program.plan_buffers();

@@ -449,6 +449,45 @@ void test_bad_configs() {
   bad_attention([](auto& a) { a.scale = 0.0f; }, "scale of attention");
   bad_attention([](auto& a) { a.softcap = -1.0f; }, "soft cap");
   bad_attention([](auto& a) { a.rope = 1; }, "rope 1 of 1");
+  bad_attention([](auto& a) { a.row_norm = {.heads = 4, .kv_heads = 2}; },
+                "heads [0, 8) is not a range within 4");
+  bad_attention([](auto& a) { a.row_norm = {.heads = 9, .kv_heads = 2}; }, "9 query heads");
+  bad_attention([](auto& a) { a.row_norm = {.heads = 8, .kv_heads = 0}; },
+                "KV heads of a row norm");
+  bad_attention([](auto& a) { a.temperature = {.slope = 1.0f, .length = 0.0f}; }, "length");
+  const auto bad_latent = [&](auto change, const char* part) {
+    bad(
+        [&](auto& c) {
+          LatentAttentionConfig latent = {.heads = {0, 4},
+                                          .kv_rank = 32,
+                                          .nope_size = 8,
+                                          .rope_size = 32,
+                                          .value_size = 8,
+                                          .scale = 1.0f,
+                                          .rope = 0};
+          change(latent);
+          c.kinds[0].mixer = latent;
+        },
+        part);
+  };
+  bad_latent([](auto& a) { a.heads = {}; }, "heads");
+  bad_latent([](auto& a) { a.kv_rank = 0; }, "kv_rank is 0");
+  bad_latent([](auto& a) { a.kv_rank = 4090; }, "kv_rank with rope_size is 4122");
+  bad_latent([](auto& a) { a.kv_rank = ~size_t{0}; }, "kv_rank");
+  bad_latent([](auto& a) { a.nope_size = 0; }, "nope_size is 0");
+  bad_latent([](auto& a) { a.value_size = 5000; }, "value_size is 5000");
+  bad_latent([](auto& a) { a.query_rank = size_t{1} << 40; }, "query_rank");
+  bad_latent([](auto& a) { a.rope_size = 30; }, "at most 15 rope frequencies, not 16");
+  bad_latent([](auto& a) { a.rope = 3; }, "rope 3 of 1");
+  bad_latent([](auto& a) { a.scale = 0.0f; }, "scale of attention");
+  bad([](auto& c) { c.kinds[0].feed_forward.clamp = {.limit = 0.0f}; }, "the limit");
+  bad([](auto& c) { c.kinds[0].feed_forward.clamp = {.limit = 1.0f, .factor = 0.0f}; }, "factor");
+  bad(
+      [](auto& c) {
+        c.kinds[0].feed_forward.clamp = {.limit = 1.0f};
+        c.kinds[0].feed_forward.gated = false;
+      },
+      "not gated");
   bad([](auto& c) { c.ropes[0].frequencies[3] = std::nanf(""); }, "not finite");
   bad([](auto& c) { c.ropes[0].magnitude = 0.0f; }, "magnitude");
   bad([](auto& c) { c.kinds[0].feed_forward.units = {0, size_t{1} << 40}; }, "feed-forward units");

@@ -1,5 +1,5 @@
-// Multi-head latent attention in its absorbed form: a head's key and value weights multiply its
-// query and its result, so that all heads attend to the latent itself, as if to one KV head.
+// Multi-head latent attention in its absorbed form. A head's key and value weights multiply its
+// query and its result; so all heads attend to the latent itself, as if to one KV head.
 //
 //   score(head, s) = (wk_b[head] q[head]) . latent(s) + rotated q[head] . rotated key(s)
 //   result(head) = wv_b[head] (sum over s of softmax(scores)(s) latent(s))
