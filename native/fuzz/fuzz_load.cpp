@@ -106,17 +106,23 @@ ShardConfig any_config(fuzz::Input& in) {
   return config;
 }
 
+// Elements of a layer's widest matrix of a mixer.
+size_t widest(const AttentionConfig& attention, size_t hidden) {
+  return attention.heads.size() * std::max(attention.key_size, attention.value_size) * hidden;
+}
+size_t widest(const LatentAttentionConfig& latent, size_t hidden) {
+  const size_t head = std::max(latent.nope_size + latent.rope_size, latent.value_size);
+  const size_t rank = std::max(latent.query_rank, latent.kv_rank + latent.rope_size);
+  return latent.heads.size() * head * std::max(hidden, rank) + rank * hidden;
+}
+
 bool is_small(const ShardConfig& c) {
-  const auto& attention = std::get<AttentionConfig>(c.kinds[1].mixer);
   const auto& experts = c.kinds[0].experts;
-  size_t size = std::max(attention.key_size, attention.value_size);
-  if (const auto* latent = std::get_if<LatentAttentionConfig>(&c.kinds[0].mixer)) {
-    for (size_t each : {latent->query_rank, latent->kv_rank + latent->rope_size,
-                        latent->nope_size + latent->rope_size, latent->value_size})
-      size = std::max(size, each);
+  for (const BlockConfig& kind : c.kinds) {
+    const auto count = [&](const auto& mixer) { return widest(mixer, c.hidden_size); };
+    if (std::visit(count, kind.mixer) > kMostNumbers) return false;
   }
   return c.layers.size() <= 4 && c.hidden_size <= 256 &&
-         attention.heads.size() * size * c.hidden_size <= kMostNumbers &&
          c.kinds[0].feed_forward.units.size() * c.hidden_size <= kMostNumbers &&
          (!experts ||
           experts->count * experts->expert.units.size() * c.hidden_size <= kMostNumbers) &&
