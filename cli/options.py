@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 ROOT_PORT = 7716
 WORKER_PORT = 7717
+HTTP_PORT = 7780
 
 # Groups of --help.
 MODEL = "Model"
@@ -139,6 +140,11 @@ def address(default_port: int) -> Callable[[str], str]:
         return text if host or rest != text else f"{text}:{default_port}"
 
     return read
+
+
+def http_address(text: str) -> str:
+    """HOST:PORT of --http; empty for none."""
+    return address(HTTP_PORT)(text) if text else ""
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -427,7 +433,7 @@ def credentials(options: Options, *exposed: str, role: str = "root") -> Security
     """The credentials of --tls, or None without it.
 
     role: the one that the certificate must state.
-    exposed: the options among "listen" and "metrics" that are addresses to serve. Raises
+    exposed: the options among "listen", "metrics" and "http" that are addresses to serve. Raises
     HearthError INSECURE for one beyond loopback without --tls or --insecure, or BAD_SETTING.
     """
     from hearth.common.certificates import Role

@@ -12,6 +12,8 @@ from hearth.cli.command import Command, Option, Options
 if TYPE_CHECKING:
     from hearth.root.settings import Joining
 
+HTTP_ADDRESS = f"127.0.0.1:{common.HTTP_PORT}"
+
 
 def command() -> Command:
     """The subcommand and its options."""
@@ -28,7 +30,7 @@ def command() -> Command:
             _api_keys(),
         ],
         help="Serve a model to clients, alone or with workers, until it is stopped.",
-        one_of=(common.SOURCES[:2], common.EXCLUSIVE_SECURITY),
+        one_of=(common.SOURCES[:2], common.EXCLUSIVE_SECURITY, ("http", "no_http")),
         needed=(common.NEEDS_MODEL,),
     )
 
@@ -43,6 +45,7 @@ def _serving() -> common.Params:
             group=common.SERVING,
             help="address to serve; 0.0.0.0:7716 for other machines",
         ),
+        *_http(),
         common.health(),
         common.log_format(),
         Option(
@@ -68,6 +71,35 @@ def _serving() -> common.Params:
             metavar="S",
             group=common.SERVING,
             help="how long running requests may take to finish after SIGTERM",
+        ),
+    ]
+
+
+def _http() -> common.Params:
+    return [
+        Option(
+            "--http",
+            metavar="HOST:PORT",
+            read=common.http_address,
+            shown=HTTP_ADDRESS,
+            group=common.SERVING,
+            help="address for clients of OpenAI, Anthropic and Ollama, by HTTP",
+        ),
+        Option("--no-http", is_flag=True, group=common.SERVING, help="serve no HTTP"),
+        Option(
+            "--cors",
+            several=True,
+            metavar="ORIGIN ...",
+            shown="pages of this machine",
+            group=common.SERVING,
+            help="origins of web pages that may call by HTTP, such as https://chat.example; * is "
+            "any page",
+        ),
+        Option(
+            "--any-model",
+            is_flag=True,
+            group=common.SERVING,
+            help="requests by HTTP may name any model, and get the one that runs",
         ),
     ]
 
@@ -146,10 +178,14 @@ def run(options: Options) -> int:
     settings = Serving(
         listen=options.listen,
         joining=_joining(options),
-        security=common.credentials(options, "listen", "metrics"),
+        security=common.credentials(options, "listen", "metrics", "http"),
         api_keys=ApiKeys(Path(options.api_keys)) if options.api_keys else None,
         insecure=options.insecure,
         health=options.health or None,
+        http="" if options.no_http else HTTP_ADDRESS if options.http is None else options.http,
+        http_may_fail=options.http is None,
+        origins=tuple(options.cors),
+        any_model=options.any_model,
         shutdown_seconds=options.drain_seconds,
     )
     host, _ = split_address(options.listen)

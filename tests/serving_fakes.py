@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,14 @@ from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.server import RootServer
 from hearth.root.engine.engine import Engine
+from hearth.root.engine.interfaces import SamplerFactory
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import Batch, Limits, StepOutput
 from hearth.v1 import root_pb2
 from hearth.worker.page_tables import PageTables
+
+if TYPE_CHECKING:
+    from hearth.root.api.http.server import HttpServer
 
 BOS, EOS = 256, 257
 VOCAB = 258
@@ -224,24 +228,45 @@ class Root:
         chat_template: str | None = TEMPLATE,
         max_streams: int = 256,
         server_options: Mapping[str, Any] = MappingProxyType({}),
+        http: bool = False,
+        http_options: Mapping[str, Any] = MappingProxyType({}),
+        any_model: bool = False,
+        sampler_factory: SamplerFactory | None = None,
         **limits: int,
     ) -> None:
-        """server_options: further arguments of RootServer."""
+        """server_options: further arguments of RootServer. http: serve HTTP too, at `url`.
+
+        http_options: further arguments of HttpServer.
+        """
         self.runner = runner or FakeRunner()
         values = {"context_size": 64, "max_pages": 256, "page_size": 4, **limits}
         tokenizer = ByteTokenizer(chat_template)
-        self.engine = Engine(self.runner, tokenizer, Limits(**values), sampler_factory=Greedy)
+        self.engine = Engine(
+            self.runner, tokenizer, Limits(**values), sampler_factory=sampler_factory or Greedy
+        )
         self.cluster = FakeCluster()
         spec = ModelSpec("tiny", 8, 2, 2, 1, 4, 16, VOCAB, 1e-5, 10000.0, 64, True)
         self.frontend = Frontend(
             self.engine, FakeModel(spec), self.cluster, max_streams=max_streams
         )
-        self.server = RootServer("127.0.0.1:0", self.frontend, **server_options)
-        self.address = ""
+        self._http_options = http_options
+        self.http: HttpServer | None = None
+        if http:
+            # Here, so that other tests do not load it.
+            from hearth.root.api.http import requests, server
+
+            services = requests.Services(self.frontend, any_model)
+            self.http = server.HttpServer("127.0.0.1:0", services, **http_options)
+        beside = [self.http] if self.http is not None else []
+        self.server = RootServer("127.0.0.1:0", self.frontend, beside=beside, **server_options)
+        self.address = self.url = ""
 
     def __enter__(self) -> "Root":
         self.engine.start()
         self.address = f"127.0.0.1:{self.server.start()}"
+        if self.http is not None:
+            scheme = "https" if "security" in self._http_options else "http"
+            self.url = f"{scheme}://127.0.0.1:{self.http.port}"
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -70,7 +70,14 @@ class Access:
         """The caller by its certificate; anyone without TLS. Raises HearthError UNAUTHENTICATED."""
         if self._security is None:
             return ANYONE
-        peer = peer_certificate(context)
+        return self.certificate_caller(peer_certificate(context))
+
+    def certificate_caller(self, peer: Peer | None) -> Caller:
+        """The caller that showed this certificate. Raises HearthError UNAUTHENTICATED."""
+        if self._security is None:
+            return ANYONE
+        if peer is None:
+            raise HearthError(Reason.UNAUTHENTICATED, "no certificate")
         problem = self._security.refusal(peer, _CALLERS)
         if problem:
             raise HearthError(Reason.UNAUTHENTICATED, problem)

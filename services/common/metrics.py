@@ -53,6 +53,8 @@ _GAPS = (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 
 # which a series begins. Other reasons appear when they happen.
 _OUTCOMES = ("eos", "length", "stop", "context", "cancelled")
 _FAILURES = ("cluster_not_ready", "internal", "prompt_too_long", "queue_full", "worker_lost")
+# Faces of the HTTP port.
+_FACES = ("openai", "anthropic", "ollama", "llama-server")
 _FAULTS = ("deadline", "peer_lost", "unreachable", "worker_lost")
 
 
@@ -196,6 +198,11 @@ class RootMetrics(Metrics):
         self._requests = self._counter(
             "hearth_requests", "Requests that ended, by outcome.", "outcome"
         )
+        self._http_requests = self._counter(
+            "hearth_http_requests",
+            "HTTP requests, by face and status; 499: the client left before the answer began.",
+            *("face", "status"),
+        )
         self._preemptions = self._counter(
             "hearth_preemptions",
             "Sequences taken out of the batch because KV pages ran out; they are prefilled again.",
@@ -233,6 +240,8 @@ class RootMetrics(Metrics):
             self._weights.labels(source)
         for outcome in _OUTCOMES + _FAILURES:
             self._requests.labels(outcome)
+        for face in _FACES:
+            self._http_requests.labels(face, "200")
         for reason in _FAULTS:
             self._faults.labels(reason)
 
@@ -259,6 +268,10 @@ class RootMetrics(Metrics):
     def request_refused(self, reason: str) -> None:
         """A request was refused; `reason` is an error's."""
         self._requests.labels(reason.lower()).inc()
+
+    def http_request(self, face: str, status: int) -> None:
+        """An HTTP request ended; face: "openai", "anthropic", "ollama", "llama-server"."""
+        self._http_requests.labels(face, str(status)).inc()
 
     def first_token(self, seconds: float) -> None:
         """A request's first token, `seconds` after the request arrived (queueing included)."""

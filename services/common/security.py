@@ -217,11 +217,14 @@ class Security:
             raise HearthError(Reason.UNAUTHENTICATED, problem)
         return ssl.DER_cert_to_PEM_cert(der).encode()
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """TLS context of a server other than gRPC; clients need a certificate of the CA."""
+    def ssl_context(self, client_certificates: bool = True) -> ssl.SSLContext:
+        """TLS context of a server other than gRPC.
+
+        client_certificates: clients need a certificate of the CA.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_REQUIRED if client_certificates else ssl.CERT_NONE
         self._load(context)
         return context
 

@@ -10,7 +10,7 @@ A command that runs one request needs the core only. A service adds the rest:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from hearth.common.security import Security
 from hearth.converter import Model
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.frontend import Frontend
-from hearth.root.api.grpc.server import RootServer
+from hearth.root.api.grpc.server import Beside, RootServer
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.cluster.forming import LoadListener
 from hearth.root.engine.engine import Engine
@@ -112,6 +112,7 @@ def serving(running: Core, settings: Serving) -> Iterator[int]:
     server = RootServer(
         settings.listen,
         frontend,
+        beside=_http(frontend, settings, running.metrics) if settings.http else (),
         security=settings.security,
         api_keys=settings.api_keys,
         insecure=settings.insecure,
@@ -128,3 +129,22 @@ def serving(running: Core, settings: Serving) -> Iterator[int]:
     finally:
         supervisor.stop()
         server.stop(grace)
+
+
+def _http(frontend: Frontend, settings: Serving, metrics: RootMetrics) -> Sequence[Beside]:
+    """The HTTP port; its libraries take memory that a root without it does not need."""
+    from hearth.root.api.http.requests import Services
+    from hearth.root.api.http.server import HttpServer
+
+    return [
+        HttpServer(
+            settings.http,
+            Services(frontend, settings.any_model),
+            security=settings.security,
+            api_keys=settings.api_keys,
+            insecure=settings.insecure,
+            origins=settings.origins,
+            may_fail=settings.http_may_fail,
+            count=metrics.http_request,
+        )
+    ]

@@ -73,5 +73,13 @@ class Serving:
     insecure: bool = False
     # "host:port" of the plaintext port for health checks; None for none.
     health: str | None = None
+    # "host:port" of the HTTP port; "" for none.
+    http: str = ""
+    # Serve without HTTP where another program has its port.
+    http_may_fail: bool = False
+    # Origins of pages that may call by HTTP; none: those of this machine.
+    origins: tuple[str, ...] = ()
+    # Requests by HTTP may name any model.
+    any_model: bool = False
     # How long running requests may take to finish at the end.
     shutdown_seconds: float = 10.0

@@ -19,7 +19,14 @@ from hearth.converter.errors import ModelError
 from hearth.converter.spec import ModelSpec
 from hearth.root.api.answer import Answer, past_deadline
 from hearth.root.api.fairness import CLIENT, Places, Turns
-from hearth.root.api.prompt import Conversation, Input, check_count, check_size, input_ids
+from hearth.root.api.prompt import (
+    Conversation,
+    Input,
+    TokenIds,
+    check_count,
+    check_size,
+    input_ids,
+)
 from hearth.root.api.signals import Signal
 from hearth.root.engine import errors
 from hearth.root.engine.engine import Engine
@@ -191,6 +198,17 @@ class Frontend:
             async for event in answer:
                 yield event
 
+    async def prompt_ids(self, given: Input) -> tuple[int, ...]:
+        """Token ids of an input, for several requests of the same. Raises HearthError."""
+        if self._shutting_down:
+            raise errors.shutting_down()
+        return await self._input_ids(given, None)
+
+    def room(self, prompt_tokens: int) -> int:
+        """Tokens that an answer to such a prompt may have in this cluster."""
+        limits = self._engine.limits
+        return min(limits.context_size, limits.max_pages * limits.page_size + 1) - prompt_tokens
+
     async def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Token ids of a text. add_special: with the tokens that open a sequence."""
         size = len(check_text("text", text).encode())
@@ -286,6 +304,8 @@ class Frontend:
 
     async def _input_ids(self, given: Input, deadline: float | None) -> tuple[int, ...]:
         context_size = self._engine.limits.context_size
+        if isinstance(given, TokenIds) and isinstance(given.ids, tuple):
+            return input_ids(self._engine.tokenizer, given, context_size)  # nothing to compute
         threads = self._renderers if isinstance(given, Conversation) else self._tokenizers
         try:
             async with asyncio.timeout_at(deadline):

@@ -4,8 +4,8 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -28,6 +28,7 @@ from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import to_status
 from hearth.root.api.fairness import CLIENT, Places, Turns
 from hearth.root.api.grpc.pacing import Paced
+from hearth.root.api.validity import while_valid
 
 log = logging.getLogger(__name__)
 
@@ -110,25 +111,6 @@ class Gate(grpc.aio.ServerInterceptor):
         self._callers.admit(context, settled=False)
         return caller
 
-    @contextmanager
-    def _while_valid(self, caller: Caller) -> Iterator[None]:
-        """Ends this task when the caller is revoked. Raises HearthError UNAUTHENTICATED then."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        if caller.proof is None or task is None:
-            yield
-            return
-        with self._live.hold(
-            functools.partial(self._access.revocation, caller.proof),
-            functools.partial(loop.call_soon_threadsafe, task.cancel),
-        ) as held:
-            try:
-                yield
-            except asyncio.CancelledError:
-                if not held.problem:
-                    raise
-                task.uncancel()
-                raise HearthError(Reason.UNAUTHENTICATED, held.problem) from None
-
     def _guarded(self, handler: Handler, holder: Caller | None, full_name: str) -> Handler:
         """A method with one request. As a stream of bytes, so that the gate reads the message."""
         behavior = behavior_of(handler)
@@ -140,7 +122,7 @@ class Gate(grpc.aio.ServerInterceptor):
             client = caller.name or self._callers.peer(context)[0]
             CLIENT.set(client)
             try:
-                with self._while_valid(caller), self._calls.hold(client):
+                with while_valid(self._live, self._access, caller), self._calls.hold(client):
                     request = await self._request(context, handler.request_deserializer, client)
                     return await behavior(request, self._paced(context))
             except HearthError as error:

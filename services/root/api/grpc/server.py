@@ -5,8 +5,10 @@ The thread runs the event loop, so that the main thread is free for signals.
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -36,6 +38,19 @@ from hearth.v1 import root_pb2, root_pb2_grpc
 _REFUSED_CALLS = 64
 
 
+class Beside(Protocol):
+    """A server of another protocol in the same event loop."""
+
+    def start(self) -> object:
+        """Listen. Raises HearthError."""
+
+    def stop_listening(self) -> None:
+        """Accept no more connections."""
+
+    async def close(self) -> None:
+        """End all connections."""
+
+
 class RootServer:
     """Serves RootService on `listen` ("host:port") from `start` to `stop`.
 
@@ -54,11 +69,13 @@ class RootServer:
         health_address: str | None = None,
         silence_seconds: float = SILENCE_SECONDS,
         write_seconds: float = WRITE_SECONDS,
+        beside: Sequence[Beside] = (),
     ) -> None:
         """With `security` by TLS: clients show an API key, or a certificate where `api_keys` are
         not given. Without, `listen` must be on loopback unless `insecure`. `health_address` is a
         plaintext port for probes. Connections and calls that send nothing for `silence_seconds`
-        are closed. Raises HearthError INSECURE."""
+        are closed. beside: servers that start and end with this one. Raises HearthError INSECURE.
+        """
         refuse_exposed("--listen", listen, security, insecure)
         self._listen = listen
         self._security = security
@@ -80,6 +97,7 @@ class RootServer:
         self._silence_seconds = silence_seconds
         self._certificates = api_keys is None
         self._frontend = frontend
+        self._beside = beside
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_grace: asyncio.Future[float] | None = None
         self._started: Future[int] = Future()
@@ -139,11 +157,15 @@ class RootServer:
         self._loop, self._stop_grace = loop, loop.create_future()
         watch = loop.create_task(self._watch_health(checker, changed, probes))
         try:
+            for each in self._beside:
+                each.start()
             await server.start()
             self._front.start(behind)
             self._started.set_result(self._front.port)
             grace = await self._stop_grace
             self._front.stop_listening()
+            for each in self._beside:
+                each.stop_listening()
             await checker.enter_graceful_shutdown()
             watch.cancel()
             if probes is not None:
@@ -153,7 +175,7 @@ class RootServer:
             unsubscribe()
             watch.cancel()
             # What is left was given its time; this only sends the last statuses out.
-            await server.stop(0.2)
+            await asyncio.gather(server.stop(0.2), *(each.close() for each in self._beside))
             self._frontend.close()
             await asyncio.to_thread(self._front.close)
             if probes is not None:

@@ -1,0 +1,28 @@
+"""Limits of the HTTP port: sizes, times, places."""
+
+# A request's body. Text of a full context of 128,000 positions fits (32 bytes a position).
+MAX_BODY_BYTES = 4 << 20
+# Start line and headers of a request.
+MAX_HEAD_BYTES = 32 << 10
+# A request's head, from its first byte or from the start of the connection; a TLS handshake.
+HEAD_SECONDS = 10.0
+# Silence within a body, and the whole body.
+BODY_SILENCE_SECONDS = 10.0
+BODY_SECONDS = 60.0
+# A client that has not read its answer for so long has left.
+WRITE_SECONDS = 30.0
+# A connection without a request. httpx keeps one for 5 s, so the server's limit must be longer.
+KEEP_ALIVE_SECONDS = 75
+# Connections at once; when all are taken, an idle one is closed for a new one.
+MAX_CONNECTIONS = 512
+# Requests at once of all clients, of which many may wait for the cluster.
+MAX_REQUESTS = 512
+# Bodies that are read at once, and of one client: each may hold MAX_BODY_BYTES.
+READERS = 16
+READERS_OF_EACH = 8
+# While no token is made, an event of the face's protocol is sent this often.
+HEARTBEAT_SECONDS = 10.0
+# A refused body is read on for so long, so that the client gets to read its answer.
+LINGER_SECONDS = 0.5
+# At the end of the root: for the last bytes of answers.
+CLOSE_SECONDS = 0.2

@@ -1,0 +1,306 @@
+"""OpenAI's chat completions, completions and models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hearth.root.api.http import streams
+from hearth.root.api.http.call import EVENTS, Call
+from hearth.root.api.http.conversations import message_of, repaired
+from hearth.root.api.http.errors import bad_request
+from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.requests import (
+    ENDED_BY_LENGTH,
+    MAX_CHOICES,
+    Services,
+    Wanted,
+    check_model,
+    max_tokens,
+    running,
+    sampling,
+    stops,
+)
+from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
+from hearth.root.engine.mailbox import Delta, Done, Usage
+
+Object = dict[str, Any]
+
+# The default of OpenAI's completions; of its chat there is none.
+_COMPLETION_TOKENS = 16
+_DONE = b"data: [DONE]\n\n"
+
+
+async def chat(call: Call, services: Services) -> None:
+    """POST /v1/chat/completions."""
+    body = await call.json()
+    model = check_model(services, body.text("model"))
+    refuse_structure(body)
+    messages = repaired(message_of(each) for each in body.objects("messages"))
+    if not messages:
+        raise bad_request("messages is empty; give at least one message", "messages")
+    wanted = _wanted(body, max_tokens(body, "max_completion_tokens", "max_tokens"))
+    head = _Head(f"chatcmpl-{call.id}", int(services.started), model)
+    async with running(services, [Conversation(messages)], wanted) as answers:
+        if body.flag("stream"):
+            usage = _include_usage(body)
+            prompt = sum(answer.prompt_tokens for answer in answers[:1])
+            await streams.send(call, answers, _ChatStream(head, len(answers), prompt, usage))
+            return
+        found = await streams.collected(answers)
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": finish_of(done),
+        }
+        for index, (answer, done) in enumerate(found)
+    ]
+    usages = usage_of([found[0][1].usage.prompt_tokens], [done.usage for _, done in found])
+    await call.reply(head.object("chat.completion") | {"choices": choices, "usage": usages})
+
+
+async def completions(call: Call, services: Services) -> None:
+    """POST /v1/completions."""
+    body = await call.json()
+    model = check_model(services, body.text("model"))
+    prompts = prompts_of(body)
+    if body.text("suffix"):
+        raise bad_request("suffix is given, and this model fills no gaps in a text", "suffix")
+    best_of = body.whole("best_of")
+    if best_of is not None and best_of != (body.whole("n") or 1):
+        raise bad_request(f"best_of is {best_of}; it must be equal to n", "best_of")
+    wanted = _wanted(body, max_tokens(body, "max_tokens") or _COMPLETION_TOKENS)
+    echoes = await _echoes(body, services, prompts, wanted.choices)
+    head = _Head(f"cmpl-{call.id}", int(services.started), model)
+    async with running(services, prompts, wanted) as answers:
+        counts = [answer.prompt_tokens for answer in answers[:: wanted.choices]]
+        if body.flag("stream"):
+            shape = _CompletionStream(head, echoes, sum(counts), _include_usage(body))
+            await streams.send(call, answers, shape)
+            return
+        found = await streams.collected(answers)
+    choices = [
+        {
+            "index": index,
+            "text": echo + answer.text,
+            "logprobs": None,
+            "finish_reason": finish_of(done),
+        }
+        for index, (echo, (answer, done)) in enumerate(zip(echoes, found, strict=True))
+    ]
+    usages = usage_of(counts, [done.usage for _, done in found])
+    await call.reply(head.object("text_completion") | {"choices": choices, "usage": usages})
+
+
+async def models(call: Call, services: Services) -> None:
+    """GET /v1/models."""
+    await call.reply({"object": "list", "data": [_model(services)]})
+
+
+async def model(call: Call, services: Services) -> None:
+    """GET /v1/models/{id}."""
+    check_model(services, call.scope["path_params"]["id"])
+    await call.reply(_model(services))
+
+
+async def embeddings(call: Call, services: Services) -> None:
+    """POST /v1/embeddings and Ollama's: not made yet, and refused in words that clients show."""
+    body = await call.json()
+    check_model(services, body.text("model"))
+    raise bad_request("this model makes no embeddings", "model")
+
+
+def finish_of(done: Done) -> str:
+    """OpenAI's finish_reason."""
+    return "length" if done.finish_reason in ENDED_BY_LENGTH else "stop"
+
+
+def usage_of(prompts: Sequence[int], usages: Sequence[Usage]) -> Object:
+    """OpenAI's usage. prompts: tokens of each prompt, however many answers it had."""
+    prompt, made = sum(prompts), sum(usage.completion_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def refuse_structure(body: Fields) -> None:
+    """Raises HttpError for what would promise a form of the answer that is not enforced."""
+    form = body.child("response_format")
+    kind = form.text("type", "text") if form is not None else "text"
+    if kind != "text":
+        raise bad_request(
+            f"response_format is of type {kind[:40]!r}, and this root makes text only",
+            "response_format",
+        )
+    choice = body.raw("tool_choice")
+    if isinstance(choice, dict) or choice in ("required", "any"):
+        raise bad_request(
+            "tool_choice asks for a tool call, and this root does not make any", "tool_choice"
+        )
+
+
+def prompts_of(body: Fields) -> list[Input]:
+    """The prompts of a completion: text, texts, token ids, or lists of token ids."""
+    given = body.values.get("prompt")
+    if given is None or isinstance(given, str):
+        return [Prompt(given or "")]
+    if not isinstance(given, list) or not given:
+        raise body.wrong("prompt", given, "a string, token ids, or a list of them")
+    if _are_ids(given):
+        return [TokenIds(tuple(given))]
+    if len(given) > MAX_CHOICES:
+        raise bad_request(f"{len(given)} prompts were given; at most {MAX_CHOICES} are", "prompt")
+    prompts: list[Input] = []
+    for index, each in enumerate(given):
+        if isinstance(each, str):
+            prompts.append(Prompt(each))
+        elif isinstance(each, list) and _are_ids(each):
+            prompts.append(TokenIds(tuple(each)))
+        else:
+            place = f"prompt[{index}]"
+            raise bad_request(f"{place} must be a string or a list of token ids", place)
+    return prompts
+
+
+def _are_ids(values: list[Any]) -> bool:
+    return all(isinstance(each, int) and not isinstance(each, bool) for each in values)
+
+
+def _wanted(body: Fields, limit: int | None) -> Wanted:
+    return Wanted(sampling(body), limit, stops(body), body.count("n", 1, MAX_CHOICES, 1))
+
+
+def _include_usage(body: Fields) -> bool:
+    options = body.child("stream_options")
+    return options is not None and options.flag("include_usage")
+
+
+async def _echoes(
+    body: Fields, services: Services, prompts: Sequence[Input], choices: int
+) -> list[str]:
+    """For each answer, the text before it: that of its prompt with `echo`."""
+    texts: list[str] = []
+    for prompt in prompts:
+        text = ""
+        if body.flag("echo"):
+            match prompt:
+                case Prompt(given):
+                    text = given
+                case TokenIds(ids):
+                    text = await services.frontend.detokenize(ids)
+        texts += [text] * choices
+    return texts
+
+
+def _model(services: Services) -> Object:
+    facts = services.frontend.model()
+    return {
+        "id": facts.name,
+        "object": "model",
+        "created": int(services.started),
+        "owned_by": "hearth",
+        "context_length": facts.context_size,
+        "max_model_len": facts.context_size,
+        "meta": {
+            "n_ctx": facts.context_size,
+            "n_vocab": facts.vocab_size,
+            "n_params": facts.parameters,
+            "n_embd": facts.hidden_size,
+        },
+    }
+
+
+class _Head:
+    """The fields that every object of one answer has."""
+
+    def __init__(self, id: str, created: int, model: str) -> None:
+        self._fields = {"id": id, "created": created, "model": model}
+
+    def object(self, kind: str) -> Object:
+        """The beginning of an object."""
+        return {**self._fields, "object": kind, "system_fingerprint": None}
+
+
+class _Stream:
+    """Chunks of choices, then the usage if it is asked for, then [DONE]."""
+
+    content_type = EVENTS
+    _kind = ""
+
+    def __init__(self, head: _Head, prompt_tokens: int, usage: bool) -> None:
+        self._base = head.object(self._kind)
+        self._prompt_tokens = prompt_tokens
+        self._usage = usage
+        self._usages: list[Usage] = []
+
+    def end(self) -> bytes:
+        if not self._usage:
+            return _DONE
+        usage = usage_of([self._prompt_tokens], self._usages)
+        return streams.event({**self._base, "choices": [], "usage": usage}) + _DONE
+
+    def failed(self, error: Mapping[str, Any]) -> bytes:
+        return streams.event(error)
+
+    def _chunk(self, choice: Object) -> bytes:
+        chunk = {**self._base, "choices": [choice]}
+        if self._usage:
+            chunk["usage"] = None
+        return streams.event(chunk)
+
+
+class _ChatStream(_Stream):
+    _kind = "chat.completion.chunk"
+
+    def __init__(self, head: _Head, choices: int, prompt_tokens: int, usage: bool) -> None:
+        super().__init__(head, prompt_tokens, usage)
+        self._choices = choices
+
+    def begin(self) -> bytes:
+        role = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(self._part(index, role) for index in range(self._choices))
+
+    def heartbeat(self) -> bytes:
+        return self._part(0, {"content": ""})
+
+    def delta(self, index: int, delta: Delta) -> bytes:
+        return self._part(index, {"content": delta.text}) if delta.text else b""
+
+    def done(self, index: int, done: Done) -> bytes:
+        self._usages.append(done.usage)
+        return self._part(index, {}, finish_of(done))
+
+    def _part(self, index: int, delta: Object, finish: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self._chunk(choice)
+
+
+class _CompletionStream(_Stream):
+    _kind = "text_completion"
+
+    def __init__(self, head: _Head, echoes: Sequence[str], prompt_tokens: int, usage: bool) -> None:
+        super().__init__(head, prompt_tokens, usage)
+        self._echoes = echoes
+
+    def begin(self) -> bytes:
+        return b"".join(self._part(index, echo) for index, echo in enumerate(self._echoes))
+
+    def heartbeat(self) -> bytes:
+        return self._part(0, "")
+
+    def delta(self, index: int, delta: Delta) -> bytes:
+        return self._part(index, delta.text) if delta.text else b""
+
+    def done(self, index: int, done: Done) -> bytes:
+        self._usages.append(done.usage)
+        return self._part(index, "", finish_of(done))
+
+    def _part(self, index: int, text: str, finish: str | None = None) -> bytes:
+        return self._chunk(
+            {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+        )

@@ -1,0 +1,132 @@
+"""Requests of all faces: the model's name, sampling, lengths, and the answers that run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from hearth.root.api.answer import Answer
+from hearth.root.api.frontend import Frontend, Generation
+from hearth.root.api.http.errors import bad_request, unknown_model
+from hearth.root.api.http.fields import Fields
+from hearth.root.api.prompt import Input, TokenIds
+from hearth.root.engine.params import Sampling
+from hearth.root.scheduling.batch import FinishReason
+
+# Answers to one request. More than the root's places are refused there.
+MAX_CHOICES = 64
+# top_p of 0 keeps the most likely token; the sampler wants a number above 0.
+_LEAST_TOP_P = 1e-6
+# A random seed of 64 bits; clients also send negative ones.
+_SEED_MASK = (1 << 64) - 1
+
+ENDED_BY_LENGTH = (FinishReason.LENGTH, FinishReason.CONTEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts that the faces serve. any_model: every name of a model is the running one's."""
+
+    frontend: Frontend
+    any_model: bool = False
+    started: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The wishes of a request besides its prompt. max_tokens: None for as many as fit."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    choices: int = 1
+
+
+def check_model(services: Services, name: str) -> str:
+    """The name of the model that runs. Raises HttpError 404 where `name` is another's.
+
+    Case, the tag ":latest" and an owner ("owner/") make no difference; no name is any model.
+    """
+    served = services.frontend.model().name
+    if not name or services.any_model or _plain(name) == _plain(served):
+        return served
+    raise unknown_model(name, served)
+
+
+def _plain(name: str) -> str:
+    return name.lower().removesuffix(":latest").rpartition("/")[2]
+
+
+def max_tokens(body: Fields, *names: str) -> int | None:
+    """The first of these fields: at least 1, or None."""
+    given = body.whole(*names)
+    if given is not None and given < 1:
+        name = next(name for name in names if body.has(name))
+        raise bad_request(f"{name} is {given}; it must be at least 1", name)
+    return given
+
+
+def sampling(body: Fields) -> Sampling:
+    """Sampling by the fields that OpenAI, vLLM and llama.cpp share. Raises HttpError, HearthError.
+
+    Where the request says nothing, the temperature is 1, as these clients expect.
+    """
+    temperature, top_p = body.number("temperature"), body.number("top_p")
+    penalty = body.number("repetition_penalty")
+    if penalty is None:
+        penalty = body.number("repeat_penalty")
+    return Sampling(
+        temperature=1.0 if temperature is None else temperature,
+        top_k=max(0, body.whole("top_k") or 0),  # -1, too, keeps all
+        top_p=1.0 if top_p is None else top_p or _LEAST_TOP_P,
+        min_p=body.number("min_p") or 0.0,
+        repetition_penalty=1.0 if penalty is None else penalty,
+        seed=seed_of(body),
+    )
+
+
+def seed_of(body: Fields) -> int | None:
+    """The seed; any whole number is one."""
+    given = body.whole("seed")
+    return None if given is None else given & _SEED_MASK
+
+
+def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
+    """Stop texts; empty ones stop nothing."""
+    return tuple(text for text in body.texts(name) if text)
+
+
+@asynccontextmanager
+async def running(
+    services: Services, prompts: Sequence[Input], wanted: Wanted
+) -> AsyncIterator[list[Answer]]:
+    """The answers to each prompt, `wanted.choices` of each, until the block ends.
+
+    max_tokens above the room of the context is clamped. Raises HearthError.
+    """
+    frontend = services.frontend
+    with ExitStack() as stack:
+        answers: list[Answer] = []
+        for prompt in prompts:
+            ids = await frontend.prompt_ids(prompt)
+            room = frontend.room(len(ids))
+            limit = wanted.max_tokens
+            generation = Generation(
+                TokenIds(ids),
+                max_tokens=limit if limit is not None and limit <= room else 0,
+                sampling=wanted.sampling,
+                stop=wanted.stop,
+            )
+            for number in range(wanted.choices):
+                each = replace(generation, sampling=_numbered(wanted.sampling, number))
+                answers.append(stack.enter_context(await frontend.submit(each)))
+        yield answers
+
+
+def _numbered(sampling: Sampling, number: int) -> Sampling:
+    """The sampling of one of several answers to a prompt: each with a seed of its own."""
+    if sampling.seed is None or not number:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + number) & _SEED_MASK)
