@@ -53,9 +53,28 @@ class Value(click.ParamType):  # type: ignore[type-arg] # generic in click 8.4 a
         return self._read(value) if isinstance(value, str) else value
 
 
+class Choice(click.Choice):  # type: ignore[type-arg] # generic in click 8.2 and later
+    """One of several words, of which some have other names."""
+
+    def __init__(self, choices: Sequence[str], aliases: Mapping[str, str]) -> None:
+        super().__init__(choices)
+        self._aliases = aliases
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(self._aliases.get(value, value), param, ctx)
+
+    @property
+    def text(self) -> str:
+        """All words: "one of f16, q8_0 (or q80)"."""
+        others = {name: f"{name} (or {alias})" for alias, name in self._aliases.items()}
+        words = [others.get(name, name) for name in self.choices]
+        return f"{'one of ' * (len(words) > 1)}{', '.join(words)}"
+
+
 class Option(click.Option):
     """An option with a group in --help, whose value may also come from elsewhere.
 
+    aliases: other names of choices.
     read: from its text to its value; raises ValueError. several: takes all words up to the next
     option, each perhaps a list with commas. former: hidden names that it had. shown: the default as
     --help says it. by_root: has no effect where --root names a running root.
@@ -68,6 +87,7 @@ class Option(click.Option):
         group: str,
         read: Callable[[str], Any] | None = None,
         choices: Sequence[str] = (),
+        aliases: Mapping[str, str] | None = None,
         default: Any = None,
         shown: str = "",
         several: bool = False,
@@ -78,7 +98,7 @@ class Option(click.Option):
         if read is not None:
             more["type"] = Value("value", read)
         elif choices:
-            more["type"] = click.Choice(choices)
+            more["type"] = Choice(choices, aliases or {})
             more.setdefault("metavar", "|".join(choices))
         if several:
             more["multiple"] = True
@@ -397,9 +417,8 @@ def _common() -> list[click.Option]:
 
 def _problem(param: click.Parameter, error: Exception) -> str:
     """The reason why a value is refused."""
-    if isinstance(param.type, click.Choice):
-        choices = list(map(str, param.type.choices))
-        return f"it must be {'one of ' * (len(choices) > 1)}{', '.join(choices)}"
+    if isinstance(param.type, Choice):
+        return f"it must be {param.type.text}"
     return error.message if isinstance(error, click.BadParameter) else str(error)
 
 

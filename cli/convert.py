@@ -18,7 +18,7 @@ def command() -> Command:
         [
             Argument("source", metavar="SOURCE", help="a model: a directory or a .gguf file"),
             Argument("dest", metavar="DEST", help="the directory to make"),
-            weights(default="q40"),
+            weights(default="q4_0"),
             split_rules(),
         ],
         help="Write a Hearth directory (config, tokenizer, quantized weights) from a Hugging Face "

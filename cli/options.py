@@ -13,6 +13,7 @@ import click
 from hearth.cli import output
 from hearth.cli.command import Argument, Option, Options
 from hearth.common.sizes import parse_size
+from hearth.common.types import WEIGHT_ALIASES, WEIGHT_CHOICES
 
 if TYPE_CHECKING:
     from hearth.common.security import Security
@@ -208,12 +209,14 @@ def weights(default: str | None = None) -> Option:
     """--weights, whose default is the type in the model's files."""
     return Option(
         "--weights",
-        choices=("f32", "f16", "q80", "q40"),
+        choices=WEIGHT_CHOICES,
+        aliases=WEIGHT_ALIASES,
+        metavar="TYPE",
         default=default,
         shown=default or "as stored",
         by_root=True,
         group=MODEL,
-        help="number type of the weights",
+        help="number type of the weights, or a mix of types: " + ", ".join(WEIGHT_CHOICES),
     )
 
 
@@ -274,6 +277,7 @@ def cluster(by_root: bool = False) -> Params:
         Option(
             "--sync-type",
             choices=("f32", "f16", "q80"),
+            aliases={"q8_0": "q80"},
             default="f32",
             by_root=by_root,
             group=CLUSTER,
@@ -298,6 +302,7 @@ def cluster(by_root: bool = False) -> Params:
         Option(
             "--kv-type",
             choices=("f32", "f16", "q80"),
+            aliases={"q8_0": "q80"},
             default="f16",
             by_root=by_root,
             group=CLUSTER,

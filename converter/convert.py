@@ -14,6 +14,7 @@ from typing import Any
 
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import write_config
+from hearth.converter.mixes import check_weights
 from hearth.converter.model import Model
 from hearth.converter.readers import open_model
 from hearth.converter.readers.hearth import VERSION
@@ -22,33 +23,34 @@ from hearth.converter.readers.names import huggingface_name
 from hearth.converter.readers.safetensors_file import SafetensorsWriter
 from hearth.converter.spec import is_norm
 from hearth.converter.tokenizers.plain import PlainTokenizer
-from hearth.converter.weights import check_type, is_quantized, row_bytes
+from hearth.converter.weights import is_quantized, row_bytes
 
 # (tensor just written, bytes written, bytes in all)
 Progress = Callable[[str, int, int], None]
 
 _BLOCK_BYTES = 8 << 20
 _SPARE_BYTES = 16 << 20
-_DTYPES = {"f32": "F32", "f16": "F16"}
+_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
 def convert(
     source: str,
     dest: Path,
-    weights: str = "q40",
+    weights: str = "q4_0",
     progress: Progress | None = None,
     pre: str | None = None,
 ) -> Path:
     """Convert a model (anything `open_model` takes) to a Hearth directory; returns `dest`.
 
-    weights: the type of the matrices; those whose rows do not divide into blocks of 32 become f16.
+    weights: the type of the matrices, or a mix. Matrices whose rows do not divide into its blocks
+    get the type's fallback.
     pre: see open_model.
 
     Raises:
         ModelError: the source cannot be read, the destination exists, or the disk is too small.
             Nothing is left behind, as after any other failure or KeyboardInterrupt.
     """
-    check_type(weights)
+    weights = check_weights(weights)
     if dest.exists() or dest.is_symlink():
         raise ModelError(f"{dest} exists already; give another destination, or remove it first")
     parent = dest.resolve().parent
@@ -137,7 +139,7 @@ def _check_space(directory: Path, size: int, files: dict[str, Path | bytes]) -> 
     if free < size + _SPARE_BYTES:
         raise ModelError(
             f"the converted model needs {size} bytes, but {directory.parent} has {free} free; make "
-            "room, or choose --weights q40"
+            "room, or choose smaller --weights, such as q4_0"
         )
 
 

@@ -6,6 +6,7 @@ changes under a running root is an error, never a mixture of old and new weights
 """
 
 import logging
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -19,10 +20,12 @@ import numpy as np
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.fingerprint import Digests, fingerprint
+from hearth.converter.mixes import check_weights, is_mix, mixed_type
 from hearth.converter.spec import ModelSpec, is_norm
+from hearth.converter.tensors import TensorSpec
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.weights import (
-    TYPES,
+    FORMATS,
     Bytes,
     check_type,
     convert_rows,
@@ -63,22 +66,28 @@ class Model(ABC):
     def __init__(self, spec: ModelSpec, weights: str | None, tokenizer: TokenizerSource) -> None:
         self.spec = spec
         self.tokenizer_source = tokenizer
-        self._requested = check_type(weights) if weights is not None else None
+        self._requested = check_weights(weights) if weights is not None else None
 
     @property
     def requested_type(self) -> str | None:
-        """The type chosen by --weights, if any."""
+        """The type or the mix chosen by --weights, if any."""
         return self._requested
 
-    @property
-    @abstractmethod
+    @cached_property
     def weight_type(self) -> str:
-        """The type chosen by --weights, else the most common type of the stored matrices."""
+        """The one type chosen by --weights, else the type that most weights are loaded in."""
+        if self._requested is not None and not is_mix(self._requested):
+            return self._requested
+        counts: Counter[str] = Counter()
+        for name in self.spec.tensor_names():
+            if not is_norm(name):
+                counts[self.tensor_type(name)] += math.prod(self._shape(name))
+        # Of equally common types the more exact one, so that the result does not depend on order.
+        return max(counts, key=lambda kind: (counts[kind], FORMATS[kind].bits))
 
     @abstractmethod
     def stored_type(self, name: str) -> str:
-        """The type that a tensor is stored in, or loaded in: bf16 counts as f16, GGUF's others as
-        q80."""
+        """The type that a tensor is stored in, or loaded in where the core has no such type."""
 
     @abstractmethod
     def identity(self, name: str) -> bytes:
@@ -99,15 +108,24 @@ class Model(ABC):
         return True
 
     def tensor_type(self, name: str) -> str:
-        """The type to load a tensor in: f32 for norms; else the type of --weights (f16 where
-        blocks of 32 do not fit its rows), or the stored type."""
+        """The type to load a tensor in: f32 for norms; else as --weights has it, or as stored.
+
+        Where the blocks of a type that was asked for do not fit the tensor's rows, its fallback.
+        """
         if is_norm(name):
             return "f32"
-        return self.effective_type(name, self._requested or self.stored_type(name))
+        return effective_type(self._asked(name) or self.stored_type(name), self._shape(name)[1])
 
-    def effective_type(self, name: str, kind: str) -> str:
-        """`kind`, or f16 where blocks of 32 do not fit the tensor's rows."""
-        return effective_type(kind, self._shape(name)[1])
+    def _asked(self, name: str) -> str | None:
+        """The type that --weights gives a matrix, before its rows are looked at."""
+        if self._requested is None or not is_mix(self._requested):
+            return self._requested
+        return mixed_type(self._requested, self.spec, self._by_name[name])
+
+    @cached_property
+    def _by_name(self) -> dict[str, TensorSpec]:
+        return {tensor.name: tensor for tensor in self.spec.tensors}
+
 
     def read(
         self, name: str, kind: str, rows: Span | None = None, columns: Span | None = None
@@ -115,8 +133,7 @@ class Model(ABC):
         """A cut of a tensor as uint8 [rows, row_bytes(kind, columns)].
 
         rows, columns: [begin, end), the whole where None. The stored bytes themselves when `kind`
-        is the stored type. For q80 and q40, stored or requested, columns are cut at multiples of
-        32.
+        is the stored type. Columns are cut on the blocks of `kind`.
 
         Raises:
             ModelError: no such tensor, a cut outside it or off a block, values that do not fit
@@ -284,19 +301,6 @@ class FileModel(Model):
                     file.path,
                 )
         return unchanged
-
-    @cached_property
-    def _most_common(self) -> str:
-        counts: Counter[str] = Counter()
-        for name, tensor in self._tensors.items():
-            if not is_norm(name):
-                counts[self.stored_type(name)] += tensor.rows * tensor.columns
-        # Of equally common types the more exact one, so that the result does not depend on order.
-        return max(TYPES, key=lambda kind: (counts[kind], -TYPES.index(kind)))
-
-    @property
-    def weight_type(self) -> str:
-        return self._requested or self._most_common
 
     def stored_type(self, name: str) -> str:
         self._shape(name)

@@ -1,94 +1,171 @@
 """The number formats of weights, and conversion of rows between them.
 
-`TYPES` are Hearth's own (f32, f16, and GGUF's Q8_0 and Q4_0 blocks of 32 along a row). Files also
-hold bf16 and other formats of GGUF, which are converted when read. The arithmetic is the core's;
-this file adds checks.
+`FORMATS` is the one table of types, by GGUF's names. A row is a run of blocks. The core computes
+with `PACKED` types as they are stored. Others are converted while they are read. The arithmetic is
+the core's; this file adds checks.
 """
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
+from hearth.common.types import WEIGHT, WEIGHT_ALIASES
 from hearth.converter.errors import ModelError
-
-TYPES = ("f32", "f16", "q80", "q40")
-BLOCK = 32
 
 Bytes = npt.NDArray[np.uint8]
 
-# (elements, bytes) of the smallest unit that a row consists of, in files; by the core's names.
-_UNITS = {
-    "f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q80": (BLOCK, 34), "q40": (BLOCK, 18),
-    "q4_1": (BLOCK, 20), "q5_0": (BLOCK, 22), "q5_1": (BLOCK, 24),
-    "q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144), "q5_k": (256, 176),
-    "q6_k": (256, 210), "iq4_nl": (BLOCK, 18), "iq4_xs": (256, 136), "mxfp4": (BLOCK, 17),
-}  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A number format. columns, size: elements and bytes of its block, the smallest unit of a row.
+
+    halves: offsets of a block's f16 numbers. largest: the largest magnitude, as a multiple of the
+    largest f16. fallback: the type for rows that its blocks do not fit, as llama.cpp chooses it.
+    """
+
+    name: str
+    columns: int
+    size: int
+    halves: tuple[int, ...] = ()
+    largest: float = math.inf
+    fallback: str = "f16"
+
+    @property
+    def quantized(self) -> bool:
+        """True if elements of a block share a scale."""
+        return self.columns > 1
+
+    @property
+    def bits(self) -> float:
+        """Bits of an element."""
+        return 8 * self.size / self.columns
+
+
+# In the order of their numbers in protos/hearth/v1/common.proto.
+FORMATS = {
+    each.name: each
+    for each in (
+        Format("f32", 1, 4),
+        Format("f16", 1, 2, (0,), 1),
+        Format("q8_0", 32, 34, (0,), 127),
+        Format("q4_0", 32, 18, (0,), 8),
+        Format("q4_1", 32, 20, (0, 2), 1),
+        Format("q5_0", 32, 22, (0,), 16),
+        Format("q5_1", 32, 24, (0, 2), 1),
+        Format("q2_k", 256, 84, (80, 82), 15, "q4_0"),
+        Format("q3_k", 256, 110, (108,), 4 * 31, "q4_0"),
+        Format("q4_k", 256, 144, (0, 2), 63, "q5_0"),
+        Format("q5_k", 256, 176, (0, 2), 63, "q5_1"),
+        Format("q6_k", 256, 210, (208,), 32 * 127, "q8_0"),
+        Format("iq4_nl", 32, 18, (0,), 113),
+        Format("iq4_xs", 256, 136, (0,), 31 * 113, "iq4_nl"),
+        Format("mxfp4", 32, 17),
+        Format("bf16", 1, 2),
+    )
+}
+
+
+
+def _runs(name: str) -> bool:
+    try:
+        _native.row_bytes(name, FORMATS[name].columns)
+    except ValueError:
+        return False
+    return True
+
+
+# Types that the core computes with. Others are converted while loading.
+PACKED = tuple(name for name in WEIGHT if _runs(name))
+
 _F16_LARGEST = 65504.0
-# The largest magnitude that each type holds: a block's scale is an f16.
-_LARGEST = {"f16": _F16_LARGEST, "q80": 127 * _F16_LARGEST, "q40": 8 * _F16_LARGEST}
+
+
+def type_name(name: str) -> str:
+    """The name of a type, which may be given by its former name."""
+    return WEIGHT_ALIASES.get(name, name)
 
 
 def is_quantized(kind: str) -> bool:
-    return kind in ("q80", "q40")
+    """True for a type of blocks with a scale."""
+    return FORMATS[kind].quantized
 
 
 def check_type(kind: str) -> str:
-    """Return `kind`. Raises ModelError unless it is one of TYPES."""
-    if kind not in TYPES:
-        raise ModelError(f"weight type {kind!r} is unknown; choose one of {', '.join(TYPES)}")
+    """The name of a type that weights are loaded in. Raises ModelError for any other."""
+    kind = type_name(kind)
+    if kind not in PACKED:
+        raise ModelError(f"weight type {kind!r} is unknown; choose one of {', '.join(PACKED)}")
     return kind
 
 
 def row_bytes(kind: str, columns: int) -> int:
     """Bytes of a row of `columns` elements. Raises ModelError where blocks do not fit the row."""
-    numbers, size = _UNITS[kind]
-    if columns % numbers:
+    form = FORMATS[kind]
+    if columns % form.columns:
         raise ModelError(
-            f"a row of {columns} columns does not divide into {kind} blocks of {numbers}"
+            f"a row of {columns} columns does not divide into {kind} blocks of {form.columns}"
         )
-    return columns // numbers * size
+    return columns // form.columns * form.size
 
 
 def effective_type(kind: str, columns: int) -> str:
-    """`kind`, or f16 for rows that a quantized type's blocks of 32 do not fit."""
-    return "f16" if is_quantized(kind) and columns % BLOCK else kind
+    """`kind`, or its fallback for rows that its blocks do not fit, in the end f16."""
+    while columns % FORMATS[kind].columns:
+        kind = FORMATS[kind].fallback
+    return kind
 
 
 def loaded_type(kind: str) -> str:
     """The type that a file's format is loaded in where none is asked for."""
-    if kind in TYPES:
+    if kind in PACKED:
         return kind
-    return "f16" if kind == "bf16" else "q80"
-
-
+    return "f16" if kind == "bf16" else "q8_0"
 def convert_rows(
     data: Bytes, source: str, target: str, columns: tuple[int, int], name: str
 ) -> tuple[Bytes, float]:
     """Columns [begin, end) of rows of `source` as rows of `target`, and a magnitude.
 
     Returns uint8 [rows, row_bytes(target, end - begin)], and the largest magnitude of numbers (of
-    scales, where q80 and q40 stay as they are): infinite or NaN where one is.
+    scales, where a quantized type stays as it is): infinite or NaN where one is.
 
     Raises:
-        ModelError: a number does not fit in `target` (`name` names the tensor), or columns do not
-            fall on blocks of q80 or q40.
+        ModelError: a number does not fit in `target` (`name` names the tensor), or bytes that stay
+            as they are are cut within a block.
     """
     begin, end = columns
-    numbers, size = _UNITS[source]
-    if source in TYPES and (begin % numbers or end % numbers):
-        raise ModelError(
-            f"columns {begin} to {end} do not fall on {source} blocks of {numbers}; "
-            f"cut at multiples of {numbers}"
-        )
+    form = FORMATS[source]
     if source == target:
-        cut = np.ascontiguousarray(data[:, begin // numbers * size : end // numbers * size])
-        return cut, _native.largest_scale(cut, source)
+        if begin % form.columns or end % form.columns:
+            raise ModelError(
+                f"columns {begin} to {end} do not fall on {source} blocks of {form.columns}; "
+                f"cut at multiples of {form.columns}"
+            )
+        first, last = (place // form.columns * form.size for place in columns)
+        cut = np.ascontiguousarray(data[:, first:last])
+        return cut, _largest_scale(cut, form)
     converted, largest = _native.convert(np.ascontiguousarray(data), source, target, begin, end)
-    limit = _LARGEST.get(target, np.inf)
+    limit = FORMATS[target].largest * _F16_LARGEST
     if limit < largest < np.inf:
-        others = "f32 or q80" if target == "f16" else "f32"
+        others = "f32 or q8_0" if target == "f16" else "f32"
         raise ModelError(
             f"tensor {name} holds {largest:g}, above {target}'s largest of {limit:g}; "
             f"use --weights {others}"
         )
     return converted, largest
+
+
+def _largest_scale(data: Bytes, form: Format) -> float:
+    """The largest f16 number of all blocks, or element of a type without blocks; NaN above all."""
+    if form.name in ("f32", "f16", "bf16", "q8_0", "q4_0"):
+        return _native.largest_scale(data, form.name)
+    blocks = data.reshape(-1, form.size)
+    if form.name == "mxfp4":  # a power of two, of which 255 is not a number
+        return math.nan if (blocks[:, 0] == 255).any() else 0.0
+    bits = max(
+        (blocks[:, at] | blocks[:, at + 1].astype(np.uint16) << 8 & 0x7F00).max(initial=0)
+        for at in form.halves
+    )
+    return float(np.uint16(bits).view(np.float16))

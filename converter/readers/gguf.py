@@ -22,7 +22,7 @@ from hearth.converter.tokenizers.gguf import (
     load_gguf_tokenizer,
     vocabulary_size,
 )
-from hearth.converter.weights import TYPES, row_bytes
+from hearth.converter.weights import PACKED, row_bytes
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _log_conversion(
     kinds, stored, loaded = set(), 0, 0
     for name, tensor in tensors.items():
         kind = model.tensor_type(name)
-        if tensor.kind not in TYPES and tensor.kind != "bf16":
+        if tensor.kind not in PACKED and tensor.kind != "bf16":
             kinds.add(parts.tensors[gguf_name(name)][1].kind)
         stored += tensor.place[1]
         loaded += tensor.rows * row_bytes(kind, tensor.columns)
@@ -90,7 +90,7 @@ def _log_conversion(
             "%s: tensors in %s are converted to %s while loading (%.1f GiB become %.1f)",
             path.name,
             ", ".join(sorted(kinds)),
-            model.requested_type or "q80",
+            model.requested_type or "q8_0",
             stored / (1 << 30),
             loaded / (1 << 30),
         )

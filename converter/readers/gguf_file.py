@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hearth.converter.errors import ModelError
+from hearth.converter.weights import FORMATS
 
 MAGIC = b"GGUF"
 _MAX_KEY = 65535
@@ -32,7 +33,7 @@ _SCALARS = {
 }  # fmt: skip
 _BOOL, STRING, ARRAY = 7, 8, 9
 
-# ggml_type: name. READABLE: Hearth's own names of those that it reads (converter/weights.py).
+# ggml_type: name. READABLE: names of those that the core reads, in converter/weights.py.
 TENSOR_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
     10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS",
@@ -40,11 +41,7 @@ TENSOR_TYPES = {
     24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0",
     35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
-READABLE = {
-    "F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q80", "Q4_0": "q40",
-    "Q4_1": "q4_1", "Q5_0": "q5_0", "Q5_1": "q5_1", "Q2_K": "q2_k", "Q3_K": "q3_k", "Q4_K": "q4_k",
-    "Q5_K": "q5_k", "Q6_K": "q6_k", "IQ4_NL": "iq4_nl", "IQ4_XS": "iq4_xs", "MXFP4": "mxfp4",
-}  # fmt: skip
+READABLE = {kind.upper(): kind for kind in FORMATS}
 
 
 @dataclass(frozen=True)

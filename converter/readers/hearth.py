@@ -1,8 +1,9 @@
 """A Hearth directory, as `hearth convert` writes it: config.json, tokenizer, one safetensors file.
 
-config.json is a Llama one with an object `hearth`: `version`, and `weights`, the requested type.
-f32 and f16 tensors are plain safetensors; a q80 or q40 tensor is U8 [rows, bytes of a row], with
-its type in the file's `__metadata__` under the tensor's name.
+config.json is a Llama one with an object `hearth`: `version`, and `weights`, the requested type or
+mix.
+Tensors in f32, f16 and bf16 are plain safetensors. One of a quantized type is U8 [rows, bytes of a
+row], with its type in the file's `__metadata__` under the tensor's name.
 """
 
 from dataclasses import replace
@@ -17,11 +18,10 @@ from hearth.converter.readers.safetensors_file import Header, TensorEntry
 from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.tokenizers.plain import PlainTokenizer
-from hearth.converter.weights import is_quantized, row_bytes
+from hearth.converter.weights import FORMATS, type_name
 
 VERSION = 1
-_PLAIN = {"F32": "f32", "F16": "f16"}
-_BLOCK_BYTES = {kind: row_bytes(kind, 32) for kind in ("q80", "q40")}
+_PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 def is_hearth_config(raw: dict[str, Any]) -> bool:
@@ -62,17 +62,19 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
 def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:
     if entry.dtype in _PLAIN:
         return _PLAIN[entry.dtype], entry.shape
-    kind = header.metadata.get(name, "")
-    if entry.dtype != "U8" or not is_quantized(kind) or len(entry.shape) != 2:
+    kind = type_name(header.metadata.get(name, ""))
+    form = FORMATS.get(kind)
+    if entry.dtype != "U8" or form is None or not form.quantized or len(entry.shape) != 2:
+        known = ", ".join(each.name for each in FORMATS.values() if each.quantized)
         raise ModelError(
-            f"tensor {name} is {entry.dtype} {list(entry.shape)} of type {kind!r}; a Hearth "
-            "directory holds F32, F16, and U8 [rows, bytes] of type q80 or q40"
+            f"tensor {name} is {entry.dtype} {list(entry.shape)} of type {kind[:32]!r}; a Hearth "
+            f"directory holds {', '.join(_PLAIN)}, and U8 [rows, bytes] of a type of {known}"
         )
     rows, width = entry.shape
-    blocks, rest = divmod(width, _BLOCK_BYTES[kind])
+    blocks, rest = divmod(width, form.size)
     if rest:
         raise ModelError(
             f"tensor {name} has rows of {width} bytes, not a multiple of a {kind} block's "
-            f"{_BLOCK_BYTES[kind]}"
+            f"{form.size}"
         )
-    return kind, (rows, blocks * 32)
+    return kind, (rows, blocks * form.columns)

@@ -15,10 +15,10 @@ from hearth.converter.fingerprint import fingerprint
 from hearth.converter.model import Model, Span, TokenizerSource
 from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
 from hearth.converter.tokenizers.plain import PlainTokenizer
-from hearth.converter.weights import Bytes
+from hearth.converter.weights import Bytes, effective_type
 
 PREFIX = "random:"
-DEFAULT_WEIGHTS = "q40"
+DEFAULT_WEIGHTS = "q4_0"
 # Changed when the same shape and seed would give other weights.
 _GENERATOR = "random-1"
 
@@ -90,17 +90,15 @@ class RandomModel(Model):
         super().__init__(spec, weights, source)
         self.seed = seed
 
-    @property
-    def weight_type(self) -> str:
-        return self._requested or DEFAULT_WEIGHTS
-
     def identity(self, name: str) -> bytes:
         self._shape(name)
         return fingerprint([_GENERATOR, repr(self.spec), self.seed, name])
 
     def stored_type(self, name: str) -> str:
         self._shape(name)
-        return "f32" if is_norm(name) else self.effective_type(name, self.weight_type)
+        if is_norm(name):
+            return "f32"
+        return effective_type(self._asked(name) or DEFAULT_WEIGHTS, self._shape(name)[1])
 
     def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
         count = columns[1] - columns[0]

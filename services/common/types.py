@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 BLOCK = 32
 
 _WEIGHT_TYPES = (
-    "f32", "f16", "q80", "q40", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
+    "f32", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
     "iq4_nl", "iq4_xs", "mxfp4", "bf16",
 )  # fmt: skip
 WEIGHT = cast(
     "Mapping[str, common_pb2.WeightType.ValueType]",
     {name: number for number, name in enumerate(_WEIGHT_TYPES, start=1)},
 )
+# Former names of weight types, in options and in converted models.
+WEIGHT_ALIASES = {"q80": "q8_0", "q40": "q4_0"}
+# Names that --weights takes: a type for all matrices, or a mix of types (converter/mixes.py).
+WEIGHT_CHOICES = (
+    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m",
+    "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
+)  # fmt: skip
 SYNC = cast("Mapping[str, common_pb2.SyncType.ValueType]", {"f32": 1, "f16": 2, "q80": 3})
 KV = cast("Mapping[str, common_pb2.KvType.ValueType]", {"f32": 1, "f16": 2, "q80": 3})
 MESH_CIPHER = cast(

@@ -17,6 +17,8 @@ inline constexpr size_t kBlock = 32;
 inline constexpr size_t kQ80BlockBytes = 34;
 inline constexpr size_t kQ40BlockBytes = 18;
 
+// The name of a weight type that may be given by its former name.
+std::string_view current_name(std::string_view name);
 // Throws std::invalid_argument naming the types there are.
 Type parse_type(std::string_view name);
 std::string_view type_name(Type type);

@@ -270,8 +270,8 @@ constexpr FileFormat kFormats[] = {
     {"f32", 1, 4, unpack_f32, largest_f32},
     {"f16", 1, 2, unpack_f16, largest_f16},
     {"bf16", 1, 2, unpack_bf16, largest_bf16},
-    {"q80", kBlock, kQ80BlockBytes, unpack_q80, largest_first<kQ80BlockBytes>},
-    {"q40", kBlock, kQ40BlockBytes, unpack_q40, largest_first<kQ40BlockBytes>},
+    {"q8_0", kBlock, kQ80BlockBytes, unpack_q80, largest_first<kQ80BlockBytes>},
+    {"q4_0", kBlock, kQ40BlockBytes, unpack_q40, largest_first<kQ40BlockBytes>},
     {"q4_1", kBlock, 20, unpack_q4_1, nullptr},
     {"q5_0", kBlock, 22, unpack_q5_0, nullptr},
     {"q5_1", kBlock, 24, unpack_q5_1, nullptr},
@@ -289,8 +289,9 @@ constexpr FileFormat kFormats[] = {
 
 const FileFormat& file_format(std::string_view name) {
   std::string names;
+  const std::string_view current = current_name(name);
   for (const FileFormat& each : kFormats) {
-    if (each.name == name) return each;
+    if (each.name == current) return each;
     names.append(names.empty() ? "" : ", ").append(each.name);
   }
   throw std::invalid_argument("unknown format '" + std::string(name.substr(0, 32)) +

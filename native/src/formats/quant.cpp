@@ -15,11 +15,17 @@ namespace hearth {
 namespace {
 
 constexpr Named<Type> kTypes[] = {
-    {"f32", Type::f32}, {"f16", Type::f16}, {"q80", Type::q80}, {"q40", Type::q40}};
+    {"f32", Type::f32}, {"f16", Type::f16}, {"q8_0", Type::q80}, {"q4_0", Type::q40}};
 
 }  // namespace
 
-Type parse_type(std::string_view name) { return parse_name("weight type", kTypes, name); }
+std::string_view current_name(std::string_view name) {
+  return name == "q80" ? "q8_0" : name == "q40" ? "q4_0" : name;
+}
+
+Type parse_type(std::string_view name) {
+  return parse_name("weight type", kTypes, current_name(name));
+}
 
 std::string_view type_name(Type type) {
   for (const Named<Type>& each : kTypes) {

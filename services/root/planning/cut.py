@@ -48,9 +48,14 @@ def divide(units: int, shares: Sequence[float]) -> list[Span]:
     return joined([count + 1 for count in sizes])
 
 
-def divide_on_blocks(units: int, shares: Sequence[float]) -> list[Span]:
-    """`divide` at multiples of a quantized block, if there are enough blocks."""
-    unit = BLOCK if units // BLOCK >= len(shares) else 1
+def divide_on_blocks(units: int, shares: Sequence[float], step: int = 1) -> list[Span]:
+    """`divide` at multiples of `step` and of a block of 32 where there are enough of them.
+
+    Else at multiples of 32, else anywhere.
+    """
+    unit = next(
+        each for each in (math.lcm(step, BLOCK), BLOCK, 1) if each == 1 or units // each >= len(shares)
+    )
     spans = [scaled(span, unit) for span in divide(units // unit, shares)]
     # The last part also takes an incomplete block at the end.
     spans[-1] = (spans[-1][0], units)
@@ -58,30 +63,37 @@ def divide_on_blocks(units: int, shares: Sequence[float]) -> list[Span]:
 
 
 def divide_heads(
-    heads: int, kv_heads: int, shares: Sequence[float]
+    heads: int, kv_heads: int, shares: Sequence[float], step: int = 1
 ) -> tuple[list[Span], list[Span]]:
     """Spans of query heads and of KV heads, in proportion to `shares`; each part at least 1.
 
     Every part has whole KV heads with all query heads that read them. With more parts than KV
-    heads, each has query heads of one KV head, which several parts then share. ValueError for fewer
-    query heads than shares.
+    heads, each has query heads of one KV head, which several parts then share. Cuts fall on
+    multiples of `step` query heads where there are enough of them. ValueError for fewer query heads
+    than shares.
     """
     group = heads // kv_heads
     parts = len(shares)
     if parts <= kv_heads:
-        spans = divide(kv_heads, shares)
+        unit = math.lcm(step, group) // group
+        if kv_heads // unit < parts:
+            unit = 1
+        spans = [scaled(span, unit) for span in divide(kv_heads // unit, shares)]
+        spans[-1] = (spans[-1][0], kv_heads)
         return [scaled(span, group) for span in spans], spans
     if parts > heads:
         raise ValueError(f"{heads} query heads cannot be cut into {parts} parts")
     # Parts for each KV head: as equal as can be, and no more than it has query heads.
     query_spans, kv_spans = [], []
     for kv_head, (begin, end) in enumerate(divide(parts, [1.0] * kv_heads)):
-        for first, last in divide(group, shares[begin:end]):
+        unit = step if group % step == 0 and group // step >= end - begin else 1
+        for span in divide(group // unit, shares[begin:end]):
+            first, last = scaled(span, unit)
             query_spans.append((kv_head * group + first, kv_head * group + last))
             kv_spans.append((kv_head, kv_head + 1))
     return query_spans, kv_spans
 
 
-def on_blocks(spans: Sequence[Span], factor: int) -> bool:
-    """True if spans of units of `factor` elements all begin at quantized blocks."""
-    return all(begin * factor % BLOCK == 0 for begin, _ in spans)
+def on_blocks(spans: Sequence[Span], factor: int, block: int = BLOCK) -> bool:
+    """True if spans of units of `factor` elements all begin at blocks of `block` elements."""
+    return all(begin * factor % block == 0 for begin, _ in spans)

@@ -6,7 +6,8 @@ ranks than KV heads, several ranks have the same KV head and different query hea
 of tensors (converter/tensors.py) defines how tensors follow these units. Rank 0 of the first stage
 holds the embedding; the ranks of the last stage hold the final norm and the head.
 
-Cuts of quantized rows fall on blocks of 32. A tensor that cannot be cut on blocks is stored as f16,
+Columns of quantized rows are cut on blocks, of 32 or 256 elements. Cuts that fall on the blocks of all
+tensors are chosen where there are any. Else a tensor becomes q8_0, whose blocks are short, or f16,
 and the plan notes it.
 """
 
@@ -16,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hearth.common.errors import HearthError, Reason
-from hearth.common.types import BLOCK
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tensors import (
     Place,
@@ -28,6 +28,7 @@ from hearth.converter.tensors import (
     head_units,
     vocab_unit,
 )
+from hearth.converter.weights import FORMATS
 from hearth.root.planning.cut import (
     Span,
     divide,
@@ -85,7 +86,8 @@ def make_plan(
     stages: list[Stage] = []
     notes: list[str] = []
     for number, (span, weight) in enumerate(zip(layers, by_stage, strict=True)):
-        cut = _cut_stage(spec, number, len(layers), span, weight)
+        steps = _steps(spec, tensor_type, span)
+        cut = _cut_stage(spec, number, len(layers), span, weight, steps)
         stages.append(Stage(span, _nodes(spec, tensor_type, cut)))
         notes += _notes(spec, tensor_type, cut)
     return Plan(tuple(stages), tuple(notes))
@@ -142,19 +144,40 @@ def _divide_layers(
     return joined(layout.layers)
 
 
+def _steps(spec: ModelSpec, tensor_type: Callable[[str], str], layers: Span) -> dict[Unit, int]:
+    """Count of units between cuts that fall on the blocks of every tensor of these layers."""
+    steps: dict[Unit, int] = {}
+    for tensor in spec.tensors:
+        cut = tensor.cut
+        if cut is None or not cut.columns or not layers[0] <= tensor.layer < layers[1]:
+            continue
+        block = FORMATS[_whole(tensor, tensor_type)].columns
+        step = block // math.gcd(block, cut.size)
+        steps[cut.unit] = math.lcm(steps.get(cut.unit, 1), step)
+    return steps
+
+
 def _cut_stage(
-    spec: ModelSpec, stage: int, stages: int, layers: Span, shares: Sequence[float]
+    spec: ModelSpec,
+    stage: int,
+    stages: int,
+    layers: Span,
+    shares: Sequence[float],
+    steps: Mapping[Unit, int],
 ) -> _StageCut:
+    """Divides a stage's units. steps: see _steps."""
     units: dict[Unit, list[Span]] = {}
     counts = Counter(spec.kind_of_layer[layers[0] : layers[1]])
     for number in counts:
         head, kv_head = head_units(spec.kinds[number].attention)
         if head not in units:
-            units[head], units[kv_head] = divide_heads(head.count, kv_head.count, shares)
+            units[head], units[kv_head] = divide_heads(
+                head.count, kv_head.count, shares, steps.get(head, 1)
+            )
     flexible = _ffn_shares(spec, counts, units, shares)
     for number in counts:
         unit = ffn_unit(spec.kinds[number].feed_forward)
-        units[unit] = divide_on_blocks(unit.count, flexible)
+        units[unit] = divide_on_blocks(unit.count, flexible, steps.get(unit, 1))
     if stage == stages - 1:
         unit = vocab_unit(spec)
         units[unit] = divide_on_blocks(unit.count, shares)
@@ -210,7 +233,7 @@ def _nodes(
                 embedding=embedding,
                 head_from_embedding=spec.tied and embedding and cut.last,
                 slices=tuple(
-                    _slice(tensor, tensor_type(tensor.source), cut, rank)
+                    _slice(tensor, _whole(tensor, tensor_type), cut, rank)
                     for tensor in spec.tensors
                     if _holds(tensor, cut, rank, embedding)
                 ),
@@ -240,38 +263,47 @@ def _slice(tensor: TensorSpec, whole: str, cut: _StageCut, rank: int) -> Slice:
     return Slice(tensor.name, tensor.source, _kind(tensor, whole, cut), rows, columns)
 
 
+def _whole(tensor: TensorSpec, tensor_type: Callable[[str], str]) -> str:
+    """The type of a tensor that is not cut."""
+    return "f32" if tensor.vector else tensor_type(tensor.source)
+
+
 def _kind(tensor: TensorSpec, whole: str, cut: _StageCut) -> str:
-    """The type of a tensor's slices: f16 instead of q80 or q40 if cuts miss the blocks."""
-    if tensor.vector:
-        return "f32"
-    if tensor.cut is None or not tensor.cut.columns or not whole.startswith("q"):
+    """The type of a tensor's slices: where cuts miss the blocks of `whole`, q8_0 or f16."""
+    if tensor.cut is None or not tensor.cut.columns:
         return whole
-    return whole if on_blocks(cut.units[tensor.cut.unit], tensor.cut.size) else "f16"
+    spans, size = cut.units[tensor.cut.unit], tensor.cut.size
+    kinds = (whole, "q8_0", "f16")
+    return next(kind for kind in kinds if on_blocks(spans, size, FORMATS[kind].columns))
 
 
 def _notes(spec: ModelSpec, tensor_type: Callable[[str], str], cut: _StageCut) -> list[str]:
-    """Notes on tensors that stay f16 because of their cut."""
-    notes: dict[str, None] = {}  # each once, in order
+    """Notes on tensors that have another type because of their cut."""
+    # The types of each such part of a layer: (its own type, that of its slices); once, in order.
+    changed: dict[tuple[str, str, int], dict[str, None]] = {}
     where = f"stage {cut.stage}: " if cut.stages > 1 else ""
     for tensor in spec.tensors:
-        if tensor.vector or not cut.layers[0] <= tensor.layer < cut.layers[1]:
+        if not cut.layers[0] <= tensor.layer < cut.layers[1]:
             continue
-        whole = tensor_type(tensor.source)
+        whole = _whole(tensor, tensor_type)
         kind = _kind(tensor, whole, cut)
         if kind != whole:
-            note = (
-                f"{where}{tensor.part} stays {kind} instead of {whole}: its {tensor.shape[1]} "
-                f"columns cannot be cut for {cut.ranks} nodes on blocks of {BLOCK}"
-            )
-            notes[note] = None
+            changed.setdefault((tensor.part, kind, tensor.shape[1]), {})[whole] = None
+    notes = []
+    for (part, kind, columns), types in changed.items():
+        blocks = " or ".join(str(n) for n in sorted({FORMATS[whole].columns for whole in types}))
+        notes.append(
+            f"{where}{part} becomes {kind} instead of {' and '.join(types)}: its {columns} columns "
+            f"cannot be cut for {cut.ranks} nodes on blocks of {blocks}"
+        )
     for head in cut.units:
         if head.kind is UnitKind.HEAD and cut.ranks > head.beside:
             note = (
                 f"{where}{head.beside} KV heads for {cut.ranks} nodes: several hold the same KV "
                 "head, and its part of the KV cache"
             )
-            notes[note] = None
-    return list(notes)
+            notes.append(note)
+    return list(dict.fromkeys(notes))
 
 
 def _invalid(message: str) -> HearthError:
