@@ -8,11 +8,10 @@ add to the residual stream, there most in the first and the last layers.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hearth.common.types import WEIGHT_CHOICES
 from hearth.converter.errors import ModelError
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tensors import TensorSpec
-from hearth.converter.weights import check_type
+from hearth.converter.weights import PACKED, check_type
 
 # Query heads of a KV head from which on its values are small enough to get more bits.
 _LARGE_GROUP = 4
@@ -113,6 +112,8 @@ _MIXES: dict[str, tuple[str, str, _Rule]] = {
 
 # Names without _S, _M or _L, as llama.cpp's quantizer reads them.
 _SHORT = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+# Names that can be asked for: a type for all matrices, or a mix.
+WEIGHTS = (*(name for name in PACKED if name not in _SHORT and name not in _MIXES), *_MIXES)
 # Layers of the Llama models of 70 billion parameters, whose values are a small part of all.
 _MANY_LAYERS = 80
 # Experts of Mixtral, whose attention is a small part of all.
@@ -133,7 +134,7 @@ def check_weights(name: str) -> str:
     try:
         return check_type(name)
     except ModelError:
-        names = ", ".join(WEIGHT_CHOICES)
+        names = ", ".join(WEIGHTS)
         raise ModelError(f"weight type {name!r} is unknown; choose one of {names}") from None
 
 

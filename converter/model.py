@@ -114,7 +114,11 @@ class Model(ABC):
         """
         if is_norm(name):
             return "f32"
-        return effective_type(self._asked(name) or self.stored_type(name), self._shape(name)[1])
+        return self.effective_type(name, self._asked(name) or self.stored_type(name))
+
+    def effective_type(self, name: str, kind: str) -> str:
+        """`kind`, or its fallback where its blocks do not fit the tensor's rows."""
+        return effective_type(kind, self._shape(name)[1])
 
     def _asked(self, name: str) -> str | None:
         """The type that --weights gives a matrix, before its rows are looked at."""
@@ -125,7 +129,6 @@ class Model(ABC):
     @cached_property
     def _by_name(self) -> dict[str, TensorSpec]:
         return {tensor.name: tensor for tensor in self.spec.tensors}
-
 
     def read(
         self, name: str, kind: str, rows: Span | None = None, columns: Span | None = None

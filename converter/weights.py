@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
-from hearth.common.types import WEIGHT, WEIGHT_ALIASES
+from hearth.converter import rare_types
 from hearth.converter.errors import ModelError
 
 Bytes = npt.NDArray[np.uint8]
@@ -44,7 +44,7 @@ class Format:
         return 8 * self.size / self.columns
 
 
-# In the order of their numbers in protos/hearth/v1/common.proto.
+# In the order of their numbers in protos/hearth/v1/common.proto, and those that only files have.
 FORMATS = {
     each.name: each
     for each in (
@@ -64,9 +64,9 @@ FORMATS = {
         Format("iq4_xs", 256, 136, (0,), 31 * 113, "iq4_nl"),
         Format("mxfp4", 32, 17),
         Format("bf16", 1, 2),
+        *(Format(name, columns, size) for name, (columns, size) in rare_types.SIZES.items()),
     )
 }
-
 
 
 def _runs(name: str) -> bool:
@@ -78,14 +78,16 @@ def _runs(name: str) -> bool:
 
 
 # Types that the core computes with. Others are converted while loading.
-PACKED = tuple(name for name in WEIGHT if _runs(name))
+PACKED = tuple(name for name in FORMATS if _runs(name))
+# Former names, in options and in converted models.
+ALIASES = {"q80": "q8_0", "q40": "q4_0"}
 
 _F16_LARGEST = 65504.0
 
 
 def type_name(name: str) -> str:
     """The name of a type, which may be given by its former name."""
-    return WEIGHT_ALIASES.get(name, name)
+    return ALIASES.get(name, name)
 
 
 def is_quantized(kind: str) -> bool:
@@ -122,7 +124,13 @@ def loaded_type(kind: str) -> str:
     """The type that a file's format is loaded in where none is asked for."""
     if kind in PACKED:
         return kind
-    return "f16" if kind == "bf16" else "q8_0"
+    if kind == "bf16":
+        return "f16"
+    # Its blocks are of 256 columns too, so they fit.
+    nearest = rare_types.NEAREST.get(kind, "q8_0")
+    return nearest if nearest in PACKED else "q8_0"
+
+
 def convert_rows(
     data: Bytes, source: str, target: str, columns: tuple[int, int], name: str
 ) -> tuple[Bytes, float]:
@@ -146,7 +154,10 @@ def convert_rows(
         first, last = (place // form.columns * form.size for place in columns)
         cut = np.ascontiguousarray(data[:, first:last])
         return cut, _largest_scale(cut, form)
-    converted, largest = _native.convert(np.ascontiguousarray(data), source, target, begin, end)
+    data = np.ascontiguousarray(data)
+    if source in rare_types.SIZES:
+        data, source = rare_types.unpack(data, source), "f32"
+    converted, largest = _native.convert(data, source, target, begin, end)
     limit = FORMATS[target].largest * _F16_LARGEST
     if limit < largest < np.inf:
         others = "f32 or q8_0" if target == "f16" else "f32"

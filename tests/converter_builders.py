@@ -36,7 +36,7 @@ GGUF_NAMES = {
     "w2": "ffn_down",
     "w3": "ffn_up",
 }
-GGUF_TYPES = {"f32": 0, "f16": 1, "q40": 2, "q80": 8, "bf16": 30}
+GGUF_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
 
 def tiny_spec(**changes: Any) -> ModelSpec:
@@ -245,7 +245,7 @@ def gguf_tensors(
         else:
             _, layer, part = name.split(".")
             stored_name = f"blk.{layer}.{GGUF_NAMES[part]}.weight"
-        fits = kind not in ("q80", "q40") or values.shape[1] % 32 == 0
+        fits = kind not in ("q8_0", "q4_0") or values.shape[1] % 32 == 0
         used = kind if fits and not is_norm(name) else "f32"
         if name.endswith((".wq", ".wk")):
             values = interleave(values, spec.head_size)

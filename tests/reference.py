@@ -40,10 +40,10 @@ def unpack(data: npt.NDArray[np.uint8], kind: str) -> F64:
     """Rows of a weight type, uint8 [rows, bytes], as numbers [rows, columns]."""
     if kind in ("f32", "f16"):
         return data.view({"f32": "<f4", "f16": "<f2"}[kind]).astype(np.float64)
-    size = {"q80": 34, "q40": 18}[kind]
+    size = {"q8_0": 34, "q4_0": 18}[kind]
     blocks = data.reshape(len(data), -1, size)
     scales = np.ascontiguousarray(blocks[..., :2]).view("<f2").astype(np.float64)
-    if kind == "q80":
+    if kind == "q8_0":
         numbers = blocks[..., 2:].view(np.int8)
     else:  # low halves of the 16 bytes first, then the high ones; 8 stands for zero
         numbers = (

@@ -209,7 +209,7 @@ class FakeCluster:
 @dataclass(frozen=True)
 class FakeModel:
     spec: ModelSpec
-    weight_type: str = "q40"
+    weight_type: str = "q4_0"
 
 
 TEMPLATE = (

@@ -15,7 +15,7 @@ from hearth.converter.fingerprint import fingerprint
 from hearth.converter.model import Model, Span, TokenizerSource
 from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
 from hearth.converter.tokenizers.plain import PlainTokenizer
-from hearth.converter.weights import Bytes, effective_type
+from hearth.converter.weights import Bytes
 
 PREFIX = "random:"
 DEFAULT_WEIGHTS = "q4_0"
@@ -98,7 +98,7 @@ class RandomModel(Model):
         self._shape(name)
         if is_norm(name):
             return "f32"
-        return effective_type(self._asked(name) or DEFAULT_WEIGHTS, self._shape(name)[1])
+        return self.effective_type(name, self._asked(name) or DEFAULT_WEIGHTS)
 
     def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
         count = columns[1] - columns[0]

@@ -412,7 +412,7 @@ def test_drain_is_passed_on() -> None:
 def test_model_facts() -> None:
     async def scene(root: Root) -> None:
         model = root.frontend.model()
-        assert (model.name, model.context_size, model.weight_type) == ("tiny", 64, "q40")
+        assert (model.name, model.context_size, model.weight_type) == ("tiny", 64, "q4_0")
         assert model.has_chat_template
 
     play(scene)

@@ -115,7 +115,7 @@ BYTE_PAIRS = {
     "llama.rope.scaling.factor": 2.0,
 }
 FILES = [
-    Pieces(gguf_metadata(SPEC) | spm_metadata(280), gguf_tensors(SPEC, TENSORS, "q40")),
+    Pieces(gguf_metadata(SPEC) | spm_metadata(280), gguf_tensors(SPEC, TENSORS, "q4_0")),
     Pieces(gguf_metadata(SPEC) | BYTE_PAIRS, gguf_tensors(SPEC, TENSORS, "f16")),
 ]
 KEYS = [*gguf_metadata(SPEC), *spm_metadata(280), *BYTE_PAIRS]
@@ -190,7 +190,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in (one, two):
         (folder / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(280), {}))
     made = base / "hearth"
-    convert(str(write_gguf(base / "x.gguf", SPEC, TENSORS)), made, "q40")
+    convert(str(write_gguf(base / "x.gguf", SPEC, TENSORS)), made, "q4_0")
     return {"one": one, "two": two, "hearth": made}
 
 

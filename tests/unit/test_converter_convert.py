@@ -26,23 +26,23 @@ from hearth.cli.main import main
 from hearth.converter import ModelError, open_model
 from hearth.converter.convert import convert
 from hearth.converter.spec import is_norm
-from hearth.converter.weights import TYPES
+from hearth.converter.weights import PACKED
 
 SPEC = tiny_spec(ffn_size=100)  # w2 has rows that blocks of 32 do not fit
 TENSORS = random_tensors(SPEC)
 
 
 def make_source(base: Path, kind: str) -> Path:
-    """A model in one of the formats that are read: hf, gguf, or gguf-q80."""
+    """A model in one of the formats that are read: hf, gguf, or gguf-q8_0."""
     if kind == "hf":
         source = write_hf(base / "source", SPEC, TENSORS, "bf16", shards=2)
         (source / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(), {}))
         return source
-    return write_gguf(base / "source.gguf", SPEC, TENSORS, "q80" if kind == "gguf-q80" else "f32")
+    return write_gguf(base / "source.gguf", SPEC, TENSORS, "q8_0" if kind == "gguf-q8_0" else "f32")
 
 
-@pytest.mark.parametrize("weights", TYPES)
-@pytest.mark.parametrize("kind", ["hf", "gguf", "gguf-q80"])
+@pytest.mark.parametrize("weights", PACKED)
+@pytest.mark.parametrize("kind", ["hf", "gguf", "gguf-q8_0"])
 def test_converted_bytes_are_those_of_the_source_in_that_type(
     tmp_path: Path, kind: str, weights: str
 ) -> None:
@@ -50,7 +50,7 @@ def test_converted_bytes_are_those_of_the_source_in_that_type(
     dest = convert(str(source), tmp_path / "out", weights)
     with open_model(str(source)) as before, open_model(str(dest)) as after:
         assert after.weight_type == weights
-        assert vars(after.spec) == vars(before.spec)
+        assert after.spec == before.spec
         for name in before.spec.tensor_names():
             stored = after.stored_type(name)
             assert stored == ("f32" if is_norm(name) else before.effective_type(name, weights))
@@ -63,11 +63,11 @@ def test_converted_bytes_are_those_of_the_source_in_that_type(
 
 def test_a_converted_model_converts_again(tmp_path: Path) -> None:
     source = make_source(tmp_path, "gguf")
-    first = convert(str(source), tmp_path / "first", "q40")
-    second = convert(str(first), tmp_path / "second", "q40")
+    first = convert(str(source), tmp_path / "first", "q4_0")
+    second = convert(str(first), tmp_path / "second", "q4_0")
     for name in ("model.safetensors", "tokenizer.gguf"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    assert json.loads((second / "config.json").read_text())["hearth"]["weights"] == "q40"
+    assert json.loads((second / "config.json").read_text())["hearth"]["weights"] == "q4_0"
 
 
 def test_a_plain_converted_model_is_a_hugging_face_one(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_rope_factors_and_special_ids_are_kept(tmp_path: Path) -> None:
 
 def test_stories260k_converts(testdata: Path, tmp_path: Path) -> None:
     source = str(testdata / "stories260k/stories260K.gguf")
-    after = open_model(str(convert(source, tmp_path / "out", "q80")))
+    after = open_model(str(convert(source, tmp_path / "out", "q8_0")))
     assert after.tokenizer().decode([403, 407, 261, 378]) == "Once upon a time"
 
 
@@ -144,7 +144,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, error: Any) -> None:
             raise error
 
     with pytest.raises((KeyboardInterrupt, ModelError)):
-        convert(str(source), tmp_path / "out", "q40", fail)
+        convert(str(source), tmp_path / "out", "q4_0", fail)
     assert seen[0] == "embedding" and seen[-1] == "layers.1.wq"
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
@@ -157,17 +157,17 @@ def test_a_source_that_ends_early_is_named_and_leaves_nothing(tmp_path: Path) ->
             os.truncate(source, source.stat().st_size // 2)
 
     with pytest.raises(ModelError, match=r"source\.gguf changed while in use .*bytes and has"):
-        convert(str(source), tmp_path / "out", "q40", shorten)
+        convert(str(source), tmp_path / "out", "q4_0", shorten)
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_source(tmp_path, "gguf")
-    assert main(["convert", str(source), str(tmp_path / "out"), "--weights", "q80"]) == 0
+    assert main(["convert", str(source), str(tmp_path / "out"), "--weights", "q8_0"]) == 0
     out, err = capsys.readouterr()
     assert out.strip() == str(tmp_path / "out")
     assert err.splitlines()[-1].startswith("100% ")
-    assert open_model(str(tmp_path / "out")).weight_type == "q80"
+    assert open_model(str(tmp_path / "out")).weight_type == "q8_0"
     assert main(["convert", str(source), str(tmp_path / "out")]) == 1
     assert "exists already" in capsys.readouterr().err
 
@@ -199,7 +199,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing(tmp_path: Path, large: Path, number: signal.Signals) -> None:
-    words = [sys.executable, "-c", CHILD, str(large), str(tmp_path / "out"), "--weights", "q40"]
+    words = [sys.executable, "-c", CHILD, str(large), str(tmp_path / "out"), "--weights", "q4_0"]
     child = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         assert child.stderr is not None
@@ -222,7 +222,7 @@ from hearth.converter.convert import convert
 from hearth.converter import open_model
 open_model(sys.argv[1]).tokenizer()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-convert(sys.argv[1], Path(sys.argv[2]), "q40")
+convert(sys.argv[1], Path(sys.argv[2]), "q4_0")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     words = [sys.executable, "-c", script, str(large), str(tmp_path / "out")]

@@ -31,7 +31,7 @@ from hearth.converter.readers.safetensors_file import read_header
 SPEC = tiny_spec(hidden_size=32, heads=2, kv_heads=1, ffn_size=32, vocab_size=280, layers=1)
 TENSORS = random_tensors(SPEC)
 METADATA = gguf_metadata(SPEC) | spm_metadata(280)
-GGUF = gguf_bytes(METADATA, gguf_tensors(SPEC, TENSORS, "q40"))
+GGUF = gguf_bytes(METADATA, gguf_tensors(SPEC, TENSORS, "q4_0"))
 HEADER = len(gguf_bytes(METADATA, {})) + 12 * 60  # metadata and most of the tensor list
 
 

@@ -35,13 +35,13 @@ from hearth.converter.convert import convert
 from hearth.converter.readers.gguf_file import READABLE, TENSOR_TYPES
 from hearth.converter.readers.gguf_parts import part_names
 from hearth.converter.spec import is_norm
-from hearth.converter.weights import TYPES
+from hearth.converter.weights import FORMATS, PACKED, convert_rows
 
 # Every matrix has rows of whole blocks of 256.
 SPEC = tiny_spec(hidden_size=256, heads=4, kv_heads=2, head_size=64, ffn_size=512, vocab_size=300)
 TENSORS = random_tensors(SPEC)
 REFERENCE = {name: Kind[name] for name in READABLE}
-CONVERTED = sorted(READABLE[name] for name in READABLE if READABLE[name] not in (*TYPES, "bf16"))
+CONVERTED = sorted(READABLE[name] for name in READABLE if READABLE[name] not in (*PACKED, "bf16"))
 KINDS = {READABLE[name]: kind for name, kind in REFERENCE.items()}
 
 
@@ -62,9 +62,11 @@ def any_rows(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 # Where each block has its halves: scales and minima.
 HALVES = {
-    "f32": [], "f16": [0], "bf16": [0], "q80": [0], "q40": [0], "q4_1": [0, 2], "q5_0": [0],
+    "f32": [], "f16": [0], "bf16": [0], "q8_0": [0], "q4_0": [0], "q4_1": [0, 2], "q5_0": [0],
     "q5_1": [0, 2], "q2_k": [80, 82], "q3_k": [108], "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208],
-    "iq4_nl": [0], "iq4_xs": [0], "mxfp4": [],
+    "iq4_nl": [0], "iq4_xs": [0], "mxfp4": [], "iq1_s": [0], "iq1_m": [], "iq2_xxs": [0],
+    "iq2_xs": [0], "iq2_s": [0], "iq3_xxs": [0], "iq3_s": [0], "tq1_0": [52], "tq2_0": [64],
+    "nvfp4": [],
 }  # fmt: skip
 
 
@@ -75,6 +77,11 @@ def usual_rows(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     data = random.integers(0, 256, (rows, columns // numbers, size), np.uint8)
     if kind == "f32":
         data = random.standard_normal((rows, columns, 1), np.float32).view(np.uint8)
+    if kind == "nvfp4":
+        data[..., :4] = 40 + data[..., :4] % 16  # scales of 4 bits of exponent and 3 more
+    if kind == "iq1_m":  # its scale is in the high 4 bits of four numbers of 16
+        data[..., 48:56] = 0
+        data[..., 1 + 48 : 56 : 2] |= np.array([0x10, 0x20, 0x80, 0x20], np.uint8)
     if kind == "mxfp4":
         data[..., 0] = 118 + data[..., 0] % 8
     for place in HALVES[kind]:
@@ -93,20 +100,23 @@ def reference_of(kind: str, data: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_types_are_those_of_the_reference(kind: str) -> None:
     data = any_rows(kind, 64, 2048)
-    got, largest = _native.convert(data, kind, "f32", 0, 2048)
+    got, largest = convert_rows(data, kind, "f32", (0, 2048), "t")
     expected = reference_of(kind, data)
     assert np.array_equal(got.view("<f4"), expected)
-    assert largest == np.abs(expected).max()
+    if kind != "f32":
+        assert largest == np.abs(expected).max()
 
 
 @settings(max_examples=200)
-@given(data=st.data(), kind=st.sampled_from(sorted(KINDS)), target=st.sampled_from(TYPES))
+@given(data=st.data(), kind=st.sampled_from(sorted(KINDS)), target=st.sampled_from(PACKED))
 def test_a_cut_is_that_place_of_the_whole_row(data: st.DataObject, kind: str, target: str) -> None:
-    unit = 32 if target in ("q80", "q40") else 1
+    unit = FORMATS[target].columns
     begin, end = sorted(data.draw(st.tuples(*[st.integers(0, 512 // unit)] * 2)))
     stored = usual_rows(kind, 3, 512, data.draw(st.integers(0, 9)))
-    cut, _ = _native.convert(stored, kind, target, begin * unit, end * unit)
-    whole = _native.dequantize(_native.convert(stored, kind, target, 0, 512)[0], target, 512)
+    if kind == target and begin * unit % FORMATS[kind].columns + end * unit % FORMATS[kind].columns:
+        return  # a stored block is not divided
+    cut, _ = convert_rows(stored, kind, target, (begin * unit, end * unit), "t")
+    whole = _native.dequantize(convert_rows(stored, kind, target, (0, 512), "t")[0], target, 512)
     expected = whole[:, begin * unit : end * unit]
     assert np.array_equal(_native.dequantize(cut, target, (end - begin) * unit), expected)
 
@@ -115,8 +125,8 @@ def test_a_cut_is_that_place_of_the_whole_row(data: st.DataObject, kind: str, ta
 def test_a_converted_tensor_is_within_half_a_step_of_q80(kind: str) -> None:
     stored = usual_rows(kind, 64, 1024)
     exact = reference_of(kind, stored).reshape(64, -1, 32)
-    data, _ = _native.convert(stored, kind, "q80", 0, 1024)
-    got = _native.dequantize(data, "q80", 1024).reshape(64, -1, 32)
+    data, _ = convert_rows(stored, kind, "q8_0", (0, 1024), "t")
+    got = _native.dequantize(data, "q8_0", 1024).reshape(64, -1, 32)
     step = np.abs(exact).max(axis=2, keepdims=True) / 127
     # Half a step, and the rounding of the step itself to f16: 127 times 2^-11 of it.
     assert (np.abs(got - exact) <= step * 0.563 + 2**-20).all()
@@ -165,7 +175,7 @@ def gguf_file_name(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "head"), [("q40", "q6_k"), ("q4_k", "q6_k"), ("q5_1", "q80"), ("iq4_xs", "q5_k")]
+    ("kind", "head"), [("q4_0", "q6_k"), ("q4_k", "q6_k"), ("q5_1", "q8_0"), ("iq4_xs", "q5_k")]
 )
 def test_files_of_mixed_types_load(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, head: str
@@ -174,9 +184,9 @@ def test_files_of_mixed_types_load(
     expected = write_mixed(path, kind, head)
     with caplog.at_level(logging.INFO):
         model = open_model(str(path))
-    lines = [line for line in caplog.messages if "converted to q80 while loading" in line]
+    lines = [line for line in caplog.messages if "converted to q8_0 while loading" in line]
     assert len(lines) == 1
-    assert model.tensor_type("layers.0.wq") == (kind if kind in TYPES else "q80")
+    assert model.tensor_type("layers.0.wq") == (kind if kind in PACKED else "q8_0")
     for name, values in expected.items():
         assert np.array_equal(model.read(name, "f32").view("<f4"), values), name
         cut = model.read(name, "f32", (0, 1), (0, 64)).view("<f4")
@@ -187,7 +197,7 @@ def test_converted_types_are_converted_once(tmp_path: Path) -> None:
     """`hearth convert` of such a file gives what loading it gives."""
     write_mixed(tmp_path / "m.gguf", "q4_1", "q4_1")
     model = open_model(str(tmp_path / "m.gguf"))
-    made = open_model(str(convert(str(tmp_path / "m.gguf"), tmp_path / "made", "q80")))
+    made = open_model(str(convert(str(tmp_path / "m.gguf"), tmp_path / "made", "q8_0")))
     for name in SPEC.tensor_names():
         kind = model.tensor_type(name)
         assert made.stored_type(name) == kind
@@ -197,7 +207,7 @@ def test_converted_types_are_converted_once(tmp_path: Path) -> None:
 # Numbers that are not finite.
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q80", "q40", "q6_k"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0", "q6_k"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_not_finite_names_its_tensor(
     tmp_path: Path, kind: str, value: float
@@ -207,7 +217,7 @@ def test_a_number_that_is_not_finite_names_its_tensor(
     if kind == "q6_k":
         data = usual_rows(kind, rows, columns)
         data[5, 208:210] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
-    elif kind in ("q80", "q40"):
+    elif kind in ("q8_0", "q4_0"):
         data = encode(TENSORS["layers.1.w3"], kind).copy()
         data[5, :2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
     else:
@@ -220,7 +230,7 @@ def test_a_number_that_is_not_finite_names_its_tensor(
     model = open_model(str(path))
     loaded = model.tensor_type("layers.1.w3")
     model.read("layers.1.w3", loaded, (0, 5))
-    for wanted in {loaded, "f32", "q40"}:
+    for wanted in {loaded, "f32", "q4_0"}:
         with pytest.raises(ModelError, match=r"layers\.1\.w3 holds numbers that are inf"):
             model.read("layers.1.w3", wanted)
 
@@ -242,15 +252,15 @@ def test_a_token_without_a_finite_embedding_is_only_a_warning(
         assert np.isnan(model.read("embedding", "f32").view("<f4")[77]).all()
     assert caplog.text.count("embedding holds numbers that are infinite or not numbers") == 1
     with pytest.raises(ModelError, match="embedding holds numbers"):
-        model.read("embedding", "q80")  # which has no NaN
+        model.read("embedding", "q8_0")  # which has no NaN
 
 
 def test_numbers_too_large_for_a_blocks_scale_are_named(tmp_path: Path) -> None:
     tensors = random_tensors(tiny_spec())
     tensors["layers.0.wq"][3, 5] = 1e7
     model = open_model(str(write_hf(tmp_path / "m", tiny_spec(), tensors)))
-    with pytest.raises(ModelError, match=r"layers\.0\.wq holds 1e\+07, above q80's .* 8\.3"):
-        model.read("layers.0.wq", "q80")
+    with pytest.raises(ModelError, match=r"layers\.0\.wq holds 1e\+07, above q8_0's .* 8\.3"):
+        model.read("layers.0.wq", "q8_0")
 
 
 # Models in parts.

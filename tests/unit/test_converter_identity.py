@@ -63,7 +63,7 @@ def test_equal_content_is_one_identity_and_other_content_another(tmp_path: Path,
             return write_gguf(target.with_suffix(".gguf"), SPEC, tensors)
         source = write_hf(target, SPEC, tensors, shards=3 if form == "shards" else 1)
         if form == "hearth":
-            return convert(str(source), tmp_path / folder / "made", "q80")
+            return convert(str(source), tmp_path / folder / "made", "q8_0")
         return source
 
     paths = [write("a", TENSORS), write("b", OTHER), write("c", TENSORS)]

@@ -27,9 +27,10 @@ from hypothesis import strategies as st
 
 from hearth import _native
 from hearth.converter import Model, ModelError, open_model
+from hearth.converter.convert import convert
 from hearth.converter.readers.random import RandomModel
 from hearth.converter.spec import is_norm
-from hearth.converter.weights import TYPES, row_bytes
+from hearth.converter.weights import PACKED, row_bytes
 
 SPEC = tiny_spec()
 TENSORS = random_tensors(SPEC)
@@ -56,7 +57,7 @@ def test_hugging_face_tensors(tmp_path: Path, kind: str, shards: int) -> None:
             assert (model.read(name, "f16") == stored).all()
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q80", "q40"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 def test_gguf_tensors(tmp_path: Path, kind: str) -> None:
     model = open_model(str(write_gguf(tmp_path / "model.gguf", SPEC, TENSORS, kind)))
     assert model.spec == SPEC
@@ -83,9 +84,9 @@ def test_gguf_and_hugging_face_files_of_one_model_read_alike(tmp_path: Path) -> 
     for name in spec.tensor_names():
         assert (gguf.read(name, "f32") == hf.read(name, "f32")).all(), name
     # Rows that blocks of 32 do not fit stay f16, whatever is asked for.
-    assert gguf.effective_type("layers.0.w2", "q40") == "f16"
-    assert gguf.effective_type("layers.0.w1", "q40") == "q40"
-    assert (gguf.read("layers.0.wk", "q40") == hf.read("layers.0.wk", "q40")).all()
+    assert gguf.effective_type("layers.0.w2", "q4_0") == "f16"
+    assert gguf.effective_type("layers.0.w1", "q4_0") == "q4_0"
+    assert (gguf.read("layers.0.wk", "q4_0") == hf.read("layers.0.wk", "q4_0")).all()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     models: dict[str, Model] = {"random": RandomModel(SPEC, 3)}
     for kind in ("f32", "f16", "bf16"):
         models[f"hf-{kind}"] = open_model(str(write_hf(base / kind, SPEC, TENSORS, kind, 2)))
-    for kind in ("f32", "bf16", "q80", "q40"):
+    for kind in ("f32", "bf16", "q8_0", "q4_0"):
         path = write_gguf(base / f"{kind}.gguf", SPEC, TENSORS, kind)
         models[f"gguf-{kind}"] = open_model(str(path))
     return models
@@ -105,7 +106,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
 def test_a_cut_is_that_place_of_the_whole(sources: dict[str, Model], data: st.DataObject) -> None:
     model = sources[data.draw(st.sampled_from(sorted(sources)))]
     name = data.draw(st.sampled_from(SPEC.tensor_names()))
-    kind = "f32" if is_norm(name) else data.draw(st.sampled_from(TYPES))
+    kind = "f32" if is_norm(name) else data.draw(st.sampled_from(PACKED))
     rows, columns = SPEC.tensor_shape(name)
     unit = 32  # a quantized source is cut on its blocks whatever is asked for
     row_cut = sorted(data.draw(st.tuples(*[st.integers(0, rows)] * 2)))
@@ -123,10 +124,10 @@ def test_a_cut_is_that_place_of_the_whole(sources: dict[str, Model], data: st.Da
 def test_reading_in_blocks_of_rows_changes_nothing(
     sources: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = {name: model.read("layers.1.wq", "q80") for name, model in sources.items()}
+    whole = {name: model.read("layers.1.wq", "q8_0") for name, model in sources.items()}
     monkeypatch.setattr("hearth.converter.model._BLOCK_NUMBERS", 7 * 64)
     for name, model in sources.items():
-        assert (model.read("layers.1.wq", "q80") == whole[name]).all(), name
+        assert (model.read("layers.1.wq", "q8_0") == whole[name]).all(), name
 
 
 @pytest.mark.parametrize(
@@ -135,10 +136,10 @@ def test_reading_in_blocks_of_rows_changes_nothing(
         (("layers.0.wq", "f32", (0, 65)), "rows 0 to 65 of layers.0.wq are outside its 64"),
         (("layers.0.wq", "f32", (5, 4)), "rows 5 to 4"),
         (("layers.0.wq", "f32", None, (-1, 4)), "columns -1 to 4"),
-        (("layers.0.wq", "q40", None, (0, 40)), "40 columns.*blocks of 32"),
-        (("layers.0.wq", "q80", None, (16, 48)), "blocks of 32"),
+        (("layers.0.wq", "q4_0", None, (0, 40)), "40 columns.*blocks of 32"),
+        (("layers.0.wq", "q8_0", None, (16, 48)), "blocks of 32"),
         (("layers.9.wq", "f32"), "no tensor named 'layers.9.wq'"),
-        (("layers.0.wq", "q4_k"), "'q4_k' is unknown.*f32, f16, q80, q40"),
+        (("layers.0.wq", "q4_2"), "'q4_2' is unknown.*f32, f16, q8_0, q4_0"),
         (("norm", "f16"), "norm's weight"),
     ],
 )
@@ -150,19 +151,37 @@ def test_cuts_that_cannot_be_made(
             model.read(*arguments)
 
 
-def test_a_stored_block_is_never_divided(sources: dict[str, Model]) -> None:
-    with pytest.raises(ModelError, match="columns 8 to 40 do not fall on q40 blocks"):
-        sources["gguf-q40"].read("layers.0.wq", "f32", None, (8, 40))
+def test_a_cut_within_stored_blocks_is_unpacked(sources: dict[str, Model]) -> None:
+    """As for a head of 8 columns on a node of its own, whose slice becomes f16."""
+    model = sources["gguf-q4_0"]
+    whole = model.read("layers.0.wq", "f16")
+    assert np.array_equal(model.read("layers.0.wq", "f16", None, (8, 40)), whole[:, 16:80])
+    with pytest.raises(ModelError, match="blocks of 32"):
+        model.read("layers.0.wq", "q4_0", None, (8, 40))
+
+
+def test_former_names_of_types_still_work(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", SPEC, TENSORS)
+    for former, name in (("q80", "q8_0"), ("q40", "q4_0")):
+        model = open_model(str(path), former)
+        assert model.weight_type == name
+        made = convert(str(path), tmp_path / former, former)
+        # As directories were written before the names changed.
+        file = made / "model.safetensors"
+        written, before = file.read_bytes(), f':"{name}"'.encode()
+        assert before in written
+        file.write_bytes(written.replace(before, f':"{former}" '.encode()))
+        assert open_model(str(made)).weight_type == name
 
 
 def test_types_to_load_in(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "m.gguf", tiny_spec(ffn_size=100), random_tensors(tiny_spec(ffn_size=100))
     )
-    stored, asked = open_model(str(path)), open_model(str(path), "q40")
-    assert (stored.weight_type, asked.weight_type) == ("f32", "q40")
+    stored, asked = open_model(str(path)), open_model(str(path), "q4_0")
+    assert (stored.weight_type, asked.weight_type) == ("f32", "q4_0")
     assert [asked.tensor_type(f"layers.0.{part}") for part in ("wq", "w2", "ffn_norm")] == [
-        "q40",
+        "q4_0",
         "f16",
         "f32",
     ]
@@ -172,7 +191,7 @@ def test_types_to_load_in(tmp_path: Path) -> None:
 
 
 def test_many_threads_read_one_model(sources: dict[str, Model]) -> None:
-    model = sources["gguf-q40"]
+    model = sources["gguf-q4_0"]
     expected = {name: model.read(name, "f32").tobytes() for name in SPEC.tensor_names()}
     wrong: list[str] = []
 
@@ -201,7 +220,7 @@ def test_numbers_that_f16_cannot_hold_are_named(tmp_path: Path) -> None:
             model.read("layers.0.wq", "f16")
         model.read("layers.0.wq", "f16", (0, 3))
         with pytest.raises(ModelError, match=r"layers\.0\.wk holds numbers that are infinite"):
-            model.read("layers.0.wk", "q80")
+            model.read("layers.0.wk", "q8_0")
 
 
 def remove(tensors: dict[str, Any], name: str) -> dict[str, Any]:
@@ -333,14 +352,14 @@ def test_a_foreign_type_of_tensor_is_named(tmp_path: Path) -> None:
         open_model(str(directory))
     stored = gguf_tensors(SPEC, TENSORS, "f32")
     _, shape, data = stored["blk.0.attn_q.weight"]
-    for number, name in ((16, "IQ2_XXS"), (99, "of the unknown type 99")):
+    for number, name in ((9, "Q8_1"), (99, "of the unknown type 99")):
         strange = stored | {"blk.0.attn_q.weight": (number, shape, data)}
         path = tmp_path / "strange.gguf"
         path.write_bytes(gguf_bytes(gguf_metadata(SPEC), strange))
         with pytest.raises(
             ModelError,
             match=f"blk.0.attn_q.weight is {name}, which Hearth can't read yet; "
-            "types it reads: F32, F16, BF16, Q8_0, Q4_0",
+            "types it reads: F32, F16, Q8_0, Q4_0, Q4_1",
         ):
             open_model(str(path))
 
@@ -390,19 +409,19 @@ def test_a_bias_is_not_ignored(tmp_path: Path) -> None:
 
 def test_random_weights_have_the_size_of_trained_ones() -> None:
     model = RandomModel(tiny_spec(hidden_size=256, ffn_size=512, layers=8))
-    assert model.weight_type == "q40" and model.stored_type("norm") == "f32"
+    assert model.weight_type == "q4_0" and model.stored_type("norm") == "f32"
     assert (numbers(model, "layers.3.ffn_norm") == 1).all()
     for name, deviation in (("layers.0.w1", 1 / 16), ("layers.0.wo", 1 / 8 / 4), ("head", 1 / 16)):
         values = numbers(model, name)
         assert abs(values.std() / deviation - 1) < 0.05 and abs(values.mean()) < deviation / 20
     other = RandomModel(model.spec, seed=1)
-    assert (other.read("head", "q40") != model.read("head", "q40")).any()
-    assert (model.read("layers.0.w1", "q40") != model.read("layers.0.w3", "q40")).any()
+    assert (other.read("head", "q4_0") != model.read("head", "q4_0")).any()
+    assert (model.read("layers.0.w1", "q4_0") != model.read("layers.0.w3", "q4_0")).any()
 
 
 def test_a_cut_of_the_largest_shape_needs_only_its_own_memory() -> None:
     model = open_model("random:llama-3.1-405b:7")
-    cut = model.read("layers.125.w2", "q40", (16000, 16016), (53216, 53248))
+    cut = model.read("layers.125.w2", "q4_0", (16000, 16016), (53216, 53248))
     assert cut.shape == (16, 18) and cut.any()
 
 

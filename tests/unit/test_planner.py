@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from hearth.common.errors import HearthError
 from hearth.converter.spec import ModelSpec, is_norm
-from hearth.root.cluster.wire import shard_config
 from hearth.converter.weights import FORMATS, effective_type
+from hearth.root.cluster.wire import shard_config
 from hearth.root.planning.cut import divide, divide_heads, divide_on_blocks
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import Layout, layout_of
@@ -167,7 +167,9 @@ def test_heads_are_cut_on_blocks_where_there_are_enough(
     for query, key in zip(queries, keys, strict=True):
         assert key == (query[0] // group, (query[1] - 1) // group + 1)
     enough = kv_heads * group // math.lcm(step, group) >= parts
-    if enough or (parts > kv_heads and group % step == 0 and group // step >= -(-parts // kv_heads)):
+    if enough or (
+        parts > kv_heads and group % step == 0 and group // step >= -(-parts // kv_heads)
+    ):
         assert all(begin % step == 0 for begin, _ in queries)
 
 

@@ -222,7 +222,7 @@ def test_every_option_has_help_a_group_and_a_variable_of_its_own() -> None:
     [
         ("hearth gen", ["generate"]),
         ("hearth chat --wei", ["--weights"]),
-        ("hearth chat --weights q", ["q80", "q40"]),
+        ("hearth chat --weights q8", ["q8_0"]),
         ("hearth completion ", ["bash", "zsh", "fish"]),
     ],
 )

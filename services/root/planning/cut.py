@@ -54,7 +54,9 @@ def divide_on_blocks(units: int, shares: Sequence[float], step: int = 1) -> list
     Else at multiples of 32, else anywhere.
     """
     unit = next(
-        each for each in (math.lcm(step, BLOCK), BLOCK, 1) if each == 1 or units // each >= len(shares)
+        each
+        for each in (math.lcm(step, BLOCK), BLOCK, 1)
+        if each == 1 or units // each >= len(shares)
     )
     spans = [scaled(span, unit) for span in divide(units // unit, shares)]
     # The last part also takes an incomplete block at the end.

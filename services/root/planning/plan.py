@@ -12,6 +12,7 @@ from itertools import chain
 from hearth import _native
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tensors import Unit, head_units
+from hearth.converter.weights import row_bytes
 from hearth.root.planning.cut import Span, size
 
 
@@ -44,7 +45,7 @@ class Slice:
     @property
     def size_bytes(self) -> int:
         """Bytes of the slice."""
-        return size(self.rows) * _native.row_bytes(self.kind, size(self.columns))
+        return size(self.rows) * row_bytes(self.kind, size(self.columns))
 
     def identity(self, content: bytes) -> bytes:
         """Digest of 32 bytes, equal for equal bytes. content: the identity of the whole tensor.

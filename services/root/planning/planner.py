@@ -6,9 +6,9 @@ ranks than KV heads, several ranks have the same KV head and different query hea
 of tensors (converter/tensors.py) defines how tensors follow these units. Rank 0 of the first stage
 holds the embedding; the ranks of the last stage hold the final norm and the head.
 
-Columns of quantized rows are cut on blocks, of 32 or 256 elements. Cuts that fall on the blocks of all
-tensors are chosen where there are any. Else a tensor becomes q8_0, whose blocks are short, or f16,
-and the plan notes it.
+Columns of quantized rows are cut on blocks, of 32 or 256 elements. Cuts that fall on the blocks of
+all tensors are chosen where there are any. Else a tensor becomes q8_0, whose blocks are short, or
+f16, and the plan notes it.
 """
 
 import math
