@@ -26,7 +26,7 @@ from hearth.converter.weights import effective_type
 from hearth.worker.server import WorkerServer
 
 SEEDS = range(8)
-QUANTIZED = ("q80", "q40")
+QUANTIZED = ("q8_0", "q4_0")
 # How the KV heads (3 or more) are divided.
 SHARES = {"1 node": "1", "2 nodes, unequal": "1,2", "3 nodes": "1,1,1"}
 TOKENS = 24

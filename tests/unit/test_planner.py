@@ -185,7 +185,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("shares", [[1, 1], [3, 1], [1, 1, 1], [1, 1, 1, 1], [5, 2, 2, 1]])
 def test_usual_shapes_need_no_other_type(shape: str, shares: list[float]) -> None:
-    """Where a cut on blocks of 256 exists it is found. Qwen2.5 7B has 3.5 of them a KV head."""
+    """A cut on blocks of 256 is found if there is one. Qwen2.5 7B has 3.5 of them a KV head."""
     hidden, heads, kv_heads, head_size, ffn = SHAPES[shape]
     spec = spec_of(
         hidden_size=hidden, heads=heads, kv_heads=kv_heads, head_size=head_size, ffn_size=ffn
