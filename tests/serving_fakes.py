@@ -190,9 +190,11 @@ class FakeCluster:
     state: root_pb2.ClusterState.ValueType = root_pb2.CLUSTER_STATE_SERVING
     reason: str = ""
     callbacks: list[Callable[[root_pb2.ClusterStatus], object]] = field(default_factory=list)
+    weight_bytes: int = 0
 
     def status(self) -> root_pb2.ClusterStatus:
-        return root_pb2.ClusterStatus(state=self.state, reason=self.reason, epoch=1)
+        nodes = [root_pb2.ClusterNode(weight_bytes=self.weight_bytes)] if self.weight_bytes else []
+        return root_pb2.ClusterStatus(state=self.state, reason=self.reason, epoch=1, nodes=nodes)
 
     def subscribe(
         self, callback: Callable[[root_pb2.ClusterStatus], object]

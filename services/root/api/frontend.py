@@ -25,6 +25,7 @@ from hearth.root.api.prompt import (
     TokenIds,
     check_count,
     check_size,
+    conversation_text,
     input_ids,
 )
 from hearth.root.api.signals import Signal
@@ -144,6 +145,26 @@ class Frontend:
         }
 
     @property
+    def chat_template(self) -> str:
+        """The model's chat template (Jinja); "" without one."""
+        return self._engine.tokenizer.chat_template or ""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of full context that the KV cache has room for, 1 at least."""
+        limits = self._engine.limits
+        return max(1, limits.max_pages * limits.page_size // limits.context_size)
+
+    @property
+    def open_answers(self) -> int:
+        """Answers that run or wait."""
+        return len(self._answers)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token; empty for a control token."""
+        return self._engine.tokenizer.token_bytes(token)
+
+    @property
     def max_streams(self) -> int:
         """Answers and watches that may be open at once."""
         return self._max_streams
@@ -203,6 +224,14 @@ class Frontend:
         if self._shutting_down:
             raise errors.shutting_down()
         return await self._input_ids(given, None)
+
+    async def render(self, given: Conversation) -> str:
+        """The prompt that the model's chat template makes of a conversation. Raises HearthError."""
+        engine = self._engine
+        size = engine.limits.context_size
+        return await self._in_thread(
+            self._renderers, conversation_text, engine.tokenizer, given, size
+        )
 
     def room(self, prompt_tokens: int) -> int:
         """Tokens that an answer to such a prompt may have in this cluster."""

@@ -55,15 +55,21 @@ def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[in
         case TokenIds(ids):
             check_count(len(ids), context_size)
             return tuple(ids)
-        case Conversation(messages, tools):
-            size = len(json.dumps(tools)) if tools else 0
-            read: list[Mapping[str, Any]] = []
-            for number, message in enumerate(messages, 1):
-                size += _MESSAGE_BYTES + sum(map(_size, message.values()))
-                # Now, not at the end: millions of empty messages would fill the memory.
-                check_size(f"conversation up to message {number}", size, context_size)
-                read.append(message)
-            return conversation_ids(tokenizer, read, tools, context_size)
+        case Conversation():
+            messages = checked(given, context_size)
+            return conversation_ids(tokenizer, messages, given.tools, context_size)
+
+
+def checked(given: Conversation, context_size: int) -> Sequence[Mapping[str, Any]]:
+    """The messages of a conversation, read once. Raises HearthError PROMPT_TOO_LONG."""
+    size = len(json.dumps(given.tools)) if given.tools else 0
+    read: list[Mapping[str, Any]] = []
+    for number, message in enumerate(given.messages, 1):
+        size += _MESSAGE_BYTES + sum(map(_size, message.values()))
+        # Now, not at the end: millions of empty messages would fill the memory.
+        check_size(f"conversation up to message {number}", size, context_size)
+        read.append(message)
+    return read
 
 
 def check_size(what: str, size: int, context_size: int) -> None:
@@ -115,6 +121,36 @@ def conversation_ids(
     Names of control tokens in the messages are text: only the template makes control tokens.
     HearthError when the model has no chat template, or when the template refuses the messages.
     """
+    prompt = _rendered(tokenizer, messages, tools, context_size)
+    try:
+        if isinstance(prompt, str):
+            ids = tokenizer.encode(prompt, add_special=False)
+        else:
+            ids = tokenizer.encode_pieces(prompt)
+    except ModelError as error:
+        raise invalid(f"the conversation cannot become a prompt: {error}") from error
+    # Templates differ in whether they write the begin-of-sequence token themselves.
+    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        ids = [tokenizer.bos_id, *ids]
+    return tuple(ids)
+
+
+def conversation_text(tokenizer: Tokenizer, given: Conversation, context_size: int) -> str:
+    """The prompt of a conversation as text. Raises HearthError as `conversation_ids` does."""
+    prompt = _rendered(tokenizer, checked(given, context_size), given.tools, context_size)
+    pieces = [prompt] if isinstance(prompt, str) else prompt
+    return "".join(
+        tokenizer.token_text(piece) if isinstance(piece, int) else piece for piece in pieces
+    )
+
+
+def _rendered(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    context_size: int | None,
+) -> str | Sequence[str | int]:
+    """The prompt that the chat template makes, as text or in pieces. Raises HearthError."""
     from hearth.converter.conversation import conversation_pieces
 
     if tokenizer.template_for(tools is not None) is None:
@@ -135,16 +171,9 @@ def conversation_ids(
             pieces = [prompt] if isinstance(prompt, str) else prompt
             size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
             check_size("prompt made by the chat template", size, context_size)
-        if isinstance(prompt, str):
-            ids = tokenizer.encode(prompt, add_special=False)
-        else:
-            ids = tokenizer.encode_pieces(prompt)
+        return prompt
     except ModelError as error:
         raise invalid(f"the conversation cannot become a prompt: {error}") from error
-    # Templates differ in whether they write the begin-of-sequence token themselves.
-    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-        ids = [tokenizer.bos_id, *ids]
-    return tuple(ids)
 
 
 def _rendered_limit(context_size: int) -> int:

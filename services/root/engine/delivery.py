@@ -73,7 +73,7 @@ class Delivery:
             self._active.pop(active.seq_id, None)
             self._count(active, Failed(errors.cancelled()))
         elif finish is not None:
-            self.end(active, Done(finish, active.usage()))
+            self.end(active, Done(finish, active.usage(), active.stops.found))
 
     def end(self, active: Active, event: Done | Failed) -> None:
         """Ends a request with its last event."""

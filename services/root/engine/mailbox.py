@@ -37,10 +37,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Last event of a request that ended without an error."""
+    """Last event of a request that ended without an error. stop: the stop text that ended it."""
 
     finish_reason: FinishReason
     usage: Usage
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,14 @@ class StopMatcher:
 
     def __init__(self, stops: Sequence[str], control_ids: Mapping[str, int] | None = None) -> None:
         """control_ids: names of control tokens, which stop texts may contain."""
-        patterns: list[Sequence[Symbol]] = list(stops)
+        patterns: list[tuple[Sequence[Symbol], str]] = [(stop, stop) for stop in stops]
         named = {name: id for name, id in (control_ids or {}).items() if _in_any(name, stops)}
-        patterns += [symbols for stop in stops if (symbols := _symbols(stop, named))]
-        self._stops = sorted(patterns, key=len, reverse=True)
+        patterns += [(symbols, stop) for stop in stops if (symbols := _symbols(stop, named))]
+        patterns.sort(key=lambda pattern: len(pattern[0]), reverse=True)
+        self._stops = [pattern for pattern, _ in patterns]
+        self._names = [stop for _, stop in patterns]
+        # The stop text that ended the text; None before.
+        self.found: str | None = None
         # Control tokens that can complete a stop text, or be inside one.
         self.controls = frozenset(named.values())
         self._failure = [_failure_function(stop) for stop in self._stops]
@@ -54,6 +58,7 @@ class StopMatcher:
                 matched += stop[matched] == symbol
                 if matched == len(stop):
                     completed = matched
+                    self.found = self._names[j]
                     break
                 self._matched[j] = matched
             if completed:

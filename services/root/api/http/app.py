@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from hearth.common.errors import HearthError
 from hearth.common.live_calls import LiveCalls
 from hearth.root.api.fairness import CLIENT, Places, Turns
-from hearth.root.api.http import limits, openai
+from hearth.root.api.http import anthropic, limits, llama_server, ollama, openai, responses
 from hearth.root.api.http.access import Rules
 from hearth.root.api.http.call import Call, GoneError
 from hearth.root.api.http.errors import (
@@ -42,7 +42,13 @@ _OPENAI: Mapping[str, tuple[str, Handler]] = {
     "/models": ("GET", openai.models),
     "/models/{id:path}": ("GET", openai.model),
 }
-_OTHERS: Mapping[str, tuple[str, Handler]] = {}
+_OTHERS: Mapping[str, tuple[str, Handler]] = {
+    "/v1/responses": ("POST", responses.create),
+    "/v1/messages": ("POST", anthropic.messages),
+    "/v1/messages/count_tokens": ("POST", anthropic.count_tokens),
+    **ollama.ROUTES,
+    **llama_server.ROUTES,
+}
 
 
 class Endpoint:

@@ -67,7 +67,7 @@ def message_of(fields: Fields) -> Message:
         )
     message: Message = {"role": _ROLES[role], "content": text_of(fields)}
     if message["role"] == "assistant":
-        calls = [_call_of(each) for each in fields.objects("tool_calls")]
+        calls = [_tool_call(each) for each in fields.objects("tool_calls")]
         if calls:
             message["tool_calls"] = calls
         if reasoning := fields.text("reasoning_content"):
@@ -79,7 +79,7 @@ def message_of(fields: Fields) -> Message:
     return message
 
 
-def call(name: str, arguments: object, id: str = "") -> dict[str, Any]:
+def call_of(name: str, arguments: object, id: str = "") -> dict[str, Any]:
     """A tool call as chat templates take it: with its arguments as an object where they are one."""
     if isinstance(arguments, str):
         try:
@@ -94,7 +94,7 @@ def call(name: str, arguments: object, id: str = "") -> dict[str, Any]:
     return {"id": id, **found} if id else found
 
 
-def _call_of(fields: Fields) -> dict[str, Any]:
+def _tool_call(fields: Fields) -> dict[str, Any]:
     function = fields.child("function")
     if function is None:
         place = fields.place("function")
@@ -102,7 +102,7 @@ def _call_of(fields: Fields) -> dict[str, Any]:
     arguments = function.raw("arguments")
     if arguments is not None and not isinstance(arguments, str | dict):
         raise function.wrong("arguments", arguments, "a string of JSON or an object")
-    return call(function.text("name"), arguments or {}, fields.text("id"))
+    return call_of(function.text("name"), arguments or {}, fields.text("id"))
 
 
 def repaired(messages: Iterable[Message]) -> Sequence[Message]:

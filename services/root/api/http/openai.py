@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from hearth.root.api.http.requests import (
     running,
     sampling,
     stops,
+    timings_of,
 )
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
 from hearth.root.engine.mailbox import Delta, Done, Usage
@@ -40,8 +42,8 @@ async def chat(call: Call, services: Services) -> None:
     if not messages:
         raise bad_request("messages is empty; give at least one message", "messages")
     wanted = _wanted(body, max_tokens(body, "max_completion_tokens", "max_tokens"))
-    head = _Head(f"chatcmpl-{call.id}", int(services.started), model)
-    async with running(services, [Conversation(messages)], wanted) as answers:
+    head = _Head(f"chatcmpl-{call.id}", int(time.time()), model)
+    async with running(call, services, [Conversation(messages)], wanted) as answers:
         if body.flag("stream"):
             usage = _include_usage(body)
             prompt = sum(answer.prompt_tokens for answer in answers[:1])
@@ -58,7 +60,8 @@ async def chat(call: Call, services: Services) -> None:
         for index, (answer, done) in enumerate(found)
     ]
     usages = usage_of([found[0][1].usage.prompt_tokens], [done.usage for _, done in found])
-    await call.reply(head.object("chat.completion") | {"choices": choices, "usage": usages})
+    more = {"choices": choices, "usage": usages, "timings": timings_of(found[0][1].usage)}
+    await call.reply(head.object("chat.completion") | more)
 
 
 async def completions(call: Call, services: Services) -> None:
@@ -73,8 +76,8 @@ async def completions(call: Call, services: Services) -> None:
         raise bad_request(f"best_of is {best_of}; it must be equal to n", "best_of")
     wanted = _wanted(body, max_tokens(body, "max_tokens") or _COMPLETION_TOKENS)
     echoes = await _echoes(body, services, prompts, wanted.choices)
-    head = _Head(f"cmpl-{call.id}", int(services.started), model)
-    async with running(services, prompts, wanted) as answers:
+    head = _Head(f"cmpl-{call.id}", int(time.time()), model)
+    async with running(call, services, prompts, wanted) as answers:
         counts = [answer.prompt_tokens for answer in answers[:: wanted.choices]]
         if body.flag("stream"):
             shape = _CompletionStream(head, echoes, sum(counts), _include_usage(body))
@@ -137,6 +140,11 @@ def refuse_structure(body: Fields) -> None:
             f"response_format is of type {kind[:40]!r}, and this root makes text only",
             "response_format",
         )
+    refuse_tool_choice(body)
+
+
+def refuse_tool_choice(body: Fields) -> None:
+    """Raises HttpError where the answer must be a tool call."""
     choice = body.raw("tool_choice")
     if isinstance(choice, dict) or choice in ("required", "any"):
         raise bad_request(
@@ -247,8 +255,8 @@ class _Stream:
     def failed(self, error: Mapping[str, Any]) -> bytes:
         return streams.event(error)
 
-    def _chunk(self, choice: Object) -> bytes:
-        chunk = {**self._base, "choices": [choice]}
+    def _chunk(self, choice: Object, more: Object | None = None) -> bytes:
+        chunk = {**self._base, "choices": [choice], **(more or {})}
         if self._usage:
             chunk["usage"] = None
         return streams.event(chunk)
@@ -273,11 +281,13 @@ class _ChatStream(_Stream):
 
     def done(self, index: int, done: Done) -> bytes:
         self._usages.append(done.usage)
-        return self._part(index, {}, finish_of(done))
+        return self._part(index, {}, finish_of(done), {"timings": timings_of(done.usage)})
 
-    def _part(self, index: int, delta: Object, finish: str | None = None) -> bytes:
+    def _part(
+        self, index: int, delta: Object, finish: str | None = None, more: Object | None = None
+    ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self._chunk(choice)
+        return self._chunk(choice, more)
 
 
 class _CompletionStream(_Stream):

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from hearth.root.api.answer import Answer
 from hearth.root.api.frontend import Frontend, Generation
+from hearth.root.api.http.call import Call
 from hearth.root.api.http.errors import bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.prompt import Input, TokenIds
+from hearth.root.engine.mailbox import Usage
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import FinishReason
 
@@ -98,9 +100,26 @@ def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
     return tuple(text for text in body.texts(name) if text)
 
 
+def timings_of(usage: Usage) -> dict[str, float]:
+    """The times of an answer as llama.cpp's server gives them."""
+    prompt, made = usage.prompt_tokens, usage.completion_tokens
+    prefill, decode = usage.prefill_seconds * 1000, usage.decode_seconds * 1000
+    return {
+        "cache_n": 0,
+        "prompt_n": prompt,
+        "prompt_ms": prefill,
+        "prompt_per_token_ms": prefill / max(1, prompt),
+        "prompt_per_second": prompt / max(prefill / 1000, 1e-6),
+        "predicted_n": made,
+        "predicted_ms": decode,
+        "predicted_per_token_ms": decode / max(1, made),
+        "predicted_per_second": made / max(decode / 1000, 1e-6),
+    }
+
+
 @asynccontextmanager
 async def running(
-    services: Services, prompts: Sequence[Input], wanted: Wanted
+    call: Call, services: Services, prompts: Sequence[Input], wanted: Wanted
 ) -> AsyncIterator[list[Answer]]:
     """The answers to each prompt, `wanted.choices` of each, until the block ends.
 
@@ -118,6 +137,7 @@ async def running(
                 max_tokens=limit if limit is not None and limit <= room else 0,
                 sampling=wanted.sampling,
                 stop=wanted.stop,
+                request_id=call.id,
             )
             for number in range(wanted.choices):
                 each = replace(generation, sampling=_numbered(wanted.sampling, number))

@@ -1,0 +1,183 @@
+"""Anthropic's messages, as Claude Code and Anthropic's own client use them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hearth.root.api.http import streams
+from hearth.root.api.http.call import EVENTS, Call
+from hearth.root.api.http.conversations import Message, call_of, repaired, text_of
+from hearth.root.api.http.errors import bad_request
+from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.requests import (
+    ENDED_BY_LENGTH,
+    Services,
+    Wanted,
+    check_model,
+    max_tokens,
+    running,
+    sampling,
+    stops,
+)
+from hearth.root.api.prompt import Conversation
+from hearth.root.engine.mailbox import Delta, Done, Usage
+from hearth.root.scheduling.batch import FinishReason
+
+Object = dict[str, Any]
+
+# Parts of an assistant's message that a model need not see again.
+_DROPPED = ("thinking", "redacted_thinking")
+
+
+async def messages(call: Call, services: Services) -> None:
+    """POST /v1/messages."""
+    body = await call.json()
+    model = check_model(services, body.text("model"))
+    conversation = _conversation(body)
+    wanted = Wanted(sampling(body), max_tokens(body, "max_tokens"), stops(body, "stop_sequences"))
+    async with running(call, services, [conversation], wanted) as answers:
+        head = {
+            "id": f"msg_{call.id}",
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+        }
+        if body.flag("stream"):
+            await streams.send(call, answers, _Stream(head, answers[0].prompt_tokens))
+            return
+        ((answer, done),) = await streams.collected(answers)
+    content = [{"type": "text", "text": answer.text}] if answer.text else []
+    ended = _ended(done)
+    await call.reply({**head, "content": content, **ended, "usage": _usage_of(done.usage)})
+
+
+async def count_tokens(call: Call, services: Services) -> None:
+    """POST /v1/messages/count_tokens."""
+    body = await call.json()
+    check_model(services, body.text("model"))
+    ids = await services.frontend.prompt_ids(_conversation(body))
+    await call.reply({"input_tokens": len(ids)})
+
+
+def _conversation(body: Fields) -> Conversation:
+    choice = body.child("tool_choice")
+    if choice is not None and choice.text("type", "auto") not in ("auto", "none"):
+        raise bad_request(
+            "tool_choice asks for a tool call, and this root does not make any", "tool_choice"
+        )
+    found: list[Message] = []
+    if system := text_of(body, "system"):
+        found.append({"role": "system", "content": system})
+    for message in body.objects("messages"):
+        found += _messages_of(message)
+    if len(found) == (1 if system else 0):
+        raise bad_request("messages is empty; give at least one message", "messages")
+    return Conversation(repaired(found))
+
+
+def _messages_of(message: Fields) -> Iterator[Message]:
+    """A message of Anthropic's is several of a template's: tool results have turns of their own."""
+    role = message.text("role")
+    if role not in ("user", "assistant", "system"):
+        place = message.place("role")
+        raise bad_request(f"{place} is {role[:40]!r}; it must be user, assistant or system", place)
+    content = message.raw("content")
+    if content is None or isinstance(content, str):
+        yield {"role": role, "content": content or ""}
+        return
+    texts: list[str] = []
+    calls: list[Object] = []
+    for block in message.objects("content"):
+        match block.text("type"):
+            case "text":
+                texts.append(block.text("text"))
+            case "tool_use":
+                given = block.child("input")
+                arguments = given.values if given is not None else {}
+                calls.append(call_of(block.text("name"), dict(arguments), block.text("id")))
+            case "tool_result":
+                yield {
+                    "role": "tool",
+                    "content": text_of(block),
+                    "tool_call_id": block.text("tool_use_id"),
+                }
+            case kind if kind not in _DROPPED:
+                place = block.place("type")
+                raise bad_request(
+                    f"{place} is {kind[:40]!r}: this model reads text only, no images or files",
+                    place,
+                )
+    if texts or calls or role == "assistant":
+        made: Message = {"role": role, "content": "\n".join(texts)}
+        yield made | {"tool_calls": calls} if calls else made
+
+
+def _ended(done: Done) -> Object:
+    if done.finish_reason in ENDED_BY_LENGTH:
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if done.finish_reason is FinishReason.STOP:
+        return {"stop_reason": "stop_sequence", "stop_sequence": done.stop}
+    return {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def _usage_of(usage: Usage) -> Object:
+    return _usage(usage.prompt_tokens, usage.completion_tokens)
+
+
+def _usage(prompt: int, made: int) -> Object:
+    return {
+        "input_tokens": prompt,
+        "output_tokens": made,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+    }
+
+
+class _Stream:
+    """Events of a message with one block of text."""
+
+    content_type = EVENTS
+
+    def __init__(self, head: Object, prompt_tokens: int) -> None:
+        self._head = head
+        self._prompt_tokens = prompt_tokens
+
+    def begin(self) -> bytes:
+        message = {
+            **self._head,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(self._prompt_tokens, 0),
+        }
+        block = {"type": "text", "text": ""}
+        return (
+            _event("message_start", message=message)
+            + _event("content_block_start", index=0, content_block=block)
+            + self.heartbeat()
+        )
+
+    def heartbeat(self) -> bytes:
+        return _event("ping")
+
+    def delta(self, index: int, delta: Delta) -> bytes:
+        if not delta.text:
+            return b""
+        text = {"type": "text_delta", "text": delta.text}
+        return _event("content_block_delta", index=0, delta=text)
+
+    def done(self, index: int, done: Done) -> bytes:
+        return _event("content_block_stop", index=0) + _event(
+            "message_delta", delta=_ended(done), usage=_usage_of(done.usage)
+        )
+
+    def end(self) -> bytes:
+        return _event("message_stop")
+
+    def failed(self, error: Mapping[str, Any]) -> bytes:
+        return streams.event(error, "error")
+
+
+def _event(kind: str, **fields: object) -> bytes:
+    return streams.event({"type": kind, **fields}, kind)

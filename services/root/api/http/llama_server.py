@@ -1,0 +1,187 @@
+"""The endpoints of llama.cpp's server that its clients use beside OpenAI's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hearth.common import system
+from hearth.root.api.http import streams
+from hearth.root.api.http.call import EVENTS, Call
+from hearth.root.api.http.conversations import message_of, repaired
+from hearth.root.api.http.errors import HttpError, bad_request
+from hearth.root.api.http.openai import prompts_of
+from hearth.root.api.http.requests import (
+    ENDED_BY_LENGTH,
+    Services,
+    Wanted,
+    running,
+    sampling,
+    stops,
+    timings_of,
+)
+from hearth.root.api.prompt import Conversation
+from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.scheduling.batch import FinishReason
+from hearth.v1 import root_pb2
+
+Object = dict[str, Any]
+
+
+async def health(call: Call, services: Services) -> None:
+    """GET /health: 200 while the cluster is ready."""
+    if services.frontend.cluster().state == root_pb2.CLUSTER_STATE_SERVING:
+        await call.reply({"status": "ok"})
+        return
+    problem = {"message": "Loading model", "type": "unavailable_error", "code": 503}
+    await call.reply({"error": problem}, 503)
+
+
+async def props(call: Call, services: Services) -> None:
+    """GET /props."""
+    facts = services.frontend.model()
+    await call.reply(
+        {
+            "default_generation_settings": {"n_ctx": facts.context_size},
+            "total_slots": services.frontend.sequences,
+            "model_alias": facts.name,
+            "model_path": facts.name,
+            "chat_template": services.frontend.chat_template,
+            "modalities": {"vision": False, "audio": False},
+            "build_info": f"hearth {system.version()}",
+        }
+    )
+
+
+async def slots(call: Call, services: Services) -> None:
+    """GET /slots: one for each sequence of full context."""
+    size = services.frontend.model().context_size
+    busy = services.frontend.open_answers
+    await call.reply(
+        [
+            {"id": number, "n_ctx": size, "is_processing": number < busy}
+            for number in range(services.frontend.sequences)
+        ]
+    )
+
+
+async def tokenize(call: Call, services: Services) -> None:
+    """POST /tokenize."""
+    body = await call.json()
+    ids = await services.frontend.tokenize(body.text("content"), body.flag("add_special"))
+    if not body.flag("with_pieces"):
+        await call.reply({"tokens": ids})
+        return
+    pieces = [{"id": id, "piece": _piece(services.frontend.token_bytes(id))} for id in ids]
+    await call.reply({"tokens": pieces})
+
+
+async def detokenize(call: Call, services: Services) -> None:
+    """POST /detokenize."""
+    body = await call.json()
+    ids = body.items("tokens")
+    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+        raise bad_request("tokens must be a list of token ids", "tokens")
+    await call.reply({"content": await services.frontend.detokenize(ids)})
+
+
+async def apply_template(call: Call, services: Services) -> None:
+    """POST /apply-template."""
+    body = await call.json()
+    messages = repaired(message_of(each) for each in body.objects("messages"))
+    await call.reply({"prompt": await services.frontend.render(Conversation(messages))})
+
+
+async def completion(call: Call, services: Services) -> None:
+    """POST /completion."""
+    body = await call.json()
+    prompts = prompts_of(body)
+    if len(prompts) != 1:
+        raise bad_request(f"{len(prompts)} prompts were given; /completion takes one", "prompt")
+    limit = body.whole("n_predict", "max_tokens")
+    wanted = Wanted(sampling(body), limit if limit is not None and limit > 0 else None, stops(body))
+    shape = _Stream(services.frontend.model().name)
+    async with running(call, services, prompts, wanted) as answers:
+        if body.flag("stream"):
+            await streams.send(call, answers, shape)
+            return
+        ((answer, done),) = await streams.collected(answers)
+    await call.reply(shape.last(answer.text, answer.token_ids, done))
+
+
+async def infill(call: Call, services: Services) -> None:
+    """POST /infill: for models that fill gaps, of which there are none yet."""
+    raise HttpError(501, "this model fills no gaps in a text", "not_supported_error")
+
+
+ROUTES = {
+    "/health": ("GET", health),
+    "/v1/health": ("GET", health),
+    "/props": ("GET", props),
+    "/slots": ("GET", slots),
+    "/tokenize": ("POST", tokenize),
+    "/detokenize": ("POST", detokenize),
+    "/apply-template": ("POST", apply_template),
+    "/completion": ("POST", completion),
+    "/infill": ("POST", infill),
+}
+
+
+def _piece(data: bytes) -> str | list[int]:
+    """A token's text; its bytes where they are not UTF-8 by themselves."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
+
+
+class _Stream:
+    """Events of one completion."""
+
+    content_type = EVENTS
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def begin(self) -> bytes:
+        return self.heartbeat()
+
+    def heartbeat(self) -> bytes:
+        return streams.event(self._part("", ()))
+
+    def delta(self, index: int, delta: Delta) -> bytes:
+        return streams.event(self._part(delta.text, delta.token_ids))
+
+    def done(self, index: int, done: Done) -> bytes:
+        return streams.event(self.last("", [], done))
+
+    def end(self) -> bytes:
+        return b""
+
+    def failed(self, error: Mapping[str, Any]) -> bytes:
+        return streams.event(error)
+
+    def _part(self, text: str, ids: tuple[int, ...]) -> Object:
+        return {"index": 0, "content": text, "tokens": ids, "stop": False, "id_slot": 0}
+
+    def last(self, text: str, ids: list[int], done: Done) -> Object:
+        """The end of a completion."""
+        kind = "eos"
+        if done.finish_reason in ENDED_BY_LENGTH:
+            kind = "limit"
+        elif done.finish_reason is FinishReason.STOP:
+            kind = "word"
+        return {
+            "index": 0,
+            "content": text,
+            "tokens": ids,
+            "id_slot": 0,
+            "stop": True,
+            "model": self._model,
+            "stop_type": kind,
+            "stopping_word": done.stop or "",
+            "truncated": False,
+            "tokens_predicted": done.usage.completion_tokens,
+            "tokens_evaluated": done.usage.prompt_tokens,
+            "timings": timings_of(done.usage),
+        }

@@ -1,0 +1,331 @@
+"""Ollama's API, for the clients that know no other."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from hearth.root.api.frontend import ModelFacts
+from hearth.root.api.http import streams
+from hearth.root.api.http.call import LINES, TEXT, Call
+from hearth.root.api.http.conversations import Message, message_of, repaired
+from hearth.root.api.http.errors import HttpError, bad_request, unknown_model
+from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.openai import embeddings
+from hearth.root.api.http.requests import (
+    ENDED_BY_LENGTH,
+    Services,
+    Wanted,
+    check_model,
+    running,
+    sampling,
+    stops,
+)
+from hearth.root.api.prompt import Conversation, Input, Prompt
+from hearth.root.engine.mailbox import Delta, Done
+
+Object = dict[str, Any]
+
+# The release of Ollama whose API this is: clients refuse older ones.
+VERSION = "0.13.4"
+_SECOND = 1_000_000_000
+# A model that runs stays: as far ahead as clients' dates reach.
+_FOR_EVER = "2100-01-01T00:00:00Z"
+_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+
+
+async def chat(call: Call, services: Services) -> None:
+    """POST /api/chat."""
+    body = await call.json()
+    model = _named(body, services)
+    _refuse_structure(body)
+    messages = repaired(map(_message_of, body.objects("messages")))
+    if not messages:
+        await _loaded(call, body, {"message": {"role": "assistant", "content": ""}}, model)
+        return
+    await _generate(call, services, body, Conversation(messages), _chat_part(model))
+
+
+async def generate(call: Call, services: Services) -> None:
+    """POST /api/generate."""
+    body = await call.json()
+    model = _named(body, services)
+    _refuse_structure(body)
+    if body.text("suffix"):
+        raise bad_request("suffix is given, and this model fills no gaps in a text")
+    if body.items("images"):
+        raise bad_request("images are given, and this model reads text only")
+    text = body.text("prompt")
+    if not text:
+        await _loaded(call, body, {"response": ""}, model)
+        return
+    prompt: Input = Prompt(text)
+    if not body.flag("raw") and services.frontend.model().has_chat_template:
+        messages: list[Message] = [{"role": "user", "content": text}]
+        if system := body.text("system"):
+            messages.insert(0, {"role": "system", "content": system})
+        prompt = Conversation(messages)
+    await _generate(call, services, body, prompt, _generate_part(model))
+
+
+async def tags(call: Call, services: Services) -> None:
+    """GET /api/tags."""
+    await call.reply({"models": [_listed(services)]})
+
+
+async def running_models(call: Call, services: Services) -> None:
+    """GET /api/ps."""
+    size = _size(services)
+    facts = services.frontend.model()
+    more = {"expires_at": _FOR_EVER, "size_vram": size, "context_length": facts.context_size}
+    await call.reply({"models": [_listed(services) | more] if size else []})
+
+
+async def show(call: Call, services: Services) -> None:
+    """POST /api/show."""
+    body = await call.json()
+    _named(body, services)
+    facts = services.frontend.model()
+    kind = facts.architecture
+    info = {
+        "general.architecture": kind,
+        "general.basename": facts.name,
+        "general.parameter_count": facts.parameters,
+        f"{kind}.context_length": facts.context_size,
+        f"{kind}.embedding_length": facts.hidden_size,
+        f"{kind}.block_count": facts.layers,
+        f"{kind}.attention.head_count": facts.heads,
+        f"{kind}.attention.head_count_kv": facts.kv_heads,
+    }
+    await call.reply(
+        {
+            "license": "",
+            "modelfile": "",
+            "parameters": f"num_ctx {facts.context_size}",
+            "template": services.frontend.chat_template,
+            "details": _details(facts),
+            "model_info": info,
+            "capabilities": ["completion"],
+            "modified_at": _time(services.started),
+        }
+    )
+
+
+async def version(call: Call, services: Services) -> None:
+    """GET /api/version."""
+    await call.reply({"version": VERSION})
+
+
+async def pull(call: Call, services: Services) -> None:
+    """POST /api/pull: succeeds for the model that runs."""
+    body = await call.json()
+    _named(body, services)
+    if not body.flag("stream", True):
+        await call.reply({"status": "success"})
+        return
+    await call.reply_bytes(streams.line({"status": "success"}), LINES)
+
+
+async def not_here(call: Call, services: Services) -> None:
+    """The paths that change models."""
+    raise HttpError(
+        501, f"{call.path[:100]} is not available: this root runs one model, chosen when it starts"
+    )
+
+
+async def alive(call: Call, services: Services) -> None:
+    """GET /: clients of Ollama look for these words."""
+    await call.reply_bytes(b"Ollama is running", TEXT)
+
+
+ROUTES = {
+    "/": ("GET", alive),
+    "/api/chat": ("POST", chat),
+    "/api/generate": ("POST", generate),
+    "/api/tags": ("GET", tags),
+    "/api/ps": ("GET", running_models),
+    "/api/show": ("POST", show),
+    "/api/version": ("GET", version),
+    "/api/pull": ("POST", pull),
+    "/api/embed": ("POST", embeddings),
+    "/api/embeddings": ("POST", embeddings),
+    "/api/push": ("POST", not_here),
+    "/api/create": ("POST", not_here),
+    "/api/copy": ("POST", not_here),
+    "/api/delete": ("DELETE", not_here),
+    "/api/blobs/{digest:path}": ("POST", not_here),
+}
+
+
+def _named(body: Fields, services: Services) -> str:
+    """The model's name as the request has it. Raises HttpError."""
+    given = body.text("model") or body.text("name")
+    if not given:
+        raise bad_request("model is missing; name the model")
+    try:
+        check_model(services, given)
+    except HttpError:
+        raise unknown_model(given, services.frontend.model().name) from None
+    return given
+
+
+def _message_of(fields: Fields) -> Message:
+    if fields.items("images"):
+        raise bad_request(f"{fields.place('images')} is given, and this model reads text only")
+    message = message_of(fields)
+    if message["role"] == "tool" and (name := fields.text("tool_name")):
+        message["name"] = name
+    return message
+
+
+def _refuse_structure(body: Fields) -> None:
+    """Raises HttpError for what would promise a form of the answer that is not enforced."""
+    if body.raw("format"):
+        raise bad_request("format is given, and this root makes text only")
+    if body.raw("think") not in (None, False):
+        model = body.text("model")[:100]
+        raise bad_request(f"{model!r} does not support thinking")
+
+
+def _wanted(body: Fields) -> Wanted:
+    """Sampling of `options`; those that choose how a model is loaded have no effect."""
+    options = body.child("options") or Fields({})
+    limit = options.whole("num_predict")
+    return Wanted(
+        sampling(options),
+        limit if limit is not None and limit > 0 else None,  # -1 and -2: no limit
+        stops(options),
+    )
+
+
+async def _generate(
+    call: Call, services: Services, body: Fields, prompt: Input, part: _Part
+) -> None:
+    async with running(call, services, [prompt], _wanted(body)) as answers:
+        if body.flag("stream", True):
+            await streams.send(call, answers, _Stream(part))
+            return
+        ((answer, done),) = await streams.collected(answers)
+    await call.reply(part.last(answer.text, done))
+
+
+async def _loaded(call: Call, body: Fields, empty: Object, model: str) -> None:
+    """The answer to a request without a prompt, which only loads or unloads a model."""
+    unload = body.raw("keep_alive") in (0, "0", "0s")
+    answer = {"model": model, "created_at": _time(), **empty, "done": True}
+    await call.reply(answer | {"done_reason": "unload" if unload else "load"})
+
+
+class _Part:
+    """One line of an answer: of chat with a message, of generate with a response."""
+
+    def __init__(self, model: str, chat: bool) -> None:
+        self._model = model
+        self._chat = chat
+
+    def line(self, text: str) -> Object:
+        """New text."""
+        return self._object(text) | {"done": False}
+
+    def last(self, text: str, done: Done) -> Object:
+        """The end, with the text that was not sent yet."""
+        usage = done.usage
+        long = done.finish_reason in ENDED_BY_LENGTH
+        seconds = usage.queue_seconds + usage.prefill_seconds + usage.decode_seconds
+        return self._object(text) | {
+            "done": True,
+            "done_reason": "length" if long else "stop",
+            "total_duration": round(seconds * _SECOND),
+            "load_duration": round(usage.queue_seconds * _SECOND),
+            "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": round(usage.prefill_seconds * _SECOND),
+            "eval_count": usage.completion_tokens,
+            "eval_duration": round(usage.decode_seconds * _SECOND),
+        }
+
+    def _object(self, text: str) -> Object:
+        made: Object = {"model": self._model, "created_at": _time()}
+        if self._chat:
+            return made | {"message": {"role": "assistant", "content": text}}
+        return made | {"response": text}
+
+
+def _chat_part(model: str) -> _Part:
+    return _Part(model, chat=True)
+
+
+def _generate_part(model: str) -> _Part:
+    return _Part(model, chat=False)
+
+
+class _Stream:
+    content_type = LINES
+
+    def __init__(self, part: _Part) -> None:
+        self._part = part
+
+    def begin(self) -> bytes:
+        return self.heartbeat()
+
+    def heartbeat(self) -> bytes:
+        return streams.line(self._part.line(""))
+
+    def delta(self, index: int, delta: Delta) -> bytes:
+        return streams.line(self._part.line(delta.text)) if delta.text else b""
+
+    def done(self, index: int, done: Done) -> bytes:
+        return streams.line(self._part.last("", done))
+
+    def end(self) -> bytes:
+        return b""
+
+    def failed(self, error: Mapping[str, Any]) -> bytes:
+        return streams.line(error)
+
+
+def _listed(services: Services) -> Object:
+    facts = services.frontend.model()
+    name = f"{facts.name}:latest"
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": _time(services.started),
+        "size": _size(services) or facts.parameters,
+        "digest": hashlib.sha256(repr(facts).encode()).hexdigest(),
+        "details": _details(facts),
+        "capabilities": ["completion"],
+    }
+
+
+def _details(facts: ModelFacts) -> Object:
+    return {
+        "parent_model": "",
+        "format": "hearth",
+        "family": facts.architecture,
+        "families": [facts.architecture],
+        "parameter_size": _counted(facts.parameters),
+        "quantization_level": facts.weight_type.upper(),
+    }
+
+
+def _size(services: Services) -> int:
+    """Bytes of the weights in all nodes; 0 while the cluster has no plan."""
+    return sum(node.weight_bytes for node in services.frontend.cluster().nodes)
+
+
+def _counted(count: int) -> str:
+    for size, unit in _UNITS:
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
+
+
+def _time(seconds: float | None = None) -> str:
+    """A time in RFC 3339, now by default."""
+    if seconds is None:
+        when = datetime.datetime.now(datetime.UTC)
+    else:
+        when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return when.isoformat().replace("+00:00", "Z")
