@@ -96,7 +96,7 @@ def test_what_there_is(client: ollama.Client, root: Root) -> None:
     assert listed.digest is not None
     assert len(listed.digest) == 64
     assert listed.details is not None
-    assert listed.details.quantization_level == "Q40"
+    assert listed.details.quantization_level == "Q4_0"
     (running,) = client.ps().models
     assert running.context_length == 64
     assert running.expires_at is not None
