@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 
 from hearth.client.base import BaseClient, BaseStream
-from hearth.client.connection import Options
+from hearth.client.connection import Options, Reconnecting
 from hearth.client.errors import cancelled, from_rpc_error
 from hearth.client.messages import GenerateOptions, detokenize_request, tokenize_request
 from hearth.v1 import root_pb2, root_pb2_grpc
@@ -22,29 +22,28 @@ class AsyncGenerateStream(BaseStream):
     Cancelling the task that reads it stops the work too.
     """
 
-    _cancelled = False
-
-    def cancel(self) -> None:
-        """Stop the work on the cluster within one step; the iteration raises Cancelled."""
-        self._cancelled = True
-        super().cancel()
-
     def __aiter__(self) -> AsyncIterator[str]:
         return self
 
     async def __anext__(self) -> str:
-        try:
-            while (response := await self._call.read()) is not grpc.aio.EOF:
-                text = self._progress.add(response)
-                if text:
-                    return text
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self._address) from error
-        except asyncio.CancelledError:
-            # gRPC raises it for a cancelled call too; then the task itself continues.
-            if self._cancelled:
-                raise cancelled() from None
-            raise
+        while True:
+            try:
+                while (response := await self._call.read()) is not grpc.aio.EOF:
+                    text = self._progress.add(response)
+                    if text:
+                        return text
+                break
+            except grpc.RpcError as error:
+                pause = self._reconnecting.pause(error)
+                if pause is None:
+                    raise from_rpc_error(error, self._address) from error
+            except asyncio.CancelledError:
+                # gRPC raises it for a cancelled call too; then the task itself continues.
+                if self._cancelled:
+                    raise cancelled() from None
+                raise
+            await asyncio.sleep(pause)
+            self._start_again()
         self._progress.check_ended(self._address)
         raise StopAsyncIteration
 
@@ -157,7 +156,12 @@ class AsyncClient(BaseClient[AsyncGenerateStream]):
         timeout: float | None,
     ) -> T:
         limit = self._limit(timeout)
-        try:
-            return await method(request, timeout=limit, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+        reconnecting = Reconnecting()
+        while True:
+            try:
+                return await method(request, timeout=limit, metadata=self._metadata)
+            except grpc.RpcError as error:
+                pause = reconnecting.pause(error)
+                if pause is None:
+                    raise from_rpc_error(error, self.address) from error
+            await asyncio.sleep(pause)

@@ -1,7 +1,8 @@
 """Settings, requests and progress, shared by the synchronous and the asyncio client."""
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Unpack
 
@@ -9,6 +10,7 @@ import grpc
 
 from hearth.client.connection import (
     Options,
+    Reconnecting,
     channel_options,
     check_exposed,
     credentials_of,
@@ -30,11 +32,16 @@ _REQUEST_ID = "hearth-request-id"
 class BaseStream:
     """One call of Generate: its progress, and how to cancel it."""
 
-    def __init__(self, call: Any, address: str, progress: Progress, request_id: str) -> None:
-        """call: gRPC's, a stream of GenerateResponse; address: of the root, for errors."""
+    def __init__(
+        self, start: Callable[[], Any], address: str, progress: Progress, request_id: str
+    ) -> None:
+        """start: makes gRPC's call, a stream of GenerateResponse; address: the root's."""
         # The request's name in the root's log.
         self.request_id = request_id
-        self._call = call
+        self._start = start
+        self._call = start()
+        self._cancelled = False
+        self._reconnecting = Reconnecting()
         self._address = address
         self._progress = progress
 
@@ -55,7 +62,15 @@ class BaseStream:
 
     def cancel(self) -> None:
         """Stop the work on the cluster within one step; the iteration raises Cancelled."""
+        self._cancelled = True
         self._call.cancel()
+
+    def _start_again(self) -> None:
+        """Makes the call again, unless the stream was cancelled meanwhile."""
+        call = self._start()
+        self._call = call
+        if self._cancelled:
+            call.cancel()
 
 
 Stream = TypeVar("Stream", bound=BaseStream)
@@ -114,8 +129,8 @@ class BaseClient(Generic[Stream]):
         on_waiting = [options["on_waiting"]] if "on_waiting" in options else []
         request_id = options.get("request_id") or secrets.token_hex(6)
         metadata = (*(self._metadata or ()), (_REQUEST_ID, request_id))
-        call = self._stub.Generate(request, timeout=limit, metadata=metadata)
-        return self._stream_type(call, self.address, Progress(*on_waiting), request_id)
+        start = partial(self._stub.Generate, request, timeout=limit, metadata=metadata)
+        return self._stream_type(start, self.address, Progress(*on_waiting), request_id)
 
     def _open(
         self, address: str, credentials: grpc.ChannelCredentials | None, options: Options

@@ -1,5 +1,6 @@
 """The synchronous client."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -7,7 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 
 from hearth.client.base import BaseClient, BaseStream
-from hearth.client.connection import Options
+from hearth.client.connection import Options, Reconnecting
 from hearth.client.errors import from_rpc_error
 from hearth.client.messages import GenerateOptions, detokenize_request, tokenize_request
 from hearth.v1 import root_pb2, root_pb2_grpc
@@ -25,13 +26,19 @@ class GenerateStream(BaseStream):
         return self
 
     def __next__(self) -> str:
-        try:
-            for response in self._call:
-                text = self._progress.add(response)
-                if text:
-                    return text
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self._address) from error
+        while True:
+            try:
+                for response in self._call:
+                    text = self._progress.add(response)
+                    if text:
+                        return text
+                break
+            except grpc.RpcError as error:
+                pause = self._reconnecting.pause(error)
+                if pause is None:
+                    raise from_rpc_error(error, self._address) from error
+            time.sleep(pause)
+            self._start_again()
         self._progress.check_ended(self._address)
         raise StopIteration
 
@@ -138,7 +145,12 @@ class Client(BaseClient[GenerateStream]):
         self, method: "grpc.UnaryUnaryMultiCallable[Any, T]", request: Any, timeout: float | None
     ) -> T:
         limit = self._limit(timeout)
-        try:
-            return method(request, timeout=limit, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+        reconnecting = Reconnecting()
+        while True:
+            try:
+                return method(request, timeout=limit, metadata=self._metadata)
+            except grpc.RpcError as error:
+                pause = reconnecting.pause(error)
+                if pause is None:
+                    raise from_rpc_error(error, self.address) from error
+            time.sleep(pause)

@@ -2,6 +2,7 @@
 
 import ipaddress
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -10,6 +11,12 @@ from hearth.client.errors import Insecure, InvalidArgument
 # The name in every root's certificate, whatever its address (`hearth certs init` writes it).
 _ROOT_NAME = "hearth-root"
 _MAX_FILE_BYTES = 1 << 20
+
+# Pauses before a connection is tried again that the port closed while it was being made, seconds.
+# Each is longer than gRPC's own back-off then, during which calls fail without another attempt.
+_PAUSES = (0.25, 0.5, 1.0)
+# gRPC's words for such a connection; none of them stands for a port where nothing listens.
+_FAILED, _CLOSED = "failed to connect", ("socket closed", "connection reset", "broken pipe")
 
 Options = list[tuple[str, int | str]]
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -28,6 +35,27 @@ def channel_options(connect_timeout: float) -> Options:
         # Two clients do not share a connection (nor its back-off after a failure).
         ("grpc.use_local_subchannel_pool", 1),
     ]
+
+
+class Reconnecting:
+    """The quick retries of one call, for connections that were closed before they were ready.
+
+    A root's port under a flood gives its places at random, so the next attempt is likely to find
+    one. The request has not been sent then: no retry can make a root compute twice.
+    """
+
+    def __init__(self) -> None:
+        self._pauses = iter(_PAUSES)
+
+    def pause(self, error: grpc.RpcError) -> float | None:
+        """Seconds to wait before the call is made again; None if it is not to be."""
+        call: Any = error  # an RpcError of a call has the call's status, which its type lacks
+        details = (call.details() or "").lower()
+        if call.code() is not grpc.StatusCode.UNAVAILABLE or _FAILED not in details:
+            return None
+        if not any(words in details for words in _CLOSED):
+            return None
+        return next(self._pauses, None)
 
 
 def check_exposed(address: str) -> None:

@@ -148,6 +148,19 @@ void test_acknowledgement_in_pieces() {
   CHECK(!none.feed(reinterpret_cast<const uint8_t*>(inside.data()), inside.size()));
 }
 
+void test_first_record_in_pieces() {
+  const std::string whole = std::string("\x16\3\1\1\4", 5) + std::string(260, 'h');
+  for (const size_t piece : {size_t{1}, size_t{3}, size_t{5}, size_t{6}, size_t{1000}}) {
+    const test::Case at("pieces of ", piece);
+    FirstRecord record;
+    for (size_t i = 0; i < whole.size(); i += piece) {
+      const std::string part = whole.substr(i, piece);
+      const bool found = record.feed(reinterpret_cast<const uint8_t*>(part.data()), part.size());
+      CHECK_EQUAL(found, i + piece >= whole.size());
+    }
+  }
+}
+
 void test_forwards_both_ways() {
   Scene scene;
   const int peer = scene.peer(kPreface + kSettings + kAck);
@@ -210,12 +223,13 @@ void test_what_is_refused() {
   CHECK(secured.cause() == Refusal::plaintext);
   CHECK(ended(secured.peer("GET / HTTP/1.1\r\n")));
   CHECK(secured.cause() == Refusal::not_tls);
-  const int hello = secured.peer("\x16\x03\x01");
+  const std::string record("\x16\3\1\0\1!", 6);
+  const int hello = secured.peer(record);
   uint16_t key = 0;
   const int server = secured.served(key);
   shutdown(hello, SHUT_RDWR);
   CHECK(secured.cause() == Refusal::handshake);
-  CHECK_EQUAL(read_all(server, 100), std::string("\x16\x03\x01"));
+  CHECK_EQUAL(read_all(server, 100), record);
   Scene hasty([](FrontConfig& config) { config.silence_seconds = 0.3; });
   CHECK(ended(hasty.peer("")));
   CHECK(hasty.cause() == Refusal::silent);
@@ -256,6 +270,29 @@ void test_a_newcomer_gets_a_place() {
   CHECK(scene.cause() == Refusal::crowded);
   CHECK_EQUAL(scene.front->counts()[2], size_t{1});
   CHECK(!readable(peers[0], 200));  // never the admitted one
+}
+
+// A flood of connections without a whole ClientHello takes no place of those that have sent one.
+void test_half_an_opening_takes_no_place() {
+  Scene scene([](FrontConfig& config) {
+    config.tls = true;
+    config.strangers = 3;
+    config.silent = 10;
+  });
+  const std::string hello = std::string("\x16\3\1\0\4", 5) + "hiya";
+  const int own = scene.peer(hello);
+  uint16_t key = 0;
+  const int server = scene.served(key);
+  for (int i = 0; i < 40; ++i) scene.peer(hello.substr(0, static_cast<size_t>(1 + i % 8)));
+  CHECK(!scene.serves_another());
+  CHECK_EQUAL(read_all(server, 9), hello);
+  send_all(server, "hello yourself");
+  CHECK_EQUAL(read_all(own, 14), std::string("hello yourself"));
+  // Another one is served as well, although its ClientHello comes in two pieces.
+  const int late = scene.peer(hello.substr(0, 6));
+  CHECK(!scene.serves_another());
+  send_all(late, hello.substr(6));
+  CHECK_EQUAL(read_all(scene.served(key), 9), hello);
 }
 
 void test_silent_ones_make_room() {
@@ -299,12 +336,14 @@ void test_the_end() {
 
 int main() {
   test_acknowledgement_in_pieces();
+  test_first_record_in_pieces();
   test_forwards_both_ways();
   test_a_stranger_may_send_little();
   test_admitted_but_not_acknowledged();
   test_what_is_refused();
   test_refused_calls_are_counted();
   test_a_newcomer_gets_a_place();
+  test_half_an_opening_takes_no_place();
   test_silent_ones_make_room();
   test_one_host_has_three_quarters();
   test_the_end();

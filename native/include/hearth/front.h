@@ -19,13 +19,13 @@
 namespace hearth {
 
 struct FrontConfig {
-  std::vector<int> listeners;        // listening sockets; the front closes them
-  uint16_t backend = 0;              // the server's port on 127.0.0.1
-  bool tls = false;                  // the peer must begin with TLS, else with HTTP/2's preface
-  size_t connections = 256;          // admitted connections at once; three quarters for one host
-  size_t strangers = 64;             // open to the server and not settled yet
-  size_t silent = 128;               // nothing sent yet, or waiting for a place among the strangers
-  size_t stranger_bytes = 32 << 10;  // a connection may send before it is admitted,
+  std::vector<int> listeners;  // listening sockets; the front closes them
+  uint16_t backend = 0;        // the server's port on 127.0.0.1
+  bool tls = false;            // the peer must begin with TLS, else with HTTP/2's preface
+  size_t connections = 256;    // admitted connections at once; three quarters for one host
+  size_t strangers = 64;       // open to the server and not settled yet
+  size_t silent = 128;  // without a whole opening; and as many that wait for a stranger's place
+  size_t stranger_bytes = 32 << 10;   // a connection may send before it is admitted,
   size_t settling_bytes = 128 << 10;  // and before it is settled (4 connections at once)
   double silence_seconds = 10.0;      // until the first authorized call
   double settle_seconds = 2.5;  // from there until SETTINGS are acknowledged or the server closed

@@ -70,7 +70,7 @@ class MeshLane : public Lane {
 
   // Measures the links, with all ranks at once, and chooses by that how syncs travel. Every rank
   // has the same costs in the end, the worst that any of them saw. Before the first `begin`. Sends
-  // less than a MiB; throws what a sync throws, when a rank is lost or `seconds` are over.
+  // at most 16 MiB; throws what a sync throws, when a rank is lost or `seconds` are over.
   LinkCosts measure(double seconds);
   uint64_t direct_bytes() const { return config_.direct_bytes; }
 

@@ -213,7 +213,7 @@ void Front::Loop::accept_from(int listener) {
       if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
         // Pending connections would wake the thread at once, again and again.
         full_ = true;
-        drop_oldest_silent();
+        drop_oldest(Stage::silent);
       }
       return;
     }
@@ -228,10 +228,7 @@ void Front::Loop::accept_from(int listener) {
     link.deadline = FrontClock::now() + seconds_of(config_.silence_seconds);
     ++per_host_[host];
     if (lacks_place(host)) refuse(link, Refusal::full);
-    const auto waiting = std::count_if(links_.begin(), links_.end(), [](const Link& each) {
-      return each.stage == Stage::silent || each.stage == Stage::waiting;
-    });
-    if (static_cast<size_t>(waiting) > config_.silent) drop_oldest_silent();
+    limit_silent(Stage::silent);
   }
 }
 
@@ -241,11 +238,19 @@ bool Front::Loop::lacks_place(const std::string& host) const {
          (mine != admitted_per_host_.end() && mine->second >= config_.connections * 3 / 4);
 }
 
+// Keeps the links of a stage without a place to config.silent, each stage by itself: links that
+// have opened are not pushed out by those that send nothing.
+void Front::Loop::limit_silent(Stage stage) {
+  const auto count = std::count_if(links_.begin(), links_.end(),
+                                   [stage](const Link& each) { return each.stage == stage; });
+  if (static_cast<size_t>(count) > config_.silent) drop_oldest(stage);
+}
+
 // Of the host with the most of them, so that one host cannot push out the others.
-void Front::Loop::drop_oldest_silent() {
+void Front::Loop::drop_oldest(Stage stage) {
   Link* chosen = nullptr;
   for (Link& link : links_) {
-    if (link.stage != Stage::silent && link.stage != Stage::waiting) continue;
+    if (link.stage != stage) continue;
     // Links are in the order of their coming.
     if (chosen == nullptr || per_host_[link.host] > per_host_[chosen->host]) chosen = &link;
   }
@@ -273,9 +278,10 @@ void Front::Loop::serve(Link& link, short client, short server) {
   if (server & (POLLIN | POLLERR | POLLHUP)) pump_down(link);
 }
 
-// Reads the first bytes of a silent link, which must be those of the protocol.
+// Reads the opening of a silent link: the ClientHello, or HTTP/2's preface and more. Only a whole
+// one takes a place among the strangers, for then the server owes the answer.
 void Front::Loop::begin(Link& link) {
-  const size_t most = std::min(kCautious, config_.stranger_bytes);
+  const size_t most = std::min(kCautious, config_.stranger_bytes - link.taken);
   const long count = read_some(link.client.get(), scratch_.data(), most);
   if (count == -1) return;
   if (count <= 0) {
@@ -285,18 +291,24 @@ void Front::Loop::begin(Link& link) {
   }
   constexpr uint8_t kTlsHandshake = 0x16;
   const uint8_t first = scratch_[0];
-  if (config_.tls && first != kTlsHandshake) {
+  if (link.taken == 0 && config_.tls && first != kTlsHandshake) {
     refuse(link, first == 'P' ? Refusal::plaintext : Refusal::not_tls);
     return;
   }
-  if (!config_.tls && first != 'P') {
+  if (link.taken == 0 && !config_.tls && first != 'P') {
     refuse(link, Refusal::not_http2);
     return;
   }
-  link.stage = Stage::waiting;
-  link.taken = static_cast<size_t>(count);
-  if (!config_.tls) link.acked = link.ack.feed(scratch_.data(), link.taken);
-  link.up.add(scratch_.data(), link.taken);
+  const size_t size = static_cast<size_t>(count);
+  link.taken += size;
+  link.up.add(scratch_.data(), size);
+  if (!config_.tls) link.acked = link.ack.feed(scratch_.data(), size);
+  if (config_.tls ? link.hello.feed(scratch_.data(), size) : link.taken > SettingsAck::kPreface) {
+    link.stage = Stage::waiting;
+    limit_silent(Stage::waiting);
+  } else if (link.taken >= config_.stranger_bytes) {
+    refuse(link, Refusal::bytes);
+  }
 }
 
 size_t Front::Loop::allowance(const Link& link) const {
@@ -378,7 +390,6 @@ void Front::Loop::pump_down(Link& link) {
       return;
     }
     const size_t size = static_cast<size_t>(count);
-    link.answered = true;
     if (!link.client.open()) continue;  // nobody is left to read it
     const long sent = write_some(link.client.get(), scratch_.data(), size);
     if (sent < 0) {
@@ -420,16 +431,12 @@ void Front::Loop::seek_places() {
 }
 
 // The stranger whose place another may take: of a host without authorized calls, of the host with
-// the most connections, one that may send no more or has not begun; else any, for with the oldest a
-// flood would push out those that are in the middle of their handshake.
+// the most connections, one that may send no more; else any, for with the oldest a flood would push
+// out those that are in the middle of their handshake.
 Link* Front::Loop::crowding() {
   std::vector<Link*> best;
   const auto rank = [this](const Link& link) {
-    // The server answers a whole ClientHello, and the first bytes of a peer without TLS are these.
-    constexpr size_t kPreface = 24;
-    const bool began = config_.tls ? link.answered : link.taken > kPreface;
-    return std::make_tuple(!known_.contains(link.host), per_host_[link.host],
-                           link.is_stalled || !began);
+    return std::make_tuple(!known_.contains(link.host), per_host_[link.host], link.is_stalled);
   };
   for (Link& link : links_) {
     if (link.stage != Stage::stranger) continue;

@@ -70,7 +70,7 @@ class Conveyor {
 };
 
 enum class Stage {
-  silent,    // the peer has sent nothing
+  silent,    // the peer has not sent its opening yet
   waiting,   // for a place among the strangers
   stranger,  // no authorized call yet
   settling,  // admitted; its SETTINGS may not be acknowledged yet
@@ -87,15 +87,15 @@ struct Link {
   FrontClock::time_point deadline;  // of its stage, but for `settled`
   FrontClock::time_point stalled;   // since when it may send no more, while `is_stalled`
   bool is_stalled = false;
-  bool roomy = false;     // may send settling_bytes
-  bool called = false;    // a call has come
-  bool answered = false;  // the server has sent something
+  bool roomy = false;   // may send settling_bytes
+  bool called = false;  // a call has come
   bool admitted = false;
   bool client_ended = false;
   bool server_ended = false;
   bool server_shut = false;
   size_t taken = 0;  // bytes from the peer, but for those of the conveyor
   int refused_calls = 0;
+  FirstRecord hello;
   SettingsAck ack;
   bool acked = false;
   Backlog up, down;

@@ -43,7 +43,8 @@ class Front::Loop {
   void turn();
   void accept_from(int listener);
   bool lacks_place(const std::string& host) const;
-  void drop_oldest_silent();
+  void limit_silent(Stage stage);
+  void drop_oldest(Stage stage);
   bool reads(const Link& link) const;
   size_t allowance(const Link& link) const;
   void serve(Link& link, short client, short server);

@@ -17,10 +17,11 @@ namespace {
 constexpr uint64_t kMostLatencyNs = 10'000'000'000;
 constexpr uint64_t kMostPs = 1'000'000'000;  // a byte in a millisecond
 
-// Bytes that a rank sends in one round, to all others together. The small rounds let TCP's window
-// grow and drain a shaper's burst allowance. The fastest round of each size counts: slower ones
-// were delayed by something else.
-constexpr size_t kRoundBytes[] = {16 << 10, 64 << 10, 256 << 10};
+// Bytes that a rank sends in one round, to all others together. Smaller rounds let TCP's window
+// grow and drain a shaper's burst allowance, of up to some MiB. The fastest round of a size counts,
+// for slower ones were delayed by something else; but not the first one, which the allowance may
+// speed.
+constexpr size_t kRoundBytes[] = {16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20};
 constexpr size_t kRounds = 3;
 // No larger rounds once they took this long in all: a slow link is measured well enough by then.
 constexpr uint64_t kLongRoundsNs = 50'000'000;
@@ -74,19 +75,22 @@ LinkCosts MeshLane::measure_links(double seconds) {
     return all_reduce_max(own);
   };
 
-  // Ranks arrive at different times; this round puts them in step. The median counts: a rank that
-  // is delayed makes one round too long for all, and its next one too short.
-  shared(0);
-  std::array<uint64_t, kLatencyRounds> times;
-  for (uint64_t& time : times) {
-    const Stopwatch watch;
-    shared(0);
-    time = watch.nanoseconds();
-  }
-  std::nth_element(times.begin(), times.begin() + kLatencyRounds / 2, times.end());
-  costs.latency_ns = shared(times[kLatencyRounds / 2]);
+  // The median counts: a rank that is delayed makes one round too long for all, and its next one
+  // too short.
+  const auto latency = [&] {
+    std::array<uint64_t, kLatencyRounds> times;
+    for (uint64_t& time : times) {
+      const Stopwatch watch;
+      shared(0);
+      time = watch.nanoseconds();
+    }
+    std::nth_element(times.begin(), times.begin() + kLatencyRounds / 2, times.end());
+    return shared(times[kLatencyRounds / 2]);
+  };
+  shared(0);  // ranks arrive at different times: this puts them in step
+  costs.latency_ns = latency();
 
-  uint64_t total = 0;
+  uint64_t total = 0, fastest = 0, moved = 1;
   for (size_t bytes : kRoundBytes) {
     const size_t size = std::max<size_t>(bytes / (ranks() - 1), sizeof(uint64_t));
     auto& own = outgoing_[config_.rank];
@@ -105,13 +109,19 @@ LinkCosts MeshLane::measure_links(double seconds) {
       exchange(out, in);
       ++index_;
       const uint64_t longest = std::min(shared(watch.nanoseconds()), kMostLatencyNs);
-      best = std::min(best, longest);
+      if (round > 0) best = std::min(best, longest);
       total += longest;
     }
-    const uint64_t moving = best - std::min(best, costs.latency_ns);
-    costs.byte_ps = moving * 1000 / (size * (ranks() - 1));
+    fastest = best, moved = size * (ranks() - 1);
     if (total > kLongRoundsNs) break;
   }
+
+  // Again, for what still lay in the network's queues at first, such as weights, is gone by now.
+  costs.latency_ns = std::min(costs.latency_ns, latency());
+  // No link is more than twice as fast as was seen: what is left of a time less a latency that
+  // varies may be anything.
+  const uint64_t moving = std::max(fastest - std::min(fastest, costs.latency_ns), fastest / 2);
+  costs.byte_ps = moving * 1000 / moved;
 
   std::vector<float> sum(kAddNumbers), part(kAddNumbers);
   std::vector<uint8_t> encoded(wire_bytes(kAddNumbers));
