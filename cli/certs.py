@@ -67,6 +67,7 @@ def command() -> Command:
         "DIR/worker, DIR/client, DIR/operator and DIR/monitor, and DIR/api-keys. Files that exist "
         "stay as they are. add makes one more certificate in DIR/NAME; revoke takes that of "
         "DIR/NAME back.",
+        computes=False,
     )
 
 

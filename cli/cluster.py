@@ -55,6 +55,7 @@ def command() -> Command:
         ],
         help="Show what a running root and its workers are doing; take a worker out.",
         one_of=(common.EXCLUSIVE_SECURITY,),
+        computes=False,
     )
 
 

@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from hearth.cli import output
+from hearth.common.cpu import check_cpu
 from hearth.common.errors import HearthError, Reason
 from hearth.common.settings import (
     Setting,
@@ -210,9 +211,14 @@ class Command(click.Command):
         one_of: Sequence[Collection[str]] = (),
         needed: Sequence[tuple[Collection[str], str]] = (),
         too_many: str = "",
+        computes: bool = True,
     ) -> None:
-        """too_many: a hint where there is a word more than the command takes."""
+        """too_many: a hint where there is a word more than the command takes.
+
+        computes: it reads or runs models, unless --root names a machine that does.
+        """
         self.run = run
+        self._computes = computes
         self._one_of = one_of
         self._needed = needed
         self._too_many = too_many
@@ -251,6 +257,8 @@ class Command(click.Command):
         return described(super().get_help_option(ctx))
 
     def invoke(self, ctx: click.Context) -> int:
+        if self._computes and not ctx.params.get("root"):
+            check_cpu()
         return int(self.run(self.values(ctx)) or 0)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

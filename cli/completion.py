@@ -19,6 +19,7 @@ def command() -> Command:
         [Argument("shell", type=click.Choice(_SHELLS), metavar="SHELL", help="bash, zsh or fish")],
         help="Print the script that completes commands and options in a shell. For bash, put "
         '`eval "$(hearth completion bash)"` into ~/.bashrc.',
+        computes=False,
     )
 
 

@@ -31,6 +31,7 @@ def command() -> Command:
         ],
         help="Show the settings files, and what they and the environment set. The command line "
         "overrides the environment, which overrides the files.",
+        computes=False,
     )
 
 

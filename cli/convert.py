@@ -7,7 +7,6 @@ from hearth.cli.command import Argument, Command, Options
 from hearth.cli.options import split_rules, weights
 from hearth.cli.progress import conversion_progress
 from hearth.cli.stopping import terminate_as_interrupt
-from hearth.converter.convert import convert
 
 
 def command() -> Command:
@@ -33,6 +32,9 @@ def run(options: Options) -> int:
 
 def run_conversion(source: str, dest: Path, weights: str, pre: str | None) -> int:
     """Convert with progress on stderr; the exit code. Raises ModelError."""
+    # Late, as in `pull`: it imports NumPy, which not every CPU runs (Command.invoke looks first).
+    from hearth.converter.convert import convert
+
     try:
         with terminate_as_interrupt(), conversion_progress() as progress:
             convert(source, dest, weights, progress, pre)

@@ -41,6 +41,7 @@ def command() -> Command:
             ),
         ],
         help="Exit with 0 when a service is ready, else with 1.",
+        computes=False,
     )
 
 

@@ -8,8 +8,6 @@ from hearth.cli.convert import run_conversion
 from hearth.cli.options import split_rules, weights
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
-from hearth.converter.hub import cached_model
-from hearth.converter.pull import HubUnreachable, fetch, find
 
 
 def command() -> Command:
@@ -49,6 +47,10 @@ def command() -> Command:
 
 def run(options: Options) -> int:
     """Print the path, and the next command to standard error; 0. Raises ModelError."""
+    # Late: see `run_conversion`.
+    from hearth.converter.hub import cached_model
+    from hearth.converter.pull import HubUnreachable, fetch, find
+
     if options.dest is not None and options.weights is None:
         problem = "--dest is where a conversion goes; add --weights"
         raise HearthError(Reason.BAD_SETTING, problem)

@@ -11,6 +11,7 @@ def instruction_set() -> str:
     ValueError when HEARTH_INSTRUCTION_SET names kernels that this machine lacks.
     """
 
+def missing_instructions() -> list[str]: ...
 def instruction_sets() -> list[str]:
     """The kernels that this CPU can run, best first; "scalar" is always the last."""
 

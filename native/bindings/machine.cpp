@@ -19,6 +19,8 @@ void bind_machine(py::module_& module) {
   module.def(
       "instruction_set", [] { return std::string(kernels_in_use().name); }, "The kernels in use.");
   module.def("instruction_sets", &instruction_sets, "The kernels that this CPU can run.");
+  module.def("missing_instructions", &missing_instructions,
+             "Instructions of x86-64-v2 that this CPU lacks; none on other architectures.");
   module.def("set_instruction_set", &use_kernels, "name"_a,
              "Chooses the kernels of shards made from now on.");
   module.def(

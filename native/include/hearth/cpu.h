@@ -9,6 +9,9 @@ namespace hearth {
 
 struct Kernels;
 
+// Instructions of x86-64-v2 that this CPU lacks, such as "SSE4.1": libraries that Hearth's Python
+// imports (NumPy) are compiled for that level. None on other architectures.
+std::vector<std::string> missing_instructions();
 // Best first; "scalar" is always the last.
 std::vector<std::string> instruction_sets();
 // nullptr when this CPU (or this build) lacks them.

@@ -71,6 +71,18 @@ std::atomic<const Kernels*>& current() {
 
 }  // namespace
 
+std::vector<std::string> missing_instructions() {
+  std::vector<std::string> missing;
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("sse3")) missing.emplace_back("SSE3");
+  if (!__builtin_cpu_supports("ssse3")) missing.emplace_back("SSSE3");
+  if (!__builtin_cpu_supports("sse4.1")) missing.emplace_back("SSE4.1");
+  if (!__builtin_cpu_supports("sse4.2")) missing.emplace_back("SSE4.2");
+  if (!__builtin_cpu_supports("popcnt")) missing.emplace_back("POPCNT");
+#endif
+  return missing;
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Kernels* each : runnable_kernels()) names.emplace_back(each->name);
