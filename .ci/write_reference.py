@@ -1,7 +1,7 @@
-"""Writes docs/reference.md: every option with its variable and default, and every metric.
+"""Writes docs/reference.md, every option with its variable and every metric, and the man page.
 
-python .ci/write_reference.py            # write the page
-python .ci/write_reference.py --check    # exit with 1 when the page is out of date
+python .ci/write_reference.py            # write the pages
+python .ci/write_reference.py --check    # exit with 1 when one is out of date
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import manual
+
 from hearth.cli.command import Argument, Command, Option
 from hearth.cli.commands import COMMANDS, load
 from hearth.common.settings import variable
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
+TOP = Path(__file__).resolve().parent.parent
 HEAD = """# Reference
 
 Written by `.ci/write_reference.py` from the code; do not edit.
@@ -93,14 +95,18 @@ def metric_tables() -> Iterator[str]:
 
 
 def main() -> int:
-    page = HEAD + "".join((*option_tables(), *metric_tables()))
-    if "--check" in sys.argv[1:]:
-        if not PAGE.exists() or PAGE.read_text() != page:
-            print(f"{PAGE.name} is out of date: python .ci/write_reference.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(page)
-    return 0
+    pages = {
+        TOP / "docs" / "reference.md": HEAD + "".join((*option_tables(), *metric_tables())),
+        TOP / "packaging" / "man" / "hearth.1": manual.page(),
+    }
+    code = 0
+    for path, text in pages.items():
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            print(f"{path.name} is out of date: python .ci/write_reference.py", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

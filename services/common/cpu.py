@@ -1,4 +1,4 @@
-"""What this machine's CPU must have, checked before a library is imported that needs it."""
+"""Instructions that the CPU must have, checked before a library is imported that needs them."""
 
 from __future__ import annotations
 

@@ -59,6 +59,8 @@ OTHERS = {
     "mkdir": "belongs to the command after it",
     "scp": "needs another machine",
     "useradd": "changes the system",
+    "userdel": "changes the system",
+    "rm": "changes the system",
     "install": "changes the system",
     "cp": "changes the system",
     "systemctl": "changes the system",

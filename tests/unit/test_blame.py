@@ -79,7 +79,7 @@ def test_both_of_two_are_named() -> None:
     error = explain(WORKERS, ended(unheard(1, 2), unheard(2, 1)), 0, 1, 2, "rank 2 is lost")
     assert error.reason == "PEER_LOST"
     assert error.metadata == {"worker": "127.0.0.1:1", "peer": "127.0.0.1:2"}
-    assert "worker 127.0.0.1:1 and worker 127.0.0.1:2 do not reach each other" in error.message
+    assert "between worker 127.0.0.1:1 and worker 127.0.0.1:2 does not work" in error.message
     assert "timed out" in error.message
 
 

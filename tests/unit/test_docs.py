@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,30 @@ def test_the_reference_is_up_to_date() -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_troubleshooting_quotes_messages_that_there_are() -> None:
+    """Each message of the tables is in the sources, its parts on several lines joined."""
+    text = "".join(
+        path.read_text()
+        for folder in ("services", "cli", "client", "converter", "native/src")
+        for path in sorted((TOP / folder).rglob("*"))
+        if path.suffix in (".py", ".cpp")
+    )
+    joined = re.sub(r'"\s*(?:\+ )?[fr]?"', "", text).replace("`", "")
+    page = (TOP / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^|]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 20
+    of_the_shell = {"hearth: command not found"}
+    assert [words for words in quoted if words not in joined and words not in of_the_shell] == []
+
+
+def test_the_manual_has_no_requests_that_roff_does_not_know() -> None:
+    page = (TOP / "packaging" / "man" / "hearth.1").read_text()
+    requests = set(re.findall(r"^\.(\S+)", page, re.MULTILINE))
+    assert requests == {'\\"', "TH", "SH", "SS", "TP", "B", "BR", "RI", "I", "br", "nf", "fi"}
+    if shutil.which("groff"):
+        done = subprocess.run(
+            ["groff", "-man", "-ww", "-z"], input=page, capture_output=True, text=True, check=False
+        )
+        assert done.stderr == ""

@@ -8,7 +8,7 @@ from membership_story import GIB, Story, needs, serving
 from hearth.root.membership.apart import ROOT
 from hearth.root.membership.choosing import Chooser
 from hearth.root.membership.decisions import Rules, Serve, Wait
-from hearth.root.membership.events import Found
+from hearth.root.membership.events import Found, Lost
 from hearth.root.membership.peers import Peer, PeerState
 
 
@@ -128,6 +128,23 @@ def test_one_that_the_root_does_not_reach_over_the_mesh_is_left_out() -> None:
     story.apart.clear()
     story.run(620)
     assert story.membership.serving == ("a:1", "b:1")
+
+
+@pytest.mark.parametrize("other", [ROOT, "b:1"])
+def test_a_mesh_that_breaks_while_it_serves_is_explained_by_its_cause(other: str) -> None:
+    """Both are connected, so no advice about ports: a cable or a switch damages data."""
+    story = serving("a:1", "b:1")
+    for _ in range(2):
+        assert story.membership.serving == ("a:1", "b:1")
+        cause = "rank 1 sent bytes that arrived changed"
+        story.membership.handle(Lost(story.now, "a:1", cause, apart_from=other))
+        story.run(5)
+    out = "a:1" if other == ROOT else "b:1"
+    assert story.membership.serving == (("b:1",) if other == ROOT else ("a:1",))
+    state, reason = story.of(out)
+    assert state is PeerState.READY
+    assert reason.endswith("broke again and again: rank 1 sent bytes that arrived changed")
+    assert "port" not in reason
 
 
 def test_one_apart_from_the_root_that_is_needed_is_tried_all_the_same() -> None:

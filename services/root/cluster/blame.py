@@ -79,8 +79,8 @@ def explain(
     peer = peers[0]
     known = reports.get(worker.rank) or reports.get(peer.rank)
     message = (
-        f"worker {worker.name} and worker {peer.name} do not reach each other, though the root "
-        f"reaches both: {known.message if known is not None else problem}"
+        f"the mesh between worker {worker.name} and worker {peer.name} does not work, though the "
+        f"root reaches both: {known.message if known is not None else problem}"
     )
     facts = {"worker": worker.address, "peer": peer.address}
     return HearthError(Reason.PEER_LOST, message, facts)
@@ -89,7 +89,8 @@ def explain(
 def apart_from_root(worker: Worker, problem: str) -> HearthError:
     """Error for a worker that gRPC connects to the root, and the mesh does not."""
     message = (
-        f"the mesh does not connect the root and worker {worker.name}, though gRPC does: {problem}"
+        f"the mesh between the root and worker {worker.name} does not work, though gRPC does: "
+        f"{problem}"
     )
     return HearthError(Reason.PEER_LOST, message, {"worker": worker.address, "peer": ROOT})
 

@@ -29,6 +29,8 @@ _MAX_WAYS = 64
 class _Trouble:
     times: int = 0
     until: float = 0.0
+    # What broke last; "" where the two could not connect at all.
+    problem: str = ""
 
 
 class Apart:
@@ -38,13 +40,19 @@ class Apart:
         # The pair that broke last is the last.
         self._pairs: dict[frozenset[str], _Trouble] = {}
 
-    def broke(self, one: str, other: str, now: float, sure: bool = False) -> None:
-        """Two did not reach each other. sure: they could not connect, with many tries."""
+    def broke(
+        self, one: str, other: str, now: float, problem: str = "", sure: bool = False
+    ) -> None:
+        """Two did not reach each other. sure: they could not connect, with many tries.
+
+        problem: why their connection broke.
+        """
         pair = frozenset((one, other))
         trouble = self._pairs[pair] = self._pairs.pop(pair, _Trouble())
         if len(self._pairs) > _MAX_PAIRS:
             del self._pairs[next(iter(self._pairs))]
         trouble.times += 1
+        trouble.problem = "" if sure else problem
         # A worker that does not reach a third one either needs no second proof.
         known = any({one, other} & pair - {ROOT} for pair in self._apart(now))
         if known or sure:
@@ -73,6 +81,11 @@ class Apart:
     def from_root(self, peer: Peer, now: float) -> bool:
         """True if the mesh does not connect the peer and the root."""
         return frozenset((peer.address, ROOT)) in self._apart(now)
+
+    def problem(self, one: str, other: str) -> str:
+        """Cause of the last break between two; "" where they could not connect."""
+        trouble = self._pairs.get(frozenset((one, other)))
+        return trouble.problem if trouble is not None else ""
 
     def partner(self, peer: Peer, others: Sequence[Peer], now: float) -> Peer | None:
         """One of the others that the peer does not reach."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hearth.root.membership.apart import Apart
+from hearth.root.membership.apart import ROOT, Apart
 from hearth.root.membership.decisions import Fit, Misfit, Rules
 from hearth.root.membership.peers import Peer, PeerState, addresses
 
@@ -81,14 +81,12 @@ class Chooser:
         for peer in peers:
             if peer not in chosen and peer.state is PeerState.READY:
                 if self.apart.from_root(peer, now):
-                    peer.reason = (
-                        "the root reaches it by gRPC, and its mesh port not: open that port, or "
-                        "use --lane grpc"
-                    )
+                    peer.reason = _apart_from_root(self.apart.problem(peer.address, ROOT))
                     continue
                 partner = self.apart.partner(peer, chosen, now)
                 if partner is not None:
-                    peer.reason = f"it and worker {partner.title} do not reach each other"
+                    problem = self.apart.problem(peer.address, partner.address)
+                    peer.reason = _apart_from(partner, problem)
 
     def divide(
         self,
@@ -112,3 +110,21 @@ class Chooser:
                     peer.reason = (
                         f"not needed: the model's heads allow {self._most} workers beside the root"
                     )
+
+
+def _apart_from_root(problem: str) -> str:
+    """Reason of a worker that is apart from the root. problem: of `Apart.problem`."""
+    if not problem:
+        return (
+            "the root reaches it by gRPC, and its mesh port not: open that port, or use --lane grpc"
+        )
+    return f"left out for now: its mesh with the root broke again and again: {problem}"
+
+
+def _apart_from(partner: Peer, problem: str) -> str:
+    """Reason of a worker that is apart from another one."""
+    if not problem:
+        return f"it and worker {partner.title} do not reach each other"
+    return (
+        f"left out for now: its mesh with worker {partner.title} broke again and again: {problem}"
+    )

@@ -291,7 +291,7 @@ class Membership:
     def _lost(self, event: events.Lost) -> None:
         self._stop()
         if event.apart_from:
-            self._chooser.apart.broke(event.address, event.apart_from, event.at)
+            self._chooser.apart.broke(event.address, event.apart_from, event.at, event.cause)
             return
         peer = self._roster.get(event.address)
         if peer is not None:
