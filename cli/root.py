@@ -196,7 +196,6 @@ def run(options: Options) -> int:
         form=False,
         bars=False,
         pause_seconds=options.pause_seconds,
-        confine=True,
     ) as session:
         with serving(session.core, settings) as port:
             stop.ready = True

@@ -6,7 +6,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from hearth.cli import options as common
@@ -93,15 +93,14 @@ def open_session(
     sequences: int = 1,
     form: bool = True,
     pause_seconds: float = 0.0,
-    confine: bool = False,
     observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Session]:
     """Run a model until the block ends, with its workers of --nodes.
 
-    quiet: no progress. bars: progress as bars, on a terminal. confine: the tokenizer encodes in a
-    process with limits, for a root whose clients must not wait for each other's texts. sequences:
-    of full context that the KV cache has room for. form, pause_seconds, observe: see
-    hearth.root.app.core.
+    The tokenizer encodes in a process with limits: a model's files are strangers' work.
+
+    quiet: no progress. bars: progress as bars, on a terminal. sequences: of full context that the
+    KV cache has room for. form, pause_seconds, observe: see hearth.root.app.core.
     """
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
@@ -120,11 +119,7 @@ def open_session(
         # Errors of the plan come before any worker is started.
         planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
         notes = draw(model, planned).plan(planned.workers).notes
-        tokenizer = stack.enter_context(
-            confined(model, options.model, options.pre)
-            if confine
-            else nullcontext(model.tokenizer())
-        )
+        tokenizer = stack.enter_context(confined(model, options.model, options.pre))
         system.trim_memory()  # what it was made of: up to 100 MiB, before there are weights
         started = time.perf_counter()
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []

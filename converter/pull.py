@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_config, read_json
 from hearth.converter.hub import HubName, choose_gguf, gguf_models, parse_name
+from hearth.converter.pull_headers import check_headers
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -44,6 +46,8 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 # The hub's answer to a question, seconds.
 _TIMEOUT = 10.0
+# HTTP's status of a part of a file.
+_PARTIAL = 206
 _MAX_INDEX_BYTES = 16 << 20
 
 # Called with (file, its bytes) before it is downloaded.
@@ -138,7 +142,33 @@ def _gguf(name: HubName, revision: str | None, sizes: dict[str, int]) -> Downloa
         )
     chosen = choose_gguf(name, models)
     files = {file: sizes[file] for file in chosen.files}
+    try:
+        check_headers(files, functools.partial(_bytes_of, name.repository, revision))
+    except ModelError as error:
+        raise ModelError(f"{name.repository}: {error}; nothing was downloaded") from None
     return Download(name.repository, revision, files, chosen.files[0])
+
+
+def _bytes_of(repository: str, revision: str | None, file: str, first: int, end: int) -> bytes:
+    """Bytes [first, end) of a file on the hub; none from a server that does not send parts."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    if first >= end:
+        return b""
+    headers = build_hf_headers(library_name="hearth")
+    headers |= {"Range": f"bytes={first}-{end - 1}", "Accept-Encoding": "identity"}
+    url = hf_hub_url(repository, file, revision=revision)
+    data = bytearray()
+    with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        if response.status_code != _PARTIAL:
+            return b""
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) >= end - first:
+                break
+    return bytes(data[: end - first])
 
 
 def _directory(api: HfApi, name: HubName, revision: str | None, sizes: dict[str, int]) -> Download:

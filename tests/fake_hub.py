@@ -35,8 +35,9 @@ class FakeHub:
     def __init__(self, models: dict[str, Repository]) -> None:
         self.models = models
         self.status = 0
-        # Paths of the files that were sent.
+        # Paths of the files that were sent; bytes of each of which a part was asked for.
         self.sent: list[str] = []
+        self.parts: dict[str, int] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -81,7 +82,11 @@ class FakeHub:
                 return _send(request, 403, b"", with_body, code="GatedRepo")
             if found["file"] not in model.files:
                 return _send(request, 404, b"", with_body, code="EntryNotFound")
-            if with_body:
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+            if with_body and part:
+                size = int(part[2]) + 1 - int(part[1])
+                self.parts[found["file"]] = self.parts.get(found["file"], 0) + size
+            elif with_body:
                 self.sent.append(found["file"])
             return _send(request, 200, model.files[found["file"]], with_body)
         return _send(request, 404, b"", with_body)
@@ -112,18 +117,20 @@ def _send(
     kind: str = "application/octet-stream",
 ) -> None:
     first, length = 0, len(body)
+    end = length
     if status == 200 and (wanted := request.headers.get("Range")):
-        first = int(wanted.removeprefix("bytes=").partition("-")[0])
+        begin, _, last = wanted.removeprefix("bytes=").partition("-")
+        first, end = int(begin), min(length, int(last) + 1) if last else length
         status = 206
     request.send_response(status)
     request.send_header("Content-Type", kind)
-    request.send_header("Content-Length", str(length - first))
+    request.send_header("Content-Length", str(end - first))
     request.send_header("X-Repo-Commit", COMMIT)
     request.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
     if status == 206:
-        request.send_header("Content-Range", f"bytes {first}-{length - 1}/{length}")
+        request.send_header("Content-Range", f"bytes {first}-{end - 1}/{length}")
     if code:
         request.send_header("X-Error-Code", code)
     request.end_headers()
     if with_body:
-        request.wfile.write(body[first:])
+        request.wfile.write(body[first:end])

@@ -29,6 +29,12 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write_gguf(path, spec, random_tensors(spec)).read_bytes()
 
 
+def of_architecture(gguf: bytes, name: bytes) -> bytes:
+    """The same file of another architecture, whose name has five letters too."""
+    assert gguf.count(b"llama") >= 1
+    return gguf.replace(b"llama", name)
+
+
 @pytest.fixture(scope="module")
 def hub(gguf: bytes) -> Iterator[FakeHub]:
     demo = demo_files()
@@ -45,6 +51,9 @@ def hub(gguf: bytes) -> Iterator[FakeHub]:
         "me/huge": Repository(demo, stated={"model.safetensors": 1 << 60}),
         "me/nothing": Repository({"README.md": b"hello"}),
         "me/one-gguf": Repository({"one-Q8_0.gguf": gguf, "mmproj-one-f16.gguf": b"x"}),
+        "me/other-gguf": Repository({"x-F32.gguf": of_architecture(gguf, b"zebra"), "a.txt": b"x"}),
+        "me/no-gguf": Repository({"x-F32.gguf": b"<html>" * 1000}),
+        "me/large-gguf": Repository({"x-F32.gguf": gguf + bytes(3 << 20)}),
         "me/ggufs": Repository(
             {
                 "m-Q4_K_M.gguf": gguf,
@@ -142,6 +151,8 @@ def test_gguf_repositories(run: Run, hub: FakeHub) -> None:
         ("me/ggufs:Q6_K", "is one of 2 parts, and others are missing"),
         ("me/ggufs/absent.gguf", "me/ggufs has no absent.gguf"),
         ("me/story:Q8_0", "me/story has no GGUF file"),
+        ("me/other-gguf", "me/other-gguf: x-F32.gguf: architecture 'zebra' is not supported"),
+        ("me/no-gguf", "so it is not a GGUF file; nothing was downloaded"),
         ("me/absent", "the hub has no model 'me/absent', or it is private"),
     ],
 )
@@ -153,6 +164,14 @@ def test_what_cannot_run_is_refused_before_its_weights(
     assert problem in done.stderr
     assert done.stderr.count("\n") <= 2
     assert not any(file.endswith((".safetensors", ".gguf", ".bin")) for file in hub.sent)
+
+
+def test_of_a_gguf_file_the_header_comes_first(run: Run, hub: FakeHub) -> None:
+    hub.parts.clear()
+    done = run("pull", "me/large-gguf")
+    assert done.returncode == 0, done.stderr
+    assert hub.parts == {"x-F32.gguf": 1 << 20}
+    assert hub.sent == ["x-F32.gguf"]
 
 
 def test_errors_of_the_hub_are_told_apart(run: Run, hub: FakeHub) -> None:

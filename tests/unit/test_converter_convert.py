@@ -175,9 +175,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 # A big enough model that there is time to interrupt it, and memory that would be missed.
 LARGE = tiny_spec(hidden_size=512, ffn_size=2048, vocab_size=50_000, layers=4, tied=True)
 CHILD = """
-import sys, time
-from hearth.cli import convert
+import importlib, sys, time
 from hearth.cli.main import main
+convert = importlib.import_module("hearth.converter.convert")
 whole = convert.convert
 def slowly(source, dest, weights, progress, pre):
     def show(*done):
