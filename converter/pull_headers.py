@@ -1,7 +1,7 @@
 """Check of a GGUF model by the headers of its files, before the rest of them is downloaded.
 
-The headers are put into sparse files of the whole size, so that the reader of GGUF files itself
-says what it would say of the model.
+The headers are put into sparse files of the whole size. So the reader of GGUF files itself says
+what it would say of the model.
 """
 
 from __future__ import annotations
