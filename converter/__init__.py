@@ -6,14 +6,13 @@
 from hearth.converter.errors import ModelError
 from hearth.converter.model import Model
 from hearth.converter.readers import open_model
-from hearth.converter.spec import ModelSpec, RopeScaling
+from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
 
 __all__ = [
     "Model",
     "ModelError",
     "ModelSpec",
-    "RopeScaling",
     "StreamDecoder",
     "Tokenizer",
     "open_model",

@@ -20,10 +20,18 @@ class RopeSpec:
 
     It rotates the first 2 n elements of a head, in pairs (i, i + n), of n frequencies.
     frequencies: radians per position of each pair. magnitude: factor of cos and sin.
+    long, long_context: frequencies used instead where the cluster's context has more tokens than
+    long_context (LongRoPE).
     """
 
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
+    long: tuple[float, ...] = ()
+    long_context: int = 0
+
+    def for_context(self, tokens: int) -> tuple[float, ...]:
+        """The frequencies for a context of so many tokens."""
+        return self.long if self.long and tokens > self.long_context else self.frequencies
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +83,45 @@ class FeedForwardSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockSpec:
-    """A kind of block: a mixer, then a feed-forward; both add to the residual stream."""
+class ExpertsSpec:
+    """Experts (Shazeer et al.: Outrageously large neural networks, 2017).
 
-    attention: AttentionSpec
-    feed_forward: FeedForwardSpec
+    Feed-forwards of one shape, of which a router chooses `used` of `count` for every token.
+    """
+
+    count: int
+    used: int
+    expert: FeedForwardSpec
+    # Scores of all experts by softmax, or of each by sigmoid.
+    scores: str = "softmax"
+    # The scores of the chosen are divided by their sum, and then multiplied by scale.
+    normalize: bool = True
+    scale: float = 1.0
+    # Biases of the router's products, and of the scores for the choice alone.
+    router_bias: bool = False
+    choice_bias: bool = False
+    # Only experts of the best `used_groups` of `groups` are chosen (DeepSeek-V3).
+    groups: int = 1
+    used_groups: int = 1
+
+
+# Kinds of mixers, by the names that files of Hearth give them.
+MIXERS = {"attention": AttentionSpec}
+Mixer = AttentionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """A kind of block: a mixer, then a feed-forward; both add to the residual stream.
+
+    With experts, the results of the feed-forward (shared experts) and of the chosen are added.
+    """
+
+    mixer: Mixer
+    feed_forward: FeedForwardSpec | None
+    experts: ExpertsSpec | None = None
+    # Beside experts: the feed-forward's result is multiplied by the sigmoid of its own product.
+    feed_forward_gate: bool = False
     # Norms of what the mixer and the feed-forward read, and of what they add.
     input_norms: bool = True
     output_norms: bool = False

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hearth.converter.errors import ModelError
-from hearth.converter.hf_config import write_config
 from hearth.converter.mixes import check_weights
 from hearth.converter.model import Model
 from hearth.converter.readers import open_model
 from hearth.converter.readers.hearth import VERSION
 from hearth.converter.readers.huggingface import SINGLE
-from hearth.converter.readers.names import huggingface_name
 from hearth.converter.readers.safetensors_file import SafetensorsWriter
-from hearth.converter.spec import is_norm
+from hearth.converter.spec_json import spec_to_json
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.converter.weights import is_quantized, row_bytes
 
@@ -89,13 +87,11 @@ def _write(
     metadata = {"format": "pt"}
     for name, kind in kinds.items():
         rows, columns = model.spec.tensor_shape(name)
-        stored_name = huggingface_name(name)
         if is_quantized(kind):
-            metadata[stored_name] = kind
-            layout.append((stored_name, "U8", (rows, row_bytes(kind, columns))))
+            metadata[name] = kind
+            layout.append((name, "U8", (rows, row_bytes(kind, columns))))
         else:
-            shape: tuple[int, ...] = (columns,) if is_norm(name) else (rows, columns)
-            layout.append((stored_name, _DTYPES[kind], shape))
+            layout.append((name, _DTYPES[kind], (rows, columns)))
     writer = SafetensorsWriter(directory / SINGLE, layout, metadata)
     _check_space(directory, writer.size, files)
     for file_name, content in files.items():
@@ -122,12 +118,13 @@ def _write(
 
 def _config(model: Model, weights: str) -> dict[str, Any]:
     source = model.tokenizer_source
-    hearth: dict[str, Any] = {"version": VERSION, "weights": weights, "name": model.spec.name}
+    hearth: dict[str, Any] = {"version": VERSION, "weights": weights}
     if source.plain:
         hearth["tokenizer"] = PlainTokenizer.NAME
-    if model.spec.rope_factors is not None:
-        hearth["rope_factors"] = list(model.spec.rope_factors)
-    return write_config(model.spec, source.bos_id, source.eos_ids) | {"hearth": hearth}
+    hearth["spec"] = spec_to_json(model.spec)
+    # The source's own settings decide about its tokenizer.
+    ids = {"bos_token_id": source.bos_id, "eos_token_id": sorted(source.eos_ids) or None}
+    return dict(model.config) | ids | {"hearth": hearth}
 
 
 def _check_space(directory: Path, size: int, files: dict[str, Path | bytes]) -> None:

@@ -166,6 +166,6 @@ def _place(spec: ModelSpec, tensor: TensorSpec) -> _Place:
         part=tensor.part.removeprefix("experts_"),
         number=layers.index(tensor.layer),
         count=len(layers),
-        group=block.attention.group,
-        experts=0,
+        group=block.mixer.group,
+        experts=block.experts.count if block.experts is not None else 0,
     )

@@ -10,10 +10,11 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.fingerprint import Digests, fingerprint
 from hearth.converter.mixes import check_weights, is_mix, mixed_type
-from hearth.converter.spec import ModelSpec, is_norm
-from hearth.converter.tensors import TensorSpec
+from hearth.converter.spec import ModelSpec
+from hearth.converter.stored import Stored
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.weights import (
     FORMATS,
@@ -66,6 +67,8 @@ class Model(ABC):
     def __init__(self, spec: ModelSpec, weights: str | None, tokenizer: TokenizerSource) -> None:
         self.spec = spec
         self.tokenizer_source = tokenizer
+        # Settings of the files that are not of the shape: those of the tokenizer.
+        self.config: Mapping[str, Any] = {}
         self._requested = check_weights(weights) if weights is not None else None
 
     @property
@@ -80,7 +83,7 @@ class Model(ABC):
             return self._requested
         counts: Counter[str] = Counter()
         for name in self.spec.tensor_names():
-            if not is_norm(name):
+            if not self.spec.tensor(name).vector:
                 counts[self.tensor_type(name)] += math.prod(self._shape(name))
         # Of equally common types the more exact one, so that the result does not depend on order.
         return max(counts, key=lambda kind: (counts[kind], FORMATS[kind].bits))
@@ -108,11 +111,13 @@ class Model(ABC):
         return True
 
     def tensor_type(self, name: str) -> str:
-        """The type to load a tensor in: f32 for norms; else as --weights has it, or as stored.
+        """The type to load a tensor in: f32 for vectors and routers; else as --weights has it, or
+        as stored.
 
         Where the blocks of a type that was asked for do not fit the tensor's rows, its fallback.
         """
-        if is_norm(name):
+        tensor = self.spec.tensor(name)
+        if tensor.vector or tensor.exact:
             return "f32"
         return self.effective_type(name, self._asked(name) or self.stored_type(name))
 
@@ -151,8 +156,8 @@ class Model(ABC):
         ):
             if not 0 <= begin <= end <= size:
                 raise ModelError(f"{what} {begin} to {end} of {name} are outside its {size} {what}")
-        if is_norm(name) and kind != "f32":
-            raise ModelError(f"{name} is a norm's weight, which is read as f32, not as {kind}")
+        if self.spec.tensor(name).vector and kind != "f32":
+            raise ModelError(f"{name} is a vector, which is read as f32, not as {kind}")
         row_bytes(kind, columns[1] - columns[0])
         row_bytes(kind, columns[0])
         return self._cut(name, kind, rows, columns)
@@ -218,41 +223,6 @@ class Model(ABC):
             raise ModelError(f"{self.spec.name} has no tensor named {name!r}") from None
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor's place in a file: rows of `kind` (a Hearth type or bf16), one after another.
-
-    rotary_head: 0, or the head size where the rows of each head are stored as interleaved rotary
-    pairs: stored row 2i of a head is its row i, stored row 2i + 1 its row i + head_size / 2.
-    """
-
-    file: OpenFile
-    offset: int
-    kind: str
-    rows: int
-    columns: int
-    rotary_head: int = 0
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """(offset, bytes) in the file."""
-        return self.offset, self.rows * row_bytes(self.kind, self.columns)
-
-    def read_rows(self, begin: int, end: int) -> Bytes:
-        """Rows [begin, end) in the canonical order, uint8 [rows, row_bytes]."""
-        width = row_bytes(self.kind, self.columns)
-        head = self.rotary_head
-        if not head:
-            data = self.file.read(self.offset + begin * width, (end - begin) * width)
-            return data.reshape(end - begin, width)
-        wanted = np.arange(begin, end)
-        place = wanted % head
-        stored = wanted - place + (place % (head // 2)) * 2 + place // (head // 2)
-        low, high = int(stored.min()), int(stored.max()) + 1
-        data = self.file.read(self.offset + low * width, (high - low) * width)
-        return np.take(data.reshape(high - low, width), stored - low, axis=0)
-
-
 class FileModel(Model):
     """A model whose tensors are in files."""
 
@@ -260,16 +230,18 @@ class FileModel(Model):
         self,
         spec: ModelSpec,
         weights: str | None,
-        tensors: dict[str, StoredTensor],
+        tensors: Mapping[str, Stored],
         files: list[OpenFile],
         tokenizer: TokenizerSource,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(spec, weights, tokenizer)
+        self.config = config or {}
         self._tensors = tensors
         self._files = files
         ranges: dict[OpenFile, list[tuple[int, int]]] = {file: [] for file in files}
-        for tensor in tensors.values():
-            ranges[tensor.file].append(tensor.place)
+        for file, offset, size in {place for t in tensors.values() for place in t.places()}:
+            ranges[file].append((offset, size))
         self._digests = Digests(ranges)
         self._digesting = threading.Lock()
         self._replaced: set[OpenFile] = set()
@@ -278,15 +250,8 @@ class FileModel(Model):
     def identity(self, name: str) -> bytes:
         self._shape(name)
         tensor = self._tensors[name]
-        return fingerprint(
-            [
-                tensor.kind,
-                tensor.rows,
-                tensor.columns,
-                tensor.rotary_head,
-                self._digests.of(tensor.file, tensor.place),
-            ]
-        )
+        digests = [self._digests.of(file, (at, size)) for file, at, size in tensor.places()]
+        return fingerprint([*tensor.form(), *digests])
 
     def identify(self, stop: Callable[[], bool] = lambda: False) -> bool:
         with self._digesting:
@@ -312,7 +277,7 @@ class FileModel(Model):
     def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
         tensor = self._tensors[name]
         whole = columns == (0, tensor.columns)
-        if tensor.kind == kind and not tensor.rotary_head and whole:
+        if tensor.kind == kind and tensor.as_stored and whole:
             # As it is: not copied block by block.
             data, largest = convert_rows(tensor.read_rows(*rows), kind, kind, columns, name)
             self._check_finite(name, kind, largest)

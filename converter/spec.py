@@ -1,26 +1,22 @@
 """A model's shape: the numbers that decide which tensors it has, how large each is, how it is cut.
 
-Holds no weights and reads no file; `hf_config.py` and the readers make it from what files say.
+Holds no weights and reads no file; the families (converter/families) make it from what files say.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
+from hearth.common.types import ACTIVATION, NORM, ROUTER
 from hearth.converter.blocks import (
     AttentionSpec,
     BlockSpec,
+    ExpertsSpec,
     FeedForwardSpec,
     RopeSpec,
-    attention_scale,
 )
 from hearth.converter.errors import ModelError
 from hearth.converter.tensors import TensorSpec, model_tensors
-
-ARCHITECTURES = ("llama",)
 
 # Upper limits on what a file may claim, checked before anything is allocated. Each is several times
 # what the largest published model has.
@@ -33,43 +29,10 @@ _LIMITS = {
     "ffn_size": 1 << 20,
     "vocab_size": 1 << 22,
     "context_size": 1 << 28,
+    "experts": 4096,
+    "learned_positions": 1 << 24,
 }
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Stretching of rotary frequencies for contexts longer than the model was trained on.
-
-    kind "linear" divides every frequency by `factor`. kind "llama3" divides only the slow ones,
-    with a ramp between `original_context / low_freq_factor` and `original_context /
-    high_freq_factor` positions of wavelength (Llama 3.1; transformers' `rope_type: llama3`).
-    """
-
-    kind: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ModelError(
-                f"rope scaling {self.kind!r} is not supported; Hearth reads 'linear' and 'llama3'"
-            )
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and 0 < value <= 1e6):
-                raise ModelError(f"rope scaling {name} is {value}; it must be above 0, at most 1e6")
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise ModelError(
-                f"rope scaling high_freq_factor {self.high_freq_factor} must be above "
-                f"low_freq_factor {self.low_freq_factor}"
-            )
-        if not 1 <= self.original_context <= _LIMITS["context_size"]:
-            raise ModelError(
-                f"rope scaling original context is {self.original_context}; it must be 1 to "
-                f"{_LIMITS['context_size']}"
-            )
+_MOST_NUMBERS = 1 << 46
 
 
 @dataclass(frozen=True)
@@ -83,21 +46,20 @@ class ModelSpec:
     """
 
     name: str
+    # The family's name, which only people read.
+    architecture: str
     hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    ffn_size: int
     vocab_size: int
-    norm_epsilon: float
-    rope_theta: float
     context_size: int
+    # The kinds of blocks, and for each layer the index of its kind.
+    kinds: tuple[BlockSpec, ...]
+    kind_of_layer: tuple[int, ...]
+    # The rotary position embeddings of the blocks.
+    ropes: tuple[RopeSpec, ...]
+    norm_epsilon: float
+    # True if the head is the embedding.
     tied: bool
-    rope_scaling: RopeScaling | None = None
-    rope_factors: tuple[float, ...] | None = None
-    architecture: str = "llama"
-    # "rms" or "layer": of all norms.
+    # "rms" or "layer": of all norms but those of heads, which are rms.
     norm: str = "rms"
     embedding_scale: float = 1.0
     # Rows of learned positions, which are added to the embedding; 0: none.
@@ -108,108 +70,164 @@ class ModelSpec:
     logit_softcap: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
+        for field in ("hidden_size", "layers", "vocab_size", "context_size"):
+            check_size(field, getattr(self, field))
+        check_size("learned_positions", self.learned_positions, 0)
+        if self.learned_positions and self.learned_positions < self.context_size:
             raise ModelError(
-                f"architecture {self.architecture!r} is not supported; Hearth runs "
-                f"{', '.join(ARCHITECTURES)}"
+                f"{self.learned_positions} learned positions are fewer than the context of "
+                f"{self.context_size} tokens"
             )
-        for field, limit in _LIMITS.items():
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-                raise ModelError(f"{field} is {value!r}; it must be a whole number, 1 to {limit}")
-        if self.heads % self.kv_heads:
-            raise ModelError(
-                f"{self.heads} heads cannot be shared equally by {self.kv_heads} KV heads"
-            )
-        if self.head_size % 2:
-            raise ModelError(f"head_size is {self.head_size}; rotary positions need an even number")
         if not (math.isfinite(self.norm_epsilon) and 0 < self.norm_epsilon < 1):
             raise ModelError(f"norm_epsilon is {self.norm_epsilon}; it must be between 0 and 1")
-        if not (math.isfinite(self.rope_theta) and 1 <= self.rope_theta <= 1e15):
-            raise ModelError(f"rope_theta is {self.rope_theta}; it must be 1 to 1e15")
-        if self.rope_factors is not None:
-            if len(self.rope_factors) != self.head_size // 2:
-                raise ModelError(
-                    f"{len(self.rope_factors)} rope factors for a head of {self.head_size}; there "
-                    f"must be {self.head_size // 2}"
-                )
-            if not all(math.isfinite(f) and 0 < f <= 1e6 for f in self.rope_factors):
-                raise ModelError("a rope factor is not a number above 0, at most 1e6")
+        if self.norm not in NORM:
+            raise ModelError(f"norm {self.norm!r} is not supported; there are {', '.join(NORM)}")
+        check_positive("embedding_scale", self.embedding_scale)
+        check_positive("logit_scale", self.logit_scale)
+        _check_softcap(self.logit_softcap)
+        if not self.kinds or not all(0 <= kind < len(self.kinds) for kind in self.kind_of_layer):
+            raise ModelError(f"a layer is of a kind that is not one of {len(self.kinds)}")
+        for block in self.kinds:
+            _check_block(block, self.ropes)
+        if self.parameters > _MOST_NUMBERS:
+            raise ModelError(f"the model has {self.parameters} numbers; the limit is 2^46")
 
     @property
+    def layers(self) -> int:
+        """The number of blocks."""
+        return len(self.kind_of_layer)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of the kind of block that has the most."""
+        return max(block.mixer.heads for block in self.kinds)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of the kind of block that has the most."""
+        return max(block.mixer.kv_heads for block in self.kinds)
+
+    @cached_property
     def parameters(self) -> int:
         """The model's count of numbers; a tied head is not counted twice."""
-        return sum(math.prod(self.tensor_shape(name)) for name in self.tensor_names())
-
-    def rope_frequencies(self) -> npt.NDArray[np.float32]:
-        """Radians per position of each rotary pair, f32 [head_size / 2], scaling applied."""
-        exponents = np.arange(0, self.head_size, 2, dtype=np.float64) / self.head_size
-        frequencies = self.rope_theta**-exponents
-        scaling = self.rope_scaling
-        if scaling is not None and scaling.kind == "linear":
-            frequencies = frequencies / scaling.factor
-        elif scaling is not None:
-            wavelengths = 2 * math.pi / frequencies
-            low, high = scaling.low_freq_factor, scaling.high_freq_factor
-            # 1 where the wavelength is short (kept), 0 where it is long (divided), else between.
-            keep = np.clip((scaling.original_context / wavelengths - low) / (high - low), 0.0, 1.0)
-            frequencies = keep * frequencies + (1 - keep) * frequencies / scaling.factor
-        if self.rope_factors is not None:
-            frequencies = frequencies / np.asarray(self.rope_factors, dtype=np.float64)
-        return frequencies.astype(np.float32)
+        counts = [0] * len(self.kinds)
+        for kind in self.kind_of_layer:
+            counts[kind] += 1
+        # By kinds: a table of all tensors may be large, and this is checked before it is made.
+        one_each = model_tensors(self, range(len(self.kinds)))
+        total = 0
+        for tensor in one_each:
+            if not tensor.stored_as:
+                times = counts[tensor.layer] if tensor.layer >= 0 else 1
+                total += times * math.prod(tensor.shape)
+        return total
 
     @cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Every tensor of a forward pass, in its order: shapes and cuts follow from this table."""
-        return tuple(model_tensors(self))
-
-    @cached_property
-    def kinds(self) -> tuple[BlockSpec, ...]:
-        """The kinds of blocks."""
-        attention = AttentionSpec(
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            key_size=self.head_size,
-            value_size=self.head_size,
-            scale=attention_scale(self.head_size),
-            rope=0,
-        )
-        return (BlockSpec(attention, FeedForwardSpec(self.ffn_size)),)
-
-    @cached_property
-    def kind_of_layer(self) -> tuple[int, ...]:
-        """Index in `kinds` of each layer."""
-        return (0,) * self.layers
-
-    @cached_property
-    def ropes(self) -> tuple[RopeSpec, ...]:
-        """The rotary position embeddings of the blocks."""
-        return (RopeSpec(tuple(self.rope_frequencies().tolist())),)
+        return tuple(model_tensors(self, self.kind_of_layer))
 
     def tensor_names(self) -> list[str]:
         """Every tensor of the model's files, in the order of a forward pass.
 
         A tied model has no `head`.
         """
-        return list(self._shapes)
+        return list(self._by_name)
 
-    def tensor_shape(self, name: str) -> tuple[int, int]:
-        """(rows, columns) of a tensor of the model's files.
+    def tensor(self, name: str) -> TensorSpec:
+        """A tensor of the model's files.
 
         Raises:
             KeyError: the model has no tensor of that name.
         """
-        return self._shapes[name]
+        return self._by_name[name]
+
+    def tensor_shape(self, name: str) -> tuple[int, int]:
+        """(rows, columns) of a tensor of the model's files. Raises KeyError as `tensor`."""
+        return self._by_name[name].shape
 
     @cached_property
-    def _shapes(self) -> dict[str, tuple[int, int]]:
-        return {tensor.name: tensor.shape for tensor in self.tensors if not tensor.stored_as}
+    def _by_name(self) -> dict[str, TensorSpec]:
+        return {tensor.name: tensor for tensor in self.tensors if not tensor.stored_as}
 
 
-_VECTORS = {"norm", "bq", "bk", "bv", "bo", "b1", "b2", "b3", "sinks", "head_bias", "bias"}
+def check_size(field: str, value: object, least: int = 1) -> int:
+    """Return `value`. Raises ModelError unless it is a whole number from `least` to the limit."""
+    limit = _LIMITS[field]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
+        raise ModelError(f"{field} is {value!r}; it must be a whole number, {least} to {limit}")
+    return value
 
 
-def is_norm(name: str) -> bool:
-    """True for a vector, such as the weight of a norm: always f32, of one row."""
-    part = name.rpartition(".")[2]
-    return part in _VECTORS or part.endswith("_norm")
+def check_positive(field: str, value: float) -> None:
+    """Raise ModelError unless `value` is a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ModelError(f"{field} is {value}; it must be a finite number above 0")
+
+
+def _check_softcap(value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ModelError(f"a soft cap is {value}; it must be a finite number, 0 for none")
+
+
+def _check_block(block: BlockSpec, ropes: tuple[RopeSpec, ...]) -> None:
+    _check_attention(block.mixer, ropes)
+    if block.feed_forward is None and block.experts is None:
+        raise ModelError("a layer has neither a feed-forward nor experts")
+    if block.feed_forward is not None:
+        _check_feed_forward(block.feed_forward)
+    if block.experts is not None:
+        _check_experts(block.experts)
+    check_positive("residual_scale", block.residual_scale)
+
+
+def _check_attention(attention: AttentionSpec, ropes: tuple[RopeSpec, ...]) -> None:
+    check_size("heads", attention.heads)
+    check_size("kv_heads", attention.kv_heads)
+    for size in (attention.key_size, attention.value_size):
+        check_size("head_size", size)
+    if attention.heads % attention.kv_heads:
+        raise ModelError(
+            f"{attention.heads} heads cannot be shared equally by {attention.kv_heads} KV heads"
+        )
+    check_positive("the scale of attention", attention.scale)
+    _check_softcap(attention.softcap)
+    if not 0 <= attention.window <= _LIMITS["context_size"]:
+        raise ModelError(f"a window is {attention.window} tokens")
+    if attention.rope is None:
+        return
+    if not 0 <= attention.rope < len(ropes):
+        raise ModelError(f"rope {attention.rope} of {len(ropes)} rotary position embeddings")
+    pairs = len(ropes[attention.rope].frequencies)
+    if 2 * pairs > attention.key_size:
+        raise ModelError(
+            f"rotary positions of {2 * pairs} elements are more than head_size, which is "
+            f"{attention.key_size}"
+        )
+
+
+def _check_feed_forward(feed_forward: FeedForwardSpec) -> None:
+    check_size("ffn_size", feed_forward.size)
+    if feed_forward.activation not in ACTIVATION:
+        raise ModelError(
+            f"activation {feed_forward.activation!r} is not supported; Hearth runs "
+            f"{', '.join(ACTIVATION)}"
+        )
+
+
+def _check_experts(experts: ExpertsSpec) -> None:
+    check_size("experts", experts.count)
+    _check_feed_forward(experts.expert)
+    if experts.scores not in ROUTER:
+        raise ModelError(
+            f"a router by {experts.scores!r} is not supported; Hearth runs {', '.join(ROUTER)}"
+        )
+    check_positive("the scale of experts", experts.scale)
+    groups, used_groups = experts.groups, experts.used_groups
+    if not 1 <= used_groups <= groups or experts.count % groups:
+        raise ModelError(f"{used_groups} of {groups} groups of {experts.count} experts")
+    if not 1 <= experts.used <= experts.count // groups * used_groups:
+        raise ModelError(
+            f"{experts.used} of {experts.count} experts are used, in {used_groups} of {groups} "
+            "groups"
+        )

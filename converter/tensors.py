@@ -5,12 +5,12 @@ they make: wq, wk, wv, wo of attention, w1 (gate), w3 (up), w2 (down) of the fee
 have one row and are f32 on every node.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from hearth.converter.blocks import AttentionSpec, BlockSpec, FeedForwardSpec
+from hearth.converter.blocks import AttentionSpec, BlockSpec, ExpertsSpec, FeedForwardSpec, Mixer
 
 if TYPE_CHECKING:
     from hearth.converter.spec import ModelSpec
@@ -22,8 +22,9 @@ class UnitKind(Enum):
     # A query head, and a KV head with those that read it.
     HEAD = "query heads"
     KV_HEAD = "KV heads"
-    # One number of a feed-forward's inner width.
+    # One number of a feed-forward's inner width, and of that of every expert of a layer.
     FFN = "feed-forward columns"
+    EXPERT = "columns of each expert"
     # One token of the vocabulary.
     VOCAB = "vocabulary rows"
 
@@ -69,6 +70,10 @@ class TensorSpec:
     # None: a node that uses the tensor has it whole.
     cut: Cut | None = None
     vector: bool = False
+    # Kept in f32 whatever type is asked for: a router must choose the same on all nodes.
+    exact: bool = False
+    # Equal parts, one below the other (of a vector: one behind the other), each cut alike: experts.
+    parts: int = 1
     # Only the first rank of a stage has it: the bias of a sum over ranks.
     first_rank: bool = False
     # Its layer's number, where it is a layer's.
@@ -99,18 +104,38 @@ def ffn_unit(feed_forward: FeedForwardSpec) -> Unit:
     return Unit(UnitKind.FFN, feed_forward.size)
 
 
+def expert_unit(experts: ExpertsSpec) -> Unit:
+    """The columns of the inner width of each expert."""
+    return Unit(UnitKind.EXPERT, experts.expert.size)
+
+
+def mixer_units(mixer: Mixer) -> tuple[Unit, Unit]:
+    """The units that a mixer is divided by."""
+    return head_units(mixer)
+
+
+def inner_units(block: BlockSpec) -> tuple[Unit, ...]:
+    """The units that what follows the mixer is divided by."""
+    units = []
+    if block.feed_forward is not None:
+        units.append(ffn_unit(block.feed_forward))
+    if block.experts is not None:
+        units.append(expert_unit(block.experts))
+    return tuple(units)
+
+
 def vocab_unit(spec: "ModelSpec") -> Unit:
     """The rows of the head."""
     return Unit(UnitKind.VOCAB, spec.vocab_size)
 
 
-def model_tensors(spec: "ModelSpec") -> Iterator[TensorSpec]:
-    """Every tensor of a forward pass, in its order."""
+def model_tensors(spec: "ModelSpec", kind_of_layer: Iterable[int]) -> Iterator[TensorSpec]:
+    """Every tensor of a forward pass through layers of these kinds, in its order."""
     hidden, vocab = spec.hidden_size, spec.vocab_size
     yield TensorSpec("embedding", (vocab, hidden), Place.INPUT)
     if spec.learned_positions:
         yield TensorSpec("positions", (spec.learned_positions, hidden), Place.INPUT)
-    for layer, kind in enumerate(spec.kind_of_layer):
+    for layer, kind in enumerate(kind_of_layer):
         for tensor in block_tensors(spec, spec.kinds[kind]):
             yield replace(tensor, name=f"layers.{layer}.{tensor.name}", layer=layer)
     for norm in _norm(spec, "norm", hidden):
@@ -127,12 +152,17 @@ def block_tensors(spec: "ModelSpec", block: BlockSpec) -> Iterator[TensorSpec]:
     hidden = spec.hidden_size
     if block.input_norms:
         yield from _norm(spec, "attn_norm", hidden)
-    yield from _attention(block.attention, hidden)
+    yield from _attention(block.mixer, hidden)
     if block.output_norms:
         yield from _norm(spec, "attn_out_norm", hidden)
     if block.input_norms:
         yield from _norm(spec, "ffn_norm", hidden)
-    yield from _feed_forward(block.feed_forward, hidden)
+    if block.feed_forward is not None:
+        yield from _feed_forward(block.feed_forward, hidden)
+    if block.experts is not None:
+        yield from _experts(block.experts, hidden)
+    if block.feed_forward_gate:
+        yield TensorSpec("ffn_gate", (1, hidden), Place.LAYER, exact=True)
     if block.output_norms:
         yield from _norm(spec, "ffn_out_norm", hidden)
 
@@ -174,6 +204,29 @@ def _feed_forward(feed_forward: FeedForwardSpec, hidden: int) -> Iterator[Tensor
     yield _matrix("w2", hidden, inner, Cut(unit, columns=True))
     if feed_forward.output_bias:
         yield replace(_vector("b2", hidden), first_rank=True)
+
+
+def _experts(experts: ExpertsSpec, hidden: int) -> Iterator[TensorSpec]:
+    unit, count, expert = expert_unit(experts), experts.count, experts.expert
+    inner = expert.size
+    yield TensorSpec("router", (count, hidden), Place.LAYER, exact=True)
+    if experts.router_bias:
+        yield _vector("router_bias", count)
+    if experts.choice_bias:
+        yield _vector("choice_bias", count)
+    rows, columns = Cut(unit), Cut(unit, columns=True)
+    parts = [_matrix("experts_w1", count * inner, hidden, rows)]
+    if expert.gated:
+        parts.append(_matrix("experts_w3", count * inner, hidden, rows))
+    if expert.bias:
+        parts.append(_vector("experts_b1", count * inner, columns))
+        if expert.gated:
+            parts.append(_vector("experts_b3", count * inner, columns))
+    parts.append(_matrix("experts_w2", count * hidden, inner, columns))
+    if expert.output_bias:
+        parts.append(replace(_vector("experts_b2", count * hidden), first_rank=True))
+    for part in parts:
+        yield replace(part, parts=count)
 
 
 def _norm(spec: "ModelSpec", name: str, size: int) -> Iterator[TensorSpec]:

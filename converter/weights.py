@@ -95,6 +95,11 @@ def is_quantized(kind: str) -> bool:
     return FORMATS[kind].quantized
 
 
+def is_format(kind: str) -> bool:
+    """True for a format of files that can be read."""
+    return kind in FORMATS
+
+
 def check_type(kind: str) -> str:
     """The name of a type that weights are loaded in. Raises ModelError for any other."""
     kind = type_name(kind)

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from hearth import _native
-from hearth.converter.spec import ModelSpec, is_norm
+from hearth.converter.blocks import AttentionSpec, BlockSpec, FeedForwardSpec, attention_scale
+from hearth.converter.families.rope import RopeScaling, make_rope
+from hearth.converter.spec import ModelSpec
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -54,7 +56,60 @@ def tiny_spec(**changes: Any) -> ModelSpec:
         "context_size": 128,
         "tied": False,
     }
-    return ModelSpec(**(settings | changes))
+    return llama_spec(**(settings | changes))
+
+
+def llama_spec(
+    *,
+    heads: int,
+    kv_heads: int,
+    head_size: int,
+    ffn_size: int,
+    layers: int,
+    rope_theta: float = 10000.0,
+    rope_scaling: RopeScaling | None = None,
+    rope_factors: tuple[float, ...] | None = None,
+    **more: Any,
+) -> ModelSpec:
+    """A Llama's spec by its numbers."""
+    attention = AttentionSpec(
+        heads=heads,
+        kv_heads=kv_heads,
+        key_size=head_size,
+        value_size=head_size,
+        scale=attention_scale(head_size),
+        rope=0,
+    )
+    return ModelSpec(
+        architecture="llama",
+        kinds=(BlockSpec(attention, FeedForwardSpec(ffn_size)),),
+        kind_of_layer=(0,) * layers,
+        ropes=(make_rope(head_size, rope_theta, rope_scaling, rope_factors),),
+        **more,
+    )
+
+
+def is_norm(name: str) -> bool:
+    """True for the vectors of a Llama: the weights of its norms."""
+    return name.rpartition(".")[2].endswith("norm")
+
+
+def rotary(spec: ModelSpec) -> npt.NDArray[np.float64]:
+    """Radians per position of each pair."""
+    return np.asarray(spec.ropes[0].frequencies)
+
+
+def llama_numbers(spec: ModelSpec) -> tuple[AttentionSpec, FeedForwardSpec]:
+    """The attention and the feed-forward of every layer of a Llama."""
+    (block,) = spec.kinds
+    assert block.feed_forward is not None
+    return block.mixer, block.feed_forward
+
+
+def rope_theta(spec: ModelSpec) -> float:
+    """The base of an unscaled rope, from its second frequency."""
+    size = llama_numbers(spec)[0].key_size
+    return float(f"{spec.ropes[0].frequencies[1] ** (-size / 2):.5g}")
 
 
 def random_tensors(spec: ModelSpec, seed: int = 0) -> Tensors:
@@ -82,18 +137,19 @@ def hf_name(name: str) -> str:
 
 
 def hf_config(spec: ModelSpec) -> dict[str, Any]:
+    attention, feed_forward = llama_numbers(spec)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_size,
-        "intermediate_size": spec.ffn_size,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.key_size,
+        "intermediate_size": feed_forward.size,
         "vocab_size": spec.vocab_size,
         "rms_norm_eps": spec.norm_epsilon,
-        "rope_theta": spec.rope_theta,
+        "rope_theta": rope_theta(spec),
         "max_position_embeddings": spec.context_size,
         "tie_word_embeddings": spec.tied,
         "hidden_act": "silu",
@@ -200,21 +256,31 @@ def interleave(values: npt.NDArray[Any], head_size: int) -> npt.NDArray[Any]:
 
 
 def gguf_metadata(spec: ModelSpec) -> dict[str, Any]:
+    attention, feed_forward = llama_numbers(spec)
     return {
         "general.architecture": "llama",
         "general.name": spec.name,
         "llama.context_length": spec.context_size,
         "llama.embedding_length": spec.hidden_size,
         "llama.block_count": spec.layers,
-        "llama.feed_forward_length": spec.ffn_size,
-        "llama.attention.head_count": spec.heads,
-        "llama.attention.head_count_kv": spec.kv_heads,
-        "llama.attention.key_length": spec.head_size,
-        "llama.attention.value_length": spec.head_size,
-        "llama.rope.dimension_count": spec.head_size,
-        "llama.rope.freq_base": spec.rope_theta,
+        "llama.feed_forward_length": feed_forward.size,
+        "llama.attention.head_count": attention.heads,
+        "llama.attention.head_count_kv": attention.kv_heads,
+        "llama.attention.key_length": attention.key_size,
+        "llama.attention.value_length": attention.value_size,
+        "llama.rope.dimension_count": attention.key_size,
+        "llama.rope.freq_base": rope_theta(spec),
         "llama.attention.layer_norm_rms_epsilon": spec.norm_epsilon,
     }
+
+
+def gguf_name(name: str) -> str:
+    """A tensor's name in a GGUF file."""
+    top = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
+    if name in top:
+        return f"{top[name]}.weight"
+    _, layer, part = name.split(".")
+    return f"blk.{layer}.{GGUF_NAMES[part]}.weight"
 
 
 def spm_metadata(vocab_size: int = 300) -> dict[str, Any]:
@@ -237,18 +303,13 @@ def gguf_tensors(
     spec: ModelSpec, tensors: Tensors, kind: str
 ) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
     """Tensors as gguf_bytes takes them; norms, and rows that blocks do not fit, as F32."""
-    top = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
     stored = {}
     for name, values in tensors.items():
-        if name in top:
-            stored_name = f"{top[name]}.weight"
-        else:
-            _, layer, part = name.split(".")
-            stored_name = f"blk.{layer}.{GGUF_NAMES[part]}.weight"
+        stored_name = gguf_name(name)
         fits = kind not in ("q8_0", "q4_0") or values.shape[1] % 32 == 0
         used = kind if fits and not is_norm(name) else "f32"
         if name.endswith((".wq", ".wk")):
-            values = interleave(values, spec.head_size)
+            values = interleave(values, llama_numbers(spec)[0].key_size)
         shape = (values.shape[1],) if is_norm(name) else values.shape
         stored[stored_name] = GGUF_TYPES[used], shape, encode(values, used).tobytes()
     return stored

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hearth.converter.families.rope import RopeScaling
 from hearth.converter.spec import ModelSpec
 
 F64 = npt.NDArray[np.float64]
@@ -68,10 +69,18 @@ def norm(x: F64, weight: F64, epsilon: float) -> F64:
     return scaled
 
 
-def frequencies(spec: ModelSpec) -> F64:
+@dataclass(frozen=True)
+class Rope:
+    """Base and scaling of rotary positions."""
+
+    theta: float = 10000.0
+    scaling: RopeScaling | None = None
+
+
+def frequencies(rope: Rope, head_size: int) -> F64:
     """Radians per position of each pair of a head, [head_size / 2]."""
-    plain = spec.rope_theta ** (-np.arange(spec.head_size // 2) * 2 / spec.head_size)
-    scaling = spec.rope_scaling
+    plain = rope.theta ** (-np.arange(head_size // 2) * 2 / head_size)
+    scaling = rope.scaling
     if scaling is None:
         return plain
     if scaling.kind == "linear":
@@ -106,9 +115,10 @@ def attention(q: F64, k: F64, v: F64) -> F64:
     return mixed
 
 
-def logits(spec: ModelSpec, weights: Mapping[str, Weight], ids: Sequence[int]) -> F64:
+def logits(spec: ModelSpec, weights: Mapping[str, Weight], ids: Sequence[int], rope: Rope) -> F64:
     """Logits after each of `ids`, [tokens, vocabulary]. weights: by Hearth's names of tensors."""
-    angles = np.arange(len(ids))[:, None] * frequencies(spec)
+    head_size = spec.kinds[0].mixer.key_size
+    angles = np.arange(len(ids))[:, None] * frequencies(rope, head_size)
     x = weights["embedding"].values[list(ids)]
     for layer in range(spec.layers):
         w = {
@@ -117,9 +127,7 @@ def logits(spec: ModelSpec, weights: Mapping[str, Weight], ids: Sequence[int]) -
             if name.startswith(f"layers.{layer}.")
         }
         h = norm(x, w["attn_norm"].values, spec.norm_epsilon)
-        q, k, v = (
-            (w[name] @ h).reshape(len(ids), -1, spec.head_size) for name in ("wq", "wk", "wv")
-        )
+        q, k, v = ((w[name] @ h).reshape(len(ids), -1, head_size) for name in ("wq", "wk", "wv"))
         mixed = attention(rotate(q, angles), rotate(k, angles), v)
         x = x + (w["wo"] @ mixed.reshape(len(ids), -1))
         h = norm(x, w["ffn_norm"].values, spec.norm_epsilon)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from converter_builders import tiny_spec
 
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
@@ -247,7 +248,10 @@ class Root:
             self.runner, tokenizer, Limits(**values), sampler_factory=sampler_factory or Greedy
         )
         self.cluster = FakeCluster()
-        spec = ModelSpec("tiny", 8, 2, 2, 1, 4, 16, VOCAB, 1e-5, 10000.0, 64, True)
+        spec = tiny_spec(
+            hidden_size=8, heads=2, kv_heads=1, head_size=4, ffn_size=16, vocab_size=VOCAB,
+            context_size=64, tied=True,
+        )  # fmt: skip
         self.frontend = Frontend(
             self.engine, FakeModel(spec), self.cluster, max_streams=max_streams
         )

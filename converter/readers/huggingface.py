@@ -1,18 +1,22 @@
-"""A Hugging Face Llama directory: config.json, one or several safetensors files, a tokenizer."""
+"""A Hugging Face directory: config.json, one or several safetensors files, a tokenizer."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from hearth.converter.errors import ModelError
+from hearth.converter.families.base import Family, Files, FileTensor, Recipe, find
 from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
-from hearth.converter.model import FileModel, StoredTensor, TokenizerSource
-from hearth.converter.readers.names import huggingface_name
+from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
-from hearth.converter.spec import ModelSpec, is_norm
+from hearth.converter.spec import ModelSpec
+from hearth.converter.stored import Stored
 from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
+
+log = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -22,13 +26,15 @@ _MAX_SHARDS = 4096
 # Entries of older exports besides the weights.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
-_PREFIX = "model."
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# The text part of a model that also reads images is beneath one of these.
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
+_HEAD = "lm_head.weight"
 _COMPARED_BYTES = 4 << 20
 
+# (name, entry, header) -> (the type it is stored in, its shape in elements). A type that cannot be
+# read is an error where the tensor is used.
 Kind = Callable[[str, TensorEntry, Header], tuple[str, tuple[int, ...]]]
-Entry = tuple[OpenFile, TensorEntry, Header]
-Entries = dict[str, Entry]
+Entries = dict[str, FileTensor]
 
 
 def open_huggingface(directory: Path, weights: str | None) -> FileModel:
@@ -41,14 +47,21 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
     config = read_config(directory)
     for _, path in tokenizer_files(directory):
         _check_pointer(path)
-    tensors, files = open_tensors(directory, config.spec, _kind)
+    entries, files = open_entries(directory, _kind)
+    try:
+        tensors = match(directory, config.spec, config.family, entries)
+    except BaseException:
+        close_all(files)
+        raise
+    if config.text_part:
+        log.info("%s also reads images or sound; Hearth runs its text part", directory.name)
     source = TokenizerSource(
         load=lambda: load_tokenizer(directory, config.bos_id, config.eos_ids),
         files=lambda: dict(tokenizer_files(directory)),
         bos_id=config.bos_id,
         eos_ids=config.eos_ids,
     )
-    return FileModel(config.spec, weights, tensors, files, source)
+    return FileModel(config.spec, weights, tensors, files, source, config.raw)
 
 
 def _check_pointer(path: Path) -> None:
@@ -60,22 +73,11 @@ def _check_pointer(path: Path) -> None:
 
 
 def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int, ...]]:
-    if entry.dtype not in _KINDS:
-        raise ModelError(
-            f"tensor {name} is {entry.dtype}, which Hearth can't read; types it reads here: "
-            f"{', '.join(_KINDS)}"
-        )
-    return _KINDS[entry.dtype], entry.shape
+    return _KINDS.get(entry.dtype, entry.dtype), entry.shape
 
 
-def open_tensors(
-    directory: Path, spec: ModelSpec, kind_of: Kind
-) -> tuple[dict[str, StoredTensor], list[OpenFile]]:
-    """Find every tensor of `spec` in a directory's safetensors files.
-
-    kind_of: (name, entry, header) -> (the type it is stored in, its shape in elements).
-    Returns the tensors by Hearth's names, and the open files.
-    """
+def open_entries(directory: Path, kind_of: Kind) -> tuple[Entries, list[OpenFile]]:
+    """Every tensor of a directory's safetensors files, by its name there, and the open files."""
     files: list[OpenFile] = []
     try:
         entries: Entries = {}
@@ -85,82 +87,99 @@ def open_tensors(
             header = read_header(file)
             for name, entry in header.tensors.items():
                 if name in entries:
-                    raise ModelError(f"tensor {name} is in {entries[name][0].path} and in {path}")
-                entries[name] = file, entry, header
-        return _match(directory, spec, entries, kind_of), files
+                    raise ModelError(f"tensor {name} is in {entries[name].file.path} and in {path}")
+                kind, shape = kind_of(name, entry, header)
+                entries[name] = FileTensor(file, entry.offset, kind, shape)
+        return entries, files
     except BaseException:
-        for file in files:
-            file.close()
+        close_all(files)
         raise
 
 
-def _match(
-    directory: Path,
-    spec: ModelSpec,
-    entries: Entries,
-    kind_of: Kind,
-) -> dict[str, StoredTensor]:
-    tensors = {}
-    entries = _with_prefix(entries)
+def close_all(files: list[OpenFile]) -> None:
+    """Close the files of a model that could not be opened."""
+    for file in files:
+        file.close()
+
+
+def match(directory: Path, spec: ModelSpec, family: Family, entries: Entries) -> dict[str, Stored]:
+    """Every tensor of `spec`, by Hearth's names."""
+    entries = _with_prefix(family, entries)
     if spec.tied:
-        _tie(directory, entries)
+        _tie(directory, family.embedding, entries)
+    missing = (
+        f"config.json asks for {spec.layers} layers, {'a tied' if spec.tied else 'an untied'} "
+        f"head, and so {len(spec.tensor_names())} tensors"
+    )
+    files = Files(entries, str(directory), missing, tuple(_KINDS))
+    tensors = {}
     for name in spec.tensor_names():
-        stored_name = huggingface_name(name)
-        found = entries.pop(stored_name, None)
-        if found is None:
-            raise ModelError(
-                f"{directory}: tensor {stored_name} is missing; config.json asks for "
-                f"{spec.layers} layers, {'a tied' if spec.tied else 'an untied'} head, and so "
-                f"{len(spec.tensor_names())} tensors"
-            )
-        file, entry, header = found
-        kind, shape = kind_of(stored_name, entry, header)
-        rows, columns = spec.tensor_shape(name)
-        wanted = (columns,) if is_norm(name) else (rows, columns)
-        if shape != wanted:
-            raise ModelError(
-                f"{file.path}: tensor {stored_name} has shape {list(shape)}, but config.json makes "
-                f"it {list(wanted)}; the two belong to different models"
-            )
-        tensors[name] = StoredTensor(file, entry.offset, kind, rows, columns)
-    unknown = sorted(name for name in entries if not name.endswith(_IGNORED_SUFFIXES))
+        tensor = spec.tensor(name)
+        tensors[name] = find(files, spec, tensor, _recipe(family, tensor.part))
+    unknown = [
+        name
+        for name in files.left()
+        if not name.endswith(_IGNORED_SUFFIXES) and not name.startswith(family.unused)
+    ]
     if unknown:
         raise ModelError(
-            f"{directory}: tensor {unknown[0]} does not belong to a Llama model of {spec.layers} "
-            f"layers ({len(unknown)} such tensors); the result would be wrong without it"
+            f"{directory}: tensor {unknown[0]} does not belong to a {family.name} model of "
+            f"{spec.layers} layers ({len(unknown)} such tensors); the result would be wrong "
+            "without it"
         )
     return tensors
 
 
-def _with_prefix(entries: Entries) -> Entries:
-    """Entries by the names of a model with a head; some files hold the model below it alone."""
-    if _EMBEDDING in entries or _EMBEDDING.removeprefix(_PREFIX) not in entries:
+def _recipe(family: Family, part: str) -> Recipe:
+    try:
+        return family.tensors[part]
+    except KeyError:
+        raise ModelError(f"Hearth does not know how {family.name} models store {part}") from None
+
+
+def _with_prefix(family: Family, entries: Entries) -> Entries:
+    """Entries by the names of a text model with a head.
+
+    Some files hold the model below the head alone, some a model that also reads images.
+    """
+    embedding = family.embedding
+    if embedding in entries:
         return entries
-    return {n if n == _HEAD else _PREFIX + n: entry for n, entry in entries.items()}
+    inner = embedding.removeprefix(family.prefix)
+    for prefix in (*_TEXT_PREFIXES, ""):
+        if prefix + inner in entries:
+            return {_text_name(family, name, prefix): entry for name, entry in entries.items()}
+    return entries
 
 
-def _tie(directory: Path, entries: Entries) -> None:
+def _text_name(family: Family, name: str, prefix: str) -> str:
+    if name.endswith(_HEAD):
+        return _HEAD
+    return family.prefix + name.removeprefix(prefix) if name.startswith(prefix) else name
+
+
+def _tie(directory: Path, embedding_name: str, entries: Entries) -> None:
     """Leave the embedding alone of a tied model, which may be stored as either or as both."""
     head = entries.pop(_HEAD, None)
     if head is None:
         return
-    embedding = entries.setdefault(_EMBEDDING, head)
+    embedding = entries.setdefault(embedding_name, head)
     if embedding is not head and not _same_bytes(embedding, head):
         raise ModelError(
             f"{directory}: by config.json the head is the embedding (tie_word_embeddings), but "
-            f"{_HEAD} and {_EMBEDDING} differ; set it to false if the head is trained, else "
+            f"{_HEAD} and {embedding_name} differ; set it to false if the head is trained, else "
             f"remove {_HEAD}"
         )
 
 
-def _same_bytes(one: Entry, two: Entry) -> bool:
-    (file, entry, _), (other_file, other, _) = one, two
-    if (entry.dtype, entry.shape, entry.size) != (other.dtype, other.shape, other.size):
+def _same_bytes(one: FileTensor, two: FileTensor) -> bool:
+    if (one.kind, one.shape) != (two.kind, two.shape):
         return False
-    for begin in range(0, entry.size, _COMPARED_BYTES):
-        size = min(_COMPARED_BYTES, entry.size - begin)
-        first = file.read(entry.offset + begin, size)
-        if not np.array_equal(first, other_file.read(other.offset + begin, size)):
+    size = one.size_bytes
+    for begin in range(0, size, _COMPARED_BYTES):
+        count = min(_COMPARED_BYTES, size - begin)
+        first = one.file.read(one.offset + begin, count)
+        if not np.array_equal(first, two.file.read(two.offset + begin, count)):
             return False
     return True
 

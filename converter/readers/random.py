@@ -12,8 +12,9 @@ import numpy as np
 from hearth import _native
 from hearth.converter.errors import ModelError
 from hearth.converter.fingerprint import fingerprint
+from hearth.converter.hf_config import read_spec
 from hearth.converter.model import Model, Span, TokenizerSource
-from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
+from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.converter.weights import Bytes
 
@@ -23,55 +24,55 @@ DEFAULT_WEIGHTS = "q4_0"
 _GENERATOR = "random-1"
 
 
-def _shape(name: str, sizes: tuple[int, ...], **more: object) -> ModelSpec:
-    hidden_size, layers, heads, kv_heads, head_size, ffn_size, vocab_size = sizes
-    settings: dict[str, object] = {
-        "norm_epsilon": 1e-5, "rope_theta": 500000.0, "context_size": 8192, "tied": False,
-    }  # fmt: skip
-    return ModelSpec(
-        name=name,
-        hidden_size=hidden_size,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=head_size,
-        ffn_size=ffn_size,
-        vocab_size=vocab_size,
-        **(settings | more),  # type: ignore[arg-type]
-    )
+_LLAMA_31 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
-def _llama31(factor: float) -> dict[str, object]:
-    scaling = RopeScaling("llama3", factor, 1.0, 4.0, 8192)
-    return {"rope_scaling": scaling, "context_size": 131072}
+def _llama(sizes: tuple[int, ...], factor: float = 0.0, **more: object) -> dict[str, object]:
+    """A Llama 3 config.json; factor: of Llama 3.1's rope scaling."""
+    config: dict[str, object] = {"model_type": "llama", "rms_norm_eps": 1e-5}
+    config |= {"rope_theta": 500000.0, "max_position_embeddings": 8192}
+    config |= dict(zip(_SIZES, sizes, strict=True))
+    if factor:
+        config |= {"rope_scaling": _LLAMA_31 | {"factor": factor}}
+        config |= {"max_position_embeddings": 131072}
+    return config | more
 
 
-# hidden, layers, heads, KV heads, head size, feed-forward, vocabulary; from each config.json.
-SHAPES = {
-    spec.name: spec
-    for spec in (
-        _shape(
-            "tinyllama-1.1b", (2048, 22, 32, 4, 64, 5632, 32000),
-            rope_theta=10000.0, context_size=2048,
-        ),
-        _shape("llama-3.2-1b", (2048, 16, 32, 8, 64, 8192, 128256), tied=True, **_llama31(32.0)),
-        _shape("llama-3.2-3b", (3072, 28, 24, 8, 128, 8192, 128256), tied=True, **_llama31(32.0)),
-        _shape("llama-3-8b", (4096, 32, 32, 8, 128, 14336, 128256)),
-        _shape("llama-3.1-70b", (8192, 80, 64, 8, 128, 28672, 128256), **_llama31(8.0)),
-        _shape("llama-3.1-405b", (16384, 126, 128, 8, 128, 53248, 128256), **_llama31(8.0)),
-    )
-}  # fmt: skip
+_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "intermediate_size", "vocab_size",
+)  # fmt: skip
+# The numbers of each model's published config.json.
+SHAPES: dict[str, dict[str, object]] = {
+    "tinyllama-1.1b": _llama(
+        (2048, 22, 32, 4, 64, 5632, 32000), rope_theta=10000.0, max_position_embeddings=2048
+    ),
+    "llama-3.2-1b": _llama((2048, 16, 32, 8, 64, 8192, 128256), 32.0, tie_word_embeddings=True),
+    "llama-3.2-3b": _llama((3072, 28, 24, 8, 128, 8192, 128256), 32.0, tie_word_embeddings=True),
+    "llama-3-8b": _llama((4096, 32, 32, 8, 128, 14336, 128256)),
+    "llama-3.1-70b": _llama((8192, 80, 64, 8, 128, 28672, 128256), 8.0),
+    "llama-3.1-405b": _llama((16384, 126, 128, 8, 128, 53248, 128256), 8.0),
+}
+
+
+def random_spec(shape: str) -> ModelSpec:
+    """The spec of one of SHAPES. Raises KeyError for another."""
+    return read_spec(SHAPES[shape], shape)[1]
 
 
 def open_random(source: str, weights: str | None) -> "RandomModel":
     """Open `random:SHAPE[:SEED]`. Raises ModelError for an unknown shape or a bad seed."""
     shape, _, seed = source.removeprefix(PREFIX).partition(":")
-    spec = SHAPES.get(shape)
-    if spec is None:
+    if shape not in SHAPES:
         raise ModelError(f"random shape {shape!r} is unknown; choose one of {', '.join(SHAPES)}")
     if seed and not (seed.isascii() and seed.isdecimal() and int(seed) < 1 << 64):
         raise ModelError(f"random seed {seed!r} is not a whole number of 0 to {(1 << 64) - 1}")
-    return RandomModel(spec, int(seed or 0), weights)
+    return RandomModel(random_spec(shape), int(seed or 0), weights)
 
 
 class RandomModel(Model):
@@ -96,17 +97,21 @@ class RandomModel(Model):
 
     def stored_type(self, name: str) -> str:
         self._shape(name)
-        if is_norm(name):
+        tensor = self.spec.tensor(name)
+        if tensor.vector or tensor.exact:
             return "f32"
         return self.effective_type(name, self._asked(name) or DEFAULT_WEIGHTS)
 
     def _cut(self, name: str, kind: str, rows: Span, columns: Span) -> Bytes:
         count = columns[1] - columns[0]
-        if is_norm(name):
-            return np.ones((rows[1] - rows[0], count), dtype="<f4").view(np.uint8)
-        total = self._shape(name)[1]
+        tensor = self.spec.tensor(name)
+        if tensor.vector:
+            # Norms' weights are 1, biases and sinks 0.
+            value = float(name.endswith("norm"))
+            return np.full((rows[1] - rows[0], count), value, dtype="<f4").view(np.uint8)
+        total = tensor.shape[1]
         scale = 1 / math.sqrt(total)
-        if name.endswith((".wo", ".w2")):
+        if tensor.part in ("wo", "w2", "experts_w2"):
             scale /= math.sqrt(2 * self.spec.layers)
         digest = hashlib.blake2b(f"{self.seed} {name}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "little")

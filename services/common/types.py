@@ -41,6 +41,7 @@ ACTIVATION = cast(
     "Mapping[str, common_pb2.Activation.ValueType]",
     {"silu": 1, "gelu_tanh": 2, "gelu": 3, "relu_squared": 4},
 )
+ROUTER = cast("Mapping[str, common_pb2.RouterScores.ValueType]", {"softmax": 1, "sigmoid": 2})
 LANE = cast("Mapping[str, common_pb2.Lane.ValueType]", {"grpc": 1, "mesh": 2})
 
 Number = TypeVar("Number", bound=int)

@@ -29,7 +29,13 @@ _BLOCK_BYTES = 2 << 20
 
 
 def block_rows(entry: worker_pb2.SliceEntry) -> int:
-    """Rows of a slice that are fetched and packed together: a multiple of the core's row group."""
+    """Rows of a slice that are fetched and packed together: a multiple of the core's row group.
+
+    Of a slice of parts whose rows are not such a multiple: whole parts.
+    """
+    part = entry.rows // max(1, entry.parts)
+    if entry.parts > 1 and part % ROW_GROUP:
+        return max(1, _BLOCK_BYTES // (entry.size_bytes // entry.parts)) * part
     group_bytes = entry.size_bytes // entry.rows * ROW_GROUP
     return max(1, _BLOCK_BYTES // group_bytes) * ROW_GROUP
 

@@ -12,7 +12,7 @@ from hearth import _native
 from hearth.common.channels import MAX_PAYLOAD_BYTES
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
-from hearth.common.types import ACTIVATION, BLOCK, KV, NORM, Number, name_of
+from hearth.common.types import ACTIVATION, BLOCK, KV, NORM, ROUTER, Number, name_of
 from hearth.v1 import common_pb2
 
 # Well above every known model (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
@@ -29,6 +29,8 @@ _LIMITS = {
     "heads": 1 << 12,
     "kv_heads": 1 << 12,
     "units": 1 << 20,
+    "units of an expert": 1 << 20,
+    "experts": 1 << 12,
     "vocab": 1 << 21,
     "learned_positions": 1 << 24,
     "window": 1 << 31,
@@ -100,13 +102,39 @@ def _check_kinds(config: common_pb2.ShardConfig) -> None:
     if max(config.kind_of_layer) >= len(config.kinds):
         raise _bad(f"a layer is of kind {max(config.kind_of_layer)}, of {len(config.kinds)}")
     for block in config.kinds:
-        if not block.HasField("attention") or not block.HasField("feed_forward"):
+        has_feed_forward, has_experts = block.HasField("feed_forward"), block.HasField("experts")
+        if not block.HasField("attention") or not (has_feed_forward or has_experts):
             raise _bad("a kind of block has no mixer or no feed-forward that this version knows")
         _check_attention(config, block.attention)
-        _range_in_range("units", block.feed_forward.units, 1)
-        if name_of(ACTIVATION, block.feed_forward.activation) is None:
-            raise _bad(f"unknown activation {block.feed_forward.activation}")
+        if has_feed_forward:
+            _check_feed_forward("units", block.feed_forward)
+        if has_experts:
+            _check_experts(block.experts)
+        if block.feed_forward_gate and not (has_feed_forward and has_experts):
+            raise _bad("a gate of the feed-forward needs a feed-forward with experts beside it")
         _positive("residual_scale", block.residual_scale)
+
+
+def _check_feed_forward(name: str, feed_forward: common_pb2.FeedForward) -> None:
+    """name: of its units."""
+    _range_in_range(name, feed_forward.units, 1)
+    if name_of(ACTIVATION, feed_forward.activation) is None:
+        raise _bad(f"unknown activation {feed_forward.activation}")
+
+
+def _check_experts(experts: common_pb2.Experts) -> None:
+    _in_range("experts", experts.count, 1)
+    _check_feed_forward("units of an expert", experts.expert)
+    if name_of(ROUTER, experts.scores) is None:
+        raise _bad(f"unknown scores {experts.scores} of a router")
+    _positive("the scale of experts", experts.scale)
+    groups, used_groups = experts.groups, experts.used_groups
+    if not (1 <= used_groups <= groups <= experts.count) or experts.count % groups:
+        raise _bad(f"{used_groups} of {groups} groups of {experts.count} experts")
+    if not 1 <= experts.used <= experts.count // groups * used_groups:
+        raise _bad(
+            f"{experts.used} of {experts.count} experts, in {used_groups} of {groups} groups"
+        )
 
 
 def _check_attention(config: common_pb2.ShardConfig, attention: common_pb2.Attention) -> None:
@@ -161,33 +189,58 @@ def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
 
 
 def _native_block(block: common_pb2.Block) -> _native.BlockConfig:
-    attention, feed_forward = block.attention, block.feed_forward
     return _native.BlockConfig(
-        mixer=_native.AttentionConfig(
-            heads=_pair(attention.heads),
-            kv_heads=_pair(attention.kv_heads),
-            key_size=attention.key_size,
-            value_size=attention.value_size,
-            scale=attention.scale,
-            rope=attention.rope if attention.HasField("rope") else None,
-            window=attention.window,
-            softcap=attention.softcap,
-            bias=attention.bias,
-            output_bias=attention.output_bias,
-            head_norm=attention.head_norm,
-            sinks=attention.sinks,
-            gate=attention.gate,
-        ),
-        feed_forward=_native.FeedForwardConfig(
-            units=_pair(feed_forward.units),
-            activation=_name(ACTIVATION, feed_forward.activation),
-            gated=feed_forward.gated,
-            bias=feed_forward.bias,
-            output_bias=feed_forward.output_bias,
-        ),
+        mixer=_native_attention(block.attention),
+        feed_forward=_native_feed_forward(block.feed_forward),
+        experts=_native_experts(block.experts) if block.HasField("experts") else None,
+        feed_forward_gate=block.feed_forward_gate,
         input_norms=block.input_norms,
         output_norms=block.output_norms,
         residual_scale=block.residual_scale,
+    )
+
+
+def _native_attention(attention: common_pb2.Attention) -> _native.AttentionConfig:
+    return _native.AttentionConfig(
+        heads=_pair(attention.heads),
+        kv_heads=_pair(attention.kv_heads),
+        key_size=attention.key_size,
+        value_size=attention.value_size,
+        scale=attention.scale,
+        rope=attention.rope if attention.HasField("rope") else None,
+        window=attention.window,
+        softcap=attention.softcap,
+        bias=attention.bias,
+        output_bias=attention.output_bias,
+        head_norm=attention.head_norm,
+        sinks=attention.sinks,
+        gate=attention.gate,
+    )
+
+
+def _native_feed_forward(feed_forward: common_pb2.FeedForward) -> _native.FeedForwardConfig:
+    """The core's form; an absent one has no units."""
+    return _native.FeedForwardConfig(
+        units=_pair(feed_forward.units),
+        activation=name_of(ACTIVATION, feed_forward.activation) or "silu",
+        gated=feed_forward.gated,
+        bias=feed_forward.bias,
+        output_bias=feed_forward.output_bias,
+    )
+
+
+def _native_experts(experts: common_pb2.Experts) -> _native.ExpertsConfig:
+    return _native.ExpertsConfig(
+        count=experts.count,
+        used=experts.used,
+        expert=_native_feed_forward(experts.expert),
+        scores=_name(ROUTER, experts.scores),
+        normalize=experts.normalize,
+        scale=experts.scale,
+        router_bias=experts.router_bias,
+        choice_bias=experts.choice_bias,
+        groups=experts.groups,
+        used_groups=experts.used_groups,
     )
 
 
@@ -210,7 +263,7 @@ def kv_bytes(config: common_pb2.ShardConfig) -> int:
 def step_bytes(config: common_pb2.ShardConfig) -> int:
     """Upper bound in bytes of a step's intermediate values: the core's workspace."""
     hidden = config.hidden_size
-    queries = keys = mixed = gates = units = 0
+    queries = keys = mixed = gates = units = inputs = inners = router = 0
     for block in config.kinds:
         attention = block.attention
         heads, kv_heads = _size(attention.heads), _size(attention.kv_heads)
@@ -219,10 +272,18 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
         keys = max(keys, kv_heads * (attention.key_size + attention.value_size))
         gates = max(gates, heads * attention.value_size if attention.gate else 0)
         units = max(units, _size(block.feed_forward.units))
+        chosen, inner = 0, 0
+        if block.HasField("experts"):
+            chosen, inner = block.experts.used, _size(block.experts.expert.units)
+            router = max(router, 2 * block.experts.count + 2 * chosen)
+        inputs = max(inputs, chosen * hidden)
+        inners = max(inners, chosen * inner)
     angles = 2 * sum(len(rope.frequencies) for rope in config.ropes)
-    quantized = max(hidden, mixed) + units  # int8, with a scale and a sum for each block
-    # Attention and feed-forward take turns.
+    # int8, with a scale and a sum for each block
+    quantized = max(hidden, mixed) + units + inputs + inners
+    # Attention and feed-forward take turns. Experts have rows of their own, and outputs.
     floats = 2 * hidden + max(queries + keys + mixed + gates, 2 * units) + angles
+    floats += 2 * inputs + 2 * inners + router
     return config.max_step_tokens * (4 * floats + quantized + quantized // 4)
 
 

@@ -144,6 +144,8 @@ def check_manifest(
                 f"slice {entry.name!r} is [{entry.rows}, {entry.columns}], "
                 f"the shard needs [{shape[0]}, {shape[1]}]"
             )
+        if entry.parts > 1 and entry.rows % entry.parts:
+            raise _bad(f"slice {entry.name!r}: {entry.rows} rows are not {entry.parts} equal parts")
         size = slice_bytes(entry)
         if entry.size_bytes != size:
             raise _bad(f"slice {entry.name!r} is {size} bytes, not {entry.size_bytes}")

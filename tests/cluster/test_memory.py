@@ -13,13 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from converter_builders import hf_config, hf_name, tiny_spec
+from converter_builders import hf_config, hf_name, is_norm, tiny_spec
 from harness import ServiceProcess, status_bytes
 
 from hearth.client import Client
 from hearth.common.sizes import format_size
-from hearth.converter.readers.hearth import VERSION
-from hearth.converter.spec import is_norm
 from hearth.converter.tokenizers.plain import PlainTokenizer
 
 # 1.4 GiB in f16, of which 62 MiB (the embedding) are whole on the root: 4 %, as in one of 8B. The
@@ -63,7 +61,7 @@ def zeros(directory: Path, shape: dict[str, int]) -> Path:
     with (directory / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
         file.truncate(8 + len(raw) + end)
-    config = hf_config(spec) | {"hearth": {"version": VERSION, "tokenizer": PlainTokenizer.NAME}}
+    config = hf_config(spec) | {"hearth": {"version": 1, "tokenizer": PlainTokenizer.NAME}}
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 

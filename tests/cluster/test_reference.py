@@ -15,12 +15,12 @@ import numpy as np
 import perplexity
 import pytest
 import reference
-from converter_builders import Tensors, hf_config, tiny_spec, write_hf
-from reference import F64, Weight
+from converter_builders import Tensors, hf_config, is_norm, tiny_spec, write_hf
+from reference import F64, Rope, Weight
 
 from hearth import _native
-from hearth.converter.readers.hearth import VERSION
-from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
+from hearth.converter.families.rope import RopeScaling
+from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.converter.weights import effective_type
 from hearth.worker.server import WorkerServer
@@ -47,7 +47,7 @@ class Case:
     logits: F64
 
 
-def draw_spec(seed: int, quantized: bool) -> ModelSpec:
+def draw_spec(seed: int, quantized: bool) -> tuple[ModelSpec, Rope]:
     """A random shape. Of a quantized model all cuts fall on blocks of 32, which its types need; the
     hidden size of every fourth does not: those rows are kept in f16."""
     draw = np.random.default_rng(seed)
@@ -56,7 +56,8 @@ def draw_spec(seed: int, quantized: bool) -> ModelSpec:
     if quantized:
         hidden = hidden if seed % 4 == 3 else hidden // 32 * 32
         ffn, head_size = ffn // 32 * 32, 16 // group * (1 + head_size % 2)
-    return tiny_spec(
+    rope = Rope(float(draw.choice([1e4, 5e5])), SCALINGS[seed % 3])
+    spec = tiny_spec(
         hidden_size=hidden,
         layers=int(draw.integers(1, 4)),
         heads=kv_heads * group,
@@ -65,10 +66,11 @@ def draw_spec(seed: int, quantized: bool) -> ModelSpec:
         ffn_size=ffn,
         vocab_size=int(draw.integers(60, 300)),
         norm_epsilon=float(draw.choice([1e-5, 1e-3])),
-        rope_theta=float(draw.choice([1e4, 5e5])),
+        rope_theta=rope.theta,
         tied=bool(seed % 2),
-        rope_scaling=SCALINGS[seed % 3],
+        rope_scaling=rope.scaling,
     )
+    return spec, rope
 
 
 def draw_tensors(spec: ModelSpec, seed: int) -> Tensors:
@@ -89,21 +91,22 @@ def weight(name: str, values: reference.F32, kind: str) -> Weight:
 
 
 def make_case(seed: int, kind: str, path: Path) -> Case:
-    spec = draw_spec(seed, kind in QUANTIZED)
+    spec, rope = draw_spec(seed, kind in QUANTIZED)
     tensors = draw_tensors(spec, seed)
-    config = hf_config(spec) | {"hearth": {"version": VERSION, "tokenizer": PlainTokenizer.NAME}}
-    if spec.rope_scaling is not None:
+    config = hf_config(spec) | {"hearth": {"version": 1, "tokenizer": PlainTokenizer.NAME}}
+    config["rope_theta"] = rope.theta
+    if rope.scaling is not None:
         config["rope_scaling"] = {
-            "rope_type": spec.rope_scaling.kind,
-            "factor": spec.rope_scaling.factor,
-            "low_freq_factor": spec.rope_scaling.low_freq_factor,
-            "high_freq_factor": spec.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": spec.rope_scaling.original_context,
+            "rope_type": rope.scaling.kind,
+            "factor": rope.scaling.factor,
+            "low_freq_factor": rope.scaling.low_freq_factor,
+            "high_freq_factor": rope.scaling.high_freq_factor,
+            "original_max_position_embeddings": rope.scaling.original_context,
         }
     write_hf(path, spec, tensors, config=config)
     ids = np.random.default_rng(seed).integers(0, spec.vocab_size, TOKENS).tolist()
     weights = {name: weight(name, values, kind) for name, values in tensors.items()}
-    return Case(path, ids, reference.logits(spec, weights, ids))
+    return Case(path, ids, reference.logits(spec, weights, ids, rope))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ from converter_builders import (
     gguf_bytes,
     gguf_metadata,
     gguf_tensors,
+    is_norm,
     random_tensors,
+    rotary,
     spm_metadata,
     tiny_spec,
     write_gguf,
@@ -25,7 +27,6 @@ from converter_builders import (
 from hearth.cli.main import main
 from hearth.converter import ModelError, open_model
 from hearth.converter.convert import convert
-from hearth.converter.spec import is_norm
 from hearth.converter.weights import PACKED
 
 SPEC = tiny_spec(ffn_size=100)  # w2 has rows that blocks of 32 do not fit
@@ -70,14 +71,14 @@ def test_a_converted_model_converts_again(tmp_path: Path) -> None:
     assert json.loads((second / "config.json").read_text())["hearth"]["weights"] == "q4_0"
 
 
-def test_a_plain_converted_model_is_a_hugging_face_one(tmp_path: Path) -> None:
+def test_tensors_have_the_names_and_the_order_of_hearth(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     dest = convert(str(make_source(tmp_path, "gguf")), tmp_path / "out", "f32")
     tensors = load_file(dest / "model.safetensors")
-    query = tensors["model.layers.0.self_attn.q_proj.weight"]
-    assert (query == TENSORS["layers.0.wq"]).all()
-    assert tensors["model.norm.weight"].shape == (64,)
+    assert list(tensors) == SPEC.tensor_names()
+    for name, values in tensors.items():
+        assert (values == TENSORS[name]).all(), name
 
 
 def test_rope_factors_and_special_ids_are_kept(tmp_path: Path) -> None:
@@ -86,7 +87,9 @@ def test_rope_factors_and_special_ids_are_kept(tmp_path: Path) -> None:
     source = tmp_path / "source.gguf"
     source.write_bytes(gguf_bytes(gguf_metadata(SPEC) | spm_metadata(), stored))
     after = open_model(str(convert(str(source), tmp_path / "out")))
-    assert after.spec.rope_factors == tuple(range(1, 9))
+    with open_model(str(source)) as before:
+        assert after.spec == before.spec
+    assert np.allclose(rotary(after.spec), rotary(SPEC) / np.arange(1, 9), rtol=1e-6)
     assert (after.tokenizer().bos_id, after.tokenizer().eos_ids) == (1, {2})
 
 
@@ -99,7 +102,7 @@ def test_stories260k_converts(testdata: Path, tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     dest = convert(str(make_source(tmp_path, "gguf")), tmp_path / "out")
     config = json.loads((dest / "config.json").read_text())
-    for hearth in ({"version": 2}, 7, None):
+    for hearth in ({"version": 3}, 7, None):
         (dest / "config.json").write_text(json.dumps(config | {"hearth": hearth}))
         with pytest.raises(ModelError, match=r"format version .*this Hearth reads 1"):
             open_model(str(dest))

@@ -17,9 +17,12 @@ from converter_builders import (
     encode,
     gguf_bytes,
     gguf_metadata,
+    gguf_name,
     gguf_tensors,
     interleave,
+    is_norm,
     random_tensors,
+    rotary,
     spm_metadata,
     tiny_spec,
     write_gguf,
@@ -34,7 +37,6 @@ from hearth.converter import ModelError, open_model
 from hearth.converter.convert import convert
 from hearth.converter.readers.gguf_file import READABLE, TENSOR_TYPES
 from hearth.converter.readers.gguf_parts import part_names
-from hearth.converter.spec import is_norm
 from hearth.converter.weights import FORMATS, PACKED, convert_rows
 
 # Every matrix has rows of whole blocks of 256.
@@ -156,22 +158,16 @@ def write_mixed(path: Path, kind: str, head: str) -> dict[str, np.ndarray]:
         each = head if name in ("head", "embedding") else kind
         rows, columns = SPEC.tensor_shape(name)
         data = usual_rows(each, rows, columns, seed)
-        file_name = next(n for n, v in stored.items() if n == gguf_file_name(name))
+        file_name = next(n for n, v in stored.items() if n == gguf_name(name))
         stored[file_name] = (KINDS[each].value, (rows, columns), data.tobytes())
         values = reference_of(each, data)
         if name.endswith((".wq", ".wk")):
             # The file's rows are rotary pairs side by side; the inverse of `interleave`.
-            order = interleave(np.arange(rows)[:, None], SPEC.head_size)[:, 0]
+            order = interleave(np.arange(rows)[:, None], SPEC.kinds[0].mixer.key_size)[:, 0]
             values = values[np.argsort(order)]
         expected[name] = values
     path.write_bytes(gguf_bytes(gguf_metadata(SPEC) | spm_metadata(), stored))
     return expected
-
-
-def gguf_file_name(name: str) -> str:
-    from hearth.converter.readers.names import gguf_name
-
-    return gguf_name(name)
 
 
 @pytest.mark.parametrize(
@@ -388,17 +384,17 @@ def test_rope_keys(tmp_path: Path, values: dict[str, Any], factor: float) -> Non
     path = tmp_path / "m.gguf"
     stored = gguf_tensors(SPEC, TENSORS, "f32")
     path.write_bytes(gguf_bytes(gguf_metadata(SPEC) | spm_metadata() | values, stored))
-    frequencies = open_model(str(path)).spec.rope_frequencies()
-    assert np.allclose(frequencies, SPEC.rope_frequencies() / factor, rtol=1e-6)
+    frequencies = rotary(open_model(str(path)).spec)
+    assert np.allclose(frequencies, rotary(SPEC) / factor, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn'"),
-        ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
-        ({"llama.rope.scaling.type": 1}, "rope scaling 1 is not supported"),
-        ({"llama.rope.scaling.attn_factor": 1.5}, "attn_factor is 1.5"),
+        ({"llama.rope.scaling.type": "ntk", "llama.rope.scaling.factor": 4.0}, "'ntk'"),
+        ({"llama.rope.scaling.type": "longrope"}, "rope_factors_long.weight is missing"),
+        ({"llama.rope.scaling.type": 1}, "rope.scaling.type is 1; a text is needed"),
+        ({"llama.rope.scaling.attn_factor": -1.5}, "magnitude is -1.5"),
         ({"llama.attention.causal": False}, "causal is False; .*not encoders"),
         ({"general.type": "adapter"}, "adapter data, not a model"),
         ({"split.count": 2}, "part 1 of 2 of a model, so its name must end"),

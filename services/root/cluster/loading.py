@@ -158,8 +158,10 @@ class Loading:
 
     def _read(self, part: Slice, first: int, last: int) -> Bytes:
         """Rows [first, last) of a slice."""
-        rows = part.rows[0] + first, part.rows[0] + last
-        return self._model.read(part.tensor, part.kind, rows, part.columns)
+        read = self._model.read
+        pieces = [read(part.tensor, part.kind, *piece) for piece in part.pieces(first, last)]
+        # Parts of a vector lie behind each other, those of a matrix below each other.
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, int(part.vector))
 
 
 def _cancelled() -> HearthError:

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from hearth.common import channels
-from hearth.common.types import ACTIVATION, KV, LANE, NORM, SYNC, WEIGHT
+from hearth.common.types import ACTIVATION, KV, LANE, NORM, ROUTER, SYNC, WEIGHT
 from hearth.converter import Model, ModelSpec
-from hearth.converter.blocks import BlockSpec
-from hearth.converter.tensors import ffn_unit, head_units
+from hearth.converter.blocks import AttentionSpec, BlockSpec, ExpertsSpec, FeedForwardSpec
+from hearth.converter.tensors import expert_unit, ffn_unit, head_units
 from hearth.root.planning.plan import NodePlan, Slice
 from hearth.root.scheduling.batch import Batch, Limits
 from hearth.root.status.describe import placement
@@ -34,7 +34,9 @@ def shard_config(
         norm=NORM[spec.norm],
         norm_epsilon=spec.norm_epsilon,
         ropes=[
-            common_pb2.Rope(frequencies=rope.frequencies, magnitude=rope.magnitude)
+            common_pb2.Rope(
+                frequencies=rope.for_context(limits.context_size), magnitude=rope.magnitude
+            )
             for rope in spec.ropes
         ],
         kinds=[_block(spec.kinds[kind], node) for kind in kinds],
@@ -56,35 +58,63 @@ def shard_config(
 
 def _block(block: BlockSpec, node: NodePlan) -> common_pb2.Block:
     """A node's part of a kind of block."""
-    attention, feed_forward = block.attention, block.feed_forward
-    heads, kv_heads = (node.units[unit] for unit in head_units(attention))
-    first = node.place.rank == 0
+    feed_forward, experts = block.feed_forward, block.experts
     return common_pb2.Block(
-        attention=common_pb2.Attention(
-            heads=_range(heads),
-            kv_heads=_range(kv_heads),
-            key_size=attention.key_size,
-            value_size=attention.value_size,
-            scale=attention.scale,
-            rope=attention.rope,
-            window=attention.window,
-            softcap=attention.softcap,
-            bias=attention.bias,
-            output_bias=attention.output_bias and first,
-            head_norm=attention.head_norm,
-            sinks=attention.sinks,
-            gate=attention.gate,
-        ),
-        feed_forward=common_pb2.FeedForward(
-            units=_range(node.units[ffn_unit(feed_forward)]),
-            activation=ACTIVATION[feed_forward.activation],
-            gated=feed_forward.gated,
-            bias=feed_forward.bias,
-            output_bias=feed_forward.output_bias and first,
-        ),
+        attention=_attention(block.mixer, node),
+        feed_forward=None
+        if feed_forward is None
+        else _feed_forward(feed_forward, node.units[ffn_unit(feed_forward)], node),
+        experts=None if experts is None else _experts(experts, node),
+        feed_forward_gate=block.feed_forward_gate,
         input_norms=block.input_norms,
         output_norms=block.output_norms,
         residual_scale=block.residual_scale,
+    )
+
+
+def _attention(attention: AttentionSpec, node: NodePlan) -> common_pb2.Attention:
+    heads, kv_heads = (node.units[unit] for unit in head_units(attention))
+    return common_pb2.Attention(
+        heads=_range(heads),
+        kv_heads=_range(kv_heads),
+        key_size=attention.key_size,
+        value_size=attention.value_size,
+        scale=attention.scale,
+        rope=attention.rope,
+        window=attention.window,
+        softcap=attention.softcap,
+        bias=attention.bias,
+        output_bias=attention.output_bias and node.place.rank == 0,
+        head_norm=attention.head_norm,
+        sinks=attention.sinks,
+        gate=attention.gate,
+    )
+
+
+def _feed_forward(
+    feed_forward: FeedForwardSpec, units: tuple[int, int], node: NodePlan
+) -> common_pb2.FeedForward:
+    return common_pb2.FeedForward(
+        units=_range(units),
+        activation=ACTIVATION[feed_forward.activation],
+        gated=feed_forward.gated,
+        bias=feed_forward.bias,
+        output_bias=feed_forward.output_bias and node.place.rank == 0,
+    )
+
+
+def _experts(experts: ExpertsSpec, node: NodePlan) -> common_pb2.Experts:
+    return common_pb2.Experts(
+        count=experts.count,
+        used=experts.used,
+        expert=_feed_forward(experts.expert, node.units[expert_unit(experts)], node),
+        scores=ROUTER[experts.scores],
+        normalize=experts.normalize,
+        scale=experts.scale,
+        router_bias=experts.router_bias,
+        choice_bias=experts.choice_bias,
+        groups=experts.groups,
+        used_groups=experts.used_groups,
     )
 
 
@@ -112,8 +142,9 @@ def slice_entry(part: Slice, content: bytes) -> worker_pb2.SliceEntry:
     return worker_pb2.SliceEntry(
         name=part.name,
         type=WEIGHT[part.kind],
-        rows=part.rows[1] - part.rows[0],
-        columns=part.columns[1] - part.columns[0],
+        rows=part.shape[0],
+        columns=part.shape[1],
+        parts=1 if part.vector else part.parts,
         identity=part.identity(content),
         size_bytes=part.size_bytes,
     )

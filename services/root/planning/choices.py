@@ -16,11 +16,13 @@ def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
             raise HearthError(
                 Reason.INVALID_ARGUMENT, f"unknown {what} {name!r}: use {', '.join(known)}"
             )
-    if kv_type == "q80" and spec.head_size % BLOCK:
+    sizes = {size for kind in spec.kinds for size in (kind.mixer.key_size, kind.mixer.value_size)}
+    unfit = sorted(size for size in sizes if size % BLOCK)
+    if kv_type == "q80" and unfit:
         raise HearthError(
             Reason.INVALID_ARGUMENT,
             f"KV type q80 needs a head size that is a multiple of 32; {spec.name} has "
-            f"{spec.head_size}: use --kv-type f16",
+            f"{unfit[0]}: use --kv-type f16",
         )
     if sync_type == "q80" and spec.hidden_size % BLOCK:
         raise HearthError(

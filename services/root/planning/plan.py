@@ -5,7 +5,7 @@ Layers are divided over stages (pipeline parallel), and each layer over the rank
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -41,11 +41,42 @@ class Slice:
     kind: str
     rows: Span
     columns: Span
+    # Equal parts of the tensor, one below the other, of each of which these are the rows; of a
+    # vector one behind the other, and the columns. part_size: rows (columns) of a part.
+    parts: int = 1
+    part_size: int = 0
+
+    @property
+    def vector(self) -> bool:
+        """True for a vector, whose parts lie one behind the other."""
+        return self.parts > 1 and self.rows == (0, 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the slice itself."""
+        rows, columns = size(self.rows), size(self.columns)
+        return (rows, self.parts * columns) if self.vector else (self.parts * rows, columns)
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the slice."""
-        return size(self.rows) * row_bytes(self.kind, size(self.columns))
+        rows, columns = self.shape
+        return rows * row_bytes(self.kind, columns)
+
+    def pieces(self, first: int, last: int) -> Iterator[tuple[Span, Span]]:
+        """Rows and columns of the tensor that rows [first, last) of the slice are, in order."""
+        if self.vector:
+            for part in range(self.parts):
+                begin = part * self.part_size
+                yield self.rows, (begin + self.columns[0], begin + self.columns[1])
+            return
+        held = size(self.rows)
+        while first < last:
+            part, within = divmod(first, held)
+            count = min(last - first, held - within)
+            begin = part * self.part_size + self.rows[0] + within
+            yield (begin, begin + count), self.columns
+            first += count
 
     def identity(self, content: bytes) -> bytes:
         """Digest of 32 bytes, equal for equal bytes. content: the identity of the whole tensor.
@@ -53,6 +84,8 @@ class Slice:
         Disk caches are keyed by it: changing the text hashed here invalidates every cached slice.
         """
         text = f"2|{self.tensor}|{self.kind}|{self.rows}|{self.columns}"
+        if self.parts > 1:
+            text += f"|{self.parts}"
         return hashlib.blake2b(content + text.encode(), digest_size=32).digest()
 
 
@@ -81,7 +114,7 @@ class NodePlan:
         """Bytes of K and V of one page, for the layers and KV heads of this node."""
         total = 0
         for kind in spec.kind_of_layer[self.layers[0] : self.layers[1]]:
-            attention = spec.kinds[kind].attention
+            attention = spec.kinds[kind].mixer
             held = size(self.units[head_units(attention)[1]])
             total += held * _native.kv_head_bytes(
                 kv_type, attention.key_size, attention.value_size, page_size

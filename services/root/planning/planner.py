@@ -24,8 +24,8 @@ from hearth.converter.tensors import (
     Unit,
     UnitKind,
     block_tensors,
-    ffn_unit,
-    head_units,
+    inner_units,
+    mixer_units,
     vocab_unit,
 )
 from hearth.converter.weights import FORMATS
@@ -62,8 +62,10 @@ def check_shares(nodes: int, shares: Sequence[float] | None) -> list[float]:
 
 def most_nodes(spec: ModelSpec) -> int:
     """Maximum number of ranks in a stage of this model."""
-    blocks = [min(kind.attention.heads, kind.feed_forward.size) for kind in spec.kinds]
-    return min(*blocks, spec.vocab_size)
+    counts = [spec.vocab_size]
+    for kind in spec.kinds:
+        counts += [kind.mixer.heads, *(unit.count for unit in inner_units(kind))]
+    return min(counts)
 
 
 def make_plan(
@@ -117,8 +119,16 @@ def _check_ranks(spec: ModelSpec, layout: Layout, ranks: int) -> None:
         return
     what = f"{ranks} nodes" if len(layout.ranks) == 1 else f"a stage of {ranks} nodes"
     raise _invalid(
-        f"{spec.name} cannot be divided over {what}: its {spec.heads} query heads allow 1 to {most}"
+        f"{spec.name} cannot be divided over {what}: {_fewest_parts(spec)} allow 1 to {most}"
     )
+
+
+def _fewest_parts(spec: ModelSpec) -> str:
+    """The parts that bound the number of nodes: "its 32 query heads"."""
+    units = [Unit(UnitKind.HEAD, kind.mixer.heads) for kind in spec.kinds]
+    units += [unit for kind in spec.kinds for unit in inner_units(kind)]
+    fewest = min([*units, vocab_unit(spec)], key=lambda unit: unit.count)
+    return f"its {fewest.count} {fewest.kind.value}"
 
 
 def _divide_layers(
@@ -169,15 +179,15 @@ def _cut_stage(
     units: dict[Unit, list[Span]] = {}
     counts = Counter(spec.kind_of_layer[layers[0] : layers[1]])
     for number in counts:
-        head, kv_head = head_units(spec.kinds[number].attention)
+        head, kv_head = mixer_units(spec.kinds[number].mixer)
         if head not in units:
             units[head], units[kv_head] = divide_heads(
                 head.count, kv_head.count, shares, steps.get(head, 1)
             )
     flexible = _ffn_shares(spec, counts, units, shares)
     for number in counts:
-        unit = ffn_unit(spec.kinds[number].feed_forward)
-        units[unit] = divide_on_blocks(unit.count, flexible, steps.get(unit, 1))
+        for unit in inner_units(spec.kinds[number]):
+            units[unit] = divide_on_blocks(unit.count, flexible, steps.get(unit, 1))
     if stage == stages - 1:
         unit = vocab_unit(spec)
         units[unit] = divide_on_blocks(unit.count, shares)
@@ -203,8 +213,8 @@ def _ffn_shares(
             cut = tensor.cut
             if cut is None or tensor.vector:
                 continue
-            if cut.unit.kind is UnitKind.FFN:
-                feed_forward += layers * cut.unit.count * cut.size
+            if cut.unit.kind in (UnitKind.FFN, UnitKind.EXPERT):
+                feed_forward += layers * cut.unit.count * cut.size * tensor.parts
             else:
                 for rank, span in enumerate(units[cut.unit]):
                     attention[rank] += layers * size(span) * cut.size
@@ -256,16 +266,30 @@ def _holds(tensor: TensorSpec, cut: _StageCut, rank: int, embedding: bool) -> bo
 
 def _slice(tensor: TensorSpec, whole: str, cut: _StageCut, rank: int) -> Slice:
     """A rank's slice of a tensor; whole: the tensor's type when it is not cut."""
-    rows, columns = (0, tensor.shape[0]), (0, tensor.shape[1])
+    parts = tensor.parts
+    height, width = tensor.shape
+    if tensor.vector:
+        width //= parts
+    else:
+        height //= parts
+    rows, columns = (0, height), (0, width)
     if tensor.cut is not None:
         span = scaled(cut.units[tensor.cut.unit][rank], tensor.cut.size)
         rows, columns = (rows, span) if tensor.cut.columns else (span, columns)
-    return Slice(tensor.name, tensor.source, _kind(tensor, whole, cut), rows, columns)
+    return Slice(
+        tensor.name,
+        tensor.source,
+        _kind(tensor, whole, cut),
+        rows,
+        columns,
+        parts,
+        width if tensor.vector else height,
+    )
 
 
 def _whole(tensor: TensorSpec, tensor_type: Callable[[str], str]) -> str:
     """The type of a tensor that is not cut."""
-    return "f32" if tensor.vector else tensor_type(tensor.source)
+    return "f32" if tensor.vector or tensor.exact else tensor_type(tensor.source)
 
 
 def _kind(tensor: TensorSpec, whole: str, cut: _StageCut) -> str:

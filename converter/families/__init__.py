@@ -1,0 +1,63 @@
+"""Families of models, each a file of this folder: nothing else asks which family a model is of."""
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+
+from hearth.converter.errors import ModelError
+from hearth.converter.families.base import Family
+from hearth.converter.families.settings import Settings
+
+# One for each file, in the order that errors list them.
+_FILES = ("llama", "mistral")
+# Endings of the names of classes that make text.
+_TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "lmheadmodel")
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All families."""
+    return tuple(_families())
+
+
+def _families() -> Iterator[Family]:
+    for name in _FILES:
+        module = import_module(f"hearth.converter.families.{name}")
+        found = getattr(module, "FAMILIES", None) or (module.FAMILY,)
+        yield from found
+
+
+def family_of_config(config: Settings) -> Family:
+    """The family of a config.json. Raises ModelError, with those supported, for another.
+
+    As in transformers, model_type decides, and architectures without it.
+    """
+    classes = config.get("architectures") or None
+    name = classes[0] if isinstance(classes, list) else classes
+    kind = config.get("model_type")
+    if name is None and kind is None:
+        raise ModelError(
+            "neither 'architectures' nor 'model_type' is given; is this the config.json of a "
+            "language model?"
+        )
+    # "LLaMAForCausalLM" is in real files. Heads of other tasks do not make text.
+    lower = name.lower() if isinstance(name, str) else ""
+    text = name is None or lower.endswith(_TEXT_CLASSES)
+    for family in families():
+        of_class = lower in (each.lower() for each in family.classes)
+        if (kind in family.model_types and text) or (kind is None and of_class):
+            return family
+    known = [each for family in families() for each in family.model_types]
+    shown = name if kind in known or kind is None else kind
+    raise ModelError(f"architecture {shown!r} is not supported; Hearth runs {', '.join(known)}")
+
+
+def family_of_gguf(architecture: object) -> Family:
+    """The family of a GGUF file's general.architecture. Raises ModelError for another."""
+    for family in families():
+        if architecture in family.architectures:
+            return family
+    known = [each for family in families() for each in family.architectures]
+    raise ModelError(
+        f"architecture {architecture!r} is not supported; Hearth runs {', '.join(known)}"
+    )
