@@ -45,11 +45,7 @@ class Slice:
     # vector one behind the other, and the columns. part_size: rows (columns) of a part.
     parts: int = 1
     part_size: int = 0
-
-    @property
-    def vector(self) -> bool:
-        """True for a vector, whose parts lie one behind the other."""
-        return self.parts > 1 and self.rows == (0, 1)
+    vector: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

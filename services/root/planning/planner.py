@@ -284,6 +284,7 @@ def _slice(tensor: TensorSpec, whole: str, cut: _StageCut, rank: int) -> Slice:
         columns,
         parts,
         width if tensor.vector else height,
+        tensor.vector,
     )
 
 

@@ -1,0 +1,134 @@
+"""Qwen2, Qwen2.5, Qwen3 and Qwen3-MoE."""
+
+from typing import Any
+
+from hearth.converter.blocks import BlockSpec, ExpertsSpec, FeedForwardSpec
+from hearth.converter.families.base import Family, GgufFacts
+from hearth.converter.families.common import (
+    GGUF_TENSORS,
+    TENSORS,
+    activation,
+    attention,
+    feed_forward,
+    gguf_attention,
+    gguf_experts,
+    gguf_model,
+    gguf_rope,
+    head_size,
+    layer_count,
+    model,
+    rope,
+)
+from hearth.converter.families.settings import Settings
+from hearth.converter.spec import ModelSpec
+
+
+def _windows(config: Settings) -> list[bool]:
+    """True for each layer whose attention has a window."""
+    layers = layer_count(config)
+    first = config.integer("max_window_layers", 28)
+    used = config.boolean("use_sliding_window", False) and "sliding_window" in config
+    usual = [
+        "sliding_attention" if used and layer >= first else "full_attention"
+        for layer in range(layers)
+    ]
+    return [kind == "sliding_attention" for kind in config.texts("layer_types", layers, usual)]
+
+
+def _dense(config: Settings, name: str, architecture: str, **more: Any) -> ModelSpec:
+    inner = feed_forward(config)
+    window = config.integer("sliding_window", 0)
+    kinds = [
+        BlockSpec(attention(config, **more), inner),
+        BlockSpec(attention(config, window=window, **more), inner),
+    ]
+    order = [int(windowed) for windowed in _windows(config)]
+    return model(config, name, architecture, kinds, [rope(config, head_size(config))], order)
+
+
+def _qwen2(config: Settings, name: str) -> ModelSpec:
+    return _dense(config, name, "qwen2", bias=True)
+
+
+def _qwen3(config: Settings, name: str) -> ModelSpec:
+    bias = config.boolean("attention_bias", False)
+    return _dense(config, name, "qwen3", bias=bias, output_bias=bias, head_norm=True)
+
+
+def _qwen3_moe(config: Settings, name: str) -> ModelSpec:
+    bias = config.boolean("attention_bias", False)
+    window = (
+        config.integer("sliding_window", 0) if config.boolean("use_sliding_window", False) else 0
+    )
+    mixer = attention(config, bias=bias, output_bias=bias, head_norm=True, window=window)
+    # Its name in transformers of today; num_experts in the files.
+    count = config.integer("num_experts", config.integer("num_local_experts", 128))
+    experts = ExpertsSpec(
+        count,
+        config.integer("num_experts_per_tok", 8),
+        FeedForwardSpec(config.integer("moe_intermediate_size"), activation(config)),
+        normalize=config.boolean("norm_topk_prob", False),
+    )
+    layers = layer_count(config)
+    step = config.integer("decoder_sparse_step", 1)
+    dense = config.get("mlp_only_layers", [])
+    sparse = [
+        layer not in dense and count > 0 and (layer + 1) % max(step, 1) == 0
+        for layer in range(layers)
+    ]
+    kinds = [BlockSpec(mixer, None, experts), BlockSpec(mixer, feed_forward(config))]
+    order = [int(not each) for each in sparse]
+    return model(config, name, "qwen3moe", kinds, [rope(config, head_size(config))], order)
+
+
+def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) -> ModelSpec:
+    mixer = gguf_attention(
+        metadata,
+        bias=facts.has("blk.0.attn_q.bias"),
+        output_bias=facts.has("blk.0.attn_output.bias"),
+        head_norm=facts.has("blk.0.attn_q_norm.weight"),
+    )
+    if metadata.integer("expert_count", 0):
+        block = BlockSpec(mixer, None, gguf_experts(metadata))
+    else:
+        block = BlockSpec(mixer, FeedForwardSpec(metadata.integer("feed_forward_length")))
+    ropes = [gguf_rope(metadata, mixer.key_size, facts)]
+    return gguf_model(metadata, name, architecture, facts, [block], ropes)
+
+
+def _gguf_of(architecture: str) -> Any:
+    return lambda metadata, name, facts: _gguf(metadata, name, facts, architecture)
+
+
+FAMILIES = (
+    Family(
+        name="Qwen2",
+        model_types=("qwen2",),
+        classes=("Qwen2ForCausalLM",),
+        config=_qwen2,
+        tensors=TENSORS,
+        architectures=("qwen2",),
+        gguf=_gguf_of("qwen2"),
+        gguf_tensors=GGUF_TENSORS,
+    ),
+    Family(
+        name="Qwen3",
+        model_types=("qwen3",),
+        classes=("Qwen3ForCausalLM",),
+        config=_qwen3,
+        tensors=TENSORS,
+        architectures=("qwen3",),
+        gguf=_gguf_of("qwen3"),
+        gguf_tensors=GGUF_TENSORS,
+    ),
+    Family(
+        name="Qwen3-MoE",
+        model_types=("qwen3_moe",),
+        classes=("Qwen3MoeForCausalLM",),
+        config=_qwen3_moe,
+        tensors=TENSORS,
+        architectures=("qwen3moe",),
+        gguf=_gguf_of("qwen3moe"),
+        gguf_tensors=GGUF_TENSORS,
+    ),
+)
