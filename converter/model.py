@@ -129,11 +129,7 @@ class Model(ABC):
         """The type that --weights gives a matrix, before its rows are looked at."""
         if self._requested is None or not is_mix(self._requested):
             return self._requested
-        return mixed_type(self._requested, self.spec, self._by_name[name])
-
-    @cached_property
-    def _by_name(self) -> dict[str, TensorSpec]:
-        return {tensor.name: tensor for tensor in self.spec.tensors}
+        return mixed_type(self._requested, self.spec, self.spec.tensor(name))
 
     def read(
         self, name: str, kind: str, rows: Span | None = None, columns: Span | None = None
