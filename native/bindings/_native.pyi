@@ -29,6 +29,9 @@ def read_bandwidth(
 def kv_head_bytes(type: str, key_size: int, value_size: int, page_size: int) -> int:
     """Bytes of K and V of one head in one page; ValueError when q80 lacks whole blocks."""
 
+def gated_delta_bytes(group: int, key_size: int, value_size: int, width: int) -> int:
+    """Bytes of the state of one sequence and key head, with its `group` value heads."""
+
 def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)]."""
 
@@ -234,6 +237,21 @@ class GateClamp:
 
     def __init__(self, *, limit: float, factor: float = 1.0, offset: float = 0.0) -> None: ...
 
+class GatedDeltaConfig:
+    """The gated delta rule of a kind of block; ValueError for an unknown activation."""
+
+    def __init__(
+        self,
+        *,
+        key_heads: tuple[int, int],
+        group: int,
+        tile: int = 1,
+        key_size: int,
+        value_size: int,
+        width: int,
+        activation: str = "silu",
+    ) -> None: ...
+
 class FeedForwardConfig:
     """The feed-forward of a kind of block; ValueError for an unknown activation."""
 
@@ -272,7 +290,7 @@ class BlockConfig:
     def __init__(
         self,
         *,
-        mixer: AttentionConfig | LatentAttentionConfig,
+        mixer: AttentionConfig | LatentAttentionConfig | GatedDeltaConfig,
         feed_forward: FeedForwardConfig,
         experts: ExpertsConfig | None = None,
         feed_forward_gate: bool = False,
@@ -298,6 +316,7 @@ class ShardConfig:
         page_size: int,
         max_pages: int,
         max_step_tokens: int,
+        max_sequences: int = 0,
         embedding: bool,
         vocab_size: int,
         embedding_scale: float = 1.0,
@@ -350,12 +369,14 @@ class Shard:
         sequences: Sequence[tuple[int, int, Sequence[int] | NDArray[np.uint32]]],
         output_rows: Sequence[int],
         lane: Lane | None,
+        slots: Sequence[int] = (),
     ) -> StepOutput:
         """One forward pass of a batch.
 
         activations: f32 [rows, hidden_size]; sequences: (rows, position, pages u32 [n]) of each
-        sequence, in row order. Raises ValueError for shapes, positions or pages that do not fit,
-        RuntimeError when slices are missing, and whatever the lane raises.
+        sequence, in row order. slots: of their states, where a mixer is recurrent. Raises
+        ValueError for shapes, positions, pages or slots that do not fit, RuntimeError when slices
+        are missing, and whatever the lane raises.
         """
 
 class Sampler:

@@ -90,6 +90,17 @@ GateClamp make_clamp(float limit, float factor, float offset) {
   return {.limit = limit, .factor = factor, .offset = offset};
 }
 
+GatedDeltaConfig make_gated_delta(Pair key_heads, size_t group, size_t tile, size_t key_size,
+                                  size_t value_size, size_t width, const std::string& activation) {
+  return {.key_heads = span(key_heads),
+          .group = group,
+          .tile = tile,
+          .key_size = key_size,
+          .value_size = value_size,
+          .width = width,
+          .activation = parse(kActivationNames, "activation", activation)};
+}
+
 FeedForwardConfig make_feed_forward(Pair units, const std::string& activation, bool gated,
                                     bool bias, bool output_bias, std::optional<GateClamp> clamp) {
   return {.units = span(units),
@@ -131,9 +142,9 @@ ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig
                         std::vector<size_t> kind_of_layer, const std::string& norm,
                         float norm_epsilon, std::vector<RopeConfig> ropes,
                         const std::string& kv_type, size_t page_size, size_t max_pages,
-                        size_t max_step_tokens, bool embedding, size_t vocab_size,
-                        float embedding_scale, size_t learned_positions, Pair vocab,
-                        bool head_from_embedding, bool head_bias, float logit_scale,
+                        size_t max_step_tokens, size_t max_sequences, bool embedding,
+                        size_t vocab_size, float embedding_scale, size_t learned_positions,
+                        Pair vocab, bool head_from_embedding, bool head_bias, float logit_scale,
                         float logit_softcap) {
   return {.hidden_size = hidden_size,
           .layers = span(layers),
@@ -145,6 +156,7 @@ ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig
           .page_size = page_size,
           .max_pages = max_pages,
           .max_step_tokens = max_step_tokens,
+          .max_sequences = max_sequences,
           .embedding = embedding,
           .vocab_size = vocab_size,
           .embedding_scale = embedding_scale,
@@ -171,6 +183,10 @@ void bind_config(py::module_& module) {
                                     "The latent attention of a kind of block.")
       .def(py::init(&make_latent_attention), py::kw_only(), "heads"_a, "query_rank"_a = 0,
            "kv_rank"_a, "nope_size"_a, "rope_size"_a, "value_size"_a, "scale"_a, "rope"_a);
+  py::class_<GatedDeltaConfig>(module, "GatedDeltaConfig",
+                               "The gated delta rule of a kind of block.")
+      .def(py::init(&make_gated_delta), py::kw_only(), "key_heads"_a, "group"_a, "tile"_a = 1,
+           "key_size"_a, "value_size"_a, "width"_a, "activation"_a = "silu");
   py::class_<GateClamp>(module, "GateClamp", "The limits of a gated feed-forward.")
       .def(py::init(&make_clamp), py::kw_only(), "limit"_a, "factor"_a = 1.0f, "offset"_a = 0.0f);
   py::class_<FeedForwardConfig>(module, "FeedForwardConfig", "The feed-forward of a kind of block.")
@@ -187,8 +203,8 @@ void bind_config(py::module_& module) {
   py::class_<ShardConfig>(module, "ShardConfig", "The shape of a shard.")
       .def(py::init(&make_config), py::kw_only(), "hidden_size"_a, "layers"_a, "kinds"_a,
            "kind_of_layer"_a, "norm"_a = "rms", "norm_epsilon"_a, "ropes"_a, "kv_type"_a,
-           "page_size"_a, "max_pages"_a, "max_step_tokens"_a, "embedding"_a, "vocab_size"_a,
-           "embedding_scale"_a = 1.0f, "learned_positions"_a = 0, "vocab"_a,
+           "page_size"_a, "max_pages"_a, "max_step_tokens"_a, "max_sequences"_a = 0, "embedding"_a,
+           "vocab_size"_a, "embedding_scale"_a = 1.0f, "learned_positions"_a = 0, "vocab"_a,
            "head_from_embedding"_a = false, "head_bias"_a = false, "logit_scale"_a = 1.0f,
            "logit_softcap"_a = 0.0f);
 }

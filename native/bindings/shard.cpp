@@ -54,7 +54,8 @@ Floats embed(const Shard& shard, const Ids& tokens, const Ids& positions) {
 
 StepOutput step(Shard& shard, const Floats& activations,
                 const std::vector<std::tuple<size_t, size_t, Ids>>& sequences,
-                const std::vector<uint32_t>& output_rows, Lane* lane) {
+                const std::vector<uint32_t>& output_rows, Lane* lane,
+                const std::vector<uint32_t>& slots) {
   const ShardConfig& config = shard.config();
   if (activations.ndim() != 2 || static_cast<size_t>(activations.shape(1)) != config.hidden_size) {
     throw std::invalid_argument("activations are [rows, " + std::to_string(config.hidden_size) +
@@ -64,11 +65,16 @@ StepOutput step(Shard& shard, const Floats& activations,
     throw std::invalid_argument(std::to_string(output_rows.size()) + " output rows of a step of " +
                                 std::to_string(activations.shape(0)) + " rows");
   }
+  if (!slots.empty() && slots.size() != sequences.size()) {
+    throw std::invalid_argument(std::to_string(slots.size()) + " slots for " +
+                                std::to_string(sequences.size()) + " sequences");
+  }
   std::vector<SequenceStep> steps;
   steps.reserve(sequences.size());
   for (const auto& [rows, position, pages] : sequences) {
     if (pages.ndim() != 1) throw std::invalid_argument("a sequence's pages are [n]");
-    steps.push_back({rows, position, {pages.data(), static_cast<size_t>(pages.size())}});
+    const uint32_t slot = slots.empty() ? 0 : slots[steps.size()];
+    steps.push_back({rows, position, {pages.data(), static_cast<size_t>(pages.size())}, slot});
   }
   StepOutput out;
   out.activations = Floats({activations.shape(0), activations.shape(1)});
@@ -114,6 +120,14 @@ void bind_shard(py::module_& module) {
       "type"_a, "key_size"_a, "value_size"_a, "page_size"_a,
       "Bytes of the keys and values of one head in one page.");
 
+  module.def(
+      "gated_delta_bytes",
+      [](size_t group, size_t key_size, size_t value_size, size_t width) {
+        return gated_delta_floats(group, key_size, value_size, width) * sizeof(float);
+      },
+      "group"_a, "key_size"_a, "value_size"_a, "width"_a,
+      "Bytes of the state of one sequence and key head.");
+
   py::class_<Shard>(module, "Shard", "What one node holds of a model, and its steps.")
       .def(py::init<ShardConfig, size_t, std::vector<int>>(), "config"_a, py::kw_only(),
            "threads"_a, "pin"_a = std::vector<int>{})
@@ -134,7 +148,7 @@ void bind_shard(py::module_& module) {
       .def("embed", &embed, "tokens"_a, "positions"_a,
            "[n] token ids and their positions -> f32 [n, hidden_size].")
       .def("step", &step, "activations"_a, "sequences"_a, "output_rows"_a, "lane"_a.none(true),
-           "One forward pass of a batch.");
+           "slots"_a = std::vector<uint32_t>{}, "One forward pass of a batch.");
 }
 
 }  // namespace hearth::bindings

@@ -61,6 +61,17 @@ void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
   if (maybe()) config.logit_softcap = in.real();
 }
 
+GatedDeltaConfig any_gated_delta(fuzz::Input& in) {
+  const size_t tile = in.number(2), begin = tile * in.upto(2);
+  return {.key_heads = {begin, begin + (in.upto(3) ? tile : 1) * in.number(3)},
+          .group = in.number(3),
+          .tile = tile,
+          .key_size = in.number(24),
+          .value_size = in.number(48),
+          .width = in.number(5),
+          .activation = static_cast<Activation>(in.upto(kActivations - 1))};
+}
+
 ShardConfig any_config(fuzz::Input& in) {
   const auto span = [&](size_t sensible) {
     const size_t begin = in.number(2);
@@ -101,6 +112,10 @@ ShardConfig any_config(fuzz::Input& in) {
                                                   .rope = attention.rope};
   }
   std::get<AttentionConfig>(config.kinds[1].mixer).window = in.number(16);
+  if (in.upto(3) == 3) {
+    config.kinds[1].mixer = any_gated_delta(in);
+    config.max_sequences = in.number(3);
+  }
   for (size_t i = 0; i < std::min<size_t>(config.layers.size(), 8); ++i)
     config.kind_of_layer.push_back(in.number(1));
   return config;
@@ -114,6 +129,12 @@ size_t widest(const LatentAttentionConfig& latent, size_t hidden) {
   const size_t head = std::max(latent.nope_size + latent.rope_size, latent.value_size);
   const size_t rank = std::max(latent.query_rank, latent.kv_rank + latent.rope_size);
   return latent.heads.size() * head * std::max(hidden, rank) + rank * hidden;
+}
+// Or of a state.
+size_t widest(const GatedDeltaConfig& delta, size_t hidden) {
+  const size_t values = delta.group * delta.value_size;
+  return delta.key_heads.size() * std::max((delta.key_size + values) * hidden,
+                                           delta.key_size * values + delta.width * values);
 }
 
 bool is_small(const ShardConfig& c) {

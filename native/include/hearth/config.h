@@ -82,9 +82,23 @@ struct LatentAttentionConfig {
   std::optional<size_t> rope;  // index in ShardConfig::ropes, of the rotated part
 };
 
-// Functions of the feed-forward, in Kernels' order.
+// Functions of the feed-forward and of convolutions, in Kernels' order.
 enum class Activation : uint8_t { silu, gelu_tanh, gelu, relu_squared };
 inline constexpr size_t kActivations = 4;
+
+// The gated delta rule (see layers/gated_delta.h): a recurrent mixer, whose state of a sequence has
+// a fixed size.
+struct GatedDeltaConfig {
+  Span key_heads;                            // counted over the whole model; whole tiles
+  size_t group = 1;                          // value heads of each key head
+  size_t tile = 1;                           // key heads whose value heads lie by turns
+  size_t key_size = 0, value_size = 0;       // of a head
+  size_t width = 0;                          // positions that the convolution sees, with its own
+  Activation activation = Activation::silu;  // after the convolution
+};
+
+// Floats of the state of one sequence and key head.
+size_t gated_delta_floats(size_t group, size_t key_size, size_t value_size, size_t width);
 
 // Limits of a gated feed-forward (OpenAI: gpt-oss-120b & gpt-oss-20b model card, 2025): with gate'
 // = min(gate, limit) and up' within [-limit, limit], activation(factor * gate') / factor * (up' +
@@ -124,7 +138,7 @@ struct ExpertsConfig {
 };
 
 // What mixes the positions of a sequence.
-using MixerConfig = std::variant<AttentionConfig, LatentAttentionConfig>;
+using MixerConfig = std::variant<AttentionConfig, LatentAttentionConfig, GatedDeltaConfig>;
 
 struct BlockConfig {
   MixerConfig mixer;
@@ -146,6 +160,7 @@ struct ShardConfig {
   std::vector<RopeConfig> ropes;
   KvType kv_type = KvType::f32;
   size_t page_size = 0, max_pages = 0, max_step_tokens = 0;
+  size_t max_sequences = 0;  // slots for the state of recurrent mixers; not used without such
 
   bool embedding = false;  // the shard holds it
   size_t vocab_size = 0;

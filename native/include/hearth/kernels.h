@@ -70,6 +70,22 @@ struct AttendArgs {
   float softcap = 0.0f;
 };
 
+// The gated delta rule (Yang, Kautz, Hatamizadeh: Gated delta networks, 2024) of one value head,
+// over tokens in their order. Of each token t:
+//   state *= decay[t]
+//   state += key (beta[t] * (value - state^T key))^T
+//   out = state^T query
+struct DeltaArgs {
+  float* state;          // [key_size, value_size]
+  const float* queries;  // [tokens, key_size]
+  const float* keys;     // [tokens, key_size]
+  const float* values;   // [tokens, value_size]
+  const float* decay;    // [tokens]
+  const float* beta;     // [tokens]
+  size_t tokens, key_size, value_size;
+  float* out;  // [tokens, value_size]
+};
+
 struct Kernels {
   const char* name;
 
@@ -105,6 +121,7 @@ struct Kernels {
   // Rotates pairs (i, i + half) of one head; cos, sin: [half].
   void (*rope)(float* head, const float* cos, const float* sin, size_t half);
 
+  void (*delta_rule)(const DeltaArgs&);
   void (*attend_f32)(const AttendArgs&);
   void (*attend_f16)(const AttendArgs&);
   // Values too large for f16 become its largest number, not infinity.

@@ -4,7 +4,7 @@
 // another. Slices, by name, with shapes [rows, columns]; vectors have one row:
 //   embedding [vocab_size, hidden]   positions [learned_positions, hidden]
 //   norm [1, hidden]   head [vocab, hidden]   head_bias [1, vocab]
-//   and those of each layer, "layers.N.": see layers/attention.h and layers/feed_forward.h
+//   and those of each layer, "layers.N.": see layers/attention.h, gated_delta.h and feed_forward.h
 #pragma once
 
 #include <cstddef>
@@ -26,6 +26,7 @@ struct SequenceStep {
   size_t rows;
   size_t position;                  // of the first row
   std::span<const uint32_t> pages;  // that cover positions 0 .. position + rows
+  uint32_t slot = 0;                // of the state of recurrent mixers
 };
 
 struct StepTiming {
@@ -64,10 +65,11 @@ class Shard {
 
   // Of the slices that are complete.
   size_t weight_bytes() const;
-  // KV pages that have memory, and its bytes.
+  // KV pages that have memory; its bytes, with those of sequences' states.
   size_t kv_pages() const;
   size_t kv_bytes() const;
   // Gives the memory of KV page `first` and those after it back; they must hold nothing of use.
+  // From page 0 on no sequence is left, and the memory of their states goes back too.
   void release_pages(size_t first);
 
   // The first stage's input: scaled rows of the embedding, plus those of learned positions.

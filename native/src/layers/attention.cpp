@@ -210,7 +210,11 @@ AttentionShape attention_shape(const AttentionConfig& config) {
 }
 
 std::optional<AttentionShape> attention_shape(const MixerConfig& mixer) {
-  return std::visit([](const auto& each) { return std::optional(attention_shape(each)); }, mixer);
+  if (const auto* attention = std::get_if<AttentionConfig>(&mixer))
+    return attention_shape(*attention);
+  if (const auto* attention = std::get_if<LatentAttentionConfig>(&mixer))
+    return attention_shape(*attention);
+  return std::nullopt;
 }
 
 RopePairs rope_pairs(const ShardConfig& config, const std::optional<size_t>& rope) {

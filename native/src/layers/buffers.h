@@ -17,6 +17,7 @@ enum class BufferId : uint8_t {
   residual,  // [rows, hidden]: the step's input and, at last, its output
   logits,    // [output rows, vocab]
   kv_cache,  // all pages
+  states,    // of recurrent mixers, all slots
   // In the workspace: [rows, columns], but for the scratch memory of each thread.
   cos,            // of the rotary angles
   sin,            //
@@ -29,8 +30,10 @@ enum class BufferId : uint8_t {
   full_queries,   // [rows, heads * (nope_size + rope_size)]
   head_queries,   // parts that are not rotated, [heads, rows, nope_size]
   head_mixed,     // values of each head, [rows, heads * value_size]
-  mixer_gate,     // see AttentionConfig::gate
-  mixed,          // what attention makes
+  mixer_gate,     // see AttentionConfig::gate; and of the gated delta rule
+  mixer_decay,    // of the gated delta rule, [rows, value heads]
+  mixer_beta,     //
+  mixed,          // what the mixer makes
   partial,        // this rank's part of what is added to the residual
   gate,           //
   up,             //

@@ -17,6 +17,7 @@
 namespace hearth {
 
 struct Experts;
+struct GatedDelta;
 struct Pass;
 
 // Division of an operation's work between the threads.
@@ -189,6 +190,30 @@ struct Attend {
   void run(Pass& pass, size_t thread) const;
 };
 
+struct GatedDeltaShape {
+  size_t key_heads, group, tile, key_size, value_size, width;  // see GatedDeltaConfig
+
+  size_t value_heads() const { return key_heads * group; }
+  // The number, among all, of value head n of a key head.
+  size_t value_head(size_t key_head, size_t n) const {
+    return key_head / tile * tile * group + n * tile + key_head % tile;
+  }
+};
+
+// mixed = the gated delta rule of queries, keys, values, and the mixer's gate, decay and beta,
+// which updates each sequence's state row by row.
+struct DeltaRule {
+  GatedDeltaShape shape;
+  size_t layer;  // of the shard
+  const GatedDelta* weights;
+  Activation activation;  // after the convolution
+  float epsilon;
+  bool quantize;  // mixed too; only where a head is a whole number of blocks
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
 // gate = activation(gate weights x normed) * (up weights x normed), quantized where the next
 // product needs it. Divided as Products are.
 struct ActivatedProducts {
@@ -285,8 +310,8 @@ struct FinishLogits {
 
 using Operation =
     std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products, Quantize,
-                 RopeAndStore, Attend, ActivatedProducts, RowNorm, SumSquares, LatentStore,
-                 HeadProducts, Route, GroupByExpert, GatherRows, ExpertProducts, ExpertOutputs,
-                 Combine, AllReduce, FinishLogits>;
+                 RopeAndStore, Attend, DeltaRule, ActivatedProducts, RowNorm, SumSquares,
+                 LatentStore, HeadProducts, Route, GroupByExpert, GatherRows, ExpertProducts,
+                 ExpertOutputs, Combine, AllReduce, FinishLogits>;
 
 }  // namespace hearth

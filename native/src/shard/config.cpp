@@ -13,6 +13,8 @@ constexpr size_t kMost = size_t{1} << 24;
 constexpr size_t kMostLayers = 4096;
 constexpr size_t kMostHeads = 65536;
 constexpr size_t kMostPageSize = 4096;
+constexpr size_t kMostWidth = 256;
+constexpr size_t kMostSequences = 65536;
 constexpr size_t kMostExperts = 4096;
 
 [[noreturn]] void refuse(const std::string& problem) {
@@ -98,6 +100,21 @@ void check_mixer(const ShardConfig& config, const LatentAttentionConfig& attenti
   check_finite("the scale of attention", attention.scale, false);
   if (attention.rope) check_rope(config, *attention.rope, attention.rope_size);
   kv_head_bytes(config.kv_type, attention.kv_rank + attention.rope_size, 0, config.page_size);
+}
+
+void check_mixer(const ShardConfig& config, const GatedDeltaConfig& mixer) {
+  check_part("key_heads", mixer.key_heads, kMostHeads);
+  check_size("value heads of a key head", mixer.group, kMostHeads / mixer.key_heads.size());
+  check_size("key heads of a tile", mixer.tile, kMostHeads);
+  check_size("key_size", mixer.key_size, kMostHeadSize);
+  check_size("value_size", mixer.value_size, kMostHeadSize);
+  check_size("positions of a convolution", mixer.width, kMostWidth);
+  check_size("max_sequences", config.max_sequences, kMostSequences);
+  if (mixer.key_heads.begin % mixer.tile != 0 || mixer.key_heads.end % mixer.tile != 0) {
+    refuse("key_heads [" + std::to_string(mixer.key_heads.begin) + ", " +
+           std::to_string(mixer.key_heads.end) + ") are not whole tiles of " +
+           std::to_string(mixer.tile));
+  }
 }
 
 void check_feed_forward(const FeedForwardConfig& feed_forward) {

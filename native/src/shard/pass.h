@@ -16,6 +16,7 @@
 #include "layers/program.h"
 #include "shard/batch.h"
 #include "shard/kv_cache.h"
+#include "shard/states.h"
 #include "shard/workspace.h"
 
 namespace hearth {
@@ -27,6 +28,7 @@ struct Pass {
   ThreadPool& pool;
   WorkQueue& queue;
   KvCache& kv;
+  SequenceStates& states;
   const Workspace& buffers;
   const Batch& batch;
   const std::vector<std::vector<RowRange>>& row_ranges;  // the rows, cut for attention, by kind

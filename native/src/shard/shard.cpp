@@ -15,6 +15,7 @@
 #include "shard/batch.h"
 #include "shard/kv_cache.h"
 #include "shard/pass.h"
+#include "shard/states.h"
 #include "shard/weights.h"
 #include "shard/workspace.h"
 
@@ -40,6 +41,28 @@ KvShape kv_shape(const ShardConfig& config) {
   return shape;
 }
 
+StateShape state_shape(const ShardConfig& config) {
+  StateShape shape = {.floats = {}, .slots = config.max_sequences};
+  for (size_t layer = 0; layer < config.layers.size(); ++layer) {
+    const auto* mixer = std::get_if<GatedDeltaConfig>(&config.kind_of(layer).mixer);
+    shape.floats.push_back(mixer == nullptr
+                               ? 0
+                               : mixer->key_heads.size() *
+                                     gated_delta_floats(mixer->group, mixer->key_size,
+                                                        mixer->value_size, mixer->width));
+  }
+  return shape;
+}
+
+// Floats of scratch memory that a kind of block's mixer needs for each thread. ranges: see
+// Pass::row_ranges.
+size_t mixer_scratch(const ShardConfig& config, const BlockConfig& block,
+                     const std::vector<RowRange>& ranges, size_t key_stride) {
+  if (const auto shape = attention_shape(block.mixer))
+    return attention_scratch(ranges, *shape, key_stride, config.page_size);
+  return gated_delta_scratch(gated_delta_shape(std::get<GatedDeltaConfig>(block.mixer)));
+}
+
 void reserve_experts(const ShardConfig& config, size_t rows, ExpertRows& expert_rows) {
   size_t experts = 0, used = 0;
   for (const BlockConfig& block : config.kinds) {
@@ -59,7 +82,8 @@ struct Shard::State {
         pool(threads, std::move(pin)),
         queue(threads),
         weights(config),
-        kv(kv_shape(config)) {
+        kv(kv_shape(config)),
+        states(state_shape(config)) {
     for (const auto& [name, slot] : weights.slots()) expected[name] = {slot.rows, slot.columns};
   }
   ~State() {
@@ -80,12 +104,14 @@ struct Shard::State {
     buffer_plan = program->plan_buffers();
   }
 
-  // Gives pages memory: after all checks, because a step that is refused should take none.
-  void take_pages(const Batch& batch) {
+  // Gives pages and states memory: after all checks, because a step that is refused should take
+  // none.
+  void take_memory(const Batch& batch) {
     for (const SequenceStep& sequence : batch.sequences()) {
       const size_t end = sequence.position + sequence.rows;
       for (size_t p = 0; p * config.page_size < end; ++p) kv.ensure(sequence.pages[p]);
     }
+    states.begin(batch.sequences());
   }
 
   const ShardConfig config;
@@ -101,6 +127,7 @@ struct Shard::State {
 
   std::mutex stepping;  // over what follows
   KvCache kv;
+  SequenceStates states;
   std::optional<Program> program;  // compiled by the first step
   PerBuffer<BufferPlan> buffer_plan;
   Workspace workspace;
@@ -128,11 +155,12 @@ size_t Shard::weight_bytes() const {
 
 size_t Shard::kv_pages() const { return state_->kv.pages(); }
 
-size_t Shard::kv_bytes() const { return state_->kv.size_bytes(); }
+size_t Shard::kv_bytes() const { return state_->kv.size_bytes() + state_->states.size_bytes(); }
 
 void Shard::release_pages(size_t first) {
   const std::lock_guard lock(state_->stepping);
   state_->kv.release_from(first);
+  if (first == 0) state_->states.release();
 }
 
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,
@@ -185,18 +213,16 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   if (!alone.owns_lock()) throw std::logic_error("the shard is in the middle of another step");
   state.prepare();
   const Batch batch(config, x.size(), sequences, output_rows);
-  state.take_pages(batch);
+  state.states.check(sequences);
+  state.take_memory(batch);
   const size_t threads = state.pool.size();
   reserve_experts(config, batch.rows().size(), state.expert_rows);
   std::vector<std::vector<RowRange>> ranges;
   size_t scratch = state.kernels.matmul_scratch / sizeof(float);
   for (const BlockConfig& block : config.kinds) {
     const auto shape = attention_shape(block.mixer);
-    ranges.emplace_back();
-    if (!shape) continue;
-    ranges.back() = cut_rows(batch, *shape, threads);
-    scratch = std::max(
-        scratch, attention_scratch(ranges.back(), *shape, state.kv.stride(), config.page_size));
+    ranges.push_back(shape ? cut_rows(batch, *shape, threads) : std::vector<RowRange>());
+    scratch = std::max(scratch, mixer_scratch(config, block, ranges.back(), state.kv.stride()));
   }
   state.workspace.resize(state.buffer_plan, batch.rows().size(), scratch, threads);
   state.workspace.bind(BufferId::residual, x.data(), config.hidden_size);
@@ -206,6 +232,7 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
                .pool = state.pool,
                .queue = state.queue,
                .kv = state.kv,
+               .states = state.states,
                .buffers = state.workspace,
                .batch = batch,
                .row_ranges = ranges,
@@ -216,6 +243,7 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
                .error = nullptr};
   const Stopwatch watch;
   run_program(*state.program, pass);
+  state.states.end(sequences);
   const uint32_t syncs = state.program->syncs();
   pass.check_rows(state.workspace[BufferId::residual], 0, batch.rows().size(), syncs);
   for (size_t i = 0; i < output_rows.size(); ++i) {

@@ -10,6 +10,8 @@ Weights::Weights(const ShardConfig& config) : blocks_(config.layers.size()) {
     const std::string prefix = "layers." + std::to_string(config.layers.begin + n) + ".";
     if (std::holds_alternative<LatentAttentionConfig>(config.kind_of(n).mixer))
       blocks_[n].mixer.emplace<LatentAttention>();
+    if (std::holds_alternative<GatedDeltaConfig>(config.kind_of(n).mixer))
+      blocks_[n].mixer.emplace<GatedDelta>();
     std::visit([&](auto& mixer) { mixer.add_slots(config, config.kind_of(n), prefix, slots_); },
                blocks_[n].mixer);
     blocks_[n].feed_forward.add_slots(config, config.kind_of(n), prefix, slots_);

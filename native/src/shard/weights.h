@@ -13,6 +13,7 @@
 #include "hearth/threads.h"
 #include "layers/attention.h"
 #include "layers/feed_forward.h"
+#include "layers/gated_delta.h"
 #include "layers/latent_attention.h"
 #include "layers/output.h"
 #include "layers/program.h"
@@ -48,7 +49,7 @@ class Weights {
 
  private:
   struct Block {
-    std::variant<Attention, LatentAttention> mixer;
+    std::variant<Attention, LatentAttention, GatedDelta> mixer;
     FeedForward feed_forward;
   };
 

@@ -3,6 +3,7 @@
 
 #include "attend.h"
 #include "block_products.h"
+#include "delta.h"
 #include "elementwise.h"
 #include "float_products.h"
 
@@ -33,6 +34,7 @@ constexpr Kernels kernels_of(const char* name, MatmulBlocks matmul_q80, MatmulBl
       .add = add<V>,
       .activate = {silu<V>, gelu_tanh<V>, gelu<V>, relu_squared<V>},
       .rope = rope<V>,
+      .delta_rule = delta_rule<V>,
       .attend_f32 = attend<V, float>,
       .attend_f16 = attend<V, uint16_t>,
       .to_f16 = to_f16<V>,

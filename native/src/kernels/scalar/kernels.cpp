@@ -182,6 +182,26 @@ void rope(float* head, const float* cos, const float* sin, size_t half) {
   }
 }
 
+void delta_rule(const DeltaArgs& a) {
+  for (size_t t = 0; t < a.tokens; ++t) {
+    const float *query = a.queries + t * a.key_size, *key = a.keys + t * a.key_size;
+    for (size_t column = 0; column < a.value_size; ++column) {
+      float* state = a.state + column;
+      float sum = 0.0f;
+      for (size_t i = 0; i < a.key_size; ++i) sum = std::fma(key[i], state[i * a.value_size], sum);
+      const size_t at = t * a.value_size + column;
+      const float delta = a.beta[t] * std::fma(-a.decay[t], sum, a.values[at]);
+      float out = 0.0f;
+      for (size_t i = 0; i < a.key_size; ++i) {
+        float& each = state[i * a.value_size];
+        each = std::fma(key[i], delta, a.decay[t] * each);
+        out = std::fma(query[i], each, out);
+      }
+      a.out[at] = out;
+    }
+  }
+}
+
 template <typename Number, typename Load>
 void attend(const AttendArgs& a, Load load) {
   const auto* keys = static_cast<const Number*>(a.keys);
@@ -257,6 +277,7 @@ const Kernels kScalarKernels = {
     .add = add,
     .activate = {silu, gelu_tanh, gelu, relu_squared},
     .rope = rope,
+    .delta_rule = delta_rule,
     .attend_f32 = attend_f32,
     .attend_f16 = attend_f16,
     .to_f16 = to_f16,

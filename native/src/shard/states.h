@@ -1,0 +1,57 @@
+// The state of recurrent mixers: a slot of a fixed size for each sequence, with the state after the
+// positions that it has seen. A slot's memory comes with its first sequence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "hearth/shard.h"
+#include "platform/memory.h"
+
+namespace hearth {
+
+struct StateShape {
+  std::vector<size_t> floats;  // of one sequence in each layer; 0: its mixer has no state
+  size_t slots;
+};
+
+class SequenceStates {
+ public:
+  explicit SequenceStates(const StateShape& shape);
+
+  // Of one slot; 0 where no layer has state, and then nothing here needs slots.
+  size_t slot_bytes() const { return floats_ * sizeof(float); }
+  // Of the slots that have memory now.
+  size_t size_bytes() const { return allocated_ * slot_bytes(); }
+
+  // Throws std::invalid_argument for a slot that is out of range, used twice, or does not hold the
+  // state after its sequence's position.
+  void check(std::span<const SequenceStep> sequences) const;
+  // Gives the slots memory, and sequences that start a state of zeros. Until `end`, what the slots
+  // hold is of no use: a step that fails leaves it in the middle. Throws std::bad_alloc.
+  void begin(std::span<const SequenceStep> sequences);
+  void end(std::span<const SequenceStep> sequences);
+  // Gives the memory of all slots back; their content is lost.
+  void release();
+
+  // State of a layer, counted from the shard's first.
+  float* at(uint32_t slot, size_t layer) {
+    return reinterpret_cast<float*>(slots_[slot].memory.data()) + offsets_[layer];
+  }
+
+ private:
+  static constexpr size_t kUnknown = std::numeric_limits<size_t>::max();
+  struct Slot {
+    Buffer memory;
+    size_t position = kUnknown;  // of the next row
+  };
+  std::vector<size_t> offsets_;
+  size_t floats_ = 0;
+  std::vector<Slot> slots_;
+  size_t allocated_ = 0;
+};
+
+}  // namespace hearth
