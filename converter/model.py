@@ -70,6 +70,8 @@ class Model(ABC):
         # Settings of the files that are not of the shape: those of the tokenizer.
         self.config: Mapping[str, Any] = {}
         self._requested = check_weights(weights) if weights is not None else None
+        # Sampling that the model's makers recommend: temperature, top_k, top_p and so on.
+        self.sampling_defaults: Mapping[str, float] = {}
 
     @property
     def requested_type(self) -> str | None:

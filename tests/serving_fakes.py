@@ -213,6 +213,7 @@ class FakeCluster:
 class FakeModel:
     spec: ModelSpec
     weight_type: str = "q4_0"
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 TEMPLATE = (

@@ -18,6 +18,7 @@ from hearth.converter.hf_config import read_json, read_spec, token_ids
 from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.huggingface import close_all, match, open_entries
 from hearth.converter.readers.safetensors_file import Header, TensorEntry
+from hearth.converter.recommended import recommended_sampling
 from hearth.converter.spec import ModelSpec
 from hearth.converter.spec_json import spec_from_json
 from hearth.converter.stored import Stored
@@ -75,7 +76,9 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
         plain=plain,
     )
     config = {key: value for key, value in raw.items() if key != "hearth"}
-    return FileModel(spec, weights, tensors, files, source, config)
+    model = FileModel(spec, weights, tensors, files, source, config)
+    model.sampling_defaults = recommended_sampling(directory)
+    return model
 
 
 def _read_spec(

@@ -12,6 +12,7 @@ from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
 from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
+from hearth.converter.recommended import recommended_sampling
 from hearth.converter.spec import ModelSpec
 from hearth.converter.stored import Stored
 from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
@@ -61,7 +62,9 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
         bos_id=config.bos_id,
         eos_ids=config.eos_ids,
     )
-    return FileModel(config.spec, weights, tensors, files, source, config.raw)
+    model = FileModel(config.spec, weights, tensors, files, source, config.raw)
+    model.sampling_defaults = recommended_sampling(directory)
+    return model
 
 
 def _check_pointer(path: Path) -> None:

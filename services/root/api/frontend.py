@@ -9,7 +9,7 @@ failure is a HearthError; a face maps its code or reason to its own status.
 import asyncio
 import functools
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
@@ -59,6 +59,9 @@ class ServedModel(Protocol):
     @property
     def weight_type(self) -> str: ...
 
+    @property
+    def sampling_defaults(self) -> Mapping[str, float]: ...
+
 
 class WatchedCluster(Protocol):
     """The cluster, as far as clients see it. Called from the event loop: must not block."""
@@ -86,13 +89,22 @@ class Generation:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     request_id: str = ""
+    # Log probabilities of each token and of so many alternatives; None for none.
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         self.params(())
 
     def params(self, prompt: tuple[int, ...]) -> GenerateParams:
         """The same for the engine, with the input as token ids."""
-        return GenerateParams(prompt, self.max_tokens, self.sampling, self.stop, self.ignore_eos)
+        return GenerateParams(
+            prompt,
+            self.max_tokens,
+            self.sampling,
+            self.stop,
+            self.ignore_eos,
+            self.top_logprobs,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +123,8 @@ class ModelFacts:
     context_size: int
     weight_type: str
     has_chat_template: bool
+    # Sampling that the model's makers recommend, by the names of `Sampling`.
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 class Frontend:
@@ -163,6 +177,11 @@ class Frontend:
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; empty for a control token."""
         return self._engine.tokenizer.token_bytes(token)
+
+    def token_name(self, token: int) -> str:
+        """The text of a token; of a control token its name."""
+        data = self.token_bytes(token)
+        return data.decode("utf-8", "replace") or self._engine.tokenizer.token_text(token)
 
     @property
     def max_streams(self) -> int:
@@ -266,6 +285,7 @@ class Frontend:
             context_size=self._engine.limits.context_size,
             weight_type=self._model.weight_type,
             has_chat_template=self._engine.tokenizer.chat_template is not None,
+            sampling_defaults=self._model.sampling_defaults,
         )
 
     def cluster(self) -> "ClusterStatus":

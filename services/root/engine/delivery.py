@@ -67,7 +67,10 @@ class Delivery:
             finish = FinishReason.STOP
         elif finish is not None:
             text += active.stops.flush()
-        if not self._emit(active, Delta(text, (sampled.token,))):
+        scores = (active.scores.popleft(),) if active.scores else ()
+        if finish is FinishReason.EOS:
+            scores = ()
+        if not self._emit(active, Delta(text, (sampled.token,), scores)):
             # Its reader is gone, so the request ends as if its caller had cancelled it.
             self._cancel(active.seq_id)
             self._active.pop(active.seq_id, None)

@@ -135,6 +135,7 @@ class Engine:
         # The scheduler will refuse a prompt that is too long, so it is not read here.
         seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
         check_ids(seen, self._vocab_size)
+        check_ids([token for token, _ in params.sampling.logit_bias], self.tokenizer.vocab_size)
         seed = secrets.randbits(64) if params.sampling.seed is None else params.sampling.seed
         seq_id = next(self._ids)
 

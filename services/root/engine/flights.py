@@ -63,7 +63,7 @@ class Flights:
             assert active is not None
             active.started = active.started or begin
             if part.outputs:
-                wanted.append(active.params.sampling.candidates)
+                wanted.append(active.params.candidates)
         # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
         step = self._runner.submit(batch, candidates)
@@ -104,7 +104,10 @@ class Flights:
             ids = None if output.ids is None else output.ids[rows]
             logits = output.logits[rows, : self._columns if ids is None else None]
             try:
-                tokens[part.seq_id] = sampling.sample(part, logits, ids, active.sampler)
+                made = sampling.sample(part, logits, ids, active.sampler)
+                if active.params.top_logprobs is not None:
+                    active.scores.extend(sampling.scores(made, logits, active.params.top_logprobs))
+                tokens[part.seq_id] = made
             except Exception as error:
                 log.exception("engine: sampling for request %d failed", active.seq_id)
                 self._fail(active, errors.not_sampled(error, active.made))

@@ -46,8 +46,9 @@ SamplerFactory = Callable[[Sampling, int], TokenSampler]
 def native_sampler(sampling: Sampling, seed: int) -> TokenSampler:
     """The core's sampler."""
     from hearth._native import Sampler
+    from hearth.root.engine.adjusting import AdjustedSampler
 
-    return Sampler(
+    sampler: TokenSampler = Sampler(
         sampling.temperature,
         sampling.top_k,
         sampling.top_p,
@@ -55,6 +56,7 @@ def native_sampler(sampling: Sampling, seed: int) -> TokenSampler:
         sampling.repetition_penalty,
         seed,
     )
+    return AdjustedSampler(sampler, sampling) if sampling.adjusts else sampler
 
 
 class EngineMetrics(Protocol):

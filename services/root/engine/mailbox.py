@@ -21,11 +21,27 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """Natural logarithms of probabilities, before sampling changes them: of a token and the best.
+
+    top: (token, logarithm) of the most likely tokens, the best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New since the last delta: text in whole characters (may be empty), and all tokens."""
+    """New since the last delta: text in whole characters (may be empty), and all tokens.
+
+    scores: of each token but an end of sequence, where the request asks for them.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +86,7 @@ class Mailbox:
         self._lock = threading.Lock()
         self._text: list[str] = []
         self._token_ids: list[int] = []
+        self._scores: list[TokenScore] = []
         self._end: Done | Failed | None = None
 
     def __call__(self, event: Event) -> None:
@@ -78,6 +95,7 @@ class Mailbox:
             if isinstance(event, Delta):
                 self._text.append(event.text)
                 self._token_ids += event.token_ids
+                self._scores += event.scores
             else:
                 self._end = event
         if was_empty:
@@ -86,8 +104,12 @@ class Mailbox:
     def take(self) -> tuple[Delta | None, Done | Failed | None]:
         """Takes the events since the last call: a delta, the end, both or neither."""
         with self._lock:
-            delta = Delta("".join(self._text), tuple(self._token_ids)) if self._token_ids else None
+            delta = None
+            if self._token_ids:
+                ids, scores = tuple(self._token_ids), tuple(self._scores)
+                delta = Delta("".join(self._text), ids, scores)
             self._text.clear()
             self._token_ids.clear()
+            self._scores.clear()
             end, self._end = self._end, None
         return delta, end

@@ -13,6 +13,9 @@ from hearth.common.errors import HearthError, Reason
 MAX_CANDIDATES = 256
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_BIASES = 1024
+# Alternatives of each token that a request may ask for.
+MAX_TOP_LOGPROBS = 20
 
 
 def invalid(message: str, **metadata: object) -> HearthError:
@@ -36,11 +39,21 @@ class Sampling:
     repetition_penalty: float = 1.0
     # The same seed gives the same text; None: a random seed.
     seed: int | None = None
+    # Subtracted from the logit of a token that is in the answer: once, and for each time.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    # (token id, number added to its logit).
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def adjusts(self) -> bool:
+        """True if logits are changed before a token is chosen (adjusting.py)."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
     @property
     def candidates(self) -> int:
         """Number of most likely tokens from which this samples; 0: any token is possible."""
-        if self.repetition_penalty != 1:
+        if self.repetition_penalty != 1 or self.adjusts:
             return 0
         if self.temperature == 0:
             return 1
@@ -52,6 +65,15 @@ class Sampling:
         _check("top_p", self.top_p, "(0, 1]", lambda v: 0 < v <= 1)
         _check("min_p", self.min_p, "[0, 1]", lambda v: 0 <= v <= 1)
         _check("repetition_penalty", self.repetition_penalty, "(0, 10]", lambda v: 0 < v <= 10)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(name, getattr(self, name), "[-2, 2]", lambda v: -2 <= v <= 2)
+        if len(self.logit_bias) > MAX_BIASES:
+            raise invalid(
+                f"logit_bias has {len(self.logit_bias)} tokens; at most {MAX_BIASES} are allowed",
+                field="logit_bias",
+            )
+        for _, bias in self.logit_bias:
+            _check("logit_bias", bias, "[-100, 100]", lambda v: -100 <= v <= 100)
         if self.seed is not None:
             _check("seed", self.seed, "[0, 18446744073709551615]", lambda v: 0 <= v < 1 << 64)
 
@@ -77,6 +99,13 @@ class GenerateParams:
     # Texts that end the answer; never part of it.
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    # Log probabilities of each token and of so many alternatives; None for none.
+    top_logprobs: int | None = None
+
+    @property
+    def candidates(self) -> int:
+        """Number of most likely tokens that a step must return; 0: whole rows of logits."""
+        return self.sampling.candidates if self.top_logprobs is None else 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_tokens < 1 << 32:
@@ -84,6 +113,12 @@ class GenerateParams:
                 f"max_tokens is {self.max_tokens}; it must be in [0, 4294967295]",
                 field="max_tokens",
                 value=self.max_tokens,
+            )
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise invalid(
+                f"top_logprobs is {self.top_logprobs}; it must be in [0, {MAX_TOP_LOGPROBS}]",
+                field="top_logprobs",
+                value=self.top_logprobs,
             )
         if len(self.stop) > MAX_STOPS:
             raise invalid(

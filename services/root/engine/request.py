@@ -1,11 +1,12 @@
 """State of a request in the engine."""
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hearth.converter.tokenizers.base import StreamDecoder
 from hearth.root.engine.interfaces import TokenSampler
-from hearth.root.engine.mailbox import Sink, Usage
+from hearth.root.engine.mailbox import Sink, TokenScore, Usage
 from hearth.root.engine.params import GenerateParams
 from hearth.root.engine.stopping import StopMatcher
 
@@ -25,6 +26,8 @@ class Active:
     first: float = 0.0
     last: float = 0.0
     made: int = 0
+    # Of sampled tokens that were not delivered yet, oldest first.
+    scores: deque[TokenScore] = field(default_factory=deque)
     # Losses of the cluster in steps of this request since its last token.
     setbacks: int = 0
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
+from hearth.root.engine.mailbox import TokenScore
 from hearth.root.scheduling.batch import SequenceStep
 
 
@@ -24,6 +27,25 @@ def sample(
         if row == len(drafts) or token != drafts[row]:
             break
     return tuple(tokens)
+
+
+def scores(tokens: Iterable[int], logits: Logits, top: int) -> list[TokenScore]:
+    """Log probabilities of sampled tokens, each with the `top` best of its row.
+
+    logits: f32 [at least as many rows as tokens, vocabulary], whole rows.
+    """
+    found: list[TokenScore] = []
+    for token, row in zip(tokens, logits, strict=False):
+        values = row.astype(np.float64)
+        values -= values.max()
+        values -= np.log(np.exp(values).sum())
+        count = min(top, len(values))
+        best = np.argpartition(-values, count - 1)[:count] if count else np.empty(0, np.int64)
+        # Equal ones by the lower id, as the sampler chooses.
+        ordered = sorted((-float(values[id]), int(id)) for id in best)
+        chosen = tuple((id, -negative) for negative, id in ordered)
+        found.append(TokenScore(token, float(values[token]), chosen))
+    return found
 
 
 def candidates(wanted: Iterable[int]) -> int:

@@ -35,7 +35,9 @@ async def messages(call: Call, services: Services) -> None:
     body = await call.json()
     model = check_model(services, body.text("model"))
     conversation = _conversation(body)
-    wanted = Wanted(sampling(body), max_tokens(body, "max_tokens"), stops(body, "stop_sequences"))
+    wanted = Wanted(
+        sampling(services, body), max_tokens(body, "max_tokens"), stops(body, "stop_sequences")
+    )
     async with running(call, services, [conversation], wanted) as answers:
         head = {
             "id": f"msg_{call.id}",

@@ -99,7 +99,9 @@ async def completion(call: Call, services: Services) -> None:
     if len(prompts) != 1:
         raise bad_request(f"{len(prompts)} prompts were given; /completion takes one", "prompt")
     limit = body.whole("n_predict", "max_tokens")
-    wanted = Wanted(sampling(body), limit if limit is not None and limit > 0 else None, stops(body))
+    wanted = Wanted(
+        sampling(services, body), limit if limit is not None and limit > 0 else None, stops(body)
+    )
     shape = _Stream(services.frontend.model().name)
     async with running(call, services, prompts, wanted) as answers:
         if body.flag("stream"):

@@ -189,12 +189,12 @@ def _refuse_structure(body: Fields) -> None:
         raise bad_request(f"{model!r} does not support thinking")
 
 
-def _wanted(body: Fields) -> Wanted:
+def _wanted(services: Services, body: Fields) -> Wanted:
     """Sampling of `options`; those that choose how a model is loaded have no effect."""
     options = body.child("options") or Fields({})
     limit = options.whole("num_predict")
     return Wanted(
-        sampling(options),
+        sampling(services, options),
         limit if limit is not None and limit > 0 else None,  # -1 and -2: no limit
         stops(options),
     )
@@ -203,7 +203,7 @@ def _wanted(body: Fields) -> Wanted:
 async def _generate(
     call: Call, services: Services, body: Fields, prompt: Input, part: _Part
 ) -> None:
-    async with running(call, services, [prompt], _wanted(body)) as answers:
+    async with running(call, services, [prompt], _wanted(services, body)) as answers:
         if body.flag("stream", True):
             await streams.send(call, answers, _Stream(part))
             return

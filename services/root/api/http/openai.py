@@ -11,6 +11,12 @@ from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.conversations import message_of, repaired
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.logprobs import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    wanted_of_chat,
+    wanted_of_completion,
+)
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     MAX_CHOICES,
@@ -41,20 +47,24 @@ async def chat(call: Call, services: Services) -> None:
     messages = repaired(message_of(each) for each in body.objects("messages"))
     if not messages:
         raise bad_request("messages is empty; give at least one message", "messages")
-    wanted = _wanted(body, max_tokens(body, "max_completion_tokens", "max_tokens"))
+    limit = max_tokens(body, "max_completion_tokens", "max_tokens")
+    wanted = _wanted(services, body, limit, wanted_of_chat(body))
+    logprobs = ChatLogprobs(services.frontend)
     head = _Head(f"chatcmpl-{call.id}", int(time.time()), model)
     async with running(call, services, [Conversation(messages)], wanted) as answers:
         if body.flag("stream"):
             usage = _include_usage(body)
             prompt = sum(answer.prompt_tokens for answer in answers[:1])
-            await streams.send(call, answers, _ChatStream(head, len(answers), prompt, usage))
+            await streams.send(
+                call, answers, _ChatStream(head, logprobs, len(answers), prompt, usage)
+            )
             return
         found = await streams.collected(answers)
     choices = [
         {
             "index": index,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": None,
+            "logprobs": logprobs(answer.scores),
             "finish_reason": finish_of(done),
         }
         for index, (answer, done) in enumerate(found)
@@ -74,21 +84,25 @@ async def completions(call: Call, services: Services) -> None:
     best_of = body.whole("best_of")
     if best_of is not None and best_of != (body.whole("n") or 1):
         raise bad_request(f"best_of is {best_of}; it must be equal to n", "best_of")
-    wanted = _wanted(body, max_tokens(body, "max_tokens") or _COMPLETION_TOKENS)
+    limit = max_tokens(body, "max_tokens") or _COMPLETION_TOKENS
+    wanted = _wanted(services, body, limit, wanted_of_completion(body))
     echoes = await _echoes(body, services, prompts, wanted.choices)
+    logprobs = [CompletionLogprobs(services.frontend, len(echo)) for echo in echoes]
     head = _Head(f"cmpl-{call.id}", int(time.time()), model)
     async with running(call, services, prompts, wanted) as answers:
         counts = [answer.prompt_tokens for answer in answers[:: wanted.choices]]
         if body.flag("stream"):
-            shape = _CompletionStream(head, echoes, sum(counts), _include_usage(body))
-            await streams.send(call, answers, shape)
+            usage = _include_usage(body)
+            await streams.send(
+                call, answers, _CompletionStream(head, logprobs, echoes, sum(counts), usage)
+            )
             return
         found = await streams.collected(answers)
     choices = [
         {
             "index": index,
             "text": echo + answer.text,
-            "logprobs": None,
+            "logprobs": logprobs[index](answer.scores),
             "finish_reason": finish_of(done),
         }
         for index, (echo, (answer, done)) in enumerate(zip(echoes, found, strict=True))
@@ -179,8 +193,11 @@ def _are_ids(values: list[Any]) -> bool:
     return all(isinstance(each, int) and not isinstance(each, bool) for each in values)
 
 
-def _wanted(body: Fields, limit: int | None) -> Wanted:
-    return Wanted(sampling(body), limit, stops(body), body.count("n", 1, MAX_CHOICES, 1))
+def _wanted(
+    services: Services, body: Fields, limit: int | None, top_logprobs: int | None
+) -> Wanted:
+    choices = body.count("n", 1, MAX_CHOICES, 1)
+    return Wanted(sampling(services, body), limit, stops(body), choices, top_logprobs)
 
 
 def _include_usage(body: Fields) -> bool:
@@ -265,8 +282,11 @@ class _Stream:
 class _ChatStream(_Stream):
     _kind = "chat.completion.chunk"
 
-    def __init__(self, head: _Head, choices: int, prompt_tokens: int, usage: bool) -> None:
+    def __init__(
+        self, head: _Head, logprobs: ChatLogprobs, choices: int, prompt_tokens: int, usage: bool
+    ) -> None:
         super().__init__(head, prompt_tokens, usage)
+        self._logprobs = logprobs
         self._choices = choices
 
     def begin(self) -> bytes:
@@ -277,24 +297,34 @@ class _ChatStream(_Stream):
         return self._part(0, {"content": ""})
 
     def delta(self, index: int, delta: Delta) -> bytes:
-        return self._part(index, {"content": delta.text}) if delta.text else b""
+        if not delta.text and not delta.scores:
+            return b""
+        return self._part(index, {"content": delta.text}, self._logprobs(delta.scores))
 
     def done(self, index: int, done: Done) -> bytes:
         self._usages.append(done.usage)
-        return self._part(index, {}, finish_of(done), {"timings": timings_of(done.usage)})
+        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": finish_of(done)}
+        return self._chunk(choice, {"timings": timings_of(done.usage)})
 
-    def _part(
-        self, index: int, delta: Object, finish: str | None = None, more: Object | None = None
-    ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self._chunk(choice, more)
+    def _part(self, index: int, delta: Object, logprobs: Object | None = None) -> bytes:
+        return self._chunk(
+            {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        )
 
 
 class _CompletionStream(_Stream):
     _kind = "text_completion"
 
-    def __init__(self, head: _Head, echoes: Sequence[str], prompt_tokens: int, usage: bool) -> None:
+    def __init__(
+        self,
+        head: _Head,
+        logprobs: Sequence[CompletionLogprobs],
+        echoes: Sequence[str],
+        prompt_tokens: int,
+        usage: bool,
+    ) -> None:
         super().__init__(head, prompt_tokens, usage)
+        self._logprobs = logprobs
         self._echoes = echoes
 
     def begin(self) -> bytes:
@@ -304,13 +334,17 @@ class _CompletionStream(_Stream):
         return self._part(0, "")
 
     def delta(self, index: int, delta: Delta) -> bytes:
-        return self._part(index, delta.text) if delta.text else b""
+        if not delta.text and not delta.scores:
+            return b""
+        return self._part(index, delta.text, self._logprobs[index](delta.scores))
 
     def done(self, index: int, done: Done) -> bytes:
         self._usages.append(done.usage)
-        return self._part(index, "", finish_of(done))
+        return self._part(index, "", None, finish_of(done))
 
-    def _part(self, index: int, text: str, finish: str | None = None) -> bytes:
+    def _part(
+        self, index: int, text: str, logprobs: Object | None = None, finish: str | None = None
+    ) -> bytes:
         return self._chunk(
-            {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+            {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         )

@@ -44,6 +44,7 @@ class Wanted:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     choices: int = 1
+    top_logprobs: int | None = None
 
 
 def check_model(services: Services, name: str) -> str:
@@ -70,23 +71,47 @@ def max_tokens(body: Fields, *names: str) -> int | None:
     return given
 
 
-def sampling(body: Fields) -> Sampling:
+def sampling(services: Services, body: Fields) -> Sampling:
     """Sampling by the fields that OpenAI, vLLM and llama.cpp share. Raises HttpError, HearthError.
 
-    Where the request says nothing, the temperature is 1, as these clients expect.
+    Where the request says nothing, the model's own defaults (generation_config.json) count; where
+    it has none, a temperature of 1.
     """
-    temperature, top_p = body.number("temperature"), body.number("top_p")
-    penalty = body.number("repetition_penalty")
-    if penalty is None:
-        penalty = body.number("repeat_penalty")
+    defaults = services.frontend.model().sampling_defaults
+
+    def number(default: float, *names: str) -> float:
+        given = (body.number(name) for name in names)
+        found = next((value for value in given if value is not None), None)
+        return defaults.get(names[0], default) if found is None else found
+
+    top_k = body.whole("top_k")
     return Sampling(
-        temperature=1.0 if temperature is None else temperature,
-        top_k=max(0, body.whole("top_k") or 0),  # -1, too, keeps all
-        top_p=1.0 if top_p is None else top_p or _LEAST_TOP_P,
-        min_p=body.number("min_p") or 0.0,
-        repetition_penalty=1.0 if penalty is None else penalty,
+        temperature=number(1.0, "temperature"),
+        # -1, too, keeps all.
+        top_k=max(0, int(defaults.get("top_k", 0)) if top_k is None else top_k),
+        top_p=number(1.0, "top_p") or _LEAST_TOP_P,
+        min_p=number(0.0, "min_p"),
+        repetition_penalty=number(1.0, "repetition_penalty", "repeat_penalty"),
         seed=seed_of(body),
+        presence_penalty=number(0.0, "presence_penalty"),
+        frequency_penalty=number(0.0, "frequency_penalty"),
+        logit_bias=_biases(body),
     )
+
+
+def _biases(body: Fields) -> tuple[tuple[int, float], ...]:
+    """OpenAI's logit_bias: an object of token ids and numbers."""
+    given = body.child("logit_bias")
+    if given is None:
+        return ()
+    found: list[tuple[int, float]] = []
+    for name in given.values:
+        bias = given.number(name)
+        if not name.isascii() or not name.isdigit() or len(name) > 9:
+            place = given.place(name[:40])
+            raise bad_request(f"{place} must be the id of a token", "logit_bias")
+        found.append((int(name), bias or 0.0))
+    return tuple(found)
 
 
 def seed_of(body: Fields) -> int | None:
@@ -138,6 +163,7 @@ async def running(
                 sampling=wanted.sampling,
                 stop=wanted.stop,
                 request_id=call.id,
+                top_logprobs=wanted.top_logprobs,
             )
             for number in range(wanted.choices):
                 each = replace(generation, sampling=_numbered(wanted.sampling, number))

@@ -48,7 +48,7 @@ async def create(call: Call, services: Services) -> None:
     messages = repaired(_messages(body))
     if not messages:
         raise bad_request("input is empty; give a text or at least one message", "input")
-    wanted = Wanted(sampling(body), max_tokens(body, "max_output_tokens"))
+    wanted = Wanted(sampling(services, body), max_tokens(body, "max_output_tokens"))
     made = _Response(call.id, model, body)
     async with running(call, services, [Conversation(messages)], wanted) as answers:
         if body.flag("stream"):

@@ -12,7 +12,7 @@ from hearth.root.api.answer import Answer
 from hearth.root.api.http import limits
 from hearth.root.api.http.call import Call, encode
 from hearth.root.api.http.errors import http_error
-from hearth.root.engine.mailbox import Delta, Done, Waiting
+from hearth.root.engine.mailbox import Delta, Done, TokenScore, Waiting
 
 # (number of the answer, its event); None where nothing came for a while.
 Numbered = tuple[int, Delta | Done] | None
@@ -137,6 +137,7 @@ class Collected:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.token_ids: list[int] = []
+        self.scores: list[TokenScore] = []
         self.done: Done | None = None
 
     @property
@@ -154,6 +155,7 @@ async def collected(answers: Sequence[Answer]) -> list[tuple[Collected, Done]]:
                 case index, Delta() as delta:
                     found[index].texts.append(delta.text)
                     found[index].token_ids += delta.token_ids
+                    found[index].scores += delta.scores
                 case index, Done() as done:
                     found[index].done = done
     return [(each, each.done) for each in found if each.done is not None]

@@ -1,0 +1,84 @@
+"""Log probabilities of tokens, in the two shapes that OpenAI has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hearth.root.api.frontend import Frontend
+from hearth.root.api.http.errors import bad_request
+from hearth.root.api.http.fields import Fields
+from hearth.root.engine.mailbox import TokenScore
+from hearth.root.engine.params import MAX_TOP_LOGPROBS
+
+Object = dict[str, Any]
+
+
+def wanted_of_chat(body: Fields) -> int | None:
+    """The alternatives that a chat asks for; None where it asks for no log probabilities."""
+    top = body.count("top_logprobs", 0, MAX_TOP_LOGPROBS, 0)
+    if body.flag("logprobs"):
+        return top
+    if top:
+        raise bad_request(f"top_logprobs is {top}; it needs logprobs: true", "top_logprobs")
+    return None
+
+
+def wanted_of_completion(body: Fields) -> int | None:
+    """The alternatives that a completion asks for, or None."""
+    if not body.has("logprobs") or body.values["logprobs"] is False:
+        return None
+    return body.count("logprobs", 0, MAX_TOP_LOGPROBS, 0)
+
+
+class ChatLogprobs:
+    """Those of a chat."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+
+    def __call__(self, scores: Sequence[TokenScore]) -> Object | None:
+        """Those of some tokens; None for none."""
+        if not scores:
+            return None
+        content = [
+            self._entry(score.token, score.logprob)
+            | {"top_logprobs": [self._entry(token, value) for token, value in score.top]}
+            for score in scores
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> Object:
+        return {
+            "token": self._frontend.token_name(token),
+            "logprob": logprob,
+            "bytes": list(self._frontend.token_bytes(token)),
+        }
+
+
+class CompletionLogprobs:
+    """Those of one completion; it counts characters, for their offsets in the text."""
+
+    def __init__(self, frontend: Frontend, offset: int) -> None:
+        """offset: characters before the answer."""
+        self._frontend = frontend
+        self._offset = offset
+
+    def __call__(self, scores: Sequence[TokenScore]) -> Object | None:
+        """Those of the next tokens; None for none."""
+        if not scores:
+            return None
+        name = self._frontend.token_name
+        tokens = [name(score.token) for score in scores]
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [score.logprob for score in scores],
+            "top_logprobs": [
+                {name(token): value for token, value in reversed(score.top)} for score in scores
+            ],
+            "text_offset": offsets,
+        }
