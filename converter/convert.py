@@ -37,12 +37,13 @@ def convert(
     weights: str = "q4_0",
     progress: Progress | None = None,
     pre: str | None = None,
+    tokenizer: str | None = None,
 ) -> Path:
     """Convert a model (anything `open_model` takes) to a Hearth directory; returns `dest`.
 
     weights: the type of the matrices, or a mix. Matrices whose rows do not divide into its blocks
     get the type's fallback.
-    pre: see open_model.
+    pre, tokenizer: see open_model.
 
     Raises:
         ModelError: the source cannot be read, the destination exists, or the disk is too small.
@@ -54,7 +55,7 @@ def convert(
     parent = dest.resolve().parent
     if not parent.is_dir():
         raise ModelError(f"{parent} is not a directory; create it first")
-    with open_model(source, weights, pre) as model:
+    with open_model(source, weights, pre, tokenizer) as model:
         files = model.tokenizer_source.files()
         if files:
             model.tokenizer()  # report it now, not when the converted model is first used

@@ -22,6 +22,8 @@ from pexpect import EOF, fdpexpect
 HEARTH = (sys.executable, "-m", "hearth.cli.main")
 UP, LEFT, ENTER = "\x1b[A", "\x1b[D", "\r"
 CTRL_C, CTRL_D = "\x03", "\x04"
+# "> ", and how prompt_toolkit places the cursor behind it.
+PROMPT = ">(\\x08|\x1b\\[2C| )"
 
 
 class TerminalCommand:
@@ -75,3 +77,9 @@ class TerminalCommand:
             self.process.kill()
             self.process.wait()
         self._screen.close()
+
+
+def press(child: TerminalCommand, *keys: str) -> None:
+    """Press keys when `hearth chat` asks for a message."""
+    child.expect(PROMPT)
+    child.send("".join(keys))

@@ -1,55 +1,73 @@
 """Readers of model formats, and `open_model`, which chooses among them."""
 
-from importlib import resources
 from pathlib import Path
 
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
 from hearth.converter.hub import cached_model, parse_name
 from hearth.converter.model import Model
+from hearth.converter.packaged import NAMES, packaged_model
+from hearth.converter.readers.dllama import MAGICS, SUFFIX, open_dllama
 from hearth.converter.readers.gguf_file import MAGIC
 from hearth.converter.readers.gguf_parts import part_names
 from hearth.converter.readers.hearth import is_hearth_config, open_hearth
 from hearth.converter.readers.huggingface import open_huggingface
 from hearth.converter.readers.random import PREFIX, SHAPES, open_random
 
-DEMO = "demo"
 _MOST_LISTED = 24
 
 
-def open_model(source: str, weights: str | None = None, pre: str | None = None) -> Model:
+def open_model(
+    source: str,
+    weights: str | None = None,
+    pre: str | None = None,
+    tokenizer: str | None = None,
+) -> Model:
     """Open a model for reading; no weights are loaded.
 
-    source: a Hugging Face or Hearth directory, a .gguf file (or a directory with one), or a name:
-    "demo" (the model that comes with Hearth), "random:SHAPE[:SEED]", or one in the Hugging Face
-    cache.
+    source: a Hugging Face or Hearth directory, a .gguf or .m file (or a directory with one), or a
+    name: "demo" (the model that comes with Hearth), "smollm2" (a packaged assistant),
+    "random:SHAPE[:SEED]", or one in the Hugging Face cache.
     weights: the type to load tensors in ("f32", "f16", "q80", "q40"); None for their stored types.
     pre: the rules that split a text, for a GGUF file that does not name them, or names others.
+    tokenizer: the tokenizer's file, for a .m file with several beside it.
 
     Raises:
         ModelError: it cannot be found, read or run; the message gives the reason.
     """
     if source.startswith(PREFIX):
         _no_rules(pre, source)
+        _no_tokenizer(tokenizer, source)
         return open_random(source, weights)
     path = _path_of(source)
     if path.is_dir():
-        return _open_directory(path, weights, pre)
+        path = _file_in(path)
+    if path.is_dir():
+        _no_rules(pre, str(path))
+        _no_tokenizer(tokenizer, str(path))
+        own = is_hearth_config(read_json(path / "config.json"))
+        return (open_hearth if own else open_huggingface)(path, weights)
     if not path.is_file():
         raise ModelError(f"there is no model at {source!r}; {_hint(source)}")
-    if path.suffix == ".gguf" or _begins_with_magic(path):
+    magic = _magic(path)
+    if path.suffix == SUFFIX or magic in MAGICS:
+        chosen = Path(tokenizer) if tokenizer is not None else None
+        return open_dllama(path, weights, pre, chosen)
+    _no_tokenizer(tokenizer, str(path))
+    if path.suffix == ".gguf" or magic == MAGIC:
         return _open_gguf(path, weights, pre)
     raise ModelError(
-        f"{path} is not a GGUF file; for safetensors give the directory that also holds config.json"
+        f"{path} is not a GGUF file or a dllama model; for safetensors give the directory that "
+        "also holds config.json"
     )
 
 
 def _path_of(source: str) -> Path:
-    """The path of a model: itself, the demo model's, or its place in the Hugging Face cache."""
+    """The path of a model: itself, a packaged one's, or its place in the Hugging Face cache."""
     path = Path(source)
     if not source or path.exists():
         return path
-    return demo_directory() if source == DEMO else cached_model(source) or path
+    return packaged_model(source) or cached_model(source) or path
 
 
 def _hint(source: str) -> str:
@@ -58,40 +76,27 @@ def _hint(source: str) -> str:
         parse_name(source)
     except ModelError:
         return (
-            f"give a directory, a .gguf file, OWNER/MODEL as on Hugging Face, {DEMO!r}, or "
-            f"{PREFIX}SHAPE with one of {', '.join(SHAPES)}"
+            f"give a directory, a .gguf or {SUFFIX} file, OWNER/MODEL as on Hugging Face, "
+            f"{', '.join(map(repr, NAMES))}, or {PREFIX}SHAPE with one of {', '.join(SHAPES)}"
         )
     return f"no such path, and not in the Hugging Face cache: `hearth pull {source}` downloads it"
 
 
-def demo_directory() -> Path:
-    """Path of the model that comes with Hearth. Raises ModelError where it is not installed."""
-    try:
-        # A namespace package has several possible homes; the first that holds the model counts.
-        for root in resources.files("hearth.models").iterdir():
-            if root.name == DEMO and isinstance(root, Path) and (root / "config.json").is_file():
-                return root
-    except (ModuleNotFoundError, FileNotFoundError, NotADirectoryError):
-        pass
-    raise ModelError("the demo model is not part of this installation; give a path instead")
-
-
-def _open_directory(path: Path, weights: str | None, pre: str | None) -> Model:
-    config = path / "config.json"
-    if config.is_file():
-        raw = read_json(config)
-        _no_rules(pre, str(path))
-        return (open_hearth if is_hearth_config(raw) else open_huggingface)(path, weights)
-    models = _gguf_models(path)
+def _file_in(path: Path) -> Path:
+    """The one model file of a directory; the directory itself where it has a config.json."""
+    if (path / "config.json").is_file():
+        return path
+    models = _gguf_models(path) or sorted(path.glob(f"*{SUFFIX}"))
     if len(models) == 1:
-        return _open_gguf(models[0], weights, pre)
+        return models[0]
     if models:
         shown = ", ".join(file.name for file in models[:_MOST_LISTED])
         more = f", ... ({len(models) - _MOST_LISTED} more)" if len(models) > _MOST_LISTED else ""
-        raise ModelError(f"{path} holds {len(models)} GGUF models; name one: {shown}{more}")
+        kind = "dllama" if models[0].suffix == SUFFIX else "GGUF"
+        raise ModelError(f"{path} holds {len(models)} {kind} models; name one: {shown}{more}")
     if (path / "adapter_config.json").is_file():
         raise ModelError(f"{path} holds an adapter, not a model; merge it into its model first")
-    raise ModelError(f"{path} holds neither a config.json nor a .gguf file")
+    raise ModelError(f"{path} holds neither a config.json nor a .gguf or {SUFFIX} file")
 
 
 def _gguf_models(directory: Path) -> list[Path]:
@@ -114,12 +119,22 @@ def _open_gguf(path: Path, weights: str | None, pre: str | None) -> Model:
 
 def _no_rules(pre: str | None, source: str) -> None:
     if pre is not None:
-        raise ModelError(f"--pre {pre} is for GGUF files; {source} has a tokenizer of another kind")
+        raise ModelError(
+            f"--pre {pre} is for GGUF and dllama files; {source} has a tokenizer of another kind"
+        )
 
 
-def _begins_with_magic(path: Path) -> bool:
+def _no_tokenizer(tokenizer: str | None, source: str) -> None:
+    if tokenizer is not None:
+        raise ModelError(
+            f"--tokenizer {tokenizer} is for dllama's {SUFFIX} files; {source} has a tokenizer"
+        )
+
+
+def _magic(path: Path) -> bytes:
+    """The first bytes of a file. Raises ModelError where it cannot be read."""
     try:
         with path.open("rb") as stream:
-            return stream.read(4) == MAGIC
+            return stream.read(4)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error

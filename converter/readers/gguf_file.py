@@ -6,7 +6,7 @@ the remaining bytes before it is used, so no unchecked size is ever allocated.
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
     12: "<d",
 }  # fmt: skip
-_BOOL, STRING, ARRAY = 7, 8, 9
+_I32, _F32, _BOOL, STRING, ARRAY = 5, 6, 7, 8, 9
 
 # ggml_type: name. READABLE: names of those that the core reads, in converter/weights.py.
 TENSOR_TYPES = {
@@ -251,3 +251,29 @@ def string_pair(key: str, value: str) -> bytes:
     return b"".join(
         [struct.pack("<Q", len(name)), name, struct.pack("<IQ", STRING, len(text)), text]
     )
+
+
+def metadata_file(values: Mapping[str, Any]) -> bytes:
+    """A GGUF file without tensors. values: strings, booleans, ids, and lists of one such type."""
+    pairs = {}
+    for key, value in values.items():
+        name = key.encode()
+        pairs[key] = struct.pack("<Q", len(name)) + name + _value_bytes(value)
+    return metadata_only(pairs, lambda key: True)
+
+
+def _value_bytes(value: Any) -> bytes:
+    kind = _kind_of(value)
+    if kind == ARRAY:
+        item = _kind_of(value[0]) if value else STRING
+        content = b"".join(_value_bytes(each)[4:] for each in value)
+        return struct.pack("<IIQ", ARRAY, item, len(value)) + content
+    if kind == STRING:
+        text: bytes = value.encode()
+        return struct.pack("<IQ", STRING, len(text)) + text
+    return struct.pack("<I", kind) + struct.pack(_SCALARS[kind], value)
+
+
+def _kind_of(value: Any) -> int:
+    kinds = {str: STRING, bool: _BOOL, int: _I32, float: _F32, list: ARRAY}
+    return kinds[type(value)]

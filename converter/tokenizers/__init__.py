@@ -15,7 +15,13 @@ from hearth.converter.tokenizers.settings import Settings
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer", "tokenizer_files"]
 
 # In order of preference: the first that a directory holds is used.
-_SINGLE_FILES = ("tokenizer.gguf", "tokenizer.json", "tokenizer.model", "tekken.json")
+_SINGLE_FILES = (
+    "tokenizer.gguf",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "characters.json",
+)
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _MAX_BYTES = 64 << 20
 
@@ -25,9 +31,9 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Load the tokenizer of a directory or a file.
 
-    path: a directory, or a tokenizer.json, tekken.json, .gguf, .model (SentencePiece or ranks),
-    .tiktoken, or vocabulary file (vocab.json, encoder.json). bos_id, eos_ids: as the model's config
-    names them.
+    path: a directory, or a tokenizer.json, tekken.json, characters.json, .gguf, .model
+    (SentencePiece or ranks), .tiktoken, or vocabulary file (vocab.json, encoder.json). bos_id,
+    eos_ids: as the model's config names them.
 
     Raises:
         ModelError: there is none, or it is damaged or of an unsupported kind.
@@ -43,6 +49,10 @@ def load_tokenizer(
     for vocabulary, merges in _PAIRS:
         if main.name == vocabulary:
             return _load_pair(main, main.with_name(merges), settings)
+    if main.name == "characters.json":
+        from hearth.converter.tokenizers.characters import load_characters
+
+        return load_characters(main)
     if main.name == "tekken.json":
         from hearth.converter.tokenizers.tekken import load_tekken
 

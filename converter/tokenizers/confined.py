@@ -44,10 +44,15 @@ class ConfinedTokenizer(Tokenizer):
     """
 
     def __init__(
-        self, source: str, pre: str | None = None, text_seconds: float = sandbox.TEXT_SECONDS
+        self,
+        source: str,
+        pre: str | None = None,
+        tokenizer: str | None = None,
+        text_seconds: float = sandbox.TEXT_SECONDS,
     ) -> None:
-        """source, pre: as for open_model. Raises ModelError as Model.tokenizer does."""
-        self._source, self._pre = source, pre
+        """source, pre, tokenizer: as for open_model. Raises ModelError as Model.tokenizer does."""
+        self._source = source
+        self._arguments = [source, pre or "", tokenizer or ""]
         self._text_seconds = text_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -123,10 +128,10 @@ class ConfinedTokenizer(Tokenizer):
     def _start(self) -> tuple[dict[str, Any], _Table, _Table]:
         """Start the process; what it says of the tokenizer. Raises ModelError."""
         here, there = Pipe()
-        words = [sys.executable, "-P", "-m", sandbox.__name__, str(there.fileno()), self._source]
+        words = [sys.executable, "-P", "-m", sandbox.__name__, str(there.fileno())]
         try:
             self._process = subprocess.Popen(
-                words if self._pre is None else [*words, self._pre],
+                [*words, *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -185,17 +190,19 @@ class ConfinedTokenizer(Tokenizer):
 
 
 @contextmanager
-def confined(model: Model, source: str, pre: str | None = None) -> Iterator[Tokenizer]:
+def confined(
+    model: Model, source: str, pre: str | None = None, tokenizer: str | None = None
+) -> Iterator[Tokenizer]:
     """The tokenizer of an open model for as long as the block lasts, in a process with limits.
 
-    source, pre: as the model was opened. A tokenizer that no file says anything about needs none.
-    Raises ModelError as Model.tokenizer does.
+    source, pre, tokenizer: as the model was opened. A tokenizer that no file says anything about
+    needs none. Raises ModelError as Model.tokenizer does.
     """
     if model.tokenizer_source.plain:
         yield model.tokenizer()
         return
-    with ConfinedTokenizer(source, pre) as tokenizer:
-        yield tokenizer
+    with ConfinedTokenizer(source, pre, tokenizer) as made:
+        yield made
 
 
 def _table(data: bytes) -> _Table:

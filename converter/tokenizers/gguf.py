@@ -18,6 +18,8 @@ _MAX_TOKENS = 1 << 22
 _PREFIX = "tokenizer.ggml."
 _TEMPLATES = "tokenizer.chat_template."
 PRE_KEY = "tokenizer.ggml.pre"
+# Hearth's own key: a list of ids, where more tokens end an answer than GGUF has keys for.
+END_IDS_KEY = "tokenizer.hearth.end_ids"
 _TEMPLATE_KEYS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -132,12 +134,18 @@ def _vocabulary(values: dict[str, Any]) -> Vocabulary:
     controls = {by_name[name] for name in COMPLETION_PARTS if name in by_name}
     for id in controls.union(ends.values()):
         kinds[id] = CONTROL
-    stated = {id for _, id in _ids(values, _END_KEYS)}
+    stated = {id for _, id in _ids(values, _END_KEYS)} | _end_ids(values, len(texts))
     eos_ids = frozenset(stated | set(ends.values()) | set(given.values()))
     bos_id = _id(values, "bos_token_id")
     if bos_id is not None and kinds[bos_id] == USER_DEFINED:
         kinds[bos_id] = CONTROL  # messages must not be able to make it
     return Vocabulary(texts, kinds, bos_id, eos_ids)
+
+
+def _end_ids(values: dict[str, Any], count: int) -> set[int]:
+    listed = values.get(END_IDS_KEY)
+    ids = listed if isinstance(listed, list) else []
+    return {id for id in ids if type(id) is int and 0 <= id < count}
 
 
 def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> Settings:
@@ -239,7 +247,7 @@ def _rules(values: dict[str, Any], texts: list[str], what: str, pre: str | None)
     if pre is not None:
         return rules_for(pre)
     if stated in (None, "", "default"):
-        stated = _known(texts) or stated
+        stated = known_rules(texts) or stated
     if not stated:
         raise ModelError(
             f"{what} does not say how its tokenizer splits a text (tokenizer.ggml.pre); another "
@@ -249,8 +257,8 @@ def _rules(values: dict[str, Any], texts: list[str], what: str, pre: str | None)
     return rules_for(str(stated)[:80])
 
 
-def _known(texts: list[str]) -> str | None:
-    """The rules of a vocabulary that is known by its tokens."""
+def known_rules(texts: list[str]) -> str | None:
+    """The rules of a vocabulary that is known by its tokens; None for others."""
     for count, digests in _KNOWN.items():
         if len(texts) >= count:
             found = digests.get(_digest(texts[:count]))

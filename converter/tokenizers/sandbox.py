@@ -93,10 +93,10 @@ def encode(tokenizer: Tokenizer, request: dict[str, Any]) -> bytes:
     return array("i", ids).tobytes()
 
 
-def _load(source: str, pre: str | None) -> Tokenizer:
+def _load(source: str, pre: str | None, tokenizer_file: str | None) -> Tokenizer:
     from hearth.converter.readers import open_model
 
-    with open_model(source, pre=pre) as model:
+    with open_model(source, pre=pre, tokenizer=tokenizer_file) as model:
         tokenizer = model.tokenizer()
     tokenizer.encode("a")  # tables that the first use makes are part of loading
     return tokenizer
@@ -117,15 +117,18 @@ def _limit_memory(size: int) -> None:
 
 
 def main() -> None:
-    """Load the tokenizer of argv[2], with rules argv[3] if given; answer on descriptor argv[1]."""
+    """Load the tokenizer of a model, and answer on descriptor argv[1].
+
+    argv[2:]: the arguments source, pre and tokenizer of open_model, "" for None.
+    """
     connection = Connection(int(sys.argv[1]))
-    source, pre = sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None
+    source, pre, tokenizer_file = sys.argv[2], sys.argv[3] or None, sys.argv[4] or None
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(LOAD_BYTES)
     # The default action ends the process at any point, also inside a library.
     signal.setitimer(signal.ITIMER_PROF, LOAD_SECONDS)
     try:
-        tokenizer = _load(source, pre)
+        tokenizer = _load(source, pre, tokenizer_file)
         ids = range(tokenizer.vocab_size)
         names = table("name", (tokenizer.token_text(id).encode(errors="replace") for id in ids))
         texts = table("text", map(tokenizer.token_bytes, ids))

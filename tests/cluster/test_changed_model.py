@@ -17,7 +17,7 @@ import pytest
 from harness import ServiceProcess, hearth
 
 from hearth.client import Client
-from hearth.converter.readers import demo_directory
+from hearth.converter.packaged import demo_directory
 from hearth.v1 import root_pb2
 
 Start = Callable[..., ServiceProcess]

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 from harness import clean_environ
 from serving_fakes import EOS, FakeRunner, Root
-from terminals import CTRL_C, CTRL_D, ENTER, HEARTH, LEFT, UP, TerminalCommand
+from terminals import CTRL_C, CTRL_D, ENTER, HEARTH, LEFT, UP, TerminalCommand, press
 
 SECONDS = 60
 Chat = Callable[..., TerminalCommand]
-# "> ", and how prompt_toolkit places the cursor behind it.
-PROMPT = ">(\\x08|\x1b\\[2C| )"
 
 
 def counting(history: tuple[int, ...]) -> int:
@@ -26,12 +24,6 @@ def counting(history: tuple[int, ...]) -> int:
     asked, answer = text.rsplit("[assistant]", 1)
     whole = f"<{asked.count('[user]')}>"
     return ord(whole[len(answer)]) if len(answer) < len(whole) else EOS
-
-
-def press(child: TerminalCommand, *keys: str) -> None:
-    """Press keys when the program asks for a message."""
-    child.expect(PROMPT)
-    child.send("".join(keys))
 
 
 @pytest.fixture

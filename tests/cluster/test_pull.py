@@ -13,7 +13,7 @@ from converter_builders import random_tensors, tiny_spec, write_gguf
 from fake_hub import COMMIT, FakeHub, Repository
 from harness import clean_environ, free_port
 
-from hearth.converter.readers import demo_directory
+from hearth.converter.packaged import demo_directory
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -32,7 +32,7 @@ from serving_fakes import EOS, FakeRunner, Root
 
 from hearth.cli.main import main
 from hearth.client.errors import from_rpc_error
-from hearth.converter.readers import demo_directory
+from hearth.converter.packaged import demo_directory
 
 
 class Command:

@@ -14,7 +14,7 @@ import pytest
 from harness import ServiceProcess, status_bytes
 
 from hearth.client import Client, HearthError
-from hearth.converter.readers import demo_directory
+from hearth.converter.packaged import demo_directory
 
 MIB = 1 << 20
 # Each place in a text of this letter takes the pattern long, without reaching the library's limit.

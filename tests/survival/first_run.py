@@ -26,7 +26,7 @@ from harness import ServiceProcess, clean_environ  # noqa: E402
 from scene import Network  # noqa: E402
 from terminals import CTRL_D, ENTER, TerminalCommand  # noqa: E402
 
-from hearth.converter.readers import demo_directory  # noqa: E402
+from hearth.converter.packaged import demo_directory  # noqa: E402
 
 # Sequences by which a terminal moves its cursor or colours text, and the characters that do.
 _CONTROL = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[=>])|[\x00-\x08\x0b-\x1f\x7f]")

@@ -182,11 +182,11 @@ import importlib, sys, time
 from hearth.cli.main import main
 convert = importlib.import_module("hearth.converter.convert")
 whole = convert.convert
-def slowly(source, dest, weights, progress, pre):
+def slowly(source, dest, weights, progress, *more):
     def show(*done):
         progress(*done)
         time.sleep(0.1)
-    return whole(source, dest, weights, show, pre)
+    return whole(source, dest, weights, show, *more)
 convert.convert = slowly
 sys.exit(main(["convert", *sys.argv[1:]]))
 """

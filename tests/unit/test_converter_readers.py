@@ -432,7 +432,7 @@ def test_a_cut_of_the_largest_shape_needs_only_its_own_memory() -> None:
         ("random:gpt-9", "'gpt-9' is unknown.*tinyllama-1.1b"),
         ("random:llama-3-8b:x", "seed 'x'"),
         ("/nowhere/at/all", "no model at"),
-        ("", "neither a config.json nor a .gguf file|no model at"),
+        ("", "neither a config.json nor a .gguf or .m file|no model at"),
     ],
 )
 def test_sources_that_are_no_models(

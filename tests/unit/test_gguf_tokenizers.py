@@ -195,9 +195,9 @@ def test_rules_given_for_a_file_go_with_its_conversion(tmp_path: Path) -> None:
     convert(str(path), tmp_path / "converted", "f16", pre="qwen2")
     with open_model(str(tmp_path / "converted")) as model:
         assert model.tokenizer().encode("12345 a's") == ids
-    with pytest.raises(ModelError, match="--pre qwen2 is for GGUF files"):
+    with pytest.raises(ModelError, match="--pre qwen2 is for GGUF and dllama files"):
         open_model(str(tmp_path / "converted"), pre="qwen2")
-    with pytest.raises(ModelError, match="--pre qwen2 is for GGUF files"):
+    with pytest.raises(ModelError, match="--pre qwen2 is for GGUF and dllama files"):
         open_model("demo", pre="qwen2")
 
 
