@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from converter_builders import encode, interleave
 
+from hearth.converter.blocks import AttentionSpec
 from hearth.converter.model import Model
-from hearth.converter.spec import is_norm
 from hearth.converter.tokenizers.base import Tokenizer
 
 WEIGHT_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 3}
+ARCHITECTURES = {"llama": 0xABCD00, "qwen3": 0xABCD01, "qwen3moe": 0xABCD02}
 MODEL_KEYS = {
     "version": 0, "arch": 1, "dim": 2, "hidden_dim": 3, "layers": 4, "heads": 5, "kv_heads": 6,
     "experts": 7, "active_experts": 8, "vocab": 9, "context": 10, "act": 11, "theta": 12,
@@ -35,42 +37,70 @@ def pairs(magic: int, values: dict[str, int], keys: dict[str, int]) -> bytes:
 
 
 def model_values(model: Model, kind: str) -> dict[str, int]:
-    """Today's header of a Llama model without rope scaling."""
+    """Today's header, without rope scaling."""
     spec = model.spec
-    return {
+    (block,) = {spec.kinds[each] for each in spec.kind_of_layer}
+    mixer, inner, experts = block.mixer, block.feed_forward, block.experts
+    assert isinstance(mixer, AttentionSpec)
+    values = {
         "version": 0,
-        "arch": 0xABCD00,
+        "arch": ARCHITECTURES[spec.architecture],
         "act": 1,
         "dim": spec.hidden_size,
-        "hidden_dim": spec.ffn_size,
+        "hidden_dim": inner.size if inner is not None else 96,
         "layers": spec.layers,
-        "heads": spec.heads,
-        "kv_heads": spec.kv_heads,
+        "heads": mixer.heads,
+        "kv_heads": mixer.kv_heads,
         "weights": WEIGHT_TYPES[kind],
         "context": spec.context_size,
         "vocab": spec.vocab_size,
-        "experts": 0,
-        "active_experts": 0,
-        "theta": int(spec.rope_theta),
-        "head_dim": spec.head_size,
+        "experts": experts.count if experts is not None else 0,
+        "active_experts": experts.used if experts is not None else 0,
+        "theta": 10000,
+        "head_dim": mixer.key_size,
         "epsilon": {1e-5: 5, 1e-6: 6}[spec.norm_epsilon],
     }
+    return values | ({"expert_dim": experts.expert.size} if experts is not None else {})
 
 
 def body(model: Model, kind: str) -> bytes:
     """The tensors in the file's order. A row that blocks do not fit cannot be written."""
-    parts = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "attn_norm", "ffn_norm")
-    names = [f"layers.{layer}.{part}" for layer in range(model.spec.layers) for part in parts]
-    out = []
-    for name in ("embedding", *names, "norm", "head"):
-        source = "embedding" if name == "head" and model.spec.tied else name
-        rows, columns = model.spec.tensor_shape(source)
-        values = model.read(source, "f32").view(np.float32).reshape(rows, columns)
-        if name.endswith((".wq", ".wk")):
-            values = interleave(values, model.spec.head_size)
-        own = "f32" if name == "embedding" or is_norm(name) else kind
-        out.append(encode(values, own).tobytes())
-    return b"".join(out)
+    spec = model.spec
+    out = [_written(model, "embedding", "f32")]
+    for layer in range(spec.layers):
+        block = spec.kinds[spec.kind_of_layer[layer]]
+        prefix = f"layers.{layer}."
+        out += [_written(model, prefix + part, kind) for part in ("wq", "wk", "wv", "wo")]
+        if block.experts is None:
+            out += [_written(model, prefix + part, kind) for part in ("w1", "w2", "w3")]
+        else:
+            out.append(_written(model, prefix + "router", "f32"))
+            count = block.experts.count
+            names = [prefix + part for part in ("experts_w1", "experts_w2", "experts_w3")]
+            for expert in range(count):
+                out += [_written(model, name, kind, (expert, count)) for name in names]
+        if spec.architecture != "llama":
+            out += [_written(model, prefix + part, "f32") for part in ("q_norm", "k_norm")]
+        out += [_written(model, prefix + part, "f32") for part in ("attn_norm", "ffn_norm")]
+    return b"".join(
+        [
+            *out,
+            _written(model, "norm", "f32"),
+            _written(model, "embedding" if spec.tied else "head", kind),
+        ]
+    )
+
+
+def _written(model: Model, name: str, kind: str, part: tuple[int, int] = (0, 1)) -> bytes:
+    """A tensor's bytes; part: (which, of how many) equal parts of its rows."""
+    rows, columns = model.spec.tensor_shape(name)
+    values = model.read(name, "f32").view(np.float32).reshape(rows, columns)
+    values = np.split(values, part[1])[part[0]]
+    if model.spec.architecture == "llama" and name.endswith((".wq", ".wk")):
+        mixer = model.spec.kinds[0].mixer
+        assert isinstance(mixer, AttentionSpec)
+        values = interleave(values, mixer.key_size)
+    return encode(values, kind).tobytes()
 
 
 def write_model(
@@ -141,3 +171,32 @@ def piece_scores(testdata: Path) -> list[float]:
     model = str(testdata / "stories260k" / "tok512.model")
     inner = sentencepiece.SentencePieceProcessor(model_file=model)
     return [inner.get_score(id) for id in range(inner.vocab_size())]
+
+
+def qwen3_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of the tensors of a Qwen3 directory."""
+    hidden, head = config["hidden_size"], config["head_dim"]
+    queries = config["num_attention_heads"] * head
+    keys = config["num_key_value_heads"] * head
+    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        for name, rows in (("q", queries), ("k", keys), ("v", keys)):
+            yield f"{prefix}self_attn.{name}_proj.weight", (rows, hidden)
+        yield f"{prefix}self_attn.o_proj.weight", (hidden, queries)
+        for name in "qk":
+            yield f"{prefix}self_attn.{name}_norm.weight", (head,)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}{name}.weight", (hidden,)
+        folders, inner = [""], config["intermediate_size"]
+        if "num_experts" in config:
+            yield f"{prefix}mlp.gate.weight", (config["num_experts"], hidden)
+            folders = [f"experts.{expert}." for expert in range(config["num_experts"])]
+            inner = config["moe_intermediate_size"]
+        for folder in folders:
+            yield f"{prefix}mlp.{folder}gate_proj.weight", (inner, hidden)
+            yield f"{prefix}mlp.{folder}up_proj.weight", (inner, hidden)
+            yield f"{prefix}mlp.{folder}down_proj.weight", (hidden, inner)
+    yield "model.norm.weight", (hidden,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], hidden)

@@ -3,18 +3,31 @@
 Two headers are in use. Today's is a list of (key, value) pairs of 32 bits after its magic and size.
 The former one is nine numbers after a magic that names the architecture; it does not say the type
 of the weights, which follows from the file's size. Matrices are f32, f16, or blocks of 32 as in
-GGUF's Q4_0 and Q8_0; the embedding and norms are f32. Rows of queries and keys lie in interleaved
-rotary pairs. The tokenizer is a file of its own (tokenizers/dllama.py).
+GGUF's Q4_0 and Q8_0; the embedding, norms and routers are f32. In Llama models the rows of queries
+and keys lie in interleaved rotary pairs. The tokenizer is a file of its own (tokenizers/dllama.py).
 """
 
+import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hearth.converter.errors import ModelError
+from hearth.converter.families.base import (
+    Family,
+    Files,
+    FileTensor,
+    find,
+    picked,
+    rotary_pairs,
+)
 from hearth.converter.files import OpenFile
-from hearth.converter.model import FileModel, StoredTensor, TokenizerSource
-from hearth.converter.spec import ModelSpec, RopeScaling, is_norm
+from hearth.converter.hf_config import read_spec
+from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.spec import ModelSpec
+from hearth.converter.stored import Stored
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.weights import row_bytes
 
@@ -23,6 +36,7 @@ _MAGIC = 0x0A00ABCD
 _FORMER_MAGICS = {0xABCD00: "Llama", 0xABCD01: "Grok-1", 0xABCD02: "Mixtral"}
 MAGICS = tuple(struct.pack("<I", magic) for magic in (_MAGIC, *_FORMER_MAGICS))
 _MAX_HEADER = 4096
+_MAX_TENSORS = 1 << 18
 
 # Keys of the header, by their numbers.
 _KEYS = (
@@ -34,7 +48,19 @@ _KEYS = (
 )  # fmt: skip
 # The former header's numbers, in its order.
 _FORMER_KEYS = (*_KEYS[2:11],)
-_ARCHITECTURES = {0xABCD00: "Llama", 0xABCD01: "Qwen3", 0xABCD02: "Qwen3-MoE"}
+# By their names on Hugging Face.
+_MIXTURE = "qwen3_moe"
+_ARCHITECTURES = {0xABCD00: "llama", 0xABCD01: "qwen3", 0xABCD02: _MIXTURE}
+# Settings of config.json, and the keys that say the same.
+_SETTINGS = {
+    "hidden_size": "hidden size",
+    "intermediate_size": "feed-forward size",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "KV heads",
+    "vocab_size": "vocabulary size",
+    "max_position_embeddings": "context",
+}
 _WEIGHT_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q8_0"}
 _EPSILONS = {5: 1e-5, 6: 1e-6}
 _SILU = 1
@@ -69,8 +95,12 @@ def open_dllama(
     file = OpenFile(path)
     try:
         header = read_header(file)
-        spec = _spec(path, header.values)
-        tensors = _place(file, header, spec)
+        config = _config(path, header.values)
+        try:
+            family, spec = read_spec(config, path.stem.removeprefix(_MODEL_PREFIX))
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
+        tensors = _match(path, _place(file, header, config), family, spec)
     except BaseException:
         file.close()
         raise
@@ -131,81 +161,131 @@ def _required(path: Path, values: dict[str, int], key: str) -> int:
     return values[key]
 
 
-def _spec(path: Path, values: dict[str, int]) -> ModelSpec:
+def _config(path: Path, values: dict[str, int]) -> dict[str, Any]:
+    """The same settings as in a config.json of Hugging Face. Raises ModelError."""
     architecture = _required(path, values, "architecture")
-    if _ARCHITECTURES.get(architecture) != "Llama":
-        name = _ARCHITECTURES.get(architecture, f"{architecture:#x}")
-        raise ModelError(f"{path}: architecture {name} is not supported; Hearth reads Llama")
-    if values.get("experts", 0):
-        raise ModelError(f"{path}: a Llama model of {values['experts']} experts is not supported")
+    if architecture not in _ARCHITECTURES:
+        raise ModelError(
+            f"{path}: architecture {architecture:#x} is not supported; Hearth reads "
+            f"{', '.join(_ARCHITECTURES.values())}"
+        )
+    kind = _ARCHITECTURES[architecture]
+    experts = values.get("experts", 0)
+    if bool(experts) != (kind == _MIXTURE):
+        raise ModelError(f"{path}: a model of type {kind} with {experts} experts is not supported")
     if values.get("activation", _SILU) != _SILU:
         raise ModelError(
             f"{path}: activation {values['activation']} is not supported; Hearth reads {_SILU} "
             "(SiLU)"
         )
+    # Qwen3's rotates halves, whatever the header says.
     rope = values.get("rope type", _ROPE_LLAMA)
-    if rope not in (_ROPE_LLAMA, _ROPE_LLAMA3):
+    if kind == "llama" and rope not in (_ROPE_LLAMA, _ROPE_LLAMA3):
         raise ModelError(f"{path}: rope type {rope} is not supported; Hearth reads 0 and 2")
     epsilon = values.get("norm epsilon", 5)
     if epsilon not in _EPSILONS:
         raise ModelError(f"{path}: norm epsilon {epsilon} is not known; known: 5 (1e-5), 6 (1e-6)")
-    hidden_size, heads, kv_heads = (
-        _required(path, values, key) for key in ("hidden size", "heads", "KV heads")
-    )
-    if heads < 1:
-        raise ModelError(f"{path}: the header says {heads} heads")
-    try:
-        return ModelSpec(
-            name=path.stem.removeprefix(_MODEL_PREFIX),
-            hidden_size=hidden_size,
-            layers=_required(path, values, "layers"),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_size=values.get("head size") or hidden_size // heads,
-            ffn_size=_required(path, values, "feed-forward size"),
-            vocab_size=_required(path, values, "vocabulary size"),
-            norm_epsilon=_EPSILONS[epsilon],
-            rope_theta=float(values.get("rope theta", 10000)),
-            context_size=_required(path, values, "context"),
-            tied=False,
-            rope_scaling=_scaling(values),
-        )
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from error
+    config: dict[str, Any] = {name: _required(path, values, key) for name, key in _SETTINGS.items()}
+    if config["num_attention_heads"] < 1:
+        raise ModelError(f"{path}: the header says {config['num_attention_heads']} heads")
+    config |= {"rms_norm_eps": _EPSILONS[epsilon], "rope_theta": values.get("rope theta", 10000)}
+    head_size = values.get("head size") or config["hidden_size"] // config["num_attention_heads"]
+    config |= {"model_type": kind, "head_dim": head_size, "tie_word_embeddings": False}
+    if kind == "llama":
+        config["rope_scaling"] = _scaling(values)
+    if experts:
+        config |= {
+            "num_experts": experts,
+            "num_experts_per_tok": _required(path, values, "experts chosen"),
+            "moe_intermediate_size": _required(path, values, "expert size"),
+            "norm_topk_prob": True,
+        }
+    return config
 
 
-def _scaling(values: dict[str, int]) -> RopeScaling | None:
+def _scaling(values: dict[str, int]) -> dict[str, Any] | None:
     """Llama 3's scaling, which dllama applies wherever a factor other than 1 is given."""
     factor = values.get("rope scaling factor", 1)
     if factor == 1:
         return None
-    return RopeScaling(
-        "llama3",
-        float(factor),
-        float(values.get("rope scaling low frequency factor", 1)),
-        float(values.get("rope scaling high frequency factor", 4)),
-        values.get("rope scaling original context", 8192),
-    )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": values.get("rope scaling low frequency factor", 1),
+        "high_freq_factor": values.get("rope scaling high frequency factor", 4),
+        "original_max_position_embeddings": values.get("rope scaling original context", 8192),
+    }
 
 
-def _order(spec: ModelSpec) -> list[str]:
-    """The tensors by Hearth's names, in the file's order."""
-    parts = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "attn_norm", "ffn_norm")
-    layers = [f"layers.{layer}.{part}" for layer in range(spec.layers) for part in parts]
-    return ["embedding", *layers, "norm", "head"]
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of the file by its name on Hugging Face; matrix: it has the weights' type."""
+
+    name: str
+    shape: tuple[int, ...]
+    matrix: bool = True
+
+    def size(self, kind: str) -> int:
+        """Bytes, with matrices of `kind`. Raises ModelError where blocks do not fit its rows."""
+        used = kind if self.matrix else "f32"
+        return math.prod(self.shape[:-1]) * row_bytes(used, self.shape[-1])
 
 
-def _place(file: OpenFile, header: Header, spec: ModelSpec) -> dict[str, StoredTensor]:
+def _layer(config: dict[str, Any], prefix: str) -> Iterator[_Entry]:
+    """The tensors of a layer, in the file's order."""
+    hidden, head = config["hidden_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    for part, rows in (("q", queries), ("k", keys), ("v", keys)):
+        yield _Entry(f"{prefix}self_attn.{part}_proj.weight", (rows, hidden))
+    yield _Entry(f"{prefix}self_attn.o_proj.weight", (hidden, queries))
+    experts, inner = config.get("num_experts", 0), config["intermediate_size"]
+    if experts:
+        yield _Entry(f"{prefix}mlp.gate.weight", (experts, hidden), matrix=False)
+        inner = config["moe_intermediate_size"]
+    folders = [f"mlp.experts.{expert}." for expert in range(experts)] or ["mlp."]
+    for folder in folders:
+        yield _Entry(f"{prefix}{folder}gate_proj.weight", (inner, hidden))
+        yield _Entry(f"{prefix}{folder}down_proj.weight", (hidden, inner))
+        yield _Entry(f"{prefix}{folder}up_proj.weight", (inner, hidden))
+    if config["model_type"] != "llama":
+        for part in "qk":
+            yield _Entry(f"{prefix}self_attn.{part}_norm.weight", (head,), matrix=False)
+    for part in ("input", "post_attention"):
+        yield _Entry(f"{prefix}{part}_layernorm.weight", (hidden,), matrix=False)
+
+
+def _entries(config: dict[str, Any]) -> Iterator[_Entry]:
+    """All tensors, in the file's order."""
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
+    yield _Entry("model.embed_tokens.weight", (vocab, hidden), matrix=False)
+    for layer in range(config["num_hidden_layers"]):
+        yield from _layer(config, f"model.layers.{layer}.")
+    yield _Entry("model.norm.weight", (hidden,), matrix=False)
+    yield _Entry("lm_head.weight", (vocab, hidden))
+
+
+def _place(file: OpenFile, header: Header, config: dict[str, Any]) -> dict[str, FileTensor]:
     """Every tensor's place. Raises ModelError unless they fill the file exactly."""
     path = file.path
-    if header.weights is not None:
-        kinds = [header.weights]
-    else:
-        kinds = [kind for kind in _WEIGHT_TYPES.values() if _fits(spec, kind)]
-    sizes = {kind: header.size + _bytes(path, spec, kind) for kind in kinds}
+    # Counted by one layer: the header may claim any number of them.
+    layers = config["num_hidden_layers"]
+    one = config | {"num_hidden_layers": 0}
+    layer = list(_layer(config, ""))
+    if len(layer) * layers > _MAX_TENSORS:
+        raise ModelError(f"{path}: {len(layer) * layers} tensors; the limit is {_MAX_TENSORS}")
+    sizes: dict[str, int] = {}
+    for kind in _WEIGHT_TYPES.values() if header.weights is None else [header.weights]:
+        try:
+            each = sum(entry.size(kind) for entry in layer)
+            rest = sum(entry.size(kind) for entry in _entries(one))
+        except ModelError as error:
+            if header.weights is not None:
+                raise ModelError(f"{path}: {error}") from error
+            continue
+        sizes[kind] = header.size + rest + layers * each
     for kind, size in sizes.items():
         if size == file.size:
-            return _tensors(file, header.size, spec, kind)
+            return _placed(file, header.size, config, kind)
     wanted = " or ".join(f"{size} bytes ({kind})" for kind, size in sizes.items())
     raise ModelError(
         f"{path} has {file.size} bytes, but its header makes it {wanted}; it is truncated or "
@@ -213,39 +293,30 @@ def _place(file: OpenFile, header: Header, spec: ModelSpec) -> dict[str, StoredT
     )
 
 
-def _fits(spec: ModelSpec, kind: str) -> bool:
-    try:
-        _bytes(Path(), spec, kind)
-    except ModelError:
-        return False
-    return True
-
-
-def _bytes(path: Path, spec: ModelSpec, kind: str) -> int:
-    """Bytes of all tensors with matrices of `kind`."""
-    total = 0
-    for name in _order(spec):
-        rows, columns = spec.tensor_shape(name)
-        try:
-            total += rows * row_bytes(_kind(name, kind), columns)
-        except ModelError as error:
-            raise ModelError(f"{path}: tensor {name}: {error}") from error
-    return total
-
-
-def _tensors(file: OpenFile, offset: int, spec: ModelSpec, kind: str) -> dict[str, StoredTensor]:
+def _placed(
+    file: OpenFile, offset: int, config: dict[str, Any], kind: str
+) -> dict[str, FileTensor]:
     tensors = {}
-    for name in _order(spec):
-        rows, columns = spec.tensor_shape(name)
-        rotary_head = spec.head_size if name.endswith((".wq", ".wk")) else 0
-        tensor = StoredTensor(file, offset, _kind(name, kind), rows, columns, rotary_head)
-        tensors[name] = tensor
-        offset += tensor.place[1]
+    for entry in _entries(config):
+        used = kind if entry.matrix else "f32"
+        tensors[entry.name] = FileTensor(file, offset, used, entry.shape)
+        offset += entry.size(kind)
     return tensors
 
 
-def _kind(name: str, matrices: str) -> str:
-    return "f32" if name == "embedding" or is_norm(name) else matrices
+def _match(
+    path: Path, entries: dict[str, FileTensor], family: Family, spec: ModelSpec
+) -> dict[str, Stored]:
+    """The tensors by Hearth's names; those of Llama's queries and keys in rotary pairs."""
+    names = dict(family.tensors)
+    if spec.architecture == "llama":
+        for part in ("wq", "wk"):
+            name = names[part]
+            assert isinstance(name, str)
+            names[part] = picked(name, rotary_pairs)
+    files = Files(entries, str(path), "the header asks for it", tuple(_WEIGHT_TYPES.values()))
+    wanted = (spec.tensor(name) for name in spec.tensor_names())
+    return {tensor.name: find(files, spec, tensor, names[tensor.part]) for tensor in wanted}
 
 
 def _tokenizer_source(path: Path, pre: str | None, chosen: Path | None) -> TokenizerSource:

@@ -6,6 +6,7 @@ import json
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import tokenizers as library
 from converter_builders import random_tensors, tiny_spec, write_hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 from tokenizers import models, pre_tokenizers, trainers
 
 from hearth.converter import ModelError, open_model
 from hearth.converter.convert import convert
+from hearth.converter.hf_config import read_spec
 from hearth.converter.model import Model
 from hearth.converter.readers.gguf import read_gguf
 from hearth.converter.tokenizers import load_tokenizer
@@ -83,6 +86,44 @@ def test_weights(tmp_path: Path, demo: Model, kind: str, former: bool) -> None:
             used = read.tensor_type(name)
             assert used == ("f32" if name == "embedding" else read.stored_type(name))
             assert np.array_equal(read.read(name, used), demo.read(source, used)), name
+
+
+QWEN3 = {
+    "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 280,
+    "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@pytest.mark.parametrize("kind", ["f32", "q4_0"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model_type": "qwen3_moe", "norm_topk_prob": True, "tie_word_embeddings": False} | EXPERTS,
+    ],
+    ids=["dense", "experts"],
+)
+def test_qwen3(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    """The same tensors and the same shape as in a Hugging Face directory."""
+    config = QWEN3 | changes
+    spec = read_spec(config, "made")[1]
+    arrays = {
+        name: np.random.default_rng(place).standard_normal(shape, dtype=np.float32)
+        for place, (name, shape) in enumerate(files.qwen3_shapes(config))
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(arrays, tmp_path / "model.safetensors")
+    with open_model(str(tmp_path)) as model:
+        path = files.write_model(tmp_path / "made.m", model, kind)
+        with open_model(str(path)) as read:
+            assert replace(read.spec, name="made", tied=spec.tied) == spec
+            for name in read.spec.tensor_names():
+                source = "embedding" if name == "head" and spec.tied else name
+                used = read.tensor_type(name)
+                assert np.array_equal(read.read(name, used), model.read(source, used)), name
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -190,7 +231,8 @@ def test_llama3_scaling_and_epsilon(tmp_path: Path, tiny: Model) -> None:
     path = files.write_model(tmp_path / "a.m", tiny, changes=scaling)
     with open_model(str(path)) as read:
         assert read.spec.norm_epsilon == 1e-6
-        kept, divided = read.spec.rope_frequencies()[[0, -1]]
+        frequencies = read.spec.ropes[0].frequencies
+        kept, divided = frequencies[0], frequencies[-1]
     assert kept == 1
     assert divided == pytest.approx(500000 ** -(14 / 16) / 32)
 
@@ -228,9 +270,10 @@ def test_several_tokenizers(written: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"arch": 0xABCD01}, "architecture Qwen3 is not supported"),
+        ({"arch": 0xABCD01}, r"has \d+ bytes, but its header makes it"),
+        ({"arch": 0xABCD02}, "of type qwen3_moe with 0 experts"),
         ({"arch": 7}, "architecture 0x7 is not supported"),
-        ({"experts": 8}, "8 experts"),
+        ({"experts": 8}, "of type llama with 8 experts"),
         ({"act": 0}, "activation 0"),
         ({"rope": 1}, "rope type 1"),
         ({"epsilon": 7}, "norm epsilon 7"),
