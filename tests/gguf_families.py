@@ -41,7 +41,7 @@ class Case:
     architecture: str
     sizes: Sizes = field(default_factory=Sizes)
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    # Tensors of a layer beside, or in place of, a Llama's; () takes one away.
+    # Tensors of a layer beside a Llama's, or instead of them; () takes one away.
     layer: Callable[[Sizes], Shapes] = field(default=lambda sizes: {})
     top: Callable[[Sizes], Shapes] = field(default=lambda sizes: {})
     # (tensor's name) -> its mean and deviation, where others than usual.
@@ -128,7 +128,7 @@ def head_norms(sizes: Sizes) -> Shapes:
 
 
 def experts(count: int, ffn: int) -> Callable[[Sizes], Shapes]:
-    """Experts in place of the feed-forward."""
+    """Experts instead of the feed-forward."""
 
     def make(sizes: Sizes) -> Shapes:
         return {

@@ -91,7 +91,10 @@ def weight(name: str, values: reference.F32, kind: str) -> Weight:
 
 
 def make_case(seed: int, kind: str, path: Path) -> Case:
-    spec, rope = draw_spec(seed, kind in QUANTIZED)
+    return case_of(*draw_spec(seed, kind in QUANTIZED), seed, kind, path)
+
+
+def case_of(spec: ModelSpec, rope: Rope, seed: int, kind: str, path: Path) -> Case:
     tensors = draw_tensors(spec, seed)
     config = hf_config(spec) | {"hearth": {"version": 1, "tokenizer": PlainTokenizer.NAME}}
     config["rope_theta"] = rope.theta
@@ -137,6 +140,24 @@ def test_floats(seed: int, kind: str, addresses: list[str], tmp_path: Path) -> N
     """Sums of float32 over rows of up to 256 numbers, through 3 layers: errors of about 1e-6."""
     for name, error in errors(make_case(seed, kind, tmp_path / "model"), kind, addresses):
         assert np.abs(error).max() < 5e-5, name
+
+
+def test_more_nodes_than_kv_heads(tmp_path: Path) -> None:
+    """Six nodes of two KV heads, equal and unequal: three share each, with other query heads."""
+    spec, rope = tiny_spec(heads=8, kv_heads=2), Rope()
+    case = case_of(spec, rope, 1, "f32", tmp_path / "model")
+    servers = [WorkerServer("127.0.0.1:0", threads=1, name=f"node{n}") for n in range(1, 6)]
+    try:
+        workers = [f"127.0.0.1:{server.start()}" for server in servers]
+        for shares in ((1.0,) * 6, (3.0, 1.0, 2.0, 1.0, 2.0, 3.0)):
+            with perplexity.formed(
+                str(case.path), workers, "f32", context=32, page_size=8, shares=shares
+            ) as formed:
+                found = perplexity.logits_of(*formed, case.ids)
+            assert np.abs(found - case.logits).max() / case.logits.std() < 5e-5
+    finally:
+        for server in servers:
+            server.stop()
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)

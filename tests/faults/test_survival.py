@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import family_models
 import pytest
 from harness import ServiceProcess, free_port, hearth
 
@@ -26,14 +27,16 @@ CRAMPED = ("--memory-limit", "8MiB", "--context", "512")
 
 
 class Roots:
-    """Starts roots of the demo model; a client of each."""
+    """Starts roots of the demo model, unless another is set; a client of each."""
+
+    model = "demo"
 
     def __init__(self, start_root: Start) -> None:
         self._start = start_root
         self._clients: list[Client] = []
 
     def root(self, *options: str) -> tuple[Client, ServiceProcess]:
-        root = self._start("--model", "demo", "--kv-type", "f32", *options)
+        root = self._start("--model", self.model, "--kv-type", "f32", *options)
         self._clients.append(Client(root.address, timeout=SECONDS))
         return self._clients[-1], root
 
@@ -133,6 +136,25 @@ def test_a_worker_gone_for_good_is_divided_around_and_taken_in_again(
     # At its old rank: its slices were in its cache.
     assert status.nodes[1].weight_bytes_from_network == 0
     assert story(client, 600) == wanted
+
+
+@pytest.mark.parametrize("family", sorted(family_models.CONFIGS))
+def test_other_families_survive_the_loss_of_a_worker(
+    start_worker: Start, serve: Roots, tmp_path: Path, family: str
+) -> None:
+    """Experts, heads with norms, windows: the text goes on on fewer nodes, and on all again."""
+    serve.model = str(family_models.write_model(tmp_path / "model", family))
+    one, two = (start_worker("--name", f"node{n}") for n in (1, 2))
+    client = serve("--workers", one.address, two.address, "--wait-seconds", "1")
+    wanted = story(client, 300)
+    assert len(set(wanted)) > 10  # more than a token over and over
+    telling = Telling(client, 300)
+    one.kill()
+    until(client, serves_with(two))
+    assert telling.end() == wanted
+    again = start_worker("--listen", one.address, "--name", "node1")
+    until(client, serves_with(again, two))
+    assert story(client, 300) == wanted
 
 
 def test_losses_in_the_middle_of_a_step_leave_nothing_behind(
