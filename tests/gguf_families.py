@@ -64,7 +64,7 @@ def metadata(case: Case) -> dict[str, Any]:
         "rope.freq_base": 10000.0,
         "attention.layer_norm_rms_epsilon": 1e-5,
     } | dict(case.metadata)
-    values = {"general.architecture": case.architecture, "general.name": case.architecture}
+    values = {"general.architecture": case.architecture, "general.name": "tiny"}
     values |= {
         f"{case.architecture}.{key}": value for key, value in own.items() if value is not None
     }
@@ -156,12 +156,131 @@ def joined(*makers: Callable[[Sizes], Shapes]) -> Callable[[Sizes], Shapes]:
     return make
 
 
+def output_norms(sizes: Sizes) -> Shapes:
+    """Norms of what attention and the feed-forward add."""
+    return {"post_attention_norm.weight": (sizes.hidden,), "post_ffw_norm.weight": (sizes.hidden,)}
+
+
+def no_input_norms(sizes: Sizes) -> Shapes:
+    """Only norms of what they add, and of whole rows of queries and keys (OLMo 2)."""
+    norms = {"attn_q_norm.weight": (sizes.heads * sizes.head,)}
+    norms["attn_k_norm.weight"] = (sizes.kv_heads * sizes.head,)
+    return {"attn_norm.weight": (), "ffn_norm.weight": ()} | output_norms(sizes) | norms
+
+
+def fused_qkv(sizes: Sizes) -> Shapes:
+    """Queries, keys and values in one tensor."""
+    rows = (sizes.heads + 2 * sizes.kv_heads) * sizes.head
+    separate: Shapes = {"attn_q.weight": (), "attn_k.weight": (), "attn_v.weight": ()}
+    return separate | {"attn_qkv.weight": (rows, sizes.hidden)}
+
+
+def fused_gate_up(sizes: Sizes) -> Shapes:
+    """Gate and up in one tensor."""
+    return {"ffn_gate.weight": (), "ffn_up.weight": (2 * sizes.ffn, sizes.hidden)}
+
+
+def gpt2_layer(sizes: Sizes) -> Shapes:
+    """Layer norms and biases everywhere, and no gate."""
+    fused = fused_qkv(sizes)
+    found = {
+        "attn_norm.bias": (sizes.hidden,),
+        "attn_qkv.bias": (fused["attn_qkv.weight"][0],),
+        "attn_output.bias": (sizes.hidden,),
+        "ffn_norm.bias": (sizes.hidden,),
+        "ffn_gate.weight": (),
+        "ffn_up.bias": (sizes.ffn,),
+        "ffn_down.bias": (sizes.hidden,),
+    }
+    return fused | found
+
+
+def gpt_oss_layer(sizes: Sizes) -> Shapes:
+    """Sinks, experts with biases; the norm before the experts has another name."""
+    count, ffn = 5, 64
+    found = {
+        "ffn_norm.weight": (),
+        "post_attention_norm.weight": (sizes.hidden,),
+        "attn_sinks.weight": (sizes.heads,),
+        "ffn_gate_inp.bias": (count,),
+        "ffn_gate_exps.bias": (count, ffn),
+        "ffn_up_exps.bias": (count, ffn),
+        "ffn_down_exps.bias": (count, sizes.hidden),
+    }
+    return (
+        joined(biases("attn_q", "attn_k", "attn_v", "attn_output"), experts(count, ffn))(sizes)
+        | found
+    )
+
+
+def latent(
+    q_rank: int, kv_rank: int, nope: int, rope: int, value: int
+) -> Callable[[Sizes], Shapes]:
+    """Attention over latents (DeepSeek-V2), keys and values stored apart."""
+
+    def make(sizes: Sizes) -> Shapes:
+        queries = sizes.heads * (nope + rope)
+        found: Shapes = {
+            "attn_k.weight": (),
+            "attn_v.weight": (),
+            "attn_kv_a_mqa.weight": (kv_rank + rope, sizes.hidden),
+            "attn_kv_a_norm.weight": (kv_rank,),
+            "attn_k_b.weight": (sizes.heads, kv_rank, nope),
+            "attn_v_b.weight": (sizes.heads, value, kv_rank),
+            "attn_output.weight": (sizes.hidden, sizes.heads * value),
+            "attn_q.weight": (queries, sizes.hidden),
+        }
+        if q_rank:
+            found |= {
+                "attn_q.weight": (),
+                "attn_q_a.weight": (q_rank, sizes.hidden),
+                "attn_q_a_norm.weight": (q_rank,),
+                "attn_q_b.weight": (queries, q_rank),
+            }
+        return found
+
+    return make
+
+
+def shared_experts(ffn: int, gate: bool = False) -> Callable[[Sizes], Shapes]:
+    """A feed-forward beside the experts; gate: with one number that scales it."""
+
+    def make(sizes: Sizes) -> Shapes:
+        found: Shapes = {
+            "ffn_gate_shexp.weight": (ffn, sizes.hidden),
+            "ffn_up_shexp.weight": (ffn, sizes.hidden),
+            "ffn_down_shexp.weight": (sizes.hidden, ffn),
+        }
+        return found | ({"ffn_gate_inp_shexp.weight": (sizes.hidden,)} if gate else {})
+
+    return make
+
+
+def choice_bias(sizes: Sizes) -> Shapes:
+    """A bias for the choice of experts alone."""
+    return {"exp_probs_b.bias": (8,)}
+
+
 YARN = {
     "rope.scaling.type": "yarn",
     "rope.scaling.factor": 4.0,
     "rope.scaling.original_context_length": 32,
 }
 MOE = {"expert_count": 5, "expert_used_count": 2}
+LATENT = {
+    "attention.kv_lora_rank": 32,
+    "attention.head_count_kv": 1,
+    "attention.key_length": 32 + 8,
+    "attention.value_length": 32,
+    "attention.key_length_mla": 16 + 8,
+    "attention.value_length_mla": 16,
+    "rope.dimension_count": 8,
+    "leading_dense_block_count": 0,
+    "expert_count": 8,
+    "expert_used_count": 3,
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+}
 CASES = {
     "llama": Case("llama"),
     "llama, tied, yarn": Case("llama", Sizes(tied=True, heads=6, kv_heads=3), YARN),
@@ -178,5 +297,113 @@ CASES = {
         "qwen3moe",
         metadata={**MOE, "expert_feed_forward_length": 64},
         layer=joined(head_norms, experts(5, 64)),
+    ),
+    "gemma2": Case(
+        "gemma2",
+        Sizes(tied=True, layers=3),
+        {
+            "attention.sliding_window": 5,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 6.0,
+        },
+        output_norms,
+    ),
+    "gemma3": Case(
+        "gemma3",
+        Sizes(tied=True, layers=7),
+        {
+            "attention.sliding_window": 5,
+            "rope.freq_base": 1e6,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+        joined(head_norms, output_norms),
+    ),
+    "gemma3, untied": Case(
+        "gemma3",
+        Sizes(heads=6, kv_heads=3),
+        {"attention.sliding_window": 4},
+        joined(head_norms, output_norms),
+    ),
+    "phi3": Case(
+        "phi3",
+        Sizes(tied=True),
+        {"rope.scaling.original_context_length": 512, "attention.sliding_window": 0},
+        joined(fused_qkv, fused_gate_up),
+    ),
+    "phi3, longrope, part of a head": Case(
+        "phi3",
+        metadata={
+            "rope.dimension_count": 12,
+            "rope.scaling.original_context_length": 128,
+            "rope.scaling.attn_factor": 1.19,
+            "attention.sliding_window": 0,
+        },
+        layer=joined(fused_qkv, fused_gate_up),
+        top=lambda sizes: {"rope_factors_long.weight": (6,), "rope_factors_short.weight": (6,)},
+        spread=lambda name: (2.0, 0.2) if name.startswith("rope_factors") else None,
+    ),
+    "glm4": Case(
+        "glm4",
+        metadata={"rope.dimension_count": 8},
+        layer=joined(biases("attn_q", "attn_k", "attn_v"), fused_gate_up, output_norms),
+    ),
+    "smollm3": Case("smollm3", Sizes(layers=5, tied=True)),
+    "granite": Case(
+        "granite",
+        Sizes(tied=True),
+        {
+            "logit_scale": 2.0,
+            "residual_scale": 0.22,
+            "embedding_scale": 3.0,
+            "attention.scale": 0.1,
+        },
+    ),
+    "olmo2": Case("olmo2", layer=no_input_norms),
+    "gpt2": Case(
+        "gpt2",
+        Sizes(kv_heads=4, ffn=256),
+        {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5},
+        gpt2_layer,
+        lambda sizes: {
+            "position_embd.weight": (512, sizes.hidden),
+            "output_norm.bias": (sizes.hidden,),
+        },
+    ),
+    "gpt-oss": Case(
+        "gpt-oss",
+        Sizes(layers=3),
+        {**YARN, **MOE, "expert_feed_forward_length": 64, "attention.sliding_window": 5},
+        gpt_oss_layer,
+    ),
+    "deepseek2, lite": Case(
+        "deepseek2",
+        Sizes(layers=26),  # by which llama.cpp knows it
+        {**LATENT, "expert_weights_scale": 1.0, "expert_weights_norm": False},
+        joined(latent(0, 32, 16, 8, 16), experts(8, 32), shared_experts(32)),
+    ),
+    "deepseek2, sigmoid, groups, yarn": Case(
+        "deepseek2",
+        metadata={
+            **LATENT,
+            **YARN,
+            "rope.scaling.yarn_log_multiplier": 0.1,
+            "attention.q_lora_rank": 24,
+            "expert_weights_scale": 2.5,
+            "expert_weights_norm": True,
+            "expert_gating_func": 2,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+        },
+        layer=joined(latent(24, 32, 16, 8, 16), experts(8, 32), shared_experts(32), choice_bias),
+    ),
+    "mistral3": Case(
+        "mistral3",
+        metadata={
+            **YARN,
+            "attention.temperature_scale": 0.1,
+            "rope.scaling.original_context_length": 4,
+            "rope.scaling.yarn_log_multiplier": 1.0,
+        },
     ),
 }

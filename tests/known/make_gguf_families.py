@@ -44,7 +44,11 @@ def main() -> None:
         for name in names:
             path = Path(directory) / "model.gguf"
             ids = gguf_families.write(gguf_families.CASES[name], path)
-            known[name] = logits(path, ids)
+            try:
+                known[name] = logits(path, ids)
+            except ValueError as error:
+                print(f"{name}: {error}")
+                continue
             print(f"{name}: spread {known[name].std():.2f}")
     np.savez_compressed(KNOWN, **{name: known[name] for name in sorted(known)})
 
