@@ -261,6 +261,52 @@ def choice_bias(sizes: Sizes) -> Shapes:
     return {"exp_probs_b.bias": (8,)}
 
 
+def delta(key_heads: int, value_heads: int, size: int, fused_beta: bool) -> Callable[..., Shapes]:
+    """Every layer recurrent (gated delta rule), but the last of four."""
+    key, value = key_heads * size, value_heads * size
+    channels = 2 * key + value
+
+    def make(sizes: Sizes) -> Shapes:
+        full = (("attn_q", 2 * sizes.heads * sizes.head), ("attn_k", sizes.kv_heads * sizes.head))
+        found: Shapes = {}
+        for layer in range(sizes.layers):
+            if (layer + 1) % 4 == 0:
+                own: Shapes = {f"{name}.weight": (rows, sizes.hidden) for name, rows in full}
+                own |= head_norms(sizes)
+            else:
+                own = {
+                    "attn_q.weight": (),
+                    "attn_k.weight": (),
+                    "attn_v.weight": (),
+                    "attn_output.weight": (),
+                    "attn_qkv.weight": (channels, sizes.hidden),
+                    "attn_gate.weight": (value, sizes.hidden),
+                    "ssm_conv1d.weight": (channels, 4),
+                    "ssm_dt.bias": (value_heads,),
+                    "ssm_a": (value_heads,),
+                    "ssm_norm.weight": (size,),
+                    "ssm_out.weight": (sizes.hidden, value),
+                }
+                beta = {"ssm_beta.weight": value_heads, "ssm_alpha.weight": value_heads}
+                if fused_beta:
+                    beta = {"ssm_ba.weight": 2 * value_heads}
+                own |= {name: (rows, sizes.hidden) for name, rows in beta.items()}
+            found |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
+        return found
+
+    return make
+
+
+def delta_spread(name: str) -> tuple[float, float] | None:
+    """Decays below 1: ssm_a is negative."""
+    return (-1.5, 0.3) if name.endswith("ssm_a") else None
+
+
+def after_attention(sizes: Sizes) -> Shapes:
+    """The norm before the feed-forward by another name."""
+    return {"ffn_norm.weight": (), "post_attention_norm.weight": (sizes.hidden,)}
+
+
 YARN = {
     "rope.scaling.type": "yarn",
     "rope.scaling.factor": 4.0,
@@ -281,6 +327,17 @@ LATENT = {
     "expert_feed_forward_length": 32,
     "expert_shared_count": 1,
 }
+DELTA = {
+    "rope.dimension_count": 8,
+    "rope.dimension_sections": [2, 1, 1, 0],
+    "full_attention_interval": 4,
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 64,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 2,
+}
+SHARED = {**MOE, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}
 CASES = {
     "llama": Case("llama"),
     "llama, tied, yarn": Case("llama", Sizes(tied=True, heads=6, kv_heads=3), YARN),
@@ -405,5 +462,29 @@ CASES = {
             "rope.scaling.original_context_length": 4,
             "rope.scaling.yarn_log_multiplier": 1.0,
         },
+    ),
+    "qwen35": Case(
+        "qwen35",
+        Sizes(layers=4),
+        DELTA,
+        after_attention,
+        delta(2, 4, 16, False),
+        delta_spread,
+    ),
+    "qwen35moe": Case(
+        "qwen35moe",
+        Sizes(layers=5, tied=True),
+        {**DELTA, **SHARED},
+        joined(after_attention, experts(5, 32), shared_experts(48, gate=True)),
+        delta(2, 4, 16, False),
+        delta_spread,
+    ),
+    "qwen3next": Case(
+        "qwen3next",
+        Sizes(layers=4),
+        {**DELTA, **SHARED, "rope.dimension_sections": None},
+        joined(after_attention, experts(5, 32), shared_experts(48, gate=True)),
+        delta(2, 4, 16, True),
+        delta_spread,
     ),
 }
