@@ -64,8 +64,10 @@ def test_hearth_takes_the_options(installed: Look, name: str) -> None:
     assert not options["root"].workers
     if "test" in pods:
         service = installed(name).one("Service", "-root")
-        (port,) = service["spec"]["ports"]
-        assert options["test"].root == f"{name_of(service)}:{port['port']}"
+        published = {port["name"]: port["port"] for port in service["spec"]["ports"]}
+        assert published.keys() == {"grpc", "http"}
+        assert options["test"].root == f"{name_of(service)}:{published['grpc']}"
+        assert options["root"].http == f"0.0.0.0:{published['http']}"
 
 
 def test_values_arrive_as_options(installed: Look) -> None:
@@ -73,7 +75,7 @@ def test_values_arrive_as_options(installed: Look) -> None:
     root, worker = options_of(pods["root"]), options_of(pods["worker"])
     assert (root.min_workers, root.join_seconds, root.wait_seconds) == (3, 300.0, 45.5)
     assert (root.context, root.sequences, root.max_step_tokens) == (1_000_000, 2, 64)
-    assert (root.lane, root.sync_type, root.kv_type, root.weights) == ("grpc", "q80", "q80", "q80")
+    assert (root.lane, root.sync_type, root.kv_type, root.weights) == ("grpc", "q80", "q80", "q8_0")
     assert (root.step_seconds, root.pause_seconds, root.drain_seconds) == (300.0, 120.0, 90.5)
     assert (root.threads, root.memory_limit, root.parallel) == (3, 700 << 20, "tensor")
     assert (worker.threads, worker.memory_limit, worker.lease_grace) == (2, 3 << 29, 8.0)

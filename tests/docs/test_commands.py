@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,13 +21,15 @@ from pathlib import Path
 import documented
 import pytest
 from documented import TOP, Shown
-from harness import ServiceProcess, WorkerProcess, clean_environ
+from harness import ServiceProcess, WorkerProcess, clean_environ, free_port
 
 from hearth.cli.commands import COMMANDS
 from hearth.cli.main import main
 from hearth.common import pki
 
 SECONDS = 120
+# The address of HTTP in the documentation.
+HTTP = "http://localhost:7780"
 # Targets of `make`: where each is run.
 MAKE = {
     "demo": "a stage of .ci/run",
@@ -92,6 +95,7 @@ class Scene:
         self.folder = folder
         self._running: list[ServiceProcess] = []
         self._roots: dict[bool, ServiceProcess] = {}
+        self._url = ""
         pki.make(folder / "certs", [], 30)
 
     def root(self, secured: bool) -> ServiceProcess:
@@ -99,6 +103,37 @@ class Scene:
         if secured not in self._roots:
             self.service(["root", "--model", "demo", *(["--tls", "x"] if secured else [])])
         return self._roots[secured]
+
+    def http(self) -> str:
+        """The address of the HTTP port of a root whose model has a chat template."""
+        if not self._url:
+            model = self.folder / "demo"
+            shutil.copytree(TOP / "models" / "demo", model)
+            (model / "chat_template.jinja").write_text(
+                "{% for m in messages %}{{ m.content }}\n{% endfor %}Once upon a time"
+            )
+            port = free_port()
+            root = ServiceProcess(
+                *("root", "--model", str(model), "--threads", "1", "--listen", "127.0.0.1:0"),
+                *("--http", f"127.0.0.1:{port}"),
+                log=self.folder / "http.log",
+            )
+            self._running.append(root)
+            self._url = f"http://127.0.0.1:{port}"
+        return self._url
+
+    def curl(self, arguments: list[str]) -> None:
+        """A request by curl, which must succeed."""
+        words = [word.replace(HTTP, self.http()) for word in arguments]
+        ran = subprocess.run(
+            ["curl", "-sS", "--fail-with-body", *words],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert len(ran.stdout) > 40
 
     def service(self, arguments: list[str]) -> ServiceProcess:
         """A root or worker, after its addresses are replaced."""
@@ -136,6 +171,7 @@ class Scene:
             "--model": "demo",
             "--tls": str(self.folder / "certs" / role),
             "--listen": "127.0.0.1:0",
+            "--http": "127.0.0.1:0",
             "--cache-dir": str(self.folder / "slices"),
         }
         out: list[str] = []
@@ -190,6 +226,8 @@ def check(scene: Scene, command: str) -> None:
             assert scene.service(rest).process.poll() is None
         else:
             assert scene.run(rest)
+    elif word == "curl":
+        scene.curl(rest)
     elif word == "make":
         (target, *_) = [part for part in rest if "=" not in part]
         assert target in MAKE, f"`{command}` is neither run nor listed with a reason"
@@ -206,6 +244,12 @@ def test_every_command(scene: Scene, shown: Shown) -> None:
 
 @pytest.mark.parametrize("shown", documented.shown_programs(), ids=lambda shown: shown.file)
 def test_every_program(scene: Scene, shown: Shown) -> None:
+    if HTTP in shown.text:
+        out = StringIO()
+        with redirect_stdout(out):
+            exec(compile(shown.text.replace(HTTP, scene.http()), shown.file, "exec"), {})
+        assert len(out.getvalue().split()) > 10
+        return
     root = scene.root(secured=True)
     text = re.sub(r'"[\w.]+:\d+"', repr(root.address), shown.text)
     text = text.replace('"certs/client"', repr(str(scene.folder / "certs" / "client")))

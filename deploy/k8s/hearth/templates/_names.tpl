@@ -43,6 +43,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "hearth.port.worker" -}}7717{{- end -}}
 {{- define "hearth.port.mesh" -}}7718{{- end -}}
 {{- define "hearth.port.health" -}}7719{{- end -}}
+{{- define "hearth.port.http" -}}7780{{- end -}}
 {{- define "hearth.port.metrics" -}}9716{{- end -}}
 
 {{/* Of a pod: (dict "top" $ "own" .Values.root "drain" seconds). */}}
