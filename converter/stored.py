@@ -83,6 +83,25 @@ class StoredTensor(Stored):
         return True
 
 
+@dataclass(frozen=True)
+class StoredBytes:
+    """Rows of bytes in a file: a piece of a tensor that is stored in several."""
+
+    file: OpenFile
+    offset: int
+    rows: int
+    width: int
+
+    def place(self) -> Place:
+        """(file, offset, bytes)."""
+        return self.file, self.offset, self.rows * self.width
+
+    def read_rows(self, begin: int, end: int) -> Bytes:
+        """Rows [begin, end), uint8 [rows, width]."""
+        data = self.file.read(self.offset + begin * self.width, (end - begin) * self.width)
+        return data.reshape(end - begin, self.width)
+
+
 class PickedRows(Stored):
     """Some rows of another, in any order. Of a vector: some of its elements.
 

@@ -20,6 +20,7 @@ from hearth.converter.stored import (
     PickedRows,
     Stacked,
     Stored,
+    StoredBytes,
     StoredTensor,
     Transposed,
 )
@@ -81,6 +82,16 @@ class Files:
             raise self._misshapen(name, found, [size])
         return self._stored(name, found, 1, size)
 
+    def bytes_of(self, name: str, rows: int, width: int) -> StoredBytes:
+        """A stored tensor of bytes; leading dimensions count as rows. Raises as `matrix`."""
+        found = self._find(name)
+        if found.kind not in _BYTES:
+            raise ModelError(f"{found.file.path}: tensor {name} is {found.kind}, not bytes")
+        if _product(found.shape) != rows * width or not found.shape or found.shape[0] > rows:
+            raise self._misshapen(name, found, [rows, width])
+        self._check_end(name, found, rows * width)
+        return StoredBytes(found.file, found.offset, rows, width)
+
     def ignore(self, names: Iterable[str]) -> None:
         """Count tensors as used."""
         self._used.update(names)
@@ -112,12 +123,19 @@ class Files:
             size = rows * row_bytes(found.kind, columns)
         except ModelError as error:
             raise ModelError(f"{found.file.path}: tensor {name}: {error}") from error
+        self._check_end(name, found, size)
+        return StoredTensor(found.file, found.offset, found.kind, rows, columns)
+
+    def _check_end(self, name: str, found: FileTensor, size: int) -> None:
         if found.offset + size > found.file.size:
             raise ModelError(
                 f"{found.file.path}: tensor {name} ends at byte {found.offset + size}, but the "
                 f"file has {found.file.size}; it is truncated, download it again"
             )
-        return StoredTensor(found.file, found.offset, found.kind, rows, columns)
+
+
+# Types of safetensors files for bytes.
+_BYTES = ("U8", "I8")
 
 
 def _product(shape: Iterable[int]) -> int:

@@ -1,6 +1,7 @@
 """Settings and tensor names that many families share, as Hugging Face and llama.cpp write them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hearth.converter.blocks import (
@@ -339,14 +340,21 @@ def gguf_model(
 
 
 def gguf_rope(
-    metadata: Settings, size: int, facts: GgufFacts, theta: float = 10000.0, base: str = "freq_base"
+    metadata: Settings,
+    size: int,
+    facts: GgufFacts,
+    theta: float = 10000.0,
+    base: str = "freq_base",
+    truncate: bool = True,
 ) -> RopeSpec:
     """The rope that llama.cpp applies to heads of `size`.
 
-    base: the key of the base, beneath "rope.".
+    base: the key of the base, beneath "rope.". truncate: as RopeScaling's.
     """
     rotated = metadata.integer("rope.dimension_count", size)
     scaling = _gguf_scaling(metadata, facts)
+    if scaling is not None:
+        scaling = replace(scaling, truncate=truncate)
     factors = facts.rope_factors.get("rope_freqs")
     return make_rope(rotated, metadata.number(f"rope.{base}", theta), scaling, factors)
 

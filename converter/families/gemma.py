@@ -22,6 +22,7 @@ from hearth.converter.families.common import (
     rope,
 )
 from hearth.converter.families.layers import (
+    IMAGE_PARTS,
     every,
     gguf_windowed_layers,
     needed_window,
@@ -191,12 +192,7 @@ FAMILIES = (
         classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
         config=_gemma3,
         tensors=_STORED,
-        unused=(
-            "model.vision_tower.",
-            "vision_tower.",
-            "model.multi_modal_projector.",
-            "multi_modal_projector.",
-        ),
+        unused=IMAGE_PARTS,
         architectures=("gemma3",),
         gguf=_gguf_of("gemma3"),
         gguf_tensors=GGUF_TENSORS,

@@ -10,6 +10,13 @@ from hearth.converter.families.rope import make_rope
 from hearth.converter.families.settings import Settings
 
 FULL, WINDOW = "full_attention", "sliding_attention"
+# Beginnings of names of tensors that read images, in models whose text part runs.
+IMAGE_PARTS = (
+    "model.vision_tower.",
+    "vision_tower.",
+    "model.multi_modal_projector.",
+    "multi_modal_projector.",
+)
 
 
 def with_defaults(config: Settings, defaults: Mapping[str, Any]) -> Settings:

@@ -29,7 +29,10 @@ def _config(config: Settings, name: str) -> ModelSpec:
     return model(config, name, "llama", [block], [rope(config, head_size(config))])
 
 
-def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
+def gguf_llama(
+    metadata: Settings, name: str, facts: GgufFacts, architecture: str = "llama"
+) -> ModelSpec:
+    """A Llama, Mistral or Mixtral of GGUF metadata."""
     bias = facts.has("blk.0.attn_q.bias")
     mixer = gguf_attention(metadata, bias=bias, output_bias=facts.has("blk.0.attn_output.bias"))
     if metadata.integer("expert_count", 0):  # Mixtral
@@ -37,7 +40,7 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
     else:
         block = BlockSpec(mixer, FeedForwardSpec(metadata.integer("feed_forward_length")))
     ropes = [gguf_rope(metadata, mixer.key_size, facts)]
-    return gguf_model(metadata, name, "llama", facts, [block], ropes)
+    return gguf_model(metadata, name, architecture, facts, [block], ropes)
 
 
 # llama.cpp's converter lays the two elements of each rotary pair side by side.
@@ -54,6 +57,6 @@ FAMILY = Family(
     config=_config,
     tensors=TENSORS,
     architectures=("llama",),
-    gguf=_gguf,
+    gguf=gguf_llama,
     gguf_tensors={**GGUF_TENSORS, **PAIRED},
 )

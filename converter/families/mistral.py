@@ -12,27 +12,26 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
+from hearth.converter.families.layers import needed_window, window_size, windowed_layers
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
 
 def _config(config: Settings, name: str) -> ModelSpec:
-    window = config.integer("sliding_window", 0)
     layers = layer_count(config)
     # Ministral lists the kind of each layer.
-    usual = "sliding_attention" if window else "full_attention"
-    kinds = config.texts("layer_types", layers, [usual] * layers)
+    windowed = windowed_layers(config, layers, ["sliding_window" in config] * layers)
     inner = feed_forward(config)
     blocks = [
         BlockSpec(attention(config), inner),
-        BlockSpec(attention(config, window=window), inner),
+        BlockSpec(attention(config, window=needed_window(config, windowed)), inner),
     ]
-    order = [int(kind == "sliding_attention") for kind in kinds]
+    order = [int(each) for each in windowed]
     return model(config, name, "mistral", blocks, [rope(config, head_size(config))], order)
 
 
 def _mixtral(config: Settings, name: str) -> ModelSpec:
-    mixer = attention(config, window=config.integer("sliding_window", 0))
+    mixer = attention(config, window=window_size(config))
     experts = ExpertsSpec(
         config.integer("num_local_experts", 8),
         config.integer("num_experts_per_tok", 2),

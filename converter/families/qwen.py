@@ -19,30 +19,30 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
+from hearth.converter.families.layers import needed_window, window_size, windowed_layers
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
 
-def _windows(config: Settings) -> list[bool]:
-    """True for each layer whose attention has a window."""
+def _windows(config: Settings) -> tuple[list[bool], int]:
+    """True for each layer whose attention has a window; and the window."""
     layers = layer_count(config)
     first = config.integer("max_window_layers", 28)
-    used = config.boolean("use_sliding_window", False) and "sliding_window" in config
-    usual = [
-        "sliding_attention" if used and layer >= first else "full_attention"
-        for layer in range(layers)
-    ]
-    return [kind == "sliding_attention" for kind in config.texts("layer_types", layers, usual)]
+    used = config.boolean("use_sliding_window", False)
+    given = used and "sliding_window" in config
+    windowed = windowed_layers(config, layers, [given and n >= first for n in range(layers)])
+    # Without use_sliding_window, transformers drops the size.
+    return windowed, needed_window(config, windowed) if used else 0
 
 
 def _dense(config: Settings, name: str, architecture: str, **more: Any) -> ModelSpec:
     inner = feed_forward(config)
-    window = config.integer("sliding_window", 0)
+    windowed, window = _windows(config)
     kinds = [
         BlockSpec(attention(config, **more), inner),
         BlockSpec(attention(config, window=window, **more), inner),
     ]
-    order = [int(windowed) for windowed in _windows(config)]
+    order = [int(each) for each in windowed]
     return model(config, name, architecture, kinds, [rope(config, head_size(config))], order)
 
 
@@ -57,9 +57,7 @@ def _qwen3(config: Settings, name: str) -> ModelSpec:
 
 def _qwen3_moe(config: Settings, name: str) -> ModelSpec:
     bias = config.boolean("attention_bias", False)
-    window = (
-        config.integer("sliding_window", 0) if config.boolean("use_sliding_window", False) else 0
-    )
+    window = window_size(config) if config.boolean("use_sliding_window", False) else 0
     mixer = attention(config, bias=bias, output_bias=bias, head_norm=True, window=window)
     # Its name in transformers of today; num_experts in the files.
     count = config.integer("num_experts", config.integer("num_local_experts", 128))
