@@ -94,7 +94,7 @@ def ropes_by_kind(config: Settings, size: int, base: float, window_base: float) 
         )
     full, window = parameters.section(FULL), parameters.section(WINDOW)
     if scaling.values:
-        full = Settings(full.values | scaling.values, label="rope_scaling.")
+        full = Settings({**full.values, **scaling.values}, label="rope_scaling.")
     named = config.number("rope_theta", base)
     return [
         make_rope(size, full.number("rope_theta", named), rope_scaling(full, config)),
