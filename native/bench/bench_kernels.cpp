@@ -4,7 +4,7 @@
 // Each figure is the median of repeats. Memory is measured in the same run, with as many threads,
 // because a machine shared with others has a different speed every minute.
 //
-//   bench_kernels [threads] [megabytes]     defaults: all cores, 256
+//   bench_kernels [threads] [megabytes] [type]     defaults: all cores, 256, all types
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -51,7 +51,7 @@ Speed product(ThreadPool& pool, const Kernels& kernels, const Matrix& matrix, si
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 255) - 127.0f;
   std::vector<int8_t> q(x.size());
   std::vector<float> scales(x.size() / kBlock);
-  std::vector<int32_t> sums(x.size() / kBlock);
+  std::vector<HalfSums> sums(x.size() / kBlock);
   kernels.quantize(x.data(), x.size(), q.data(), scales.data(), sums.data());
   const Activations input = {.x = x.data(),
                              .columns = kColumns,
@@ -111,7 +111,7 @@ int main(int argc, char** argv) {
   const size_t threads = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : cores;
   const size_t megabytes = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 256;
   if (threads < 1 || threads > 1024 || megabytes < 1 || megabytes > 65536) {
-    std::fprintf(stderr, "bench_kernels [threads 1..1024] [megabytes 1..65536]\n");
+    std::fprintf(stderr, "bench_kernels [threads 1..1024] [megabytes 1..65536] [type]\n");
     return 2;
   }
   const Kernels& kernels = kernels_in_use();
@@ -119,7 +119,9 @@ int main(int argc, char** argv) {
   const double memory = read_bandwidth(pool, megabytes << 20, kRepeats) * 1e-9;
   std::printf("%s, %zu threads; reading memory: %.1f GB/s\n", kernels.name, threads, memory);
   std::printf("%-6s %-7s %9s %10s %9s\n", "type", "tokens", "GB/s", "of memory", "GMAC/s");
-  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+  for (const TypeInfo& info : kTypeInfos) {
+    const Type type = info.type;
+    if (argc > 3 && info.name != argv[3]) continue;
     const size_t rows = (megabytes << 20) / row_bytes(type, kColumns) / kGroupRows * kGroupRows;
     std::vector<uint8_t> data(rows * row_bytes(type, kColumns));
     random_rows(type, {1, 0, rows, 0, kColumns, 0.02f}, data.data());
@@ -128,7 +130,7 @@ int main(int argc, char** argv) {
     matrix.pack(0, data);
     arena.gather(false);
     data = {};
-    for (size_t tokens : {1, 4, 16, 128}) {
+    for (size_t tokens : {1, 2, 4, 8, 16, 128}) {
       const Speed speed = product(pool, kernels, matrix, tokens);
       std::printf("%-6s %-7zu %9.1f %9.0f%% %9.1f\n", std::string(type_name(type)).c_str(), tokens,
                   speed.gigabytes, 100.0 * speed.gigabytes / memory, speed.gigamacs);

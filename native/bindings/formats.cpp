@@ -91,8 +91,6 @@ Bytes random_slice(const std::string& name, uint64_t seed, size_t row_begin, siz
                                 std::to_string(columns) + " exceed the row's " +
                                 std::to_string(total_columns));
   }
-  if (is_quantized(type) && column_begin % kBlock != 0)
-    throw std::invalid_argument("a cut of a quantized row begins on a block of 32");
   Bytes out({rows, row_bytes(type, columns)});
   uint8_t* target = out.mutable_data();
   const WithoutGil released;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <random>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "check.h"
+#include "formats/block_codecs.h"
 #include "formats/matrix.h"
 #include "hearth/cpu.h"
 #include "hearth/kernels.h"
@@ -40,13 +42,13 @@ std::vector<float> random_floats(size_t count, float deviation = 1.0f) {
 struct Quantized {
   std::vector<int8_t> q;
   std::vector<float> scales;
-  std::vector<int32_t> sums;
+  std::vector<HalfSums> sums;
 };
 
 Quantized quantize(const Kernels& kernels, const std::vector<float>& x) {
   const size_t blocks = x.size() / kBlock;
   Quantized out{std::vector<int8_t>(x.size()), std::vector<float>(blocks),
-                std::vector<int32_t>(blocks)};
+                std::vector<HalfSums>(blocks)};
   kernels.quantize(x.data(), x.size(), out.q.data(), out.scales.data(), out.sums.data());
   return out;
 }
@@ -74,23 +76,28 @@ void test_quantize(const Kernels& kernels) {
     const test::Case each("quantize, first number ", x[0]);
     const Quantized got = quantize(kernels, x), expected = quantize(kScalarKernels, x);
     CHECK(got.q == expected.q);
-    CHECK(got.sums == expected.sums);
+    for (size_t b = 0; b < got.sums.size(); ++b) {
+      CHECK_EQUAL(got.sums[b].first, expected.sums[b].first);
+      CHECK_EQUAL(got.sums[b].second, expected.sums[b].second);
+    }
     CHECK_SAME(got.scales, expected.scales);
     for (size_t b = 0; b < got.scales.size(); ++b) {
       bool finite = true;
       float largest = 0.0f;
-      int32_t sum = 0;
+      int halves[2] = {};
       for (size_t i = 0; i < kBlock; ++i) {
         const float value = x[b * kBlock + i];
         finite = finite && std::isfinite(value);
         largest = std::max(largest, std::abs(value));
-        sum += got.q[b * kBlock + i];
+        halves[i / 16] += got.q[b * kBlock + i];
         CHECK(got.q[b * kBlock + i] != -128);  // q40's sums of pairs leave no room for it
       }
-      CHECK_EQUAL(got.sums[b], sum);
+      CHECK_EQUAL(got.sums[b].first, static_cast<int16_t>(halves[0]));
+      CHECK_EQUAL(got.sums[b].second, static_cast<int16_t>(halves[1]));
       CHECK_EQUAL(std::isnan(got.scales[b]), !finite);
       if (!finite || largest < kSmallestQuantized) {
-        CHECK_EQUAL(got.sums[b], 0);
+        CHECK_EQUAL(halves[0], 0);
+        CHECK_EQUAL(halves[1], 0);
         continue;
       }
       for (size_t i = 0; i < kBlock; ++i) {
@@ -108,6 +115,32 @@ struct Weights {
 
   Matrix packed() const { return Matrix(type, rows, columns, bytes); }
 };
+
+// The floats that scale blocks: their f16, or a byte of exponent.
+template <typename Value>
+void set_block_scales(Weights& weights, Value value) {
+  const TypeInfo& info = info_of(weights.type);
+  for (size_t at = 0; at < weights.bytes.size(); at += info.block_bytes) {
+    for (const Piece& piece : pieces_of(weights.type)) {
+      const bool high_bits = weights.type == Type::iq4_xs && piece.offset == 2;
+      if (piece.bytes > 2 || high_bits) continue;
+      const float scale = value(at);
+      const uint16_t half = f32_to_f16(scale);
+      if (piece.bytes == 2) std::memcpy(weights.bytes.data() + at + piece.offset, &half, 2);
+      if (piece.bytes == 1)
+        weights.bytes[at] = static_cast<uint8_t>(128 + std::max(-20, std::ilogb(scale)));
+    }
+  }
+}
+
+// Any codes and integer scales, with f16 scales of a usual size.
+Weights foreign_weights(Type type, size_t rows, size_t columns) {
+  Weights weights{type, rows, columns, {}};
+  weights.bytes.resize(rows * row_bytes(type, columns));
+  for (uint8_t& each : weights.bytes) each = static_cast<uint8_t>(generator());
+  set_block_scales(weights, [](size_t) { return random_floats(1, 0.1f)[0]; });
+  return weights;
+}
 
 Weights random_weights(Type type, size_t rows, size_t columns) {
   Weights weights{type, rows, columns, {}};
@@ -138,21 +171,28 @@ std::vector<float> multiply(const Kernels& kernels, const Matrix& matrix,
                            .scratch = scratch.data()};
   const QuantizedRows quantized = {
       .q = q.q.data(), .scales = q.scales.data(), .sums = q.sums.data()};
-  switch (matrix.type()) {
-    case Type::f32:
-      kernels.matmul_f32(args, x.data());
-      break;
-    case Type::f16:
-      kernels.matmul_f16(args, x.data());
-      break;
-    case Type::q80:
-      kernels.matmul_q80(args, quantized);
-      break;
-    case Type::q40:
-      kernels.matmul_q40(args, quantized);
-      break;
-  }
+  hearth::multiply(kernels, matrix.type(), args, x.data(), quantized);
   return y;
+}
+
+// Magnitudes of the terms of each element of a row, [columns]: of a type with minima, two.
+std::vector<double> term_magnitudes(const Weights& weights, size_t row,
+                                    const std::vector<float>& elements) {
+  std::vector<double> terms(elements.begin(), elements.end());
+  for (double& each : terms) each = std::abs(each);
+  if (!has_minimum(weights.type)) return terms;
+  const TypeInfo& info = info_of(weights.type);
+  const uint8_t* block = weights.bytes.data() + row * row_bytes(weights.type, weights.columns);
+  for (size_t c = 0; c < weights.columns; c += info.block, block += info.block_bytes) {
+    BlockPart parts[kLargestBlock / kBlock];
+    decode_block(weights.type, block, parts);
+    for (size_t i = 0; i < info.block; ++i) {
+      const BlockPart& part = parts[i / kBlock];
+      terms[c + i] += 2.0 * std::abs(static_cast<double>(part.minimum) *
+                                     part.minima[i % kBlock / (kBlock / 2)]);
+    }
+  }
+  return terms;
 }
 
 // The order of f32 sums costs at most one rounding for each term: columns * epsilon of the sum of
@@ -167,6 +207,7 @@ void check_product(const Kernels& kernels, const Weights& weights, size_t tokens
   std::vector<float> row(weights.columns);
   for (size_t r = 0; r < weights.rows; ++r) {
     matrix.read_row(r, row.data());
+    const std::vector<double> terms = term_magnitudes(weights, r, row);
     for (size_t t = 0; t < tokens; ++t) {
       double sum = 0.0, magnitude = 0.0;
       for (size_t c = 0; c < weights.columns; ++c) {
@@ -174,7 +215,7 @@ void check_product(const Kernels& kernels, const Weights& weights, size_t tokens
         const double value =
             q.q.empty() ? x[at] : static_cast<double>(q.scales[at / kBlock]) * q.q[at];
         sum += row[c] * value;
-        magnitude += std::abs(row[c] * value);
+        magnitude += std::abs(terms[c] * value);
       }
       if (std::isnan(sum)) {
         CHECK(std::isnan(y[t * stride + r]));
@@ -189,14 +230,14 @@ void check_product(const Kernels& kernels, const Weights& weights, size_t tokens
 }
 
 void test_matmul(const Kernels& kernels) {
-  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+  for (const TypeInfo& info : kTypeInfos) {
     for (size_t rows : {1, 3, 7, 8, 9, 15, 16, 17, 24, 29}) {
-      for (size_t columns : {1, 2, 3, 31, 32, 33, 96, 160}) {
-        if (is_quantized(type) && columns % kBlock != 0) continue;
-        const Weights weights = random_weights(type, rows, columns);
+      for (size_t columns : {1, 2, 3, 31, 32, 33, 96, 160, 256}) {
+        // Blocks of 256 come in few shapes, for time.
+        if (columns % info.block != 0 || (info.block == 256 && rows % 2 == 0)) continue;
+        const Weights weights = random_weights(info.type, rows, columns);
         for (size_t tokens = 1; tokens <= 9; ++tokens) {
-          const test::Case each(type_name(type), " ", rows, " x ", columns, ", ", tokens,
-                                " tokens");
+          const test::Case each(info.name, " ", rows, " x ", columns, ", ", tokens, " tokens");
           check_product(kernels, weights, tokens, random_floats(tokens * columns));
         }
       }
@@ -207,19 +248,23 @@ void test_matmul(const Kernels& kernels) {
 // Tiles of a larger product: more groups, tokens and columns than any variant takes at once, with a
 // rest of each.
 void test_matmul_tiles(const Kernels& kernels) {
-  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
-    for (size_t columns : {9 * kBlock, 17 * kBlock}) {
-      const Weights weights = random_weights(type, 43, columns);
+  for (const TypeInfo& info : kTypeInfos) {
+    for (size_t columns : {9 * kBlock, 17 * kBlock, 3 * kLargestBlock}) {
+      if (columns % info.block != 0) continue;
+      const bool foreign = is_quantized(info.type);
+      const Weights weights = foreign ? foreign_weights(info.type, 43, columns)
+                                      : random_weights(info.type, 43, columns);
       for (size_t tokens : {1, 8, 12, 15, 19}) {
-        const test::Case each(type_name(type), " 43 x ", columns, ", ", tokens, " tokens");
+        const test::Case each(info.name, " 43 x ", columns, ", ", tokens, " tokens");
         check_product(kernels, weights, tokens, random_floats(tokens * columns));
       }
     }
   }
-  // More rows, tokens and columns than AVX2 unpacks weights for at a time, and odd ones.
-  for (Type type : {Type::f32, Type::f16, Type::q40}) {
-    const size_t rows = type == Type::q40 ? 43 : 163;
-    const size_t columns = type == Type::q40 ? 35 * kBlock : 259;
+  // More rows, tokens and columns than weights are unpacked for at a time, and odd ones.
+  for (Type type : {Type::f32, Type::f16, Type::bf16, Type::q40, Type::q4_k, Type::q6_k}) {
+    const size_t rows = is_quantized(type) ? 43 : 163;
+    const size_t blocks = info_of(type).block == kLargestBlock ? 5 * 8 : 35;
+    const size_t columns = is_quantized(type) ? blocks * kBlock : 259;
     const Weights weights = random_weights(type, rows, columns);
     for (size_t tokens : {63, 130}) {
       const test::Case each(type_name(type), " ", rows, " x ", columns, ", ", tokens, " tokens");
@@ -247,8 +292,8 @@ void run_on_small_stack(std::function<void()> work) {
 
 // Products of many tokens keep their intermediate results in the caller's scratch memory.
 void test_matmul_small_stack(const Kernels& kernels) {
-  constexpr size_t kRows = 163, kColumns = 35 * kBlock, kTokens = 130;
-  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
+  constexpr size_t kRows = 163, kColumns = 5 * kLargestBlock, kTokens = 130;
+  for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40, Type::q2_k}) {
     const test::Case each(type_name(type), " on a small stack");
     const Matrix matrix = random_weights(type, kRows, kColumns).packed();
     const std::vector<float> x = random_floats(kTokens * kColumns);
@@ -263,17 +308,14 @@ void test_matmul_small_stack(const Kernels& kernels) {
 // range. Sixteen blocks in a row, so that sums of blocks would show it too.
 void test_matmul_extremes(const Kernels& kernels) {
   constexpr size_t kColumns = 16 * kBlock;
-  for (Type type : {Type::q80, Type::q40}) {
-    const size_t block_bytes = type == Type::q80 ? kQ80BlockBytes : kQ40BlockBytes;
+  for (const TypeInfo& info : kTypeInfos) {
+    if (!is_quantized(info.type)) continue;
     for (int byte : {0x00, 0x7f, 0x80, 0x81, 0xff, 0x0f, 0xf0, 0x88}) {
       for (int pattern = 0; pattern < 3; ++pattern) {
-        const test::Case each(type_name(type), " bytes ", byte, " pattern ", pattern);
-        Weights weights{type, 9, kColumns, {}};
-        weights.bytes.assign(9 * row_bytes(type, kColumns), static_cast<uint8_t>(byte));
-        for (size_t at = 0; at < weights.bytes.size(); at += block_bytes) {
-          weights.bytes[at] = 0x00;
-          weights.bytes[at + 1] = 0x3c;  // scale 1
-        }
+        const test::Case each(info.name, " bytes ", byte, " pattern ", pattern);
+        Weights weights{info.type, 9, kColumns, {}};
+        weights.bytes.assign(9 * row_bytes(info.type, kColumns), static_cast<uint8_t>(byte));
+        set_block_scales(weights, [](size_t) { return 1.0f; });
         std::vector<float> x(5 * kColumns);
         for (size_t i = 0; i < x.size(); ++i) {
           const bool minus = pattern == 1 || (pattern == 2 && i % 2 == 1);
@@ -283,12 +325,16 @@ void test_matmul_extremes(const Kernels& kernels) {
       }
     }
   }
+  // Every exponent of mxfp4: denormal scales, and NaN.
+  Weights exponents = foreign_weights(Type::mxfp4, 16, kColumns);
+  for (size_t b = 0; b < 256; ++b) exponents.bytes[b * 17] = static_cast<uint8_t>(b);
+  check_product(kernels, exponents, 3, random_floats(3 * kColumns, 1e-6f));
   for (float value : {kNan, kInfinity}) {  // what is not a number stays visible, in its row only
-    for (Type type : {Type::f32, Type::f16, Type::q80, Type::q40}) {
-      const test::Case each(type_name(type), " with ", value);
-      std::vector<float> x = random_floats(3 * 64);
-      x[64 + 5] = value;
-      const Weights weights = random_weights(type, 9, 64);
+    for (const TypeInfo& info : kTypeInfos) {
+      const test::Case each(info.name, " with ", value);
+      std::vector<float> x = random_floats(3 * 256);
+      x[256 + 5] = value;
+      const Weights weights = random_weights(info.type, 9, 256);
       const Matrix matrix = weights.packed();
       const Quantized q = quantize(kernels, x);
       const std::vector<float> y = multiply(kernels, matrix, x, q, 3);

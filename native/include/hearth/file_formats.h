@@ -1,6 +1,4 @@
-// The number formats of model files: the shard's own (types.h), and those that are converted to one
-// of them while weights are read. Plain code, one function for each format: its definition.
-// Block layouts and names: GGUF's (ggml-common.h and ggml-quants.c of ggml describe them).
+// The number formats of model files: the shard's own (types.h), and conversions to one of them.
 #pragma once
 
 #include <cstddef>
@@ -18,8 +16,8 @@ struct FileFormat {
   size_t block, block_bytes;
   // count blocks of in as f32: out [count * block].
   void (*unpack)(const uint8_t* in, size_t count, float* out);
-  // The largest magnitude of count blocks by their scales alone, or of the numbers where a block is
-  // one number; infinity or NaN if one is that.
+  // The largest magnitude of the scales and minima of count blocks, or of the numbers where a block
+  // is one number; infinity or NaN if one is that.
   float (*largest_scale)(const uint8_t* in, size_t count);
 };
 

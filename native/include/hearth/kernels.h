@@ -40,12 +40,20 @@ struct MatmulArgs {
   void* scratch;
 };
 
-// The activations of q80 and q40 weights, from Kernels::quantize.
-struct QuantizedRows {
-  const int8_t* q;      // [tokens, columns]
-  const float* scales;  // [tokens, columns / 32]
-  const int32_t* sums;  // [tokens, columns / 32]
+// Sums of the int8 of a block of activations: columns 0 to 15, and 16 to 31.
+struct HalfSums {
+  int16_t first, second;
 };
+
+// The activations of quantized weights, from Kernels::quantize.
+struct QuantizedRows {
+  const int8_t* q;       // [tokens, columns]
+  const float* scales;   // [tokens, columns / 32]
+  const HalfSums* sums;  // [tokens, columns / 32]
+};
+
+using MatmulFloats = void (*)(const MatmulArgs&, const float* x);
+using MatmulBlocks = void (*)(const MatmulArgs&, const QuantizedRows& x);
 
 // One page of one KV head, for queries that see the same slots of it: those of the heads that share
 // the KV head, of one row or of several.
@@ -93,16 +101,14 @@ struct Kernels {
   size_t matmul_scratch;
 
   // Activations to int8 in blocks of 32: q = round(x / scale), scale = largest magnitude / 127,
-  // sum = the sum of q, for weights whose codes are unsigned. columns % 32 == 0.
+  // sums = those of q, for weights whose codes are unsigned or that have minima. columns % 32 == 0.
   // A block with a number that is not finite gets zeros and the scale NaN, so that every product
   // with it says so; one whose numbers are all below kSmallestQuantized gets zeros.
-  void (*quantize)(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums);
+  void (*quantize)(const float* x, size_t columns, int8_t* q, float* scales, HalfSums* sums);
 
-  // Activations of f32 and f16 weights: [tokens, columns].
-  void (*matmul_f32)(const MatmulArgs&, const float* x);
-  void (*matmul_f16)(const MatmulArgs&, const float* x);
-  void (*matmul_q80)(const MatmulArgs&, const QuantizedRows& x);
-  void (*matmul_q40)(const MatmulArgs&, const QuantizedRows& x);
+  // By Type: the products of floats, and those of blocks; nullptr for the others.
+  MatmulFloats matmul_floats[kTypes];
+  MatmulBlocks matmul_blocks[kTypes];
 
   // y = x / sqrt(mean(x^2) + epsilon) * weight; y may be x.
   void (*rms_norm)(const float* x, const float* weight, size_t size, float epsilon, float* y);
@@ -134,6 +140,15 @@ struct Kernels {
   void (*keys_from_q80)(const int8_t* q, const float* scales, size_t head_size, size_t stride,
                         float* x);
 };
+
+// The product of weights of any type: x is [tokens, columns], read for floats; q for blocks.
+inline void multiply(const Kernels& kernels, Type type, const MatmulArgs& args, const float* x,
+                     const QuantizedRows& q) {
+  if (is_quantized(type))
+    kernels.matmul_blocks[index_of(type)](args, q);
+  else
+    kernels.matmul_floats[index_of(type)](args, x);
+}
 
 extern const Kernels kScalarKernels;
 #ifdef HEARTH_HAVE_AVX2

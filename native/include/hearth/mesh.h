@@ -164,7 +164,7 @@ class MeshLane : public Lane {
   uint64_t sent_ = 0, received_ = 0;
   std::atomic<bool> aborted_{false};
   std::vector<std::vector<uint8_t>> outgoing_, incoming_;
-  std::vector<int32_t> sums_;  // output of quantize that is not used here
+  std::vector<HalfSums> sums_;  // output of quantize that is not used here
   // How long to spin before polling: over loopback or a switch a sync is done sooner than a thread
   // wakes up. At most kMeshSpin, and less where spinning has not helped.
   static constexpr Clock::duration kMeshSpin = std::chrono::microseconds(50);

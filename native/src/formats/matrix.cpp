@@ -1,40 +1,31 @@
 #include "formats/matrix.h"
 
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "formats/block_codecs.h"
 #include "hearth/quant.h"
 
 namespace hearth {
 namespace {
 
-size_t element_bytes(Type type) { return type == Type::f32 ? 4 : 2; }
+// What is interleaved at a time: a block, or a whole row of floats.
+class Pieces {
+ public:
+  Pieces(Type type, size_t row_bytes)
+      : row_{{0, row_bytes, info_of(type).block_bytes}},
+        pieces(is_quantized(type) ? pieces_of(type) : row_),
+        bytes(is_quantized(type) ? info_of(type).block_bytes : row_bytes) {}
+  Pieces(const Pieces&) = delete;
 
-// Offset of bytes [4 i, 4 i + 4) of row `lane` behind a block's scales.
-size_t quad_offset(size_t i, size_t lane) { return i * 32 + lane * 4; }
+ private:
+  const Piece row_[1];
 
-// Interleaves eight rows to one group, which is written front to back in one pass.
-template <size_t kBytes>
-void pack_elements(const uint8_t* const (&from)[kGroupRows], size_t columns, uint8_t* to) {
-  for (size_t c = 0; c < columns; ++c) {
-    for (size_t lane = 0; lane < kGroupRows; ++lane, to += kBytes)
-      std::memcpy(to, from[lane] + c * kBytes, kBytes);
-  }
-}
-
-template <size_t kBlockBytes>
-void pack_blocks(const uint8_t* const (&from)[kGroupRows], size_t blocks, uint8_t* to) {
-  for (size_t b = 0; b < blocks; ++b) {
-    const size_t at = b * kBlockBytes;
-    for (size_t lane = 0; lane < kGroupRows; ++lane, to += 2) std::memcpy(to, from[lane] + at, 2);
-    for (size_t i = 2; i < kBlockBytes; i += 4) {
-      for (size_t lane = 0; lane < kGroupRows; ++lane, to += 4)
-        std::memcpy(to, from[lane] + at + i, 4);
-    }
-  }
-}
+ public:
+  const std::span<const Piece> pieces;
+  const size_t bytes;
+};
 
 std::string bad_rows(Type type, size_t rows, size_t columns, size_t first, size_t bytes) {
   return std::to_string(bytes) + " bytes from row " + std::to_string(first) +
@@ -89,6 +80,7 @@ size_t Matrix::pack(size_t first, std::span<const uint8_t> data, ThreadPool* poo
 void Matrix::pack_groups(std::span<const uint8_t> data, size_t rows, const uint8_t* zeros,
                          size_t begin, size_t end, uint8_t* packed) const {
   const size_t stride = group_bytes_ / kGroupRows;
+  const Pieces block(type_, stride);
   for (size_t g = begin; g < end; ++g) {
     const uint8_t* from[kGroupRows];
     for (size_t lane = 0; lane < kGroupRows; ++lane) {
@@ -96,43 +88,17 @@ void Matrix::pack_groups(std::span<const uint8_t> data, size_t rows, const uint8
       from[lane] = row < rows ? data.data() + row * stride : zeros;
     }
     uint8_t* to = packed + g * group_bytes_;
-    switch (type_) {
-      case Type::f32:
-        pack_elements<4>(from, columns_, to);
-        break;
-      case Type::f16:
-        pack_elements<2>(from, columns_, to);
-        break;
-      case Type::q80:
-        pack_blocks<kQ80BlockBytes>(from, columns_ / kBlock, to);
-        break;
-      case Type::q40:
-        pack_blocks<kQ40BlockBytes>(from, columns_ / kBlock, to);
-        break;
-    }
+    for (size_t at = 0; at < stride; at += block.bytes, to += kGroupRows * block.bytes)
+      pack_block(block.pieces, from, at, to);
   }
 }
 
 void Matrix::read_row(size_t row, float* out) const {
-  const uint8_t* from = group(row / kGroupRows);
-  const size_t lane = row % kGroupRows;
   std::vector<uint8_t> bytes(group_bytes_ / kGroupRows);
-  if (!is_quantized(type_)) {
-    const size_t size = element_bytes(type_);
-    for (size_t c = 0; c < columns_; ++c)
-      std::memcpy(bytes.data() + c * size, from + (c * kGroupRows + lane) * size, size);
-  } else {
-    const size_t block_bytes = type_ == Type::q80 ? kQ80BlockBytes : kQ40BlockBytes;
-    const size_t quarters = (block_bytes - 2) / 4;
-    uint8_t* to = bytes.data();
-    for (size_t b = 0; b < columns_ / kBlock; ++b) {
-      std::memcpy(to, from + 2 * lane, 2);
-      for (size_t i = 0; i < quarters; ++i)
-        std::memcpy(to + 2 + 4 * i, from + 2 * kGroupRows + quad_offset(i, lane), 4);
-      to += block_bytes;
-      from += kGroupRows * block_bytes;
-    }
-  }
+  const Pieces block(type_, bytes.size());
+  const uint8_t* from = group(row / kGroupRows);
+  for (size_t at = 0; at < bytes.size(); at += block.bytes, from += kGroupRows * block.bytes)
+    unpack_lane(block.pieces, from, row % kGroupRows, bytes.data() + at);
   dequantize_row(type_, bytes.data(), columns_, out);
 }
 

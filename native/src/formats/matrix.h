@@ -1,12 +1,10 @@
 // A weight matrix, packed on arrival for the kernels: rows interleaved in groups of eight, so that
 // one load holds the same columns of eight rows and no horizontal sum is ever needed.
 //
-// Bytes of a group, by type (the last group is padded with rows of zeros):
-//   f32, f16  column after column, eight elements each
-//   q80       block after block: eight f16 scales (16 bytes), then eight times 32 bytes: four
-//             successive int8 of each row
-//   q40       block after block: eight f16 scales, then four times 32 bytes: four successive nibble
-//             bytes of each row (byte j: element j low, element j + 16 high)
+// Bytes of a group (the last group is padded with rows of zeros):
+//   floats  column after column, eight elements each
+//   blocks  block after block, of each its pieces (block_codecs.h): eight f16 scales, and so on,
+//           then the codes: four successive bytes of each row, then the next four
 // A packed matrix has as many bytes as the slice it came from (rows rounded up to eight).
 #pragma once
 

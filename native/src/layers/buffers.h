@@ -10,6 +10,8 @@
 
 #include "hearth/types.h"
 
+#include "hearth/kernels.h"
+
 namespace hearth {
 
 enum class BufferId : uint8_t {
@@ -85,7 +87,7 @@ struct Activations {
   size_t columns = 0;       //
   int8_t* q = nullptr;      // [rows, columns]
   float* scales = nullptr;  // [rows, columns / 32]
-  int32_t* sums = nullptr;  // [rows, columns / 32]: see Kernels::quantize
+  HalfSums* sums = nullptr;  // [rows, columns / 32]: see Kernels::quantize
 
   float* row(size_t r) const { return x + r * columns; }
   // The same memory for rows of another width: a buffer has room for the widest kind of block.

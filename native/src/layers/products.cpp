@@ -35,16 +35,7 @@ void multiply_groups(const Kernels& kernels, const Activations& input, size_t ro
       .scratch = scratch,
   };
   const QuantizedRows quantized = {.q = input.q, .scales = input.scales, .sums = input.sums};
-  switch (weight.type()) {
-    case Type::f32:
-      return kernels.matmul_f32(args, input.x);
-    case Type::f16:
-      return kernels.matmul_f16(args, input.x);
-    case Type::q80:
-      return kernels.matmul_q80(args, quantized);
-    case Type::q40:
-      return kernels.matmul_q40(args, quantized);
-  }
+  multiply(kernels, weight.type(), args, input.x, quantized);
 }
 
 void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y) {

@@ -100,7 +100,7 @@ void KvCache::store_key(const Kernels& kernels, void* keys, size_t slot, const f
     case KvType::q80: {
       int8_t codes[kMostHeadSize];
       float scales[kMostHeadSize / kBlock];
-      int32_t sums[kMostHeadSize / kBlock];  // not needed here
+      HalfSums sums[kMostHeadSize / kBlock];  // not needed here
       kernels.quantize(x, size, codes, scales, sums);
       auto* rows = static_cast<int8_t*>(keys);
       scatter(codes, size, rows + slot, stride);
@@ -122,7 +122,7 @@ void KvCache::store_value(const Kernels& kernels, void* values, size_t slot, con
     case KvType::q80: {
       auto* codes = static_cast<int8_t*>(values);
       auto* scales = reinterpret_cast<float*>(codes + shape_.page_size * size);
-      int32_t sums[kMostHeadSize / kBlock];  // not needed here
+      HalfSums sums[kMostHeadSize / kBlock];  // not needed here
       return kernels.quantize(x, size, codes + offset, scales + offset / kBlock, sums);
     }
   }

@@ -23,7 +23,7 @@ Pieces pieces_of(const BufferPlan& plan, size_t rows) {
   return {.x = whole_lines(count * sizeof(float)),
           .q = whole_lines(count),
           .scales = whole_lines(count / kBlock * sizeof(float)),
-          .sums = whole_lines(count / kBlock * sizeof(int32_t))};
+          .sums = whole_lines(count / kBlock * sizeof(HalfSums))};
 }
 
 struct Range {
@@ -82,7 +82,7 @@ void Workspace::resize(const PerBuffer<BufferPlan>& plan, size_t rows, size_t sc
     if (!plan[id].quantized) continue;
     buffer.q = reinterpret_cast<int8_t*>(q);
     buffer.scales = reinterpret_cast<float*>(scales);
-    buffer.sums = reinterpret_cast<int32_t*>(sums);
+    buffer.sums = reinterpret_cast<HalfSums*>(sums);
   }
 }
 

@@ -1,6 +1,6 @@
-// A block's integer sums with AVX2 (see generic/block_products.h). A vector holds four int8 of each
-// of the eight rows of a group. maddubs multiplies unsigned by signed bytes and adds pairs, as
-// int16.
+// Bytes and integer sums with AVX2 (see generic/codecs.h and block_products.h). A vector holds four
+// int8 of each of the eight rows of a group. maddubs multiplies unsigned by signed bytes and adds
+// pairs, as int16; madd multiplies those by a scale and adds pairs, as int32.
 #pragma once
 
 #include "../generic/block_products.h"
@@ -9,89 +9,163 @@
 namespace hearth {
 namespace {
 
-inline __m256i load_bytes(const uint8_t* at) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-}
-
-// Four activations in each row.
-inline __m256i broadcast_four(const int8_t* at) {
-  int32_t four;
-  std::memcpy(&four, at, 4);
-  return _mm256_set1_epi32(four);
-}
-
-// Four bits: nibbles stay unsigned. The sums of pairs stay within int16 over a whole block:
-// 8 additions x 2 x 15 x 127 = 30,480.
-struct Avx2Nibbles {
-  static constexpr size_t kBlockBytes = kQ40GroupBlock, kSteps = 4, kStepBytes = 32;
-  static constexpr int32_t kOffset = 8;
-  static constexpr size_t kPanelTokens = 7;
-  using Tiles = std::index_sequence<4, 2, 1>;
-  using Codes = __m256i;
-  struct Weights {
-    Codes low, high;  // columns 4 i .. 4 i + 3, and those 16 further
-  };
-  using Input = const int8_t*;
-  using Sums = __m256i;  // of pairs
-
-  static Input input(const int8_t* q) { return q; }
-  static void start(__m256i, Sums& sums) { sums = _mm256_setzero_si256(); }
-  static void load(const uint8_t* at, Weights& w) {
-    const __m256i mask = _mm256_set1_epi8(15), bytes = load_bytes(at);
-    w.low = _mm256_and_si256(bytes, mask);
-    w.high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask);
-  }
-  template <size_t kStep>
-  static void add(const Weights& w, Input q, Sums& sums) {
-    const __m256i low = _mm256_maddubs_epi16(w.low, broadcast_four(q + 4 * kStep));
-    const __m256i high = _mm256_maddubs_epi16(w.high, broadcast_four(q + 4 * kStep + kBlock / 2));
-    sums = Avx2::in_turn(_mm256_add_epi16(_mm256_add_epi16(sums, low), high));
-  }
-  static void total(Sums sums, __m256i offset, __m256i (&whole)[1]) {
-    whole[0] = _mm256_sub_epi32(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)), offset);
-  }
-
-  template <typename Store>
-  static void unpack(const Weights& w, Store store) {
-    store(0, w.low);
-    store(kBlock / 2 / 4, w.high);
-  }
-  static Codes load_codes(const uint8_t* at) { return load_bytes(at); }
-  static void store_codes(uint8_t* at, Codes codes) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), codes);
-  }
-  static Codes quad(const int8_t* q) { return broadcast_four(q); }
-  static void add_codes(Codes codes, Codes four, Sums& sums) {
-    sums = Avx2::in_turn(_mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, four)));
-  }
-};
-
-// Eight bits: one side must be unsigned, so the weight's sign moves to the activation. A pair is at
-// most 2 x 128 x 127 = 32,512, within int16; pairs are widened before they are added.
 struct Avx2Bytes {
-  static constexpr size_t kBlockBytes = kQ80GroupBlock, kSteps = 8, kStepBytes = 32;
-  static constexpr int32_t kOffset = 0;
-  static constexpr size_t kPanelTokens = 0;
-  using Tiles = std::index_sequence<4, 2, 1>;
-  struct Weights {
-    __m256i bytes, magnitude;
-  };
-  using Input = const int8_t*;
-  using Sums = __m256i;
+  using V = Avx2;
+  using Bytes = __m256i;
+  static constexpr size_t kPanelTokens = 5;
+  static constexpr int32_t kSignedOffset = 0;
+  using Tiles = std::index_sequence<4, 3, 2, 1>;
 
+  static Bytes load(const uint8_t* at) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  }
+  static void store(uint8_t* at, Bytes bytes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), bytes);
+  }
+  // Shifts of 16 bits carry bits into a neighbour, where the mask drops them.
+  template <int kShift, int kMask>
+  static Bytes bits(Bytes bytes) {
+    if constexpr (kShift > 0) bytes = _mm256_srli_epi16(bytes, kShift);
+    return _mm256_and_si256(bytes, _mm256_set1_epi8(static_cast<char>(kMask)));
+  }
+  template <int kShift, int kMask>
+  static Bytes raised(Bytes bytes) {
+    if constexpr (kShift > 0) bytes = _mm256_slli_epi16(bytes, kShift);
+    return _mm256_and_si256(bytes, _mm256_set1_epi8(static_cast<char>(kMask)));
+  }
+  template <int kShift, int kMask>
+  static Bytes word_bits(Bytes words) {
+    words = kShift < 0 ? _mm256_slli_epi32(words, -kShift) : _mm256_srli_epi32(words, kShift);
+    return _mm256_and_si256(words, _mm256_set1_epi32(kMask));
+  }
+  static Bytes both(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+  static Bytes less(Bytes bytes, char number) {
+    return _mm256_sub_epi8(bytes, _mm256_set1_epi8(number));
+  }
+  static Bytes lookup(const int8_t (&table)[16], Bytes nibbles) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half), nibbles);
+  }
+  static Bytes from_int8(Bytes bytes) { return bytes; }
+  template <size_t kQuad>
+  static Bytes fifths(Bytes words) {
+    constexpr int kByte = kQuad / 2, kFirst = kQuad % 2 * 4;
+    const Bytes bytes = _mm256_shuffle_epi8(words, each_word(kByte, kByte, kByte, kByte));
+    const Bytes bit = _mm256_set1_epi32(0x08040201 << kFirst);
+    const Bytes is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+    return _mm256_and_si256(is_set, _mm256_set1_epi8(16));
+  }
+  static Bytes pairs(const uint8_t* at) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+  static void exponents(const uint8_t* at, __m256 (&powers)[1]) {
+    const Bytes e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+    // Where an exponent is special, the first bit of the mantissa makes 2^-127, or NaN.
+    const Bytes special = _mm256_or_si256(_mm256_cmpeq_epi32(e, _mm256_setzero_si256()),
+                                          _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255)));
+    const Bytes mantissa = _mm256_and_si256(special, _mm256_set1_epi32(0x00400000));
+    powers[0] = _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(e, 23), mantissa));
+  }
+
+  // The scale twice, as int16.
+  using Scale = __m256i;
+  template <size_t kByte>
+  static Scale scale(Bytes words) {
+    constexpr int kZero = 0x80;
+    return _mm256_shuffle_epi8(words, each_word(kByte, kZero, kByte, kZero));
+  }
+  template <size_t kByte>
+  static Scale signed_scale(Bytes words) {
+    constexpr int kZero = 0x80;
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(words, each_word(kZero, kByte, kZero, kByte)), 8);
+  }
+  static Scale word_scale(Bytes words, int32_t less) {
+    words = _mm256_sub_epi32(words, _mm256_set1_epi32(less));
+    return _mm256_shuffle_epi8(words, each_word(0, 1, 0, 1));
+  }
+  static Scale load_scale(const int32_t* at) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+  }
+  static void store_scale(Scale scale, int32_t* at) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(at), scale);
+  }
+
+  using Input = const int8_t*;
   static Input input(const int8_t* q) { return q; }
-  static void start(__m256i, Sums& sums) { sums = _mm256_setzero_si256(); }
-  static void load(const uint8_t* at, Weights& w) {
-    w.bytes = load_bytes(at);
-    w.magnitude = _mm256_abs_epi8(w.bytes);
+
+  // Sums of pairs of unsigned codes stay within int16 over so many quads: each adds two products.
+  // Signed codes come one at a time: a pair is at most 2 x 128 x 127 = 32,512.
+  template <typename C>
+  static constexpr size_t run() {
+    if (C::kSigned) return 1;
+    for (size_t quads = C::kScales == 2 ? 4 : 8; quads > 1; quads /= 2) {
+      if (quads * 2 * C::kLargest * 127 <= 32767) return quads;
+    }
+    return 1;
   }
-  template <size_t kStep>
-  static void add(const Weights& w, Input q, Sums& sums) {
-    const __m256i x = _mm256_sign_epi8(broadcast_four(q + 4 * kStep), w.bytes);
-    const __m256i pairs = _mm256_maddubs_epi16(w.magnitude, x);
-    sums = Avx2::in_turn(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+
+  template <typename C>
+  struct Sums {
+    __m256i pairs, whole;
+  };
+
+  template <typename C, size_t kQuad>
+  [[gnu::always_inline]] static void add(Bytes codes, Input q, const PartScales<Avx2Bytes>& scales,
+                                         Sums<C>& sums) {
+    constexpr size_t kRun = run<C>();
+    const __m256i four = broadcast_four(q + 4 * kQuad);
+    __m256i pairs;
+    if constexpr (C::kSigned)  // one side must be unsigned, so the sign moves to the other
+      pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(four, codes));
+    else
+      pairs = _mm256_maddubs_epi16(codes, four);
+    if constexpr (kQuad % kRun > 0) pairs = _mm256_add_epi16(sums.pairs, pairs);
+    sums.pairs = V::in_turn(pairs);
+    if constexpr (kQuad % kRun != kRun - 1) return;
+    const __m256i factors = C::kScales == 0   ? _mm256_set1_epi16(1)
+                            : C::kScales == 1 ? scales[0]
+                                              : scales[kQuad / (kQuads / 2)];
+    const __m256i whole = _mm256_madd_epi16(sums.pairs, factors);
+    sums.whole = kQuad < kRun ? whole : V::in_turn(_mm256_add_epi32(sums.whole, whole));
   }
-  static void total(Sums sums, __m256i, __m256i (&whole)[1]) { whole[0] = sums; }
+  template <typename C>
+  static void total(const Sums<C>& sums, __m256i (&whole)[1]) {
+    whole[0] = sums.whole;
+  }
+
+  // The sums of both halves, as int16.
+  using Halves = __m256i;
+  static Halves halves(const HalfSums* at) {
+    int32_t both;
+    std::memcpy(&both, at, sizeof both);
+    return _mm256_set1_epi32(both);
+  }
+  template <typename C, int32_t kFactor>
+  static void times(Halves halves, const PartScales<Avx2Bytes>& scales, __m256i (&out)[1]) {
+    if constexpr (C::kScales == 0) {
+      out[0] = _mm256_madd_epi16(halves, _mm256_set1_epi16(static_cast<short>(kFactor)));
+      return;
+    }
+    const __m256i factors =
+        C::kScales == 1 ? scales[0] : _mm256_blend_epi16(scales[0], scales[1], 0xaa);
+    out[0] = _mm256_slli_epi32(_mm256_madd_epi16(halves, factors), __builtin_ctz(kFactor));
+  }
+
+ private:
+  // Indices of a shuffle for the bytes of each word, of four words.
+  static __m256i each_word(int a, int b, int c, int d) {
+    const int32_t word =
+        a | b << 8 | c << 16 | static_cast<int32_t>(static_cast<uint32_t>(d) << 24);
+    const __m256i four = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404,
+                                           0x08080808, 0x0c0c0c0c);
+    return _mm256_add_epi8(_mm256_set1_epi32(word), four);
+  }
+  // Four activations in each row.
+  static __m256i broadcast_four(const int8_t* at) {
+    int32_t four;
+    std::memcpy(&four, at, 4);
+    return _mm256_set1_epi32(four);
+  }
 };
 
 }  // namespace

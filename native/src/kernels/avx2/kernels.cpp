@@ -5,7 +5,6 @@
 
 namespace hearth {
 
-extern constexpr Kernels kAvx2Kernels =
-    kernels_of<Avx2>("avx2", matmul_blocks<Avx2, Avx2Bytes>, matmul_blocks<Avx2, Avx2Nibbles>);
+extern constexpr Kernels kAvx2Kernels = kernels_of<Avx2Bytes>("avx2");
 
 }  // namespace hearth

@@ -32,6 +32,10 @@ struct Avx2 {
   static Float load(const uint16_t* at) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
   }
+  static Float load(const Bfloat* at) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
   static void store(float* at, Float v) { _mm256_storeu_ps(at, v); }
   static void store(uint16_t* at, Float v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -75,15 +79,11 @@ struct Avx2 {
   }
 
   static Int broadcast_int(int32_t value) { return _mm256_set1_epi32(value); }
-  // kFactor is a power of two.
-  template <int32_t kFactor>
-  static Int broadcast_times(int32_t value) {
-    return _mm256_slli_epi32(broadcast_int(value), __builtin_ctz(kFactor));
-  }
   static Int zero_int() { return _mm256_setzero_si256(); }
   static Float from_int(Int v) { return _mm256_cvtepi32_ps(v); }
   static Int to_int(Float v) { return _mm256_cvtps_epi32(v); }
   static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
   static Int max(Int a, Int b) { return _mm256_max_epi32(a, b); }
   static Int magnitude_bits(Float v) {
     return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));

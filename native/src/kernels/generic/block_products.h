@@ -1,96 +1,112 @@
-// The matrix products of q80 and q40 weights with int8 activations. The sum of a block is an exact
-// integer; blocks are then added in order, by one fused multiply-add each, as in the scalar twin.
+// The matrix products of quantized weights with int8 activations. The sum of 32 columns is an exact
+// integer; parts are then added in order, by one fused multiply-add each, and one more for minima,
+// as in the scalar twin.
 //
-// The instructions that multiply int8 differ most between CPUs. So the sums of a block have a trait
-// of their own, `D`, for each instruction set and type (blocks.h).
+// A codec `C` unpacks weights (codecs.h). The instructions that multiply int8 differ most between
+// CPUs, so the trait `B` of bytes has those too:
 //
-//   kBlockBytes: of eight rows, scales and then codes.
-//   kOffset: what unsigned codes are too large by, 0 or a power of two.
-//   kSteps, kStepBytes: the parts of a block, and their size.
-//   Tiles: the numbers of tokens that a tile may have, the largest first.
-//   Weights, load: the codes of a part.
-//   Input, input: the activations of one token in a block.
-//   Sums, start: a block's sums of eight rows, possibly over several lanes for each.
-//   add<kStep>: adds the products of one part.
-//   total: the sums as vectors of int32, less the offset if `start` has not taken it off.
-//   kPanelTokens: from how many tokens on weights are unpacked to a panel; 0 for never.
-//
-// The offset is kOffset times the sum of the activations. Traits with a panel also have:
-//
-//   Codes, load_codes, store_codes: four columns of eight rows, one byte each.
-//   unpack: stores the codes of a part.
-//   quad: four activations in each row.
-//   add_codes: adds the products of both.
+//   Tiles          the numbers of tokens that a tile may have, the largest first
+//   kPanelTokens   from how many tokens on weights are unpacked to a panel; 0 for never
+//   kSignedOffset  what from_int8 adds to signed codes
+//   Input, input   the activations of one token in a part
+//   Sums<C>, add<C, kQuad>   the products of four columns, in turn, with the scales applied
+//   total          the sums as vectors of int32
+//   Halves, halves           the sums of a token's activations in a part
+//   times<C>       those times the scales or minima of a part
+//   store, load, store_scale, load_scale     to and from a panel
 #pragma once
 
+#include "codecs.h"
 #include "products.h"
 
 namespace hearth {
 namespace {
 
-// The sums of `whole`, scaled and added to those of earlier blocks.
-template <typename V>
-[[gnu::always_inline]] inline typename V::Float add_block(typename V::Int whole,
-                                                          typename V::Float scales, float x_scale,
-                                                          typename V::Float sums) {
-  return V::fma(V::from_int(whole), V::mul(scales, V::broadcast(x_scale)), sums);
+template <typename C>
+constexpr size_t kGroupBlockBytes =
+    kGroupRows * kTypeInfos[static_cast<size_t>(C::kType)].block_bytes;
+
+template <typename B>
+using Rows = typename B::V::Float[kGroupVectors<typename B::V>];
+template <typename B>
+using WholeRows = typename B::V::Int[kGroupVectors<typename B::V>];
+
+// Adds a part's sums to y.
+template <typename B, typename C>
+[[gnu::always_inline]] inline void finish_part(const typename B::template Sums<C>& sums,
+                                               typename B::Halves halves, float x_scale,
+                                               const Rows<B>& scale, const Rows<B>& minimum,
+                                               const PartScales<B>& scales,
+                                               const PartScales<B>& minima, Rows<B>& y) {
+  using V = typename B::V;
+  constexpr int32_t kOffset = C::kOffset + (C::kSigned ? B::kSignedOffset : 0);
+  WholeRows<B> whole;
+  B::template total<C>(sums, whole);
+  if constexpr (kOffset != 0) {
+    WholeRows<B> offset;
+    B::template times<C, kOffset>(halves, scales, offset);
+    unrolled<kGroupVectors<V>>([&](auto v) { whole[v] = V::sub(whole[v], offset[v]); });
+  }
+  const typename V::Float factor = V::broadcast(x_scale);
+  unrolled<kGroupVectors<V>>(
+      [&](auto v) { y[v] = V::fma(V::from_int(whole[v]), V::mul(scale[v], factor), y[v]); });
+  if constexpr (C::kMinimum) {
+    WholeRows<B> least;
+    B::template times<C, 1>(halves, minima, least);
+    unrolled<kGroupVectors<V>>(
+        [&](auto v) { y[v] = V::fma(V::from_int(least[v]), V::mul(minimum[v], factor), y[v]); });
+  }
 }
 
-// One token reads on in its own group; several load the next group while they compute with this
-// one.
-template <typename V, typename D, size_t kTokens>
-void prefetch_block(const MatmulArgs& a, const uint8_t* block, size_t token, size_t b) {
-  if constexpr (kTokens == 1) {
-    constexpr size_t kWhole = D::kBlockBytes / kLine * kLine, kRest = D::kBlockBytes - kWhole;
-    for (size_t at = 0; at < kWhole; at += kLine) prefetch(block + V::kAhead + at);
-    // The rests of several blocks make a line more.
-    constexpr size_t kEvery = kLine / kRest;
-    if (b % kEvery == kEvery - 1) prefetch(block + V::kAhead + kWhole);
+// A few tokens read the weights in one pass: each part asks for as many bytes further on.
+template <typename B, typename C, size_t kPart>
+void prefetch_part(const uint8_t* block, size_t b) {
+  constexpr size_t kBytes = kGroupBlockBytes<C>, kAhead = B::V::kAhead;
+  if constexpr (C::kParts > 1) {
+    constexpr size_t kFirst = (kPart * kBytes / C::kParts + kLine - 1) / kLine * kLine;
+    for (size_t at = kFirst; at < (kPart + 1) * kBytes / C::kParts; at += kLine)
+      prefetch(block + kAhead + at);
   } else {
-    const size_t line = (token / kTokens * (a.columns / kBlock) + b) * kLine;
-    if (line < a.group_bytes) prefetch(block - b * D::kBlockBytes + a.group_bytes + line);
+    constexpr size_t kWhole = kBytes / kLine * kLine, kRest = kBytes - kWhole;
+    for (size_t at = 0; at < kWhole; at += kLine) prefetch(block + kAhead + at);
+    if constexpr (kRest > 0) {
+      // The rests of several blocks make a line more.
+      constexpr size_t kEvery = kLine / kRest;
+      if (b % kEvery == kEvery - 1) prefetch(block + kAhead + kWhole);
+    }
   }
 }
 
 // A few tokens by one group, straight from the weights.
-template <typename V, typename D, size_t kTokens>
+template <typename B, typename C, size_t kTokens>
 void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_t group) {
-  using Float = typename V::Float;
-  constexpr size_t kVectors = kGroupVectors<V>;
-  const size_t blocks = a.columns / kBlock;
-  Float sums[kTokens][kVectors];
-  unrolled<kTokens>([&](auto t) { unrolled<kVectors>([&](auto v) { sums[t][v] = V::zero(); }); });
+  using V = typename B::V;
+  const size_t parts = a.columns / kBlock;
+  Rows<B> sums[kTokens];
+  unrolled<kTokens>(
+      [&](auto t) { unrolled<kGroupVectors<V>>([&](auto v) { sums[t][v] = V::zero(); }); });
   const uint8_t* block = a.weights + group * a.group_bytes;
   const int8_t* q = x.q + token * a.columns;
-  for (size_t b = 0; b < blocks; ++b, block += D::kBlockBytes, q += kBlock) {
-    if constexpr (V::kAhead > 0) prefetch_block<V, D, kTokens>(a, block, token, b);
-    const auto offset = [&](size_t t) {
-      if constexpr (D::kOffset == 0)
-        return V::zero_int();
-      else
-        return V::template broadcast_times<D::kOffset>(x.sums[(token + t) * blocks + b]);
-    };
-    typename D::Input input[kTokens];
-    typename D::Sums block_sums[kTokens];
-    unrolled<kTokens>([&](auto t) {
-      input[t] = D::input(q + t * a.columns);
-      D::start(offset(t), block_sums[t]);
-    });
-    unrolled<D::kSteps>([&](auto i) {
-      typename D::Weights weights;
-      D::load(block + kScaleBytes + D::kStepBytes * i, weights);
-      unrolled<kTokens>([&](auto t) { D::template add<i>(weights, input[t], block_sums[t]); });
-    });
-    Float scales[kVectors];
-    unrolled<kVectors>([&](auto v) {
-      scales[v] = V::load(reinterpret_cast<const uint16_t*>(block) + V::kWidth * v);
-    });
-    unrolled<kTokens>([&](auto t) {
-      typename V::Int whole[kVectors];
-      D::total(block_sums[t], offset(t), whole);
-      const float x_scale = x.scales[(token + t) * blocks + b];
-      unrolled<kVectors>(
-          [&](auto v) { sums[t][v] = add_block<V>(whole[v], scales[v], x_scale, sums[t][v]); });
+  const float* scales = x.scales + token * parts;
+  const HalfSums* halves = x.sums + token * parts;
+  for (size_t b = 0; b < parts; b += C::kParts, block += kGroupBlockBytes<C>) {
+    BlockHeader<B> header;
+    C::header(block, header);
+    unrolled<C::kParts>([&](auto p) {
+      if constexpr (V::kAhead > 0) prefetch_part<B, C, p>(block, b);
+      PartScales<B> part_scales, part_minima;
+      C::template scales<p>(header, part_scales, part_minima);
+      PartCodes<B> codes;
+      C::template codes<p>(block, codes);
+      unrolled<kTokens>([&](auto t) {
+        const typename B::Input input = B::input(q + t * a.columns + (b + p) * kBlock);
+        typename B::template Sums<C> part;
+        unrolled<kQuads>(
+            [&](auto i) { B::template add<C, i>(codes[i], input, part_scales, part); });
+        const size_t at = t * parts + b + p;
+        finish_part<B, C>(part, B::halves(halves + at), scales[at], header.scale, header.minimum,
+                          part_scales, part_minima, sums[t]);
+      });
     });
   }
   const size_t row = group * kGroupRows;
@@ -101,85 +117,111 @@ void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_
 // -- Many tokens (see products.h)
 
 constexpr size_t kPanelGroups = 2;
-// The unpacked weights of a run take 9 KiB of the first-level cache, the activations of a tile 3.
-constexpr size_t kRunBlocks = 16;
+// The unpacked weights of a run take 9 to 13 KiB of the first-level cache, the activations of a
+// tile 3.
+constexpr size_t kRunParts = 16;
 
-// One block of a tile's tokens.
+// One part of a tile's tokens.
 struct BlockTile {
   int8_t q[kTileTokens][kBlock];
   float scales[kTileTokens];
-  int32_t offsets[kTileTokens];
+  HalfSums halves[kTileTokens];
 };
 
-// One block of a few groups: four columns of each row, then the next four; and the scales.
+// One part of a few groups: four columns of each row, then the next four; and the scales.
 struct alignas(kLine) BlockPanel {
-  uint8_t codes[kBlock / 4][kPanelGroups][4 * kGroupRows];
-  float scales[kPanelGroups][kGroupRows];
+  uint8_t codes[kQuads][kPanelGroups][kWord];
+  float scale[kPanelGroups][kGroupRows];
+};
+
+// What not every type has.
+struct alignas(kLine) PanelScales {
+  int32_t scales[2][kPanelGroups][kGroupRows], minima[2][kPanelGroups][kGroupRows];
+  float minimum[kPanelGroups][kGroupRows];
 };
 
 struct BlockScratch {
-  BlockTile x[kSlabTiles][kRunBlocks];
-  BlockPanel panel[kRunBlocks];
+  BlockTile x[kSlabTiles][kRunParts];
+  BlockPanel panel[kRunParts];
+  PanelScales scales[kRunParts];
 };
 
-template <typename V, typename D, size_t kGroups>
-void unpack_block(const uint8_t* from, size_t group_bytes, BlockPanel& to) {
-  unrolled<kGroups>([&](auto g) {
-    const uint8_t* block = from + g * group_bytes;
-    unrolled<kGroupVectors<V>>([&](auto v) {
-      V::store(to.scales[g] + V::kWidth * v,
-               V::load(reinterpret_cast<const uint16_t*>(block) + V::kWidth * v));
+template <typename B>
+void store_floats(const Rows<B>& from, float* to) {
+  using V = typename B::V;
+  unrolled<kGroupVectors<V>>([&](auto v) { V::store(to + V::kWidth * v, from[v]); });
+}
+
+template <typename B>
+void load_floats(const float* from, Rows<B>& to) {
+  using V = typename B::V;
+  unrolled<kGroupVectors<V>>([&](auto v) { to[v] = V::load(from + V::kWidth * v); });
+}
+
+// A block of one group, to as many parts of the panel.
+template <typename B, typename C>
+void unpack_block(const uint8_t* block, size_t g, BlockPanel* panel, PanelScales* scales) {
+  BlockHeader<B> header;
+  C::header(block, header);
+  unrolled<C::kParts>([&](auto p) {
+    PartCodes<B> codes;
+    C::template codes<p>(block, codes);
+    unrolled<kQuads>([&](auto i) { B::store(panel[p].codes[i][g], codes[i]); });
+    store_floats<B>(header.scale, panel[p].scale[g]);
+    PartScales<B> part_scales, part_minima;
+    C::template scales<p>(header, part_scales, part_minima);
+    unrolled<C::kScales>([&](auto h) {
+      B::store_scale(part_scales[h], scales[p].scales[h][g]);
+      if constexpr (C::kMinimum) B::store_scale(part_minima[h], scales[p].minima[h][g]);
     });
-    unrolled<D::kSteps>([&](auto i) {
-      typename D::Weights weights;
-      D::load(block + kScaleBytes + D::kStepBytes * i, weights);
-      D::unpack(weights, [&](size_t quad, typename D::Codes codes) {
-        D::store_codes(to.codes[i + quad][g], codes);
-      });
-    });
+    if constexpr (C::kMinimum) store_floats<B>(header.minimum, scales[p].minimum[g]);
   });
 }
 
-// y += the product of `blocks` blocks, or = it. The integer sums fill the registers; the sums in
-// f32 wait in memory.
-template <typename V, typename D, size_t kTokens, size_t kGroups>
-void block_tile(const BlockTile* x, const BlockPanel* panel, size_t blocks, bool add, float* y,
-                size_t y_stride, size_t rows) {
-  using Float = typename V::Float;
-  constexpr size_t kVectors = kGroupVectors<V>;
-  Float sums[kTokens][kGroups][kVectors];
+// y += the product of `parts` parts, or = it. The integer sums fill the registers; the sums in f32
+// wait in memory.
+template <typename B, typename C, size_t kTokens, size_t kGroups>
+void block_tile(const BlockTile* x, const BlockPanel* panel, const PanelScales* extra, size_t parts,
+                bool add, float* y, size_t y_stride, size_t rows) {
+  using V = typename B::V;
+  Rows<B> sums[kTokens][kGroups];
   unrolled<kTokens>([&](auto t) {
     unrolled<kGroups>([&](auto g) {
       const size_t row = g * kGroupRows;
       if (add) {
         load_rows<V>(y + t * y_stride + row, rows - row, sums[t][g]);
       } else {
-        unrolled<kVectors>([&](auto v) { sums[t][g][v] = V::zero(); });
+        unrolled<kGroupVectors<V>>([&](auto v) { sums[t][g][v] = V::zero(); });
       }
     });
   });
-  for (size_t b = 0; b < blocks; ++b, ++x, ++panel) {
-    typename D::Sums block_sums[kTokens][kGroups];
-    unrolled<kTokens>([&](auto t) {
-      unrolled<kGroups>(
-          [&](auto g) { D::start(V::broadcast_int(x->offsets[t]), block_sums[t][g]); });
+  for (size_t b = 0; b < parts; ++b, ++x, ++panel, ++extra) {
+    PartScales<B> scales[kGroups], minima[kGroups];
+    unrolled<kGroups>([&](auto g) {
+      unrolled<C::kScales>([&](auto h) {
+        scales[g][h] = B::load_scale(extra->scales[h][g]);
+        if constexpr (C::kMinimum) minima[g][h] = B::load_scale(extra->minima[h][g]);
+      });
     });
-    unrolled<kBlock / 4>([&](auto i) {
-      typename D::Codes codes[kGroups];
-      unrolled<kGroups>([&](auto g) { codes[g] = D::load_codes(panel->codes[i][g]); });
+    typename B::Input input[kTokens];
+    unrolled<kTokens>([&](auto t) { input[t] = B::input(x->q[t]); });
+    typename B::template Sums<C> part[kTokens][kGroups];
+    unrolled<kQuads>([&](auto i) {
+      typename B::Bytes codes[kGroups];
+      unrolled<kGroups>([&](auto g) { codes[g] = B::load(panel->codes[i][g]); });
       unrolled<kTokens>([&](auto t) {
-        const typename D::Codes four = D::quad(x->q[t] + 4 * i);
-        unrolled<kGroups>([&](auto g) { D::add_codes(codes[g], four, block_sums[t][g]); });
+        unrolled<kGroups>(
+            [&](auto g) { B::template add<C, i>(codes[g], input[t], scales[g], part[t][g]); });
       });
     });
     unrolled<kTokens>([&](auto t) {
       unrolled<kGroups>([&](auto g) {
-        typename V::Int whole[kVectors];
-        D::total(block_sums[t][g], V::broadcast_int(x->offsets[t]), whole);
-        unrolled<kVectors>([&](auto v) {
-          const Float scales = V::load(panel->scales[g] + V::kWidth * v);
-          sums[t][g][v] = V::in_turn(add_block<V>(whole[v], scales, x->scales[t], sums[t][g][v]));
-        });
+        Rows<B> scale, minimum;
+        load_floats<B>(panel->scale[g], scale);
+        if constexpr (C::kMinimum) load_floats<B>(extra->minimum[g], minimum);
+        finish_part<B, C>(part[t][g], B::halves(x->halves + t), x->scales[t], scale, minimum,
+                          scales[g], minima[g], sums[t][g]);
+        unrolled<kGroupVectors<V>>([&](auto v) { sums[t][g][v] = V::in_turn(sums[t][g][v]); });
       });
     });
   }
@@ -191,64 +233,84 @@ void block_tile(const BlockTile* x, const BlockPanel* panel, size_t blocks, bool
   });
 }
 
-// Blocks [begin, begin + blocks) of kGroups groups, for a slab of tokens.
-template <typename V, typename D, size_t kGroups>
-void block_run(const MatmulArgs& a, size_t group, size_t begin, size_t blocks, const Slab& slab,
+// Parts [begin, begin + parts) of kGroups groups, for a slab of tokens.
+template <typename B, typename C, size_t kGroups>
+void block_run(const MatmulArgs& a, size_t group, size_t begin, size_t parts, const Slab& slab,
                BlockScratch& scratch) {
-  const uint8_t* weights = a.weights + group * a.group_bytes + begin * D::kBlockBytes;
-  for (size_t b = 0; b < blocks; ++b)
-    unpack_block<V, D, kGroups>(weights + b * D::kBlockBytes, a.group_bytes, scratch.panel[b]);
+  constexpr size_t kBytes = kGroupBlockBytes<C>;
+  const uint8_t* weights = a.weights + group * a.group_bytes + begin / C::kParts * kBytes;
+  for (size_t b = 0; b < parts; b += C::kParts) {
+    unrolled<kGroups>([&](auto g) {
+      unpack_block<B, C>(weights + g * a.group_bytes + b / C::kParts * kBytes, g, scratch.panel + b,
+                         scratch.scales + b);
+    });
+  }
   const size_t row = group * kGroupRows;
-  Prefetcher<kGroups> next(weights, a.group_bytes, blocks * D::kBlockBytes, slab.tiles());
+  Prefetcher<kGroups> next(weights, a.group_bytes, parts / C::kParts * kBytes, slab.tiles());
   for (size_t tile = 0; tile < slab.tiles(); ++tile) {
     next.advance();
     float* y = a.y + (slab.first + tile * kTileTokens) * a.y_stride + row;
     with_constant<kTileTokens>(slab.tile_tokens(tile), [&](auto tokens) {
-      block_tile<V, D, tokens, kGroups>(scratch.x[tile], scratch.panel, blocks, begin > 0, y,
-                                        a.y_stride, a.rows - row);
+      block_tile<B, C, tokens, kGroups>(scratch.x[tile], scratch.panel, scratch.scales, parts,
+                                        begin > 0, y, a.y_stride, a.rows - row);
     });
   }
 }
 
-template <typename D>
-void copy_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t begin, size_t blocks,
-                 const Slab& slab, BlockScratch& scratch) {
+inline void copy_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t begin, size_t parts,
+                        const Slab& slab, BlockScratch& scratch) {
   for (size_t t = 0; t < slab.tokens; ++t) {
     const size_t at = (slab.first + t) * (a.columns / kBlock) + begin, in_tile = t % kTileTokens;
-    for (size_t b = 0; b < blocks; ++b) {
+    for (size_t b = 0; b < parts; ++b) {
       BlockTile& to = scratch.x[t / kTileTokens][b];
       std::memcpy(to.q[in_tile], x.q + (at + b) * kBlock, kBlock);
       to.scales[in_tile] = x.scales[at + b];
-      to.offsets[in_tile] = D::kOffset * x.sums[at + b];
+      to.halves[in_tile] = x.sums[at + b];
     }
   }
 }
 
-template <typename V, typename D>
+template <typename B, typename C>
 void many_blocks(const MatmulArgs& a, const QuantizedRows& x) {
+  static_assert(kRunParts % C::kParts == 0);
   auto& scratch = *static_cast<BlockScratch*>(a.scratch);
   const size_t all = a.columns / kBlock;
   visit_slabs(a.tokens, [&](const Slab& slab) {
-    for (size_t begin = 0; begin < all; begin += kRunBlocks) {
-      const size_t blocks = smaller(kRunBlocks, all - begin);
-      copy_blocks<D>(a, x, begin, blocks, slab, scratch);
+    for (size_t begin = 0; begin < all; begin += kRunParts) {
+      const size_t parts = smaller(kRunParts, all - begin);
+      copy_blocks(a, x, begin, parts, slab, scratch);
       visit_groups<kPanelGroups>(0, a.groups, [&](size_t g, auto groups) {
-        block_run<V, D, groups>(a, g, begin, blocks, slab, scratch);
+        block_run<B, C, groups>(a, g, begin, parts, slab, scratch);
       });
     }
   });
 }
 
 // The weights of a group stay in the first-level cache while all tokens pass over them.
-template <typename V, typename D>
+template <typename B, typename C>
 void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x) {
-  if constexpr (D::kPanelTokens > 0) {
-    if (a.tokens >= D::kPanelTokens) return many_blocks<V, D>(a, x);
+  if constexpr (B::kPanelTokens > 0) {
+    if (a.tokens >= B::kPanelTokens) return many_blocks<B, C>(a, x);
   }
   for (size_t g = 0; g < a.groups; ++g) {
-    visit_tiles(typename D::Tiles(), a.tokens,
-                [&](size_t t, auto tokens) { few_blocks<V, D, tokens>(a, x, t, g); });
+    visit_tiles(typename B::Tiles(), a.tokens,
+                [&](size_t t, auto tokens) { few_blocks<B, C, tokens>(a, x, t, g); });
   }
+}
+
+// The products of all quantized types.
+template <typename B>
+constexpr void set_blocks(Kernels& kernels) {
+  const auto set = [&]<typename C>(C*) {
+    kernels.matmul_blocks[static_cast<size_t>(C::kType)] = matmul_blocks<B, C>;
+  };
+  [&]<typename... C>(C*... each) {
+    (set(each), ...);
+  }(static_cast<Q80<B>*>(nullptr), static_cast<Q40<B>*>(nullptr), static_cast<Q41<B>*>(nullptr),
+    static_cast<Q50<B>*>(nullptr), static_cast<Q51<B>*>(nullptr), static_cast<Q2K<B>*>(nullptr),
+    static_cast<Q3K<B>*>(nullptr), static_cast<Q4K<B>*>(nullptr), static_cast<Q5K<B>*>(nullptr),
+    static_cast<Q6K<B>*>(nullptr), static_cast<Iq4Nl<B>*>(nullptr), static_cast<Iq4Xs<B>*>(nullptr),
+    static_cast<Mxfp4<B>*>(nullptr));
 }
 
 }  // namespace

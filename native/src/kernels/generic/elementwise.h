@@ -12,7 +12,7 @@ namespace {
 constexpr float kLargestHalf = 65504.0f;
 
 template <typename V>
-void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums) {
+void quantize(const float* x, size_t columns, int8_t* q, float* scales, HalfSums* sums) {
   constexpr size_t kVectors = kBlock / V::kWidth;
   using Int = typename V::Int;
   for (size_t b = 0; b < columns / kBlock; ++b, x += kBlock, q += kBlock) {
@@ -27,7 +27,7 @@ void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t*
     if (bits >= 0x7f800000) {
       std::memset(q, 0, kBlock);
       scales[b] = __builtin_nanf("");
-      sums[b] = 0;
+      sums[b] = {0, 0};
       continue;
     }
     float largest;
@@ -37,9 +37,12 @@ void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t*
     unrolled<kVectors>([&](auto i) { whole[i] = V::to_int(V::mul(v[i], V::broadcast(inverse))); });
     V::store_int8(q, whole);
     scales[b] = largest / 127.0f;
-    Int sum = whole[0];
-    unrolled<kVectors - 1>([&](auto i) { sum = V::add(sum, whole[i + 1]); });
-    sums[b] = V::sum(sum);
+    Int first = whole[0], second = whole[kVectors / 2];
+    unrolled<kVectors / 2 - 1>([&](auto i) {
+      first = V::add(first, whole[i + 1]);
+      second = V::add(second, whole[kVectors / 2 + i + 1]);
+    });
+    sums[b] = {static_cast<int16_t>(V::sum(first)), static_cast<int16_t>(V::sum(second))};
   }
 }
 

@@ -7,9 +7,6 @@ namespace hearth {
 namespace {
 
 constexpr size_t kLine = 64;  // bytes of a cache line
-constexpr size_t kQ40GroupBlock = kGroupRows * kQ40BlockBytes;
-constexpr size_t kQ80GroupBlock = kGroupRows * kQ80BlockBytes;
-constexpr size_t kScaleBytes = 2 * kGroupRows;  // of a block of a group, before its codes
 
 // A hint to load a line, harmless past the end of the weights.
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }

@@ -10,25 +10,22 @@
 namespace hearth {
 namespace {
 
-using MatmulBlocks = void (*)(const MatmulArgs&, const QuantizedRows&);
-
 // Bytes of scratch memory that the products of a trait with panels need, whatever the type.
-template <typename V>
-constexpr size_t kScratchBytes = V::kPanelTokens == 0 ? 0
+template <typename B>
+constexpr size_t kScratchBytes = B::V::kPanelTokens == 0 && B::kPanelTokens == 0 ? 0
                                  : sizeof(FloatScratch) > sizeof(BlockScratch)
                                      ? sizeof(FloatScratch)
                                      : sizeof(BlockScratch);
 
-template <typename V>
-constexpr Kernels kernels_of(const char* name, MatmulBlocks matmul_q80, MatmulBlocks matmul_q40) {
-  return {
+// B: the trait of bytes, which names that of vectors.
+template <typename B, typename V = typename B::V>
+constexpr Kernels kernels_of(const char* name) {
+  Kernels kernels = {
       .name = name,
-      .matmul_scratch = kScratchBytes<V>,
+      .matmul_scratch = kScratchBytes<B>,
       .quantize = quantize<V>,
-      .matmul_f32 = matmul_floats<V, float>,
-      .matmul_f16 = matmul_floats<V, uint16_t>,
-      .matmul_q80 = matmul_q80,
-      .matmul_q40 = matmul_q40,
+      .matmul_floats = {},
+      .matmul_blocks = {},
       .rms_norm = rms_norm<V>,
       .layer_norm = layer_norm<V>,
       .add = add<V>,
@@ -42,15 +39,11 @@ constexpr Kernels kernels_of(const char* name, MatmulBlocks matmul_q80, MatmulBl
       .from_q80 = from_q80<V>,
       .keys_from_q80 = keys_from_q80<V>,
   };
-}
-
-// The table of a newer instruction set that differs in the products of int8.
-[[maybe_unused]] constexpr Kernels with_blocks(Kernels base, const char* name,
-                                               MatmulBlocks matmul_q80, MatmulBlocks matmul_q40) {
-  base.name = name;
-  base.matmul_q80 = matmul_q80;
-  base.matmul_q40 = matmul_q40;
-  return base;
+  kernels.matmul_floats[static_cast<size_t>(Type::f32)] = matmul_floats<V, float>;
+  kernels.matmul_floats[static_cast<size_t>(Type::f16)] = matmul_floats<V, uint16_t>;
+  kernels.matmul_floats[static_cast<size_t>(Type::bf16)] = matmul_floats<V, Bfloat>;
+  set_blocks<B>(kernels);
+  return kernels;
 }
 
 }  // namespace

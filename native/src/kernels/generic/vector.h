@@ -2,7 +2,7 @@
 // every instruction set has in its vec.h:
 //
 //   Float, Int     a vector of kWidth floats, and of as many int32
-//   load, store    from and to memory without alignment; load also widens f16 (uint16_t)
+//   load, store    from and to memory without alignment; load also widens f16 (uint16_t), bfloat16
 //   fma(a, b, c)   a * b + c, rounded once; fnma(a, b, c) = c - a * b
 //   max(a, b)      a > b ? a : b in each lane, so that a NaN in a is dropped
 //   clamp          keeps NaN
@@ -24,6 +24,11 @@
 
 namespace hearth {
 namespace {
+
+// The upper half of an f32.
+struct Bfloat {
+  uint16_t bits;
+};
 
 constexpr float kInfinity = __builtin_inff();
 

@@ -1,7 +1,7 @@
 // FEAT_I8MM (Arm servers and phones since about 2021), for products with several tokens: one
 // instruction multiplies two rows of eight int8 with two tokens' eight activations, twice the
-// multiply-adds of FEAT_DotProd's. Tokens that do not fill a tile of four are left to dotprod.cpp;
-// everything else of this instruction set is NEON's (kernels.cpp).
+// multiply-adds of FEAT_DotProd's. It has the products of q80 and q40; tokens that do not fill a
+// tile of four, and the other types, take FEAT_DotProd's.
 //
 // Not an instance of generic/block_products.h: an instruction's result is two rows by two tokens.
 // So operands, scales and sums lie in pairs, and only a tile that is laid out for it pays.
@@ -11,17 +11,18 @@
 // 12 compiles them, pairing included: q40 132 (32 of them products) where dotprod has 171 (64), q80
 // 127 where it has 137. With two tokens the two are even. A tile of eight would unpack half as
 // often, but 32 registers do not hold its sums and operands: with what it spills it saves nothing.
-#include "blocks.h"
-#include "neon.h"
+#include "../generic/table.h"
+#include "dotprod.h"
 
 namespace hearth {
 namespace {
 
-constexpr size_t kFour = 4;        // of a tile
-constexpr size_t kPairs = 2;       // of tokens in it
-constexpr size_t kRowPairs = 2;    // in half a group
-constexpr size_t kOperands = 4;    // of eight columns in a block
-constexpr size_t kChunk = 8;       // blocks of 32 columns that are laid out at once
+constexpr size_t kFour = 4;      // of a tile
+constexpr size_t kPairs = 2;     // of tokens in it
+constexpr size_t kRowPairs = 2;  // in half a group
+constexpr size_t kOperands = 4;  // of eight columns in a block
+constexpr size_t kChunk = 8;     // blocks of 32 columns that are laid out at once
+constexpr size_t kScaleBytes = 2 * kGroupRows;  // of a block of a group, before its codes
 constexpr size_t kTileGroups = 4;  // groups of rows that share what was laid out
 
 // Activations as the instruction wants them: eight columns of one token, then the same columns of
@@ -48,8 +49,9 @@ void lay_out(const MatmulArgs& a, const QuantizedRows& in, size_t token, size_t 
       const size_t at = first * blocks + begin + b, next = at + blocks;
       panel.scales[b][p] =
           vzip1q_f32(vld1q_dup_f32(in.scales + at), vld1q_dup_f32(in.scales + next));
-      panel.offsets[b][p] =
-          vmulq_n_s32(vzip1q_s32(vld1q_dup_s32(in.sums + at), vld1q_dup_s32(in.sums + next)), -8);
+      const int32x4_t these = vdupq_n_s32(in.sums[at].first + in.sums[at].second);
+      const int32x4_t those = vdupq_n_s32(in.sums[next].first + in.sums[next].second);
+      panel.offsets[b][p] = vmulq_n_s32(vzip1q_s32(these, those), -8);
     }
   }
 }
@@ -72,8 +74,8 @@ template <Type kType>
     pair_rows(at + 64 * k, rows);
     unrolled<kRowPairs>([&](auto r) {
       if constexpr (kNibbles) {
-        w[r][k] = low_nibbles(rows[r]);
-        w[r][k + 2] = high_nibbles(rows[r]);
+        w[r][k] = vreinterpretq_s8_u8(vandq_u8(rows[r], vdupq_n_u8(15)));
+        w[r][k + 2] = vreinterpretq_s8_u8(vshrq_n_u8(rows[r], 4));
       } else {
         w[r][k] = vreinterpretq_s8_u8(rows[r]);
       }
@@ -86,7 +88,7 @@ using Sums = float32x4_t[kHalves][kRowPairs][kPairs];
 
 template <Type kType>
 void add_chunk(const uint8_t* block, const Panel& panel, size_t count, Sums& totals) {
-  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40GroupBlock : kQ80GroupBlock;
+  constexpr size_t kBlockBytes = kGroupRows * kTypeInfos[static_cast<size_t>(kType)].block_bytes;
   Sums sums;  // in registers
   const auto each = [](auto step) __attribute__((always_inline)) {
     unrolled<kHalves>([&](auto h) {
@@ -118,7 +120,7 @@ void add_chunk(const uint8_t* block, const Panel& panel, size_t count, Sums& tot
 
 template <Type kType>
 void tile(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_t group, size_t groups) {
-  constexpr size_t kBlockBytes = kType == Type::q40 ? kQ40GroupBlock : kQ80GroupBlock;
+  constexpr size_t kBlockBytes = kGroupRows * kTypeInfos[static_cast<size_t>(kType)].block_bytes;
   const size_t blocks = a.columns / kBlock;
   Sums sums[kTileGroups] = {};
   Panel panel;
@@ -162,15 +164,16 @@ void matmul_by_fours(const MatmulArgs& a, const QuantizedRows& x) {
                .sums = x.sums + whole * blocks});
 }
 
+constexpr Kernels with_i8mm(Kernels kernels) {
+  kernels.matmul_blocks[static_cast<size_t>(Type::q80)] =
+      matmul_by_fours<Type::q80, matmul_blocks<DotprodBytes, Q80<DotprodBytes>>>;
+  kernels.matmul_blocks[static_cast<size_t>(Type::q40)] =
+      matmul_by_fours<Type::q40, matmul_blocks<DotprodBytes, Q40<DotprodBytes>>>;
+  return kernels;
+}
+
 }  // namespace
 
-namespace i8mm {
-void matmul_q80(const MatmulArgs& a, const QuantizedRows& x) {
-  matmul_by_fours<Type::q80, dotprod::matmul_q80>(a, x);
-}
-void matmul_q40(const MatmulArgs& a, const QuantizedRows& x) {
-  matmul_by_fours<Type::q40, dotprod::matmul_q40>(a, x);
-}
-}  // namespace i8mm
+extern constexpr Kernels kI8mmKernels = with_i8mm(kernels_of<DotprodBytes>("i8mm"));
 
 }  // namespace hearth

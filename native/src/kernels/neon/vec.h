@@ -29,6 +29,9 @@ struct Neon {
   static Float broadcast(float value) { return vdupq_n_f32(value); }
   static Float load(const float* at) { return vld1q_f32(at); }
   static Float load(const uint16_t* at) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at))); }
+  static Float load(const Bfloat* at) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(at)), 16));
+  }
   static void store(float* at, Float v) { vst1q_f32(at, v); }
   static void store(uint16_t* at, Float v) { vst1_u16(at, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
   static float to_float(float value) { return value; }
@@ -66,15 +69,11 @@ struct Neon {
   static float sum(Float v) { return vaddvq_f32(v); }
 
   static Int broadcast_int(int32_t value) { return vdupq_n_s32(value); }
-  // kFactor is a power of two.
-  template <int32_t kFactor>
-  static Int broadcast_times(int32_t value) {
-    return vshlq_n_s32(broadcast_int(value), __builtin_ctz(kFactor));
-  }
   static Int zero_int() { return vdupq_n_s32(0); }
   static Float from_int(Int v) { return vcvtq_f32_s32(v); }
   static Int to_int(Float v) { return vcvtnq_s32_f32(v); }
   static Int add(Int a, Int b) { return vaddq_s32(a, b); }
+  static Int sub(Int a, Int b) { return vsubq_s32(a, b); }
   static Int max(Int a, Int b) { return vmaxq_s32(a, b); }
   static Int magnitude_bits(Float v) { return vreinterpretq_s32_f32(vabsq_f32(v)); }
   static int32_t largest(Int v) { return vmaxvq_s32(v); }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "formats/block_codecs.h"
 #include "hearth/quant.h"
 
 namespace hearth {
@@ -21,7 +22,7 @@ float half_at(const uint8_t* bytes) {
   return f16_to_f32(half);
 }
 
-void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t* sums) {
+void quantize(const float* x, size_t columns, int8_t* q, float* scales, HalfSums* sums) {
   for (size_t b = 0; b < columns / kBlock; ++b, x += kBlock, q += kBlock) {
     // Compared as bits, in which infinity is above every number and NaN above infinity.
     uint32_t top = 0;
@@ -31,17 +32,17 @@ void quantize(const float* x, size_t columns, int8_t* q, float* scales, int32_t*
     if (!std::isfinite(largest)) {
       std::fill_n(q, kBlock, int8_t{0});
       scales[b] = std::numeric_limits<float>::quiet_NaN();
-      sums[b] = 0;
+      sums[b] = {0, 0};
       continue;
     }
     const float inverse = largest >= kSmallestQuantized ? 127.0f / largest : 0.0f;
-    int32_t sum = 0;
+    int halves[2] = {};
     for (size_t i = 0; i < kBlock; ++i) {
       q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
-      sum += q[i];
+      halves[i / (kBlock / 2)] += q[i];
     }
     scales[b] = largest / 127.0f;
-    sums[b] = sum;
+    sums[b] = {static_cast<int16_t>(halves[0]), static_cast<int16_t>(halves[1])};
   }
 }
 
@@ -71,48 +72,48 @@ void matmul_f32(const MatmulArgs& a, const float* x) {
 
 void matmul_f16(const MatmulArgs& a, const float* x) { matmul_floats(a, x, 2, half_at); }
 
-// Block after block: the integer sum is exact, then one fused multiply-add in f32.
-template <typename Dot>
-void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t block_bytes, Dot dot) {
-  const size_t blocks = a.columns / kBlock;
+void matmul_bf16(const MatmulArgs& a, const float* x) {
+  matmul_floats(a, x, 2, [](const uint8_t* at) {
+    uint16_t bits;
+    std::memcpy(&bits, at, 2);
+    return bf16_to_f32(bits);
+  });
+}
+
+// The integer sum of a part is exact; then one fused multiply-add in f32, and one of the minimum.
+template <bool kMinimum>
+float add_part(const BlockPart& part, const int8_t* q, float x_scale, HalfSums sums, float y) {
+  int32_t whole = 0;
+  for (size_t i = 0; i < kBlock; ++i) whole += part.scales[i / (kBlock / 2)] * part.codes[i] * q[i];
+  y = std::fma(static_cast<float>(whole), part.scale * x_scale, y);
+  if (!kMinimum) return y;
+  const int32_t least = part.minima[0] * sums.first + part.minima[1] * sums.second;
+  return std::fma(static_cast<float>(least), part.minimum * x_scale, y);
+}
+
+template <Type kType, bool kMinimum>
+void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x) {
+  constexpr TypeInfo info = info_of(kType);
+  const std::span<const Piece> pieces = pieces_of(kType);
+  const size_t parts = a.columns / kBlock;
   for (size_t r = 0; r < a.rows; ++r) {
-    const size_t lane = r % kGroupRows;
-    for (size_t t = 0; t < a.tokens; ++t) {
-      const uint8_t* block = a.weights + r / kGroupRows * a.group_bytes;
-      const int8_t* q = x.q + t * a.columns;
-      float sum = 0.0f;
-      for (size_t b = 0; b < blocks; ++b, block += block_bytes, q += kBlock) {
-        const int32_t whole = dot(block + 2 * kGroupRows, lane, q, x.sums[t * blocks + b]);
-        const float scale = half_at(block + 2 * lane) * x.scales[t * blocks + b];
-        sum = std::fma(static_cast<float>(whole), scale, sum);
+    for (size_t t = 0; t < a.tokens; ++t) a.y[t * a.y_stride + r] = 0.0f;
+    const uint8_t* packed = a.weights + r / kGroupRows * a.group_bytes;
+    for (size_t b = 0; b < parts; b += info.block / kBlock) {
+      uint8_t bytes[kLargestBlockBytes];
+      BlockPart block[kLargestBlock / kBlock];
+      unpack_lane(pieces, packed, r % kGroupRows, bytes);
+      packed += kGroupRows * info.block_bytes;
+      decode_block(kType, bytes, block);
+      for (size_t t = 0; t < a.tokens; ++t) {
+        float& y = a.y[t * a.y_stride + r];
+        for (size_t p = 0; p < info.block / kBlock; ++p) {
+          const size_t at = t * parts + b + p;
+          y = add_part<kMinimum>(block[p], x.q + at * kBlock, x.scales[at], x.sums[at], y);
+        }
       }
-      a.y[t * a.y_stride + r] = sum;
     }
   }
-}
-
-void matmul_q80(const MatmulArgs& a, const QuantizedRows& x) {
-  matmul_blocks(a, x, kGroupRows * kQ80BlockBytes,
-                [](const uint8_t* bytes, size_t lane, const int8_t* q, int32_t) {
-                  int32_t sum = 0;
-                  for (size_t i = 0; i < kBlock; ++i) {
-                    const uint8_t byte = bytes[i / 4 * 32 + lane * 4 + i % 4];
-                    sum += static_cast<int8_t>(byte) * q[i];
-                  }
-                  return sum;
-                });
-}
-
-void matmul_q40(const MatmulArgs& a, const QuantizedRows& x) {
-  matmul_blocks(a, x, kGroupRows * kQ40BlockBytes,
-                [](const uint8_t* bytes, size_t lane, const int8_t* q, int32_t sum_of_q) {
-                  int32_t sum = -8 * sum_of_q;  // nibbles are too large by 8
-                  for (size_t i = 0; i < kBlock / 2; ++i) {
-                    const uint8_t byte = bytes[i / 4 * 32 + lane * 4 + i % 4];
-                    sum += (byte & 15) * q[i] + (byte >> 4) * q[i + kBlock / 2];
-                  }
-                  return sum;
-                });
 }
 
 void rms_norm(const float* x, const float* weight, size_t size, float epsilon, float* y) {
@@ -268,10 +269,16 @@ const Kernels kScalarKernels = {
     .name = "scalar",
     .matmul_scratch = 0,
     .quantize = quantize,
-    .matmul_f32 = matmul_f32,
-    .matmul_f16 = matmul_f16,
-    .matmul_q80 = matmul_q80,
-    .matmul_q40 = matmul_q40,
+    .matmul_floats = {matmul_f32, matmul_f16, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+                      nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, matmul_bf16},
+    .matmul_blocks = {nullptr, nullptr, matmul_blocks<Type::q80, false>,
+                      matmul_blocks<Type::q40, false>, matmul_blocks<Type::q4_1, true>,
+                      matmul_blocks<Type::q5_0, false>, matmul_blocks<Type::q5_1, true>,
+                      matmul_blocks<Type::q2_k, true>, matmul_blocks<Type::q3_k, false>,
+                      matmul_blocks<Type::q4_k, true>, matmul_blocks<Type::q5_k, true>,
+                      matmul_blocks<Type::q6_k, false>, matmul_blocks<Type::iq4_nl, false>,
+                      matmul_blocks<Type::iq4_xs, false>, matmul_blocks<Type::mxfp4, false>,
+                      nullptr},
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .add = add,
