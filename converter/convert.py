@@ -1,14 +1,16 @@
 """Conversion of any model to a Hearth directory, tensor by tensor, all or nothing.
 
 The new directory is written beside its destination and renamed when it is complete. Memory is
-bounded by a block of rows, whatever the model's size.
+bounded by some blocks of rows, whatever the model's size.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,14 @@ from hearth.converter.readers.huggingface import SINGLE
 from hearth.converter.readers.safetensors_file import SafetensorsWriter
 from hearth.converter.spec_json import spec_to_json
 from hearth.converter.tokenizers.plain import PlainTokenizer
-from hearth.converter.weights import is_quantized, row_bytes
+from hearth.converter.weights import Bytes, is_quantized, row_bytes
 
 # (tensor just written, bytes written, bytes in all)
 Progress = Callable[[str, int, int], None]
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
+# The K-quants search for each block's scales, which takes most of the time.
+_THREADS = min(8, os.cpu_count() or 1)
 _SPARE_BYTES = 16 << 20
 _DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
@@ -105,16 +109,32 @@ def _write(
     (directory / "config.json").write_text(config, encoding="utf-8")
     total = writer.tensor_bytes
     done = 0
-    with writer:
+    with writer, closing(_blocks(model, kinds)) as blocks:
+        for name, data in blocks:
+            writer.write(data.data)
+            done += data.nbytes
+            if progress is not None:
+                progress(name, done, total)
+
+
+def _blocks(model: Model, kinds: Mapping[str, str]) -> Generator[tuple[str, Bytes], None, None]:
+    """Every tensor in blocks of rows, in order; threads convert the next ones meanwhile."""
+    pool = ThreadPoolExecutor(_THREADS, "convert")
+    waiting: deque[tuple[str, Future[Bytes]]] = deque()
+    try:
         for name, kind in kinds.items():
             rows, columns = model.spec.tensor_shape(name)
             step = max(1, _BLOCK_BYTES // row_bytes(kind, columns))
             for begin in range(0, rows, step):
-                data = model.read(name, kind, (begin, min(begin + step, rows)))
-                writer.write(data.data)
-                done += data.nbytes
-                if progress is not None:
-                    progress(name, done, total)
+                cut = (begin, min(begin + step, rows))
+                waiting.append((name, pool.submit(model.read, name, kind, cut)))
+                if len(waiting) > _THREADS:
+                    first, block = waiting.popleft()
+                    yield first, block.result()
+        for name, block in waiting:
+            yield name, block.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _config(model: Model, weights: str) -> dict[str, Any]:

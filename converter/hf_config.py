@@ -14,6 +14,7 @@ from hearth.converter.families import family_of_config
 from hearth.converter.families.base import Family
 from hearth.converter.families.settings import Settings
 from hearth.converter.files import check_pointer
+from hearth.converter.quantized import quantization
 from hearth.converter.spec import ModelSpec
 
 _MAX_JSON_BYTES = 4 << 20
@@ -101,12 +102,12 @@ def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
         # Settings of the text part alone; tying may be named outside.
         outer = {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
         config = Settings(outer | text)
-    for key in ("quantization_config", "quantization"):
-        if raw.get(key):
-            raise ModelError(
-                f"the weights are quantized by another tool ({key}); get the f16 or bf16 model, or "
-                "a GGUF file of it"
-            )
+    if raw.get("quantization"):
+        raise ModelError(
+            "the weights are quantized by another tool (quantization); get the f16 or bf16 model, "
+            "or a GGUF file of it"
+        )
+    quantization(raw)
     assert family.config is not None
     return family, family.config(config, name)
 

@@ -8,6 +8,7 @@ add to the residual stream, there most in the first and the last layers.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hearth.converter.blocks import AttentionSpec
 from hearth.converter.errors import ModelError
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tensors import TensorSpec
@@ -143,6 +144,8 @@ def mixed_type(mix: str, spec: ModelSpec, tensor: TensorSpec) -> str:
     kind, head, rule = _MIXES[mix]
     if tensor.part == "head" or (tensor.part == "embedding" and spec.tied):
         return head
+    if tensor.part == "positions":
+        return "f16"
     if tensor.layer < 0:
         return kind
     at = _place(spec, tensor)
@@ -166,6 +169,6 @@ def _place(spec: ModelSpec, tensor: TensorSpec) -> _Place:
         part=tensor.part.removeprefix("experts_"),
         number=layers.index(tensor.layer),
         count=len(layers),
-        group=block.mixer.group,
+        group=block.mixer.group if isinstance(block.mixer, AttentionSpec) else 1,
         experts=block.experts.count if block.experts is not None else 0,
     )

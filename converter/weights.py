@@ -158,7 +158,7 @@ def convert_rows(
             )
         first, last = (place // form.columns * form.size for place in columns)
         cut = np.ascontiguousarray(data[:, first:last])
-        return cut, _largest_scale(cut, form)
+        return cut, _native.largest_scale(cut, source)
     data = np.ascontiguousarray(data)
     if source in rare_types.SIZES:
         data, source = rare_types.unpack(data, source), "f32"
@@ -171,17 +171,3 @@ def convert_rows(
             f"use --weights {others}"
         )
     return converted, largest
-
-
-def _largest_scale(data: Bytes, form: Format) -> float:
-    """The largest f16 number of all blocks, or element of a type without blocks; NaN above all."""
-    if form.name in ("f32", "f16", "bf16", "q8_0", "q4_0"):
-        return _native.largest_scale(data, form.name)
-    blocks = data.reshape(-1, form.size)
-    if form.name == "mxfp4":  # a power of two, of which 255 is not a number
-        return math.nan if (blocks[:, 0] == 255).any() else 0.0
-    bits = max(
-        (blocks[:, at] | blocks[:, at + 1].astype(np.uint16) << 8 & 0x7F00).max(initial=0)
-        for at in form.halves
-    )
-    return float(np.uint16(bits).view(np.float16))

@@ -30,12 +30,16 @@ from hearth.converter.weights import is_format, row_bytes
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor in a file: its place, type (its name there, if it can't be read) and shape."""
+    """A tensor in a file: its place, type (its name there, if it can't be read) and shape.
+
+    made: its rows, where it is stored in pieces, of which this is the place of one.
+    """
 
     file: OpenFile
     offset: int
     kind: str
     shape: tuple[int, ...]
+    made: Stored | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -113,7 +117,9 @@ class Files:
             f"configuration makes it {wanted}; the two belong to different models"
         )
 
-    def _stored(self, name: str, found: FileTensor, rows: int, columns: int) -> StoredTensor:
+    def _stored(self, name: str, found: FileTensor, rows: int, columns: int) -> Stored:
+        if found.made is not None:
+            return found.made
         if not is_format(found.kind):
             raise ModelError(
                 f"{found.file.path}: tensor {name} is {found.kind}, which Hearth can't read; types "

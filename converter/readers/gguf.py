@@ -1,7 +1,9 @@
 """GGUF files: shape, tensors and tokenizer from one file, or its parts."""
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hearth.converter.errors import ModelError
@@ -10,10 +12,11 @@ from hearth.converter.families.base import Family, Files, FileTensor, GgufFacts,
 from hearth.converter.families.settings import GgufSettings, Settings
 from hearth.converter.files import OpenFile
 from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.quantized import Multiplied, Raw
 from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, string_pair
 from hearth.converter.readers.gguf_parts import GgufParts, open_parts, parse_open
 from hearth.converter.spec import ModelSpec
-from hearth.converter.stored import Stored
+from hearth.converter.stored import Stored, StoredTensor
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.tokenizers.gguf import (
     PRE_KEY,
@@ -22,7 +25,7 @@ from hearth.converter.tokenizers.gguf import (
     load_gguf_tokenizer,
     vocabulary_size,
 )
-from hearth.converter.weights import PACKED, row_bytes
+from hearth.converter.weights import row_bytes
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +83,23 @@ def _log_conversion(
     path: Path, parts: GgufParts, model: FileModel, tensors: Mapping[str, Stored]
 ) -> None:
     """One line for a file whose types are not held as they are."""
-    kinds, stored, loaded = set(), 0, 0
+    kinds: dict[str, set[str]] = {}
+    stored = loaded = 0
     for name, tensor in tensors.items():
         kind = model.tensor_type(name)
-        if tensor.kind not in PACKED and tensor.kind != "bf16":
-            kinds.add(tensor.kind)
+        entry = model.spec.tensor(name)
+        if kind != tensor.kind and not (entry.vector or entry.exact):
+            kinds.setdefault(kind, set()).add(tensor.kind.upper())
         stored += tensor.rows * tensor.row_bytes
         loaded += tensor.rows * row_bytes(kind, tensor.columns)
     if kinds:
         log.info(
-            "%s: tensors in %s are converted to %s while loading (%.1f GiB become %.1f)",
+            "%s: tensors in %s while loading (%.1f GiB become %.1f)",
             path.name,
-            ", ".join(sorted(kind.upper() for kind in kinds)),
-            model.requested_type or "q8_0",
+            ", ".join(
+                f"{', '.join(sorted(each))} are converted to {kind}"
+                for kind, each in sorted(kinds.items())
+            ),
             stored / (1 << 30),
             loaded / (1 << 30),
         )
@@ -165,6 +172,36 @@ def _rope_factors(parts: GgufParts, name: str) -> tuple[float, ...]:
     return tuple(float(value) for value in file.read(tensor.offset, size * 4).view("<f4"))
 
 
+def _with_scales(entries: dict[str, FileTensor]) -> dict[str, FileTensor]:
+    """Entries where each matrix in NVFP4 is multiplied by the scale that is stored beside it."""
+    found = dict(entries)
+    for name, entry in entries.items():
+        stem = name.removesuffix(".weight")
+        scale = entries.get(f"{stem}.scale")
+        if entry.kind != "nvfp4" or scale is None:
+            continue
+        rows, count = math.prod(entry.shape[:-1]), math.prod(scale.shape)
+        if scale.kind != "f32" or count not in (1, entry.shape[0]) or rows % count:
+            raise ModelError(
+                f"{entry.file.path}: tensor {stem}.scale is {scale.kind} {list(scale.shape)}; it "
+                f"must be one f32 for {name}, or one for each expert"
+            )
+        stored = StoredTensor(entry.file, entry.offset, entry.kind, rows, entry.shape[-1])
+        scales = Raw(scale.file, scale.offset, "F32", 1, count)
+        for place, offset, size in (*stored.places(), scales.place):
+            if offset + size > place.size:
+                raise ModelError(
+                    f"{place.path}: tensor {stem} ends at byte {offset + size}, but the file has "
+                    f"{place.size}; it is truncated, download it again"
+                )
+        made = Multiplied(stored, scales)
+        found[name] = replace(entry, kind=made.kind, shape=entry.shape, made=made)
+        # Scales of activations, which stay in f32 here.
+        for part in ("scale", "input_scale"):
+            found.pop(f"{stem}.{part}", None)
+    return found
+
+
 def _match(parts: GgufParts, family: Family, spec: ModelSpec) -> dict[str, Stored]:
     path = parts.first.path
     entries = {
@@ -174,6 +211,7 @@ def _match(parts: GgufParts, family: Family, spec: ModelSpec) -> dict[str, Store
     missing = (
         f"the metadata asks for {spec.layers} layers and so {len(spec.tensor_names())} tensors"
     )
+    entries = _with_scales(entries)
     files = Files(entries, str(path), missing, tuple(READABLE))
     files.ignore(f"{name}.weight" for name in ROPE_FACTORS)
     tensors = {}

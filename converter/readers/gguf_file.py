@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hearth.converter.errors import ModelError
+from hearth.converter.rare_types import UNPACKED
 from hearth.converter.weights import FORMATS
 
 MAGIC = b"GGUF"
@@ -41,7 +42,7 @@ TENSOR_TYPES = {
     24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0",
     35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip
-READABLE = {kind.upper(): kind for kind in FORMATS}
+READABLE = {kind.upper(): kind for kind in FORMATS if kind not in UNPACKED}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hearth.converter.families.base import Family, Files, FileTensor, Recipe, fi
 from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
 from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.readers.quantization import merge
 from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
 from hearth.converter.recommended import recommended_sampling
 from hearth.converter.spec import ModelSpec
@@ -50,6 +51,7 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
         _check_pointer(path)
     entries, files = open_entries(directory, _kind)
     try:
+        entries = merge(str(directory), config.raw, entries)
         tensors = match(directory, config.spec, config.family, entries)
     except BaseException:
         close_all(files)

@@ -25,9 +25,8 @@ from converter_builders import (
 )
 
 from hearth.cli.main import main
-from hearth.converter import ModelError, open_model
+from hearth.converter import ModelError, mixes, open_model
 from hearth.converter.convert import convert
-from hearth.converter.weights import PACKED
 
 SPEC = tiny_spec(ffn_size=100)  # w2 has rows that blocks of 32 do not fit
 TENSORS = random_tensors(SPEC)
@@ -42,7 +41,7 @@ def make_source(base: Path, kind: str) -> Path:
     return write_gguf(base / "source.gguf", SPEC, TENSORS, "q8_0" if kind == "gguf-q8_0" else "f32")
 
 
-@pytest.mark.parametrize("weights", PACKED)
+@pytest.mark.parametrize("weights", ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0"))
 @pytest.mark.parametrize("kind", ["hf", "gguf", "gguf-q8_0"])
 def test_converted_bytes_are_those_of_the_source_in_that_type(
     tmp_path: Path, kind: str, weights: str
@@ -60,6 +59,21 @@ def test_converted_bytes_are_those_of_the_source_in_that_type(
         text = "ab the é"
         assert after.tokenizer().encode(text) == before.tokenizer().encode(text)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, "out"])
+
+
+@pytest.mark.parametrize("mix", sorted(mixes._MIXES))
+def test_a_mix_is_written_and_read_back(tmp_path: Path, mix: str) -> None:
+    """Each tensor has the mix's type, in the converted model and in one that is loaded so."""
+    spec = tiny_spec(hidden_size=256, head_size=64, ffn_size=256, layers=2)
+    source = write_hf(tmp_path / "hf", spec, random_tensors(spec), "f16")
+    made = convert(str(source), tmp_path / "made", mix)
+    with open_model(str(made)) as after, open_model(str(source), mix) as loaded:
+        for name in spec.tensor_names():
+            kind = after.stored_type(name)
+            wanted = "f32" if is_norm(name) else mixes.mixed_type(mix, spec, spec.tensor(name))
+            assert kind == wanted == loaded.tensor_type(name)
+            assert (after.read(name, kind) == loaded.read(name, kind)).all(), name
+    assert json.loads((made / "config.json").read_text())["hearth"]["weights"] == mix
 
 
 def test_a_converted_model_converts_again(tmp_path: Path) -> None:

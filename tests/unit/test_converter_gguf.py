@@ -180,24 +180,55 @@ def test_files_of_mixed_types_load(
     expected = write_mixed(path, kind, head)
     with caplog.at_level(logging.INFO):
         model = open_model(str(path))
-    lines = [line for line in caplog.messages if "converted to q8_0 while loading" in line]
-    assert len(lines) == 1
-    assert model.tensor_type("layers.0.wq") == (kind if kind in PACKED else "q8_0")
+    assert not [line for line in caplog.messages if "converted" in line]
+    assert model.tensor_type("layers.0.wq") == kind
+    assert model.tensor_type("head") == head
+    assert np.array_equal(
+        model.read("layers.0.w1", kind),
+        usual_rows(kind, 512, 256, SPEC.tensor_names().index("layers.0.w1")),
+    )
     for name, values in expected.items():
         assert np.array_equal(model.read(name, "f32").view("<f4"), values), name
         cut = model.read(name, "f32", (0, 1), (0, 64)).view("<f4")
         assert np.array_equal(cut, values[:1, :64])
 
 
-def test_converted_types_are_converted_once(tmp_path: Path) -> None:
+def test_converted_types_are_converted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """`hearth convert` of such a file gives what loading it gives."""
-    write_mixed(tmp_path / "m.gguf", "q4_1", "q4_1")
-    model = open_model(str(tmp_path / "m.gguf"))
+    write_mixed(tmp_path / "m.gguf", "iq3_s", "nvfp4")
+    with caplog.at_level(logging.INFO):
+        model = open_model(str(tmp_path / "m.gguf"))
+    (line,) = [line for line in caplog.messages if "while loading" in line]
+    assert "tensors in IQ3_S are converted to q5_k, NVFP4 are converted to q8_0 while" in line
     made = open_model(str(convert(str(tmp_path / "m.gguf"), tmp_path / "made", "q8_0")))
+    model = open_model(str(tmp_path / "m.gguf"), "q8_0")
     for name in SPEC.tensor_names():
         kind = model.tensor_type(name)
         assert made.stored_type(name) == kind
         assert np.array_equal(made.read(name, kind), model.read(name, kind)), name
+
+
+@pytest.mark.parametrize("scale", [[0.25], 2.0, [1.0, 2.0]])
+def test_nvfp4_is_multiplied_by_the_scale_beside_it(tmp_path: Path, scale: Any) -> None:
+    stored = gguf_tensors(SPEC, TENSORS, "f32")
+    rows, columns = SPEC.tensor_shape("layers.1.w3")
+    data = usual_rows("nvfp4", rows, columns)
+    values = np.asarray(scale, np.float32).reshape(-1)
+    stored["blk.1.ffn_up.weight"] = (KINDS["nvfp4"].value, (rows, columns), data.tobytes())
+    stored["blk.1.ffn_up.scale"] = (0, (values.size,), values.tobytes())
+    stored["blk.1.ffn_up.input_scale"] = (0, (1,), np.ones(1, np.float32).tobytes())
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes(gguf_metadata(SPEC) | spm_metadata(), stored))
+    if values.size > 1:
+        with pytest.raises(ModelError, match=r"ffn_up.scale is f32 \[2\]; it must be one f32"):
+            open_model(str(path))
+        return
+    model = open_model(str(path))
+    assert model.tensor_type("layers.1.w3") == "q8_0"
+    got = model.read("layers.1.w3", "f32").view("<f4")
+    assert np.array_equal(got, reference_of("nvfp4", data) * values[0])
 
 
 # Numbers that are not finite.

@@ -31,7 +31,7 @@ from hearth import _native
 from hearth.converter import Model, ModelError, open_model
 from hearth.converter.convert import convert
 from hearth.converter.readers.random import RandomModel
-from hearth.converter.weights import PACKED, row_bytes
+from hearth.converter.weights import FORMATS, PACKED, row_bytes
 
 SPEC = tiny_spec()
 TENSORS = random_tensors(SPEC)
@@ -46,7 +46,7 @@ def numbers(model: Model, name: str, **cut: Any) -> np.ndarray:
 def test_hugging_face_tensors(tmp_path: Path, kind: str, shards: int) -> None:
     model = open_model(str(write_hf(tmp_path / "model", SPEC, TENSORS, kind, shards)))
     assert vars(model.spec) == vars(SPEC) | {"name": "model"}
-    assert model.weight_type == ("f32" if kind == "f32" else "f16")
+    assert model.weight_type == kind
     for name, values in TENSORS.items():
         stored = encode(values, kind)
         if kind == "bf16":
@@ -62,8 +62,7 @@ def test_hugging_face_tensors(tmp_path: Path, kind: str, shards: int) -> None:
 def test_gguf_tensors(tmp_path: Path, kind: str) -> None:
     model = open_model(str(write_gguf(tmp_path / "model.gguf", SPEC, TENSORS, kind)))
     assert model.spec == SPEC
-    hearth_kind = "f16" if kind == "bf16" else kind
-    assert model.weight_type == hearth_kind
+    assert model.weight_type == kind
     for name, values in TENSORS.items():
         if is_norm(name):
             assert (numbers(model, name) == values).all()
@@ -107,9 +106,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
 def test_a_cut_is_that_place_of_the_whole(sources: dict[str, Model], data: st.DataObject) -> None:
     model = sources[data.draw(st.sampled_from(sorted(sources)))]
     name = data.draw(st.sampled_from(SPEC.tensor_names()))
-    kind = "f32" if is_norm(name) else data.draw(st.sampled_from(PACKED))
     rows, columns = SPEC.tensor_shape(name)
-    unit = 32  # a quantized source is cut on its blocks whatever is asked for
+    kinds = [kind for kind in PACKED if columns % FORMATS[kind].columns == 0]
+    kind = "f32" if is_norm(name) else data.draw(st.sampled_from(kinds))
+    unit = max(FORMATS[kind].columns, 32)
     row_cut = sorted(data.draw(st.tuples(*[st.integers(0, rows)] * 2)))
     column_cut = [
         c * unit for c in sorted(data.draw(st.tuples(*[st.integers(0, columns // unit)] * 2)))

@@ -316,7 +316,7 @@ def test_generation_config_adds_its_ends_of_text(tmp_path: Path) -> None:
         ({"head_dim": None, "num_attention_heads": 0}, "num_attention_heads 0"),
         ({"head_dim": None, "num_attention_heads": 3}, "not a multiple"),
         ({"tie_word_embeddings": "yes"}, "true or false"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization_config"),
     ],
 )
 def test_configs_that_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
