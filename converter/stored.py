@@ -219,3 +219,22 @@ class Computed(Stored):
         else:
             values = data.view({"f32": "<f4", "f16": "<f2"}[self._inner.kind]).astype(np.float32)
         return np.ascontiguousarray(self._function(values), dtype="<f4").view(np.uint8)
+
+
+class Zeros(Stored):
+    """A vector of zeros, f32: the bias of a norm that has none."""
+
+    kind = "f32"
+    rows = 1
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+
+    def places(self) -> list[Place]:
+        return []
+
+    def form(self) -> list[str | int]:
+        return ["zeros", self.columns]
+
+    def read_rows(self, begin: int, end: int) -> Bytes:
+        return np.zeros((end - begin, self.row_bytes), dtype=np.uint8)

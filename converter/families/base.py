@@ -172,6 +172,8 @@ class Family:
     prefix: str = "model."
     # Beginnings of names of stored tensors that the text part does not use.
     unused: tuple[str, ...] = ()
+    # Endings of names of stored tensors that no model uses.
+    unused_endings: tuple[str, ...] = ()
     # Values of general.architecture in GGUF.
     architectures: tuple[str, ...] = ()
     # (metadata under the architecture's name, the model's name, facts of the file) -> its shape.

@@ -14,6 +14,10 @@ from hearth.converter.readers.hearth import is_hearth_config, open_hearth
 from hearth.converter.readers.huggingface import open_huggingface
 from hearth.converter.readers.random import PREFIX, SHAPES, open_random
 
+LITGPT_CONFIG = "model_config.yaml"
+# Names of checkpoints in nanoGPT's output, the first that is there.
+CHECKPOINTS = ("ckpt.pt", "model.pt")
+_CHECKPOINT_SUFFIXES = (".pt", ".pth")
 _MOST_LISTED = 24
 
 
@@ -42,14 +46,20 @@ def open_model(
     path = _path_of(source)
     if path.is_dir():
         path = _file_in(path)
-    if path.is_dir():
+    if path.is_dir() or path.suffix in _CHECKPOINT_SUFFIXES:
         _no_rules(pre, str(path))
         _no_tokenizer(tokenizer, str(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            return _open_litgpt(path, weights)
         own = is_hearth_config(read_json(path / "config.json"))
         return (open_hearth if own else open_huggingface)(path, weights)
     if not path.is_file():
         raise ModelError(f"there is no model at {source!r}; {_hint(source)}")
     magic = _magic(path)
+    if path.suffix in _CHECKPOINT_SUFFIXES:
+        beside = path.with_name(LITGPT_CONFIG).is_file()
+        return _open_litgpt(path.parent, weights) if beside else _open_checkpoint(path, weights)
     if path.suffix == SUFFIX or magic in MAGICS:
         chosen = Path(tokenizer) if tokenizer is not None else None
         return open_dllama(path, weights, pre, chosen)
@@ -83,10 +93,12 @@ def _hint(source: str) -> str:
 
 
 def _file_in(path: Path) -> Path:
-    """The one model file of a directory; the directory itself where it has a config.json."""
-    if (path / "config.json").is_file():
+    """The one model file of a directory; the directory itself where it has a configuration."""
+    if (path / "config.json").is_file() or (path / LITGPT_CONFIG).is_file():
         return path
     models = _gguf_models(path) or sorted(path.glob(f"*{SUFFIX}"))
+    if not models:
+        models = [path / name for name in CHECKPOINTS if (path / name).is_file()][:1]
     if len(models) == 1:
         return models[0]
     if models:
@@ -115,6 +127,19 @@ def _open_gguf(path: Path, weights: str | None, pre: str | None) -> Model:
     from hearth.converter.readers.gguf import open_gguf  # late: it needs tokenizer libraries
 
     return open_gguf(path, weights, pre)
+
+
+# What is imported late needs libraries of tokenizers or of YAML.
+def _open_checkpoint(path: Path, weights: str | None) -> Model:
+    from hearth.converter.readers.nanogpt import open_nanogpt
+
+    return open_nanogpt(path, weights)
+
+
+def _open_litgpt(path: Path, weights: str | None) -> Model:
+    from hearth.converter.readers.litgpt import open_litgpt
+
+    return open_litgpt(path, weights)
 
 
 def _no_rules(pre: str | None, source: str) -> None:

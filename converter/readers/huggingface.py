@@ -124,7 +124,8 @@ def match(directory: Path, spec: ModelSpec, family: Family, entries: Entries) ->
     unknown = [
         name
         for name in files.left()
-        if not name.endswith(_IGNORED_SUFFIXES) and not name.startswith(family.unused)
+        if not name.endswith((*_IGNORED_SUFFIXES, *family.unused_endings))
+        and not name.startswith(family.unused)
     ]
     if unknown:
         raise ModelError(

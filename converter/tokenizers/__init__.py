@@ -10,9 +10,9 @@ from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
 from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
 from hearth.converter.tokenizers.files import read_settings, settings_files
-from hearth.converter.tokenizers.settings import Settings
+from hearth.converter.tokenizers.settings import Settings, TokenizerFiles, resolve
 
-__all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer", "tokenizer_files"]
+__all__ = ["StreamDecoder", "Tokenizer", "load_pair", "load_tokenizer", "tokenizer_files"]
 
 # In order of preference: the first that a directory holds is used.
 _SINGLE_FILES = (
@@ -96,6 +96,13 @@ def _main_file(directory: Path) -> Path:
         f"{directory} has no tokenizer; Hearth looks for {', '.join(_SINGLE_FILES)}, "
         f"{', '.join(' with '.join(pair) for pair in _PAIRS)}, and one .tiktoken file"
     )
+
+
+def load_pair(
+    vocabulary_path: Path, merges_path: Path, eos_ids: frozenset[int] = frozenset()
+) -> Tokenizer:
+    """Load a vocabulary and its merges, without files beside them. Raises ModelError."""
+    return _load_pair(vocabulary_path, merges_path, resolve(TokenizerFiles(), None, eos_ids))
 
 
 def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> Tokenizer:
