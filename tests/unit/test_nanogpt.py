@@ -59,16 +59,21 @@ def gpt(vocab: int = len(CHARACTERS), hidden: int = HIDDEN, bias: bool = True) -
 
 
 def checkpoint(state: dict[str, F32], vocab: int = len(CHARACTERS), **args: Any) -> dict[str, Any]:
-    sizes = {"n_layer": LAYERS, "n_head": HEADS, "n_embd": HIDDEN, "block_size": CONTEXT}
+    sizes: dict[str, Any] = {
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_embd": HIDDEN,
+        "block_size": CONTEXT,
+    }
     sizes |= {"vocab_size": vocab, "bias": True, "dropout": 0.0}
     return {
         "model": {f"_orig_mod.{name}": value for name, value in state.items()},
         "optimizer": {
-            "state": {0: {"step": np.float32(3)[None], "exp_avg": state["transformer.wte.weight"]}}
+            "state": {0: {"step": np.full(1, 3.0), "exp_avg": state["transformer.wte.weight"]}}
         },
         "model_args": sizes | args,
         "iter_num": 250,
-        "best_val_loss": np.float32(1.5)[None],
+        "best_val_loss": np.full(1, 1.5),
         "config": {"dataset": "letters", "compile": True},
     }
 
@@ -107,7 +112,8 @@ def test_a_checkpoint(tmp_path: Path, bias: bool) -> None:
         assert tokenizer.decode([3, 12, 13]) == "aß🙂"
         with pytest.raises(ModelError, match="'z' is not one of the 14"):
             tokenizer.encode("az")
-        identities = [model.identify()] and [model.identity(n) for n in spec.tensor_names()]
+        assert model.identify()
+        identities = [model.identity(name) for name in spec.tensor_names()]
     converted = convert(str(tmp_path / "ckpt.pt"), tmp_path / "converted", "f16")
     with open_model(str(converted)) as model:
         assert model.tokenizer().encode("bad") == [4, 3, 6]
