@@ -35,6 +35,14 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TemperatureSpec:
+    """Queries grow with their position: times 1 + slope * log(1 + floor(position / length))."""
+
+    slope: float
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """Grouped-query attention. Sizes are counts of elements."""
 
@@ -60,11 +68,79 @@ class AttentionSpec:
     sinks: bool = False
     # The result is multiplied by the sigmoid of a product of its own.
     gate: bool = False
+    # RMS norm of all queries of a position together, and of all keys, before the rotation.
+    row_norm: bool = False
+    temperature: TemperatureSpec | None = None
 
     @property
     def group(self) -> int:
         """Query heads that share a KV head."""
         return self.heads // self.kv_heads
+
+    @property
+    def cached_sizes(self) -> tuple[int, int]:
+        """Elements of the key and of the value that the KV cache holds for a KV head."""
+        return self.key_size, self.value_size
+
+
+@dataclass(frozen=True, slots=True)
+class LatentAttentionSpec:
+    """Multi-head latent attention (DeepSeek-AI: DeepSeek-V2, 2024). Sizes are counts of elements.
+
+    Keys and values of all heads are products of one normed vector, the latent. The KV cache holds
+    only that, and one rotated key that all heads share: on every rank.
+    """
+
+    heads: int
+    # Width of a normed vector whose products the queries are; 0: they are products of the input.
+    query_rank: int
+    # Width of the latent.
+    kv_rank: int
+    # Of a query head: the part that is not rotated, and the part behind it that is. The second is
+    # also the width of the rotated key.
+    nope_size: int
+    rope_size: int
+    # Of a value head.
+    value_size: int
+    # Factor of the scores.
+    scale: float
+    # Index of a rotary position embedding in ModelSpec.ropes; None for no rotation.
+    rope: int | None
+    # Of the latents' norms.
+    norm_epsilon: float = 1e-6
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads: the latent is the one that all query heads share."""
+        return 1
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head: all of them."""
+        return self.heads
+
+    @property
+    def query_size(self) -> int:
+        """Elements of a query head."""
+        return self.nope_size + self.rope_size
+
+    @property
+    def cached_sizes(self) -> tuple[int, int]:
+        """Elements of the key and of the value that the KV cache holds for a position."""
+        return self.kv_rank + self.rope_size, 0
+
+
+@dataclass(frozen=True, slots=True)
+class GateClampSpec:
+    """Limits of a gated feed-forward, as gpt-oss has them.
+
+    With gate' = min(gate, limit) and up' within [-limit, limit], its inner values are
+    activation(factor * gate') / factor * (up' + offset).
+    """
+
+    limit: float
+    factor: float = 1.0
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +156,7 @@ class FeedForwardSpec:
     # Biases of gate and up; of the output.
     bias: bool = False
     output_bias: bool = False
+    clamp: GateClampSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +183,8 @@ class ExpertsSpec:
 
 
 # Kinds of mixers, by the names that files of Hearth give them.
-MIXERS = {"attention": AttentionSpec}
-Mixer = AttentionSpec
+MIXERS = {"attention": AttentionSpec, "latent_attention": LatentAttentionSpec}
+Mixer = AttentionSpec | LatentAttentionSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from hearth.converter.blocks import (
     BlockSpec,
     ExpertsSpec,
     FeedForwardSpec,
+    LatentAttentionSpec,
     RopeSpec,
 )
 from hearth.converter.errors import ModelError
@@ -26,6 +27,8 @@ _LIMITS = {
     "heads": 2048,
     "kv_heads": 2048,
     "head_size": 1024,
+    # The KV cache's key is the latent with a rotated part behind it: 4,096 elements at most.
+    "latent_size": 3072,
     "ffn_size": 1 << 20,
     "vocab_size": 1 << 22,
     "context_size": 1 << 28,
@@ -171,7 +174,10 @@ def _check_softcap(value: float) -> None:
 
 
 def _check_block(block: BlockSpec, ropes: tuple[RopeSpec, ...]) -> None:
-    _check_attention(block.mixer, ropes)
+    if isinstance(block.mixer, LatentAttentionSpec):
+        _check_latent_attention(block.mixer, ropes)
+    else:
+        _check_attention(block.mixer, ropes)
     if block.feed_forward is None and block.experts is None:
         raise ModelError("a layer has neither a feed-forward nor experts")
     if block.feed_forward is not None:
@@ -194,15 +200,37 @@ def _check_attention(attention: AttentionSpec, ropes: tuple[RopeSpec, ...]) -> N
     _check_softcap(attention.softcap)
     if not 0 <= attention.window <= _LIMITS["context_size"]:
         raise ModelError(f"a window is {attention.window} tokens")
-    if attention.rope is None:
+    if attention.head_norm and attention.row_norm:
+        raise ModelError("attention has a norm of each head and one of whole rows")
+    if attention.temperature is not None:
+        if not (math.isfinite(attention.temperature.slope) and attention.temperature.slope >= 0):
+            raise ModelError(f"queries grow by {attention.temperature.slope}")
+        check_positive("the length of queries' growth", attention.temperature.length)
+    _check_rope(attention.rope, attention.key_size, ropes)
+
+
+def _check_latent_attention(attention: LatentAttentionSpec, ropes: tuple[RopeSpec, ...]) -> None:
+    check_size("heads", attention.heads)
+    check_size("latent_size", attention.query_rank, 0)
+    check_size("latent_size", attention.kv_rank)
+    for size in (attention.nope_size, attention.rope_size, attention.value_size):
+        check_size("head_size", size)
+    check_positive("the scale of attention", attention.scale)
+    if not (math.isfinite(attention.norm_epsilon) and 0 < attention.norm_epsilon < 1):
+        raise ModelError(f"norm_epsilon is {attention.norm_epsilon}; it must be between 0 and 1")
+    _check_rope(attention.rope, attention.rope_size, ropes)
+
+
+def _check_rope(rope: int | None, head_size: int, ropes: tuple[RopeSpec, ...]) -> None:
+    if rope is None:
         return
-    if not 0 <= attention.rope < len(ropes):
-        raise ModelError(f"rope {attention.rope} of {len(ropes)} rotary position embeddings")
-    pairs = len(ropes[attention.rope].frequencies)
-    if 2 * pairs > attention.key_size:
+    if not 0 <= rope < len(ropes):
+        raise ModelError(f"rope {rope} of {len(ropes)} rotary position embeddings")
+    pairs = len(ropes[rope].frequencies)
+    if 2 * pairs > head_size:
         raise ModelError(
             f"rotary positions of {2 * pairs} elements are more than head_size, which is "
-            f"{attention.key_size}"
+            f"{head_size}"
         )
 
 
@@ -213,6 +241,15 @@ def _check_feed_forward(feed_forward: FeedForwardSpec) -> None:
             f"activation {feed_forward.activation!r} is not supported; Hearth runs "
             f"{', '.join(ACTIVATION)}"
         )
+    clamp = feed_forward.clamp
+    if clamp is None:
+        return
+    if not feed_forward.gated:
+        raise ModelError("a feed-forward has limits of a gate, and no gate")
+    check_positive("the limit of a feed-forward", clamp.limit)
+    check_positive("the factor of a feed-forward's gate", clamp.factor)
+    if not (math.isfinite(clamp.offset) and clamp.offset >= 0):
+        raise ModelError(f"the offset of a feed-forward is {clamp.offset}")
 
 
 def _check_experts(experts: ExpertsSpec) -> None:

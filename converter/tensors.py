@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from hearth.converter.blocks import AttentionSpec, BlockSpec, ExpertsSpec, FeedForwardSpec, Mixer
+from hearth.converter.blocks import (
+    AttentionSpec,
+    BlockSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+    Mixer,
+)
 
 if TYPE_CHECKING:
     from hearth.converter.spec import ModelSpec
@@ -93,7 +100,7 @@ class TensorSpec:
         return self.name.removeprefix(f"layers.{self.layer}.")
 
 
-def head_units(attention: AttentionSpec) -> tuple[Unit, Unit]:
+def head_units(attention: Mixer) -> tuple[Unit, Unit]:
     """The query heads and the KV heads of an attention."""
     heads, kv_heads = attention.heads, attention.kv_heads
     return Unit(UnitKind.HEAD, heads, kv_heads), Unit(UnitKind.KV_HEAD, kv_heads, heads)
@@ -152,7 +159,7 @@ def block_tensors(spec: "ModelSpec", block: BlockSpec) -> Iterator[TensorSpec]:
     hidden = spec.hidden_size
     if block.input_norms:
         yield from _norm(spec, "attn_norm", hidden)
-    yield from _attention(block.mixer, hidden)
+    yield from _mixer(block.mixer, hidden)
     if block.output_norms:
         yield from _norm(spec, "attn_out_norm", hidden)
     if block.input_norms:
@@ -165,6 +172,12 @@ def block_tensors(spec: "ModelSpec", block: BlockSpec) -> Iterator[TensorSpec]:
         yield TensorSpec("ffn_gate", (1, hidden), Place.LAYER, exact=True)
     if block.output_norms:
         yield from _norm(spec, "ffn_out_norm", hidden)
+
+
+def _mixer(mixer: Mixer, hidden: int) -> Iterator[TensorSpec]:
+    if isinstance(mixer, LatentAttentionSpec):
+        return _latent_attention(mixer, hidden)
+    return _attention(mixer, hidden)
 
 
 def _attention(attention: AttentionSpec, hidden: int) -> Iterator[TensorSpec]:
@@ -182,6 +195,9 @@ def _attention(attention: AttentionSpec, hidden: int) -> Iterator[TensorSpec]:
     if attention.head_norm:
         yield _vector("q_norm", key)
         yield _vector("k_norm", key)
+    if attention.row_norm:
+        yield _vector("q_norm", queries, Cut(head, key, columns=True))
+        yield _vector("k_norm", keys, Cut(kv_head, key, columns=True))
     if attention.sinks:
         yield _vector("sinks", attention.heads, Cut(head, columns=True))
     if attention.gate:
@@ -189,6 +205,25 @@ def _attention(attention: AttentionSpec, hidden: int) -> Iterator[TensorSpec]:
     yield _matrix("wo", hidden, mixed, Cut(head, value, columns=True))
     if attention.output_bias:
         yield replace(_vector("bo", hidden), first_rank=True)
+
+
+def _latent_attention(attention: LatentAttentionSpec, hidden: int) -> Iterator[TensorSpec]:
+    """Every rank has the latents' tensors whole, and those of its heads.
+
+    wk_b makes a query from a head's part that is not rotated: [heads * kv_rank, nope_size].
+    """
+    head, _ = head_units(attention)
+    heads, query, value = attention.heads, attention.query_size, attention.value_size
+    rank, latent = attention.query_rank, attention.kv_rank
+    if rank:
+        yield TensorSpec("wq_a", (rank, hidden), Place.LAYER)
+        yield _vector("q_a_norm", rank)
+    yield _matrix("wq", heads * query, rank or hidden, Cut(head, query))
+    yield TensorSpec("wkv_a", (latent + attention.rope_size, hidden), Place.LAYER)
+    yield _vector("kv_a_norm", latent)
+    yield _matrix("wk_b", heads * latent, attention.nope_size, Cut(head, latent))
+    yield _matrix("wv_b", heads * value, latent, Cut(head, value))
+    yield _matrix("wo", hidden, heads * value, Cut(head, value, columns=True))
 
 
 def _feed_forward(feed_forward: FeedForwardSpec, hidden: int) -> Iterator[TensorSpec]:

@@ -102,7 +102,7 @@ def rotary(spec: ModelSpec) -> npt.NDArray[np.float64]:
 def llama_numbers(spec: ModelSpec) -> tuple[AttentionSpec, FeedForwardSpec]:
     """The attention and the feed-forward of every layer of a Llama."""
     (block,) = spec.kinds
-    assert block.feed_forward is not None
+    assert isinstance(block.mixer, AttentionSpec) and block.feed_forward is not None
     return block.mixer, block.feed_forward
 
 

@@ -117,7 +117,7 @@ def attention(q: F64, k: F64, v: F64) -> F64:
 
 def logits(spec: ModelSpec, weights: Mapping[str, Weight], ids: Sequence[int], rope: Rope) -> F64:
     """Logits after each of `ids`, [tokens, vocabulary]. weights: by Hearth's names of tensors."""
-    head_size = spec.kinds[0].mixer.key_size
+    head_size = spec.kinds[0].mixer.cached_sizes[0]
     angles = np.arange(len(ids))[:, None] * frequencies(rope, head_size)
     x = weights["embedding"].values[list(ids)]
     for layer in range(spec.layers):

@@ -9,7 +9,18 @@ from hearth.converter.families.base import Family
 from hearth.converter.families.settings import Settings
 
 # One for each file, in the order that errors list them.
-_FILES = ("llama", "mistral", "qwen", "gpt2", "gemma", "phi", "glm", "smollm", "granite")
+_FILES = (
+    "llama",
+    "mistral",
+    "qwen",
+    "gpt2",
+    "gemma",
+    "phi",
+    "glm",
+    "deepseek",
+    "smollm",
+    "granite",
+)
 # Endings of the names of classes that make text.
 _TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "lmheadmodel")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hearth.converter.blocks import AttentionSpec
 from hearth.converter.errors import ModelError
 from hearth.converter.families.settings import Settings
 from hearth.converter.files import OpenFile
@@ -280,6 +281,7 @@ def one_more(name: str) -> Recipe:
 def rotary_pairs(spec: ModelSpec, tensor: TensorSpec) -> Indices:
     """Order of rows where the halves of each head's rotary part lie in turn: 0, n, 1, n + 1 ..."""
     attention = spec.kinds[spec.kind_of_layer[tensor.layer]].mixer
+    assert isinstance(attention, AttentionSpec)
     size = attention.key_size
     pairs = len(spec.ropes[attention.rope].frequencies) if attention.rope is not None else 0
     head = np.arange(size)

@@ -230,6 +230,7 @@ class LatentAttentionConfig:
         value_size: int,
         scale: float,
         rope: int | None,
+        norm_epsilon: float = 1e-6,
     ) -> None: ...
 
 class GateClamp:

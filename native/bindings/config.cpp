@@ -75,7 +75,8 @@ AttentionConfig make_attention(Pair heads, Pair kv_heads, size_t key_size, size_
 
 LatentAttentionConfig make_latent_attention(Pair heads, size_t query_rank, size_t kv_rank,
                                             size_t nope_size, size_t rope_size, size_t value_size,
-                                            float scale, std::optional<size_t> rope) {
+                                            float scale, std::optional<size_t> rope,
+                                            float norm_epsilon) {
   return {.heads = span(heads),
           .query_rank = query_rank,
           .kv_rank = kv_rank,
@@ -83,7 +84,8 @@ LatentAttentionConfig make_latent_attention(Pair heads, size_t query_rank, size_
           .rope_size = rope_size,
           .value_size = value_size,
           .scale = scale,
-          .rope = rope};
+          .rope = rope,
+          .norm_epsilon = norm_epsilon};
 }
 
 GateClamp make_clamp(float limit, float factor, float offset) {
@@ -182,7 +184,8 @@ void bind_config(py::module_& module) {
   py::class_<LatentAttentionConfig>(module, "LatentAttentionConfig",
                                     "The latent attention of a kind of block.")
       .def(py::init(&make_latent_attention), py::kw_only(), "heads"_a, "query_rank"_a = 0,
-           "kv_rank"_a, "nope_size"_a, "rope_size"_a, "value_size"_a, "scale"_a, "rope"_a);
+           "kv_rank"_a, "nope_size"_a, "rope_size"_a, "value_size"_a, "scale"_a, "rope"_a,
+           "norm_epsilon"_a = 1e-6f);
   py::class_<GatedDeltaConfig>(module, "GatedDeltaConfig",
                                "The gated delta rule of a kind of block.")
       .def(py::init(&make_gated_delta), py::kw_only(), "key_heads"_a, "group"_a, "tile"_a = 1,

@@ -478,6 +478,7 @@ void test_bad_configs() {
   bad_latent([](auto& a) { a.value_size = 5000; }, "value_size is 5000");
   bad_latent([](auto& a) { a.query_rank = size_t{1} << 40; }, "query_rank");
   bad_latent([](auto& a) { a.rope_size = 30; }, "at most 15 rope frequencies, not 16");
+  bad_latent([](auto& a) { a.norm_epsilon = std::nanf(""); }, "epsilon of latent attention");
   bad_latent([](auto& a) { a.rope = 3; }, "rope 3 of 1");
   bad_latent([](auto& a) { a.scale = 0.0f; }, "scale of attention");
   bad([](auto& c) { c.kinds[0].feed_forward.clamp = {.limit = 0.0f}; }, "the limit");

@@ -34,6 +34,10 @@ _LIMITS = {
     "vocab": 1 << 21,
     "learned_positions": 1 << 24,
     "window": 1 << 31,
+    "query_rank": 1 << 16,
+    "kv_rank": 3 << 10,
+    "nope_size": 1 << 10,
+    "rope_size": 1 << 10,
 }
 _MAX_KINDS = 64
 _MAX_ROPES = 16
@@ -103,9 +107,13 @@ def _check_kinds(config: common_pb2.ShardConfig) -> None:
         raise _bad(f"a layer is of kind {max(config.kind_of_layer)}, of {len(config.kinds)}")
     for block in config.kinds:
         has_feed_forward, has_experts = block.HasField("feed_forward"), block.HasField("experts")
-        if not block.HasField("attention") or not (has_feed_forward or has_experts):
+        mixer = block.WhichOneof("mixer")
+        if mixer is None or not (has_feed_forward or has_experts):
             raise _bad("a kind of block has no mixer or no feed-forward that this version knows")
-        _check_attention(config, block.attention)
+        if mixer == "attention":
+            _check_attention(config, block.attention)
+        else:
+            _check_latent_attention(config, block.latent_attention)
         if has_feed_forward:
             _check_feed_forward("units", block.feed_forward)
         if has_experts:
@@ -120,6 +128,13 @@ def _check_feed_forward(name: str, feed_forward: common_pb2.FeedForward) -> None
     _range_in_range(name, feed_forward.units, 1)
     if name_of(ACTIVATION, feed_forward.activation) is None:
         raise _bad(f"unknown activation {feed_forward.activation}")
+    if not feed_forward.HasField("clamp"):
+        return
+    if not feed_forward.gated:
+        raise _bad("a feed-forward has limits of a gate, and no gate")
+    _positive("the limit of a feed-forward", feed_forward.clamp.limit)
+    _positive("the factor of a feed-forward's gate", feed_forward.clamp.factor)
+    _not_negative("the offset of a feed-forward", feed_forward.clamp.offset)
 
 
 def _check_experts(experts: common_pb2.Experts) -> None:
@@ -150,13 +165,54 @@ def _check_attention(config: common_pb2.ShardConfig, attention: common_pb2.Atten
     if heads % kv_heads:
         raise _bad(f"{heads} heads do not divide over {kv_heads} KV heads")
     _positive("the scale of attention", attention.scale)
-    if not attention.HasField("rope"):
-        return
-    if attention.rope >= len(config.ropes):
-        raise _bad(f"rope {attention.rope} of {len(config.ropes)} ropes")
-    pairs = len(config.ropes[attention.rope].frequencies)
-    if 2 * pairs > attention.key_size:
-        raise _bad(f"{pairs} rope frequencies, key_size {attention.key_size} has room for fewer")
+    if attention.HasField("row_norm"):
+        _check_row_norm(attention)
+    if attention.HasField("temperature"):
+        _not_negative("the slope of queries' growth", attention.temperature.slope)
+        _positive("the length of queries' growth", attention.temperature.length)
+    if attention.HasField("rope"):
+        _check_rope(config, attention.rope, "key_size", attention.key_size)
+
+
+def _check_row_norm(attention: common_pb2.Attention) -> None:
+    norm = attention.row_norm
+    if attention.head_norm:
+        raise _bad("attention has a norm of each head and one of whole rows")
+    for name, part, whole in (
+        ("heads", attention.heads, norm.heads),
+        ("kv_heads", attention.kv_heads, norm.kv_heads),
+    ):
+        _in_range(name, whole, 1)
+        if part.end > whole:
+            raise _bad(f"{name} end at {part.end}, of {whole}")
+    if norm.heads % norm.kv_heads:
+        raise _bad(f"{norm.heads} heads do not divide over {norm.kv_heads} KV heads")
+
+
+def _check_latent_attention(
+    config: common_pb2.ShardConfig, attention: common_pb2.LatentAttention
+) -> None:
+    _range_in_range("heads", attention.heads, 1)
+    _in_range("query_rank", attention.query_rank, 0)
+    for name in ("kv_rank", "nope_size", "rope_size", "value_size"):
+        _in_range(name, getattr(attention, name), 1)
+    key_size = attention.kv_rank + attention.rope_size
+    if config.kv_type == KV["q80"] and key_size % BLOCK:
+        raise _bad(f"kv_type q80 needs a kv_rank and rope_size that divide by 32, not {key_size}")
+    _positive("the scale of attention", attention.scale)
+    if not (math.isfinite(attention.norm_epsilon) and 0 <= attention.norm_epsilon < 1):
+        raise _bad(f"norm_epsilon {attention.norm_epsilon} is not within [0, 1)")
+    if attention.HasField("rope"):
+        _check_rope(config, attention.rope, "rope_size", attention.rope_size)
+
+
+def _check_rope(config: common_pb2.ShardConfig, rope: int, name: str, head_size: int) -> None:
+    """name: of the head's size."""
+    if rope >= len(config.ropes):
+        raise _bad(f"rope {rope} of {len(config.ropes)} ropes")
+    pairs = len(config.ropes[rope].frequencies)
+    if 2 * pairs > head_size:
+        raise _bad(f"{pairs} rope frequencies, {name} {head_size} has room for fewer")
 
 
 def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
@@ -190,7 +246,9 @@ def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
 
 def _native_block(block: common_pb2.Block) -> _native.BlockConfig:
     return _native.BlockConfig(
-        mixer=_native_attention(block.attention),
+        mixer=_native_attention(block.attention)
+        if block.HasField("attention")
+        else _native_latent_attention(block.latent_attention),
         feed_forward=_native_feed_forward(block.feed_forward),
         experts=_native_experts(block.experts) if block.HasField("experts") else None,
         feed_forward_gate=block.feed_forward_gate,
@@ -215,6 +273,28 @@ def _native_attention(attention: common_pb2.Attention) -> _native.AttentionConfi
         head_norm=attention.head_norm,
         sinks=attention.sinks,
         gate=attention.gate,
+        row_norm=(attention.row_norm.heads, attention.row_norm.kv_heads)
+        if attention.HasField("row_norm")
+        else None,
+        temperature=(attention.temperature.slope, attention.temperature.length)
+        if attention.HasField("temperature")
+        else None,
+    )
+
+
+def _native_latent_attention(
+    attention: common_pb2.LatentAttention,
+) -> _native.LatentAttentionConfig:
+    return _native.LatentAttentionConfig(
+        heads=_pair(attention.heads),
+        query_rank=attention.query_rank,
+        kv_rank=attention.kv_rank,
+        nope_size=attention.nope_size,
+        rope_size=attention.rope_size,
+        value_size=attention.value_size,
+        scale=attention.scale,
+        rope=attention.rope if attention.HasField("rope") else None,
+        norm_epsilon=attention.norm_epsilon,
     )
 
 
@@ -226,6 +306,13 @@ def _native_feed_forward(feed_forward: common_pb2.FeedForward) -> _native.FeedFo
         gated=feed_forward.gated,
         bias=feed_forward.bias,
         output_bias=feed_forward.output_bias,
+        clamp=_native.GateClamp(
+            limit=feed_forward.clamp.limit,
+            factor=feed_forward.clamp.factor,
+            offset=feed_forward.clamp.offset,
+        )
+        if feed_forward.HasField("clamp")
+        else None,
     )
 
 
@@ -248,10 +335,14 @@ def kv_page_bytes(config: common_pb2.ShardConfig) -> int:
     """Bytes of one page of KV cache: K and V of every layer and KV head held."""
     total = 0
     for kind in config.kind_of_layer:
-        attention = config.kinds[kind].attention
-        total += _size(attention.kv_heads) * _native.kv_head_bytes(
-            kv_name(config), attention.key_size, attention.value_size, config.page_size
-        )
+        block = config.kinds[kind]
+        if block.HasField("latent_attention"):
+            latent = block.latent_attention
+            heads, sizes = 1, (latent.kv_rank + latent.rope_size, 0)
+        else:
+            attention = block.attention
+            heads, sizes = _size(attention.kv_heads), (attention.key_size, attention.value_size)
+        total += heads * _native.kv_head_bytes(kv_name(config), *sizes, config.page_size)
     return total
 
 
@@ -264,7 +355,17 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
     """Upper bound in bytes of a step's intermediate values: the core's workspace."""
     hidden = config.hidden_size
     queries = keys = mixed = gates = units = inputs = inners = router = 0
+    latents = latent_codes = 0
     for block in config.kinds:
+        latent = block.latent_attention
+        heads, key_size = _size(latent.heads), latent.kv_rank + latent.rope_size
+        queries = max(queries, heads * key_size)
+        mixed = max(mixed, heads * latent.kv_rank)
+        keys = max(keys, key_size)
+        whole = latent.nope_size + latent.rope_size
+        inputs_of_head = latent.nope_size + latent.value_size
+        latents = max(latents, heads * (whole + inputs_of_head) + latent.query_rank)
+        latent_codes = max(latent_codes, heads * inputs_of_head + latent.query_rank)
         attention = block.attention
         heads, kv_heads = _size(attention.heads), _size(attention.kv_heads)
         queries = max(queries, heads * attention.key_size)
@@ -280,9 +381,11 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
         inners = max(inners, chosen * inner)
     angles = 2 * sum(len(rope.frequencies) for rope in config.ropes)
     # int8, with a scale and a sum for each block
-    quantized = max(hidden, mixed) + units + inputs + inners
+    quantized = max(hidden, mixed) + latent_codes + units + inputs + inners
     # Attention and feed-forward take turns. Experts have rows of their own, and outputs.
-    floats = 2 * hidden + max(queries + keys + mixed + gates, 2 * units) + angles
+    sums = 2 * any(block.attention.HasField("row_norm") for block in config.kinds)
+    mixers = queries + keys + mixed + gates + latents + sums
+    floats = 2 * hidden + max(mixers, 2 * units) + angles
     floats += 2 * inputs + 2 * inners + router
     return config.max_step_tokens * (4 * floats + quantized + quantized // 4)
 
@@ -315,6 +418,11 @@ def _range_in_range(name: str, value: common_pb2.Range, least: int) -> None:
 def _in_range(name: str, value: int, least: int) -> None:
     if not least <= value <= _LIMITS[name]:
         raise _bad(f"{name} {value} is not within [{least}, {_LIMITS[name]}]")
+
+
+def _not_negative(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise _bad(f"{name} is {value}; it must be a finite number of at least 0")
 
 
 def _positive(name: str, value: float) -> None:

@@ -163,7 +163,7 @@ def write_mixed(path: Path, kind: str, head: str) -> dict[str, np.ndarray]:
         values = reference_of(each, data)
         if name.endswith((".wq", ".wk")):
             # The file's rows are rotary pairs side by side; the inverse of `interleave`.
-            order = interleave(np.arange(rows)[:, None], SPEC.kinds[0].mixer.key_size)[:, 0]
+            order = interleave(np.arange(rows)[:, None], SPEC.kinds[0].mixer.cached_sizes[0])[:, 0]
             values = values[np.argsort(order)]
         expected[name] = values
     path.write_bytes(gguf_bytes(gguf_metadata(SPEC) | spm_metadata(), stored))

@@ -311,10 +311,12 @@ def test_stages_hold_every_number_of_the_model(case: tuple[ModelSpec, Layout, li
         stage = next(s for s in plan.stages if s.layers[0] <= layer < s.layers[1])
         if name.endswith((".wk", ".wv")) and len(stage.ranks) > spec.kv_heads:
             # On every rank that has query heads of it, and so on all ranks together.
-            per_head = count[:: spec.kinds[0].mixer.key_size, 0]
+            per_head = count[:: spec.kinds[0].mixer.cached_sizes[0], 0]
             assert (per_head >= 1).all()
             assert per_head.sum() == len(stage.ranks)
-            assert (count == np.repeat(per_head, spec.kinds[0].mixer.key_size)[:, None]).all()
+            assert (
+                count == np.repeat(per_head, spec.kinds[0].mixer.cached_sizes[0])[:, None]
+            ).all()
         else:
             # A norm's weights are on every rank of its stage, all others once.
             assert (count == (len(stage.ranks) if is_norm(name) else 1)).all(), name
@@ -359,7 +361,7 @@ def test_memory_of_stages_adds_up(
     assert sum(node.weight_bytes for node in plan.nodes) == 4 * numbers
     page = sum(node.kv_page_bytes(spec, kv_type, 16) for node in plan.nodes)
     size = 4 if kv_type == "f32" else 2
-    assert page == 2 * spec.layers * spec.kv_heads * spec.kinds[0].mixer.key_size * 16 * size
+    assert page == 2 * spec.layers * spec.kv_heads * spec.kinds[0].mixer.cached_sizes[0] * 16 * size
 
 
 @settings(max_examples=25)

@@ -80,6 +80,7 @@ struct LatentAttentionConfig {
   size_t value_size = 0;       // of a head
   float scale = 0.0f;          // of the scores
   std::optional<size_t> rope;  // index in ShardConfig::ropes, of the rotated part
+  float norm_epsilon = 1e-6f;  // of the latents' norms
 };
 
 // Functions of the feed-forward and of convolutions, in Kernels' order.

@@ -73,7 +73,7 @@ void LatentAttention::compile_products(const ShardConfig& config, size_t layer,
                .products = {{&query_down, BufferId::query_latent, query_rank}, latent_product}});
   program.add(RowNorm{.buffer = BufferId::query_latent,
                       .weights = &query_norm,
-                      .epsilon = config.norm.epsilon,
+                      .epsilon = attention.norm_epsilon,
                       .quantize = quantize_latent});
   program.add(Products{.input = BufferId::query_latent, .products = {query_product}});
 }
@@ -99,7 +99,7 @@ void LatentAttention::compile(const ShardConfig& config, size_t layer, Program& 
                           .first_pair = pairs.first,
                           .pairs = pairs.count,
                           .latent_norm = &latent_norm,
-                          .epsilon = config.norm.epsilon,
+                          .epsilon = attention.norm_epsilon,
                           .quantize = quantize_queries});
   program.add(HeadProducts{.input = BufferId::head_queries,
                            .weights = &key,

@@ -46,6 +46,10 @@ void check_finite(const std::string& name, float value, bool zero) {
   }
 }
 
+void check_epsilon(const std::string& name, float epsilon) {
+  if (!(epsilon >= 0.0f && epsilon < 1.0f)) refuse(name + " is not in [0, 1)");
+}
+
 void check_rope(const ShardConfig& config, size_t rope, size_t head_size) {
   if (rope >= config.ropes.size())
     refuse("rope " + std::to_string(rope) + " of " + std::to_string(config.ropes.size()));
@@ -99,6 +103,7 @@ void check_mixer(const ShardConfig& config, const LatentAttentionConfig& attenti
   check_size("value_size", attention.value_size, kMostHeadSize);
   check_finite("the scale of attention", attention.scale, false);
   if (attention.rope) check_rope(config, *attention.rope, attention.rope_size);
+  check_epsilon("the epsilon of latent attention", attention.norm_epsilon);
   kv_head_bytes(config.kv_type, attention.kv_rank + attention.rope_size, 0, config.page_size);
 }
 
@@ -172,7 +177,7 @@ void ShardConfig::validate() const {
     if (kind >= kinds.size())
       refuse("a layer of kind " + std::to_string(kind) + " of " + std::to_string(kinds.size()));
   }
-  if (!(norm.epsilon >= 0.0f && norm.epsilon < 1.0f)) refuse("norm_epsilon is not in [0, 1)");
+  check_epsilon("norm_epsilon", norm.epsilon);
   if (ropes.size() > kMostLayers) refuse(std::to_string(ropes.size()) + " rotary embeddings");
   for (const RopeConfig& rope : ropes) {
     check_size("rope frequencies", rope.frequencies.size(), kMostHeadSize / 2);

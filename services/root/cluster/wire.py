@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from hearth.common import channels
 from hearth.common.types import ACTIVATION, KV, LANE, NORM, ROUTER, SYNC, WEIGHT
 from hearth.converter import Model, ModelSpec
-from hearth.converter.blocks import AttentionSpec, BlockSpec, ExpertsSpec, FeedForwardSpec
+from hearth.converter.blocks import (
+    AttentionSpec,
+    BlockSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    LatentAttentionSpec,
+)
 from hearth.converter.tensors import expert_unit, ffn_unit, head_units
 from hearth.root.planning.plan import NodePlan, Slice
 from hearth.root.scheduling.batch import Batch, Limits
@@ -58,9 +64,12 @@ def shard_config(
 
 def _block(block: BlockSpec, node: NodePlan) -> common_pb2.Block:
     """A node's part of a kind of block."""
-    feed_forward, experts = block.feed_forward, block.experts
+    mixer, feed_forward, experts = block.mixer, block.feed_forward, block.experts
     return common_pb2.Block(
-        attention=_attention(block.mixer, node),
+        attention=None if isinstance(mixer, LatentAttentionSpec) else _attention(mixer, node),
+        latent_attention=_latent_attention(mixer, node)
+        if isinstance(mixer, LatentAttentionSpec)
+        else None,
         feed_forward=None
         if feed_forward is None
         else _feed_forward(feed_forward, node.units[ffn_unit(feed_forward)], node),
@@ -88,6 +97,28 @@ def _attention(attention: AttentionSpec, node: NodePlan) -> common_pb2.Attention
         head_norm=attention.head_norm,
         sinks=attention.sinks,
         gate=attention.gate,
+        row_norm=common_pb2.RowNorm(heads=attention.heads, kv_heads=attention.kv_heads)
+        if attention.row_norm
+        else None,
+        temperature=None
+        if attention.temperature is None
+        else common_pb2.Temperature(
+            slope=attention.temperature.slope, length=attention.temperature.length
+        ),
+    )
+
+
+def _latent_attention(attention: LatentAttentionSpec, node: NodePlan) -> common_pb2.LatentAttention:
+    return common_pb2.LatentAttention(
+        heads=_range(node.units[head_units(attention)[0]]),
+        query_rank=attention.query_rank,
+        kv_rank=attention.kv_rank,
+        nope_size=attention.nope_size,
+        rope_size=attention.rope_size,
+        value_size=attention.value_size,
+        scale=attention.scale,
+        rope=attention.rope,
+        norm_epsilon=attention.norm_epsilon,
     )
 
 
@@ -100,6 +131,13 @@ def _feed_forward(
         gated=feed_forward.gated,
         bias=feed_forward.bias,
         output_bias=feed_forward.output_bias and node.place.rank == 0,
+        clamp=None
+        if feed_forward.clamp is None
+        else common_pb2.GateClamp(
+            limit=feed_forward.clamp.limit,
+            factor=feed_forward.clamp.factor,
+            offset=feed_forward.clamp.offset,
+        ),
     )
 
 

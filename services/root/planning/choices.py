@@ -16,7 +16,7 @@ def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
             raise HearthError(
                 Reason.INVALID_ARGUMENT, f"unknown {what} {name!r}: use {', '.join(known)}"
             )
-    sizes = {size for kind in spec.kinds for size in (kind.mixer.key_size, kind.mixer.value_size)}
+    sizes = {size for kind in spec.kinds for size in kind.mixer.cached_sizes}
     unfit = sorted(size for size in sizes if size % BLOCK)
     if kv_type == "q80" and unfit:
         raise HearthError(

@@ -112,9 +112,7 @@ class NodePlan:
         for kind in spec.kind_of_layer[self.layers[0] : self.layers[1]]:
             attention = spec.kinds[kind].mixer
             held = size(self.units[head_units(attention)[1]])
-            total += held * _native.kv_head_bytes(
-                kv_type, attention.key_size, attention.value_size, page_size
-            )
+            total += held * _native.kv_head_bytes(kv_type, *attention.cached_sizes, page_size)
         return total
 
 
