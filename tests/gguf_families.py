@@ -242,6 +242,19 @@ def latent(
     return make
 
 
+def joint_latent(kv_rank: int, nope: int, value: int) -> Callable[[Sizes], Shapes]:
+    """Keys and values of a head in one tensor, as files of before 2025 have them."""
+
+    def make(sizes: Sizes) -> Shapes:
+        return {
+            "attn_k_b.weight": (),
+            "attn_v_b.weight": (),
+            "attn_kv_b.weight": (sizes.heads * (nope + value), kv_rank),
+        }
+
+    return make
+
+
 def shared_experts(ffn: int, gate: bool = False) -> Callable[[Sizes], Shapes]:
     """A feed-forward beside the experts; gate: with one number that scales it."""
 
@@ -439,6 +452,22 @@ CASES = {
         Sizes(layers=26),  # by which llama.cpp knows it
         {**LATENT, "expert_weights_scale": 1.0, "expert_weights_norm": False},
         joined(latent(0, 32, 16, 8, 16), experts(8, 32), shared_experts(32)),
+    ),
+    "deepseek2, lite, joint": Case(
+        "deepseek2",
+        Sizes(layers=27, heads=3, kv_heads=3),
+        {
+            **LATENT,
+            "attention.head_count_kv": 3,
+            "attention.key_length": 16 + 8,
+            "attention.value_length": 12,
+            "attention.key_length_mla": None,
+            "attention.value_length_mla": None,
+            "expert_weights_scale": 1.5,
+        },
+        joined(
+            latent(0, 32, 16, 8, 12), joint_latent(32, 16, 12), experts(8, 32), shared_experts(32)
+        ),
     ),
     "deepseek2, sigmoid, groups, yarn": Case(
         "deepseek2",

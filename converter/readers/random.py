@@ -47,6 +47,63 @@ _SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "intermediate_size", "vocab_size",
 )  # fmt: skip
+# deepseek-ai/DeepSeek-V3 and zai-org/GLM-4.7-Flash, config.json.
+_DEEPSEEK_V3: dict[str, object] = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "intermediate_size": 18432,
+    "vocab_size": 129280,
+    "max_position_embeddings": 163840,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 40.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 2048,
+    "first_k_dense_replace": 3,
+    "n_group": 8,
+    "topk_group": 4,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+}
+_GLM_47_FLASH: dict[str, object] = {
+    "model_type": "glm4_moe_lite",
+    "hidden_size": 2048,
+    "num_hidden_layers": 47,
+    "num_attention_heads": 20,
+    "intermediate_size": 10240,
+    "vocab_size": 154880,
+    "max_position_embeddings": 202752,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "q_lora_rank": 768,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 256,
+    "n_routed_experts": 64,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 1536,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.8,
+}
 # The numbers of each model's published config.json.
 SHAPES: dict[str, dict[str, object]] = {
     "tinyllama-1.1b": _llama(
@@ -57,6 +114,8 @@ SHAPES: dict[str, dict[str, object]] = {
     "llama-3-8b": _llama((4096, 32, 32, 8, 128, 14336, 128256)),
     "llama-3.1-70b": _llama((8192, 80, 64, 8, 128, 28672, 128256), 8.0),
     "llama-3.1-405b": _llama((16384, 126, 128, 8, 128, 53248, 128256), 8.0),
+    "deepseek-v3": _DEEPSEEK_V3,
+    "glm-4.7-flash": _GLM_47_FLASH,
 }
 
 
