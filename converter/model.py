@@ -70,6 +70,8 @@ class Model(ABC):
         # Settings of the files that are not of the shape: those of the tokenizer.
         self.config: Mapping[str, Any] = {}
         self._requested = check_weights(weights) if weights is not None else None
+        # By tensor: a plan asks for each several times.
+        self._types: dict[str, str] = {}
         # Sampling that the model's makers recommend: temperature, top_k, top_p and so on.
         self.sampling_defaults: Mapping[str, float] = {}
 
@@ -118,10 +120,14 @@ class Model(ABC):
 
         Where the blocks of a type that was asked for do not fit the tensor's rows, its fallback.
         """
-        tensor = self.spec.tensor(name)
-        if tensor.vector or tensor.exact:
-            return "f32"
-        return self.effective_type(name, self._asked(name) or self.stored_type(name))
+        kind = self._types.get(name)
+        if kind is None:
+            tensor = self.spec.tensor(name)
+            kind = "f32"
+            if not (tensor.vector or tensor.exact):
+                kind = self.effective_type(name, self._asked(name) or self.stored_type(name))
+            self._types[name] = kind
+        return kind
 
     def effective_type(self, name: str, kind: str) -> str:
         """`kind`, or its fallback where its blocks do not fit the tensor's rows."""

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hearth.common.errors import HearthError
+from hearth.converter.blocks import ExpertsSpec, FeedForwardSpec
 from hearth.converter.spec import ModelSpec
 from hearth.converter.weights import FORMATS, effective_type
 from hearth.root.cluster.wire import shard_config
@@ -211,6 +213,38 @@ def test_usual_shapes_need_no_other_type(shape: str, shares: list[float]) -> Non
     else:
         assert not plan.notes
     assert kinds - {("embedding", "q4_k"), ("head", "q4_k")} == wanted
+
+
+@pytest.mark.parametrize(
+    ("inner", "nodes", "widths", "kind"),
+    [
+        (768, 2, [512, 256], "q4_k"),  # Qwen3-30B-A3B: three blocks
+        (768, 3, [256, 256, 256], "q4_k"),
+        (768, 4, [192, 192, 192, 192], "q8_0"),
+        (1024, 4, [256, 256, 256, 256], "q4_k"),
+        (100, 2, [64, 36], "f16"),  # no blocks fit its rows, whatever the cut
+    ],
+)
+def test_every_expert_is_cut_on_blocks_or_becomes_q8_0(
+    inner: int, nodes: int, widths: list[int], kind: str
+) -> None:
+    expert = ExpertsSpec(count=8, used=2, expert=FeedForwardSpec(inner))
+    spec = spec_of(hidden_size=256, heads=8, kv_heads=8, head_size=32)
+    block = replace(spec.kinds[0], feed_forward=None, experts=expert)
+    spec = replace(spec, kinds=(block,))
+
+    def tensor_type(name: str) -> str:
+        tensor = spec.tensor(name)
+        return "f32" if tensor.vector or tensor.exact else effective_type("q4_k", tensor.shape[1])
+
+    plan = make_plan(spec, tensor_type, Layout.tensor(nodes))
+    for node, width in zip(plan.nodes, widths, strict=True):
+        (down,) = (part for part in node.slices if part.name == "layers.0.experts_w2")
+        (up,) = (part for part in node.slices if part.name == "layers.0.experts_w1")
+        assert (down.kind, down.columns[1] - down.columns[0]) == (kind, width)
+        assert (up.kind, up.rows[1] - up.rows[0]) == ("q4_k", width)
+        assert down.shape == (8 * 256, width)
+    assert any("experts_w2 becomes q8_0" in note for note in plan.notes) == (kind == "q8_0")
 
 
 def test_memory_follows_the_types_of_a_mix() -> None:
