@@ -127,6 +127,12 @@ def test_a_conversation_with_everything_that_claude_code_sends(root: Root) -> No
     assert root.runner.batches[0].tokens == (256, *seen)
 
 
+def test_models(client: anthropic.Anthropic) -> None:
+    (listed,) = client.models.list()
+    assert (listed.id, listed.type, listed.display_name) == ("tiny", "model", "tiny")
+    assert client.models.retrieve("tiny").created_at.year >= 2026
+
+
 def test_errors(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         client.messages.create(model="claude-9", max_tokens=1, messages=PROMPT)

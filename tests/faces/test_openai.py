@@ -163,7 +163,7 @@ def test_errors_have_a_field_and_numbers(client: openai.OpenAI) -> None:
     assert "[0, 100]" in str(error)
     assert refused(messages=[]).param == "messages"
     assert refused(stop=["x"] * 17).code is None
-    assert refused(max_tokens=0).param == "max_tokens"
+    assert refused(max_tokens=-2).param == "max_tokens"
     assert refused(messages=[{"role": "king", "content": "x"}]).param == "messages[0].role"
     image = {"type": "image_url", "image_url": {"url": "http://x"}}
     error = refused(messages=[{"role": "user", "content": [image]}])

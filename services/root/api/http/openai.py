@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,9 +83,9 @@ async def completions(call: Call, services: Services) -> None:
     if body.text("suffix"):
         raise bad_request("suffix is given, and this model fills no gaps in a text", "suffix")
     best_of = body.whole("best_of")
-    if best_of is not None and best_of != (body.whole("n") or 1):
+    if best_of and best_of != (body.whole("n") or 1):
         raise bad_request(f"best_of is {best_of}; it must be equal to n", "best_of")
-    limit = max_tokens(body, "max_tokens") or _COMPLETION_TOKENS
+    limit = max_tokens(body, "max_tokens") if body.has("max_tokens") else _COMPLETION_TOKENS
     wanted = _wanted(services, body, limit, wanted_of_completion(body))
     echoes = await _echoes(body, services, prompts, wanted.choices)
     logprobs = [CompletionLogprobs(services.frontend, len(echo)) for echo in echoes]
@@ -112,8 +113,10 @@ async def completions(call: Call, services: Services) -> None:
 
 
 async def models(call: Call, services: Services) -> None:
-    """GET /v1/models."""
-    await call.reply({"object": "list", "data": [_model(services)]})
+    """GET /v1/models: OpenAI's list, with the fields of Anthropic's beside."""
+    found = _model(services)
+    pages = {"has_more": False, "first_id": found["id"], "last_id": found["id"]}
+    await call.reply({"object": "list", "data": [found], **pages})
 
 
 async def model(call: Call, services: Services) -> None:
@@ -229,6 +232,9 @@ def _model(services: Services) -> Object:
         "object": "model",
         "created": int(services.started),
         "owned_by": "hearth",
+        "type": "model",
+        "display_name": facts.name,
+        "created_at": datetime.datetime.fromtimestamp(services.started, datetime.UTC).isoformat(),
         "context_length": facts.context_size,
         "max_model_len": facts.context_size,
         "meta": {

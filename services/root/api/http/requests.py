@@ -63,12 +63,17 @@ def _plain(name: str) -> str:
 
 
 def max_tokens(body: Fields, *names: str) -> int | None:
-    """The first of these fields: at least 1, or None."""
+    """The first of these fields; None for as many as fit, which some write as -1.
+
+    An answer has one token at least, also where 0 are asked for.
+    """
     given = body.whole(*names)
-    if given is not None and given < 1:
+    if given is None or given == -1:
+        return None
+    if given < 0:
         name = next(name for name in names if body.has(name))
-        raise bad_request(f"{name} is {given}; it must be at least 1", name)
-    return given
+        raise bad_request(f"{name} is {given}; it must be at least 0, or -1 for no limit", name)
+    return max(1, given)
 
 
 def sampling(services: Services, body: Fields) -> Sampling:
@@ -107,10 +112,12 @@ def _biases(body: Fields) -> tuple[tuple[int, float], ...]:
     found: list[tuple[int, float]] = []
     for name in given.values:
         bias = given.number(name)
+        if not bias:
+            continue
         if not name.isascii() or not name.isdigit() or len(name) > 9:
             place = given.place(name[:40])
             raise bad_request(f"{place} must be the id of a token", "logit_bias")
-        found.append((int(name), bias or 0.0))
+        found.append((int(name), bias))
     return tuple(found)
 
 

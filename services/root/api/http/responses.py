@@ -47,7 +47,7 @@ async def create(call: Call, services: Services) -> None:
     _refuse_format(body)
     messages = repaired(_messages(body))
     if not messages:
-        raise bad_request("input is empty; give a text or at least one message", "input")
+        raise bad_request("input is an empty list; give a text or at least one message", "input")
     wanted = Wanted(sampling(services, body), max_tokens(body, "max_output_tokens"))
     made = _Response(call.id, model, body)
     async with running(call, services, [Conversation(messages)], wanted) as answers:
@@ -62,9 +62,8 @@ def _messages(body: Fields) -> Iterator[Message]:
     if instructions := text_of(body, "instructions"):
         yield {"role": "system", "content": instructions}
     given = body.values.get("input")
-    if given is None or isinstance(given, str):
-        if given:
-            yield {"role": "user", "content": given}
+    if given is None or isinstance(given, str):  # OpenAI's own types make it optional
+        yield {"role": "user", "content": given or ""}
         return
     for item in body.objects("input"):
         kind = item.text("type", "message")
