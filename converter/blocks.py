@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Names of kinds, as in services/common/types.py.
+NORMS = ("rms", "layer")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu_squared")
+ROUTERS = ("softmax", "sigmoid")
+
 
 def attention_scale(key_size: int) -> float:
     """The usual scale of scores, 1 / sqrt(key_size), rounded as f32 arithmetic rounds it."""
@@ -147,7 +152,7 @@ class GateClampSpec:
 class FeedForwardSpec:
     """down (activation(gate x) * (up x)), or without a gate down activation(gate x).
 
-    size: the inner width. activation: a name of hearth.common.types.ACTIVATION.
+    size: the inner width. activation: one of ACTIVATIONS.
     """
 
     size: int

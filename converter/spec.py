@@ -7,8 +7,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from hearth.common.types import ACTIVATION, NORM, ROUTER
 from hearth.converter.blocks import (
+    ACTIVATIONS,
+    NORMS,
+    ROUTERS,
     AttentionSpec,
     BlockSpec,
     ExpertsSpec,
@@ -83,8 +85,8 @@ class ModelSpec:
             )
         if not (math.isfinite(self.norm_epsilon) and 0 < self.norm_epsilon < 1):
             raise ModelError(f"norm_epsilon is {self.norm_epsilon}; it must be between 0 and 1")
-        if self.norm not in NORM:
-            raise ModelError(f"norm {self.norm!r} is not supported; there are {', '.join(NORM)}")
+        if self.norm not in NORMS:
+            raise ModelError(f"norm {self.norm!r} is not supported; there are {', '.join(NORMS)}")
         check_positive("embedding_scale", self.embedding_scale)
         check_positive("logit_scale", self.logit_scale)
         _check_softcap(self.logit_softcap)
@@ -236,10 +238,10 @@ def _check_rope(rope: int | None, head_size: int, ropes: tuple[RopeSpec, ...]) -
 
 def _check_feed_forward(feed_forward: FeedForwardSpec) -> None:
     check_size("ffn_size", feed_forward.size)
-    if feed_forward.activation not in ACTIVATION:
+    if feed_forward.activation not in ACTIVATIONS:
         raise ModelError(
             f"activation {feed_forward.activation!r} is not supported; Hearth runs "
-            f"{', '.join(ACTIVATION)}"
+            f"{', '.join(ACTIVATIONS)}"
         )
     clamp = feed_forward.clamp
     if clamp is None:
@@ -255,9 +257,9 @@ def _check_feed_forward(feed_forward: FeedForwardSpec) -> None:
 def _check_experts(experts: ExpertsSpec) -> None:
     check_size("experts", experts.count)
     _check_feed_forward(experts.expert)
-    if experts.scores not in ROUTER:
+    if experts.scores not in ROUTERS:
         raise ModelError(
-            f"a router by {experts.scores!r} is not supported; Hearth runs {', '.join(ROUTER)}"
+            f"a router by {experts.scores!r} is not supported; Hearth runs {', '.join(ROUTERS)}"
         )
     check_positive("the scale of experts", experts.scale)
     groups, used_groups = experts.groups, experts.used_groups

@@ -11,7 +11,7 @@ import pytest
 from converter_builders import tiny_spec
 
 from hearth.common import types
-from hearth.converter import mixes, rare_types, weights
+from hearth.converter import blocks, mixes, rare_types, weights
 from hearth.converter.errors import ModelError
 from hearth.converter.mixes import check_weights, mixed_type
 from hearth.converter.weights import effective_type
@@ -24,6 +24,9 @@ KNOWN = json.loads((Path(__file__).parents[1] / "known" / "mixes.json").read_tex
 def test_the_tables_of_types_agree() -> None:
     own = [name for name in weights.FORMATS if name not in rare_types.SIZES]
     assert own == list(types.WEIGHT)
+    assert list(types.NORM) == list(blocks.NORMS)
+    assert list(types.ACTIVATION) == list(blocks.ACTIVATIONS)
+    assert list(types.ROUTER) == list(blocks.ROUTERS)
     assert weights.ALIASES == types.WEIGHT_ALIASES
     assert set(mixes.WEIGHTS) == set(types.WEIGHT_CHOICES)
     assert set(rare_types.NEAREST) == set(rare_types.SIZES)
