@@ -9,7 +9,8 @@ mkdir -p build/fuzz
 work=$(realpath build/fuzz)
 
 # Of a hundred executions; steps and syncs are the slow ones.
-declare -A share=([load]=26 [numbers]=26 [sampler]=26 [step]=10 [mesh]=8 [measure]=4)
+declare -A share=([load]=24 [numbers]=24 [sampler]=24 [cipher]=8 [step]=9 [mesh]=7 [measure]=3
+  [front]=1)
 
 # What no input may take: 10 seconds, 256 MiB at once, 1 GiB in all. A unit with leaks fails too.
 one() {
@@ -30,7 +31,7 @@ for name in "${!share[@]}"; do
 done | sort -k1,1r | xargs -P "$jobs" -L 1 bash -c 'one "$@"' one
 
 total=0
-for name in load numbers sampler step mesh measure; do
+for name in load numbers sampler cipher step mesh measure front; do
   number() { sed -n "s/^stat::$1: *//p" "$work/$name.log"; }
   units=$(number number_of_executed_units)
   echo "fuzz: $name: $units executions, $(number average_exec_per_sec)/s," \

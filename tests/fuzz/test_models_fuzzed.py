@@ -170,6 +170,63 @@ def test_gguf(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> 
     use(path)
 
 
+def parts_of(count: int) -> list[Pieces]:
+    """The first of FILES in parts, each with every count-th tensor."""
+    tensors = gguf_tensors(SPEC, TENSORS, "q4_0")
+    parts = []
+    for number in range(count):
+        own = {
+            name: value for i, (name, value) in enumerate(tensors.items()) if i % count == number
+        }
+        values = gguf_metadata(SPEC) | spm_metadata(280) if number == 0 else {}
+        split = {"split.no": number, "split.count": count, "split.tensors.count": len(tensors)}
+        parts.append(Pieces(values | split, own))
+    return parts
+
+
+PARTS = parts_of(3)
+
+
+def put_parts(folder: Path, contents: list[bytes]) -> list[Path]:
+    """The parts' files, and none from before."""
+    for old in folder.iterdir():
+        old.unlink()
+    paths = [folder / f"m-{n:05}-of-{len(contents):05}.gguf" for n in range(1, len(contents) + 1)]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+def whole(file: Pieces) -> bytes:
+    head = b"".join(raw for _, raw in file.all)
+    return head + b"\0" * (-len(head) % 32) + file.body
+
+
+def test_the_undamaged_parts_are_read(tmp_path: Path) -> None:
+    for path in put_parts(tmp_path, [whole(part) for part in PARTS]):
+        assert use(path)
+
+
+@fuzzed(6, 20)
+@given(data=st.data())
+def test_gguf_in_parts(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """One part changed; also absent, another's, or of another number by its name."""
+    contents = [whole(part) for part in PARTS]
+    place, other = (data.draw(st.integers(0, len(PARTS) - 1)) for _ in range(2))
+    what = data.draw(st.sampled_from(["change", "change", "change", "absent", "other"]))
+    if what == "change":
+        contents[place] = change_pieces(data.draw, PARTS[place])
+    elif what == "other":
+        contents[place] = contents[other]
+    folder = tmp_path_factory.getbasetemp() / "parts"
+    folder.mkdir(exist_ok=True)
+    paths = put_parts(folder, contents)
+    opened = data.draw(st.sampled_from(paths))
+    if what == "absent":
+        paths[place].unlink()
+    use(opened)
+
+
 def test_the_undamaged_files_are_read(tmp_path: Path) -> None:
     for file in FILES:
         path = tmp_path / "x.gguf"

@@ -163,6 +163,47 @@ def test_ranks(write: Callable[..., Path], data: st.DataObject) -> None:
     use(write(x__tiktoken=damaged(data.draw, content, 4000)))
 
 
+def tekken_file() -> dict[str, Any]:
+    """A tekken.json of 256 bytes, two pairs and four control tokens."""
+    pieces = [*(bytes([byte]) for byte in range(256)), b"th", b"the"]
+    return {
+        "config": {
+            "pattern": r"[^\s]+|\s+",
+            "num_vocab_tokens": len(pieces),
+            "default_vocab_size": len(pieces) + 4,
+            "default_num_special_tokens": 4,
+            "version": "v3",
+        },
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": None}
+            for rank, piece in enumerate(pieces)
+        ],
+        "special_tokens": [
+            {"rank": rank, "token_str": name, "is_control": True}
+            for rank, name in enumerate(("<unk>", "<s>", "</s>", "[INST]"))
+        ],
+    }
+
+
+TEKKEN = tekken_file()
+TEKKEN_PLACES = paths(TEKKEN)
+TEKKEN_RARE = [path for path in TEKKEN_PLACES if path[0] != "vocab"]
+
+
+def test_the_undamaged_tekken_file_is_read(write: Callable[..., Path]) -> None:
+    assert use(write(tekken__json=encoded(TEKKEN)))
+
+
+@fuzzed(3, 20)
+@given(data=st.data())
+def test_tekken(write: Callable[..., Path], data: st.DataObject) -> None:
+    places = data.draw(st.sampled_from([TEKKEN_PLACES, TEKKEN_RARE, TEKKEN_RARE]))
+    content = encoded(changed(data.draw, TEKKEN, places))
+    if data.draw(st.integers(0, 7)) == 0:
+        content = damaged(data.draw, content)
+    use(write(tekken__json=content))
+
+
 PAIRS = {chr(code): code - 33 for code in range(33, 127)} | {"ab": 94, "<|endoftext|>": 95}
 
 

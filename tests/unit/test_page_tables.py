@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.common.errors import HearthError
+from hearth.root.scheduling.batch import Limits, Request
+from hearth.root.scheduling.scheduler import Scheduler
 from hearth.worker.page_tables import PageTables
 
 
@@ -49,6 +51,30 @@ def test_only_a_sequence_with_a_table_ends() -> None:
         with pytest.raises(HearthError, match="ended but has no page table") as error:
             tables.forget(reset, ended)
         assert error.value.reason == "BAD_STEP"
+
+
+@given(prompt=st.integers(1, 40), steps=st.integers(1, 8))
+def test_a_batch_for_an_earlier_plan_is_refused_by_a_new_one(prompt: int, steps: int) -> None:
+    """So a batch needs no epoch: a row that goes on keeps pages, which new tables do not have."""
+    limits = Limits(context_size=100, max_pages=50, page_size=4, max_step_tokens=16)
+    scheduler = Scheduler(limits)
+    scheduler.submit(Request(1, tuple(range(prompt))))
+    tables = PageTables(max_sequences=limits.max_running, max_pages=limits.max_pages)
+    for _ in range(steps):
+        batch = scheduler.schedule()
+        assert batch is not None
+        (step,) = batch.sequences
+        fresh = PageTables(max_sequences=limits.max_running, max_pages=limits.max_pages)
+        fresh.forget(batch.reset, ())
+        if step.position == 0:
+            fresh.change(1, step.kept_pages, step.new_pages)
+        else:
+            with pytest.raises(HearthError, match="of a table of 0") as error:
+                fresh.change(1, step.kept_pages, step.new_pages)
+            assert error.value.reason == "BAD_STEP"
+        tables.forget(batch.reset, batch.ended)
+        tables.change(1, step.kept_pages, step.new_pages)
+        scheduler.step_finished(batch, {1: [7]} if batch.output_rows else {})
 
 
 CHANGES = st.lists(

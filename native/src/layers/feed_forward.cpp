@@ -98,7 +98,8 @@ void ActivatedProducts::run(Pass& pass, size_t thread) const {
   const size_t unit = std::max(kBlock / kGroupRows, unit_groups(rows));
   pass.queue.begin_phase(thread);
   while (true) {
-    const auto [begin, end] = pass.queue.take(thread, groups, unit);
+    const auto range = pass.queue.take(thread, groups, unit);
+    const size_t begin = range.first, end = range.second;  // named: a lambda captures them
     if (begin == end) return;
     const size_t first = begin * kGroupRows, last = std::min(end * kGroupRows, units);
     const auto multiply = [&](const Weights& weights, float* y) {

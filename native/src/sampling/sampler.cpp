@@ -272,13 +272,13 @@ void best_candidates(std::span<const float> logits, size_t count, uint32_t first
   }
   // A heap of the best so far, the worst of them on top: most of a row is turned away by one look,
   // and that at so many logits at once. (Of equal ones the first is better.)
-  constexpr size_t kAtOnce = 64;
+  constexpr size_t kLookAhead = 64;
   std::vector<std::pair<float, uint32_t>> kept;
   kept.reserve(count);
   for (size_t i = 0; i < logits.size(); ++i) {
-    while (kept.size() == count && i + kAtOnce <= logits.size() &&
-           !any_above(&logits[i], kAtOnce, kept.front().first))
-      i += kAtOnce;
+    while (kept.size() == count && i + kLookAhead <= logits.size() &&
+           !any_above(&logits[i], kLookAhead, kept.front().first))
+      i += kLookAhead;
     if (i == logits.size()) break;
     const float logit = std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity() : logits[i];
     const std::pair candidate{logit, first_id + static_cast<uint32_t>(i)};

@@ -96,7 +96,12 @@ class SequenceStep:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: the rows of `sequences`, one after another; decode first, then prefill."""
+    """One step: the rows of `sequences`, one after another; decode first, then prefill.
+
+    It carries no epoch. Each plan has streams of its own, opened with its lease, and steps are
+    counted on each stream. A row that continues a sequence keeps pages, which nodes of a new plan
+    do not have: they refuse it.
+    """
 
     sequences: tuple[SequenceStep, ...]
     # Tokens of all rows, and the rows (ascending) whose logits are returned.
