@@ -16,10 +16,12 @@ PROTOCOL = "api/protocol.md"
 # In this order where they exist; other pages of docs/ follow by name.
 PAGES = {
     "Hearth": "index.md",
+    "A first run": "first-run.md",
     "Overview": "overview.md",
     "Models": "models.md",
     "Operations": "operations.md",
     "Networking": "networking.md",
+    "Troubleshooting": "troubleshooting.md",
     "Security": "security.md",
     "Benchmarks": "benchmarks.md",
     "Performance notes": "performance.md",

@@ -128,8 +128,11 @@ def _read(path: Path) -> SettingsFile:
     if len(content) > _MAX_FILE_BYTES:
         raise _bad(f"{path} is larger than {_MAX_FILE_BYTES} bytes: it is not a settings file")
     try:
-        return SettingsFile(path, tomllib.loads(content.decode()))
-    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8
+        # With the mark that some editors put first.
+        return SettingsFile(path, tomllib.loads(content.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise _bad(f"{path} is not in UTF-8, at byte {error.start}: save it so") from None
+    except (ValueError, RecursionError) as error:
         raise _bad(f"{path} is not a TOML file: {error}") from None
 
 

@@ -1,9 +1,10 @@
 """A newcomer's first hour at a terminal, as a transcript: chat, a hub, three machines.
 
-    python tests/survival/first_run.py [--clone] [--out FILE]
+    python tests/survival/first_run.py [--clone] [--out FILE] [--page]
 
 Needs root, for the network namespaces that stand for machines. --clone begins with `git clone` and
-`make demo`, and goes on with what was built there. Ends with 1 where a step shows something else.
+`make demo`, and goes on with what was built there. --page writes docs/first-run.md: the transcript
+without what differs between two runs. Ends with 1 where a step shows something else.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -52,7 +55,7 @@ class Transcript:
 
     def run(self, where: str, *words: str, environ: dict[str, str], before: tuple[str, ...]) -> str:
         """A command to its end; its standard output. It must succeed."""
-        self.say(f"{where}$ {' '.join(words)}")
+        self.say(f"{where}$ {shlex.join(words)}")
         done = subprocess.run(
             [*before, sys.executable, "-m", "hearth.cli.main", *words[1:]],
             env=clean_environ(environ),
@@ -81,6 +84,39 @@ class Transcript:
                     raise SystemExit(f"hearth {' '.join(words)} failed")
             finally:
                 self.say(talk.text())
+
+
+_PAGE_HEAD = """# A first run
+
+The terminal of someone who tries Hearth for the first time, on one machine and then on three. It is
+written by `tests/survival/first_run.py --page`, which types all of this and fails where it sees
+something else. The hub is a small server on the same machine, the machines are network namespaces.
+"""
+
+
+def page(transcript: str, folder: str, hub: str = "https://huggingface.co") -> str:
+    """docs/first-run.md: the transcript, shorter, without the names that each run makes up.
+
+    folder: the temporary directory of the run.
+    """
+    text = transcript.replace(f"{folder}/", "").replace(f"{TOP}/", "")
+    text = re.sub(r"http://127\.0\.0\.1:\d+", hub, text)
+    text = re.sub(r"^.*\d+%\|.*\n", "", text, flags=re.MULTILINE)  # bars of progress
+    text = re.sub(r"^certs/\S+\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d+ INFO \S+: ", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^(>+ ?)(.*?)> \2$", r"> \2", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^>$\n?", "", text, flags=re.MULTILINE)
+    parts = re.split(r"^### (.*)\n", text, flags=re.MULTILINE)[1:]
+    shown = [_PAGE_HEAD]
+    for title, body in zip(parts[::2], parts[1::2], strict=True):
+        lines = (part for line in body.strip().splitlines() for part in _folded(line))
+        shown.append(f"\n## {title}\n\n```text\n" + "\n".join(lines) + "\n```\n")
+    return "".join(shown)
+
+
+def _folded(line: str) -> list[str]:
+    """A line as lines of at most 96 characters; a command stays in one, to be copied."""
+    return [line] if re.match(r"\S*\$ ", line) else textwrap.wrap(line, 96) or [""]
 
 
 class Talk:
@@ -216,8 +252,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clone", action="store_true", help="clone and build first")
     parser.add_argument("--out", type=Path, help="the file to write (default: standard output)")
+    parser.add_argument("--page", action="store_true", help="write docs/first-run.md")
     options = parser.parse_args()
     out = ["--out", str(options.out.resolve())] if options.out else []
+    out += ["--page"] if options.page else []
     with tempfile.TemporaryDirectory(prefix="hearth-first-run-") as name:
         folder = Path(name)
         if options.clone:
@@ -232,10 +270,13 @@ def main() -> None:
             return
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         os.environ["NO_PROXY"] = "*"
-        transcript = Transcript(options.out)
+        written = folder / "transcript.txt" if options.page else options.out
+        transcript = Transcript(written)
         alone(transcript, folder)
         from_a_hub(transcript, folder)
         together(transcript, folder)
+        if options.page and written is not None:
+            (TOP / "docs" / "first-run.md").write_text(page(written.read_text(), name))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 import ast
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hearth.cli.commands import load
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -114,3 +117,26 @@ def test_the_manual_has_no_requests_that_roff_does_not_know() -> None:
             ["groff", "-man", "-ww", "-z"], input=page, capture_output=True, text=True, check=False
         )
         assert done.stderr == ""
+
+
+def test_the_first_run_shows_commands_and_words_that_there_are() -> None:
+    """The part that needs no run of tests/survival/first_run.py, which writes the page."""
+    page = (TOP / "docs" / "first-run.md").read_text()
+    commands = re.findall(r"^\S*\$ hearth (\S+) ?(.*)$", page, re.MULTILINE)
+    assert {name for name, _ in commands} >= {"chat", "pull", "models", "certs", "worker", "root"}
+    for name, rest in commands:
+        load(name).read(shlex.split(rest))
+    for words in (
+        "/help shows the commands; /exit or Ctrl-D leaves.",
+        "Type /exit or press Ctrl-D to leave.",
+        "next: hearth chat",
+        "Copy, to where it is named with --tls:",
+        "which Hearth never",
+    ):
+        assert words in page
+        sources = (
+            path.read_text()
+            for folder in ("cli", "converter")
+            for path in (TOP / folder).rglob("*.py")
+        )
+        assert any(words in re.sub(r'"\s*f?"', "", text) for text in sources), words

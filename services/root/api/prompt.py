@@ -80,7 +80,7 @@ def check_size(what: str, size: int, context_size: int) -> None:
             Reason.PROMPT_TOO_LONG,
             f"the {what} has {size} bytes, and at most {limit} are read "
             f"({MAX_BYTES_PER_POSITION} for each of the {context_size} positions of the context); "
-            "shorten it, or start the root with a larger --context",
+            "shorten it, or use a larger --context (a root's, where one serves the model)",
             {"bytes": size, "maxBytes": limit, "contextSize": context_size},
         )
 
