@@ -59,7 +59,9 @@ class ConfinedTokenizer(Tokenizer):
         self._connection: Connection | None = None
         # The process has its tables for texts in which control tokens are not read.
         self._has_literal = False
-        facts, self._names, self._texts = self._start()
+        # All that the first process said; another one must say the same.
+        self._said: tuple[dict[str, Any], _Table, _Table] | None = None
+        self._said = facts, self._names, self._texts = self._start()
         self.vocab_size = facts["vocab_size"]
         self.bos_id = facts["bos_id"]
         self.eos_ids = frozenset(facts["eos_ids"])
@@ -126,7 +128,10 @@ class ConfinedTokenizer(Tokenizer):
         return ids.tolist()
 
     def _start(self) -> tuple[dict[str, Any], _Table, _Table]:
-        """Start the process; what it says of the tokenizer. Raises ModelError."""
+        """Start the process; what it says of the tokenizer.
+
+        Raises ModelError, also where it is not what the first process said.
+        """
         here, there = Pipe()
         words = [sys.executable, "-P", "-m", sandbox.__name__, str(there.fileno())]
         try:
@@ -158,7 +163,14 @@ class ConfinedTokenizer(Tokenizer):
         except BaseException:
             self._end()
             raise
-        return json.loads(facts), _table(names), _table(texts)
+        said = json.loads(facts), _table(names), _table(texts)
+        if self._said not in (None, said):
+            self._end()
+            raise ModelError(
+                f"the tokenizer's files of {self._source} changed while in use; restart the root "
+                "(or this command) to load the new ones, or restore the files"
+            )
+        return said
 
     def _receive(self, seconds: float) -> tuple[bytes, bytes]:
         """A message: its kind and its content. Raises OSError and EOFError where none comes."""

@@ -13,10 +13,12 @@ import resource
 import signal
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer
@@ -93,13 +95,28 @@ def encode(tokenizer: Tokenizer, request: dict[str, Any]) -> bytes:
     return array("i", ids).tobytes()
 
 
-def _load(source: str, pre: str | None, tokenizer_file: str | None) -> Tokenizer:
+def _load(source: str, pre: str | None, tokenizer_file: str | None) -> tuple[Tokenizer, str]:
+    """The tokenizer, and a digest of the files that it is made from."""
     from hearth.converter.readers import open_model
 
     with open_model(source, pre=pre, tokenizer=tokenizer_file) as model:
+        digest = _digest(model.tokenizer_source.files())
         tokenizer = model.tokenizer()
     tokenizer.encode("a")  # tables that the first use makes are part of loading
-    return tokenizer
+    return tokenizer, digest
+
+
+def _digest(files: Mapping[str, Path | bytes]) -> str:
+    """The digest of files with their names. Raises ModelError."""
+    found = xxhash.xxh3_128()
+    for name, content in sorted(files.items()):
+        try:
+            data = content if isinstance(content, bytes) else content.read_bytes()
+        except OSError as error:
+            raise ModelError(f"cannot read {name}: {error.strerror or error}") from None
+        found.update(f"{name}\0{len(data)}\0".encode())
+        found.update(data)
+    return found.hexdigest()
 
 
 def _used_bytes() -> int:
@@ -128,14 +145,14 @@ def main() -> None:
     # The default action ends the process at any point, also inside a library.
     signal.setitimer(signal.ITIMER_PROF, LOAD_SECONDS)
     try:
-        tokenizer = _load(source, pre, tokenizer_file)
+        tokenizer, digest = _load(source, pre, tokenizer_file)
         ids = range(tokenizer.vocab_size)
         names = table("name", (tokenizer.token_text(id).encode(errors="replace") for id in ids))
         texts = table("text", map(tokenizer.token_bytes, ids))
     except ModelError as error:
         connection.send_bytes(REFUSAL + str(error).encode(errors="replace"))
         return
-    connection.send_bytes(FACTS + json.dumps(facts(tokenizer)).encode())
+    connection.send_bytes(FACTS + json.dumps(facts(tokenizer) | {"digest": digest}).encode())
     connection.send_bytes(NAMES + names)
     connection.send_bytes(BYTES + texts)
     del names, texts

@@ -255,6 +255,34 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert tokenizer.encode("b1") == [*b"b1"]  # one that ended while idle is replaced
 
 
+@pytest.mark.parametrize("change", ["merges", "config", "gone"])
+def test_files_that_change_while_the_process_is_gone_are_noticed(
+    tmp_path: Path, change: str
+) -> None:
+    """Another process would encode by the new files, and the root decode by the old ones."""
+    source = hostile_model(tmp_path)
+    file, config = Path(source) / "tokenizer.json", Path(source) / "tokenizer_config.json"
+    old = file.read_text()
+    with ConfinedTokenizer(source) as tokenizer:
+        wanted = tokenizer.encode("a ab")
+        if change == "merges":
+            new = json.loads(old)
+            new["normalizer"] = {"type": "Lowercase"}  # the same vocabulary, other ids
+            file.write_text(json.dumps(new))
+        elif change == "config":
+            config.write_text(json.dumps({"add_bos_token": True, "bos_token": "a"}))
+        else:
+            file.unlink()
+        assert tokenizer.encode("a ab") == wanted  # by the process that is there
+        for _ in range(2):
+            tokenizer.close()
+            with pytest.raises(ModelError, match=r"changed while in use|no tokenizer"):
+                tokenizer.encode("a ab")
+        file.write_text(old)
+        config.unlink(missing_ok=True)
+        assert tokenizer.encode("a ab") == wanted
+
+
 def test_reasons_of_a_tokenizer_that_does_not_load(tmp_path: Path) -> None:
     source = hostile_model(tmp_path, normalizer=doubling(27))
     with pytest.raises(ModelError, match="normalizer makes up to"):
