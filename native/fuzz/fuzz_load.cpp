@@ -157,13 +157,13 @@ std::set<std::string> load_any(Shard& shard, fuzz::Input& in) {
     std::vector<std::string> names = shard.missing();
     names.push_back(in.text(24));
     const std::string& name = names[in.upto(names.size() - 1)];
-    const Type type = static_cast<Type>(in.upto(3));
+    const Type type = static_cast<Type>(in.upto(kTypes - 1));
     const auto found = shard.expected().find(name);
     const bool known = found != shard.expected().end();
     size_t right = 0;
     if (known) {
       const auto [rows, columns] = found->second;
-      if (!is_quantized(type) || columns % kBlock == 0) right = rows * row_bytes(type, columns);
+      if (columns % info_of(type).block == 0) right = rows * row_bytes(type, columns);
     }
     const size_t size = in.upto(3) ? right : in.upto(right + 64);
     const std::vector<uint8_t> data = in.bytes(size);

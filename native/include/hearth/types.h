@@ -41,7 +41,7 @@ struct TypeInfo {
 // In the order of Type.
 inline constexpr TypeInfo kTypeInfos[] = {
     {Type::f32, "f32", 1, 4},         {Type::f16, "f16", 1, 2},
-    {Type::q80, "q8_0", 32, 34},       {Type::q40, "q4_0", 32, 18},
+    {Type::q80, "q8_0", 32, 34},      {Type::q40, "q4_0", 32, 18},
     {Type::q4_1, "q4_1", 32, 20},     {Type::q5_0, "q5_0", 32, 22},
     {Type::q5_1, "q5_1", 32, 24},     {Type::q2_k, "q2_k", 256, 84},
     {Type::q3_k, "q3_k", 256, 110},   {Type::q4_k, "q4_k", 256, 144},

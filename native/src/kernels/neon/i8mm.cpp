@@ -17,13 +17,13 @@
 namespace hearth {
 namespace {
 
-constexpr size_t kFour = 4;      // of a tile
-constexpr size_t kPairs = 2;     // of tokens in it
-constexpr size_t kRowPairs = 2;  // in half a group
-constexpr size_t kOperands = 4;  // of eight columns in a block
-constexpr size_t kChunk = 8;     // blocks of 32 columns that are laid out at once
+constexpr size_t kFour = 4;                     // of a tile
+constexpr size_t kPairs = 2;                    // of tokens in it
+constexpr size_t kRowPairs = 2;                 // in half a group
+constexpr size_t kOperands = 4;                 // of eight columns in a block
+constexpr size_t kChunk = 8;                    // blocks of 32 columns that are laid out at once
 constexpr size_t kScaleBytes = 2 * kGroupRows;  // of a block of a group, before its codes
-constexpr size_t kTileGroups = 4;  // groups of rows that share what was laid out
+constexpr size_t kTileGroups = 4;               // groups of rows that share what was laid out
 
 // Activations as the instruction wants them: eight columns of one token, then the same columns of
 // the other; scales and offsets as its 2 x 2 results lie (two rows x two tokens).
