@@ -8,9 +8,8 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "hearth/types.h"
-
 #include "hearth/kernels.h"
+#include "hearth/types.h"
 
 namespace hearth {
 
@@ -83,10 +82,10 @@ class PerBuffer {
 // One buffer in a step. Inputs of products with quantized weights have a quantized copy, in blocks
 // of 32 columns.
 struct Activations {
-  float* x = nullptr;       // [rows, columns]
-  size_t columns = 0;       //
-  int8_t* q = nullptr;      // [rows, columns]
-  float* scales = nullptr;  // [rows, columns / 32]
+  float* x = nullptr;        // [rows, columns]
+  size_t columns = 0;        //
+  int8_t* q = nullptr;       // [rows, columns]
+  float* scales = nullptr;   // [rows, columns / 32]
   HalfSums* sums = nullptr;  // [rows, columns / 32]: see Kernels::quantize
 
   float* row(size_t r) const { return x + r * columns; }
