@@ -125,6 +125,8 @@ def test_ranks_share_the_latent(ranks: int) -> None:
     assert sum(each.shape[0] for each in heads) == 6 * 32
     for node in plan.nodes:
         assert node.kv_page_bytes(spec, "f16", 16) == 4 * 16 * (32 + 8) * 2
+    noted = any("holds the whole KV cache of latent attention" in each for each in plan.notes)
+    assert noted == (ranks > 1)
 
 
 @pytest.mark.parametrize(

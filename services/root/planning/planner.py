@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hearth.common.errors import HearthError, Reason
+from hearth.converter.blocks import LatentAttentionSpec
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tensors import (
     Place,
@@ -321,13 +322,22 @@ def _notes(spec: ModelSpec, tensor_type: Callable[[str], str], cut: _StageCut) -
             f"{where}{part} becomes {kind} instead of {' and '.join(types)}: its {columns} columns "
             f"cannot be cut for {cut.ranks} nodes on blocks of {blocks}"
         )
+    latent = {
+        mixer_units(kind.mixer)[0]
+        for kind in spec.kinds
+        if isinstance(kind.mixer, LatentAttentionSpec)
+    }
     for head in cut.units:
-        if head.kind is UnitKind.HEAD and cut.ranks > head.beside:
+        if head.kind is not UnitKind.HEAD or cut.ranks <= head.beside:
+            continue
+        if head in latent:
+            note = f"{where}each of {cut.ranks} nodes holds the whole KV cache of latent attention"
+        else:
             note = (
                 f"{where}{head.beside} KV heads for {cut.ranks} nodes: several hold the same KV "
                 "head, and its part of the KV cache"
             )
-            notes.append(note)
+        notes.append(note)
     return list(dict.fromkeys(notes))
 
 
