@@ -136,6 +136,44 @@ class LatentAttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class GatedDeltaSpec:
+    """The gated delta rule (Yang, Kautz, Hatamizadeh: Gated delta networks, 2024).
+
+    A recurrent mixer with a short convolution before it, as in Qwen3-Next. Each sequence has a
+    state of a fixed size, and no pages. Sizes are counts of elements. What it computes is defined
+    in native/src/layers/gated_delta.h.
+    """
+
+    key_heads: int
+    # Value heads of each key head.
+    group: int
+    # Of a key head, and of a value head.
+    key_size: int
+    value_size: int
+    # Positions that the convolution sees, its own included.
+    width: int
+    # After the convolution.
+    activation: str = "silu"
+    # Key heads whose value heads lie by turns: value head i of a tile reads its key head i % tile.
+    tile: int = 1
+
+    @property
+    def heads(self) -> int:
+        """Value heads."""
+        return self.key_heads * self.group
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads: it has no part of the KV cache."""
+        return 0
+
+    @property
+    def cached_sizes(self) -> tuple[int, int]:
+        """Elements of the key and of the value that the KV cache holds: none."""
+        return 0, 0
+
+
+@dataclass(frozen=True, slots=True)
 class GateClampSpec:
     """Limits of a gated feed-forward, as gpt-oss has them.
 
@@ -188,8 +226,13 @@ class ExpertsSpec:
 
 
 # Kinds of mixers, by the names that files of Hearth give them.
-MIXERS = {"attention": AttentionSpec, "latent_attention": LatentAttentionSpec}
-Mixer = AttentionSpec | LatentAttentionSpec
+MIXERS = {
+    "attention": AttentionSpec,
+    "latent_attention": LatentAttentionSpec,
+    "gated_delta": GatedDeltaSpec,
+}
+Attends = AttentionSpec | LatentAttentionSpec
+Mixer = Attends | GatedDeltaSpec
 
 
 @dataclass(frozen=True, slots=True)

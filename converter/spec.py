@@ -15,6 +15,7 @@ from hearth.converter.blocks import (
     BlockSpec,
     ExpertsSpec,
     FeedForwardSpec,
+    GatedDeltaSpec,
     LatentAttentionSpec,
     RopeSpec,
 )
@@ -31,6 +32,7 @@ _LIMITS = {
     "head_size": 1024,
     # The KV cache's key is the latent with a rotated part behind it: 4,096 elements at most.
     "latent_size": 3072,
+    "convolution": 256,
     "ffn_size": 1 << 20,
     "vocab_size": 1 << 22,
     "context_size": 1 << 28,
@@ -104,8 +106,9 @@ class ModelSpec:
 
     @property
     def heads(self) -> int:
-        """Query heads of the kind of block that has the most."""
-        return max(block.mixer.heads for block in self.kinds)
+        """Query heads of the attention that has the most; value heads where none attends."""
+        attends = [block.mixer.heads for block in self.kinds if block.mixer.kv_heads]
+        return max(attends or [block.mixer.heads for block in self.kinds])
 
     @property
     def kv_heads(self) -> int:
@@ -178,6 +181,8 @@ def _check_softcap(value: float) -> None:
 def _check_block(block: BlockSpec, ropes: tuple[RopeSpec, ...]) -> None:
     if isinstance(block.mixer, LatentAttentionSpec):
         _check_latent_attention(block.mixer, ropes)
+    elif isinstance(block.mixer, GatedDeltaSpec):
+        _check_gated_delta(block.mixer)
     else:
         _check_attention(block.mixer, ropes)
     if block.feed_forward is None and block.experts is None:
@@ -223,6 +228,18 @@ def _check_latent_attention(attention: LatentAttentionSpec, ropes: tuple[RopeSpe
     _check_rope(attention.rope, attention.rope_size, ropes)
 
 
+def _check_gated_delta(delta: GatedDeltaSpec) -> None:
+    check_size("heads", delta.key_heads)
+    check_size("heads", delta.group)
+    check_size("heads", delta.heads)
+    check_size("head_size", delta.key_size)
+    check_size("head_size", delta.value_size)
+    check_size("convolution", delta.width)
+    if not 1 <= delta.tile <= delta.key_heads or delta.key_heads % delta.tile:
+        raise ModelError(f"{delta.key_heads} key heads are not whole tiles of {delta.tile}")
+    _check_activation(delta.activation)
+
+
 def _check_rope(rope: int | None, head_size: int, ropes: tuple[RopeSpec, ...]) -> None:
     if rope is None:
         return
@@ -236,13 +253,16 @@ def _check_rope(rope: int | None, head_size: int, ropes: tuple[RopeSpec, ...]) -
         )
 
 
+def _check_activation(name: str) -> None:
+    if name not in ACTIVATIONS:
+        raise ModelError(
+            f"activation {name!r} is not supported; Hearth runs {', '.join(ACTIVATIONS)}"
+        )
+
+
 def _check_feed_forward(feed_forward: FeedForwardSpec) -> None:
     check_size("ffn_size", feed_forward.size)
-    if feed_forward.activation not in ACTIVATIONS:
-        raise ModelError(
-            f"activation {feed_forward.activation!r} is not supported; Hearth runs "
-            f"{', '.join(ACTIVATIONS)}"
-        )
+    _check_activation(feed_forward.activation)
     clamp = feed_forward.clamp
     if clamp is None:
         return

@@ -136,6 +136,30 @@ class PickedRows(Stored):
         return np.take(data, picked - low, axis=0)
 
 
+class PickedColumns(Stored):
+    """Runs of neighbouring columns of another in another order.
+
+    picked: i64, the number of the run that each run of the result is. run: columns of each, whole
+    blocks of the type.
+    """
+
+    def __init__(self, inner: Stored, picked: Indices, run: int) -> None:
+        self._inner, self._picked, self._run = inner, picked, run
+        self._bytes = row_bytes(inner.kind, run)
+        self.kind, self.rows, self.columns = inner.kind, inner.rows, len(picked) * run
+
+    def places(self) -> list[Place]:
+        return self._inner.places()
+
+    def form(self) -> list[str | int]:
+        order = fingerprint([self._picked.astype("<i8").tobytes()])
+        return ["picked columns", order.hex(), self._run, *self._inner.form()]
+
+    def read_rows(self, begin: int, end: int) -> Bytes:
+        runs = self._inner.read_rows(begin, end).reshape(end - begin, -1, self._bytes)
+        return np.take(runs, self._picked, axis=1).reshape(end - begin, -1)
+
+
 class Stacked(Stored):
     """Several of equal shape and type, one below the other (vectors: one behind the other)."""
 

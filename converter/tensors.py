@@ -11,10 +11,12 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from hearth.converter.blocks import (
+    Attends,
     AttentionSpec,
     BlockSpec,
     ExpertsSpec,
     FeedForwardSpec,
+    GatedDeltaSpec,
     LatentAttentionSpec,
     Mixer,
 )
@@ -29,6 +31,8 @@ class UnitKind(Enum):
     # A query head, and a KV head with those that read it.
     HEAD = "query heads"
     KV_HEAD = "KV heads"
+    # Key heads of a gated delta rule whose value heads lie by turns, with these.
+    KEY_HEADS = "groups of key heads"
     # One number of a feed-forward's inner width, and of that of every expert of a layer.
     FFN = "feed-forward columns"
     EXPERT = "columns of each expert"
@@ -100,7 +104,7 @@ class TensorSpec:
         return self.name.removeprefix(f"layers.{self.layer}.")
 
 
-def head_units(attention: Mixer) -> tuple[Unit, Unit]:
+def head_units(attention: Attends) -> tuple[Unit, Unit]:
     """The query heads and the KV heads of an attention."""
     heads, kv_heads = attention.heads, attention.kv_heads
     return Unit(UnitKind.HEAD, heads, kv_heads), Unit(UnitKind.KV_HEAD, kv_heads, heads)
@@ -116,9 +120,14 @@ def expert_unit(experts: ExpertsSpec) -> Unit:
     return Unit(UnitKind.EXPERT, experts.expert.size)
 
 
-def mixer_units(mixer: Mixer) -> tuple[Unit, Unit]:
-    """The units that a mixer is divided by."""
-    return head_units(mixer)
+def key_unit(delta: GatedDeltaSpec) -> Unit:
+    """The key heads of a gated delta rule, by tiles."""
+    return Unit(UnitKind.KEY_HEADS, delta.key_heads // delta.tile)
+
+
+def mixer_units(mixer: Mixer) -> tuple[Unit, ...]:
+    """The units that a mixer is divided by; the first has as many as there can be ranks."""
+    return (key_unit(mixer),) if isinstance(mixer, GatedDeltaSpec) else head_units(mixer)
 
 
 def inner_units(block: BlockSpec) -> tuple[Unit, ...]:
@@ -177,6 +186,8 @@ def block_tensors(spec: "ModelSpec", block: BlockSpec) -> Iterator[TensorSpec]:
 def _mixer(mixer: Mixer, hidden: int) -> Iterator[TensorSpec]:
     if isinstance(mixer, LatentAttentionSpec):
         return _latent_attention(mixer, hidden)
+    if isinstance(mixer, GatedDeltaSpec):
+        return _gated_delta(mixer, hidden)
     return _attention(mixer, hidden)
 
 
@@ -224,6 +235,32 @@ def _latent_attention(attention: LatentAttentionSpec, hidden: int) -> Iterator[T
     yield _matrix("wk_b", heads * latent, attention.nope_size, Cut(head, latent))
     yield _matrix("wv_b", heads * value, latent, Cut(head, value))
     yield _matrix("wo", hidden, heads * value, Cut(head, value, columns=True))
+
+
+def _gated_delta(delta: GatedDeltaSpec, hidden: int) -> Iterator[TensorSpec]:
+    """Value heads follow their key head; the convolution's filters are cut with them.
+
+    conv_q, conv_k, conv_v: the filter of each element of queries, keys and values, oldest position
+    first. wa and wb are exact: they decide how long a state lasts, which few bits would change.
+    """
+    unit, heads, width = key_unit(delta), delta.heads, delta.width
+    keys, values = delta.key_heads * delta.key_size, heads * delta.value_size
+    # Rows of each unit.
+    of_heads = delta.tile * delta.group
+    of_keys, of_values = delta.tile * delta.key_size, of_heads * delta.value_size
+    yield _matrix("wq", keys, hidden, Cut(unit, of_keys))
+    yield _matrix("wk", keys, hidden, Cut(unit, of_keys))
+    yield _matrix("wv", values, hidden, Cut(unit, of_values))
+    yield _matrix("wg", values, hidden, Cut(unit, of_values))
+    yield replace(_matrix("wa", heads, hidden, Cut(unit, of_heads)), exact=True)
+    yield replace(_matrix("wb", heads, hidden, Cut(unit, of_heads)), exact=True)
+    yield _vector("decay_rate", heads, Cut(unit, of_heads, columns=True))
+    yield _vector("decay_bias", heads, Cut(unit, of_heads, columns=True))
+    yield _vector("conv_q", keys * width, Cut(unit, of_keys * width, columns=True))
+    yield _vector("conv_k", keys * width, Cut(unit, of_keys * width, columns=True))
+    yield _vector("conv_v", values * width, Cut(unit, of_values * width, columns=True))
+    yield _vector("mixed_norm", delta.value_size)
+    yield _matrix("wo", hidden, values, Cut(unit, of_values, columns=True))
 
 
 def _feed_forward(feed_forward: FeedForwardSpec, hidden: int) -> Iterator[TensorSpec]:

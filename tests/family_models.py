@@ -35,6 +35,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "mistral": {"model_type": "mistral", "sliding_window": 40},
+    "qwen3.5-moe": {
+        "model_type": "qwen3_5_moe_text",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 32,
+    },
 }
 
 
@@ -49,7 +60,12 @@ def write_model(directory: Path, name: str) -> Path:
             continue
         values = random.standard_normal(tensor.shape)
         if tensor.vector:
-            values = 1 + 0.1 * values if tensor.part.endswith("norm") else 0.1 * values
+            if tensor.part.endswith("norm"):
+                values = 1 + 0.1 * values
+            elif tensor.part == "decay_rate":
+                values = -np.exp(values - 1)
+            elif not tensor.part.startswith("conv"):
+                values *= 0.1
         else:
             values /= tensor.shape[1] ** 0.5
         tensors[tensor.name] = values.astype(np.float32)

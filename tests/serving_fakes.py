@@ -243,7 +243,12 @@ class Root:
         http_options: further arguments of HttpServer.
         """
         self.runner = runner or FakeRunner()
-        values = {"context_size": 64, "max_pages": 256, "page_size": 4, **limits}
+        values: dict[str, Any] = {
+            "context_size": 64,
+            "max_pages": 256,
+            "page_size": 4,
+            **limits,
+        }
         tokenizer = ByteTokenizer(chat_template)
         self.engine = Engine(
             self.runner, tokenizer, Limits(**values), sampler_factory=sampler_factory or Greedy

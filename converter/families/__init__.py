@@ -13,6 +13,7 @@ _FILES = (
     "llama",
     "mistral",
     "qwen",
+    "qwen3_next",
     "gpt2",
     "gemma",
     "phi",

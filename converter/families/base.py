@@ -195,11 +195,13 @@ class GgufFacts:
 
     vocab_size: rows of the embedding. rope_factors: by the names "rope_freqs", "rope_factors_long",
     "rope_factors_short", as far as the file has them. has: whether a tensor is there.
+    block: columns of a block of its type; 1 where it is absent.
     """
 
     vocab_size: int
     rope_factors: Mapping[str, tuple[float, ...]]
     has: Callable[[str], bool]
+    block: Callable[[str], int] = lambda name: 1
 
     @property
     def tied(self) -> bool:

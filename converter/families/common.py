@@ -204,8 +204,10 @@ def layer_count(config: Settings, key: str = "num_hidden_layers") -> int:
     return layers
 
 
-def rope(config: Settings, size: int, theta: float = 10000.0) -> RopeSpec:
-    """The one rope of a config.json, of heads of `size`. theta: the family's usual base.
+def rope(config: Settings, size: int, theta: float = 10000.0, partial: float = 1.0) -> RopeSpec:
+    """The one rope of a config.json, of heads of `size`.
+
+    theta, partial: the family's usual base, and part of a head that is rotated.
 
     As transformers 4 and 5 both read it: rope_scaling, where it says anything, takes the place of
     rope_parameters.
@@ -231,7 +233,8 @@ def rope(config: Settings, size: int, theta: float = 10000.0) -> RopeSpec:
             f"{_ORIGINAL} is {original!r}, but {used.get(_ORIGINAL)!r} in {used.name('')[:-1]}; "
             "remove one"
         )
-    partial = used.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    partial = config.number("partial_rotary_factor", partial)
+    partial = used.number("partial_rotary_factor", partial)
     return make_rope(int(size * partial), base, rope_scaling(used, config))
 
 
@@ -302,8 +305,8 @@ def gguf_attention(metadata: Settings, **more: Any) -> AttentionSpec:
 
 def gguf_experts(metadata: Settings, **more: Any) -> ExpertsSpec:
     """The experts of GGUF metadata: usually softmax of all, and the chosen scaled to sum 1."""
-    size = metadata.integer("feed_forward_length", None)
-    expert = FeedForwardSpec(metadata.integer("expert_feed_forward_length", size))
+    own = "expert_feed_forward_length"
+    expert = FeedForwardSpec(metadata.integer(own if own in metadata else "feed_forward_length"))
     fields: dict[str, Any] = {
         "count": metadata.integer("expert_count"),
         "used": metadata.integer("expert_used_count"),

@@ -25,7 +25,7 @@ from hearth.converter.tokenizers.gguf import (
     load_gguf_tokenizer,
     vocabulary_size,
 )
-from hearth.converter.weights import row_bytes
+from hearth.converter.weights import FORMATS, row_bytes
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,15 @@ def _facts(parts: GgufParts, metadata: Settings) -> GgufFacts:
     for name in ROPE_FACTORS:
         if f"{name}.weight" in parts.tensors:
             factors[name] = _rope_factors(parts, f"{name}.weight")
-    return GgufFacts(rows, factors, parts.tensors.__contains__)
+    return GgufFacts(rows, factors, parts.tensors.__contains__, lambda name: _block(parts, name))
+
+
+def _block(parts: GgufParts, name: str) -> int:
+    if name not in parts.tensors:
+        return 1
+    kind = parts.tensors[name][1].kind
+    found = FORMATS.get(READABLE.get(kind, kind))
+    return 1 if found is None else found.columns
 
 
 def _rope_factors(parts: GgufParts, name: str) -> tuple[float, ...]:
@@ -202,6 +210,20 @@ def _with_scales(entries: dict[str, FileTensor]) -> dict[str, FileTensor]:
     return found
 
 
+def _further_tokens(parts: GgufParts, layers: int) -> list[str]:
+    """Tensors of the layers that guess further tokens: they lie behind the model's, unused."""
+    values = parts.first.values
+    count = values.get(f"{values.get('general.architecture')}.nextn_predict_layers")
+    if not isinstance(count, int) or count < 1:
+        return []
+    names = []
+    for name in parts.tensors:
+        number = name.removeprefix("blk.").split(".", 1)[0]
+        if name.startswith("blk.") and number.isdecimal() and int(number) >= layers:
+            names.append(name)
+    return names
+
+
 def _match(parts: GgufParts, family: Family, spec: ModelSpec) -> dict[str, Stored]:
     path = parts.first.path
     entries = {
@@ -214,6 +236,7 @@ def _match(parts: GgufParts, family: Family, spec: ModelSpec) -> dict[str, Store
     entries = _with_scales(entries)
     files = Files(entries, str(path), missing, tuple(READABLE))
     files.ignore(f"{name}.weight" for name in ROPE_FACTORS)
+    files.ignore(_further_tokens(parts, spec.layers))
     tensors = {}
     for name in spec.tensor_names():
         tensor = spec.tensor(name)

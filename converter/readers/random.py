@@ -23,6 +23,8 @@ DEFAULT_WEIGHTS = "q4_0"
 # Changed when the same shape and seed would give other weights.
 _GENERATOR = "random-1"
 
+# Vectors' elements: 1 of norms, 0 of biases and sinks, and these.
+_VECTORS = {"decay_rate": -1.0, "conv_q": 0.5, "conv_k": 0.5, "conv_v": 0.5}
 
 _LLAMA_31 = {
     "rope_type": "llama3",
@@ -104,6 +106,28 @@ _GLM_47_FLASH: dict[str, object] = {
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.8,
 }
+# Qwen/Qwen3.6-35B-A3B, the text_config of its config.json.
+_QWEN_36_35B: dict[str, object] = {
+    "model_type": "qwen3_5_moe_text",
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000000.0,
+}
 # The numbers of each model's published config.json.
 SHAPES: dict[str, dict[str, object]] = {
     "tinyllama-1.1b": _llama(
@@ -114,6 +138,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "llama-3-8b": _llama((4096, 32, 32, 8, 128, 14336, 128256)),
     "llama-3.1-70b": _llama((8192, 80, 64, 8, 128, 28672, 128256), 8.0),
     "llama-3.1-405b": _llama((16384, 126, 128, 8, 128, 53248, 128256), 8.0),
+    "qwen3.6-35b-a3b": _QWEN_36_35B,
     "deepseek-v3": _DEEPSEEK_V3,
     "glm-4.7-flash": _GLM_47_FLASH,
 }
@@ -165,8 +190,7 @@ class RandomModel(Model):
         count = columns[1] - columns[0]
         tensor = self.spec.tensor(name)
         if tensor.vector:
-            # Norms' weights are 1, biases and sinks 0.
-            value = float(name.endswith("norm"))
+            value = _VECTORS.get(tensor.part, float(name.endswith("norm")))
             return np.full((rows[1] - rows[0], count), value, dtype="<f4").view(np.uint8)
         total = tensor.shape[1]
         scale = 1 / math.sqrt(total)

@@ -24,6 +24,7 @@ from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
 from hearth.worker.page_tables import PageTables
+from hearth.worker.shape import most_sequences
 from hearth.worker.shard import NodeShard, Span
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class ForwardLoop:
         self._first_rank = begin.placement.rank == 0
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
-        self._tables = PageTables(shard.config.max_step_tokens, shard.config.max_pages)
+        self._tables = PageTables(most_sequences(shard.config), shard.config.max_pages)
         self._placement = begin.placement
         self._sync_type = begin.sync_type
         self._mesh = mesh
@@ -168,11 +169,11 @@ class ForwardLoop:
         self._step_id = step.step_id
         self._check_sizes(step)
         activations = self._activations(step)
-        sequences = self._sequences(step)
+        sequences, slots = self._sequences(step)
         if self._lane is not None:
             self._lane.begin(step.step_id)
         try:
-            output = self._shard.step(activations, sequences, step.output_rows, self._lane)
+            output = self._shard.step(activations, sequences, step.output_rows, self._lane, slots)
         except _native.LaneError as error:
             # By rank: only the root can map a rank to a worker.
             place = {"stage": self._placement.stage, "rank": error.rank}
@@ -197,21 +198,26 @@ class ForwardLoop:
                     Reason.BAD_STEP, f"a step with {count} {what}, the plan allows {most}"
                 )
 
-    def _sequences(self, step: worker_pb2.Step) -> list[Span]:
-        """Rows, position and page table of each sequence. Raises HearthError BAD_STEP."""
+    def _sequences(self, step: worker_pb2.Step) -> tuple[list[Span], list[int]]:
+        """Rows, position and page table of each sequence, and its slot.
+
+        Raises HearthError BAD_STEP.
+        """
         ids = {item.sequence_id for item in step.sequences}
         if len(ids) != len(step.sequences):
             problem = f"a step of {len(step.sequences)} sequences has {len(ids)} sequence ids"
             raise HearthError(Reason.BAD_STEP, problem)
-        self._tables.forget(step.reset, step.ended)
-        return [
+        tables = self._tables
+        tables.forget(step.reset, step.ended)
+        spans: list[Span] = [
             (
                 item.rows,
                 item.position,
-                self._tables.change(item.sequence_id, item.kept_pages, item.new_pages),
+                tables.change(item.sequence_id, item.kept_pages, item.new_pages),
             )
             for item in step.sequences
         ]
+        return spans, [tables.slot(item.sequence_id) for item in step.sequences]
 
     def _activations(self, step: worker_pb2.Step) -> wire.F32:
         rows = sum(item.rows for item in step.sequences)

@@ -23,7 +23,7 @@ from hearth.common.sizes import format_size
 from hearth.v1 import worker_pb2
 from hearth.worker.cache import SliceCache
 from hearth.worker.packing import Assembly, ShardFiller
-from hearth.worker.shape import check_config, kv_bytes
+from hearth.worker.shape import check_config, kv_bytes, state_bytes
 from hearth.worker.shard import (
     NodeShard,
     check_manifest,
@@ -234,7 +234,7 @@ class LoadSession:
         self._assembly = None
 
     def _check_memory(self, limit: int) -> None:
-        cache = kv_bytes(self.begin.shard)
+        cache = kv_bytes(self.begin.shard) + state_bytes(self.begin.shard)
         if self.weight_bytes + cache > limit:
             raise HearthError(
                 Reason.OUT_OF_MEMORY,

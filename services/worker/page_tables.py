@@ -1,10 +1,12 @@
-"""Page tables of a plan's sequences, kept from step to step and updated by each step.
+"""Page tables and slots of a plan's sequences, kept from step to step and updated by each step.
 
 A step carries only the changes of each table (SequenceStep in worker.proto): in decode one page
-in every `page_size` steps. Used by the worker, and by the root for its own shard.
+in every `page_size` steps. A slot holds a sequence's state of recurrent mixers; a sequence has one
+for as long as it has a table. Used by the worker, and by the root for its own shard.
 """
 
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 from typing import TypeAlias
 
 import numpy as np
@@ -29,6 +31,10 @@ class PageTables:
         self._max_pages = max_pages
         # Sequence id -> (array with spare room, pages in use).
         self._tables: dict[int, tuple[Table, int]] = {}
+        # Sequence id -> its slot; the slots below `_high` that no sequence has, a heap.
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+        self._high = 0
 
     def __len__(self) -> int:
         return len(self._tables)
@@ -40,11 +46,15 @@ class PageTables:
         """
         if reset:
             self._tables.clear()
+            self._slots.clear()
+            self._free.clear()
+            self._high = 0
         for seq_id in ended:
             if self._tables.pop(seq_id, None) is None:
                 raise _bad(
                     f"sequence {seq_id} ended but has no page table; {len(self._tables)} have one"
                 )
+            heappush(self._free, self._slots.pop(seq_id))
 
     def change(self, seq_id: int, kept: int, new_pages: Sequence[int]) -> Table:
         """Keeps the first `kept` pages of a sequence's table and appends `new_pages`: u32 [n].
@@ -66,6 +76,8 @@ class PageTables:
                 f"sequence {seq_id} needs page table {len(self._tables) + 1}, "
                 f"the plan allows {self._max_sequences}"
             )
+        if seq_id not in self._slots:
+            self._slots[seq_id] = self._take_slot()
         if size > len(table):
             room = np.empty(min(self._max_pages, size + max(size // 2, _LEAST_GROWTH)), np.uint32)
             room[:kept] = table[:kept]
@@ -74,6 +86,17 @@ class PageTables:
             table[kept:size] = new_pages
         self._tables[seq_id] = (table, size)
         return table[:size]
+
+    def slot(self, seq_id: int) -> int:
+        """The slot of a sequence that has a table: below `max_sequences`, and no other's."""
+        return self._slots[seq_id]
+
+    def _take_slot(self) -> int:
+        """The lowest free slot, so that few have memory."""
+        if self._free:
+            return heappop(self._free)
+        self._high += 1
+        return self._high - 1
 
 
 _EMPTY: Table = np.empty(0, np.uint32)

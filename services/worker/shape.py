@@ -38,7 +38,14 @@ _LIMITS = {
     "kv_rank": 3 << 10,
     "nope_size": 1 << 10,
     "rope_size": 1 << 10,
+    "key_heads": 1 << 12,
+    "group": 1 << 12,
+    "tile": 1 << 12,
+    "width": 1 << 8,
+    "max_sequences": 1 << 16,
 }
+# Elements of all value heads of a gated delta rule.
+_MAX_VALUES = 1 << 22
 _MAX_KINDS = 64
 _MAX_ROPES = 16
 _MAX_POSITIONS = 1 << 31
@@ -53,6 +60,7 @@ def check_config(config: common_pb2.ShardConfig) -> None:
     for name in ("hidden_size", "page_size", "max_pages", "max_step_tokens", "vocab_size"):
         _in_range(name, getattr(config, name), 1)
     _in_range("learned_positions", config.learned_positions, 0)
+    _in_range("max_sequences", config.max_sequences, 0)
     _range_in_range("layers", config.layers, 1)
     _range_in_range("vocab", config.vocab, 0)
     if not (math.isfinite(config.norm_epsilon) and 0 <= config.norm_epsilon <= 1):
@@ -112,8 +120,10 @@ def _check_kinds(config: common_pb2.ShardConfig) -> None:
             raise _bad("a kind of block has no mixer or no feed-forward that this version knows")
         if mixer == "attention":
             _check_attention(config, block.attention)
-        else:
+        elif mixer == "latent_attention":
             _check_latent_attention(config, block.latent_attention)
+        else:
+            _check_gated_delta(block.gated_delta)
         if has_feed_forward:
             _check_feed_forward("units", block.feed_forward)
         if has_experts:
@@ -206,6 +216,22 @@ def _check_latent_attention(
         _check_rope(config, attention.rope, "rope_size", attention.rope_size)
 
 
+def _check_gated_delta(delta: common_pb2.GatedDelta) -> None:
+    _range_in_range("key_heads", delta.key_heads, 1)
+    for name in ("group", "tile", "key_size", "value_size", "width"):
+        _in_range(name, getattr(delta, name), 1)
+    if delta.key_heads.begin % delta.tile or delta.key_heads.end % delta.tile:
+        raise _bad(
+            f"key_heads [{delta.key_heads.begin}, {delta.key_heads.end}) are not whole tiles of "
+            f"{delta.tile}"
+        )
+    values = _size(delta.key_heads) * delta.group * delta.value_size
+    if values > _MAX_VALUES:
+        raise _bad(f"a gated delta rule of {values} values has more than {_MAX_VALUES}")
+    if name_of(ACTIVATION, delta.activation) is None:
+        raise _bad(f"unknown activation {delta.activation}")
+
+
 def _check_rope(config: common_pb2.ShardConfig, rope: int, name: str, head_size: int) -> None:
     """name: of the head's size."""
     if rope >= len(config.ropes):
@@ -232,6 +258,7 @@ def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
         page_size=config.page_size,
         max_pages=config.max_pages,
         max_step_tokens=config.max_step_tokens,
+        max_sequences=most_sequences(config),
         embedding=config.embedding,
         vocab_size=config.vocab_size,
         embedding_scale=config.embedding_scale,
@@ -246,9 +273,7 @@ def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
 
 def _native_block(block: common_pb2.Block) -> _native.BlockConfig:
     return _native.BlockConfig(
-        mixer=_native_attention(block.attention)
-        if block.HasField("attention")
-        else _native_latent_attention(block.latent_attention),
+        mixer=_native_mixer(block),
         feed_forward=_native_feed_forward(block.feed_forward),
         experts=_native_experts(block.experts) if block.HasField("experts") else None,
         feed_forward_gate=block.feed_forward_gate,
@@ -256,6 +281,16 @@ def _native_block(block: common_pb2.Block) -> _native.BlockConfig:
         output_norms=block.output_norms,
         residual_scale=block.residual_scale,
     )
+
+
+def _native_mixer(
+    block: common_pb2.Block,
+) -> _native.AttentionConfig | _native.LatentAttentionConfig | _native.GatedDeltaConfig:
+    if block.HasField("latent_attention"):
+        return _native_latent_attention(block.latent_attention)
+    if block.HasField("gated_delta"):
+        return _native_gated_delta(block.gated_delta)
+    return _native_attention(block.attention)
 
 
 def _native_attention(attention: common_pb2.Attention) -> _native.AttentionConfig:
@@ -295,6 +330,18 @@ def _native_latent_attention(
         scale=attention.scale,
         rope=attention.rope if attention.HasField("rope") else None,
         norm_epsilon=attention.norm_epsilon,
+    )
+
+
+def _native_gated_delta(delta: common_pb2.GatedDelta) -> _native.GatedDeltaConfig:
+    return _native.GatedDeltaConfig(
+        key_heads=_pair(delta.key_heads),
+        group=delta.group,
+        tile=delta.tile,
+        key_size=delta.key_size,
+        value_size=delta.value_size,
+        width=delta.width,
+        activation=_name(ACTIVATION, delta.activation),
     )
 
 
@@ -351,6 +398,23 @@ def kv_bytes(config: common_pb2.ShardConfig) -> int:
     return max(kv_page_bytes(config), _MAPPING_BYTES) * config.max_pages
 
 
+def most_sequences(config: common_pb2.ShardConfig) -> int:
+    """Maximum number of sequences with a page table, and so with a state."""
+    return config.max_sequences or config.max_step_tokens
+
+
+def state_bytes(config: common_pb2.ShardConfig) -> int:
+    """Bytes of all sequences' states in recurrent mixers."""
+    total = 0
+    for kind in config.kind_of_layer:
+        delta = config.kinds[kind].gated_delta
+        if delta.width:
+            total += _size(delta.key_heads) * _native.gated_delta_bytes(
+                delta.group, delta.key_size, delta.value_size, delta.width
+            )
+    return total * most_sequences(config)
+
+
 def step_bytes(config: common_pb2.ShardConfig) -> int:
     """Upper bound in bytes of a step's intermediate values: the core's workspace."""
     hidden = config.hidden_size
@@ -366,6 +430,13 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
         inputs_of_head = latent.nope_size + latent.value_size
         latents = max(latents, heads * (whole + inputs_of_head) + latent.query_rank)
         latent_codes = max(latent_codes, heads * inputs_of_head + latent.query_rank)
+        delta = block.gated_delta
+        values = _size(delta.key_heads) * delta.group * delta.value_size
+        queries = max(queries, _size(delta.key_heads) * delta.key_size)
+        keys = max(keys, _size(delta.key_heads) * delta.key_size + values)
+        mixed = max(mixed, values)
+        # With the products of decay and beta.
+        gates = max(gates, values + 2 * _size(delta.key_heads) * delta.group)
         attention = block.attention
         heads, kv_heads = _size(attention.heads), _size(attention.kv_heads)
         queries = max(queries, heads * attention.key_size)

@@ -110,13 +110,15 @@ class NodeShard:
         sequences: Sequence[Span],
         output_rows: Sequence[int],
         lane: _native.Lane | None,
+        slots: Sequence[int] = (),
     ) -> _native.StepOutput:
         """One forward pass: activations f32 [rows, hidden_size], the rows of `sequences` in order.
 
-        `output_rows` are the rows whose logits are returned. Exceptions of the lane pass through.
+        `output_rows` are the rows whose logits are returned. `slots` hold the sequences' states,
+        where a mixer is recurrent. Exceptions of the lane pass through.
         """
         try:
-            return self._shard.step(activations, list(sequences), list(output_rows), lane)
+            return self._shard.step(activations, list(sequences), list(output_rows), lane, slots)
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid step: {error}") from None
         except MemoryError as error:

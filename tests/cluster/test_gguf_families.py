@@ -20,6 +20,7 @@ import pytest
 
 from hearth.converter import ModelError, open_model
 from hearth.converter.families import families
+from hearth.root.planning.planner import most_nodes
 
 KNOWN = Path(__file__).resolve().parents[1] / "known" / "gguf_families.npz"
 SUPPORTED = {each for family in families() for each in family.architectures}
@@ -57,7 +58,10 @@ def test_logits_of_llama_cpp(
     expected = known[name]
     spread = expected.std()
     assert spread > 0.5
-    for shares in SHARES:
+    with open_model(str(path)) as model:
+        most = most_nodes(model.spec)  # the delta rule's has two key heads
+    assert most > 1
+    for shares in SHARES[:most]:
         with perplexity.formed(
             str(path), addresses[: len(shares) - 1], "f32", context=32, page_size=8, shares=shares
         ) as formed:

@@ -142,7 +142,7 @@ def test_a_worker_gone_for_good_is_divided_around_and_taken_in_again(
 def test_other_families_survive_the_loss_of_a_worker(
     start_worker: Start, serve: Roots, tmp_path: Path, family: str
 ) -> None:
-    """Experts, heads with norms, windows: the text goes on on fewer nodes, and on all again."""
+    """Experts, norms, windows, states: the text goes on on fewer nodes, and on all again."""
     serve.model = str(family_models.write_model(tmp_path / "model", family))
     one, two = (start_worker("--name", f"node{n}") for n in (1, 2))
     client = serve("--workers", one.address, two.address, "--wait-seconds", "1")

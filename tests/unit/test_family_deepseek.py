@@ -103,7 +103,9 @@ def test_yarn_scales_scores_not_angles() -> None:
     spec = read(V2 | {"rope_scaling": scaling, "rope_theta": 10000.0})
     assert spec.ropes[0].magnitude == 1.0
     # 0.1 * 0.707 * ln 40 + 1, squared, over the root of 24.
-    assert spec.kinds[0].mixer.scale == pytest.approx(1.2608037**2 / 24**0.5, rel=1e-6)
+    mixer = spec.kinds[0].mixer
+    assert isinstance(mixer, LatentAttentionSpec)
+    assert mixer.scale == pytest.approx(1.2608037**2 / 24**0.5, rel=1e-6)
 
 
 def test_glm_lists_its_layers() -> None:

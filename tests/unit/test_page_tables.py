@@ -25,6 +25,21 @@ def test_a_table_grows_and_is_cut() -> None:
     assert len(tables) == 0
 
 
+def test_a_sequence_keeps_its_slot_and_the_next_takes_the_lowest() -> None:
+    tables = PageTables(max_sequences=3, max_pages=8)
+    for seq_id in (7, 8, 9):
+        tables.change(seq_id, 0, [])
+    tables.change(8, 0, [5])
+    assert [tables.slot(seq_id) for seq_id in (7, 8, 9)] == [0, 1, 2]
+    tables.forget(False, [9, 7])
+    tables.change(4, 0, [])
+    tables.change(3, 0, [])
+    assert [tables.slot(seq_id) for seq_id in (4, 8, 3)] == [0, 1, 2]
+    tables.forget(True, [])
+    tables.change(8, 0, [])
+    assert tables.slot(8) == 0
+
+
 @pytest.mark.parametrize(
     ("seq_id", "kept", "new", "message"),
     [
@@ -116,3 +131,6 @@ def test_any_history(changes: list[tuple[int, int, list[int], str]]) -> None:
         model[seq_id] = held[:kept] + new
         assert table.tolist() == model[seq_id]
         assert len(tables) == len(model)
+        slots = [tables.slot(each) for each in model]
+        assert len(set(slots)) == len(slots)
+        assert all(0 <= slot < 4 for slot in slots)

@@ -19,7 +19,7 @@ from hearth.root.cluster.wire import shard_config
 from hearth.root.planning.cut import divide, divide_heads, divide_on_blocks
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import Layout, layout_of
-from hearth.root.planning.memory import pages_for
+from hearth.root.planning.memory import Room, room_for
 from hearth.root.planning.plan import Plan
 from hearth.root.planning.planner import make_plan
 from hearth.root.scheduling.batch import Limits
@@ -493,10 +493,12 @@ def test_memory_bounds_the_pages() -> None:
     assert per_page == 2 * 2 * 2 * 8 * 2 * 16  # K and V, layers, heads, head_size, bytes, positions
     room = plan.nodes[1].weight_bytes + 40 * per_page
     much = NodeFacts("root", 1 << 40)
-    assert pages_for(spec, plan, "f16", 16, 512, 4, [much, much]) == 128
-    assert pages_for(spec, plan, "f16", 16, 512, 4, [much, NodeFacts("pi", room)]) == 40
+    assert room_for(spec, plan, "f16", 16, 512, 4, 16, [much, much]) == Room(128, 16)
+    found = room_for(spec, plan, "f16", 16, 512, 4, 16, [much, NodeFacts("pi", room)])
+    assert found == Room(40, 16)
     with pytest.raises(HearthError, match=r"pi has .* of memory for its shard of test") as error:
-        pages_for(spec, plan, "f16", 16, 512, 4, [much, NodeFacts("pi", room - 9 * per_page)])
+        short = NodeFacts("pi", room - 9 * per_page)
+        room_for(spec, plan, "f16", 16, 512, 4, 16, [much, short])
     assert error.value.metadata.items() >= {"node": "1", "stage": "0", "rank": "1"}.items()
 
 

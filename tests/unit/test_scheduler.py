@@ -1,6 +1,7 @@
 """The scheduler: examples of each rule, then random histories that hold all invariants."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,8 +23,13 @@ from hearth.root.scheduling.scheduler import Scheduler
 EOS = frozenset({9})
 
 
-def limits(**changes: int) -> Limits:
-    values = {"context_size": 64, "max_pages": 64, "page_size": 4, "max_step_tokens": 8}
+def limits(**changes: Any) -> Limits:
+    values: dict[str, Any] = {
+        "context_size": 64,
+        "max_pages": 64,
+        "page_size": 4,
+        "max_step_tokens": 8,
+    }
     return Limits(**{**values, "max_running": 4, "max_waiting": 4, **changes})
 
 
@@ -345,6 +351,14 @@ def test_drafts_are_verified_in_one_step() -> None:
     scheduler.check()
     batch = flight(scheduler)
     assert (batch.tokens, batch.sequences[0].position, batch.output_rows) == ((9,), 5, (0,))
+
+
+def test_a_state_that_cannot_go_back_gets_no_drafts() -> None:
+    scheduler = Scheduler(limits(drafts=False))
+    scheduler.submit(Request(1, prompt(3), max_tokens=20))
+    step(scheduler, 5)
+    assert scheduler.propose(1, (6, 7, 8))
+    assert rows(flight(scheduler)) == {1: 1}
 
 
 def test_what_follows_the_end_of_a_sequence_is_dropped() -> None:

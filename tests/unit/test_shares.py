@@ -80,7 +80,7 @@ def test_a_large_machine_and_small_ones_hold_a_model_together() -> None:
     assert equal.nodes[2].weight_bytes > 600 * MIB
     assert drawn.misfit(workers) is None
     plan = drawn.plan(addresses)
-    drawn.pages(plan, workers)  # raises where one has no room
+    drawn.cache_room(plan, workers)  # raises where one has no room
     assert plan.nodes[0].weight_bytes > plan.nodes[1].weight_bytes >= plan.nodes[2].weight_bytes
     (note,) = (note for note in plan.notes if "--shares" in note)
     assert "equal ones do not fit" in note

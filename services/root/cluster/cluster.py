@@ -129,7 +129,7 @@ class Cluster:
 
     def expected_limits(self) -> Limits:
         """The limits that `form` returns when no node is short of memory."""
-        return limits_for(self.blueprint, self.blueprint.expected_pages())
+        return limits_for(self.blueprint, self.blueprint.expected_room())
 
     @property
     def root_id(self) -> str:

@@ -20,6 +20,7 @@ from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.scheduling.batch import Batch, StepOutput
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.page_tables import PageTables
+from hearth.worker.shape import most_sequences
 from hearth.worker.shard import NodeShard
 
 _NO_POSITIONS = np.empty(0, np.uint32)
@@ -46,7 +47,7 @@ class Formation:
         self._sync_type = sync_type
         self._step_id = 0
         # Page tables of the root's own shard.
-        self._tables = PageTables(shard.config.max_step_tokens, shard.config.max_pages)
+        self._tables = PageTables(most_sequences(shard.config), shard.config.max_pages)
         self._worked_seconds = 0.0
         # Address of the worker that caused the failure.
         self._culprit = ""
@@ -84,7 +85,8 @@ class Formation:
                 link.send(request)
             lane.begin(self._step_id)
             sent = len(data) * len(links)
-        own = self._shard.step(x, sequences, batch.output_rows, lane)
+        slots = [self._tables.slot(s.seq_id) for s in batch.sequences]
+        own = self._shard.step(x, sequences, batch.output_rows, lane, slots)
         slowest = own.compute_ns
         nodes = [(own.compute_ns / 1e9, own.sync_ns / 1e9)]
         logits, ids = own.logits, None

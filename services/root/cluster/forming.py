@@ -205,16 +205,16 @@ class Forming:
             for info, link in zip(infos, self._links, strict=True)
         ]
         try:
-            pages = self._blueprint.pages(self._plan, facts)
+            room = self._blueprint.cache_room(self._plan, facts)
         except HearthError as error:
             if self._blueprint.misfit(facts) is None:
                 self._change_shares([worker.address for worker in facts])
-                return limits_for(self._blueprint, self._blueprint.pages(self._plan, facts))
+                return limits_for(self._blueprint, self._blueprint.cache_room(self._plan, facts))
             node = int(error.metadata["node"])
             if node:
                 error.metadata["worker"] = self._links[node - 1].address
             raise
-        return limits_for(self._blueprint, pages)
+        return limits_for(self._blueprint, room)
 
     def _change_shares(self, workers: Sequence[str]) -> None:
         """Take the shares that fit the nodes' memory; places in the plan stay."""

@@ -10,9 +10,10 @@ from hearth.converter.blocks import (
     BlockSpec,
     ExpertsSpec,
     FeedForwardSpec,
+    GatedDeltaSpec,
     LatentAttentionSpec,
 )
-from hearth.converter.tensors import expert_unit, ffn_unit, head_units
+from hearth.converter.tensors import expert_unit, ffn_unit, head_units, key_unit
 from hearth.root.planning.plan import NodePlan, Slice
 from hearth.root.scheduling.batch import Batch, Limits
 from hearth.root.status.describe import placement
@@ -56,6 +57,7 @@ def shard_config(
         page_size=limits.page_size,
         max_pages=limits.max_pages,
         max_step_tokens=limits.max_step_tokens,
+        max_sequences=limits.max_running,
         embedding=node.embedding,
         vocab_size=spec.vocab_size,
         head_from_embedding=node.head_from_embedding,
@@ -66,10 +68,11 @@ def _block(block: BlockSpec, node: NodePlan) -> common_pb2.Block:
     """A node's part of a kind of block."""
     mixer, feed_forward, experts = block.mixer, block.feed_forward, block.experts
     return common_pb2.Block(
-        attention=None if isinstance(mixer, LatentAttentionSpec) else _attention(mixer, node),
+        attention=_attention(mixer, node) if isinstance(mixer, AttentionSpec) else None,
         latent_attention=_latent_attention(mixer, node)
         if isinstance(mixer, LatentAttentionSpec)
         else None,
+        gated_delta=_gated_delta(mixer, node) if isinstance(mixer, GatedDeltaSpec) else None,
         feed_forward=None
         if feed_forward is None
         else _feed_forward(feed_forward, node.units[ffn_unit(feed_forward)], node),
@@ -119,6 +122,19 @@ def _latent_attention(attention: LatentAttentionSpec, node: NodePlan) -> common_
         scale=attention.scale,
         rope=attention.rope,
         norm_epsilon=attention.norm_epsilon,
+    )
+
+
+def _gated_delta(delta: GatedDeltaSpec, node: NodePlan) -> common_pb2.GatedDelta:
+    begin, end = node.units[key_unit(delta)]
+    return common_pb2.GatedDelta(
+        key_heads=_range((begin * delta.tile, end * delta.tile)),
+        group=delta.group,
+        tile=delta.tile,
+        key_size=delta.key_size,
+        value_size=delta.value_size,
+        width=delta.width,
+        activation=ACTIVATION[delta.activation],
     )
 
 

@@ -12,12 +12,13 @@ from hearth.converter import Model
 from hearth.root.planning.choices import check
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import layout_of
-from hearth.root.planning.memory import pages_for
+from hearth.root.planning.memory import Room, needed_bytes, room_for
 from hearth.root.planning.plan import Plan
 from hearth.root.planning.planner import check_shares, make_plan, most_nodes
 from hearth.root.planning.shares import shares_by_memory
 from hearth.root.settings import ClusterSettings
 
+_MOST_RUNNING = 16
 # Sets of workers that are remembered: addresses may change for ever.
 _REMEMBERED = 256
 
@@ -68,27 +69,34 @@ class Blueprint:
             self._plans[shares] = plan
         return plan
 
-    def pages(self, plan: Plan, workers: Sequence[NodeFacts]) -> int:
-        """Pages of KV cache; workers: in the plan's order.
+    def cache_room(self, plan: Plan, workers: Sequence[NodeFacts]) -> Room:
+        """Pages of KV cache, and sequences at once; workers: in the plan's order.
 
         Raises HearthError OUT_OF_MEMORY; the metadata has the number of the node that is short.
         """
         settings = self.settings
         nodes = [NodeFacts("the root", self.room)]
         nodes += [replace(worker, name=f"worker {worker.name}") for worker in workers]
-        return pages_for(
+        return room_for(
             self.model.spec,
             plan,
             settings.kv_type,
             settings.page_size,
             self.context,
             settings.sequences,
+            self.most_running,
             nodes,
         )
 
-    def expected_pages(self) -> int:
-        """The pages if every node has enough memory."""
-        return -(-self.context // self.settings.page_size) * self.settings.sequences
+    @property
+    def most_running(self) -> int:
+        """Maximum number of sequences that run at once."""
+        return min(_MOST_RUNNING, self.settings.max_step_tokens)
+
+    def expected_room(self) -> Room:
+        """The room if every node has enough memory."""
+        pages = -(-self.context // self.settings.page_size) * self.settings.sequences
+        return Room(pages, self.most_running)
 
     def misfit(self, workers: Sequence[NodeFacts]) -> tuple[int, str] | None:
         """The node without enough memory and the reason; None if the model fits.
@@ -98,7 +106,7 @@ class Blueprint:
         not one node's memory.
         """
         try:
-            self.pages(self.plan([worker.address for worker in workers]), workers)
+            self.cache_room(self.plan([worker.address for worker in workers]), workers)
         except HearthError as error:
             if "node" in error.metadata and self._choose_shares(workers):
                 return None
@@ -112,17 +120,13 @@ class Blueprint:
             return False
         addresses = tuple(worker.address for worker in workers)
         rooms = [self.room, *(worker.memory_bytes for worker in workers)]
-        least = -(-self.context // self.settings.page_size)
         spec, settings = self.model.spec, self.settings
         layout = layout_of(settings.parallel, len(rooms))
 
         def needs(shares: tuple[float, ...]) -> list[int]:
             plan = make_plan(spec, self.model.tensor_type, layout, shares)
-            return [
-                node.weight_bytes
-                + least * node.kv_page_bytes(spec, settings.kv_type, settings.page_size)
-                for node in plan.nodes
-            ]
+            sizes = settings.kv_type, settings.page_size, self.context
+            return [needed_bytes(node, spec, *sizes) for node in plan.nodes]
 
         equal = (1.0,) * len(rooms)
         if all(need <= room for need, room in zip(needs(equal), rooms, strict=True)):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from hearth import _native
+from hearth.converter.blocks import GatedDeltaSpec
 from hearth.converter.spec import ModelSpec
-from hearth.converter.tensors import Unit, head_units
+from hearth.converter.tensors import Unit, head_units, key_unit
 from hearth.converter.weights import row_bytes
 from hearth.root.planning.cut import Span, size
 
@@ -111,8 +112,22 @@ class NodePlan:
         total = 0
         for kind in spec.kind_of_layer[self.layers[0] : self.layers[1]]:
             attention = spec.kinds[kind].mixer
+            if isinstance(attention, GatedDeltaSpec):
+                continue
             held = size(self.units[head_units(attention)[1]])
             total += held * _native.kv_head_bytes(kv_type, *attention.cached_sizes, page_size)
+        return total
+
+    def state_bytes(self, spec: ModelSpec) -> int:
+        """Bytes of one sequence's state in the recurrent mixers of this node."""
+        total = 0
+        for kind in spec.kind_of_layer[self.layers[0] : self.layers[1]]:
+            delta = spec.kinds[kind].mixer
+            if isinstance(delta, GatedDeltaSpec):
+                held = size(self.units[key_unit(delta)]) * delta.tile
+                total += held * _native.gated_delta_bytes(
+                    delta.group, delta.key_size, delta.value_size, delta.width
+                )
         return total
 
 

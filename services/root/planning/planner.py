@@ -65,7 +65,8 @@ def most_nodes(spec: ModelSpec) -> int:
     """Maximum number of ranks in a stage of this model."""
     counts = [spec.vocab_size]
     for kind in spec.kinds:
-        counts += [kind.mixer.heads, *(unit.count for unit in inner_units(kind))]
+        units = (mixer_units(kind.mixer)[0], *inner_units(kind))
+        counts += [unit.count for unit in units]
     return min(counts)
 
 
@@ -126,7 +127,7 @@ def _check_ranks(spec: ModelSpec, layout: Layout, ranks: int) -> None:
 
 def _fewest_parts(spec: ModelSpec) -> str:
     """The parts that bound the number of nodes: "its 32 query heads"."""
-    units = [Unit(UnitKind.HEAD, kind.mixer.heads) for kind in spec.kinds]
+    units = [mixer_units(kind.mixer)[0] for kind in spec.kinds]
     units += [unit for kind in spec.kinds for unit in inner_units(kind)]
     fewest = min([*units, vocab_unit(spec)], key=lambda unit: unit.count)
     return f"its {fewest.count} {fewest.kind.value}"
@@ -180,11 +181,13 @@ def _cut_stage(
     units: dict[Unit, list[Span]] = {}
     counts = Counter(spec.kind_of_layer[layers[0] : layers[1]])
     for number in counts:
-        head, kv_head = mixer_units(spec.kinds[number].mixer)
-        if head not in units:
-            units[head], units[kv_head] = divide_heads(
-                head.count, kv_head.count, shares, steps.get(head, 1)
-            )
+        head, *beside = mixer_units(spec.kinds[number].mixer)
+        if head in units:
+            continue
+        # Parts that have nothing beside them are divided as KV heads of one query head each are.
+        kv_heads = beside[0].count if beside else head.count
+        spans = divide_heads(head.count, kv_heads, shares, steps.get(head, 1))
+        units.update(zip((head, *beside), spans, strict=False))
     flexible = _ffn_shares(spec, counts, units, shares)
     for number in counts:
         for unit in inner_units(spec.kinds[number]):

@@ -31,6 +31,8 @@ class Limits:
     # Maximum numbers of sequences that hold pages, and of sequences that wait.
     max_running: int = 16
     max_waiting: int = 64
+    # False: a sequence's state cannot go back to an earlier position, so drafts are not verified.
+    drafts: bool = True
 
     def __post_init__(self) -> None:
         for name in ("context_size", "max_pages", "page_size", "max_step_tokens", "max_running"):

@@ -131,13 +131,14 @@ class Scheduler:
         """Sets the draft tokens to verify in the sequence's next decode step.
 
         They replace earlier ones, and are dropped when the sequence gets a token. Fewer or none
-        are used if rows, pages or the sequence's own limit leave no room. False if the sequence
-        is not known.
+        are used if rows, pages or the sequence's own limit leave no room, and none with limits
+        without drafts. False if the sequence is not known.
         """
         sequence = self._by_id.get(seq_id)
         if sequence is None:
             return False
-        sequence.drafts = tuple(tokens)
+        if self.limits.drafts:
+            sequence.drafts = tuple(tokens)
         return True
 
     def schedule(self) -> Batch | None:

@@ -1,0 +1,70 @@
+"""A model with recurrent mixers behind the engine: company, pre-emption, few slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import family_models
+import family_parity
+import numpy as np
+import perplexity
+import pytest
+
+from hearth.converter.tokenizers.plain import PlainTokenizer
+from hearth.root.engine.engine import Engine
+from hearth.root.engine.mailbox import Delta
+from hearth.root.engine.params import GenerateParams
+from hearth.root.scheduling.batch import Limits
+
+NEW_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[list[str]]:
+    yield from family_parity.workers()
+
+
+def texts_of(
+    path: Path, addresses: list[str], prompts: list[list[int]], together: bool, **changes: int
+) -> tuple[list[list[int]], int]:
+    """The greedy answers, and the number of pre-emptions. changes: of the cluster's limits."""
+    with perplexity.formed(str(path), addresses, "f32", context=128, page_size=8, sequences=4) as (
+        cluster,
+        formed,
+    ):
+        limits: Limits = replace(formed, **changes)  # type: ignore[arg-type]
+        assert not limits.drafts
+        vocab = 320
+        engine = Engine(cluster, PlainTokenizer(vocab), limits, vocab_size=vocab)
+        engine.start()
+        try:
+
+            def answer(ids: list[int]) -> list[int]:
+                stream = engine.generate(GenerateParams(tuple(ids), NEW_TOKENS, ignore_eos=True))
+                events = [event for event in stream if isinstance(event, Delta)]
+                return [token for event in events for token in event.token_ids]
+
+            with ThreadPoolExecutor(len(prompts) if together else 1) as pool:
+                found = list(pool.map(answer, prompts))
+            return found, engine._scheduler.preemptions
+        finally:
+            engine.stop(finish=False)
+
+
+def test_answers_do_not_depend_on_company(addresses: list[str], tmp_path: Path) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
+    random = np.random.default_rng(1)
+    prompts = [random.integers(3, 300, count).tolist() for count in (9, 30, 3, 17, 22, 5)]
+    wanted, none = texts_of(path, addresses, prompts, together=False)
+    assert none == 0
+    assert all(len(text) == NEW_TOKENS for text in wanted)
+    assert len({token for text in wanted for token in text}) > 10
+    # Fewer slots than requests, and then too few pages: sequences start again, in other slots.
+    few_slots, _ = texts_of(path, addresses, prompts, together=True, max_running=3)
+    assert few_slots == wanted
+    few_pages, preempted = texts_of(path, addresses, prompts, together=True, max_pages=16)
+    assert few_pages == wanted
+    assert preempted > 0
