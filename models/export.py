@@ -37,7 +37,8 @@ def special_id(tokenizer: Tokenizer, token: str) -> int:
     return number
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -57,13 +58,13 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
         "eos_token_id": eos,
         "torch_dtype": "float16",
     }
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
-    _write_json(
+    write_json(
         folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, **sampling}
     )
     special = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True, "add_eos_token": False}
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -83,8 +84,14 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
         f"model.{name}": parameter.detach().to(torch.float16).contiguous()
         for name, parameter in model.named_parameters()
     }
+    write_weights(folder, tensors)
+
+
+def write_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write model.safetensors, which appears complete or not at all."""
     partial = folder / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, partial, metadata={"format": "pt"})
     partial.chmod(0o644)  # The library makes it private.
     partial.replace(folder / "model.safetensors")
 
