@@ -58,7 +58,7 @@ def test_a_few_steps(tmp_path: Path, kind: str, tokens: str) -> None:
 
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
-    common = ("--text", str(text), "--kind", kind, "--tokens", tokens, *SIZES)
+    common: tuple[str, ...] = ("--text", str(text), "--kind", kind, "--tokens", tokens, *SIZES)
     common += ("--vocabulary", "300", "--dropout", "0.1", "--every", "4", "--learning-rate", "3e-3")
     printed = train(*common, "--out", str(tmp_path / "once"), "--steps", "8")
     assert "step 8 of 8: loss" in printed
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_nanogpt(tmp_path: Path) -> None:
         for name, value in reference.state_dict().items()
     }
     optimizer = torch.optim.AdamW(reference.parameters())
-    sum(parameter.sum() for parameter in reference.parameters()).backward()  # type: ignore[union-attr]
+    sum(parameter.sum() for parameter in reference.parameters()).backward()
     optimizer.step()
     state = {name: value.clone() for name, value in state.items() if "lm_head" not in name}
     state["_orig_mod.lm_head.weight"] = state["_orig_mod.transformer.wte.weight"]
