@@ -39,6 +39,8 @@ class Case:
     shares: tuple[float, ...] | None = None
     dtype: str = "float32"
     shard_size: str = "1GB"
+    # The class of transformers that makes it.
+    auto: str = "AutoModelForCausalLM"
     # (name, parameter) -> True where it has set the parameter itself.
     fill: Callable[[str, Any], bool] = field(default=lambda name, parameter: False)
 
@@ -73,11 +75,11 @@ def make_reference(case: Case, path: Path, seed: int) -> Reference:
     """A random model of the case in `path`. Needs transformers, whose absence skips the test."""
     pytest.importorskip("transformers", reason="make test PARITY=1 installs transformers")
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    config: Any = AutoConfig.for_model(case.model_type, **(COMMON | case.config))
-    auto: Any = AutoModelForCausalLM
+    config: Any = transformers.AutoConfig.for_model(case.model_type, **(COMMON | case.config))
+    auto: Any = getattr(transformers, case.auto)
     model = auto.from_config(config, **_EAGER)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

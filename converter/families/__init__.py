@@ -10,18 +10,9 @@ from hearth.converter.families.settings import Settings
 
 # One for each file, in the order that errors list them.
 _FILES = (
-    "llama",
-    "mistral",
-    "qwen",
-    "qwen3_next",
-    "gpt2",
-    "gemma",
-    "phi",
-    "glm",
-    "deepseek",
-    "smollm",
-    "granite",
-)
+    "llama", "mistral", "qwen", "qwen3_next", "gpt2", "gemma", "gpt_oss", "phi", "glm", "deepseek",
+    "smollm", "granite", "olmo",
+)  # fmt: skip
 # Endings of the names of classes that make text.
 _TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "lmheadmodel")
 

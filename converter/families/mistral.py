@@ -1,8 +1,20 @@
-"""Mistral, Ministral and Mixtral. As GGUF, older ones are Llama's."""
+"""Mistral, Ministral and Mixtral, and the text part of Mistral 3. As GGUF, older ones are Llama's.
 
-from hearth.converter.blocks import BlockSpec, ExpertsSpec, FeedForwardSpec
-from hearth.converter.families.base import Family
+Queries of Ministral 3 grow with their position.
+"""
+
+from dataclasses import replace
+
+from hearth.converter.blocks import (
+    AttentionSpec,
+    BlockSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    TemperatureSpec,
+)
+from hearth.converter.families.base import Family, GgufFacts
 from hearth.converter.families.common import (
+    GGUF_TENSORS,
     TENSORS,
     activation,
     attention,
@@ -12,7 +24,14 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
-from hearth.converter.families.layers import needed_window, window_size, windowed_layers
+from hearth.converter.families.layers import (
+    IMAGE_PARTS,
+    needed_window,
+    window_size,
+    windowed_layers,
+)
+from hearth.converter.families.llama import PAIRED, gguf_llama
+from hearth.converter.families.rope import yarn_magnitude
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
@@ -22,12 +41,44 @@ def _config(config: Settings, name: str) -> ModelSpec:
     # Ministral lists the kind of each layer.
     windowed = windowed_layers(config, layers, ["sliding_window" in config] * layers)
     inner = feed_forward(config)
-    blocks = [
-        BlockSpec(attention(config), inner),
-        BlockSpec(attention(config, window=needed_window(config, windowed)), inner),
-    ]
+    mixer = attention(config, temperature=_temperature(config))
+    window = needed_window(config, windowed)
+    blocks = [BlockSpec(replace(mixer, window=size), inner) for size in (0, window)]
     order = [int(each) for each in windowed]
     return model(config, name, "mistral", blocks, [rope(config, head_size(config))], order)
+
+
+def _temperature(config: Settings) -> TemperatureSpec | None:
+    """The growth of queries, which Ministral 3 has among the settings of its rope."""
+    scaling = config.section("rope_scaling")
+    used = scaling if scaling.values else config.section("rope_parameters")
+    if "llama_4_scaling_beta" not in used:
+        return None
+    original = used.integer("original_max_position_embeddings")
+    return TemperatureSpec(used.number("llama_4_scaling_beta"), original)
+
+
+def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
+    spec = gguf_llama(metadata, name, facts, "mistral3")
+    slope = metadata.number("attention.temperature_scale", 0.0)
+    temperature = None
+    if slope:
+        original = metadata.integer(
+            "rope.scaling.original_context_length", metadata.integer("context_length", 2048)
+        )
+        temperature = TemperatureSpec(slope, original)
+    kinds = []
+    for block in spec.kinds:
+        assert isinstance(block.mixer, AttentionSpec)
+        kinds.append(replace(block, mixer=replace(block.mixer, temperature=temperature)))
+    factor = metadata.number("rope.scaling.factor", 1.0)
+    # YaRN's factor of cos and sin is divided by the one that this multiplier makes.
+    less = metadata.number("rope.scaling.yarn_log_multiplier", 0.0)
+    ropes = [
+        replace(each, magnitude=each.magnitude / yarn_magnitude(factor, less)) if less else each
+        for each in spec.ropes
+    ]
+    return replace(spec, kinds=tuple(kinds), ropes=tuple(ropes))
 
 
 def _mixtral(config: Settings, name: str) -> ModelSpec:
@@ -46,10 +97,19 @@ _EXPERT = "model.layers.{layer}.block_sparse_moe.experts.{expert}."
 FAMILIES = (
     Family(
         name="Mistral",
-        model_types=("mistral", "ministral"),
-        classes=("MistralForCausalLM", "MinistralForCausalLM"),
+        model_types=("mistral", "ministral", "ministral3", "mistral3"),
+        classes=(
+            "MistralForCausalLM",
+            "MinistralForCausalLM",
+            "Ministral3ForCausalLM",
+            "Mistral3ForConditionalGeneration",
+        ),
         config=_config,
         tensors=TENSORS,
+        unused=IMAGE_PARTS,
+        architectures=("mistral3",),
+        gguf=_gguf,
+        gguf_tensors={**GGUF_TENSORS, **PAIRED},
     ),
     Family(
         name="Mixtral",

@@ -12,7 +12,8 @@ from hearth.converter.readers.gguf_file import MAGIC
 from hearth.converter.readers.gguf_parts import part_names
 from hearth.converter.readers.hearth import is_hearth_config, open_hearth
 from hearth.converter.readers.huggingface import open_huggingface
-from hearth.converter.readers.random import PREFIX, SHAPES, open_random
+from hearth.converter.readers.random import PREFIX, open_random
+from hearth.converter.readers.shapes import SHAPES
 
 LITGPT_CONFIG = "model_config.yaml"
 # Names of checkpoints in nanoGPT's output, the first that is there.

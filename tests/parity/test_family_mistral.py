@@ -1,4 +1,4 @@
-"""Mistral, Ministral and Mixtral against transformers."""
+"""Mistral, Ministral, Mixtral and the text part of Mistral 3 against transformers."""
 
 from pathlib import Path
 
@@ -17,6 +17,56 @@ CASES = {
     ),
     "ministral": Case(
         "ministral", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}
+    ),
+    "ministral3": Case(
+        "ministral3",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 16.0,
+                "original_max_position_embeddings": 9,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.5,
+            }
+        },
+        shares=(1, 2, 1),
+        dtype="bfloat16",
+    ),
+    "mistral3, images, odd sizes": Case(
+        "mistral3",
+        {
+            "tie_word_embeddings": False,
+            "text_config": {
+                **family_parity.COMMON,
+                "model_type": "ministral3",
+                "hidden_size": 45,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "head_dim": 10,
+                "intermediate_size": 77,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                    "llama_4_scaling_beta": 0.3,
+                },
+            },
+            "vision_config": {
+                "model_type": "pixtral",
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "head_dim": 8,
+                "image_size": 16,
+                "patch_size": 8,
+            },
+        },
+        nodes=(1, 2),
+        auto="AutoModelForImageTextToText",
     ),
     "mixtral": Case(
         "mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hearth.converter import ModelError, ModelSpec
 from hearth.converter.families.rope import RopeScaling, make_rope
 from hearth.converter.hf_config import read_config
-from hearth.converter.readers.random import SHAPES, random_spec
+from hearth.converter.readers.random import random_spec
+from hearth.converter.readers.shapes import SHAPES
 from hearth.converter.spec_json import spec_from_json, spec_to_json
 
 # From the models' cards and files.
@@ -27,6 +28,11 @@ PARAMETERS = {
     "llama-3.1-70b": 70_553_706_496,
     "llama-3.1-405b": 405_853_388_800,
     "qwen3.6-35b-a3b": 34_660_610_688,
+    "gpt2-xl": 1_557_611_200,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
     "deepseek-v3": 671_026_419_200,
     "glm-4.7-flash": 29_943_393_920,
 }
