@@ -407,7 +407,7 @@ void test_loading_by_rows() {
         CHECK_THROWS(load(8, 7), std::invalid_argument, "groups of 8");
         if (type == Type::q40) {
           CHECK_THROWS(shard.load(name, Type::q80, slice(whole(), name, Type::q80)),
-                       std::invalid_argument, "began as q40");
+                       std::invalid_argument, "began as q4_0");
         }
         CHECK_EQUAL(shard.missing().size(), missing);
         CHECK_EQUAL(shard.weight_bytes(), held);

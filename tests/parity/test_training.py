@@ -90,7 +90,8 @@ def test_a_checkpoint_of_nanogpt(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32}
     settings: dict[str, Any] = {"activation_function": "gelu", "bos_token_id": None}
     settings |= {"eos_token_id": None, "n_positions": 24, "vocab_size": len(characters)}
-    reference = GPT2LMHeadModel(GPT2Config(**sizes, **settings)).eval()
+    reference: Any = GPT2LMHeadModel(GPT2Config(**sizes, **settings))
+    reference.eval()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -106,7 +107,11 @@ def test_a_checkpoint_of_nanogpt(tmp_path: Path) -> None:
     state = {name: value.clone() for name, value in state.items() if "lm_head" not in name}
     state["_orig_mod.lm_head.weight"] = state["_orig_mod.transformer.wte.weight"]
     args = sizes | {"block_size": 24, "vocab_size": len(characters), "bias": True, "dropout": 0.0}
-    checkpoint = {"model": state, "optimizer": optimizer.state_dict(), "model_args": args}
+    checkpoint: dict[str, Any] = {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "model_args": args,
+    }
     checkpoint |= {"iter_num": 1, "best_val_loss": torch.tensor(2.5), "config": {"dataset": "x"}}
     torch.save(checkpoint, tmp_path / "ckpt.pt")
     ids = {character: id for id, character in enumerate(characters)}
