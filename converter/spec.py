@@ -4,6 +4,7 @@ Holds no weights and reads no file; the families (converter/families) make it fr
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -169,7 +170,8 @@ def check_size(field: str, value: object, least: int = 1) -> int:
 
 def check_positive(field: str, value: float) -> None:
     """Raise ModelError unless `value` is a finite number above 0."""
-    if not (math.isfinite(value) and value > 0):
+    # An int may have more digits than a float can hold.
+    if not 0 < value <= sys.float_info.max:
         raise ModelError(f"{field} is {value}; it must be a finite number above 0")
 
 

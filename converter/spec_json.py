@@ -51,7 +51,10 @@ def _decode(kind: Any, value: object, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _decode_object(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ModelError(f"{where} is a number of {value.bit_length()} bits") from None
     if type(value) is not kind:
         raise ModelError(f"{where} is {str(value)[:80]!r}; {kind.__name__} is needed")
     return value

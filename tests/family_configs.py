@@ -55,6 +55,24 @@ _LATENT: Config = {
     "norm_topk_prob": True,
     "routed_scaling_factor": 2.5,
 }
+_DELTA: Config = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+}
+_DELTA_EXPERTS: Config = {
+    **_DELTA,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 48,
+    "partial_rotary_factor": 0.25,
+    "mlp_only_layers": [1],
+    "decoder_sparse_step": 1,
+}
 _OWN: dict[str, Config] = {
     "llama": {"rope_scaling": _YARN},
     "mistral": {"sliding_window": 16},
@@ -100,6 +118,9 @@ _OWN: dict[str, Config] = {
     },
     "deepseek_v3": _LATENT,
     "glm4_moe_lite": _LATENT,
+    "qwen3_next": _DELTA_EXPERTS,
+    "qwen3_5_text": _DELTA,
+    "qwen3_5_moe": {"text_config": {**_COMMON, **_DELTA_EXPERTS}},
 }
 CONFIGS: dict[str, Config] = {
     name: {"model_type": name, **_COMMON, **own} for name, own in _OWN.items()

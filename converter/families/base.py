@@ -173,6 +173,9 @@ class Family:
     prefix: str = "model."
     # Beginnings of names of stored tensors that the text part does not use.
     unused: tuple[str, ...] = ()
+    # Layers behind the model's that guess further tokens, where config.json has no
+    # num_nextn_predict_layers; None: the family has none.
+    further_layers: int | None = None
     # Endings of names of stored tensors that no model uses.
     unused_endings: tuple[str, ...] = ()
     # Values of general.architecture in GGUF.
@@ -180,6 +183,8 @@ class Family:
     # (metadata under the architecture's name, the model's name, facts of the file) -> its shape.
     gguf: "Callable[[Settings, str, GgufFacts], ModelSpec] | None" = None
     gguf_tensors: Names = field(default_factory=dict)
+    # metadata -> recipes beside gguf_tensors, for files whose tensors are laid out otherwise.
+    gguf_layout: "Callable[[Settings], Names]" = lambda metadata: {}
 
     @property
     def embedding(self) -> str:
@@ -249,9 +254,10 @@ def picked(name: str, order: Callable[[ModelSpec, TensorSpec], Indices]) -> Reci
     """
 
     def recipe(files: Files, spec: ModelSpec, tensor: TensorSpec) -> Stored:
-        indices = order(spec, tensor)
-        stored = _whole(files, name, tensor, len(indices))
-        return PickedRows(stored, indices)
+        count = tensor.shape[1] if tensor.vector else tensor.shape[0]
+        # The file is asked first: the order of a wrong shape may be a large array.
+        stored = _whole(files, name, tensor, count)
+        return PickedRows(stored, order(spec, tensor))
 
     return recipe
 

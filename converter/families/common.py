@@ -14,6 +14,7 @@ from hearth.converter.blocks import (
 )
 from hearth.converter.errors import ModelError
 from hearth.converter.families.base import GgufFacts, Names
+from hearth.converter.families.fused import fused_experts
 from hearth.converter.families.rope import (
     RopeScaling,
     longrope_magnitude,
@@ -58,6 +59,7 @@ TENSORS: Names = {
 }
 
 _BLOCK = "blk.{layer}."
+_GATE_UP = _BLOCK + "ffn_gate_up_exps.weight"
 GGUF_TENSORS: Names = {
     "embedding": "token_embd.weight",
     "positions": "position_embd.weight",
@@ -91,9 +93,9 @@ GGUF_TENSORS: Names = {
     "router": _BLOCK + "ffn_gate_inp.weight",
     "router_bias": _BLOCK + "ffn_gate_inp.bias",
     "choice_bias": _BLOCK + "exp_probs_b.bias",
-    "experts_w1": _BLOCK + "ffn_gate_exps.weight",
+    "experts_w1": fused_experts(_GATE_UP, 0, _BLOCK + "ffn_gate_exps.weight"),
     "experts_w2": _BLOCK + "ffn_down_exps.weight",
-    "experts_w3": _BLOCK + "ffn_up_exps.weight",
+    "experts_w3": fused_experts(_GATE_UP, 1, _BLOCK + "ffn_up_exps.weight"),
     "experts_b1": _BLOCK + "ffn_gate_exps.bias",
     "experts_b2": _BLOCK + "ffn_down_exps.bias",
     "experts_b3": _BLOCK + "ffn_up_exps.bias",
@@ -204,6 +206,18 @@ def layer_count(config: Settings, key: str = "num_hidden_layers") -> int:
     return layers
 
 
+def gguf_layer_count(metadata: Settings) -> int:
+    """The number of layers, less those behind the model's that guess further tokens."""
+    blocks = layer_count(metadata, "block_count")
+    further = metadata.integer("nextn_predict_layers", 0)
+    if not 0 <= further < blocks:
+        raise ModelError(
+            f"{metadata.name('nextn_predict_layers')} is {further} of {blocks} layers; it must be "
+            f"0 to {blocks - 1}"
+        )
+    return blocks - further
+
+
 def rope(config: Settings, size: int, theta: float = 10000.0, partial: float = 1.0) -> RopeSpec:
     """The one rope of a config.json, of heads of `size`.
 
@@ -235,6 +249,10 @@ def rope(config: Settings, size: int, theta: float = 10000.0, partial: float = 1
         )
     partial = config.number("partial_rotary_factor", partial)
     partial = used.number("partial_rotary_factor", partial)
+    if not 0 < partial <= 1:
+        raise ModelError(
+            f"partial_rotary_factor is {partial:g}; it is a part of a head, above 0 and at most 1"
+        )
     return make_rope(int(size * partial), base, rope_scaling(used, config))
 
 
@@ -326,7 +344,7 @@ def gguf_model(
     **more: Any,
 ) -> ModelSpec:
     """A model's spec from GGUF metadata."""
-    layers = layer_count(metadata, "block_count")
+    layers = gguf_layer_count(metadata)
     fields: dict[str, Any] = {
         "name": name,
         "architecture": architecture,

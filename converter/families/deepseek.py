@@ -20,18 +20,39 @@ from hearth.converter.families.common import (
     activation,
     feed_forward,
     gguf_experts,
+    gguf_layer_count,
     gguf_model,
     gguf_rope,
     layer_count,
     model,
     rope,
 )
+from hearth.converter.families.layers import with_defaults
 from hearth.converter.families.rope import yarn_magnitude
 from hearth.converter.families.settings import Settings
-from hearth.converter.spec import ModelSpec, check_size
+from hearth.converter.spec import ModelSpec, check_positive, check_size
 from hearth.converter.stored import Indices, PickedRows, Stacked, Stored, Transposed
 from hearth.converter.tensors import TensorSpec
 
+# Settings that transformers fills in where a config.json leaves them out.
+_V3 = {
+    "n_group": 8,
+    "topk_group": 4,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 3,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "q_lora_rank": 1536,
+    "max_position_embeddings": 4096,
+}
+_GLM = {
+    "rms_norm_eps": 1e-5,
+    "routed_scaling_factor": 1.8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "q_lora_rank": 768,
+    "max_position_embeddings": 202752,
+}
 # Of the latents' norms in transformers, which gives them no other.
 _NORM_EPSILON = 1e-6
 
@@ -115,10 +136,12 @@ def _v3_experts(config: Settings) -> ExpertsSpec:
 
 
 def _v3(config: Settings, name: str) -> ModelSpec:
+    config = with_defaults(config, _V3)
     return _model(config, name, "deepseek2", _v3_experts(config), _dense_first(config))
 
 
 def _glm(config: Settings, name: str) -> ModelSpec:
+    config = with_defaults(config, _GLM)
     layers = layer_count(config)
     kinds = config.texts("mlp_layer_types", layers, ["dense"] + ["sparse"] * (layers - 1))
     dense = [kind == "dense" for kind in kinds]
@@ -126,7 +149,13 @@ def _glm(config: Settings, name: str) -> ModelSpec:
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
-    layers = layer_count(metadata, "block_count")
+    layers = gguf_layer_count(metadata)
+    if metadata.number("attention.temperature_scale", 0.0):
+        raise ModelError(
+            f"{metadata.name('attention.temperature_scale')} is "
+            f"{metadata.number('attention.temperature_scale'):g}; Hearth runs latent attention "
+            "whose queries do not grow with their position"
+        )
     rotated = check_size("head_size", metadata.integer("rope.dimension_count"))
     # Files of before 2025 give the sizes of whole heads without "_mla".
     ending = "_mla" if "attention.key_length_mla" in metadata else ""
@@ -135,6 +164,7 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
     factor = metadata.number("rope.scaling.factor", 1.0)
     growth = metadata.number("rope.scaling.yarn_log_multiplier", 0.0)
     magnitude = 1 + growth * math.log(factor) if factor > 1 else 1.0
+    check_positive("the magnitude of yarn_log_multiplier", magnitude)
     mixer = LatentAttentionSpec(
         heads=metadata.integer("attention.head_count"),
         query_rank=metadata.integer("attention.q_lora_rank", 0),
@@ -146,12 +176,13 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
         rope=0,
         norm_epsilon=metadata.number("attention.layer_norm_rms_epsilon", 1e-6),
     )
+    choice_bias = any(facts.has(f"blk.{layer}.exp_probs_b.bias") for layer in range(layers))
     experts = gguf_experts(
         metadata,
-        scores=_gating(metadata),
+        scores=_gating(metadata, choice_bias),
         normalize=metadata.boolean("expert_weights_norm", False),
         scale=metadata.number("expert_weights_scale", 1.0) or 1.0,
-        choice_bias=any(facts.has(f"blk.{layer}.exp_probs_b.bias") for layer in range(layers)),
+        choice_bias=choice_bias,
         groups=metadata.integer("expert_group_count", 1) or 1,
         used_groups=metadata.integer("expert_group_used_count", 1) or 1,
     )
@@ -166,8 +197,9 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
     return gguf_model(metadata, name, "deepseek2", facts, blocks, ropes, order)
 
 
-def _gating(metadata: Settings) -> str:
-    kind = metadata.integer("expert_gating_func", 1)
+def _gating(metadata: Settings, choice_bias: bool) -> str:
+    """Scores of the router. Older files leave them out; a bias of the choice is of sigmoids."""
+    kind = metadata.integer("expert_gating_func", 0) or 1 + choice_bias
     if kind not in (1, 2):
         raise ModelError(
             f"{metadata.name('expert_gating_func')} is {kind}; Hearth runs 1 (softmax) and 2 "
@@ -235,8 +267,9 @@ def _head_values(both: str, own: str = "") -> Recipe:
         if name in files:
             return files.matrix(name, *tensor.shape)
         rows = mixer.nope_size + mixer.value_size
+        whole = _whole(files, both, mixer, tensor)
         order = np.arange(mixer.heads)[:, None] * rows + np.arange(mixer.nope_size, rows)
-        return PickedRows(_whole(files, both, mixer, tensor), order.reshape(-1))
+        return PickedRows(whole, order.reshape(-1))
 
     return recipe
 
@@ -309,7 +342,7 @@ FAMILIES = (
         classes=("DeepseekV3ForCausalLM",),
         config=_v3,
         tensors=_NAMES,
-        unused=("model.layers.61.",),
+        further_layers=1,
     ),
     Family(
         name="GLM-4.7-Flash",
@@ -317,6 +350,6 @@ FAMILIES = (
         classes=("Glm4MoeLiteForCausalLM",),
         config=_glm,
         tensors=_NAMES,
-        unused=("model.layers.47.",),
+        further_layers=1,
     ),
 )

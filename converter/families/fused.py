@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from hearth.converter.blocks import AttentionSpec
 from hearth.converter.families.base import Files, Names, Recipe, find, rows_of
 from hearth.converter.spec import ModelSpec
@@ -21,6 +23,22 @@ def fused_qkv(name: str) -> Names:
 def fused_gate_up(name: str) -> Names:
     """Gate and up of a feed-forward, one below the other. name: without its ending."""
     return {part: rows_of(f"{name}.weight", _gate_up_rows) for part in ("w1", "w3")}
+
+
+def fused_experts(name: str, half: int, otherwise: Recipe | None = None) -> Recipe:
+    """Gate (half 0) or up (half 1) of all experts, stored as [experts, gate then up, columns].
+
+    otherwise: the recipe for files without a tensor of this name.
+    """
+
+    def recipe(files: Files, spec: ModelSpec, tensor: TensorSpec) -> Stored:
+        rows, columns = tensor.shape
+        stored = files.matrix(name.replace("{layer}", str(tensor.layer)), 2 * rows, columns)
+        each = rows // tensor.parts
+        first = (2 * np.arange(tensor.parts)[:, None] + half) * each
+        return PickedRows(stored, (first + np.arange(each)).reshape(-1))
+
+    return recipe if otherwise is None else where(name, recipe, otherwise)
 
 
 def reordered(recipe: Recipe, order: Callable[[ModelSpec, TensorSpec], Indices]) -> Recipe:

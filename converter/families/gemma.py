@@ -14,6 +14,7 @@ from hearth.converter.families.common import (
     attention,
     feed_forward,
     gguf_attention,
+    gguf_layer_count,
     gguf_model,
     gguf_rope,
     head_size,
@@ -32,8 +33,9 @@ from hearth.converter.families.layers import (
 )
 from hearth.converter.families.rope import make_rope
 from hearth.converter.families.settings import Settings
-from hearth.converter.spec import ModelSpec
+from hearth.converter.spec import ModelSpec, check_size
 
+_GEMMA2_WINDOW = 4096
 # Settings that transformers fills in where a config.json leaves them out.
 _GEMMA2 = {
     "vocab_size": 256000,
@@ -46,7 +48,7 @@ _GEMMA2 = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
     "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
+    "sliding_window": _GEMMA2_WINDOW,
 }
 _GEMMA3 = _GEMMA2 | {"vocab_size": 262208, "max_position_embeddings": 131072}
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -104,6 +106,7 @@ def _model(
     ropes: list[RopeSpec],
     logit_cap: float,
 ) -> ModelSpec:
+    hidden = check_size("hidden_size", config.integer("hidden_size"))
     inner = feed_forward(
         config, activation=activation(config, "hidden_activation", "gelu_pytorch_tanh")
     )
@@ -114,7 +117,7 @@ def _model(
         _kinds(mixer, inner, needed_window(config, windowed), ropes),
         ropes,
         [int(each) for each in windowed],
-        embedding_scale=math.sqrt(config.integer("hidden_size")),
+        embedding_scale=math.sqrt(hidden),
         logit_softcap=logit_cap,
     )
 
@@ -128,14 +131,15 @@ def _kinds(
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) -> ModelSpec:
-    layers = layer_count(metadata, "block_count")
+    layers = gguf_layer_count(metadata)
     second = architecture == "gemma2"
     windowed = gguf_windowed_layers(metadata, layers, _PERIOD2 if second else _PERIOD3)
     key = "attention.sliding_window"
-    if not second and key not in metadata:  # a Gemma 3 without windows
+    if not second and not metadata.integer(key, 0):  # a Gemma 3 without windows
         windowed = [False] * layers
     mixer = gguf_attention(metadata, head_norm=not second)
-    size, hidden = mixer.key_size, metadata.integer("embedding_length")
+    size = mixer.key_size
+    hidden = check_size("hidden_size", metadata.integer("embedding_length"))
     if layers == _LARGEST[architecture]:
         size = max(hidden // mixer.heads, 1)
     scale = metadata.number("attention.scale", size**-0.5)
@@ -146,12 +150,13 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) ->
         ropes.append(make_rope(metadata.integer("rope.dimension_count", mixer.key_size), local))
     inner = FeedForwardSpec(metadata.integer("feed_forward_length"), "gelu_tanh")
     mixer = replace(mixer, scale=scale, softcap=cap)
+    window = needed_window(metadata, windowed, key, _GEMMA2_WINDOW if second else 0)
     return gguf_model(
         metadata,
         name,
         architecture,
         facts,
-        _kinds(mixer, inner, needed_window(metadata, windowed, key), ropes),
+        _kinds(mixer, inner, window, ropes),
         ropes,
         [int(each) for each in windowed],
         embedding_scale=math.sqrt(hidden),

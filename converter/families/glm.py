@@ -3,6 +3,7 @@
 from typing import Any
 
 from hearth.converter.blocks import BlockSpec, FeedForwardSpec
+from hearth.converter.errors import ModelError
 from hearth.converter.families.base import Family, GgufFacts, Names, Recipe, rotary_pairs
 from hearth.converter.families.common import (
     GGUF_TENSORS,
@@ -61,6 +62,16 @@ def _paired(names: Names) -> Names:
     return {**names, **paired}
 
 
+def _sections(metadata: Settings) -> bool:
+    """True for the text part of GLM-4V, whose queries and keys llama.cpp's converter reorders."""
+    key = "rope.dimension_sections"
+    sections = metadata.get(key, [])
+    if not isinstance(sections, list):
+        raise ModelError(f"{metadata.name(key)} is {str(sections)[:80]!r}; a list is needed")
+    numbers = metadata.integers(key, len(sections)) if sections else ()
+    return len(numbers) > 1 and numbers[0] > 0 and numbers[1] > 0
+
+
 _LAYER, _BLOCK = "model.layers.{layer}.", "blk.{layer}."
 _STORED = _paired(
     {
@@ -74,7 +85,8 @@ _GGUF_QKV = {
     part: where(_BLOCK + "attn_qkv.weight", recipe, GGUF_TENSORS[part])
     for part, recipe in fused_qkv(_BLOCK + "attn_qkv").items()
 }
-_GGUF = _paired({**GGUF_TENSORS, **_GGUF_QKV, **fused_gate_up(_BLOCK + "ffn_up")})
+_GGUF_HALVES: Names = {**GGUF_TENSORS, **_GGUF_QKV, **fused_gate_up(_BLOCK + "ffn_up")}
+_GGUF = _paired(_GGUF_HALVES)
 
 FAMILIES = (
     Family(
@@ -96,5 +108,6 @@ FAMILIES = (
         architectures=("glm4",),
         gguf=_of(_gguf, True),
         gguf_tensors=_GGUF,
+        gguf_layout=lambda metadata: _GGUF_HALVES if _sections(metadata) else {},
     ),
 )

@@ -19,6 +19,7 @@ from hearth.converter.families.common import (
     TENSORS,
     attention,
     gguf_attention,
+    gguf_layer_count,
     gguf_model,
     gguf_rope,
     head_size,
@@ -91,15 +92,15 @@ def _kinds(mixer: AttentionSpec, experts: ExpertsSpec, window: int) -> list[Bloc
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
-    layers = layer_count(metadata, "block_count")
+    layers = gguf_layer_count(metadata)
     windowed = gguf_windowed_layers(metadata, layers, _PERIOD)
     bias = facts.has("blk.0.attn_q.bias")
     mixer = gguf_attention(metadata, sinks=True, bias=bias, output_bias=bias)
-    size = metadata.integer("feed_forward_length", None)
+    own = "expert_feed_forward_length"
     experts = _experts(
         metadata.integer("expert_count"),
         metadata.integer("expert_used_count"),
-        metadata.integer("expert_feed_forward_length", size),
+        metadata.integer(own if own in metadata else "feed_forward_length"),
         GateClampSpec(_LIMIT, _ALPHA, 1.0),
     )
     window = needed_window(metadata, windowed, "attention.sliding_window")

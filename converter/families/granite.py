@@ -3,11 +3,9 @@
 Of Granite 4 those whose layers are all attention; of either also the ones with experts.
 """
 
-import numpy as np
-
 from hearth.converter.blocks import BlockSpec, ExpertsSpec, FeedForwardSpec, RopeSpec
 from hearth.converter.errors import ModelError
-from hearth.converter.families.base import Family, Files, GgufFacts, Names, Recipe
+from hearth.converter.families.base import Family, GgufFacts, Names
 from hearth.converter.families.common import (
     GGUF_SHARED_EXPERT,
     GGUF_TENSORS,
@@ -24,13 +22,11 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
-from hearth.converter.families.fused import fused_gate_up, where
+from hearth.converter.families.fused import fused_experts, fused_gate_up, where
 from hearth.converter.families.layers import FULL
 from hearth.converter.families.llama import PAIRED
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec, check_positive
-from hearth.converter.stored import PickedRows, Stored
-from hearth.converter.tensors import TensorSpec
 
 
 def _granite(config: Settings, name: str) -> ModelSpec:
@@ -126,26 +122,13 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
     )
 
 
-def _half(name: str, second: bool) -> Recipe:
-    """Gate or up of all experts, stored as [experts, gate rows then up rows, columns]."""
-
-    def recipe(files: Files, spec: ModelSpec, tensor: TensorSpec) -> Stored:
-        rows, columns = tensor.shape
-        stored = files.matrix(name.replace("{layer}", str(tensor.layer)), 2 * rows, columns)
-        each = rows // tensor.parts
-        first = np.arange(tensor.parts)[:, None] * 2 * each + (each if second else 0)
-        return PickedRows(stored, (first + np.arange(each)).reshape(-1))
-
-    return recipe
-
-
 _LAYER = "model.layers.{layer}."
 _MOE = _LAYER + "block_sparse_moe."
 _EXPERTS: Names = {
     **TENSORS,
     "router": _MOE + "router.layer.weight",
-    "experts_w1": _half(_MOE + "input_linear.weight", False),
-    "experts_w3": _half(_MOE + "input_linear.weight", True),
+    "experts_w1": fused_experts(_MOE + "input_linear.weight", 0),
+    "experts_w3": fused_experts(_MOE + "input_linear.weight", 1),
     "experts_w2": _MOE + "output_linear.weight",
 }
 _SHARED: Names = {

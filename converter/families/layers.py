@@ -10,6 +10,9 @@ from hearth.converter.families.rope import make_rope
 from hearth.converter.families.settings import Settings
 
 FULL, WINDOW = "full_attention", "sliding_attention"
+_NULL_IS_NONE = (
+    "sliding_window", "q_lora_rank", "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
 # Beginnings of names of tensors that read images, in models whose text part runs.
 IMAGE_PARTS = (
     "model.vision_tower.",
@@ -20,15 +23,18 @@ IMAGE_PARTS = (
 
 
 def with_defaults(config: Settings, defaults: Mapping[str, Any]) -> Settings:
-    """Settings with the family's usual values for those that are absent."""
-    given = {key: value for key, value in config.values.items() if value is not None}
+    """Settings with the family's usual values for those that are absent.
+
+    A null counts as absent, but where it stands for none.
+    """
+    given = {k: v for k, v in config.values.items() if v is not None or k in _NULL_IS_NONE}
     return Settings({**defaults, **given})
 
 
-def window_size(config: Settings, key: str = "sliding_window") -> int:
-    """Tokens of a window; 0 where the setting is absent. Raises ModelError for less than 1."""
+def window_size(config: Settings, key: str = "sliding_window", usual: int = 0) -> int:
+    """Tokens of a window; `usual` where the setting is absent. Raises ModelError below 1."""
     if key not in config:
-        return 0
+        return usual
     size = config.integer(key)
     if size < 1:
         raise ModelError(
@@ -59,15 +65,22 @@ def every(period: int, layers: int) -> list[bool]:
     return [(layer + 1) % period != 0 for layer in range(layers)]
 
 
-def needed_window(config: Settings, windowed: Sequence[bool], key: str = "sliding_window") -> int:
-    """The window of the layers that have one; 0 where no layer has. Raises ModelError."""
-    size = window_size(config, key)
-    if any(windowed) and not size:
+def needed_window(
+    config: Settings, windowed: Sequence[bool], key: str = "sliding_window", usual: int = 0
+) -> int:
+    """The window of the layers that have one; 0 where no layer has. Raises ModelError.
+
+    usual: where the setting is absent; 0: it must be there.
+    """
+    if not any(windowed):
+        return 0
+    size = window_size(config, key, usual)
+    if not size:
         raise ModelError(
             f"{config.name(key)} is missing; {sum(windowed)} of {len(windowed)} layers have a "
             "window"
         )
-    return size if any(windowed) else 0
+    return size
 
 
 def gguf_windowed_layers(metadata: Settings, layers: int, period: int) -> list[bool]:

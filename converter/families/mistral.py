@@ -29,14 +29,19 @@ from hearth.converter.families.layers import (
     needed_window,
     window_size,
     windowed_layers,
+    with_defaults,
 )
 from hearth.converter.families.llama import PAIRED, gguf_llama
 from hearth.converter.families.rope import yarn_magnitude
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
+# Of transformers, for files that say nothing; a null is for none.
+_DEFAULTS = {kind: {"sliding_window": 4096} for kind in ("mistral", "ministral")}
+
 
 def _config(config: Settings, name: str) -> ModelSpec:
+    config = with_defaults(config, _DEFAULTS.get(config.text("model_type", "mistral"), {}))
     layers = layer_count(config)
     # Ministral lists the kind of each layer.
     windowed = windowed_layers(config, layers, ["sliding_window" in config] * layers)

@@ -11,6 +11,7 @@ from hearth.converter.families.common import (
     attention,
     feed_forward,
     gguf_attention,
+    gguf_layer_count,
     gguf_model,
     gguf_rope,
     head_size,
@@ -61,10 +62,10 @@ def _olmo3(config: Settings, name: str) -> ModelSpec:
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
-    layers = layer_count(metadata, "block_count")
+    layers = gguf_layer_count(metadata)
     key = "attention.sliding_window"
     windowed = [False] * layers
-    if key in metadata:
+    if metadata.integer(key, 0):  # 0 is for none
         windowed = gguf_windowed_layers(metadata, layers, _PERIOD)
     mixer = gguf_attention(metadata, row_norm=True)
     inner = FeedForwardSpec(metadata.integer("feed_forward_length"))

@@ -19,13 +19,22 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
-from hearth.converter.families.layers import needed_window, window_size, windowed_layers
+from hearth.converter.families.layers import (
+    needed_window,
+    window_size,
+    windowed_layers,
+    with_defaults,
+)
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
+
+# Of transformers, for files that say nothing; a null is for none.
+_WINDOW = {"sliding_window": 4096}
 
 
 def _windows(config: Settings) -> tuple[list[bool], int]:
     """True for each layer whose attention has a window; and the window."""
+    config = with_defaults(config, _WINDOW)
     layers = layer_count(config)
     first = config.integer("max_window_layers", 28)
     used = config.boolean("use_sliding_window", False)
@@ -57,6 +66,7 @@ def _qwen3(config: Settings, name: str) -> ModelSpec:
 
 def _qwen3_moe(config: Settings, name: str) -> ModelSpec:
     bias = config.boolean("attention_bias", False)
+    config = with_defaults(config, _WINDOW)
     window = window_size(config) if config.boolean("use_sliding_window", False) else 0
     mixer = attention(config, bias=bias, output_bias=bias, head_norm=True, window=window)
     # Its name in transformers of today; num_experts in the files.
@@ -69,7 +79,7 @@ def _qwen3_moe(config: Settings, name: str) -> ModelSpec:
     )
     layers = layer_count(config)
     step = config.integer("decoder_sparse_step", 1)
-    dense = config.get("mlp_only_layers", [])
+    dense = config.numbered("mlp_only_layers")
     sparse = [
         layer not in dense and count > 0 and (layer + 1) % max(step, 1) == 0
         for layer in range(layers)

@@ -4,7 +4,8 @@ Norms are stored less one. The rows of a query head lie before those of its gate
 heads of Qwen3.5 lie by turns: first one of each key head, then another of each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from hearth.converter.families.common import (
     feed_forward,
     gguf_attention,
     gguf_experts,
+    gguf_layer_count,
     gguf_model,
     gguf_rope,
     head_size,
@@ -42,8 +44,9 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
+from hearth.converter.families.fused import fused_experts, where
 from hearth.converter.families.settings import Settings
-from hearth.converter.spec import ModelSpec
+from hearth.converter.spec import ModelSpec, check_size
 from hearth.converter.stored import Indices, PickedColumns, PickedRows, Stored
 from hearth.converter.tensors import TensorSpec
 
@@ -86,12 +89,13 @@ def _config(config: Settings, name: str, architecture: str) -> ModelSpec:
 def _gated_delta(key_heads: int, value_heads: int, **more: int | str) -> GatedDeltaSpec:
     if key_heads < 1 or value_heads < 1 or value_heads % key_heads:
         raise ModelError(f"{value_heads} value heads cannot be shared equally by {key_heads}")
+    check_size("heads", value_heads)
     return GatedDeltaSpec(key_heads, value_heads // key_heads, **more)  # type: ignore[arg-type]
 
 
 def _block(config: Settings, mixer: AttentionSpec | GatedDeltaSpec, layer: int) -> BlockSpec:
     experts = config.integer("num_experts", 0)
-    dense = config.get("mlp_only_layers", [])
+    dense = config.numbered("mlp_only_layers")
     step = max(1, config.integer("decoder_sparse_step", 1))
     if not experts or layer in dense or (layer + 1) % step:
         return BlockSpec(mixer, feed_forward(config))
@@ -106,10 +110,7 @@ def _block(config: Settings, mixer: AttentionSpec | GatedDeltaSpec, layer: int) 
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) -> ModelSpec:
-    # Behind the model's layers are those that guess further tokens.
-    layers = layer_count(metadata, "block_count") - metadata.integer("nextn_predict_layers", 0)
-    if layers < 1:
-        raise ModelError(f"{metadata.name('nextn_predict_layers')} leaves {layers} layers")
+    layers = gguf_layer_count(metadata)
     recurrent = _recurrent(metadata, layers)
     mixer = gguf_attention(metadata, head_norm=True, gate=True)
     heads = metadata.integer("ssm.time_step_rank")
@@ -194,13 +195,21 @@ def _by_experts(with_experts: Recipe, without: Recipe) -> Recipe:
 
 
 def _rows(
-    name: str, rows: Sequence[Indices], stored: int, tensor: TensorSpec, files: Files
+    name: str, rows: Callable[[], Indices], stored: int, tensor: TensorSpec, files: Files
 ) -> Stored:
-    """Rows (elements of a vector) of a stored tensor that has `stored` of them."""
-    where = name.replace("{layer}", str(tensor.layer))
+    """Rows (elements of a vector) of a stored tensor that has `stored` of them.
+
+    rows: called once the file has that shape; of a wrong one they may be a large array.
+    """
+    place = name.replace("{layer}", str(tensor.layer))
     if tensor.vector:
-        return PickedRows(files.vector(where, stored), np.concatenate(rows))
-    return PickedRows(files.matrix(where, stored, tensor.shape[1]), np.concatenate(rows))
+        return PickedRows(files.vector(place, stored), rows())
+    return PickedRows(files.matrix(place, stored, tensor.shape[1]), rows())
+
+
+def _runs(size: int, step: int, first: int, count: int) -> Indices:
+    """`count` runs of `size` rows, one each `step` rows from `first`."""
+    return (np.arange(count)[:, None] * step + first + np.arange(size)).reshape(-1)
 
 
 def _query(name: str, gate: bool) -> Recipe:
@@ -210,7 +219,7 @@ def _query(name: str, gate: bool) -> Recipe:
         mixer = _kind(spec, tensor).mixer
         assert isinstance(mixer, AttentionSpec)
         size = mixer.key_size
-        rows = [np.arange(size) + (2 * head + gate) * size for head in range(mixer.heads)]
+        rows = partial(_runs, size, 2 * size, gate * size, mixer.heads)
         return _rows(name, rows, 2 * mixer.heads * size, tensor, files)
 
     return recipe
@@ -250,8 +259,9 @@ def _of_key_heads(
     heads, whole = _delta(spec, tensor).key_heads, sum(sizes.values())
     names = list(sizes)
     first = sum(sizes[each] for each in names[: names.index(part)])
-    rows = [np.arange(sizes[part]) + head * whole + first for head in range(heads)]
-    return _rows(name, rows, heads * whole, tensor, files)
+    return _rows(
+        name, partial(_runs, sizes[part], whole, first, heads), heads * whole, tensor, files
+    )
 
 
 Order = Callable[[GatedDeltaSpec, int], Indices]
@@ -284,12 +294,13 @@ def _one_of_three(name: str, part: str, order: Order) -> Recipe:
         delta = _delta(spec, tensor)
         times = delta.width if tensor.vector else 1
         keys, values = delta.key_heads * delta.key_size, delta.heads * delta.value_size
-        rows = {
-            "q": np.arange(keys * times),
-            "k": np.arange(keys * times) + keys * times,
-            "v": order(delta, delta.value_size * times) + 2 * keys * times,
-        }[part]
-        return _rows(name, [rows], (2 * keys + values) * times, tensor, files)
+
+        def rows() -> Indices:
+            if part == "v":
+                return order(delta, delta.value_size * times) + 2 * keys * times
+            return np.arange(keys * times) + (keys * times if part == "k" else 0)
+
+        return _rows(name, rows, (2 * keys + values) * times, tensor, files)
 
     return recipe
 
@@ -299,8 +310,8 @@ def _of_heads(name: str, order: Order, elements: bool = False) -> Recipe:
 
     def recipe(files: Files, spec: ModelSpec, tensor: TensorSpec) -> Stored:
         delta = _delta(spec, tensor)
-        rows = order(delta, delta.value_size if elements else 1)
-        return _rows(name, [rows], len(rows), tensor, files)
+        each = delta.value_size if elements else 1
+        return _rows(name, partial(order, delta, each), delta.heads * each, tensor, files)
 
     return recipe
 
@@ -314,32 +325,6 @@ def _turned_output(name: str) -> Recipe:
         # Value heads of a tile stay together, and so do their columns' blocks.
         heads = _turned_heads(delta).reshape(-1, delta.tile)
         return PickedColumns(stored, heads[:, 0] // delta.tile, delta.tile * delta.value_size)
-
-    return recipe
-
-
-def _expert_rows(fused: str, half: int, single: str) -> Recipe:
-    """w1 (half 0) or w3 (half 1) of experts that are stored together, both of one expert at a time.
-
-    single: the name of one expert's, in files that hold them apart.
-    """
-
-    def recipe(files: Files, spec: ModelSpec, tensor: TensorSpec) -> Stored:
-        if fused.replace("{layer}", str(tensor.layer)) not in files:
-            return find(files, spec, tensor, single)
-        inner = tensor.shape[0] // tensor.parts
-        rows = [np.arange(inner) + (2 * expert + half) * inner for expert in range(tensor.parts)]
-        return _rows(fused, rows, 2 * tensor.shape[0], tensor, files)
-
-    return recipe
-
-
-def _either(name: str, other: str) -> Recipe:
-    """A tensor by the first of two names that the files have."""
-
-    def recipe(files: Files, spec: ModelSpec, tensor: TensorSpec) -> Stored:
-        has = name.replace("{layer}", str(tensor.layer)) in files
-        return find(files, spec, tensor, name if has else other)
 
     return recipe
 
@@ -366,9 +351,11 @@ _SAME: Names = {
     "w2": _by_experts(_SHARED + "down_proj.weight", TENSORS["w2"]),
     "w3": _by_experts(_SHARED + "up_proj.weight", TENSORS["w3"]),
     "ffn_gate": _LAYER + "mlp.shared_expert_gate.weight",
-    "experts_w1": _expert_rows(_EXPERTS + "gate_up_proj", 0, _name(TENSORS, "experts_w1")),
-    "experts_w3": _expert_rows(_EXPERTS + "gate_up_proj", 1, _name(TENSORS, "experts_w3")),
-    "experts_w2": _either(_EXPERTS + "down_proj", _name(TENSORS, "experts_w2")),
+    "experts_w1": fused_experts(_EXPERTS + "gate_up_proj", 0, _name(TENSORS, "experts_w1")),
+    "experts_w3": fused_experts(_EXPERTS + "gate_up_proj", 1, _name(TENSORS, "experts_w3")),
+    "experts_w2": where(
+        _EXPERTS + "down_proj", _EXPERTS + "down_proj", _name(TENSORS, "experts_w2")
+    ),
     "decay_rate": computed(_MIXER + "A_log", "minus exp", lambda values: -np.exp(values)),
     "decay_bias": _MIXER + "dt_bias",
     "conv_q": _one_of_three(_MIXER + "conv1d.weight", "q", _grouped),
@@ -432,8 +419,15 @@ def _gguf_names(order: Order) -> dict[str, Recipe]:
     }
 
 
+_SSM_IN = _BLOCK + "ssm_in.weight"
+# Files of the first weeks hold the products as transformers does.
 _GGUF_NEXT = {
     **_gguf_names(_grouped),
+    **{
+        part: where(_SSM_IN, _joint(_SSM_IN, part[1]), recipe)
+        for part, recipe in _gguf_names(_grouped).items()
+        if part in ("wq", "wk", "wv", "wg")
+    },
     "wa": _joint_heads(_BLOCK + "ssm_ba.weight", "a"),
     "wb": _joint_heads(_BLOCK + "ssm_ba.weight", "b"),
 }

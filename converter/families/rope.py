@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from hearth.converter.blocks import RopeSpec
 from hearth.converter.errors import ModelError
-from hearth.converter.spec import check_size
+from hearth.converter.spec import check_positive, check_size
 
 KINDS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -65,8 +65,10 @@ class RopeScaling:
 
 
 def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's factor of cos and sin for a context `factor` times as long."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+    """YaRN's factor of cos and sin for a context `factor` times as long. Raises ModelError."""
+    magnitude = 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+    check_positive(f"the magnitude of yarn with mscale {mscale:g} and factor {factor:g}", magnitude)
+    return magnitude
 
 
 def longrope_magnitude(factor: float, original_context: int) -> float:

@@ -57,6 +57,13 @@ class Settings:
             raise ModelError(f"{self.name(key)} is not a list of numbers")
         return tuple(checked_number(item, self.name(key)) for item in value)
 
+    def numbered(self, key: str) -> frozenset[int]:
+        """A list of layers by their numbers; empty where it is absent."""
+        value = self.get(key, [])
+        if not isinstance(value, list):
+            raise ModelError(f"{self.name(key)} is {_shown(value)}; a list of layers is needed")
+        return frozenset(self._whole(key, item) for item in value)
+
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._value(key, default)
@@ -108,6 +115,8 @@ class Settings:
     def _whole(self, key: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ModelError(f"{self.name(key)} is {_shown(value)}; a whole number is needed")
+        if not -(1 << 63) <= value < 1 << 64:
+            raise ModelError(f"{self.name(key)} is {_shown(value)}; at most 64 bits are read")
         return value
 
 
@@ -132,5 +141,7 @@ def checked_number(value: Any, name: str) -> float:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -12,6 +12,7 @@ from hearth.converter.families.common import (
     attention,
     feed_forward,
     gguf_attention,
+    gguf_layer_count,
     gguf_model,
     gguf_rope,
     head_size,
@@ -68,7 +69,7 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
     mixer = gguf_attention(metadata, bias=facts.has("blk.0.attn_q.bias"))
     inner = FeedForwardSpec(metadata.integer("feed_forward_length"))
     blocks = [BlockSpec(mixer, inner), BlockSpec(replace(mixer, rope=None), inner)]
-    order = [int(not each) for each in every(_PERIOD, layer_count(metadata, "block_count"))]
+    order = [int(not each) for each in every(_PERIOD, gguf_layer_count(metadata))]
     ropes = [gguf_rope(metadata, mixer.key_size, facts, _THETA)]
     return gguf_model(metadata, name, "smollm3", facts, blocks, ropes, order)
 

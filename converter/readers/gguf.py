@@ -139,7 +139,9 @@ def _spec(parts: GgufParts) -> tuple[Family, ModelSpec]:
             raise ModelError("it holds no tensors, only a vocabulary or metadata")
         assert family.gguf is not None
         name = name if isinstance(name, str) and name else path.stem
-        return family, family.gguf(metadata, name, _facts(parts, metadata))
+        spec = family.gguf(metadata, name, _facts(parts, metadata))
+        tensors = {**family.gguf_tensors, **family.gguf_layout(metadata)}
+        return replace(family, gguf_tensors=tensors), spec
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 
@@ -216,12 +218,9 @@ def _further_tokens(parts: GgufParts, layers: int) -> list[str]:
     count = values.get(f"{values.get('general.architecture')}.nextn_predict_layers")
     if not isinstance(count, int) or count < 1:
         return []
-    names = []
-    for name in parts.tensors:
-        number = name.removeprefix("blk.").split(".", 1)[0]
-        if name.startswith("blk.") and number.isdecimal() and int(number) >= layers:
-            names.append(name)
-    return names
+    # The shape's reader has checked that it is below the number of layers.
+    prefixes = tuple(f"blk.{layer}." for layer in range(layers, layers + count))
+    return [name for name in parts.tensors if name.startswith(prefixes)]
 
 
 def _match(parts: GgufParts, family: Family, spec: ModelSpec) -> dict[str, Stored]:

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hearth.converter.errors import ModelError
 from hearth.converter.families.base import Family, Files, FileTensor, Recipe, find
+from hearth.converter.families.settings import Settings
 from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
 from hearth.converter.model import FileModel, TokenizerSource
@@ -24,6 +26,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MAX_SHARDS = 4096
+_MOST_FURTHER_LAYERS = 64
 
 # Entries of older exports besides the weights.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -52,7 +55,8 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
     entries, files = open_entries(directory, _kind)
     try:
         entries = merge(str(directory), config.raw, entries)
-        tensors = match(directory, config.spec, config.family, entries)
+        unused = further_layers(config.family, config.spec, config.raw)
+        tensors = match(directory, config.spec, config.family, entries, unused)
     except BaseException:
         close_all(files)
         raise
@@ -107,8 +111,28 @@ def close_all(files: list[OpenFile]) -> None:
         file.close()
 
 
-def match(directory: Path, spec: ModelSpec, family: Family, entries: Entries) -> dict[str, Stored]:
-    """Every tensor of `spec`, by Hearth's names."""
+def further_layers(family: Family, spec: ModelSpec, raw: dict[str, Any]) -> tuple[str, ...]:
+    """Beginnings of names of the layers behind the model's that guess further tokens."""
+    if family.further_layers is None:
+        return ()
+    key = "num_nextn_predict_layers"
+    count = Settings(raw).integer(key, family.further_layers)
+    if not 0 <= count <= _MOST_FURTHER_LAYERS:
+        raise ModelError(f"{key} is {count}; it must be 0 to {_MOST_FURTHER_LAYERS}")
+    return tuple(f"{family.prefix}layers.{spec.layers + each}." for each in range(count))
+
+
+def match(
+    directory: Path,
+    spec: ModelSpec,
+    family: Family,
+    entries: Entries,
+    unused: tuple[str, ...] = (),
+) -> dict[str, Stored]:
+    """Every tensor of `spec`, by Hearth's names.
+
+    unused: beginnings of names of tensors that are left out, beside the family's.
+    """
     entries = _with_prefix(family, entries)
     if spec.tied:
         _tie(directory, family.embedding, entries)
@@ -125,7 +149,7 @@ def match(directory: Path, spec: ModelSpec, family: Family, entries: Entries) ->
         name
         for name in files.left()
         if not name.endswith((*_IGNORED_SUFFIXES, *family.unused_endings))
-        and not name.startswith(family.unused)
+        and not name.startswith((*family.unused, *unused))
     ]
     if unknown:
         raise ModelError(

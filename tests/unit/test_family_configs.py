@@ -1,5 +1,6 @@
 """Configurations of every family: what is read, and what is refused with its numbers."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,19 +9,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.converter import ModelError
+from hearth.converter.blocks import AttentionSpec
 from hearth.converter.families import families
 from hearth.converter.hf_config import read_spec
+from hearth.converter.readers.huggingface import further_layers
+from hearth.converter.spec import ModelSpec, check_positive
+from hearth.converter.spec_json import spec_from_json, spec_to_json
 
-# A number, and values that settings of other kinds have.
-VALUES = st.one_of(
+# Numbers of any size, and values that settings of other kinds have.
+NUMBERS = st.one_of(
+    st.integers(-2, 9),
+    st.integers(-(1 << 70), 1 << 70),
+    st.sampled_from([10**400, -(10**400), 1 << 63, 1e308, -1e308, 5e-324, 1e39, -0.0]),
+    st.floats(),
+)
+ROPE = (
+    "rope_type", "type", "factor", "rope_theta", "low_freq_factor", "high_freq_factor",
+    "original_max_position_embeddings", "mscale", "mscale_all_dim", "beta_fast", "beta_slow",
+    "attention_factor", "truncate", "short_factor", "long_factor", "partial_rotary_factor",
+    "llama_4_scaling_beta",
+)  # fmt: skip
+OTHERS = st.one_of(
     st.none(),
     st.booleans(),
-    st.integers(-2, 1 << 40),
-    st.floats(),
     st.text(max_size=8),
-    st.lists(st.one_of(st.integers(-2, 9), st.floats(), st.text(max_size=4)), max_size=5),
-    st.dictionaries(st.sampled_from(["rope_type", "factor", "rope_theta"]), st.integers(-1, 9)),
+    st.lists(st.one_of(NUMBERS, st.none(), st.booleans(), st.text(max_size=4)), max_size=5),
+    st.lists(st.lists(st.integers(0, 3), max_size=1), max_size=2),
 )
+VALUES = st.one_of(NUMBERS, OTHERS, st.dictionaries(st.sampled_from(ROPE), NUMBERS, max_size=3))
+# Settings that some family reads; others leave them out.
+KEYS = {
+    "rope_scaling", "rope_parameters", "rope_theta", "layer_types", "hidden_act", "sliding_window",
+    "partial_rotary_factor", "original_max_position_embeddings", "mlp_only_layers",
+    "decoder_sparse_step", "final_logit_softcapping", "attn_logit_softcapping", "mlp_layer_types",
+    "query_pre_attn_scalar", "num_nextn_predict_layers", "n_inner", "layer_norm_epsilon",
+    "rope_local_base_freq", "sliding_window_pattern", "no_rope_layer_interval", "model_type",
+    "max_window_layers", "moe_layer_freq", "swiglu_limit", "swiglu_alpha", "attention_bias",
+}  # fmt: skip
+EXTREMES: tuple[Any, ...] = (
+    10**400, -(10**400), 1 << 60, -1, 0, 1e308, 5e-324, True, "1", [], [[1]], {},
+)  # fmt: skip
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 def test_every_family_has_a_config() -> None:
@@ -43,18 +72,50 @@ def test_each_is_read(name: str) -> None:
     assert {tensor.part for tensor in spec.tensors if not tensor.stored_as} <= set(family.tensors)
 
 
+def read_changed(name: str, changes: dict[str, Any]) -> None:
+    """Read a config with other settings: it is refused, or a shape within the limits."""
+    config = CONFIGS[name]
+    changed = config.get("text_config", config) | changes
+    raw = config | {"text_config": changed} if "text_config" in config else changed
+    try:
+        family, spec = read_spec(raw, name)
+        further_layers(family, spec, raw)
+    except ModelError:
+        return
+    assert 0 < spec.parameters <= 1 << 46
+    assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
+
+
 @given(name=st.sampled_from(sorted(CONFIGS)), data=st.data(), value=VALUES)
 def test_any_value_is_read_or_refused(name: str, data: st.DataObject, value: Any) -> None:
     config = CONFIGS[name]
     inner = config.get("text_config", config)
-    key = data.draw(st.sampled_from(sorted({*inner, "rope_scaling", "layer_types", "hidden_act"})))
-    changed = inner | {key: value}
-    raw = config | {"text_config": changed} if "text_config" in config else changed
-    try:
-        _, spec = read_spec(raw, name)
-    except ModelError:
-        return
-    assert 0 < spec.parameters <= 1 << 46
+    key = data.draw(st.sampled_from(sorted({*inner, *KEYS})))
+    read_changed(name, {key: value})
+
+
+@given(
+    name=st.sampled_from(sorted(CONFIGS)),
+    kind=st.sampled_from(KINDS),
+    place=st.sampled_from(["rope_scaling", "rope_parameters"]),
+    values=st.dictionaries(st.sampled_from(ROPE[2:]), st.one_of(NUMBERS, OTHERS), max_size=4),
+)
+def test_any_scaling_is_read_or_refused(
+    name: str, kind: str, place: str, values: dict[str, Any]
+) -> None:
+    usual = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    read_changed(name, {place: {**usual, **values, "rope_type": kind}})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_extreme_numbers_of_every_key(name: str) -> None:
+    config = CONFIGS[name]
+    for key in {*config.get("text_config", config), *KEYS}:
+        for value in EXTREMES:
+            read_changed(name, {key: value})
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +140,106 @@ def test_any_value_is_read_or_refused(name: str, data: st.DataObject, value: Any
         ("phi3", {"partial_rotary_factor": 1.0}, "2 rope scaling short_factors for a head of 8"),
         ("llama", {"rope_scaling": {"rope_type": "spiral"}}, "'spiral' is not supported"),
         ("olmo3", {"num_key_value_heads": 3}, "8 heads cannot be shared equally by 3"),
+        ("qwen3_moe", {"mlp_only_layers": 3}, "a list of layers is needed"),
+        ("qwen3_moe", {"mlp_only_layers": [[1]]}, "a whole number is needed"),
+        ("qwen3_next", {"mlp_only_layers": ["1"]}, "a whole number is needed"),
+        ("llama", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
+        ("llama", {"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5"),
+        ("gemma2", {"hidden_size": -64}, "hidden_size is -64"),
+        ("gemma2", {"hidden_size": 10**400}, "hidden_size is a number of 1329 bits"),
+        ("gemma2", {"sliding_window": None}, "sliding_window is missing; 3 of 4 layers"),
+        ("deepseek_v3", {"rope_scaling": {**YARN, "mscale_all_dim": -1e3}}, "magnitude of yarn"),
+        ("llama", {"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": -100}}, "of yarn"),
         ("ministral3", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "is missing"),
     ],
 )
 def test_refused_with_its_numbers(name: str, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         read_spec(CONFIGS[name] | changes, name)
+
+
+def read(name: str, changes: dict[str, Any], *without: str) -> ModelSpec:
+    """A family's config with other settings, and without some."""
+    config = {key: value for key, value in CONFIGS[name].items() if key not in without}
+    return read_spec(config | changes, name)[1]
+
+
+@pytest.mark.parametrize(("cap", "expected"), [(None, 0.0), (20.0, 20.0)])
+def test_a_null_cap_of_gemma2_is_none(cap: float | None, expected: float) -> None:
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    spec = read("gemma2", dict.fromkeys(caps, cap))
+    mixer = spec.kinds[0].mixer
+    assert isinstance(mixer, AttentionSpec)
+    assert (mixer.softcap, spec.logit_softcap) == (expected, expected)
+    usual = read("gemma2", {}, *caps)
+    mixer = usual.kinds[0].mixer
+    assert isinstance(mixer, AttentionSpec)
+    assert (mixer.softcap, usual.logit_softcap) == (50.0, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "window"),
+    [
+        ("mistral", {}, 4096),
+        ("mistral", {"sliding_window": None}, 0),
+        ("ministral", {"layer_types": None}, 4096),
+        ("ministral3", {}, 0),
+        ("qwen2", {"max_window_layers": 0}, 4096),
+        ("qwen3_moe", {"use_sliding_window": True}, 4096),
+        ("qwen3_moe", {}, 0),
+    ],
+)
+def test_windows_of_silent_configs(name: str, changes: dict[str, Any], window: int) -> None:
+    """As transformers fills them in."""
+    spec = read(name, changes, "sliding_window")
+    mixer = spec.kinds[spec.kind_of_layer[-1]].mixer
+    assert isinstance(mixer, AttentionSpec)
+    assert mixer.window == window
+
+
+def test_routers_of_silent_configs() -> None:
+    """As transformers fills them in: 8 groups, of which 4 are used; 3 layers without experts."""
+    silent = ("n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace")
+    spec = read("deepseek_v3", {}, *silent)
+    experts = spec.kinds[1].experts
+    assert experts is not None
+    assert (experts.groups, experts.used_groups, experts.scale) == (8, 4, 2.5)
+    assert spec.kind_of_layer == (0, 0, 0, 1)
+    spec = read("glm4_moe_lite", {}, *silent, "rms_norm_eps")
+    experts = spec.kinds[1].experts
+    assert experts is not None
+    assert (experts.groups, experts.scale, spec.norm_epsilon) == (1, 1.8, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite"])
+def test_layers_that_guess_further_tokens(name: str) -> None:
+    """They lie behind the model's layers, of which there may be any number."""
+    for count, numbers in ((None, [4]), (0, []), (2, [4, 5])):
+        raw = CONFIGS[name] | {"num_nextn_predict_layers": count}
+        expected = tuple(f"model.layers.{number}." for number in numbers)
+        assert further_layers(*read_spec(raw, name), raw) == expected
+    for count in (-1, 65, 10**400):
+        raw = CONFIGS[name] | {"num_nextn_predict_layers": count}
+        with pytest.raises(ModelError, match="num_nextn_predict_layers is"):
+            further_layers(*read_spec(raw, name), raw)
+    raw = CONFIGS["llama"]
+    assert further_layers(*read_spec(raw, "llama"), raw) == ()
+
+
+def test_a_text_part_of_another_family_is_refused_by_name() -> None:
+    for kind in ("mistral4", "llama", 4):
+        raw = {"model_type": "mistral3", "text_config": CONFIGS["mistral"] | {"model_type": kind}}
+        with pytest.raises(ModelError, match=f"text_config.model_type '{kind}' is not supported"):
+            read_spec(raw, "model")
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), 0])
+def test_no_number_is_too_large_for_its_check(value: float) -> None:
+    with pytest.raises(ModelError, match="must be a finite number above 0"):
+        check_positive("scale", value)
+
+
+def test_a_whole_number_of_a_hearth_directory_may_not_be_a_float() -> None:
+    raw = spec_to_json(read("llama", {}))
+    with pytest.raises(ModelError, match=r"spec.embedding_scale is a number of 1329 bits"):
+        spec_from_json(raw | {"embedding_scale": 10**400})
