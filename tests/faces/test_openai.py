@@ -271,6 +271,35 @@ def test_heartbeats_while_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> No
             assert rest[-1] == "data: [DONE]"
 
 
+def test_heartbeats_are_of_a_choice_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hearth.root.api.http import limits
+
+    monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.05)
+    go_on = threading.Event()
+
+    def next_token(history: tuple[int, ...]) -> int:
+        if ord("a") in history:
+            return EOS
+        if len(history) > 4:
+            assert go_on.wait(30)
+        return ord("c")
+
+    with Root(FakeRunner(next_token), http=True) as root:
+        body = {"prompt": ["a", "b"], "stream": True, "max_tokens": 6}
+        with httpx.stream("POST", f"{root.url}/v1/completions", json=body, timeout=20) as got:
+            lines = (line.removeprefix("data: ") for line in got.iter_lines() if line)
+            choices = (json.loads(line)["choices"][0] for line in lines if line != "[DONE]")
+            first = next(each for each in choices if each["finish_reason"])
+            assert first["index"] == 0
+            beats = 0
+            while beats < 3:
+                choice = next(choices)
+                assert choice["index"] == 1
+                beats += choice["text"] == ""
+            go_on.set()
+            assert [each["finish_reason"] for each in choices][-1] == "length"
+
+
 def test_embeddings_are_refused_in_words(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="makes no embeddings"):
         client.embeddings.create(model="tiny", input="a")

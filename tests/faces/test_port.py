@@ -1,6 +1,7 @@
 """The HTTP port: limits, clients that leave, Host and Origin, keys and certificates."""
 
 import json
+import math
 import socket
 import ssl
 import threading
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from hearth.common import pki
 from hearth.common.api_keys import ApiKeys
 from hearth.common.security import Security
 from hearth.root.api.http import limits
+from hearth.root.api.http.call import encode
 
 BODY = {"prompt": "a", "max_tokens": 60}
 
@@ -164,11 +167,38 @@ def test_a_body_that_is_too_large_is_refused_with_an_answer(root: Root) -> None:
 
 def test_bodies_that_are_not_json_objects(root: Root) -> None:
     bad = [b"", b"{", b"[]", b"null", b"\xff", b'{"prompt": NaN}', b"[" * 100_000]
+    bad += [b'{"temperature": 1e999}', b'{"metadata": {"a": [-1e400]}}']
     bad += [b'{"prompt": "\\ud800"}', b'{"x": ' + b"9" * 5000 + b"}", b"{},," * 200_001]
     for body in bad:
         got = httpx.post(f"{root.url}/v1/completions", content=body)
         assert got.status_code == 400, body[:20]
         assert got.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_answers_have_no_numbers_that_json_lacks() -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            encode({"x": value})
+
+
+def test_small_bodies_do_not_wait_for_slow_ones(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BODY_SILENCE_SECONDS", 60.0)
+    large = post({"prompt": "a" * (limits.SMALL_BODY_BYTES + 1)})[:-1]
+    chunked = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    held = [connect(root) for _ in range(limits.READERS_OF_EACH)]
+    try:
+        for index, each in enumerate(held):
+            each.sendall(large if index % 2 else chunked)
+        for _ in range(3):
+            got = httpx.post(f"{root.url}/v1/completions", json=BODY, timeout=20)
+            assert got.status_code == 200
+    finally:
+        for each in held:
+            each.close()
 
 
 def test_what_is_not_http(root: Root) -> None:
@@ -283,6 +313,17 @@ def test_keys_in_every_header(tmp_path: Path) -> None:
         assert refused.json()["error"]["code"] == "invalid_api_key"
 
 
+def test_a_key_in_the_path_with_characters_of_addresses(tmp_path: Path) -> None:
+    key = "k" * 32 + "/?%2F%+&="
+    keys = ApiKeys(keys_file(tmp_path, f"anna {key}"))
+    with Root(http=True, http_options={"api_keys": keys}) as root:
+        for path, expected in ((f"/k/{quote(key, safe='')}", b" 200 "), (f"/k/{key}", b" 401 ")):
+            with connect(root) as connection:
+                connection.sendall(f"GET {path}/v1/models HTTP/1.1\r\n".encode())
+                connection.sendall(b"Host: localhost\r\nConnection: close\r\n\r\n")
+                assert expected in everything(connection).partition(b"\r\n")[0]
+
+
 def test_a_revoked_key_ends_its_stream(tmp_path: Path) -> None:
     key = "k" * 32
     path = keys_file(tmp_path, f"anna {key}", f"ben {'b' * 32}")
@@ -341,6 +382,76 @@ def test_a_half_open_tls_handshake_ends(tmp_path: Path, monkeypatch: pytest.Monk
     options = {"security": Security(tmp_path / "certs" / "root")}
     with Root(http=True, http_options=options) as root, connect(root) as connection:
         assert connection.recv(1) == b""
+
+
+def clients_context(certs: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(certs / "client" / "ca.crt"))
+    context.check_hostname = False
+    context.load_cert_chain(certs / "client" / "tls.crt", certs / "client" / "tls.key")
+    return context
+
+
+def test_certificates_that_are_being_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The certificate and its key are two files: for a moment they do not match."""
+    certs = tmp_path / "certs"
+    pki.make(certs, [], 30)
+    monkeypatch.setattr("hearth.root.api.http.server._CONTEXT_SECONDS", -1.0)
+    context = clients_context(certs)
+    key = certs / "root" / "tls.key"
+    good = key.read_bytes()
+    with Root(http=True, http_options={"security": Security(certs / "root")}) as root:
+
+        def status() -> int:
+            with httpx.Client(verify=context, timeout=20) as made:
+                return made.get(f"{root.url}/v1/models").status_code
+
+        assert status() == 200
+        key.write_bytes((certs / "client" / "tls.key").read_bytes())
+        assert [status() for _ in range(3)] == [200] * 3
+        key.write_bytes(good)
+        assert status() == 200
+        assert caplog.text.count("keeps its certificate") == 1
+        assert root.http is not None
+        http = root.http
+        eventually(lambda: http.connections == 0)
+
+
+def test_a_connection_that_cannot_be_made_keeps_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pki.make(tmp_path / "certs", [], 30)
+    options = {"security": Security(tmp_path / "certs" / "root")}
+    with Root(http=True, http_options=options) as root:
+
+        def fails(_: object) -> ssl.SSLContext:
+            raise ValueError("a bug")
+
+        monkeypatch.setattr("hearth.root.api.http.server._Contexts.__call__", fails)
+        with connect(root) as connection:
+            assert everything(connection) == b""
+        assert root.http is not None
+        http = root.http
+        eventually(lambda: http.connections == 0)
+
+
+def test_silent_tls_handshakes_wait_for_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKES_OF_EACH", 2)
+    certs = tmp_path / "certs"
+    pki.make(certs, [], 30)
+    with Root(http=True, http_options={"security": Security(certs / "root")}) as root:
+        assert root.http is not None
+        http = root.http
+        held = [connect(root) for _ in range(10)]
+        eventually(lambda: http.connections == 10 and http.handshakes == 2)
+        for each in held:
+            each.close()
+        with httpx.Client(verify=clients_context(certs), timeout=20) as made:
+            assert made.get(f"{root.url}/v1/models").status_code == 200
+        eventually(lambda: http.connections == http.handshakes == 0)
 
 
 def test_the_end_of_a_root_ends_streams_with_an_error() -> None:

@@ -10,6 +10,7 @@ import pytest
 from serving_fakes import EOS, FakeRunner, Root, expected, script
 
 from hearth.common.errors import HearthError, Reason
+from hearth.root.api.http import limits
 
 IDS = (256, *b"[user]hi", EOS, *b"[assistant]")
 
@@ -110,6 +111,39 @@ def test_what_is_refused(client: openai.OpenAI) -> None:
     form = {"type": "json_schema", "name": "x", "schema": {}}
     assert refused(text={"format": form}) == "text.format"
     assert refused(tool_choice="required") == "tool_choice"
+    assert refused(metadata={str(number): "" for number in range(17)}) == "metadata"
+    assert refused(metadata={"a" * 65: ""}) == "metadata"
+    assert refused(metadata={"a": "b" * 513}) == "metadata.a"
+    assert refused(metadata={"a": 1}) == "metadata.a"
+
+
+def test_metadata_comes_back(client: openai.OpenAI) -> None:
+    notes = {f"{number:064}": "b" * 512 for number in range(16)}
+    made = client.responses.create(model="tiny", input="hi", max_output_tokens=1, metadata=notes)
+    assert made.metadata == notes
+
+
+def test_heartbeats_repeat_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.05)
+    runner = FakeRunner(gate=threading.Event())
+    with Root(runner, http=True) as root, client_of(root) as client:
+        stream = iter(
+            client.responses.create(
+                model="tiny", input="hi", instructions="a", max_output_tokens=1, stream=True
+            )
+        )
+        begun = [next(stream) for _ in range(4)]
+        assert begun[0].type == "response.created"
+        assert begun[0].response.instructions == "a"
+        for _ in range(2):
+            beat = next(stream)
+            assert beat.type == "response.in_progress"
+            assert beat.response.instructions is None
+        assert runner.gate is not None
+        runner.gate.set()
+        last = list(stream)[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.instructions == "a"
 
 
 def test_a_stream_that_fails() -> None:

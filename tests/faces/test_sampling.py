@@ -12,7 +12,9 @@ import openai
 import pytest
 from serving_fakes import EOS, VOCAB, FakeModel, FakeRunner, Root, expected
 
+from hearth.root.api.http.logprobs import ChatLogprobs, CompletionLogprobs
 from hearth.root.engine.interfaces import native_sampler
+from hearth.root.engine.mailbox import TokenScore
 from hearth.root.scheduling.batch import Batch, StepOutput
 
 PROMPT: Any = [{"role": "user", "content": "hi"}]
@@ -154,3 +156,14 @@ def test_the_choices_of_one_stream() -> None:
                 texts[choice["index"]] += choice["text"]
         made = [bytes(expected((256, *prompt), 4)).decode() for prompt in (b"ab", b"cd")]
         assert texts == [made[0], made[0], made[1], made[1]]
+
+
+def test_a_token_without_any_probability_has_a_finite_one(root: Root) -> None:
+    score = TokenScore(97, -math.inf, ((98, -math.inf), (99, -1.5)))
+    (entry,) = (ChatLogprobs(root.frontend)([score]) or {})["content"]
+    assert entry["logprob"] == -9999.0
+    assert [each["logprob"] for each in entry["top_logprobs"]] == [-9999.0, -1.5]
+    made = CompletionLogprobs(root.frontend, 0)([score])
+    assert made is not None
+    assert made["token_logprobs"] == [-9999.0]
+    assert made["top_logprobs"] == [{"c": -1.5, "b": -9999.0}]

@@ -109,7 +109,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The running model. `weight_type` is "f32", "f16", "q80" or "q40"."""
+    """The running model. `weight_type`: the name of a type, such as "f16" or "q4_k"."""
 
     name: str
     architecture: str

@@ -167,13 +167,13 @@ def _rendered(
     try:
         limit = None if context_size is None else _rendered_limit(context_size)
         prompt = conversation_pieces(tokenizer, messages, tools, limit=limit)
-        if context_size is not None:
-            pieces = [prompt] if isinstance(prompt, str) else prompt
-            size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
-            check_size("prompt made by the chat template", size, context_size)
-        return prompt
-    except ModelError as error:
+        pieces = [prompt] if isinstance(prompt, str) else prompt
+        size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
+    except (ModelError, UnicodeEncodeError) as error:
         raise invalid(f"the conversation cannot become a prompt: {error}") from error
+    if context_size is not None:
+        check_size("prompt made by the chat template", size, context_size)
+    return prompt
 
 
 def _rendered_limit(context_size: int) -> int:

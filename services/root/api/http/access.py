@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import platform
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from hearth.common import certificates
 from hearth.common.access import Access, Caller
@@ -43,12 +43,16 @@ class Rules:
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self._own_name = platform.node().lower()
 
-    def path_and_key(self, path: str) -> tuple[str, str]:
-        """A path without the key in it and without a last slash, and the key; "" for none."""
+    def path_and_key(self, path: str, raw: bytes) -> tuple[str, str]:
+        """A path without the key in it and without a last slash, and the key; "" for none.
+
+        raw: the path as it was sent, in which a key's own "/" is "%2F".
+        """
         key = ""
-        if path.startswith(_KEY_PREFIX):
-            key, _, rest = path[len(_KEY_PREFIX) :].partition("/")
-            path = f"/{rest}"
+        sent = raw.decode("latin-1")
+        if sent.startswith(_KEY_PREFIX):
+            segment, _, rest = sent[len(_KEY_PREFIX) :].partition("/")
+            key, path = unquote(segment), unquote(f"/{rest}")
         return (path.rstrip("/") or "/"), key
 
     async def admit(self, call: Call) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
-from hearth.root.api.http.conversations import Message, call_of, repaired, text_of
+from hearth.root.api.http.conversations import Message, call_of, in_turns, text_of
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.requests import (
@@ -34,7 +34,7 @@ async def messages(call: Call, services: Services) -> None:
     """POST /v1/messages."""
     body = await call.json()
     model = check_model(services, body.text("model"))
-    conversation = _conversation(body)
+    conversation = await _conversation(body)
     wanted = Wanted(
         sampling(services, body), max_tokens(body, "max_tokens"), stops(body, "stop_sequences")
     )
@@ -58,24 +58,29 @@ async def count_tokens(call: Call, services: Services) -> None:
     """POST /v1/messages/count_tokens."""
     body = await call.json()
     check_model(services, body.text("model"))
-    ids = await services.frontend.prompt_ids(_conversation(body))
+    ids = await services.frontend.prompt_ids(await _conversation(body))
     await call.reply({"input_tokens": len(ids)})
 
 
-def _conversation(body: Fields) -> Conversation:
+async def _conversation(body: Fields) -> Conversation:
     choice = body.child("tool_choice")
     if choice is not None and choice.text("type", "auto") not in ("auto", "none"):
         raise bad_request(
             "tool_choice asks for a tool call, and this root does not make any", "tool_choice"
         )
-    found: list[Message] = []
+    return Conversation(await in_turns(_messages(body)))
+
+
+def _messages(body: Fields) -> Iterator[Message]:
     if system := text_of(body, "system"):
-        found.append({"role": "system", "content": system})
-    for message in body.objects("messages"):
-        found += _messages_of(message)
-    if len(found) == (1 if system else 0):
+        yield {"role": "system", "content": system}
+    found = False
+    for each in body.objects("messages"):
+        for message in _messages_of(each):
+            found = True
+            yield message
+    if not found:
         raise bad_request("messages is empty; give at least one message", "messages")
-    return Conversation(repaired(found))
 
 
 def _messages_of(message: Fields) -> Iterator[Message]:

@@ -87,7 +87,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request. Never raises: an answer that fails ends the connection."""
-        scope["path"], key = self._rules.path_and_key(scope["path"])
+        scope["path"], key = self._rules.path_and_key(scope["path"], scope["raw_path"])
         call = Call(scope, receive, send, shape_of(scope["path"]), self._readers)
         try:
             await self._answer(call, key)

@@ -19,9 +19,6 @@ from hearth.root.api.http.errors import ErrorShape, HttpError, too_large, too_sl
 if TYPE_CHECKING:
     from hearth.root.api.http.connection import Connection
 
-# Larger bodies are parsed in a thread: 1 MiB of JSON takes some 10 ms.
-_PARSED_HERE = 64 << 10
-
 JSON = "application/json"
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
@@ -36,7 +33,7 @@ class GoneError(Exception):
 
 def encode(value: object) -> bytes:
     """A JSON value as it is sent: compact, in UTF-8."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # A name from outside of a request, such as a file's, may hold what UTF-8 lacks.
     return text.encode("utf-8", "replace")
 
@@ -70,21 +67,30 @@ class Call:
 
         Raises HttpError.
         """
-        async with self._readers.turn(CLIENT.get()):
-            body = await self._body()
-            if len(body) <= _PARSED_HERE:
-                found = fields.parse(body)
-            else:
+        if self._length() <= limits.SMALL_BODY_BYTES:
+            found = fields.parse(await self._body())
+        else:
+            async with self._readers.turn(CLIENT.get()):
+                body = await self._body()
+                # 1 MiB of JSON takes some 10 ms.
                 found = await asyncio.to_thread(fields.parse, body)
         task = asyncio.current_task()
         if task is not None:
             self._watcher = asyncio.create_task(self._watch(task))
         return found
 
-    async def _body(self) -> bytes:
-        length = self.headers.get("content-length", "")
-        if length.isdigit() and (len(length) > 12 or int(length) > limits.MAX_BODY_BYTES):
+    def _length(self) -> int:
+        """Bytes of the body, or the most that it may have. Raises HttpError 413."""
+        if "transfer-encoding" in self.headers:
+            return limits.MAX_BODY_BYTES
+        length = self.headers.get("content-length", "0")
+        if not length.isdigit():
+            return limits.MAX_BODY_BYTES
+        if len(length) > 12 or int(length) > limits.MAX_BODY_BYTES:
             raise too_large(limits.MAX_BODY_BYTES)
+        return int(length)
+
+    async def _body(self) -> bytes:
         body = bytearray()
         more = True
         seconds = limits.BODY_SECONDS

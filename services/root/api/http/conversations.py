@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hearth.root.api.http.errors import bad_request
-from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.fields import Fields, loads
 
 Message = dict[str, Any]
 
@@ -83,7 +83,7 @@ def call_of(name: str, arguments: object, id: str = "") -> dict[str, Any]:
     """A tool call as chat templates take it: with its arguments as an object where they are one."""
     if isinstance(arguments, str):
         try:
-            parsed = json.loads(arguments or "{}")
+            parsed = loads(arguments or "{}")
         except (ValueError, RecursionError):
             parsed = arguments
         arguments = parsed if isinstance(parsed, dict) else arguments
@@ -105,49 +105,97 @@ def _tool_call(fields: Fields) -> dict[str, Any]:
     return call_of(function.text("name"), arguments or {}, fields.text("id"))
 
 
+async def in_turns(messages: Iterable[Message]) -> Sequence[Message]:
+    """`repaired` in a thread: a body may hold 200,000 messages. Raises what `messages` does."""
+    return await asyncio.to_thread(repaired, messages)
+
+
 def repaired(messages: Iterable[Message]) -> Sequence[Message]:
-    """The same conversation in the turns that templates accept.
+    """The same conversation in the turns that templates accept, in linear time.
 
     Leading system messages become one; later ones join the user's text. Neighbours of one role are
     joined. Tool results without a name or an id get those of the calls before, in order.
     """
-    out: list[Message] = []
-    calls: deque[tuple[str, str]] = deque()
+    turns: list[_Turn] = []
+    calls = _Calls()
+    only_system = True
     for message in messages:
         message = dict(message)
+        if message["role"] == "system" and not only_system:
+            message["role"] = "user"
         role = message["role"]
-        if role == "system" and any(each["role"] != "system" for each in out):
-            role = message["role"] = "user"
+        only_system = only_system and role == "system"
         if role == "tool":
-            _match(message, calls)
-        elif role == "assistant":
-            made = message.get("tool_calls", ())
-            calls.extend((each.get("id", ""), each["function"]["name"]) for each in made)
-        if role != "tool" and out and out[-1]["role"] == role:
-            _join(out[-1], message)
+            calls.answer(message)
+        for each in message.get("tool_calls", ()):
+            calls.add(each.get("id", ""), each["function"]["name"])
+        if role != "tool" and turns and turns[-1].role == role:
+            turns[-1].add(message)
         else:
-            out.append(message)
-    return out
+            turns.append(_Turn(message))
+    return [turn.message() for turn in turns]
 
 
-def _match(result: Message, calls: deque[tuple[str, str]]) -> None:
-    """Adds what a tool result lacks, from the call that it answers."""
-    given = result.get("tool_call_id")
-    found = next((each for each in calls if given and each[0] == given), None)
-    if found is None and calls and not given:
-        found = calls[0]
-    if found is None:
-        return
-    calls.remove(found)
-    id, name = found
-    if id:
-        result.setdefault("tool_call_id", id)
-    result.setdefault("name", name)
+class _Calls:
+    """Tool calls without a result yet."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        # Number of the call -> (its id, its name).
+        self._open: dict[int, tuple[str, str]] = {}
+        # The numbers in order, and by id; those of answered calls stay until they are met.
+        self._all: deque[int] = deque()
+        self._by_id: dict[str, deque[int]] = {}
+
+    def add(self, id: str, name: str) -> None:
+        """A call."""
+        self._open[self._count] = (id, name)
+        self._all.append(self._count)
+        self._by_id.setdefault(id, deque()).append(self._count)
+        self._count += 1
+
+    def answer(self, result: Message) -> None:
+        """Adds what a tool result lacks, from the call that it answers."""
+        given = result.get("tool_call_id")
+        number = self._first(self._by_id.get(given) if given else self._all)
+        if number is None:
+            return
+        id, name = self._open.pop(number)
+        if id:
+            result.setdefault("tool_call_id", id)
+        result.setdefault("name", name)
+
+    def _first(self, numbers: deque[int] | None) -> int | None:
+        while numbers:
+            number = numbers.popleft()
+            if number in self._open:
+                return number
+        return None
 
 
-def _join(before: Message, message: Message) -> None:
-    texts = [text for text in (before["content"], message["content"]) if text]
-    before["content"] = _BETWEEN.join(texts)
-    for name in ("tool_calls", "reasoning_content"):
-        if name in message:
-            before[name] = before[name] + message[name] if name in before else message[name]
+class _Turn:
+    """Neighbouring messages of one role, joined at the end."""
+
+    def __init__(self, message: Message) -> None:
+        self.role: str = message["role"]
+        self._message = message
+        self._more: list[Message] = []
+
+    def add(self, message: Message) -> None:
+        """One more message."""
+        self._more.append(message)
+
+    def message(self) -> Message:
+        """All of them as one message."""
+        if not self._more:
+            return self._message
+        made = dict(self._message)
+        parts = [self._message, *self._more]
+        made["content"] = _BETWEEN.join(each["content"] for each in parts if each["content"])
+        reasoning = [each["reasoning_content"] for each in parts if "reasoning_content" in each]
+        if reasoning:
+            made["reasoning_content"] = "".join(reasoning)
+        calls = [call for each in parts for call in each.get("tool_calls", ())]
+        if calls:
+            made["tool_calls"] = calls
+        return made

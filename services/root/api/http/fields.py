@@ -18,15 +18,24 @@ def parse(body: bytes) -> Fields:
     if body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
         raise bad_request(f"the body has more than {MAX_CONTAINERS} objects and lists")
     try:
-        value = json.loads(body.decode(), parse_constant=_no_constant)
-        if b"\\u" in body:  # a lone surrogate has no UTF-8
-            json.dumps(value, ensure_ascii=False).encode()
+        value = loads(body.decode())
     except (ValueError, RecursionError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise bad_request(f"the body cannot be read as JSON: {problem[:200]}") from None
     if not isinstance(value, dict):
         raise bad_request(f"the body is {_kind(value)}; it must be a JSON object")
     return Fields(value)
+
+
+def loads(text: str) -> Any:
+    """A JSON value whose numbers are finite and whose texts have UTF-8.
+
+    Raises ValueError or RecursionError.
+    """
+    value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    if "\\u" in text:  # a lone surrogate has no UTF-8
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 class Fields:
@@ -166,3 +175,10 @@ def _kind(value: object) -> str:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not finite; numbers are read as 64-bit floats")
+    return value

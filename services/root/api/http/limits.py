@@ -15,9 +15,14 @@ WRITE_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 75
 # Connections at once; when all are taken, an idle one is closed for a new one.
 MAX_CONNECTIONS = 512
+# TLS handshakes at once, and of one host: each may hold 256 KiB before any credential.
+HANDSHAKES = 64
+HANDSHAKES_OF_EACH = 32
 # Requests at once of all clients, of which many may wait for the cluster.
 MAX_REQUESTS = 512
-# Bodies that are read at once, and of one client: each may hold MAX_BODY_BYTES.
+# A body of so many bytes at most is read at once; larger ones take turns.
+SMALL_BODY_BYTES = 64 << 10
+# Larger bodies that are read at once, and of one client: each may hold MAX_BODY_BYTES.
 READERS = 16
 READERS_OF_EACH = 8
 # While no token is made, an event of the face's protocol is sent this often.

@@ -8,7 +8,7 @@ from typing import Any
 from hearth.common import system
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
-from hearth.root.api.http.conversations import message_of, repaired
+from hearth.root.api.http.conversations import in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request
 from hearth.root.api.http.openai import prompts_of
 from hearth.root.api.http.requests import (
@@ -88,7 +88,7 @@ async def detokenize(call: Call, services: Services) -> None:
 async def apply_template(call: Call, services: Services) -> None:
     """POST /apply-template."""
     body = await call.json()
-    messages = repaired(message_of(each) for each in body.objects("messages"))
+    messages = await in_turns(message_of(each) for each in body.objects("messages"))
     await call.reply({"prompt": await services.frontend.render(Conversation(messages))})
 
 

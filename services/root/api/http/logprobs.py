@@ -13,6 +13,8 @@ from hearth.root.engine.params import MAX_TOP_LOGPROBS
 
 Object = dict[str, Any]
 
+_LEAST_LOGPROB = -9999.0
+
 
 def wanted_of_chat(body: Fields) -> int | None:
     """The alternatives that a chat asks for; None where it asks for no log probabilities."""
@@ -51,7 +53,7 @@ class ChatLogprobs:
     def _entry(self, token: int, logprob: float) -> Object:
         return {
             "token": self._frontend.token_name(token),
-            "logprob": logprob,
+            "logprob": _sent(logprob),
             "bytes": list(self._frontend.token_bytes(token)),
         }
 
@@ -76,9 +78,15 @@ class CompletionLogprobs:
             self._offset += len(token)
         return {
             "tokens": tokens,
-            "token_logprobs": [score.logprob for score in scores],
+            "token_logprobs": [_sent(score.logprob) for score in scores],
             "top_logprobs": [
-                {name(token): value for token, value in reversed(score.top)} for score in scores
+                {name(token): _sent(value) for token, value in reversed(score.top)}
+                for score in scores
             ],
             "text_offset": offsets,
         }
+
+
+def _sent(logprob: float) -> float:
+    """A log probability as JSON: it has no infinity, and OpenAI writes -9999 for it."""
+    return max(_LEAST_LOGPROB, logprob)

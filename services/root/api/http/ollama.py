@@ -10,7 +10,7 @@ from typing import Any
 from hearth.root.api.frontend import ModelFacts
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import LINES, TEXT, Call
-from hearth.root.api.http.conversations import Message, message_of, repaired
+from hearth.root.api.http.conversations import Message, in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.openai import embeddings
@@ -41,7 +41,7 @@ async def chat(call: Call, services: Services) -> None:
     body = await call.json()
     model = _named(body, services)
     _refuse_structure(body)
-    messages = repaired(map(_message_of, body.objects("messages")))
+    messages = await in_turns(map(_message_of, body.objects("messages")))
     if not messages:
         await _loaded(call, body, {"message": {"role": "assistant", "content": ""}}, model)
         return

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
-from hearth.root.api.http.conversations import message_of, repaired
+from hearth.root.api.http.conversations import in_turns, message_of
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.logprobs import (
@@ -45,7 +46,7 @@ async def chat(call: Call, services: Services) -> None:
     body = await call.json()
     model = check_model(services, body.text("model"))
     refuse_structure(body)
-    messages = repaired(message_of(each) for each in body.objects("messages"))
+    messages = await in_turns(message_of(each) for each in body.objects("messages"))
     if not messages:
         raise bad_request("messages is empty; give at least one message", "messages")
     limit = max_tokens(body, "max_completion_tokens", "max_tokens")
@@ -257,17 +258,28 @@ class _Head:
         return {**self._fields, "object": kind, "system_fingerprint": None}
 
 
-class _Stream:
+class _Stream(ABC):
     """Chunks of choices, then the usage if it is asked for, then [DONE]."""
 
     content_type = EVENTS
     _kind = ""
 
-    def __init__(self, head: _Head, prompt_tokens: int, usage: bool) -> None:
+    def __init__(self, head: _Head, choices: int, prompt_tokens: int, usage: bool) -> None:
+        # Choices that have not ended, in order.
+        self._open = dict.fromkeys(range(choices))
         self._base = head.object(self._kind)
         self._prompt_tokens = prompt_tokens
         self._usage = usage
         self._usages: list[Usage] = []
+
+    def heartbeat(self) -> bytes:
+        first = next(iter(self._open), None)
+        return b"" if first is None else self._nothing(first)
+
+    def done(self, index: int, done: Done) -> bytes:
+        self._open.pop(index, None)
+        self._usages.append(done.usage)
+        return self._last(index, done)
 
     def end(self) -> bytes:
         if not self._usage:
@@ -277,6 +289,14 @@ class _Stream:
 
     def failed(self, error: Mapping[str, Any]) -> bytes:
         return streams.event(error)
+
+    @abstractmethod
+    def _nothing(self, index: int) -> bytes:
+        """A chunk of a choice without contents."""
+
+    @abstractmethod
+    def _last(self, index: int, done: Done) -> bytes:
+        """The chunk that ends a choice."""
 
     def _chunk(self, choice: Object, more: Object | None = None) -> bytes:
         chunk = {**self._base, "choices": [choice], **(more or {})}
@@ -291,7 +311,7 @@ class _ChatStream(_Stream):
     def __init__(
         self, head: _Head, logprobs: ChatLogprobs, choices: int, prompt_tokens: int, usage: bool
     ) -> None:
-        super().__init__(head, prompt_tokens, usage)
+        super().__init__(head, choices, prompt_tokens, usage)
         self._logprobs = logprobs
         self._choices = choices
 
@@ -299,16 +319,15 @@ class _ChatStream(_Stream):
         role = {"role": "assistant", "content": "", "refusal": None}
         return b"".join(self._part(index, role) for index in range(self._choices))
 
-    def heartbeat(self) -> bytes:
-        return self._part(0, {"content": ""})
+    def _nothing(self, index: int) -> bytes:
+        return self._part(index, {"content": ""})
 
     def delta(self, index: int, delta: Delta) -> bytes:
         if not delta.text and not delta.scores:
             return b""
         return self._part(index, {"content": delta.text}, self._logprobs(delta.scores))
 
-    def done(self, index: int, done: Done) -> bytes:
-        self._usages.append(done.usage)
+    def _last(self, index: int, done: Done) -> bytes:
         choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": finish_of(done)}
         return self._chunk(choice, {"timings": timings_of(done.usage)})
 
@@ -329,23 +348,22 @@ class _CompletionStream(_Stream):
         prompt_tokens: int,
         usage: bool,
     ) -> None:
-        super().__init__(head, prompt_tokens, usage)
+        super().__init__(head, len(echoes), prompt_tokens, usage)
         self._logprobs = logprobs
         self._echoes = echoes
 
     def begin(self) -> bytes:
         return b"".join(self._part(index, echo) for index, echo in enumerate(self._echoes))
 
-    def heartbeat(self) -> bytes:
-        return self._part(0, "")
+    def _nothing(self, index: int) -> bytes:
+        return self._part(index, "")
 
     def delta(self, index: int, delta: Delta) -> bytes:
         if not delta.text and not delta.scores:
             return b""
         return self._part(index, delta.text, self._logprobs[index](delta.scores))
 
-    def done(self, index: int, done: Done) -> bytes:
-        self._usages.append(done.usage)
+    def _last(self, index: int, done: Done) -> bytes:
         return self._part(index, "", None, finish_of(done))
 
     def _part(

@@ -9,7 +9,7 @@ from typing import Any
 
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
-from hearth.root.api.http.conversations import Message, call_of, message_of, repaired, text_of
+from hearth.root.api.http.conversations import Message, call_of, in_turns, message_of, text_of
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.openai import refuse_tool_choice
@@ -29,6 +29,8 @@ Object = dict[str, Any]
 
 # Items of a conversation that need no place in the prompt.
 _DROPPED = ("reasoning",)
+# Metadata: pairs, characters of a name and of a value.
+_MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
 _CALLS = ("function_call", "custom_tool_call")
 _RESULTS = ("function_call_output", "custom_tool_call_output")
 
@@ -45,7 +47,7 @@ async def create(call: Call, services: Services) -> None:
         )
     refuse_tool_choice(body)
     _refuse_format(body)
-    messages = repaired(_messages(body))
+    messages = await in_turns(_messages(body))
     if not messages:
         raise bad_request("input is an empty list; give a text or at least one message", "input")
     wanted = Wanted(sampling(services, body), max_tokens(body, "max_output_tokens"))
@@ -93,6 +95,28 @@ def _refuse_format(body: Fields) -> None:
         )
 
 
+def _metadata(body: Fields) -> Mapping[str, str]:
+    """The caller's notes, which every response repeats: OpenAI's limits hold."""
+    given = body.child("metadata")
+    if given is None:
+        return {}
+    if len(given.values) > _MAX_PAIRS:
+        raise bad_request(
+            f"metadata has {len(given.values)} pairs; at most {_MAX_PAIRS} are kept", "metadata"
+        )
+    found: dict[str, str] = {}
+    for name in given.values:
+        if len(name) > _MAX_NAME:
+            problem = f"metadata has a name of {len(name)} characters; at most {_MAX_NAME} are kept"
+            raise bad_request(problem, "metadata")
+        text = found[name] = given.text(name)
+        if len(text) > _MAX_VALUE:
+            place = given.place(name)
+            problem = f"{place} has {len(text)} characters; at most {_MAX_VALUE} are kept"
+            raise bad_request(problem, place)
+    return found
+
+
 class _Response:
     """The response object, as it begins and as it ends."""
 
@@ -108,7 +132,7 @@ class _Response:
             "incomplete_details": None,
             "instructions": body.raw("instructions"),
             "max_output_tokens": body.whole("max_output_tokens"),
-            "metadata": body.raw("metadata") or {},
+            "metadata": _metadata(body),
             "model": model,
             "output": [],
             "parallel_tool_calls": True,
@@ -197,7 +221,9 @@ class _Stream:
         )
 
     def heartbeat(self) -> bytes:
-        return self._event("response.in_progress", response=self._response.begun())
+        # Without the instructions, which may be megabytes.
+        begun = {**self._response.begun(), "instructions": None}
+        return self._event("response.in_progress", response=begun)
 
     def delta(self, index: int, delta: Delta) -> bytes:
         if not delta.text:

@@ -24,6 +24,7 @@ from hearth.common.access import Access
 from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import format_address, listen, refuse_exposed, split_address
 from hearth.common.errors import HearthError, Reason
+from hearth.root.api.fairness import Turns
 from hearth.root.api.http import limits
 from hearth.root.api.http.access import Rules
 from hearth.root.api.http.app import App, Count
@@ -63,11 +64,20 @@ class _Contexts:
         self._client_certificates = client_certificates
         self._made = self._make()
         self._when = time.monotonic()
+        self._problem = ""
 
     def __call__(self) -> ssl.SSLContext:
+        """The newest context that could be made: a certificate is renewed before its key."""
         now = time.monotonic()
         if now - self._when > _CONTEXT_SECONDS:
-            self._made, self._when = self._make(), now
+            self._when = now
+            try:
+                self._made = self._make()
+                self._problem = ""
+            except HearthError as error:
+                if error.message != self._problem:
+                    log.error("the HTTP port keeps its certificate: %s", error.message)
+                self._problem = error.message
         return self._made
 
     def _make(self) -> ssl.SSLContext:
@@ -87,6 +97,11 @@ class _Place:
     def idle(self) -> bool:
         """True while no request runs."""
         return self.connection is None or self.connection.idle
+
+    @property
+    def opening(self) -> bool:
+        """True until the TLS handshake is over."""
+        return self.task is not None and not self.task.done()
 
     def close(self) -> None:
         """Ends it at once."""
@@ -146,12 +161,19 @@ class HttpServer:
         # In the order of their coming.
         self._places: dict[_Place, None] = {}
         self._hosts: Counter[str] = Counter()
+        self._handshakes = Turns(limits.HANDSHAKES, limits.HANDSHAKES_OF_EACH)
         self.port = 0
 
     @property
     def connections(self) -> int:
         """Open connections."""
         return len(self._places)
+
+    @property
+    def handshakes(self) -> int:
+        """TLS handshakes that run."""
+        opening = [each.connection for each in list(self._places) if each.opening]
+        return sum(connection is not None for connection in opening)
 
     def start(self) -> int:
         """Listens; returns the port, or 0. Raises HearthError PORT_IN_USE or BAD_ADDRESS."""
@@ -237,19 +259,27 @@ class HttpServer:
             )
             return place.connection
 
-        tls = self._contexts() if self._contexts is not None else None
-        seconds = limits.HEAD_SECONDS if tls is not None else None
         try:
             with suppress(OSError):
                 place.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.connect_accepted_socket(
-                make, place.socket, ssl=tls, ssl_handshake_timeout=seconds
-            )
+            if self._contexts is None:
+                await loop.connect_accepted_socket(make, place.socket)
+                return
+            async with self._handshakes.turn(place.peer[0]):
+                await loop.connect_accepted_socket(
+                    make,
+                    place.socket,
+                    ssl=self._contexts(),
+                    ssl_handshake_timeout=limits.HEAD_SECONDS,
+                )
         except OSError as error:  # ssl.SSLError and ConnectionError among them
             problem = getattr(error, "reason", None) or error or type(error).__name__
             self._refusals.note(place.peer, f"the TLS handshake failed: {problem}")
             self._forget(place)
         except asyncio.CancelledError:
+            self._forget(place)
+        except Exception:
+            log.exception("a connection to the HTTP port could not be made")
             self._forget(place)
 
     def _forget(self, place: _Place) -> None:
