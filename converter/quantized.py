@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
+from hearth.converter.fingerprint import fingerprint
 from hearth.converter.rare_types import unpack
-from hearth.converter.stored import Place, Stored
+from hearth.converter.stored import Indices, Place, Stored
 from hearth.converter.weights import Bytes
 
 U8 = npt.NDArray[np.uint8]
@@ -51,7 +52,10 @@ def quantization(config: Config) -> Config | None:
                     f"{key} is of {str(method)[:40]!r}; Hearth reads {', '.join(METHODS)}. Get the "
                     "model in one of these, without quantization, or as GGUF"
                 )
-            assert isinstance(found, dict)
+            if not isinstance(found, dict):
+                raise ModelError(
+                    f"{key} is the text {method!r}, without its settings; get config.json again"
+                )
             return found
     return None
 
@@ -110,22 +114,27 @@ _SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "
 
 
 class Scaled(Stored):
-    """FP8 or int8 codes times scales, unpacked to f32.
+    """FP8 or int8 codes, less zero points, times scales; unpacked to f32.
 
     A scale belongs to a block of `height` rows and `width` columns of the codes.
     """
 
-    def __init__(self, codes: Raw, scales: Raw, height: int, width: int) -> None:
+    def __init__(
+        self, codes: Raw, scales: Raw, height: int, width: int, zeros: Raw | None = None
+    ) -> None:
+        """zeros: int8, as many as scales; None: all are 0."""
         self.kind = "fp8" if codes.dtype == "F8_E4M3" else "int8"
         self.rows, self.columns = codes.rows, codes.columns
-        self._codes, self._scales = codes, scales
+        self._codes, self._scales, self._zeros = codes, scales, zeros
         self._height, self._width = height, width
 
     def places(self) -> list[Place]:
-        return [self._codes.place, self._scales.place]
+        zeros = [self._zeros.place] if self._zeros is not None else []
+        return [self._codes.place, self._scales.place, *zeros]
 
     def form(self) -> list[str | int]:
-        return [self.kind, self.rows, self.columns, self._height, self._width]
+        zeros = ["zeros"] if self._zeros is not None else []
+        return [self.kind, self.rows, self.columns, self._height, self._width, *zeros]
 
     def read_rows(self, begin: int, end: int) -> Bytes:
         codes = self._codes.read((begin, end))
@@ -134,6 +143,9 @@ class Scaled(Stored):
         scales = self._scales.floats((first, last))
         down = np.arange(begin, end) // self._height - first
         across = np.arange(self.columns) // self._width
+        if self._zeros is not None:
+            zeros = self._zeros.read((first, last)).view(np.int8)
+            values -= zeros[down[:, None], across]
         with np.errstate(all="ignore"):  # looked for in the result
             return _f32_bytes(values * scales[down[:, None], across])
 
@@ -162,16 +174,41 @@ class Multiplied(Stored):
             return _f32_bytes(values * scales[:, None])
 
 
+@dataclass(frozen=True)
+class Groups:
+    """The groups of columns that share a scale.
+
+    width: columns of each, neighbours. listed: the group of each column, i32 [columns], where they
+    are not neighbours.
+    """
+
+    columns: int
+    width: int
+    listed: npt.NDArray[np.int32] | None = None
+
+    def of_columns(self, step: int = 1) -> Indices:
+        """The group of every `step`-th column, i64."""
+        if self.listed is not None:
+            return self.listed[::step].astype(np.int64)
+        return np.arange(0, self.columns, step) // self.width
+
+    def in_blocks(self, size: int) -> bool:
+        """True if columns divide into blocks of `size` of one group each."""
+        if self.listed is None or self.columns % size:
+            return self.width % size == 0 and self.columns % size == 0
+        return not np.ptp(self.listed.reshape(-1, size), axis=1).any()
+
+
 class Layout(ABC):
     """Codes, scales and zero points of a matrix of small integers: scale * (code - zero).
 
-    Rows are the matrix's. bits: of a code. groups: the group of each column, i64 [columns].
+    Rows are the matrix's. bits: of a code. groups: of its columns.
     """
 
     bits: int
     rows: int
     columns: int
-    groups: npt.NDArray[np.int64]
+    groups: Groups
     pieces: Sequence[Raw]
 
     @abstractmethod
@@ -197,26 +234,26 @@ class Integers(Stored):
     def __init__(self, layout: Layout, method: str) -> None:
         self.rows, self.columns = layout.rows, layout.columns
         self._layout, self._method = layout, method
-        in_blocks = self.columns % _Q4_1_BLOCK == 0 and not (
-            np.ptp(layout.groups.reshape(-1, _Q4_1_BLOCK), axis=1).any()
-        )
-        self.kind = "q4_1" if layout.bits <= 4 and in_blocks else f"int{layout.bits}"
+        in_blocks = layout.bits <= 4 and layout.groups.in_blocks(_Q4_1_BLOCK)
+        self.kind = "q4_1" if in_blocks else f"int{layout.bits}"
 
     def places(self) -> list[Place]:
         return [piece.place for piece in self._layout.pieces]
 
     def form(self) -> list[str | int]:
-        return [self._method, self._layout.bits, self.kind, self.rows, self.columns]
+        listed = self._layout.groups.listed
+        order = [] if listed is None else [fingerprint([listed.astype("<i4").tobytes()]).hex()]
+        return [self._method, self._layout.bits, self.kind, self.rows, self.columns, *order]
 
     def read_rows(self, begin: int, end: int) -> Bytes:
         layout = self._layout
         codes = layout.codes(begin, end)
         scales, zeros = layout.scales(begin, end), layout.zeros(begin, end)
         if self.kind != "q4_1":
-            across = layout.groups
+            across = layout.groups.of_columns()
             with np.errstate(all="ignore"):
                 return _f32_bytes(scales[:, across] * (codes - zeros[:, across]))
-        blocks = layout.groups[::_Q4_1_BLOCK]
+        blocks = layout.groups.of_columns(_Q4_1_BLOCK)
         count = end - begin
         packed = np.empty((count, len(blocks), 20), dtype=np.uint8)
         with np.errstate(all="ignore"):
@@ -258,12 +295,12 @@ class Turned(Layout):
     """
 
     def __init__(
-        self, codes: Raw, zeros: Raw, scales: Raw, bits: int, groups: npt.NDArray[np.int64],
+        self, codes: Raw, zeros: Raw, scales: Raw, bits: int, groups: Groups,
         awq: bool, more: int,
     ) -> None:  # fmt: skip
         """more: what is added to a stored zero point."""
         self.bits, self.groups = bits, groups
-        self.rows, self.columns = scales.columns, len(groups)
+        self.rows, self.columns = scales.columns, groups.columns
         self.pieces = (codes, zeros, scales)
         self._codes, self._zeros, self._scales = codes, zeros, scales
         self._order = _AWQ_ORDER if awq else None
@@ -295,10 +332,10 @@ class Packed(Layout):
     """compressed-tensors' pack-quantized: codes packed along a row, zero points down the rows."""
 
     def __init__(
-        self, codes: Raw, zeros: Raw | None, scales: Raw, bits: int, groups: npt.NDArray[np.int64]
+        self, codes: Raw, zeros: Raw | None, scales: Raw, bits: int, groups: Groups
     ) -> None:
         self.bits, self.groups = bits, groups
-        self.rows, self.columns = codes.rows, len(groups)
+        self.rows, self.columns = codes.rows, groups.columns
         self.pieces = tuple(piece for piece in (codes, zeros, scales) if piece is not None)
         self._codes, self._zeros, self._scales = codes, zeros, scales
 

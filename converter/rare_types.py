@@ -2,7 +2,8 @@
 
 Tensors in them are converted while they are loaded. Those of GGUF files are unpacked by ggml's own
 package `gguf`: the code books of the IQ formats are tables of ggml, best read from where they are
-kept. Those of quantized checkpoints (quantized.py) are f32 by the time that their rows are read.
+kept. Those of quantized checkpoints (quantized.py) are f32 by the time that their rows are read. So
+are packed matrices that are turned ("unpacked", stored.py).
 """
 
 import numpy as np
@@ -14,15 +15,17 @@ SIZES = {
     "iq2_s": (256, 82), "iq3_xxs": (256, 98), "iq3_s": (256, 110), "tq1_0": (256, 54),
     "tq2_0": (256, 66), "nvfp4": (64, 36),
     "fp8": (1, 4), "fp4": (1, 4), "int8": (1, 4), "int4": (1, 4), "int2": (1, 4),
+    "unpacked": (1, 4),
 }  # fmt: skip
-# Of these, the ones of quantized checkpoints.
-UNPACKED = ("fp8", "fp4", "int8", "int4", "int2")
+# Of these, the ones that are f32 when they are read.
+UNPACKED = ("fp8", "fp4", "int8", "int4", "int2", "unpacked")
 
 # The type of the core that holds the numbers of each well enough, with the fewest bits.
 NEAREST = {
     "iq1_s": "q4_k", "iq1_m": "q4_k", "iq2_xxs": "q4_k", "iq2_xs": "q4_k", "iq2_s": "q4_k",
     "iq3_xxs": "q5_k", "iq3_s": "q5_k", "tq1_0": "q4_k", "tq2_0": "q4_k", "nvfp4": "q8_0",
     "fp8": "q8_0", "fp4": "q8_0", "int8": "q8_0", "int4": "q8_0", "int2": "q8_0",
+    "unpacked": "q8_0",
 }  # fmt: skip
 
 

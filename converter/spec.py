@@ -4,7 +4,6 @@ Holds no weights and reads no file; the families (converter/families) make it fr
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,10 +22,10 @@ from hearth.converter.blocks import (
 from hearth.converter.errors import ModelError
 from hearth.converter.tensors import TensorSpec, model_tensors
 
-# Upper limits on what a file may claim, checked before anything is allocated. Each is several times
-# what the largest published model has.
-_LIMITS = {
-    "hidden_size": 1 << 17,
+# Upper limits on what a file may claim, checked before anything is allocated. Each is well above
+# what the largest published model has, and none above what workers accept (services/worker/shape).
+LIMITS = {
+    "hidden_size": 1 << 16,
     "layers": 1024,
     "heads": 2048,
     "kv_heads": 2048,
@@ -35,12 +34,16 @@ _LIMITS = {
     "latent_size": 3072,
     "convolution": 256,
     "ffn_size": 1 << 20,
-    "vocab_size": 1 << 22,
+    "vocab_size": 1 << 21,
     "context_size": 1 << 28,
     "experts": 4096,
     "learned_positions": 1 << 24,
+    "kinds": 64,
+    "ropes": 16,
 }
 _MOST_NUMBERS = 1 << 46
+# Numbers of a shape are f32 in the core: others would be 0 or infinite there.
+_LEAST_F32, _LARGEST_F32 = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,18 @@ class ModelSpec:
                 f"{self.learned_positions} learned positions are fewer than the context of "
                 f"{self.context_size} tokens"
             )
-        if not (math.isfinite(self.norm_epsilon) and 0 < self.norm_epsilon < 1):
-            raise ModelError(f"norm_epsilon is {self.norm_epsilon}; it must be between 0 and 1")
+        _check_epsilon(self.norm_epsilon)
         if self.norm not in NORMS:
             raise ModelError(f"norm {self.norm!r} is not supported; there are {', '.join(NORMS)}")
         check_positive("embedding_scale", self.embedding_scale)
         check_positive("logit_scale", self.logit_scale)
         _check_softcap(self.logit_softcap)
-        if not self.kinds or not all(0 <= kind < len(self.kinds) for kind in self.kind_of_layer):
+        check_size("kinds", len(self.kinds))
+        if not all(0 <= kind < len(self.kinds) for kind in self.kind_of_layer):
             raise ModelError(f"a layer is of a kind that is not one of {len(self.kinds)}")
+        check_size("ropes", len(self.ropes), 0)
+        for rope in self.ropes:
+            _check_frequencies(rope)
         for block in self.kinds:
             _check_block(block, self.ropes)
         if self.parameters > _MOST_NUMBERS:
@@ -162,22 +168,43 @@ class ModelSpec:
 
 def check_size(field: str, value: object, least: int = 1) -> int:
     """Return `value`. Raises ModelError unless it is a whole number from `least` to the limit."""
-    limit = _LIMITS[field]
+    limit = LIMITS[field]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
         raise ModelError(f"{field} is {value!r}; it must be a whole number, {least} to {limit}")
     return value
 
 
 def check_positive(field: str, value: float) -> None:
-    """Raise ModelError unless `value` is a finite number above 0."""
-    # An int may have more digits than a float can hold.
-    if not 0 < value <= sys.float_info.max:
-        raise ModelError(f"{field} is {value}; it must be a finite number above 0")
+    """Raise ModelError unless `value` is a finite number above 0 in f32."""
+    # Compared alone: an int may have more digits than a float can hold.
+    if not _LEAST_F32 <= value <= _LARGEST_F32:
+        raise ModelError(f"{field} is {value}; it must be a finite number above 0 in f32")
+
+
+def _check_epsilon(value: float) -> None:
+    if not _LEAST_F32 <= value < 1:
+        raise ModelError(f"norm_epsilon is {value}; it must be between 0 and 1")
 
 
 def _check_softcap(value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value <= _LARGEST_F32:
         raise ModelError(f"a soft cap is {value}; it must be a finite number, 0 for none")
+
+
+def _check_frequencies(rope: RopeSpec) -> None:
+    check_positive("the magnitude of rotary positions", rope.magnitude)
+    if not rope.frequencies:
+        raise ModelError("rotary positions have no frequencies")
+    if rope.long and len(rope.long) != len(rope.frequencies):
+        raise ModelError(
+            f"rotary positions have {len(rope.frequencies)} frequencies, and {len(rope.long)} for "
+            "long contexts"
+        )
+    for frequency in (*rope.frequencies, *rope.long):
+        if not abs(frequency) <= _LARGEST_F32:
+            raise ModelError(f"a rotary frequency is {frequency}; it must be a finite number")
+    if not 0 <= rope.long_context <= LIMITS["context_size"]:
+        raise ModelError(f"contexts are long from {rope.long_context} tokens")
 
 
 def _check_block(block: BlockSpec, ropes: tuple[RopeSpec, ...]) -> None:
@@ -207,12 +234,12 @@ def _check_attention(attention: AttentionSpec, ropes: tuple[RopeSpec, ...]) -> N
         )
     check_positive("the scale of attention", attention.scale)
     _check_softcap(attention.softcap)
-    if not 0 <= attention.window <= _LIMITS["context_size"]:
+    if not 0 <= attention.window <= LIMITS["context_size"]:
         raise ModelError(f"a window is {attention.window} tokens")
     if attention.head_norm and attention.row_norm:
         raise ModelError("attention has a norm of each head and one of whole rows")
     if attention.temperature is not None:
-        if not (math.isfinite(attention.temperature.slope) and attention.temperature.slope >= 0):
+        if not 0 <= attention.temperature.slope <= _LARGEST_F32:
             raise ModelError(f"queries grow by {attention.temperature.slope}")
         check_positive("the length of queries' growth", attention.temperature.length)
     _check_rope(attention.rope, attention.key_size, ropes)
@@ -225,8 +252,7 @@ def _check_latent_attention(attention: LatentAttentionSpec, ropes: tuple[RopeSpe
     for size in (attention.nope_size, attention.rope_size, attention.value_size):
         check_size("head_size", size)
     check_positive("the scale of attention", attention.scale)
-    if not (math.isfinite(attention.norm_epsilon) and 0 < attention.norm_epsilon < 1):
-        raise ModelError(f"norm_epsilon is {attention.norm_epsilon}; it must be between 0 and 1")
+    _check_epsilon(attention.norm_epsilon)
     _check_rope(attention.rope, attention.rope_size, ropes)
 
 
@@ -272,7 +298,7 @@ def _check_feed_forward(feed_forward: FeedForwardSpec) -> None:
         raise ModelError("a feed-forward has limits of a gate, and no gate")
     check_positive("the limit of a feed-forward", clamp.limit)
     check_positive("the factor of a feed-forward's gate", clamp.factor)
-    if not (math.isfinite(clamp.offset) and clamp.offset >= 0):
+    if not 0 <= clamp.offset <= _LARGEST_F32:
         raise ModelError(f"the offset of a feed-forward is {clamp.offset}")
 
 

@@ -4,6 +4,8 @@ A file may hold a tensor fused with others, transposed, its rows in another orde
 Each of these is a form around the piece as it is stored.
 """
 
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ import numpy.typing as npt
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.fingerprint import fingerprint
-from hearth.converter.weights import Bytes, row_bytes
+from hearth.converter.rare_types import UNPACKED
+from hearth.converter.weights import Bytes, convert_rows, row_bytes
 
 F32 = npt.NDArray[np.float32]
 Function = Callable[[F32], F32]
@@ -22,6 +25,14 @@ Indices = npt.NDArray[np.int64]
 Place = tuple[OpenFile, int, int]
 
 _FLOATS = {"f32": 4, "f16": 2, "bf16": 2}
+_BLOCK_NUMBERS = 1 << 20  # elements read at once: 4 MiB as f32
+# Of turned matrices, the bytes of neighbouring rows that are kept, and how many such bands.
+_BAND_BYTES = 32 << 20
+_MOST_BANDS = 4
+
+
+class UnfitError(ModelError):
+    """A stored tensor that cannot be read in the wanted form; does not name it."""
 
 
 class Stored(ABC):
@@ -102,6 +113,44 @@ class StoredBytes:
         return data.reshape(end - begin, self.width)
 
 
+class Order:
+    """Indices in few bytes: the first, and runs of equal steps from each to the next.
+
+    A model has an order for each of its tensors, most of them a stride, or some for each head.
+    """
+
+    def __init__(self, indices: Indices) -> None:
+        """indices: i64 [count]."""
+        self._count = len(indices)
+        self._first = int(indices[0]) if self._count else 0
+        steps = np.diff(indices)
+        begins = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1))
+        self._steps = steps[begins]
+        self._runs = np.diff(begins, append=len(steps))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the runs."""
+        return self._steps.nbytes + self._runs.nbytes
+
+    def indices(self, begin: int = 0, end: int | None = None) -> Indices:
+        """Indices [begin, end), all where None, i64."""
+        end = self._count if end is None else min(end, self._count)
+        if len(self._runs) == 1:
+            return self._first + np.arange(begin, end, dtype=np.int64) * int(self._steps[0])
+        found = np.empty(self._count, dtype=np.int64)
+        found[:1] = self._first
+        found[1:] = np.repeat(self._steps, self._runs)
+        return np.cumsum(found)[begin:end]
+
+    def form(self) -> str:
+        """A digest: equal for equal indices."""
+        return fingerprint([self.indices().astype("<i8").tobytes()]).hex()
+
+
 class PickedRows(Stored):
     """Some rows of another, in any order. Of a vector: some of its elements.
 
@@ -109,7 +158,7 @@ class PickedRows(Stored):
     """
 
     def __init__(self, inner: Stored, picked: Indices) -> None:
-        self._inner, self._picked = inner, picked
+        self._inner, self._order = inner, Order(picked)
         self._vector = inner.rows == 1
         self.kind = inner.kind
         self.rows = 1 if self._vector else len(picked)
@@ -119,14 +168,13 @@ class PickedRows(Stored):
         return self._inner.places()
 
     def form(self) -> list[str | int]:
-        order = fingerprint([self._picked.astype("<i8").tobytes()])
-        return ["picked", order.hex(), *self._inner.form()]
+        return ["picked", self._order.form(), *self._inner.form()]
 
     def read_rows(self, begin: int, end: int) -> Bytes:
         if self._vector:
             elements = self._inner.read_rows(begin, end).reshape(self._inner.columns, -1)
-            return np.ascontiguousarray(elements[self._picked]).reshape(end - begin, -1)
-        picked = self._picked[begin:end]
+            return np.ascontiguousarray(elements[self._order.indices()]).reshape(end - begin, -1)
+        picked = self._order.indices(begin, end)
         if not len(picked):
             return np.empty((0, self.row_bytes), dtype=np.uint8)
         low, high = int(picked.min()), int(picked.max()) + 1
@@ -144,7 +192,7 @@ class PickedColumns(Stored):
     """
 
     def __init__(self, inner: Stored, picked: Indices, run: int) -> None:
-        self._inner, self._picked, self._run = inner, picked, run
+        self._inner, self._order, self._run = inner, Order(picked), run
         self._bytes = row_bytes(inner.kind, run)
         self.kind, self.rows, self.columns = inner.kind, inner.rows, len(picked) * run
 
@@ -152,12 +200,11 @@ class PickedColumns(Stored):
         return self._inner.places()
 
     def form(self) -> list[str | int]:
-        order = fingerprint([self._picked.astype("<i8").tobytes()])
-        return ["picked columns", order.hex(), self._run, *self._inner.form()]
+        return ["picked columns", self._order.form(), self._run, *self._inner.form()]
 
     def read_rows(self, begin: int, end: int) -> Bytes:
         runs = self._inner.read_rows(begin, end).reshape(end - begin, -1, self._bytes)
-        return np.take(runs, self._picked, axis=1).reshape(end - begin, -1)
+        return np.take(runs, self._order.indices(), axis=1).reshape(end - begin, -1)
 
 
 class Stacked(Stored):
@@ -167,7 +214,7 @@ class Stacked(Stored):
         first = parts[0]
         for part in parts[1:]:
             if (part.kind, part.rows, part.columns) != (first.kind, first.rows, first.columns):
-                raise ModelError(
+                raise UnfitError(
                     f"parts of one tensor are {first.kind} [{first.rows}, {first.columns}] and "
                     f"{part.kind} [{part.rows}, {part.columns}]; they must be alike"
                 )
@@ -196,12 +243,73 @@ class Stacked(Stored):
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class Transposed(Stored):
-    """Another of f32, f16 or bf16 with rows and columns exchanged."""
+class Unpacked(Stored):
+    """Another of any format, in f32. It is loaded as q8_0 where nothing else is asked for."""
+
+    kind = "unpacked"
 
     def __init__(self, inner: Stored) -> None:
-        if inner.kind not in _FLOATS:
-            raise ModelError(f"a tensor of {inner.kind} cannot be transposed; get it in f16 or f32")
+        self._inner = inner
+        self.rows, self.columns = inner.rows, inner.columns
+
+    def places(self) -> list[Place]:
+        return self._inner.places()
+
+    def form(self) -> list[str | int]:
+        return ["unpacked", *self._inner.form()]
+
+    def read_rows(self, begin: int, end: int) -> Bytes:
+        data = self._inner.read_rows(begin, end)
+        # No number is too large for f32, and those that are not finite are looked for later.
+        return convert_rows(data, self._inner.kind, "f32", (0, self.columns), "")[0]
+
+
+class _Bands:
+    """The bands of turned matrices that were read last. Safe to use from several threads.
+
+    A band goes when its last row is read, when others come, or with its matrix.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # In the order of their last use.
+        self._kept: weakref.WeakKeyDictionary[Transposed, tuple[int, Bytes]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def find(self, matrix: "Transposed", begin: int, end: int) -> Bytes | None:
+        """Rows [begin, end) of a matrix; None if they are not kept."""
+        with self._lock:
+            first, band = self._kept.pop(matrix, (0, None))
+            if band is None:
+                return None
+            last = first + len(band)
+            if end < last:
+                self._kept[matrix] = first, band
+            return band[begin - first : end - first] if first <= begin and end <= last else None
+
+    def keep(self, matrix: "Transposed", first: int, band: Bytes) -> None:
+        """Keep rows of a matrix from `first`; the oldest others go."""
+        with self._lock:
+            self._kept.pop(matrix, None)
+            self._kept[matrix] = first, band
+            while len(self._kept) > _MOST_BANDS:
+                del self._kept[next(iter(self._kept))]
+
+
+_bands = _Bands()
+
+
+class Transposed(Stored):
+    """Another with rows and columns exchanged; its type, or f32 where elements share a scale.
+
+    All rows of the other are read for any of these: as many as fit in a band are kept, for the next
+    rows to be read from it.
+    """
+
+    def __init__(self, inner: Stored) -> None:
+        if inner.kind not in _FLOATS and inner.kind not in UNPACKED:
+            inner = Unpacked(inner)
         self._inner = inner
         self.kind, self.rows, self.columns = inner.kind, inner.columns, inner.rows
 
@@ -212,10 +320,25 @@ class Transposed(Stored):
         return ["transposed", *self._inner.form()]
 
     def read_rows(self, begin: int, end: int) -> Bytes:
-        size = _FLOATS[self.kind]
-        whole = self._inner.read_rows(0, self._inner.rows)
-        cut = whole.reshape(self._inner.rows, self._inner.columns, size)[:, begin:end]
-        return np.ascontiguousarray(cut.swapaxes(0, 1)).reshape(end - begin, -1)
+        found = _bands.find(self, begin, end)
+        if found is not None:
+            return found
+        last = min(self.rows, max(end, begin + _BAND_BYTES // max(1, self.row_bytes)))
+        band = self._turned(begin, last)
+        if end < last:
+            _bands.keep(self, begin, band)
+        return band[: end - begin]
+
+    def _turned(self, begin: int, end: int) -> Bytes:
+        """Rows [begin, end), by one pass over the other."""
+        element = {2: "<u2", 4: "<u4"}[row_bytes(self.kind, 1)]
+        turned = np.empty((end - begin, self.columns), dtype=element)
+        step = max(1, _BLOCK_NUMBERS // max(1, self.rows))
+        for first in range(0, self.columns, step):
+            last = min(first + step, self.columns)
+            block = np.ascontiguousarray(self._inner.read_rows(first, last)).view(element)
+            turned[:, first:last] = block[:, begin:end].T
+        return turned.view(np.uint8)
 
 
 class Computed(Stored):
@@ -226,7 +349,7 @@ class Computed(Stored):
     def __init__(self, inner: Stored, name: str, function: Function) -> None:
         """name: of the function, for `form`."""
         if inner.kind not in _FLOATS or inner.rows != 1:
-            raise ModelError(f"a vector is {inner.kind} [{inner.rows}, {inner.columns}]")
+            raise UnfitError(f"a vector is {inner.kind} [{inner.rows}, {inner.columns}]")
         self._inner, self._name, self._function = inner, name, function
         self.rows, self.columns = inner.rows, inner.columns
 

@@ -24,6 +24,7 @@ from hearth.converter.stored import (
     StoredBytes,
     StoredTensor,
     Transposed,
+    UnfitError,
 )
 from hearth.converter.tensors import TensorSpec
 from hearth.converter.weights import is_format, row_bytes
@@ -58,7 +59,7 @@ class Files:
         readable: types that can be read."""
         self._readable = readable
         self._tensors = tensors
-        self._source = source
+        self.source = source
         self._missing = missing
         self._used: set[str] = set()
 
@@ -109,7 +110,7 @@ class Files:
         self._used.add(name)
         found = self._tensors.get(name)
         if found is None:
-            raise ModelError(f"{self._source}: tensor {name} is missing; {self._missing}")
+            raise ModelError(f"{self.source}: tensor {name} is missing; {self._missing}")
         return found
 
     def _misshapen(self, name: str, found: FileTensor, wanted: list[int]) -> ModelError:
@@ -216,6 +217,13 @@ class GgufFacts:
 
 def find(files: Files, spec: ModelSpec, tensor: TensorSpec, recipe: Recipe) -> Stored:
     """A tensor of the table in the files. Raises ModelError."""
+    try:
+        return _found(files, spec, tensor, recipe)
+    except UnfitError as error:
+        raise ModelError(f"{files.source}: tensor {tensor.name}: {error}") from error
+
+
+def _found(files: Files, spec: ModelSpec, tensor: TensorSpec, recipe: Recipe) -> Stored:
     if not isinstance(recipe, str):
         return recipe(files, spec, tensor)
     rows, columns = tensor.shape

@@ -13,7 +13,16 @@ import numpy as np
 
 from hearth.converter.errors import ModelError
 from hearth.converter.families.base import FileTensor
-from hearth.converter.quantized import Config, Integers, Packed, Raw, Scaled, Turned, quantization
+from hearth.converter.quantized import (
+    Config,
+    Groups,
+    Integers,
+    Packed,
+    Raw,
+    Scaled,
+    Turned,
+    quantization,
+)
 from hearth.converter.stored import Stored
 
 log = logging.getLogger(__name__)
@@ -101,8 +110,8 @@ class _Pieces:
         """A piece of one of these types; vectors are one row. Raises ModelError."""
         name = f"{self._stem}.{part}"
         entry = self._entries.get(name)
-        if entry is None:
-            raise self.wrong(f"tensor {name} is missing")
+        self.need(part)
+        assert entry is not None
         dtype = self.dtype(part)
         if dtype not in dtypes or len(entry.shape) > 2:
             raise self.wrong(
@@ -113,20 +122,35 @@ class _Pieces:
         rows, columns = (1, 1, *entry.shape)[-2:]
         return Raw(entry.file, entry.offset, dtype, rows, columns)
 
+    def need(self, part: str) -> None:
+        """Raise ModelError where a piece is missing."""
+        if part not in self:
+            raise self.wrong(f"tensor {self._stem}.{part} is missing")
+
     def drop(self, part: str) -> None:
         """Leave a piece out that is not needed."""
         if part in self:
             self.used.append(f"{self._stem}.{part}")
 
-    def groups(self, part: str, columns: int, groups: int) -> np.ndarray:
-        """The group of each column, by a piece that lists them. Raises ModelError."""
+    def groups(self, part: str, columns: int, groups: int) -> Groups:
+        """Equal groups of neighbouring columns, or as a piece lists them ("": none does).
+
+        Raises ModelError: they do not divide, or the piece does not fit.
+        """
+        if not 1 <= columns <= _MOST_COLUMNS or groups < 1 or columns % groups:
+            raise self.wrong(f"{columns} columns do not divide into {groups} groups of scales")
+        neighbours = Groups(columns, columns // groups)
+        if not part or part not in self:
+            return neighbours
         piece = self.take(part, _WORDS)
         if piece.rows * piece.columns != columns:
             raise self.shapes(part, f"{columns} columns")
-        found = piece.read((0, piece.rows)).view("<i4").reshape(-1).astype(np.int64)
+        found = piece.read((0, piece.rows)).view("<i4").reshape(-1).astype(np.int32)
         if found.min() < 0 or found.max() >= groups:
             raise self.wrong(f"{self._stem}.{part} names group {found.max()} of {groups}")
-        return found
+        if np.array_equal(found, neighbours.of_columns()):
+            return neighbours
+        return Groups(columns, neighbours.width, found)
 
     def shapes(self, part: str, wanted: str) -> ModelError:
         """The error for a piece that does not fit the others."""
@@ -157,13 +181,6 @@ def _bits(pieces: _Pieces, config: Config, allowed: tuple[int, ...], key: str = 
     return bits
 
 
-def _neighbours(pieces: _Pieces, columns: int, groups: int) -> np.ndarray:
-    """Equal groups of neighbouring columns."""
-    if not 1 <= columns <= _MOST_COLUMNS or groups < 1 or columns % groups:
-        raise pieces.wrong(f"{columns} columns do not divide into {groups} groups of scales")
-    return np.arange(columns, dtype=np.int64) // (columns // groups)
-
-
 def _gptq(pieces: _Pieces, config: Config) -> Stored | None:
     if "qweight" not in pieces:
         return None
@@ -177,9 +194,7 @@ def _gptq(pieces: _Pieces, config: Config) -> Stored | None:
         raise pieces.shapes("scales", f"{codes.columns} rows")
     if zeros.rows != scales.rows or zeros.columns * count != rows:
         raise pieces.shapes("qzeros", f"{scales.rows} groups of {rows} rows in words of {count}")
-    groups = _neighbours(pieces, columns, scales.rows)
-    if "g_idx" in pieces:
-        groups = pieces.groups("g_idx", columns, scales.rows)
+    groups = pieces.groups("g_idx", columns, scales.rows)
     # The first version of the format stores zero points less one.
     more = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
     return Integers(Turned(codes, zeros, scales, bits, groups, False, more), "gptq")
@@ -199,7 +214,7 @@ def _awq(pieces: _Pieces, config: Config) -> Stored | None:
         raise pieces.shapes("scales", f"{codes.columns * 8} rows")
     if zeros.rows != scales.rows or zeros.columns != codes.columns:
         raise pieces.shapes("qzeros", f"{scales.rows} groups of {scales.columns} rows")
-    groups = _neighbours(pieces, codes.rows, scales.rows)
+    groups = pieces.groups("", codes.rows, scales.rows)
     return Integers(Turned(codes, zeros, scales, bits, groups, True, 0), "awq")
 
 
@@ -214,22 +229,35 @@ def _scaled(pieces: _Pieces, codes: Raw, block: Any) -> Stored:
     """Codes with a scale for the whole matrix, for each row, or for each block."""
     part = "weight_scale_inv" if "weight_scale_inv" in pieces else "weight_scale"
     scales = pieces.take(part, _FLOATS)
-    pieces.drop("weight_zero_point")
     shape = (scales.rows, scales.columns)
+    zeros = None
+    if codes.dtype == _FP8:  # whose zero points are 0
+        pieces.drop("weight_zero_point")
+    elif "weight_zero_point" in pieces:
+        zeros = pieces.take("weight_zero_point", ("I8",))
+        allowed = {shape, shape[::-1]} if 1 in shape else {shape}
+        if (zeros.rows, zeros.columns) not in allowed:
+            raise pieces.shapes("weight_zero_point", f"scales of shape {list(shape)}")
+        zeros = replace(zeros, rows=shape[0], columns=shape[1])
     if shape == (1, 1):
-        return Scaled(codes, scales, max(codes.rows, 1), max(codes.columns, 1))
+        return Scaled(codes, scales, max(codes.rows, 1), max(codes.columns, 1), zeros)
     if shape in ((codes.rows, 1), (1, codes.rows)):
-        turned = Raw(scales.file, scales.offset, scales.dtype, codes.rows, 1)
-        return Scaled(codes, turned, 1, max(codes.columns, 1))
+        scales = replace(scales, rows=codes.rows, columns=1)
+        if zeros is not None:
+            zeros = replace(zeros, rows=codes.rows, columns=1)
+        return Scaled(codes, scales, 1, max(codes.columns, 1), zeros)
     if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
         height, width = block
         if shape == (-(-codes.rows // height), -(-codes.columns // width)):
-            return Scaled(codes, scales, height, width)
+            return Scaled(codes, scales, height, width, zeros)
     raise pieces.shapes(part, f"[{codes.rows}, {codes.columns}] in blocks of {block}")
 
 
 def _compressed(pieces: _Pieces, config: Config) -> Stored | None:
     dtype = pieces.dtype("weight")
+    integers = dtype == "I8" or "weight_packed" in pieces
+    if integers and _weights(config).get("symmetric") is False:
+        pieces.need("weight_zero_point")
     if dtype in (_FP8, "I8"):
         return _scaled(
             pieces, pieces.take("weight", (_FP8, "I8")), _weights(config).get("block_structure")
@@ -253,9 +281,7 @@ def _compressed(pieces: _Pieces, config: Config) -> Stored | None:
     rows, columns = int(sizes[0]), int(sizes[1])
     if rows != codes.rows or -(-columns // count) != codes.columns or scales.rows != rows:
         raise pieces.shapes("weight_packed", f"weight_shape [{rows}, {columns}]")
-    groups = _neighbours(pieces, columns, scales.columns)
-    if "weight_g_idx" in pieces:
-        groups = pieces.groups("weight_g_idx", columns, scales.columns)
+    groups = pieces.groups("weight_g_idx", columns, scales.columns)
     zeros = None
     if "weight_zero_point" in pieces:
         zeros = pieces.take("weight_zero_point", _WORDS)

@@ -17,7 +17,7 @@ from hearth.v1 import common_pb2
 
 # Well above every known model (the widest: hidden 16,384, 126 layers, feed-forward 53,248,
 # vocabulary 256,000), and small enough that no product of them overflows 64 bits.
-_LIMITS = {
+LIMITS = {
     "hidden_size": 1 << 16,
     "key_size": 1 << 10,
     "value_size": 1 << 10,
@@ -45,9 +45,9 @@ _LIMITS = {
     "max_sequences": 1 << 16,
 }
 # Elements of all value heads of a gated delta rule.
-_MAX_VALUES = 1 << 22
-_MAX_KINDS = 64
-_MAX_ROPES = 16
+MAX_VALUES = 1 << 22
+MAX_KINDS = 64
+MAX_ROPES = 16
 _MAX_POSITIONS = 1 << 31
 # Limit of a step's intermediate values: 1,024 rows of the widest known model take 0.8 GiB.
 _MAX_STEP_BYTES = 1 << 30
@@ -97,8 +97,8 @@ def check_config(config: common_pb2.ShardConfig) -> None:
 
 
 def _check_ropes(config: common_pb2.ShardConfig) -> None:
-    if len(config.ropes) > _MAX_ROPES:
-        raise _bad(f"{len(config.ropes)} ropes are more than {_MAX_ROPES}")
+    if len(config.ropes) > MAX_ROPES:
+        raise _bad(f"{len(config.ropes)} ropes are more than {MAX_ROPES}")
     for rope in config.ropes:
         _positive("the magnitude of a rope", rope.magnitude)
         if not rope.frequencies or not all(math.isfinite(value) for value in rope.frequencies):
@@ -106,8 +106,8 @@ def _check_ropes(config: common_pb2.ShardConfig) -> None:
 
 
 def _check_kinds(config: common_pb2.ShardConfig) -> None:
-    if not 1 <= len(config.kinds) <= _MAX_KINDS:
-        raise _bad(f"{len(config.kinds)} kinds of blocks are not 1 to {_MAX_KINDS}")
+    if not 1 <= len(config.kinds) <= MAX_KINDS:
+        raise _bad(f"{len(config.kinds)} kinds of blocks are not 1 to {MAX_KINDS}")
     layers = _size(config.layers)
     if len(config.kind_of_layer) != layers:
         raise _bad(f"kind_of_layer has {len(config.kind_of_layer)} entries for {layers} layers")
@@ -226,8 +226,8 @@ def _check_gated_delta(delta: common_pb2.GatedDelta) -> None:
             f"{delta.tile}"
         )
     values = _size(delta.key_heads) * delta.group * delta.value_size
-    if values > _MAX_VALUES:
-        raise _bad(f"a gated delta rule of {values} values has more than {_MAX_VALUES}")
+    if values > MAX_VALUES:
+        raise _bad(f"a gated delta rule of {values} values has more than {MAX_VALUES}")
     if name_of(ACTIVATION, delta.activation) is None:
         raise _bad(f"unknown activation {delta.activation}")
 
@@ -487,8 +487,8 @@ def _range_in_range(name: str, value: common_pb2.Range, least: int) -> None:
 
 
 def _in_range(name: str, value: int, least: int) -> None:
-    if not least <= value <= _LIMITS[name]:
-        raise _bad(f"{name} {value} is not within [{least}, {_LIMITS[name]}]")
+    if not least <= value <= LIMITS[name]:
+        raise _bad(f"{name} {value} is not within [{least}, {LIMITS[name]}]")
 
 
 def _not_negative(name: str, value: float) -> None:

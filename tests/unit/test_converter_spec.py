@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.converter import ModelError, ModelSpec
+from hearth.converter.blocks import RopeSpec
 from hearth.converter.families.rope import RopeScaling, make_rope
 from hearth.converter.hf_config import read_config
 from hearth.converter.readers.random import random_spec
 from hearth.converter.readers.shapes import SHAPES
+from hearth.converter.spec import LIMITS
 from hearth.converter.spec_json import spec_from_json, spec_to_json
+from hearth.worker import shape
 
 # From the models' cards and files.
 PARAMETERS = {
@@ -121,6 +124,8 @@ def test_listed_rope_factors_divide() -> None:
         ({"rope_factors": (1.0,)}, "1 rope factors for a head of 16; there must be 8"),
         ({"rope_factors": (0.0,) * 8}, "rope factor"),
         ({"hidden_size": True}, "whole number"),
+        ({"hidden_size": 1 << 17}, "1 to 65536"),
+        ({"vocab_size": 1 << 22}, "1 to 2097152"),
         ({"hidden_size": 64.0}, "whole number"),
     ],
 )
@@ -129,6 +134,70 @@ def test_impossible_shapes_are_refused_with_their_numbers(
 ) -> None:
     with pytest.raises(ModelError, match=words):
         tiny_spec(**changes)
+
+
+# Numbers of a model, and of the shards that its workers check (services/worker/shape.py).
+IN_BOTH = {
+    "hidden_size": ["hidden_size"],
+    "layers": ["layers"],
+    "heads": ["heads", "key_heads", "group", "tile"],
+    "kv_heads": ["kv_heads"],
+    "head_size": ["key_size", "value_size", "nope_size", "rope_size"],
+    "latent_size": ["query_rank", "kv_rank"],
+    "convolution": ["width"],
+    "ffn_size": ["units", "units of an expert"],
+    "vocab_size": ["vocab_size", "vocab"],
+    "context_size": ["window"],
+    "experts": ["experts"],
+    "learned_positions": ["learned_positions"],
+    "kinds": ["kinds"],
+    "ropes": ["ropes"],
+}
+
+
+def test_workers_accept_all_that_a_model_may_have() -> None:
+    workers = shape.LIMITS | {"kinds": shape.MAX_KINDS, "ropes": shape.MAX_ROPES}
+    of_steps = {"page_size", "max_pages", "max_step_tokens", "max_sequences"}
+    assert LIMITS.keys() == IN_BOTH.keys()
+    assert workers.keys() - of_steps == {name for names in IN_BOTH.values() for name in names}
+    for field, names in IN_BOTH.items():
+        for name in names:
+            assert LIMITS[field] <= workers[name], (field, name)
+    assert LIMITS["heads"] * LIMITS["head_size"] <= shape.MAX_VALUES
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        ({"frequencies": (1.0, math.nan)}, "a rotary frequency is nan"),
+        ({"frequencies": (1e39,)}, "a rotary frequency is 1e"),
+        ({"frequencies": ()}, "no frequencies"),
+        ({"long": (1.0, math.inf)}, "a rotary frequency is inf"),
+        ({"long": (1.0,)}, "2 frequencies, and 1 for long contexts"),
+        ({"magnitude": 0.0}, "magnitude of rotary positions is 0.0"),
+        ({"magnitude": math.nan}, "magnitude of rotary positions is nan"),
+        ({"magnitude": 1e-50}, "magnitude of rotary positions is 1e-50"),
+        ({"long_context": -1}, "-1 tokens"),
+    ],
+)
+def test_rotary_positions_that_workers_refuse(rope: dict[str, Any], words: str) -> None:
+    spec = tiny_spec()
+    good = RopeSpec((1.0, 0.5))
+    assert replace(spec, ropes=(good,)).ropes == (good,)
+    with pytest.raises(ModelError, match=words):
+        replace(spec, ropes=(replace(good, **rope),))
+    raw = spec_to_json(replace(spec, ropes=(good,)))
+    raw["ropes"][0] |= rope
+    with pytest.raises(ModelError, match=words):
+        spec_from_json(json.loads(json.dumps(raw)))
+
+
+def test_most_kinds_and_ropes() -> None:
+    spec = tiny_spec()
+    with pytest.raises(ModelError, match="kinds is 65; it must be a whole number, 1 to 64"):
+        replace(spec, kinds=spec.kinds * 65)
+    with pytest.raises(ModelError, match="ropes is 17; it must be a whole number, 0 to 16"):
+        replace(spec, ropes=spec.ropes * 17)
 
 
 json_values = st.recursive(

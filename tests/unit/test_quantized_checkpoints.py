@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hearth.converter import ModelError, open_model
-from hearth.converter.quantized import fp8_values
+from hearth.converter.quantized import Groups, Integers, Layout, fp8_values
 from hearth.converter.readers.safetensors_file import SafetensorsWriter
 
 SPEC = tiny_spec(hidden_size=128, heads=4, kv_heads=2, head_size=32, ffn_size=192)
@@ -135,6 +135,28 @@ def fp8(scaling: str) -> tuple[Packer, dict[str, Any]]:
     }
 
 
+def int8(scaling: str, zero_points: bool) -> tuple[Packer, dict[str, Any]]:
+    """compressed-tensors' int-quantized: (code - zero) * scale."""
+
+    def pack(random: np.random.Generator, rows: int, columns: int) -> Any:
+        codes = random.integers(-128, 128, (rows, columns)).astype(np.int8)
+        shape = {"row": (rows, 1), "one": (1,)}[scaling]
+        scales = np.asarray(random.random(shape) * 0.01 + 0.001, np.float32)
+        zeros = random.integers(-128, 128, shape).astype(np.int8) if zero_points else 0
+        pieces = {"weight": ("I8", codes), "weight_scale": ("F32", scales)}
+        if zero_points:
+            pieces["weight_zero_point"] = ("I8", np.asarray(zeros))
+        values = (codes.astype(np.float32) - np.asarray(zeros, np.float32)) * scales
+        return pieces, values.astype(np.float32)
+
+    weights = {"num_bits": 8, "type": "int", "symmetric": not zero_points}
+    return pack, {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+
+
 FORMS = {
     "gptq": gptq(4),
     "gptq-v2": gptq(4, second=True),
@@ -148,6 +170,9 @@ FORMS = {
     "fp8-block": fp8("block"),
     "fp8-row": fp8("row"),
     "fp8-one": fp8("one"),
+    "int8-row": int8("row", False),
+    "int8-row-zeros": int8("row", True),
+    "int8-one-zeros": int8("one", True),
 }
 # Read number for number; the others become q8_0.
 EXACT = {"gptq", "gptq-v2", "gptq-2", "awq", "compressed-4", "compressed-4-zeros"}
@@ -268,6 +293,64 @@ def test_what_cannot_be_read_is_named(
     checkpoint(tmp_path / "m", form, **settings)
     with pytest.raises(ModelError, match=message):
         open_model(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("form", ["compressed-4-zeros", "int8-row-zeros", "int8-one-zeros"])
+@pytest.mark.parametrize("shorter", [False, True])
+def test_zero_points_must_be_there_and_fit(tmp_path: Path, form: str, shorter: bool) -> None:
+    def change(pieces: Pieces) -> None:
+        name = next(n for n in pieces if "layers.0.self_attn.k_proj" in n and "zero_point" in n)
+        dtype, values = pieces.pop(name)
+        if shorter:
+            pieces[name] = (dtype, np.concatenate([values, values]))
+
+    checkpoint(tmp_path / "m", form, change)
+    with pytest.raises(ModelError, match=r"k_proj\.weight_zero_point (has shape|is missing)"):
+        open_model(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8", "mxfp4", "bitsandbytes"])
+def test_a_method_without_settings_is_refused(tmp_path: Path, method: str) -> None:
+    checkpoint(tmp_path / "m", "gptq")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text()) | {"quantization_config": method}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"quantization_config is .*'{method}'"):
+        open_model(str(tmp_path / "m"))
+
+
+@given(st.integers(1, 6), st.integers(1, 80), st.integers(0, 2))
+def test_groups_are_of_their_columns(count: int, width: int, change: int) -> None:
+    columns = count * width
+    wanted = np.arange(columns) // width
+    groups = Groups(columns, width)
+    if change:
+        wanted = np.random.default_rng(change).permutation(wanted)
+        groups = Groups(columns, width, wanted.astype(np.int32))
+    assert np.array_equal(groups.of_columns(), wanted)
+    assert np.array_equal(groups.of_columns(32), wanted[::32])
+    blocks = columns % 32 == 0 and all(len(set(each)) == 1 for each in wanted.reshape(-1, 32))
+    assert groups.in_blocks(32) == blocks
+
+
+@pytest.mark.parametrize("form", ["gptq", "gptq-act-order", "awq", "compressed-4"])
+def test_only_groups_in_another_order_are_kept(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one number for each column of each matrix."""
+    made: list[Groups] = []
+    plain = Integers.__init__
+
+    def init(self: Integers, layout: Layout, method: str) -> None:
+        made.append(layout.groups)
+        plain(self, layout, method)
+
+    monkeypatch.setattr(Integers, "__init__", init)
+    checkpoint(tmp_path / "m", form)
+    open_model(str(tmp_path / "m")).close()
+    assert made
+    for groups in made:
+        assert (groups.listed is not None) == (form == "gptq-act-order")
 
 
 def test_fp8_numbers() -> None:
