@@ -15,6 +15,7 @@ from hearth.converter.families.base import Family
 from hearth.converter.families.settings import Settings
 from hearth.converter.files import check_pointer
 from hearth.converter.quantized import quantization
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 
 _MAX_JSON_BYTES = 4 << 20
@@ -123,5 +124,5 @@ def _ids(raw: dict[str, Any], key: str) -> frozenset[int]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     for item in values:
         if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 1 << 31:
-            raise ModelError(f"{key} is {value!r}; it must be a token id or a list of them")
+            raise ModelError(f"{key} is {shown(value)}; it must be a token id or a list of them")
     return frozenset(values)

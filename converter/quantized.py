@@ -21,6 +21,7 @@ from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.fingerprint import fingerprint
 from hearth.converter.rare_types import unpack
+from hearth.converter.shown import shown
 from hearth.converter.stored import Indices, Place, Stored
 from hearth.converter.weights import Bytes
 
@@ -49,12 +50,12 @@ def quantization(config: Config) -> Config | None:
             method = found.get("quant_method") if isinstance(found, dict) else found
             if method not in METHODS:
                 raise ModelError(
-                    f"{key} is of {str(method)[:40]!r}; Hearth reads {', '.join(METHODS)}. Get the "
+                    f"{key} is of {shown(method)}; Hearth reads {', '.join(METHODS)}. Get the "
                     "model in one of these, without quantization, or as GGUF"
                 )
             if not isinstance(found, dict):
                 raise ModelError(
-                    f"{key} is the text {method!r}, without its settings; get config.json again"
+                    f"{key} is the text {shown(method)}, without its settings; get config.json again"
                 )
             return found
     return None

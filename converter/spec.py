@@ -20,6 +20,7 @@ from hearth.converter.blocks import (
     RopeSpec,
 )
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 from hearth.converter.tensors import TensorSpec, model_tensors
 
 # Upper limits on what a file may claim, checked before anything is allocated. Each is well above
@@ -91,7 +92,9 @@ class ModelSpec:
             )
         _check_epsilon(self.norm_epsilon)
         if self.norm not in NORMS:
-            raise ModelError(f"norm {self.norm!r} is not supported; there are {', '.join(NORMS)}")
+            raise ModelError(
+                f"norm {shown(self.norm)} is not supported; there are {', '.join(NORMS)}"
+            )
         check_positive("embedding_scale", self.embedding_scale)
         check_positive("logit_scale", self.logit_scale)
         _check_softcap(self.logit_softcap)
@@ -170,7 +173,9 @@ def check_size(field: str, value: object, least: int = 1) -> int:
     """Return `value`. Raises ModelError unless it is a whole number from `least` to the limit."""
     limit = LIMITS[field]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
-        raise ModelError(f"{field} is {value!r}; it must be a whole number, {least} to {limit}")
+        raise ModelError(
+            f"{field} is {shown(value)}; it must be a whole number, {least} to {limit}"
+        )
     return value
 
 
@@ -284,7 +289,7 @@ def _check_rope(rope: int | None, head_size: int, ropes: tuple[RopeSpec, ...]) -
 def _check_activation(name: str) -> None:
     if name not in ACTIVATIONS:
         raise ModelError(
-            f"activation {name!r} is not supported; Hearth runs {', '.join(ACTIVATIONS)}"
+            f"activation {shown(name)} is not supported; Hearth runs {', '.join(ACTIVATIONS)}"
         )
 
 
@@ -307,7 +312,8 @@ def _check_experts(experts: ExpertsSpec) -> None:
     _check_feed_forward(experts.expert)
     if experts.scores not in ROUTERS:
         raise ModelError(
-            f"a router by {experts.scores!r} is not supported; Hearth runs {', '.join(ROUTERS)}"
+            f"a router by {shown(experts.scores)} is not supported; Hearth runs "
+            f"{', '.join(ROUTERS)}"
         )
     check_positive("the scale of experts", experts.scale)
     groups, used_groups = experts.groups, experts.used_groups

@@ -6,6 +6,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hearth.converter.blocks import MIXERS
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 
 # Names a mixer's kind, beside its numbers.
@@ -56,7 +57,7 @@ def _decode(kind: Any, value: object, where: str) -> Any:
         except OverflowError:
             raise ModelError(f"{where} is a number of {value.bit_length()} bits") from None
     if type(value) is not kind:
-        raise ModelError(f"{where} is {str(value)[:80]!r}; {kind.__name__} is needed")
+        raise ModelError(f"{where} is {shown(value)}; {kind.__name__} is needed")
     return value
 
 
@@ -64,7 +65,7 @@ def _tagged(value: object, where: str) -> Any:
     """The class of a mixer."""
     name = value.get(_KIND) if isinstance(value, dict) else None
     if name not in MIXERS:
-        raise ModelError(f"{where} is a mixer {str(name)[:80]!r}; Hearth runs {', '.join(MIXERS)}")
+        raise ModelError(f"{where} is a mixer {shown(name)}; Hearth runs {', '.join(MIXERS)}")
     return MIXERS[name]
 
 
@@ -76,7 +77,7 @@ def _decode_object(kind: Any, value: object, where: str) -> Any:
     unknown = value.keys() - fields.keys() - {_KIND}
     if unknown:
         # Made by a newer Hearth: without it the model would be another.
-        raise ModelError(f"{where} has {min(unknown)[:80]!r}, which this Hearth does not know")
+        raise ModelError(f"{where} has {shown(min(unknown))}, which this Hearth does not know")
     found = {
         name: _decode(hints[name], value[name], f"{where}.{name}")
         for name in fields

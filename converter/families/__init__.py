@@ -7,6 +7,7 @@ from importlib import import_module
 from hearth.converter.errors import ModelError
 from hearth.converter.families.base import Family
 from hearth.converter.families.settings import Settings
+from hearth.converter.shown import shown
 
 # One for each file, in the order that errors list them.
 _FILES = (
@@ -51,8 +52,10 @@ def family_of_config(config: Settings) -> Family:
         if (kind in family.model_types and text) or (kind is None and of_class):
             return family
     known = [each for family in families() for each in family.model_types]
-    shown = name if kind in known or kind is None else kind
-    raise ModelError(f"architecture {shown!r} is not supported; Hearth runs {', '.join(known)}")
+    found = name if kind in known or kind is None else kind
+    raise ModelError(
+        f"architecture {shown(found)} is not supported; Hearth runs {', '.join(known)}"
+    )
 
 
 def family_of_gguf(architecture: object) -> Family:
@@ -62,5 +65,5 @@ def family_of_gguf(architecture: object) -> Family:
             return family
     known = [each for family in families() for each in family.architectures]
     raise ModelError(
-        f"architecture {architecture!r} is not supported; Hearth runs {', '.join(known)}"
+        f"architecture {shown(architecture)} is not supported; Hearth runs {', '.join(known)}"
     )

@@ -22,6 +22,7 @@ from hearth.converter.families.rope import (
     yarn_magnitude,
 )
 from hearth.converter.families.settings import Settings
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec, check_size
 
 _LAYER = "model.layers.{layer}."
@@ -125,7 +126,7 @@ def activation(config: Settings, key: str = "hidden_act", default: str = "silu")
     name = config.text(key, default)
     if name not in _ACTIVATIONS:
         raise ModelError(
-            f"{config.name(key)} is {name!r}; Hearth runs {', '.join(sorted(_ACTIVATIONS))}"
+            f"{config.name(key)} is {shown(name)}; Hearth runs {', '.join(sorted(_ACTIVATIONS))}"
         )
     return _ACTIVATIONS[name]
 
@@ -202,7 +203,7 @@ def layer_count(config: Settings, key: str = "num_hidden_layers") -> int:
     """The number of layers, bounded before lists of that length are made."""
     layers = config.integer(key)
     if not 1 <= layers <= 1024:
-        raise ModelError(f"layers is {layers!r}; it must be a whole number, 1 to 1024")
+        raise ModelError(f"layers is {shown(layers)}; it must be a whole number, 1 to 1024")
     return layers
 
 
@@ -244,8 +245,8 @@ def rope(config: Settings, size: int, theta: float = 10000.0, partial: float = 1
     original = config.get(_ORIGINAL)
     if original is not None and used.get(_ORIGINAL, original) != original:
         raise ModelError(
-            f"{_ORIGINAL} is {original!r}, but {used.get(_ORIGINAL)!r} in {used.name('')[:-1]}; "
-            "remove one"
+            f"{_ORIGINAL} is {shown(original)}, but {shown(used.get(_ORIGINAL))} in "
+            f"{used.name('')[:-1]}; remove one"
         )
     partial = config.number("partial_rotary_factor", partial)
     partial = used.number("partial_rotary_factor", partial)
@@ -412,7 +413,8 @@ def _gguf_scaling(metadata: Settings, facts: GgufFacts) -> RopeScaling | None:
         raise ModelError("tensor rope_factors_long.weight is missing")
     if kind not in ("linear", "none", "yarn"):
         raise ModelError(
-            f"rope scaling {kind!r} is not supported; Hearth reads none, linear, yarn, longrope"
+            f"rope scaling {shown(kind)} is not supported; Hearth reads none, linear, yarn, "
+            "longrope"
         )
     if kind != "linear" or factor in (0.0, 1.0):
         return None if magnitude == 1.0 else RopeScaling("linear", 1.0, magnitude=magnitude)

@@ -26,6 +26,7 @@ from hearth.converter.families.fused import fused_experts, fused_gate_up, where
 from hearth.converter.families.layers import FULL
 from hearth.converter.families.llama import PAIRED
 from hearth.converter.families.settings import Settings
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec, check_positive
 
 
@@ -46,7 +47,7 @@ def _granite_hybrid(config: Settings, name: str) -> ModelSpec:
     for layer, kind in enumerate(kinds):
         if kind not in ("attention", FULL):
             raise ModelError(
-                f"{config.name(key)}: layer {layer} is {kind!r}; Hearth runs those Granite 4 "
+                f"{config.name(key)}: layer {layer} is {shown(kind)}; Hearth runs those Granite 4 "
                 "models whose layers are all attention"
             )
     # The feed-forward of every token; experts are beside it.

@@ -8,6 +8,7 @@ from hearth.converter.errors import ModelError
 from hearth.converter.families.common import rope_scaling
 from hearth.converter.families.rope import make_rope
 from hearth.converter.families.settings import Settings
+from hearth.converter.shown import shown
 
 FULL, WINDOW = "full_attention", "sliding_attention"
 _NULL_IS_NONE = (
@@ -52,7 +53,7 @@ def windowed_layers(config: Settings, layers: int, usual: Sequence[bool]) -> lis
     for layer, name in enumerate(names):
         if name not in (FULL, WINDOW):
             raise ModelError(
-                f"{config.name('layer_types')}: layer {layer} is {name!r}; this family has "
+                f"{config.name('layer_types')}: layer {layer} is {shown(name)}; this family has "
                 f"{FULL} and {WINDOW}"
             )
     return [name == WINDOW for name in names]

@@ -46,6 +46,7 @@ from hearth.converter.families.common import (
 )
 from hearth.converter.families.fused import fused_experts, where
 from hearth.converter.families.settings import Settings
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec, check_size
 from hearth.converter.stored import Indices, PickedColumns, PickedRows, Stored
 from hearth.converter.tensors import TensorSpec
@@ -77,7 +78,7 @@ def _config(config: Settings, name: str, architecture: str) -> ModelSpec:
     for layer, kind in enumerate(types):
         if kind not in (_LINEAR, _FULL):
             raise ModelError(
-                f"{config.name('layer_types')} has {kind!r}; Hearth runs {_LINEAR} and {_FULL}"
+                f"{config.name('layer_types')} has {shown(kind)}; Hearth runs {_LINEAR} and {_FULL}"
             )
         kinds.append(_block(config, delta if kind == _LINEAR else mixer, layer))
     ropes = [rope(config, head_size(config), partial=_ROTATED)]

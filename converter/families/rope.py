@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from hearth.converter.blocks import RopeSpec
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 from hearth.converter.spec import check_positive, check_size
 
 KINDS = ("linear", "dynamic", "llama3", "yarn", "longrope")
@@ -44,7 +45,7 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ModelError(
-                f"rope scaling {self.kind!r} is not supported; Hearth reads {', '.join(KINDS)}"
+                f"rope scaling {shown(self.kind)} is not supported; Hearth reads {', '.join(KINDS)}"
             )
         for name in ("factor", "low_freq_factor", "high_freq_factor", "magnitude"):
             _check_factor(f"rope scaling {name}", getattr(self, name))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 
 _MISSING: Any = object()
-_SHOWN = 80
 
 
 class Settings:
@@ -61,28 +61,28 @@ class Settings:
         """A list of layers by their numbers; empty where it is absent."""
         value = self.get(key, [])
         if not isinstance(value, list):
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; a list of layers is needed")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; a list of layers is needed")
         return frozenset(self._whole(key, item) for item in value)
 
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; true or false is needed")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; true or false is needed")
         return value
 
     def text(self, key: str, default: str) -> str:
         """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; a text is needed")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; a text is needed")
         return value
 
     def texts(self, key: str, count: int, default: Any = _MISSING) -> tuple[str, ...]:
         """A string for each of `count` layers."""
         value = self._value(key, default)
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; a list of texts is needed")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; a list of texts is needed")
         if len(value) < count:
             raise ModelError(f"{self.name(key)} has {len(value)} texts for {count} layers")
         return tuple(value[:count])
@@ -91,14 +91,14 @@ class Settings:
         """Settings within an object; empty where it is absent."""
         value = self.get(key, {})
         if not isinstance(value, dict):
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; an object is needed")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; an object is needed")
         return Settings(value, "", f"{self._label}{self._prefix}{key}.")
 
     def refuse(self, key: str, *allowed: Any, why: str) -> None:
         """Raise ModelError unless the value is absent or one of `allowed`."""
         value = self.get(key)
         if value is not None and value not in allowed:
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; {why}")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; {why}")
 
     def name(self, key: str) -> str:
         """The key as errors show it."""
@@ -114,9 +114,9 @@ class Settings:
 
     def _whole(self, key: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; a whole number is needed")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; a whole number is needed")
         if not -(1 << 63) <= value < 1 << 64:
-            raise ModelError(f"{self.name(key)} is {_shown(value)}; at most 64 bits are read")
+            raise ModelError(f"{self.name(key)} is {shown(value)}; at most 64 bits are read")
         return value
 
 
@@ -136,12 +136,5 @@ def checked_number(value: Any, name: str) -> float:
     except OverflowError:
         number = math.inf
     if isinstance(value, bool) or not math.isfinite(number):
-        raise ModelError(f"{name} is {_shown(value)}; a number is needed")
+        raise ModelError(f"{name} is {shown(value)}; a number is needed")
     return number
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

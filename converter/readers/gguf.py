@@ -15,6 +15,7 @@ from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.quantized import Multiplied, Raw
 from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, string_pair
 from hearth.converter.readers.gguf_parts import GgufParts, open_parts, parse_open
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 from hearth.converter.stored import Stored, StoredTensor
 from hearth.converter.tokenizers.base import Tokenizer
@@ -132,8 +133,9 @@ def _spec(parts: GgufParts) -> tuple[Family, ModelSpec]:
         metadata = GgufSettings(values, f"{architecture}.")
         if metadata.get("attention.causal", True) is not True:
             raise ModelError(
-                f"{metadata.name('attention.causal')} is {metadata.get('attention.causal')!r}; "
-                "Hearth runs models that generate text, not encoders"
+                f"{metadata.name('attention.causal')} is "
+                f"{shown(metadata.get('attention.causal'))}; Hearth runs models that generate "
+                "text, not encoders"
             )
         if not parts.tensors:
             raise ModelError("it holds no tensors, only a vocabulary or metadata")

@@ -13,6 +13,7 @@ from typing import Any
 
 from hearth.converter.errors import ModelError
 from hearth.converter.rare_types import UNPACKED
+from hearth.converter.shown import shown
 from hearth.converter.weights import FORMATS
 
 MAGIC = b"GGUF"
@@ -197,7 +198,7 @@ def parse(path: Path, data: memoryview) -> GgufFile:
         start = reader.position
         key = reader.string(_MAX_KEY, "a metadata key")
         if key in values:
-            raise reader.fail(f"the metadata key {key!r} occurs twice")
+            raise reader.fail(f"the metadata key {shown(key)} occurs twice")
         values[key] = reader.value(key)
         pairs[key] = bytes(data[start : reader.position])
         if reader.position > _MAX_HEADER:
@@ -206,7 +207,7 @@ def parse(path: Path, data: memoryview) -> GgufFile:
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment % 8:
         raise reader.fail(
-            f"general.alignment is {alignment!r}; it must be a multiple of 8 to 1 MiB"
+            f"general.alignment is {shown(alignment)}; it must be a multiple of 8 to 1 MiB"
         )
     header_size = reader.position
     start = -(-header_size // alignment) * alignment

@@ -12,6 +12,7 @@ from typing import Any
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.readers.gguf_file import GgufFile, GgufTensor, parse
+from hearth.converter.shown import shown
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
 _MOST_PARTS = 4096
@@ -135,5 +136,5 @@ def _join(
 def _number(gguf: GgufFile, key: str, default: int) -> int:
     value: Any = gguf.values.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"{gguf.path}: {key} is {str(value)[:80]!r}; a whole number is needed")
+        raise ModelError(f"{gguf.path}: {key} is {shown(value)}; a whole number is needed")
     return value

@@ -19,6 +19,7 @@ from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.huggingface import close_all, match, open_entries
 from hearth.converter.readers.safetensors_file import Header, TensorEntry
 from hearth.converter.recommended import recommended_sampling
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 from hearth.converter.spec_json import spec_from_json
 from hearth.converter.stored import Stored
@@ -43,7 +44,7 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
     version = hearth.get("version") if isinstance(hearth, dict) else None
     if not isinstance(hearth, dict) or version not in range(1, VERSION + 1):
         raise ModelError(
-            f"{directory} is of Hearth format version {version!r}; this Hearth reads 1 to "
+            f"{directory} is of Hearth format version {shown(version)}; this Hearth reads 1 to "
             f"{VERSION}. Convert the model again, or update Hearth"
         )
     try:
@@ -109,7 +110,7 @@ def _kind(name: str, entry: TensorEntry, header: Header) -> tuple[str, tuple[int
     if entry.dtype != "U8" or form is None or not form.quantized or len(entry.shape) != 2:
         known = ", ".join(each.name for each in FORMATS.values() if each.quantized)
         raise ModelError(
-            f"tensor {name} is {entry.dtype} {list(entry.shape)} of type {kind[:32]!r}; a Hearth "
+            f"tensor {name} is {entry.dtype} {list(entry.shape)} of type {shown(kind)}; a Hearth "
             f"directory holds {', '.join(_PLAIN)}, and U8 [rows, bytes] of a type of {known}"
         )
     rows, width = entry.shape

@@ -16,6 +16,7 @@ from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.quantization import merge
 from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
 from hearth.converter.recommended import recommended_sampling
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 from hearth.converter.stored import Stored
 from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
@@ -236,7 +237,7 @@ def weight_files(directory: Path) -> list[Path]:
             or not name.endswith(".safetensors")
         ):
             raise ModelError(
-                f"{index_path} names {name!r}, which is not a safetensors file beside it"
+                f"{index_path} names {shown(name)}, which is not a safetensors file beside it"
             )
         names.add(name)
     if len(names) > _MAX_SHARDS:

@@ -14,6 +14,7 @@ from hearth.converter.files import OpenFile
 from hearth.converter.hf_config import read_spec, token_ids
 from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.torch_checkpoint import Tensor, read_checkpoint
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 from hearth.converter.stored import Indices, PickedRows, Stored
 from hearth.converter.tensors import TensorSpec
@@ -84,10 +85,21 @@ def open_litgpt(directory: Path, weights: str | None) -> FileModel:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
+    class Plain(yaml.SafeLoader):
+        """A loader of values that are written out.
+
+        A few lines of aliases describe a value of any size, or one that holds itself.
+        """
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has an alias (*name); write its value out")
+            return super().compose_node(parent, index)
+
     try:
         if path.stat().st_size > _MAX_CONFIG:
             raise ModelError(f"{path} has more than {_MAX_CONFIG} bytes")
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Plain)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -102,7 +114,7 @@ def _spec(settings: Settings, tied: bool, name: str) -> ModelSpec:
     for key, only in _ONLY.items():
         value = settings.get(key, only)
         if value != only:
-            raise ModelError(f"{key} is {str(value)[:40]!r}; Hearth runs LitGPT models with {only}")
+            raise ModelError(f"{key} is {shown(value)}; Hearth runs LitGPT models with {only}")
     config: dict[str, Any] = {key: settings.integer(own) for key, own in _SIZES.items()}
     heads = config["num_attention_heads"]
     config |= {

@@ -2,7 +2,8 @@
 
 A pickle is a program for a small machine that may import and call anything. This machine builds
 dictionaries, lists, tuples, texts and numbers, knows a handful of names, and refuses the rest: by
-what an allow list holds, not by what is known to be harmful. Sizes are bounded before it starts.
+what an allow list holds, not by what is known to be harmful. The size of the file, its steps, and
+what its calls make are bounded. So is the value, with all that it holds more than once.
 """
 
 import pickletools
@@ -16,8 +17,14 @@ Known = Mapping[tuple[str, str], Callable[..., Any]]
 
 MAX_BYTES = 16 << 20
 _MAX_STEPS = 4 << 20
+# Of calls: one each, and the elements of what they return.
+_MAX_MADE = 1 << 20
+# Of a value: its parts, each counted as often as it occurs, and how deep they lie.
+_MAX_PARTS = 4 << 20
+_MAX_DEPTH = 100
 _MAX_INTEGER = 1 << 63
 _MARK = object()
+_CONTAINERS = (dict, list, tuple)
 # Opcodes whose argument is the value.
 _VALUES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
@@ -26,6 +33,9 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _PUTS, _GETS = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _IGNORED = {"PROTO", "FRAME"}
+_DAMAGE = (
+    ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 
 
 class _Name:
@@ -58,7 +68,7 @@ def read_pickle(
             machine.step(opcode.name, argument)
     except ModelError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
+    except _DAMAGE as error:
         raise ModelError(f"{what} is damaged: {str(error)[:200]}") from error
     raise ModelError(f"{what} is damaged: it does not end")
 
@@ -70,11 +80,13 @@ class _Machine:
         self._what, self._known, self._persistent = what, known, persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._made = 0
 
     def result(self) -> Any:
         """The one value that is left. Raises ModelError where it is another's part."""
         if len(self._stack) != 1 or self._stack[0] is _MARK or isinstance(self._stack[0], _Name):
             raise ValueError("it does not end with one value")
+        _check_extent(self._stack[0])
         return self._stack[0]
 
     def step(self, name: str, argument: Any) -> None:
@@ -140,9 +152,13 @@ class _Machine:
         if not isinstance(function, _Name) or type(arguments) is not tuple:
             raise self._refused("calls what is not a known function")
         try:
-            self._stack.append(function.call(*arguments))
+            value = function.call(*arguments)
         except TypeError as error:
             raise ValueError(f"{function.shown} is called with wrong arguments") from error
+        self._made += 1 + (len(value) if type(value) in _CONTAINERS else 0)
+        if self._made > _MAX_MADE:
+            raise ValueError(f"its calls make more than {_MAX_MADE} values")
+        self._stack.append(value)
 
     def _import(self, module: Any, name: Any) -> _Name:
         call = self._known.get((module, name)) if type(module) is type(name) is str else None
@@ -186,3 +202,24 @@ class _Machine:
             f"{self._what} {what}, which data does not need; Hearth reads numbers, texts, lists, "
             "dictionaries and tensors, and runs no code of a file"
         )
+
+
+def _check_extent(value: Any) -> None:
+    """Raise ValueError where comparing or showing a value would not end soon.
+
+    One that holds a part twice, over and over, is small here and endless there.
+    """
+    parts = 0
+    within = [iter((value,))]
+    while within:
+        for item in within[-1]:
+            parts += 1
+            if type(item) in _CONTAINERS:
+                within.append(iter(item.values() if type(item) is dict else item))
+                break
+        else:
+            within.pop()
+        if parts > _MAX_PARTS:
+            raise ValueError(f"it has more than {_MAX_PARTS} parts")
+        if len(within) > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep, or holds itself")

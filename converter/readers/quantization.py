@@ -23,6 +23,7 @@ from hearth.converter.quantized import (
     Turned,
     quantization,
 )
+from hearth.converter.shown import shown
 from hearth.converter.stored import Stored
 
 log = logging.getLogger(__name__)
@@ -167,9 +168,7 @@ class _Pieces:
 def _number(pieces: _Pieces, config: Config, key: str, default: int) -> int:
     value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise pieces.wrong(
-            f"quantization_config's {key} is {str(value)[:40]!r}, not a whole number"
-        )
+        raise pieces.wrong(f"quantization_config's {key} is {shown(value)}, not a whole number")
     return value
 
 
@@ -206,7 +205,7 @@ def _awq(pieces: _Pieces, config: Config) -> Stored | None:
     bits = _bits(pieces, config, (4,))
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
-        raise pieces.wrong(f"quantization_config's version is {version[:40]!r}; Hearth reads gemm")
+        raise pieces.wrong(f"quantization_config's version is {shown(version)}; Hearth reads gemm")
     codes = pieces.take("qweight", _WORDS)
     scales = pieces.take("scales", _FLOATS)
     zeros = pieces.take("qzeros", _WORDS)
@@ -267,7 +266,7 @@ def _compressed(pieces: _Pieces, config: Config) -> Stored | None:
     settings = _weights(config)
     if settings.get("type", "int") != "int":
         raise pieces.wrong(
-            f"weights are packed {str(settings.get('type'))[:40]!r} of {settings.get('num_bits')} "
+            f"weights are packed {shown(settings.get('type'))} of {settings.get('num_bits')} "
             "bits; Hearth reads packed integers of 4 or 8 bits, and FP8"
         )
     bits = _bits(pieces, settings, (4, 8), "num_bits")

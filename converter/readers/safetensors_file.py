@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
+from hearth.converter.shown import shown
 
 # A hundred thousand tensors. (The reference implementation reads up to 100 MB, which can become
 # gigabytes of objects.)
@@ -97,11 +98,13 @@ def _sizes(value: Any) -> list[int] | None:
 
 def _entry(path: Path, name: str, entry: Any, start: int, file_size: int) -> TensorEntry:
     if not isinstance(entry, dict):
-        raise ModelError(f"{path}: the entry of tensor {name!r} is not a JSON object")
+        raise ModelError(f"{path}: the entry of tensor {shown(name)} is not a JSON object")
     dtype = entry.get("dtype")
     shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
-        raise ModelError(f"{path}: tensor {name!r} lacks a usable dtype, shape or data_offsets")
+        raise ModelError(
+            f"{path}: tensor {shown(name)} lacks a usable dtype, shape or data_offsets"
+        )
     begin, end = offsets
     if begin > end or start + end > file_size:
         raise ModelError(

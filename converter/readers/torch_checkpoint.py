@@ -15,6 +15,7 @@ from typing import IO, Any
 from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.readers.pickled import MAX_BYTES, Known, read_pickle
+from hearth.converter.shown import shown
 
 ZIP_MAGIC = b"PK\x03\x04"
 # Of the directory of an archive, which zipfile holds whole.
@@ -36,7 +37,7 @@ _STORAGES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor of a checkpoint: its type ("f32", "bf16" ...), shape, and first byte in the file."""
 
@@ -69,7 +70,7 @@ def read_checkpoint(file: OpenFile) -> Any:
                 f"{path} is not a checkpoint of torch.save, or is truncated ({error}). Files from "
                 "before torch 1.6 are of another format: save them again"
             ) from error
-        except (OSError, ValueError, OverflowError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
             raise ModelError(f"{path} is damaged: {error}") from error
 
 
@@ -107,10 +108,10 @@ def _read(file: OpenFile, entries: dict[str, zipfile.ZipInfo]) -> Any:
     def storage(id: Any) -> _Storage:
         """A tensor's storage from ("storage", type, key, device, count of elements)."""
         if type(id) is not tuple or len(id) != 5 or id[0] != "storage":
-            raise ModelError(f"{file.path}: a persistent id is {str(id)[:80]!r}")
+            raise ModelError(f"{file.path}: a persistent id is {shown(id)}")
         _, made, key, _, count = id
         if type(key) is not str or type(count) is not int or count < 0:
-            raise ModelError(f"{file.path}: a storage is {str(id)[:80]!r}")
+            raise ModelError(f"{file.path}: a storage is {shown(id)}")
         kind, element = _kind_of(made)
         entry = entries.get(f"{folder}data/{key}")
         if entry is None:
@@ -131,7 +132,7 @@ def _read(file: OpenFile, entries: dict[str, zipfile.ZipInfo]) -> Any:
         ("collections", "OrderedDict"): _ordered,
         ("torch._utils", "_rebuild_tensor_v2"): tensor,
         ("torch._utils", "_rebuild_parameter"): _parameter,
-        ("torch", "Size"): tuple,
+        ("torch", "Size"): _size,
         **{("torch", name): _never for name in _STORAGES},
     }
     data = _content(file, entries[pickles[0]], MAX_BYTES)
@@ -143,7 +144,7 @@ def _kind_of(made: Any) -> tuple[str, int]:
     name = getattr(made, "shown", "")
     found = _STORAGES.get(name.removeprefix("torch."))
     if found is None:
-        raise ModelError(f"a tensor's storage is of type {str(name)[:80]!r}, which is not known")
+        raise ModelError(f"a tensor's storage is of type {shown(name)}, which is not known")
     return found
 
 
@@ -151,6 +152,12 @@ def _ordered(*items: Any) -> dict[Any, Any]:
     if items:
         raise TypeError("an ordered dictionary is made of items")
     return {}
+
+
+def _size(numbers: Any = ()) -> tuple[Any, ...]:
+    if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
+        raise ValueError(f"a torch.Size is not of at most {_MAX_DIMENSIONS} numbers")
+    return numbers
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -171,7 +178,7 @@ def _tensor(path: Path, stored: Any, offset: Any, shape: Any, strides: Any) -> T
         or len(shape) != len(strides)
         or not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
     ):
-        raise ModelError(f"{path}: a tensor has the impossible shape {str(shape)[:80]}")
+        raise ModelError(f"{path}: a tensor has the impossible shape {shown(shape)}")
     count = math.prod(shape)
     if offset + count > stored.count:
         raise ModelError(

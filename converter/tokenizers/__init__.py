@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
+from hearth.converter.shown import shown
 from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
 from hearth.converter.tokenizers.files import read_settings, settings_files
 from hearth.converter.tokenizers.settings import Settings, TokenizerFiles, resolve
@@ -111,8 +112,9 @@ def _load_pair(vocabulary_path: Path, merges_path: Path, settings: Settings) -> 
 
     if settings.tokenizer_class not in (None, *_CLASSES):
         raise ModelError(
-            f"{vocabulary_path.parent}: tokenizer_class {settings.tokenizer_class!r} is not known "
-            f"for {vocabulary_path.name}; known: {', '.join(_CLASSES)}. A tokenizer.json would work"
+            f"{vocabulary_path.parent}: tokenizer_class {shown(settings.tokenizer_class)} is not "
+            f"known for {vocabulary_path.name}; known: {', '.join(_CLASSES)}. A "
+            "tokenizer.json would work"
         )
     raw = read_json(vocabulary_path, _MAX_BYTES)
     is_qwen = len(raw) == _QWEN2_SIZE or (settings.model_type or "").startswith("qwen")

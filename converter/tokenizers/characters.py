@@ -7,6 +7,7 @@ from typing import Any
 
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
+from hearth.converter.shown import shown
 from hearth.converter.tokenizers.base import Tokenizer
 
 FILE = "characters.json"
@@ -27,7 +28,7 @@ class CharacterTokenizer(Tokenizer):
             raise ModelError(f"{what} lists {len(characters)} characters")
         for id, character in enumerate(characters):
             if not isinstance(character, str) or len(character) != 1 or _is_half(character):
-                raise ModelError(f"{what}: token {id} is {str(character)[:40]!r}, not a character")
+                raise ModelError(f"{what}: token {id} is {shown(character)}, not a character")
         self._characters = tuple(characters)
         self._ids = {character: id for id, character in enumerate(characters)}
         if len(self._ids) != len(characters):

@@ -30,7 +30,8 @@ _END_SECONDS = 2.0
 # Environment variables that are passed on: paths of Python, its packages and models, the locale.
 _ENVIRONMENT = (
     "PATH", "HOME", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HF_HOME",
-    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIKTOKEN_CACHE_DIR", "TMPDIR",
+    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "TIKTOKEN_CACHE_DIR",
+    "DATA_GYM_CACHE_DIR", "TMPDIR", "TEMP", "TMP",
 )  # fmt: skip
 _MAX_MESSAGE = 256 << 20
 

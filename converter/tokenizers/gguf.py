@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
 from hearth.converter.tokenizers.bounds import check_tokens
 from hearth.converter.tokenizers.end_names import COMPLETION_KEYS, COMPLETION_PARTS, ends_by_name
@@ -98,7 +99,7 @@ def load_gguf_tokenizer(values: dict[str, Any], what: str, pre: str | None = Non
     if model not in ("llama", "gpt2"):
         kind = _OTHER_MODELS.get(str(model))
         raise ModelError(
-            f"{what} has a tokenizer of kind {str(model)[:40]!r}"
+            f"{what} has a tokenizer of kind {shown(model)}"
             f"{f' ({kind})' if kind else ''}; Hearth reads llama (SentencePiece) and gpt2 "
             "(byte-level BPE)"
         )

@@ -14,6 +14,7 @@ import tokenizers as library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 from hearth.converter.tokenizers.base import Tokenizer, library_errors
 from hearth.converter.tokenizers.bounds import (
     check_steps,
@@ -242,8 +243,8 @@ class _DecoderRules:
                 self.strip_space |= part["start"] > 0
             elif kind != "Fuse":
                 raise ModelError(
-                    f"{what} decodes by {kind!r}, which Hearth does not know; it knows ByteLevel, "
-                    "and Replace, ByteFallback, Fuse, Strip and Metaspace"
+                    f"{what} decodes by {shown(kind)}, which Hearth does not know; it knows "
+                    "ByteLevel, and Replace, ByteFallback, Fuse, Strip and Metaspace"
                 )
 
     def piece_bytes(self, piece: str) -> bytes:
@@ -344,7 +345,7 @@ def byte_pair_tokenizer(
         for id, text, _ in tokens:
             if inner.token_to_id(text) != id:
                 raise ModelError(
-                    f"{what}: token {text!r} should have id {id}, but gets "
+                    f"{what}: token {shown(text)} should have id {id}, but gets "
                     f"{inner.token_to_id(text)}; the vocabulary has a gap"
                 )
     return LibraryTokenizer(inner, settings, what)

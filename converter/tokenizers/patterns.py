@@ -7,6 +7,7 @@ publishers give in tokenizer.json, in the syntax of the `tokenizers` library (On
 from dataclasses import dataclass
 
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 
 _CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
 GPT2 = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
@@ -232,8 +233,8 @@ def rules_for(name: str) -> BytePairRules:
     rules = RULES.get(_ALIASES.get(name, name))
     if rules is None:
         raise ModelError(
-            f"tokenizer.ggml.pre is {name!r}, a way to split text that Hearth does not know; those "
-            f"it knows: {', '.join(names())}. If it is another name for one of them, give that by "
-            "--pre"
+            f"tokenizer.ggml.pre is {shown(name)}, a way to split text that Hearth does not know; "
+            f"those it knows: {', '.join(names())}. If it is another name for one of them, "
+            "give that by --pre"
         )
     return rules

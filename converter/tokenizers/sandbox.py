@@ -14,6 +14,7 @@ import signal
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def _load(source: str, pre: str | None, tokenizer_file: str | None) -> tuple[Tok
     with open_model(source, pre=pre, tokenizer=tokenizer_file) as model:
         digest = _digest(model.tokenizer_source.files())
         tokenizer = model.tokenizer()
-    tokenizer.encode("a")  # tables that the first use makes are part of loading
+    with suppress(ModelError):  # not every vocabulary has the letter
+        tokenizer.encode("a")  # tables that the first use makes are part of loading
     return tokenizer, digest
 
 
@@ -168,7 +170,8 @@ def main() -> None:
             # The tables for texts without control tokens double the memory: only where needed.
             signal.setitimer(signal.ITIMER_PROF, LOAD_SECONDS)
             _limit_memory(LOAD_BYTES)
-            tokenizer.encode_pieces(["a"])
+            with suppress(ModelError):
+                tokenizer.encode_pieces(["a"])
             _limit_memory(_used_bytes() + SPARE_BYTES)
             whole = True
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hearth.converter.errors import ModelError
+from hearth.converter.shown import shown
 from hearth.converter.tokenizers.end_names import ENDS
 
 CONFIG = "tokenizer_config.json"
@@ -168,10 +169,10 @@ def resolve(files: TokenizerFiles, bos_id: int | None, eos_ids: frozenset[int]) 
     decided = "added_tokens_decoder" in files.config
     special = {key: text for key in names if (text := _text(names[key])) is not None}
     additional = _additional(names)
-    shown: dict[str, str | list[str]] = {**special}
+    texts: dict[str, str | list[str]] = {**special}
     if additional:
-        shown[_ADDITIONAL] = [token.text for token in additional]
-    added = _decoder(files.config["added_tokens_decoder"]) if decided else _json_added(files, shown)
+        texts[_ADDITIONAL] = [token.text for token in additional]
+    added = _decoder(files.config["added_tokens_decoder"]) if decided else _json_added(files, texts)
     if added:
         sources["added"] = CONFIG if decided else ADDED_TOKENS
     known = {token.text for token in added}
@@ -196,7 +197,7 @@ def resolve(files: TokenizerFiles, bos_id: int | None, eos_ids: frozenset[int]) 
         chat_template=template,
         named_templates=named,
         tokenizer_class=_class(files, sources),
-        special_tokens=shown,
+        special_tokens=texts,
         added=tuple(added),
         sources=sources,
     )
@@ -268,19 +269,19 @@ def _decoder(value: Any) -> list[AddedToken]:
     added = []
     for id, token in value.items() if isinstance(value, Mapping) else ():
         if not (id.isascii() and id.isdecimal() and len(id) < 10) or _text(token) is None:
-            raise ModelError(f"{CONFIG}: added_tokens_decoder has a damaged entry {id[:40]!r}")
+            raise ModelError(f"{CONFIG}: added_tokens_decoder has a damaged entry {shown(id)}")
         added.append(_token(token, int(id), None if isinstance(token, Mapping) else True))
     return sorted(added, key=lambda token: token.id or 0)
 
 
-def _json_added(files: TokenizerFiles, shown: Mapping[str, str | list[str]]) -> list[AddedToken]:
+def _json_added(files: TokenizerFiles, named: Mapping[str, str | list[str]]) -> list[AddedToken]:
     """The tokens of added_tokens.json; special are those that a file names as such."""
-    named = {text for value in shown.values() for text in _flat(value)}
+    special_texts = {text for value in named.values() for text in _flat(value)}
     added = []
     for text, id in files.added_tokens.items():
         if type(id) is not int or not 0 <= id < 1 << 31 or not text:
-            raise ModelError(f"{ADDED_TOKENS}: token {text[:40]!r} has no usable id: {id!r:.40}")
-        special = text in named
+            raise ModelError(f"{ADDED_TOKENS}: token {shown(text)} has no usable id: {shown(id)}")
+        special = text in special_texts
         added.append(AddedToken(id, text, special, normalized=not special))
     return sorted(added, key=lambda token: token.id or 0)
 

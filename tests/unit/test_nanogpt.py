@@ -18,6 +18,7 @@ from hearth.converter.blocks import AttentionSpec
 from hearth.converter.convert import convert
 from hearth.converter.model import Model
 from hearth.converter.tokenizers.characters import CharacterTokenizer
+from hearth.converter.tokenizers.confined import ConfinedTokenizer
 
 F32 = npt.NDArray[np.float32]
 HIDDEN, LAYERS, HEADS, CONTEXT = 24, 2, 3, 16
@@ -168,6 +169,13 @@ def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiktoken"
 
 
+# Names by which tiktoken keeps the two files.
+KEPT = {
+    "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+    "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+}
+
+
 @pytest.mark.parametrize("place", ["beside", "tiktoken", "nowhere", "damaged"])
 def test_the_vocabulary_of_gpt2(
     tmp_path: Path, testdata: Path, no_caches: Path, place: str
@@ -175,18 +183,13 @@ def test_the_vocabulary_of_gpt2(
     state = gpt(50304)
     files.write_checkpoint(tmp_path / "ckpt.pt", checkpoint(state, 50304), "f16")
     source = testdata / "tokenizers" / "gpt2"
-    # Names by which tiktoken keeps the two files.
-    kept = {
-        "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-        "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-    }
-    for name, other in kept.items():
+    for name, other in KEPT.items():
         if place == "beside":
             shutil.copy(source / name, tmp_path / name)
         elif place != "nowhere":
             shutil.copy(source / name, no_caches / other)
     if place == "damaged":
-        with (no_caches / kept["vocab.bpe"]).open("ab") as stream:
+        with (no_caches / KEPT["vocab.bpe"]).open("ab") as stream:
             stream.write(b"x y\n")
     with open_model(str(tmp_path)) as model:
         if place in ("nowhere", "damaged"):
@@ -196,7 +199,25 @@ def test_the_vocabulary_of_gpt2(
         tokenizer = model.tokenizer()
         assert tokenizer.encode("Hello world!") == [15496, 995, 0]
         assert tokenizer.eos_ids == {50256}
-        assert model.tokenizer_source.files().keys() == kept.keys()
+        assert model.tokenizer_source.files().keys() == KEPT.keys()
+
+
+@pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "TMPDIR"])
+def test_the_process_of_the_tokenizer_finds_the_caches(
+    tmp_path: Path, testdata: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Those of the variables that tiktoken reads, and of the directory for temporary files."""
+    files.write_checkpoint(tmp_path / "ckpt.pt", checkpoint(gpt(50304), 50304), "f16")
+    for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv(variable, str(tmp_path))
+    cache = tmp_path / "data-gym-cache" if variable == "TMPDIR" else tmp_path
+    cache.mkdir(exist_ok=True)
+    for name, kept in KEPT.items():
+        shutil.copy(testdata / "tokenizers" / "gpt2" / name, cache / kept)
+    with ConfinedTokenizer(str(tmp_path)) as tokenizer:
+        assert tokenizer.encode("Hello world!") == [15496, 995, 0]
 
 
 @pytest.mark.parametrize(
@@ -228,14 +249,24 @@ def test_checkpoints_that_contradict_themselves(
         open_model(str(tmp_path))
 
 
+def doubled(times: int) -> Any:
+    """A value that holds another twice, and so on: a repr of it has 2^times parts."""
+    value: Any = ()
+    for _ in range(times):
+        value = (value, value)
+    return value
+
+
 @pytest.mark.parametrize(
     ("meta", "problem"),
     [
         (b"cos\nsystem\n(S'true'\ntR.", "imports|uses"),
         (pickle.dumps({"itos": {0: "a", 2: "b"}}), "itos"),
         (pickle.dumps({"itos": {0: "ab"}}), "'ab', not a character"),
-        (pickle.dumps({"itos": {0: 7}}), "'7', not a character"),
+        (pickle.dumps({"itos": {0: 7}}), "is 7, not a character"),
         (pickle.dumps({"itos": {0: "a", 1: "a"}}), "occur twice"),
+        (pickle.dumps({"itos": {0: doubled(12)}}), r"is \(\(\(\.\.\.\), .*not a character"),
+        (pickle.dumps({"itos": {0: doubled(40)}}), "more than 4194304 parts"),
         (pickle.dumps([1]), "itos"),
         (b"", "damaged"),
     ],
@@ -327,7 +358,7 @@ def test_litgpt_scaling(tmp_path: Path) -> None:
     ("changes", "problem"),
     [
         ({"mlp_class_name": "GptNeoxMLP"}, "mlp_class_name is 'GptNeoxMLP'"),
-        ({"parallel_residual": True}, "parallel_residual is 'True'"),
+        ({"parallel_residual": True}, "parallel_residual is True"),
         ({"rotary_percentage": 0.25}, "rotary_percentage"),
         ({"n_embd": "x"}, "n_embd is 'x'"),
         ({"n_layer": 3}, "transformer.h.2.norm_1.weight is missing"),
@@ -343,7 +374,15 @@ def test_litgpt_configurations(tmp_path: Path, changes: dict[str, Any], problem:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("[1", "not valid YAML"), ("7", "settings by name"), ("!!python/object:os.system x", "YAML")],
+    [
+        ("[1", "not valid YAML: while parsing"),
+        ("7", "settings by name"),
+        ("!!python/object:os.system x", "YAML"),
+        ("a: &a [x]\n" + "b: &b [*a, *a]\n" * 30 + "bias: *b", "has an alias"),
+        ("bias: &a [*a]", r"not valid YAML: it has an alias \(\*name\); write"),
+        ("n_embd: 0x" + "f" * 9000, "n_embd is a number of 36000 bits; at most 64"),
+        ("bias: " + "[" * 9000, "not valid YAML|nested"),
+    ],
 )
 def test_litgpt_yaml_is_data(tmp_path: Path, text: str, problem: str) -> None:
     lit_files(tmp_path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from blocks import Block, Experts, Model, load, weights_of
 from numpy.typing import NDArray
 from test_native_shard import (  # type: ignore[import-not-found]
     SHAPES,
@@ -141,3 +143,61 @@ def test_rows_of_logits() -> None:
     assert _native.not_finite_rows(np.zeros((0, 5), np.float32)) == []
     with pytest.raises(ValueError, match="takes"):
         _native.not_finite_rows(np.zeros(5, np.float32))
+
+
+# -- experts --
+
+ROUTERS = {
+    "softmax": Experts(),
+    "softmax, not normalized": Experts(normalize=False),
+    "softmax, one": Experts(used=1),
+    "sigmoid": Experts(scores="sigmoid"),
+    "sigmoid, in groups": Experts(
+        scores="sigmoid", choice_bias=True, groups=4, used_groups=2, used=3
+    ),
+}
+
+
+def routed(
+    experts: Experts, weights: Weights, x: NDArray[np.float32], threads: int = 2
+) -> _native.StepOutput:
+    """A step of two sequences of one row each, whose logits are wanted."""
+    shard = Model([Block(units=0, experts=experts)]).shard(threads)
+    load(shard, weights)
+    return shard.step(x, [(1, 0, [0]), (1, 0, [1])], [0, 1], None)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("part", ["router", "router_bias", "choice_bias"])
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_score_that_is_not_finite_is_noticed(name: str, part: str, bad: float) -> None:
+    """The other experts are sound: by them alone the row would be finite, and another text."""
+    experts = replace(ROUTERS[name], router_bias=True, choice_bias=True)
+    model = Model([Block(units=0, experts=experts)])
+    weights = weights_of(model.shard(), seed=1)
+    x = np.random.default_rng(2).normal(size=(2, model.hidden)).astype(np.float32)
+    assert routed(experts, weights, x).not_finite == []
+    for expert in (0, 3, experts.count - 1):
+        at = (expert, 0) if part == "router" else (0, expert)
+        made = routed(experts, damaged(weights, f"layers.0.{part}", bad, at), x)
+        assert made.not_finite == [(0, 1), (1, 1)]  # at the sync after the experts
+        assert not np.isfinite(made.logits).any()
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_score_that_is_not_finite_is_of_its_row(name: str) -> None:
+    """A product that overflows in one row alone. The other row has the same bits as without it."""
+    experts = ROUTERS[name]
+    model = Model([Block(units=0, experts=experts)])
+    weights = weights_of(model.shard(), seed=1)
+    weights["layers.0.router"][3, 0] = 2e38
+    x = np.random.default_rng(2).normal(size=(2, model.hidden)).astype(np.float32)
+    x[:, 0] = 0
+    sound = routed(experts, weights, x)
+    assert sound.not_finite == []
+    for sign in (-1, 1):
+        x[1, 0] = sign * 1000
+        made = routed(experts, weights, x)
+        assert [row for row, _ in made.not_finite] == [1]
+        np.testing.assert_array_equal(made.logits[0], sound.logits[0])
+        assert not np.isfinite(made.logits[1]).any()

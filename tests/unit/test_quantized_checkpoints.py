@@ -279,7 +279,7 @@ def test_a_scale_that_is_not_finite_names_its_tensor(
     [
         ("gptq", {"quant_method": "bitsandbytes"}, "'bitsandbytes'; Hearth reads fp8, gptq, awq"),
         ("gptq", {"quant_method": "aqlm"}, "'aqlm'"),
-        ("gptq", {"quant_method": None}, "'None'"),
+        ("gptq", {"quant_method": None}, "is of None"),
         ("gptq", {"bits": 3}, "bits is 3; Hearth reads 2 or 4 or 8"),
         ("gptq", {"bits": "4"}, "bits is '4', not a whole number"),
         ("awq", {"version": "gemv"}, "version is 'gemv'"),

@@ -283,6 +283,20 @@ def test_files_that_change_while_the_process_is_gone_are_noticed(
         assert tokenizer.encode("a ab") == wanted
 
 
+@pytest.mark.parametrize("letters", ["01+=", "a"])
+def test_a_vocabulary_without_the_letter_a(tmp_path: Path, letters: str) -> None:
+    """The process encodes a text before the first one, which not every vocabulary has."""
+    spec = tiny_spec(vocab_size=len(letters))
+    directory = write_hf(tmp_path / "model", spec, random_tensors(spec))
+    (directory / "characters.json").write_text(json.dumps({"characters": list(letters)}))
+    with ConfinedTokenizer(str(directory)) as tokenizer:
+        for _ in range(2):
+            assert tokenizer.encode(letters) == [*range(len(letters))]
+            assert tokenizer.encode(letters, parse_special=True) == [*range(len(letters))]
+        with pytest.raises(ModelError, match="the character 'b' is not one of"):
+            tokenizer.encode("b")
+
+
 def test_reasons_of_a_tokenizer_that_does_not_load(tmp_path: Path) -> None:
     source = hostile_model(tmp_path, normalizer=doubling(27))
     with pytest.raises(ModelError, match="normalizer makes up to"):

@@ -278,7 +278,7 @@ def test_gguf_kinds_that_hearth_does_not_know_are_named(tmp_path: Path) -> None:
         ({"tokenizer.ggml.model": "bert"}, "kind 'bert' .WordPiece, of BERT.; Hearth reads llama"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "new"}, "'new', a way to split"),
         ({"tokenizer.ggml.scores": [0.0]}, "scores has 1 items for 300 tokens"),
-        ({"tokenizer.ggml.model": 4}, "kind '4'"),
+        ({"tokenizer.ggml.model": 4}, "kind 4"),
     ):
         path.write_bytes(gguf_bytes(spm_metadata() | changes, {}))
         with pytest.raises(ModelError, match=words):

@@ -26,6 +26,7 @@ from hearth.converter import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.readers.pickled import read_pickle
 from hearth.converter.readers.torch_checkpoint import Tensor, read_checkpoint
+from hearth.converter.shown import shown
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 PLAIN = {
@@ -128,6 +129,82 @@ def test_pickles_that_are_not_data(
         read_pickle(data, "made", {})
     assert "made" in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def doubling(times: int) -> bytes:
+    """Opcodes of a tuple that holds another twice, and so on."""
+    return b")" + b"q\0h\0\x86" * times
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (doubling(40) + b"Q", r"a persistent id is \(\(\(\.\.\.\), "),
+        (b"(X\7\0\0\0storage" + doubling(40) * 4 + b"tQ", "a storage is .*'storage', "),
+        (b"ctorch._utils\n_rebuild_parameter\n" + doubling(40) + b"\x85R", "4194304 parts"),
+        (b"ctorch\nSize\n(" + b"K\1" * 9 + b"t\x85R", "at most 8 numbers"),
+        (b"ctorch\nSize\n]\x85R", "at most 8 numbers"),
+        (b"ctorch\nSize\nX\3\0\0\0abc\x85R", "at most 8 numbers"),
+        (b")" + b"\x85" * 100_000, "nested more than 100"),
+        (b")" + b"\x85" * 100_000 + b"Q", "a persistent id"),
+        (b"]q\0h\0a", "holds itself"),
+        (b"}q\0X\1\0\0\0ah\0s", "holds itself"),
+    ],
+)
+def test_values_that_grow(tmp_path: Path, data: bytes, problem: str) -> None:
+    """Small files of values that are endless to show or to compare, or deeper than the stack."""
+    path = tmp_path / "growing.pt"
+    files.write_pickle(path, b"\x80\x02" + data + b".", {})
+    with pytest.raises(ModelError, match=problem) as refused:
+        read(path)
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_size_of_torch(tmp_path: Path) -> None:
+    path = tmp_path / "size.pt"
+    files.write_pickle(path, b"\x80\x02ctorch\nSize\nK\3K\4\x86\x85R.", {})
+    assert read(path) == (3, 4)
+
+
+def test_elements_that_calls_make_are_counted() -> None:
+    """A file of 202 KB that copies a list of 2000 elements 40 thousand times."""
+    start = b"\x80\x02](" + b"N" * 2000 + b"eq\0cmade\nlist\nq\1"
+    data = start + b"(" + b"h\1h\0\x85R" * 40_000 + b"t."
+    tracemalloc.start()
+    with pytest.raises(ModelError, match="its calls make more than 1048576 values"):
+        read_pickle(data, "made", {("made", "list"): list})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_calls_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hearth.converter.readers.pickled._MAX_MADE", 100)
+    data = b"\x80\x02(cmade\ndict\nq\1" + b"h\1)R" * 101 + b"t."
+    with pytest.raises(ModelError, match="its calls make more than 100 values"):
+        read_pickle(data, "made", {("made", "dict"): dict})
+    assert read_pickle(data.replace(b"h\1)R", b"", 1), "made", {("made", "dict"): dict})
+
+
+@given(value=st.recursive(st.integers() | st.text() | st.binary(), lambda inner: (
+    st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner)
+    | st.sets(st.integers())
+)))  # fmt: skip
+def test_what_is_shown_is_short(value: Any) -> None:
+    text = shown(value)
+    assert 0 < len(text) < 4000
+    if isinstance(value, int) and abs(value) < 1 << 64:
+        assert text == str(value)
+
+
+def test_what_cannot_be_shown_whole() -> None:
+    assert shown(1 << 100_000) == "a number of 100001 bits"
+    assert shown(True) == "True"
+    assert shown("ab") == "'ab'"
+    assert shown({"a": [1, 2.5, None]}) == "{'a': [1, 2.5, None]}"
+    assert shown(list(range(9))) == "[0, 1, 2, 3, ...]"
+    assert shown([[[1]]]) == "[[[...]]]"
+    assert len(shown("x" * 1000)) == 80
 
 
 STORAGE = {"0": ARRAY.tobytes()}

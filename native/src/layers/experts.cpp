@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "hearth/finite.h"
 #include "layers/feed_forward.h"
 #include "layers/products.h"
 #include "shard/pass.h"
@@ -14,7 +15,7 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // e^x with the same bits on every machine: ranks must choose the same experts. The polynomial of
-// the Cephes library, for x up to about 88.
+// the Cephes library, for finite x up to about 88.
 float same_exp(float x) {
   x = std::max(-87.3f, std::min(88.0f, x));
   const float n = std::nearbyint(x * 1.44269504088896341f);
@@ -44,11 +45,11 @@ void score(RouterScores scores, float* x, size_t count) {
   for (size_t e = 0; e < count; ++e) x[e] /= sum;
 }
 
-// The expert of the highest rank in [begin, end); the first of equal ones. A NaN is never the best.
+// The expert of the highest rank in [begin, end); the first of equal ones.
 size_t best_of(const float* ranks, size_t begin, size_t end) {
   size_t best = begin;
   for (size_t e = begin + 1; e < end; ++e) {
-    if (ranks[e] > ranks[best] || std::isnan(ranks[best])) best = e;
+    if (ranks[e] > ranks[best]) best = e;
   }
   return best;
 }
@@ -86,11 +87,22 @@ void keep_best_groups(const ExpertsConfig& config, float* ranks) {
   }
 }
 
+// Any experts, with weights of NaN: the row's output is NaN, which the next sync notices. The
+// finite ranks alone would choose other experts, and so write another text.
+void choose_none(const ExpertsConfig& config, float* experts, float* weights) {
+  for (size_t k = 0; k < config.used; ++k) {
+    experts[k] = static_cast<float>(k);
+    weights[k] = std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
 // x: the router's products of one row; it holds scores afterwards. ranks: scratch of the same size.
 void choose(const ExpertsConfig& config, const std::vector<float>* bias, float* x, float* ranks,
             float* experts, float* weights) {
+  if (!all_finite(x, config.count)) return choose_none(config, experts, weights);
   score(config.scores, x, config.count);
   for (size_t e = 0; e < config.count; ++e) ranks[e] = bias == nullptr ? x[e] : x[e] + (*bias)[e];
+  if (!all_finite(ranks, config.count)) return choose_none(config, experts, weights);
   if (config.used_groups < config.groups) keep_best_groups(config, ranks);
   float sum = 0.0f;
   for (size_t k = 0; k < config.used; ++k) {
