@@ -103,8 +103,8 @@ def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
         kind = text.get("model_type", family.model_types[0])
         if kind not in family.model_types:
             raise ModelError(
-                f"text_config.model_type {str(kind)[:80]!r} is not supported; as the text part of "
-                f"{raw.get('model_type')!r}, Hearth runs {', '.join(family.model_types)}"
+                f"text_config.model_type {shown(kind)} is not supported; as the text part of "
+                f"{shown(raw.get('model_type'))}, Hearth runs {', '.join(family.model_types)}"
             )
         # Settings of the text part alone; tying may be named outside.
         outer = {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}

@@ -55,7 +55,8 @@ def quantization(config: Config) -> Config | None:
                 )
             if not isinstance(found, dict):
                 raise ModelError(
-                    f"{key} is the text {shown(method)}, without its settings; get config.json again"
+                    f"{key} is the text {shown(method)}, without its settings; get "
+                    "config.json again"
                 )
             return found
     return None
