@@ -20,6 +20,7 @@ from hearth.converter.families.common import (
 from hearth.converter.families.fused import fused_gate_up, fused_qkv, reordered, where
 from hearth.converter.families.layers import with_defaults
 from hearth.converter.families.settings import Settings
+from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 
 _DEFAULTS: dict[str, Any] = {
@@ -67,7 +68,7 @@ def _sections(metadata: Settings) -> bool:
     key = "rope.dimension_sections"
     sections = metadata.get(key, [])
     if not isinstance(sections, list):
-        raise ModelError(f"{metadata.name(key)} is {str(sections)[:80]!r}; a list is needed")
+        raise ModelError(f"{metadata.name(key)} is {shown(sections)}; a list is needed")
     numbers = metadata.integers(key, len(sections)) if sections else ()
     return len(numbers) > 1 and numbers[0] > 0 and numbers[1] > 0
 

@@ -229,7 +229,7 @@ def test_layers_that_guess_further_tokens(name: str) -> None:
 def test_a_text_part_of_another_family_is_refused_by_name() -> None:
     for kind in ("mistral4", "llama", 4):
         raw = {"model_type": "mistral3", "text_config": CONFIGS["mistral"] | {"model_type": kind}}
-        with pytest.raises(ModelError, match=f"text_config.model_type '{kind}' is not supported"):
+        with pytest.raises(ModelError, match=f"text_config.model_type {kind!r} is not supported"):
             read_spec(raw, "model")
 
 
