@@ -11,8 +11,9 @@ from hearth.converter.families.settings import Settings
 from hearth.converter.shown import shown
 
 FULL, WINDOW = "full_attention", "sliding_attention"
-_NULL_IS_NONE = (
-    "sliding_window", "q_lora_rank", "attn_logit_softcapping", "final_logit_softcapping",
+_NULL_HAS_MEANING = (
+    "sliding_window", "q_lora_rank", "num_key_value_heads", "head_dim",
+    "attn_logit_softcapping", "final_logit_softcapping",
 )  # fmt: skip
 # Beginnings of names of tensors that read images, in models whose text part runs.
 IMAGE_PARTS = (
@@ -26,9 +27,9 @@ IMAGE_PARTS = (
 def with_defaults(config: Settings, defaults: Mapping[str, Any]) -> Settings:
     """Settings with the family's usual values for those that are absent.
 
-    A null counts as absent, but where it stands for none.
+    A null counts as absent, but where transformers gives it a meaning.
     """
-    given = {k: v for k, v in config.values.items() if v is not None or k in _NULL_IS_NONE}
+    given = {k: v for k, v in config.values.items() if v is not None or k in _NULL_HAS_MEANING}
     return Settings({**defaults, **given})
 
 

@@ -4,6 +4,7 @@ Queries of Ministral 3 grow with their position.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from hearth.converter.blocks import (
     AttentionSpec,
@@ -37,11 +38,30 @@ from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
 # Of transformers, for files that say nothing; a null is for none.
-_DEFAULTS = {kind: {"sliding_window": 4096} for kind in ("mistral", "ministral")}
+_MISTRAL: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": _MISTRAL,
+    "ministral": _MISTRAL,
+    "ministral3": {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-5,
+    },
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+    },
+}
 
 
 def _config(config: Settings, name: str) -> ModelSpec:
-    config = with_defaults(config, _DEFAULTS.get(config.text("model_type", "mistral"), {}))
+    config = with_defaults(config, _DEFAULTS.get(config.text("model_type", "mistral"), _MISTRAL))
     layers = layer_count(config)
     # Ministral lists the kind of each layer.
     windowed = windowed_layers(config, layers, ["sliding_window" in config] * layers)
@@ -87,6 +107,7 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
 
 
 def _mixtral(config: Settings, name: str) -> ModelSpec:
+    config = with_defaults(config, _DEFAULTS["mixtral"])
     mixer = attention(config, window=window_size(config))
     experts = ExpertsSpec(
         config.integer("num_local_experts", 8),

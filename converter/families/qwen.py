@@ -29,12 +29,13 @@ from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
 # Of transformers, for files that say nothing; a null is for none.
-_WINDOW = {"sliding_window": 4096}
+_QWEN2 = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+_QWEN3 = _QWEN2 | {"head_dim": 128}
+_QWEN3_MOE = _QWEN2 | {"num_key_value_heads": 4}
 
 
 def _windows(config: Settings) -> tuple[list[bool], int]:
     """True for each layer whose attention has a window; and the window."""
-    config = with_defaults(config, _WINDOW)
     layers = layer_count(config)
     first = config.integer("max_window_layers", 28)
     used = config.boolean("use_sliding_window", False)
@@ -56,17 +57,18 @@ def _dense(config: Settings, name: str, architecture: str, **more: Any) -> Model
 
 
 def _qwen2(config: Settings, name: str) -> ModelSpec:
-    return _dense(config, name, "qwen2", bias=True)
+    return _dense(with_defaults(config, _QWEN2), name, "qwen2", bias=True)
 
 
 def _qwen3(config: Settings, name: str) -> ModelSpec:
+    config = with_defaults(config, _QWEN3)
     bias = config.boolean("attention_bias", False)
     return _dense(config, name, "qwen3", bias=bias, output_bias=bias, head_norm=True)
 
 
 def _qwen3_moe(config: Settings, name: str) -> ModelSpec:
+    config = with_defaults(config, _QWEN3_MOE)
     bias = config.boolean("attention_bias", False)
-    config = with_defaults(config, _WINDOW)
     window = window_size(config) if config.boolean("use_sliding_window", False) else 0
     mixer = attention(config, bias=bias, output_bias=bias, head_norm=True, window=window)
     # Its name in transformers of today; num_experts in the files.

@@ -31,6 +31,7 @@ from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
 _DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": 4,
     "max_position_embeddings": 32768,
     "tie_word_embeddings": True,
 }

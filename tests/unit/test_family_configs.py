@@ -1,18 +1,20 @@
 """Configurations of every family: what is read, and what is refused with its numbers."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from converter_builders import hf_config, random_tensors, tiny_spec, write_hf
 from family_configs import CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hearth.converter import ModelError
+from hearth.converter import ModelError, open_model
 from hearth.converter.blocks import AttentionSpec
 from hearth.converter.families import families
 from hearth.converter.hf_config import read_spec
-from hearth.converter.readers.huggingface import further_layers
+from hearth.converter.readers.huggingface import further_layers, match, open_entries
 from hearth.converter.spec import ModelSpec, check_positive
 from hearth.converter.spec_json import spec_from_json, spec_to_json
 
@@ -197,6 +199,26 @@ def test_windows_of_silent_configs(name: str, changes: dict[str, Any], window: i
     assert mixer.window == window
 
 
+@pytest.mark.parametrize(
+    ("name", "kv_heads", "context", "epsilon"),
+    [
+        ("llama", 8, 2048, 1e-6),
+        ("mistral", 8, 131072, 1e-6),
+        ("ministral3", 8, 262144, 1e-5),
+        ("mixtral", 8, 131072, 1e-5),
+        ("qwen3_moe", 4, 32768, 1e-6),
+        ("smollm3", 4, 32768, 1e-6),
+        ("phi3", 8, 4096, 1e-5),
+    ],
+)
+def test_sizes_of_silent_configs(name: str, kv_heads: int, context: int, epsilon: float) -> None:
+    """As transformers 5 fills them in. A null leaves a KV head to each of 8 heads."""
+    keys = ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
+    spec = read(name, {}, *keys)
+    assert (spec.kv_heads, spec.context_size, spec.norm_epsilon) == (kv_heads, context, epsilon)
+    assert read(name, {"num_key_value_heads": None}).kv_heads == 8
+
+
 def test_routers_of_silent_configs() -> None:
     """As transformers fills them in: 8 groups, of which 4 are used; 3 layers without experts."""
     silent = ("n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace")
@@ -224,6 +246,23 @@ def test_layers_that_guess_further_tokens(name: str) -> None:
             further_layers(*read_spec(raw, name), raw)
     raw = CONFIGS["llama"]
     assert further_layers(*read_spec(raw, "llama"), raw) == ()
+
+
+def test_tensors_of_further_layers_are_left_out(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    tensors = random_tensors(spec)
+    extra = tensors | {f"layers.{spec.layers}.wq": tensors["layers.0.wq"]}
+    directory = write_hf(tmp_path / "m", spec, extra, config=hf_config(spec))
+    family = read_spec(hf_config(spec), "m")[0]
+    number = f"model.layers.{spec.layers}."
+    with pytest.raises(ModelError, match=f"tensor {number}self_attn.q_proj.weight does not belong"):
+        open_model(str(directory))
+    for unused in ((number,), (f"model.layers.{spec.layers + 1}.", number)):
+        entries, files = open_entries(directory, lambda name, entry, header: ("f32", entry.shape))
+        found = match(directory, spec, family, entries, unused)
+        assert found.keys() == tensors.keys()
+        for file in files:
+            file.close()
 
 
 def test_a_text_part_of_another_family_is_refused_by_name() -> None:
