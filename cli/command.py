@@ -427,6 +427,9 @@ def _problem(param: click.Parameter, error: Exception) -> str:
     """The reason why a value is refused."""
     if isinstance(param.type, Choice):
         return f"it must be {param.type.text}"
+    if isinstance(param.type, click.Choice):  # of an argument
+        words = list(param.type.choices)
+        return f"it must be {'one of ' * (len(words) > 1)}{', '.join(words)}"
     return error.message if isinstance(error, click.BadParameter) else str(error)
 
 
