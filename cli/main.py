@@ -22,14 +22,19 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # The extra `root` of pyproject.toml: a worker is installed without these.
 ROOT_LIBRARIES = frozenset(
     (
+        "gguf",
+        "h11",
         "huggingface_hub",
         "jinja2",
         "prompt_toolkit",
         "safetensors",
         "sentencepiece",
+        "starlette",
         "tiktoken",
         "tokenizers",
         "tqdm",
+        "uvicorn",
+        "yaml",
     )
 )
 _COMPLETE = "_HEARTH_COMPLETE"

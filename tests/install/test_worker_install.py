@@ -12,9 +12,10 @@ from harness import WorkerProcess, clean_environ, hearth
 from hearth.cli.main import ROOT_LIBRARIES
 
 TOP = Path(__file__).resolve().parents[2]
-# Distributions of the extra `root` import under their own names.
+# Distributions of the extra `root` import under their own names, but for these.
+IMPORTED = {"pyyaml": "yaml"}
 LIBRARIES = [
-    requirement.partition(">=")[0]
+    IMPORTED.get(requirement.partition(">=")[0], requirement.partition(">=")[0])
     for requirement in tomllib.loads((TOP / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]["root"]

@@ -73,10 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 REFUSED = {
     "KV heads null": "shape",
     "theta that rope_scaling drops": "which rope_scaling replaces",
-    "dynamic": "'dynamic' is not supported",
-    "yarn": "'yarn' is not supported",
-    "biases": "attention_bias is True",
-    "gelu": "hidden_act is 'gelu'",
+    "biases": "q_proj.bias is missing",
 }
 
 
