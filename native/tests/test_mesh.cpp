@@ -243,7 +243,7 @@ void test_measuring_a_liar() {
     CHECK(costs == bounded(costs));
     CHECK_EQUAL(mine->direct_bytes(), direct_bytes(2, WireType::f32, costs));
     if (value > 0) CHECK_EQUAL(costs.latency_ns, 10'000'000'000u);  // the limit
-    // Whatever the latency, no more than twice the speed of a round: 16 KiB in 10 s, the limit.
+    // At any latency, no more than twice the speed of a round: 16 KiB in 10 s, the limit.
     CHECK(costs.byte_ps >= 5'000'000'000u / (16u << 10) * 1000u);
     close(ends[1][0]);
   }

@@ -138,7 +138,7 @@ struct ExpertsConfig {
   size_t groups = 1, used_groups = 1;
 };
 
-// What mixes the positions of a sequence.
+// The part of a block that mixes the positions of a sequence.
 using MixerConfig = std::variant<AttentionConfig, LatentAttentionConfig, GatedDeltaConfig>;
 
 struct BlockConfig {

@@ -10,7 +10,7 @@
 namespace hearth {
 namespace {
 
-// What is interleaved at a time: a block, or a whole row of floats.
+// The piece that is interleaved: a block, or a whole row of floats.
 class Pieces {
  public:
   Pieces(Type type, size_t row_bytes)

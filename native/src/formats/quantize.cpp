@@ -31,7 +31,7 @@ float stored(float value) { return f16_to_f32(f32_to_f16(value)); }
 
 namespace {
 
-// How much an element's error counts: more for those that are large.
+// Weight of an element's error: more for those that are large.
 class Importance {
  public:
   Importance(const float* x, size_t count) {

@@ -174,7 +174,7 @@ void LatentStore::run(Pass& pass, size_t thread) const {
 
 Access HeadProducts::access() const {
   BufferSet reads = {input};
-  // What lies between the columns that it writes stays.
+  // Columns between those that it writes stay.
   if (stride > weights->front().rows()) reads = reads | BufferSet{output};
   return {.reads = reads, .writes = {output, BufferId::scratch}, .division = Division::stealing};
 }

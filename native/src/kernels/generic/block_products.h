@@ -134,7 +134,7 @@ struct alignas(kLine) BlockPanel {
   float scale[kPanelGroups][kGroupRows];
 };
 
-// What not every type has.
+// Members that not every type has.
 struct alignas(kLine) PanelScales {
   int32_t scales[2][kPanelGroups][kGroupRows], minima[2][kPanelGroups][kGroupRows];
   float minimum[kPanelGroups][kGroupRows];

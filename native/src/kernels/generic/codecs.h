@@ -40,7 +40,7 @@ constexpr size_t kHalf = 2 * kGroupRows;  // and of eight f16
 constexpr int8_t kRaisedFloat4Values[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                             12, 11, 10, 9,  8,  6,  4,  0};
 
-// What is loaded once for all parts of a block.
+// Values loaded once for all parts of a block.
 template <typename B>
 struct BlockHeader {
   using V = typename B::V;

@@ -10,7 +10,7 @@ namespace {
 
 inline constexpr size_t kHalves = 2;  // vectors of four rows in a group of eight
 
-// What the products of all Arm instruction sets share. Codes are int8, whatever their type says:
+// Parts that the products of all Arm instruction sets share. Codes are int8 in every type:
 // unsigned ones are below 128.
 struct NeonCodes {
   using V = Neon;
