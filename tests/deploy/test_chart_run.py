@@ -141,7 +141,7 @@ def test_a_probe_by_bare_connect_kills_nothing(running: Running) -> None:
         for role in running.processes
         for port in _own_ports(running.installed.pods()[role])
     }
-    assert len(addresses) == 7
+    assert len(addresses) == 8
     with ThreadPoolExecutor() as pool:
         # One answer is under way meanwhile, another is asked for after.
         meanwhile = pool.submit(_text, running, *long)

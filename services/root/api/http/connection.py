@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -55,6 +56,10 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # The kernel would hold up to 4 MiB for each reader that is slow.
+        transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, limits.SEND_BUFFER_BYTES
+        )
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

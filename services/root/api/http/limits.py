@@ -11,6 +11,8 @@ BODY_SILENCE_SECONDS = 10.0
 BODY_SECONDS = 60.0
 # A client that has not read its answer for so long has left.
 WRITE_SECONDS = 30.0
+# What the kernel holds of an answer for a client that reads slowly.
+SEND_BUFFER_BYTES = 256 << 10
 # A connection without a request. httpx keeps one for 5 s, so the server's limit must be longer.
 KEEP_ALIVE_SECONDS = 75
 # Connections at once; when all are taken, an idle one is closed for a new one.
