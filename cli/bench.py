@@ -68,8 +68,8 @@ class Recorder:
     def depth(self) -> int:
         return self._cluster.depth
 
-    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
-        step = self._cluster.submit(batch, candidates)
+    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
+        step = self._cluster.submit(batch, candidates, hidden)
         if batch.decode_rows == batch.rows:
             step.add_done_callback(self._record)
         return step

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hearth.cli import options as common
 from hearth.cli import output
 from hearth.cli.command import Command, Option, Options
+from hearth.converter.pooling import POOLINGS
 
 if TYPE_CHECKING:
     from hearth.root.settings import Joining
@@ -48,6 +49,13 @@ def _serving() -> common.Params:
         *_http(),
         common.health(),
         common.log_format(),
+        Option(
+            "--pooling",
+            choices=POOLINGS,
+            shown="the model's own; else last",
+            group=common.SERVING,
+            help="how the hidden states of a text become its embedding",
+        ),
         Option(
             "--sequences",
             read=common.count,
@@ -186,6 +194,7 @@ def run(options: Options) -> int:
         http_may_fail=options.http is None,
         origins=tuple(options.cors),
         any_model=options.any_model,
+        pooling=options.pooling or "",
         shutdown_seconds=options.drain_seconds,
     )
     host, _ = split_address(options.listen)

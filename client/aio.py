@@ -10,7 +10,12 @@ import grpc
 from hearth.client.base import BaseClient, BaseStream
 from hearth.client.connection import Options, Reconnecting
 from hearth.client.errors import cancelled, from_rpc_error
-from hearth.client.messages import GenerateOptions, detokenize_request, tokenize_request
+from hearth.client.messages import (
+    GenerateOptions,
+    detokenize_request,
+    embed_request,
+    tokenize_request,
+)
 from hearth.v1 import root_pb2, root_pb2_grpc
 
 T = TypeVar("T")
@@ -84,6 +89,35 @@ class AsyncClient(BaseClient[AsyncGenerateStream]):
         stream = self.generate(prompt, tokens=tokens, messages=messages, **options)
         async with stream:
             return "".join([text async for text in stream])
+
+    async def embed(
+        self,
+        texts: Iterable[str | Iterable[int]],
+        *,
+        pooling: str = "",
+        truncate: bool = False,
+        normalize: bool = True,
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """The vector of each text (or list of token ids), pooled over its final hidden states.
+
+        pooling: "mean", "cls" or "last"; "" for the root's or the model's own. truncate: cut texts
+        that are too long, instead of raising InvalidArgument. normalize: divide each by its
+        Euclidean norm. timeout: seconds for the whole call; None for no limit.
+        """
+        request = embed_request(texts, pooling, truncate, normalize)
+        reconnecting = Reconnecting()
+        while True:
+            call = self._embed(request, timeout)
+            try:
+                return [list(response.values) async for response in call]
+            except grpc.RpcError as error:
+                pause = reconnecting.pause(error)
+                if pause is None:
+                    raise from_rpc_error(error, self.address) from error
+            finally:
+                call.cancel()
+            await asyncio.sleep(pause)
 
     async def tokenize(
         self, text: str, *, add_special: bool = True, timeout: float | None = None

@@ -142,6 +142,10 @@ class BaseClient(Generic[Stream]):
         """Seconds that a call may take."""
         return self._timeout if timeout is None else timeout
 
+    def _embed(self, request: root_pb2.EmbedRequest, timeout: float | None) -> Any:
+        """A started call of Embed."""
+        return self._stub.Embed(request, timeout=timeout, metadata=self._metadata)
+
     def _watch(self, timeout: float | None) -> Any:
         """A started call of WatchCluster."""
         request = root_pb2.WatchClusterRequest()

@@ -10,7 +10,12 @@ import grpc
 from hearth.client.base import BaseClient, BaseStream
 from hearth.client.connection import Options, Reconnecting
 from hearth.client.errors import from_rpc_error
-from hearth.client.messages import GenerateOptions, detokenize_request, tokenize_request
+from hearth.client.messages import (
+    GenerateOptions,
+    detokenize_request,
+    embed_request,
+    tokenize_request,
+)
 from hearth.v1 import root_pb2, root_pb2_grpc
 
 T = TypeVar("T")
@@ -78,6 +83,35 @@ class Client(BaseClient[GenerateStream]):
         """Return the whole text of `generate`."""
         with self.generate(prompt, tokens=tokens, messages=messages, **options) as stream:
             return "".join(stream)
+
+    def embed(
+        self,
+        texts: Iterable[str | Iterable[int]],
+        *,
+        pooling: str = "",
+        truncate: bool = False,
+        normalize: bool = True,
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """The vector of each text (or list of token ids), pooled over its final hidden states.
+
+        pooling: "mean", "cls" or "last"; "" for the root's or the model's own. truncate: cut texts
+        that are too long, instead of raising InvalidArgument. normalize: divide each by its
+        Euclidean norm. timeout: seconds for the whole call; None for no limit.
+        """
+        request = embed_request(texts, pooling, truncate, normalize)
+        reconnecting = Reconnecting()
+        while True:
+            call = self._embed(request, timeout)
+            try:
+                return [list(response.values) for response in call]
+            except grpc.RpcError as error:
+                pause = reconnecting.pause(error)
+                if pause is None:
+                    raise from_rpc_error(error, self.address) from error
+            finally:
+                call.cancel()
+            time.sleep(pause)
 
     def tokenize(
         self, text: str, *, add_special: bool = True, timeout: float | None = None

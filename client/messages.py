@@ -59,6 +59,12 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
 
 
+_POOLINGS = {
+    "": root_pb2.POOLING_UNSPECIFIED,
+    "mean": root_pb2.POOLING_MEAN,
+    "cls": root_pb2.POOLING_CLS,
+    "last": root_pb2.POOLING_LAST,
+}
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
@@ -99,6 +105,28 @@ def generate_request(
     unknown = set(options) - set(GenerateOptions.__annotations__)
     if unknown:
         raise TypeError(f"generate() has no option {', '.join(sorted(unknown))}")
+    return request
+
+
+def embed_request(
+    texts: Iterable[str | Iterable[int]], pooling: str, truncate: bool, normalize: bool
+) -> root_pb2.EmbedRequest:
+    """The message. Raises InvalidArgument for text that is not UTF-8, or an unknown pooling."""
+    if pooling not in _POOLINGS:
+        raise _invalid(f"pooling is {pooling!r}; it must be one of {', '.join(_POOLINGS)}")
+    request = root_pb2.EmbedRequest(
+        pooling=_POOLINGS[pooling], truncate=truncate, raw=not normalize
+    )
+    try:
+        for text in texts:
+            added = request.inputs.add()
+            if isinstance(text, str):
+                added.text = text
+            else:
+                added.tokens.SetInParent()
+                added.tokens.ids.extend(text)
+    except ValueError as error:
+        raise _invalid(str(error)) from error
     return request
 
 

@@ -39,20 +39,25 @@ class HfConfig:
 
 def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object from a file of at most `limit` bytes. Raises ModelError otherwise."""
+    value = read_value(path, limit)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__}; an object is needed")
+    return value
+
+
+def read_value(path: Path, limit: int = _MAX_JSON_BYTES) -> Any:
+    """Read a JSON value from a file of at most `limit` bytes. Raises ModelError otherwise."""
     try:
         size = path.stat().st_size
         if size > limit:
             raise ModelError(f"{path} has {size} bytes; the limit for such a file is {limit}")
         content = path.read_bytes()
         check_pointer(path, content)
-        value = json.loads(content)
+        return json.loads(content)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a JSON {type(value).__name__}; an object is needed")
-    return value
 
 
 def read_config(directory: Path) -> HfConfig:

@@ -22,6 +22,7 @@ from hearth.converter.errors import ModelError
 from hearth.converter.files import OpenFile
 from hearth.converter.fingerprint import Digests, fingerprint
 from hearth.converter.mixes import check_weights, is_mix, mixed_type
+from hearth.converter.pooling import Pooling
 from hearth.converter.spec import ModelSpec
 from hearth.converter.stored import Stored
 from hearth.converter.tokenizers.base import Tokenizer
@@ -74,6 +75,8 @@ class Model(ABC):
         self._types: dict[str, str] = {}
         # Sampling that the model's makers recommend: temperature, top_k, top_p and so on.
         self.sampling_defaults: Mapping[str, float] = {}
+        # How its hidden states become the vector of a text.
+        self.pooling = Pooling()
 
     @property
     def requested_type(self) -> str | None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from converter_builders import tiny_spec
 
+from hearth.converter.pooling import Pooling
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.frontend import Frontend
@@ -97,7 +98,7 @@ class FakeRunner:
     cache: dict[int, list[int | None]] = field(default_factory=dict)
     tables: PageTables = field(default_factory=lambda: PageTables(1 << 16, 1 << 24))
 
-    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
         """Computes in the calling thread, as a cluster of one stage does."""
         step: Future[StepOutput] = Future()
         try:
@@ -146,7 +147,7 @@ class FakeRunner:
                 logits[row, self.next_token(self._history(pages, length))] = 10.0
                 row += 1
         assert row == len(logits)
-        return StepOutput(logits)
+        return StepOutput(logits, hidden=hidden_states(batch))
 
     def _history(self, pages: Sequence[int], length: int) -> tuple[int, ...]:
         history = []
@@ -156,6 +157,16 @@ class FakeRunner:
             assert token is not None, f"position {position} was never computed"
             history.append(token)
         return tuple(history)
+
+
+def hidden_states(batch: Batch) -> npt.NDArray[np.float32]:
+    """Final hidden states of a step: of each row the token, its position and a constant."""
+    rows = [
+        [token, step.position + index, 1.0, 0, 0, 0, 0, 0]
+        for step in batch.sequences
+        for index, token in enumerate(step.tokens)
+    ]
+    return np.array(rows, np.float32)
 
 
 class Greedy:
@@ -214,6 +225,7 @@ class FakeModel:
     spec: ModelSpec
     weight_type: str = "q4_0"
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    pooling: Pooling = field(default_factory=Pooling)
 
 
 TEMPLATE = (
@@ -236,6 +248,8 @@ class Root:
         http_options: Mapping[str, Any] = MappingProxyType({}),
         any_model: bool = False,
         sampler_factory: SamplerFactory | None = None,
+        pooling: Pooling | None = None,
+        pause_seconds: float = 0.0,
         **limits: int,
     ) -> None:
         """server_options: further arguments of RootServer. http: serve HTTP too, at `url`.
@@ -251,16 +265,19 @@ class Root:
         }
         tokenizer = ByteTokenizer(chat_template)
         self.engine = Engine(
-            self.runner, tokenizer, Limits(**values), sampler_factory=sampler_factory or Greedy
+            self.runner,
+            tokenizer,
+            Limits(**values),
+            sampler_factory=sampler_factory or Greedy,
+            pause_seconds=pause_seconds,
         )
         self.cluster = FakeCluster()
         spec = tiny_spec(
             hidden_size=8, heads=2, kv_heads=1, head_size=4, ffn_size=16, vocab_size=VOCAB,
             context_size=64, tied=True,
         )  # fmt: skip
-        self.frontend = Frontend(
-            self.engine, FakeModel(spec), self.cluster, max_streams=max_streams
-        )
+        model = FakeModel(spec, pooling=pooling or Pooling())
+        self.frontend = Frontend(self.engine, model, self.cluster, max_streams=max_streams)
         self._http_options = http_options
         self.http: HttpServer | None = None
         if http:

@@ -12,6 +12,7 @@ from hearth.converter.families.base import Family, Files, FileTensor, GgufFacts,
 from hearth.converter.families.settings import GgufSettings, Settings
 from hearth.converter.files import OpenFile
 from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.pooling import pooling_of_gguf
 from hearth.converter.quantized import Multiplied, Raw
 from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, string_pair
 from hearth.converter.readers.gguf_parts import GgufParts, open_parts, parse_open
@@ -67,6 +68,8 @@ def open_gguf(path: Path, weights: str | None, pre: str | None = None) -> FileMo
         eos_ids=gguf_eos_ids(parts.first.values),
     )
     model = FileModel(spec, weights, tensors, parts.files, source)
+    architecture = parts.first.values.get("general.architecture")
+    model.pooling = pooling_of_gguf(parts.first.values.get(f"{architecture}.pooling_type"))
     _log_conversion(path, parts, model, tensors)
     return model
 

@@ -16,6 +16,7 @@ from hearth.converter.errors import ModelError
 from hearth.converter.families.base import Family, Files, find
 from hearth.converter.hf_config import read_json, read_spec, token_ids
 from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.pooling import pooling_of_directory
 from hearth.converter.readers.huggingface import close_all, match, open_entries
 from hearth.converter.readers.safetensors_file import Header, TensorEntry
 from hearth.converter.recommended import recommended_sampling
@@ -79,6 +80,7 @@ def open_hearth(directory: Path, weights: str | None) -> FileModel:
     config = {key: value for key, value in raw.items() if key != "hearth"}
     model = FileModel(spec, weights, tensors, files, source, config)
     model.sampling_defaults = recommended_sampling(directory)
+    model.pooling = pooling_of_directory(directory)
     return model
 
 

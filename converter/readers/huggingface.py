@@ -13,6 +13,7 @@ from hearth.converter.families.settings import Settings
 from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
 from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.pooling import pooling_of_directory
 from hearth.converter.readers.quantization import merge
 from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
 from hearth.converter.recommended import recommended_sampling
@@ -71,6 +72,7 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
     )
     model = FileModel(config.spec, weights, tensors, files, source, config.raw)
     model.sampling_defaults = recommended_sampling(directory)
+    model.pooling = pooling_of_directory(directory)
     return model
 
 

@@ -364,6 +364,12 @@ class Shard:
         ValueError on an id outside the vocabulary, or a position that the model lacks.
         """
 
+    def final_norm(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """f32 [n, hidden_size] of the last stage's output -> the same after the final norm.
+
+        ValueError for another shape, RuntimeError without a head or before all slices are loaded.
+        """
+
     def step(
         self,
         activations: NDArray[np.float32],

@@ -52,6 +52,20 @@ Floats embed(const Shard& shard, const Ids& tokens, const Ids& positions) {
   return out;
 }
 
+Floats final_norm(const Shard& shard, const Floats& rows) {
+  if (rows.ndim() != 2 || static_cast<size_t>(rows.shape(1)) != shard.config().hidden_size) {
+    throw std::invalid_argument("rows are [n, " + std::to_string(shard.config().hidden_size) + "]");
+  }
+  Floats out({rows.shape(0), rows.shape(1)});
+  std::copy_n(rows.data(), rows.size(), out.mutable_data());
+  const std::span<float> made(out.mutable_data(), static_cast<size_t>(out.size()));
+  {
+    const WithoutGil released;
+    shard.final_norm(made);
+  }
+  return out;
+}
+
 StepOutput step(Shard& shard, const Floats& activations,
                 const std::vector<std::tuple<size_t, size_t, Ids>>& sequences,
                 const std::vector<uint32_t>& output_rows, Lane* lane,
@@ -147,6 +161,8 @@ void bind_shard(py::module_& module) {
           "first"_a, "Gives the memory of KV page `first` and those after it back.")
       .def("embed", &embed, "tokens"_a, "positions"_a,
            "[n] token ids and their positions -> f32 [n, hidden_size].")
+      .def("final_norm", &final_norm, "rows"_a,
+           "Activations of the last stage -> the same, after the norm before the head.")
       .def("step", &step, "activations"_a, "sequences"_a, "output_rows"_a, "lane"_a.none(true),
            "slots"_a = std::vector<uint32_t>{}, "One forward pass of a batch.");
 }

@@ -108,7 +108,13 @@ def serving(running: Core, settings: Serving) -> Iterator[int]:
     Raises HearthError, for instance when too few workers came.
     """
     supervisor = Supervisor(running.cluster, running.engine, settings.joining)
-    frontend = Frontend(running.engine, running.model, running.cluster, drain=supervisor.drain)
+    frontend = Frontend(
+        running.engine,
+        running.model,
+        running.cluster,
+        drain=supervisor.drain,
+        pooling=settings.pooling,
+    )
     server = RootServer(
         settings.listen,
         frontend,

@@ -81,5 +81,7 @@ class Serving:
     origins: tuple[str, ...] = ()
     # Requests by HTTP may name any model.
     any_model: bool = False
+    # Pooling of vectors: "mean", "cls" or "last"; "" for the model's own.
+    pooling: str = ""
     # How long running requests may take to finish at the end.
     shutdown_seconds: float = 10.0

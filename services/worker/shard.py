@@ -104,6 +104,13 @@ class NodeShard:
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, str(error)) from None
 
+    def final_norm(self, rows: F32) -> F32:
+        """Activations of the last stage, f32 [rows, hidden_size], after the norm before the head.
+
+        The node must hold a part of the head.
+        """
+        return self._shard.final_norm(rows)
+
     def step(
         self,
         activations: F32,

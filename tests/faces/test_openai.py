@@ -300,11 +300,6 @@ def test_heartbeats_are_of_a_choice_that_goes_on(monkeypatch: pytest.MonkeyPatch
             assert [each["finish_reason"] for each in choices][-1] == "length"
 
 
-def test_embeddings_are_refused_in_words(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="makes no embeddings"):
-        client.embeddings.create(model="tiny", input="a")
-
-
 def test_paths_without_v1_and_with_a_query(root: Root) -> None:
     got = httpx.post(f"{root.url}/chat/completions?x=1", json={"messages": PROMPT, "max_tokens": 2})
     assert got.status_code == 200

@@ -797,7 +797,7 @@ class Staged(FakeRunner):
         self.thread = ThreadPoolExecutor(1, "stages")
         self.submitted = 0
 
-    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
         self.submitted += 1
         assert self.submitted - len(self.batches) <= self.depth
         tables = self.write(batch)

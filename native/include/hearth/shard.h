@@ -78,6 +78,10 @@ class Shard {
   void embed(std::span<const uint32_t> tokens, std::span<const uint32_t> positions,
              float* out) const;
 
+  // Applies the norm before the head, in place, to rows of the last stage's output. rows: [n,
+  // hidden_size]. Throws std::logic_error where this shard has no head or no weights yet.
+  void final_norm(std::span<float> rows) const;
+
   // x: [rows, hidden_size], the stage's input and then its output. output_rows: rows whose logits
   // are wanted, ascending; logits: [output_rows.size(), vocab.size()]. lane: nullptr when alone.
   // Throws std::invalid_argument for what does not fit, std::logic_error when slices are missing or

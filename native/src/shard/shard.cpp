@@ -204,6 +204,20 @@ void Shard::embed(std::span<const uint32_t> tokens, std::span<const uint32_t> po
   }
 }
 
+void Shard::final_norm(std::span<float> rows) const {
+  const ShardConfig& config = state_->config;
+  if (config.vocab.size() == 0 || !state_->weights.complete())
+    throw std::logic_error("this shard has no final norm");
+  if (rows.size() % config.hidden_size != 0) {
+    throw std::invalid_argument(std::to_string(rows.size()) + " numbers are not rows of " +
+                                std::to_string(config.hidden_size));
+  }
+  for (size_t at = 0; at < rows.size(); at += config.hidden_size) {
+    float* row = rows.data() + at;
+    state_->weights.final_norm().apply(state_->kernels, config.norm, row, row);
+  }
+}
+
 StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequences,
                        std::span<const uint32_t> output_rows, float* logits, Lane* lane,
                        std::vector<NotFinite>* not_finite) {

@@ -40,6 +40,8 @@ class Weights {
   size_t size_bytes() const { return size_bytes_; }
   const Matrix& embedding() const { return embedding_; }
   const Matrix& positions() const { return positions_; }
+  // The norm before the head.
+  const NormWeights& final_norm() const { return output_.norm; }
 
   // Moves the complete weights into huge pages; see Arena::gather.
   void gather(const std::atomic<bool>& stop) const { arena_.gather(stop); }

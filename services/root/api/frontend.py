@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
+from hearth.converter.pooling import Pooling
 from hearth.converter.spec import ModelSpec
 from hearth.root.api.answer import Answer, past_deadline
+from hearth.root.api.embedding import MAX_INPUTS, Vector, in_turn
 from hearth.root.api.fairness import CLIENT, Places, Turns
 from hearth.root.api.prompt import (
     Conversation,
@@ -32,7 +34,7 @@ from hearth.root.api.signals import Signal
 from hearth.root.engine import errors
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta, Done, Waiting
-from hearth.root.engine.params import GenerateParams, Sampling, check_ids, check_text
+from hearth.root.engine.params import GenerateParams, Sampling, check_ids, check_text, invalid
 from hearth.root.status.describe import waiting_reason
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ class ServedModel(Protocol):
 
     @property
     def sampling_defaults(self) -> Mapping[str, float]: ...
+
+    @property
+    def pooling(self) -> Pooling: ...
 
 
 class WatchedCluster(Protocol):
@@ -91,6 +96,8 @@ class Generation:
     request_id: str = ""
     # Log probabilities of each token and of so many alternatives; None for none.
     top_logprobs: int | None = None
+    # A vector of the input instead of a text: see GenerateParams.
+    pooling: str = ""
 
     def __post_init__(self) -> None:
         self.params(())
@@ -104,6 +111,7 @@ class Generation:
             self.stop,
             self.ignore_eos,
             self.top_logprobs,
+            self.pooling,
         )
 
 
@@ -125,6 +133,8 @@ class ModelFacts:
     has_chat_template: bool
     # Sampling that the model's makers recommend, by the names of `Sampling`.
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    # The pooling of its vectors that its files name; "" where they name none.
+    pooling: str = ""
 
 
 class Frontend:
@@ -138,8 +148,13 @@ class Frontend:
         *,
         max_streams: int = MAX_STREAMS,
         drain: Drain | None = None,
+        pooling: str = "",
     ) -> None:
-        """drain: takes a worker out, by address or name, or (True) lets it in again."""
+        """drain: takes a worker out, by address or name, or (True) lets it in again.
+
+        pooling: of vectors where a request names none; "" for the model's own.
+        """
+        self._pooling = pooling
         self._engine = engine
         self._model = model
         self._cluster = cluster
@@ -252,6 +267,47 @@ class Frontend:
             self._renderers, conversation_text, engine.tokenizer, given, size
         )
 
+    async def embed(
+        self,
+        inputs: Sequence[Input],
+        pooling: str = "",
+        *,
+        truncate: bool = False,
+        deadline: float | None = None,
+    ) -> list[Vector]:
+        """The vectors of texts, each pooled over its final hidden states, not normalised.
+
+        pooling: "mean", "cls" or "last"; "" for the root's or else the model's, which is "last"
+        where its files name none. truncate: cut texts that are too long. Raises HearthError as
+        `submit` does, INVALID_ARGUMENT for a model whose vectors Hearth cannot compute.
+        """
+        own = self._model.pooling
+        kind = pooling or self._pooling or own.kind or "last"
+        if own.problem and not (pooling or self._pooling):
+            raise invalid(
+                f"this model's embeddings need more than Hearth computes: {own.problem}; --pooling "
+                "gives others"
+            )
+        if len(inputs) > MAX_INPUTS:
+            raise invalid(f"{len(inputs)} texts were given; at most {MAX_INPUTS} are allowed")
+        work = [functools.partial(self._vector, each, kind, truncate, deadline) for each in inputs]
+        return await in_turn(work)
+
+    async def _vector(
+        self, given: Input, pooling: str, truncate: bool, deadline: float | None
+    ) -> Vector:
+        ids = await self._input_ids(given, deadline)
+        room = self.room(0) - 1
+        if truncate and len(ids) > room:
+            end = self._engine.tokenizer.suffix
+            ids = (*ids[: room - len(end)], *end)
+        request = Generation(TokenIds(ids), max_tokens=1, pooling=pooling)
+        with await self.submit(request, deadline=deadline) as answer:
+            async for event in answer:
+                if isinstance(event, Done) and event.vector is not None:
+                    return Vector(event.vector, len(ids))
+        raise errors.internal(RuntimeError("a request for a vector ended without one"))
+
     def room(self, prompt_tokens: int) -> int:
         """Tokens that an answer to such a prompt may have in this cluster."""
         limits = self._engine.limits
@@ -286,6 +342,7 @@ class Frontend:
             weight_type=self._model.weight_type,
             has_chat_template=self._engine.tokenizer.chat_template is not None,
             sampling_defaults=self._model.sampling_defaults,
+            pooling=self._model.pooling.kind,
         )
 
     def cluster(self) -> "ClusterStatus":

@@ -62,8 +62,12 @@ class Formation:
             casting="unsafe",
         )
 
-    def step(self, batch: Batch, candidates: int) -> StepOutput:
-        """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh."""
+    def step(self, batch: Batch, candidates: int, hidden: bool = False) -> StepOutput:
+        """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh.
+
+        hidden: return the final hidden states too. After the last sync every rank of the last stage
+        has them whole, the root among them.
+        """
         start = time.perf_counter()
         links, lane = self.links, self._lane
         x = self._shard.embed(np.array(batch.tokens, np.uint32), self._positions(batch))
@@ -90,6 +94,7 @@ class Formation:
         slowest = own.compute_ns
         nodes = [(own.compute_ns / 1e9, own.sync_ns / 1e9)]
         logits, ids = own.logits, None
+        states = self._shard.final_norm(own.activations) if hidden else None
         # By rank: rows that are not finite, and the sync at which that was seen first.
         seen = [dict(own.not_finite)]
         if links:
@@ -124,6 +129,7 @@ class Formation:
             received,
             tuple(leaving),
             not_finite,
+            states,
         )
 
     def release_pages(self, first: int) -> None:

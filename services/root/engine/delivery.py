@@ -40,6 +40,11 @@ class Delivery:
 
     def token(self, active: Active, sampled: Sampled, now: float) -> None:
         """Sends a new token and its text to the reader; ends the request after its last token."""
+        if active.pooler is not None:
+            active.first = active.last = now
+            done = Done(FinishReason.LENGTH, active.usage(), vector=active.pooler.vector())
+            self.end(active, done)
+            return
         if not active.made:
             active.first = now
             if self._metrics is not None:

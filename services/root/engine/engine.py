@@ -35,6 +35,7 @@ from hearth.root.engine.interfaces import (
 )
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox, Sink
 from hearth.root.engine.params import GenerateParams, check_ids
+from hearth.root.engine.pooling import Pooler
 from hearth.root.engine.request import Active, RequestHandle
 from hearth.root.engine.stopping import StopMatcher
 from hearth.root.scheduling.batch import Limits, Request
@@ -159,6 +160,7 @@ class Engine:
             self.tokenizer.stream(seen[-_TAIL:]),
             StopMatcher(params.stop, self.tokenizer.control_ids if params.stop else None),
             time.perf_counter(),
+            pooler=Pooler(params.pooling) if params.pooling else None,
         )
         self._open.add(seq_id)
         if not self._post(partial(self._on_submit, active)):

@@ -58,15 +58,17 @@ class Flights:
         """Submits a batch; all its sequences must have requests."""
         begin = time.perf_counter()
         wanted: list[int] = []
+        hidden = False
         for part in batch.sequences:
             active = self._requests.get(part.seq_id)
             assert active is not None
             active.started = active.started or begin
+            hidden = hidden or active.pooler is not None
             if part.outputs:
                 wanted.append(active.params.candidates)
         # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
-        step = self._runner.submit(batch, candidates)
+        step = self._runner.submit(batch, candidates, hidden)
         self._steps.append((batch, step))
         if not step.done():
             step.add_done_callback(lambda _: self._wake())
@@ -98,6 +100,13 @@ class Flights:
             if bad is not None:
                 position = part.position + bad - span.start
                 self._fail(active, errors.not_finite(position, output.not_finite[bad]))
+                continue
+            if active.pooler is not None:
+                if output.hidden is None:
+                    raise RuntimeError("the step returned no hidden states")
+                active.pooler.add(part.position, output.hidden[span.start : span.stop])
+                if part.outputs:
+                    tokens[part.seq_id] = (0,)  # ends the sequence, whose limit is one token
                 continue
             if not part.outputs:
                 continue

@@ -21,10 +21,11 @@ class StepRunner(Protocol):
     def depth(self) -> int:
         """Batches worth keeping in flight: as many as there are stages."""
 
-    def submit(self, batch: Batch, candidates: int = 0) -> Future[StepOutput]:
+    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
         """Begins one forward pass; batches end in the order in which they were submitted.
 
-        With `candidates` the logits may cover only that many best tokens of each row, or more. A
+        With `candidates` the logits may cover only that many best tokens of each row, or more. With
+        `hidden` the output has the final hidden states of all rows. A
         HearthError means that the KV cache is lost: the engine ends every request with it. With
         code UNAVAILABLE (a worker is lost) it pauses them until `Engine.resume` instead.
         """

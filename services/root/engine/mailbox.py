@@ -4,6 +4,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from hearth.common.errors import HearthError
 from hearth.root.scheduling.batch import FinishReason
 
@@ -53,11 +56,15 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Last event of a request that ended without an error. stop: the stop text that ended it."""
+    """Last event of a request that ended without an error. stop: the stop text that ended it.
+
+    vector: f32 [hidden_size], of a request for one.
+    """
 
     finish_reason: FinishReason
     usage: Usage
     stop: str | None = None
+    vector: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hearth.common.errors import HearthError, Reason
+from hearth.converter.pooling import POOLINGS
 
 # With more candidates than this, whole rows of logits are about as cheap.
 MAX_CANDIDATES = 256
@@ -101,6 +102,8 @@ class GenerateParams:
     ignore_eos: bool = False
     # Log probabilities of each token and of so many alternatives; None for none.
     top_logprobs: int | None = None
+    # "mean", "cls" or "last": a vector of the prompt instead of tokens; "" for tokens.
+    pooling: str = ""
 
     @property
     def candidates(self) -> int:
@@ -113,6 +116,11 @@ class GenerateParams:
                 f"max_tokens is {self.max_tokens}; it must be in [0, 4294967295]",
                 field="max_tokens",
                 value=self.max_tokens,
+            )
+        if self.pooling not in ("", *POOLINGS):
+            raise invalid(
+                f"pooling is {self.pooling[:40]!r}; it must be one of {', '.join(POOLINGS)}",
+                field="pooling",
             )
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
             raise invalid(

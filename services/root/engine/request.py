@@ -8,6 +8,7 @@ from hearth.converter.tokenizers.base import StreamDecoder
 from hearth.root.engine.interfaces import TokenSampler
 from hearth.root.engine.mailbox import Sink, TokenScore, Usage
 from hearth.root.engine.params import GenerateParams
+from hearth.root.engine.pooling import Pooler
 from hearth.root.engine.stopping import StopMatcher
 
 
@@ -30,6 +31,8 @@ class Active:
     scores: deque[TokenScore] = field(default_factory=deque)
     # Losses of the cluster in steps of this request since its last token.
     setbacks: int = 0
+    # Of a request for a vector.
+    pooler: Pooler | None = None
 
     def usage(self) -> Usage:
         """The request's usage; seconds of phases not reached are 0."""

@@ -145,6 +145,9 @@ class StepOutput:
     # Rows of the batch whose values are infinite or NaN: their sequences cannot go on. For each the
     # address of the worker from which that comes, or "".
     not_finite: Mapping[int, str] = field(default_factory=dict)
+    # Final hidden states (after the last norm) of all rows, f32 [batch rows, hidden_size], where
+    # they are asked for.
+    hidden: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ client cancels, or whose deadline passes, is cancelled by gRPC, and its request 
 
 import asyncio
 import re
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,12 @@ SERVICE = root_pb2.DESCRIPTOR.services_by_name["RootService"].full_name
 # Metadata of Generate, both ways: the request's name in the root's log. A client may choose it.
 REQUEST_ID = "hearth-request-id"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_POOLING: Mapping[int, str] = {
+    root_pb2.POOLING_MEAN: "mean",
+    root_pb2.POOLING_CLS: "cls",
+    root_pb2.POOLING_LAST: "last",
+}
 
 Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
 
@@ -57,6 +64,21 @@ class RootService(root_pb2_grpc.RootServiceServicer):
     ) -> root_pb2.DetokenizeResponse:
         text = await self._frontend.detokenize(request.ids)
         return root_pb2.DetokenizeResponse(text=text)
+
+    async def Embed(  # type: ignore[override]  # noqa: N802
+        self, request: root_pb2.EmbedRequest, context: Context
+    ) -> None:
+        """Writes to the context itself, as Generate does."""
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
+        pooling = _POOLING.get(request.pooling, "")
+        inputs = [_embed_input(each) for each in request.inputs]
+        vectors = await self._frontend.embed(
+            inputs, pooling, truncate=request.truncate, deadline=deadline
+        )
+        for vector in vectors:
+            values = vector.values if request.raw else vector.normalised()
+            await context.write(root_pb2.EmbedResponse(values=values, tokens=vector.tokens))
 
     async def GetModel(  # noqa: N802
         self, request: root_pb2.GetModelRequest, context: Context
@@ -137,6 +159,15 @@ def _input(request: root_pb2.GenerateRequest) -> Input:
         Reason.INVALID_ARGUMENT,
         "the request has no input; give a prompt (it may be empty), tokens, or a conversation",
     )
+
+
+def _embed_input(given: root_pb2.EmbedInput) -> Input:
+    match given.WhichOneof("input"):
+        case "tokens":
+            return TokenIds(given.tokens.ids)
+        case "text":
+            return Prompt(given.text)
+    raise HearthError(Reason.INVALID_ARGUMENT, "an input is empty; give a text or tokens")
 
 
 def _response(event: Delta | Waiting | Done) -> root_pb2.GenerateResponse:

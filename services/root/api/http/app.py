@@ -14,7 +14,15 @@ from starlette.types import Receive, Scope, Send
 from hearth.common.errors import HearthError
 from hearth.common.live_calls import LiveCalls
 from hearth.root.api.fairness import CLIENT, Places, Turns
-from hearth.root.api.http import anthropic, limits, llama_server, ollama, openai, responses
+from hearth.root.api.http import (
+    anthropic,
+    embeddings,
+    limits,
+    llama_server,
+    ollama,
+    openai,
+    responses,
+)
 from hearth.root.api.http.access import Rules
 from hearth.root.api.http.call import Call, GoneError
 from hearth.root.api.http.errors import (
@@ -38,7 +46,7 @@ Count = Callable[[str, int], object]
 _OPENAI: Mapping[str, tuple[str, Handler]] = {
     "/chat/completions": ("POST", openai.chat),
     "/completions": ("POST", openai.completions),
-    "/embeddings": ("POST", openai.embeddings),
+    "/embeddings": ("POST", embeddings.openai),
     "/models": ("GET", openai.models),
     "/models/{id:path}": ("GET", openai.model),
 }

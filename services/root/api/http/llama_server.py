@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hearth.common import system
-from hearth.root.api.http import streams
+from hearth.root.api.http import embeddings, streams
 from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.conversations import in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request
@@ -125,6 +125,7 @@ ROUTES = {
     "/detokenize": ("POST", detokenize),
     "/apply-template": ("POST", apply_template),
     "/completion": ("POST", completion),
+    "/embedding": ("POST", embeddings.llama_server),
     "/infill": ("POST", infill),
 }
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hearth.root.api.frontend import ModelFacts
-from hearth.root.api.http import streams
+from hearth.root.api.http import embeddings, streams
 from hearth.root.api.http.call import LINES, TEXT, Call
 from hearth.root.api.http.conversations import Message, in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
-from hearth.root.api.http.openai import embeddings
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
@@ -107,7 +106,7 @@ async def show(call: Call, services: Services) -> None:
             "template": services.frontend.chat_template,
             "details": _details(facts),
             "model_info": info,
-            "capabilities": ["completion"],
+            "capabilities": _capabilities(facts),
             "modified_at": _time(services.started),
         }
     )
@@ -149,8 +148,8 @@ ROUTES = {
     "/api/show": ("POST", show),
     "/api/version": ("GET", version),
     "/api/pull": ("POST", pull),
-    "/api/embed": ("POST", embeddings),
-    "/api/embeddings": ("POST", embeddings),
+    "/api/embed": ("POST", embeddings.ollama),
+    "/api/embeddings": ("POST", embeddings.ollama_single),
     "/api/push": ("POST", not_here),
     "/api/create": ("POST", not_here),
     "/api/copy": ("POST", not_here),
@@ -295,8 +294,13 @@ def _listed(services: Services) -> Object:
         "size": _size(services) or facts.parameters,
         "digest": hashlib.sha256(repr(facts).encode()).hexdigest(),
         "details": _details(facts),
-        "capabilities": ["completion"],
+        "capabilities": _capabilities(facts),
     }
+
+
+def _capabilities(facts: ModelFacts) -> list[str]:
+    """`embedding` only for models that are made for it: lists of chat models leave those out."""
+    return ["completion", "embedding"] if facts.pooling else ["completion"]
 
 
 def _details(facts: ModelFacts) -> Object:

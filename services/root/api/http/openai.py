@@ -126,13 +126,6 @@ async def model(call: Call, services: Services) -> None:
     await call.reply(_model(services))
 
 
-async def embeddings(call: Call, services: Services) -> None:
-    """POST /v1/embeddings and Ollama's: not made yet, and refused in words that clients show."""
-    body = await call.json()
-    check_model(services, body.text("model"))
-    raise bad_request("this model makes no embeddings", "model")
-
-
 def finish_of(done: Done) -> str:
     """OpenAI's finish_reason."""
     return "length" if done.finish_reason in ENDED_BY_LENGTH else "stop"
