@@ -50,26 +50,29 @@ def _api_key(options: Options) -> str | None:
         raise HearthError(Reason.BAD_SETTING, "give --api-key or --api-key-file, not both")
     path = Path(options.api_key_file)
     check_mode(path)
-    return _first_key(path, read_file(path).decode("utf-8", "replace"))
+    return _first_key(path, read_file(path))
 
 
-def _first_key(path: Path, text: str) -> str:
+def _first_key(path: Path, data: bytes) -> str:
     """The key in a file that holds nothing else, or the first one of a file for --api-keys."""
-    from hearth.common.key_files import bad_file
+    from hearth.common.api_keys import key_lines
+    from hearth.common.key_files import bad_file, check_secret
 
-    for line in text.splitlines():
-        words = line.partition("#")[0].split()
-        if words:
-            return words[min(1, len(words) - 1)]
+    for number, words in key_lines(data):
+        key = words[min(1, len(words) - 1)]
+        check_secret(f"{path}, line {number}: the key", key, path)
+        return key
     raise bad_file(f"{path} holds no API key", path)
 
 
 def _check_certificate(directory: Path, with_key: bool) -> None:
-    """Refuses a worker's or a monitor's directory in words, before a root does by a handshake."""
+    """Refuses a certificate in words that a root would refuse by a handshake."""
     from hearth.common.certificates import Role, check_directory
+    from hearth.common.identity import read_pair
     from hearth.common.key_files import check_mode
 
     check_mode(directory / "tls.key")
     if with_key and (directory / "ca.crt").exists() and not (directory / "tls.crt").exists():
         return  # with an API key, the authority is enough
     check_directory(directory, (Role.CLIENT, Role.OPERATOR, Role.ROOT))
+    read_pair(directory)

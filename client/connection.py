@@ -1,6 +1,10 @@
 """A client's connection: TLS from a directory, an API key, and channel options."""
 
+import codecs
 import ipaddress
+import os
+import ssl
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +99,45 @@ def credentials_of(
     """Credentials and the channel options that belong to them.
 
     tls: a directory with ca.crt and, where the root requires a certificate, tls.crt and tls.key.
-    credentials: returned as they are. Raises InvalidArgument, or TypeError when both are given.
+    credentials: returned as they are. Raises InvalidArgument for files that cannot be used, or
+    TypeError when both are given.
     """
     if tls is None:
         return credentials, []
     if credentials is not None:
         raise TypeError("give tls= or credentials=, not both")
     folder = Path(tls)
-    chain = _read(folder / "tls.crt") if (folder / "tls.crt").exists() else None
+    authority = _read(folder / "ca.crt")
+    chain = _read(folder / "tls.crt") if os.path.lexists(folder / "tls.crt") else None
     key = _read(folder / "tls.key") if chain is not None else None
-    made = grpc.ssl_channel_credentials(_read(folder / "ca.crt"), key, chain)
+    _check_files(folder, chain is not None)
+    made = grpc.ssl_channel_credentials(authority, key, chain)
     return made, [("grpc.ssl_target_name_override", _ROOT_NAME)]
+
+
+def _check_files(folder: Path, with_certificate: bool) -> None:
+    """Loads the files as TLS does: gRPC ends the process for empty ones, and names no bad one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(folder / "ca.crt")
+    except (ssl.SSLError, OSError) as error:
+        problem = f"{folder / 'ca.crt'} cannot be used: {_reason(error)}; it must be a certificate"
+        raise _invalid(f"{problem} in PEM") from None
+    if not with_certificate:
+        return
+    try:
+        # A password, so that OpenSSL does not ask for one on the terminal.
+        context.load_cert_chain(folder / "tls.crt", folder / "tls.key", password="")
+    except (ssl.SSLError, OSError) as error:
+        problem = f"{folder / 'tls.crt'} and {folder / 'tls.key'} cannot be used: {_reason(error)}"
+        hint = "they must be a certificate and its own key, in PEM and without a password"
+        raise _invalid(f"{problem}; {hint}") from None
+
+
+def _reason(error: OSError) -> str:
+    """OpenSSL's words for a bad file, without the place in its source."""
+    reason = getattr(error, "reason", None) or error.strerror or str(error)
+    return str(reason).partition(" (_ssl.c")[0].replace("_", " ").lower()
 
 
 def metadata_of(api_key: str | None) -> Metadata | None:
@@ -118,14 +150,25 @@ def metadata_of(api_key: str | None) -> Metadata | None:
 
 
 def _read(path: Path) -> bytes:
+    """A small file without a byte order mark, which gRPC does not know."""
     try:
-        with path.open("rb") as file:
-            return file.read(_MAX_FILE_BYTES)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _invalid(f"{path} is not a regular file")
+            data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise _invalid(
             f"cannot read {path}: {error.strerror or error}; tls= (--tls) is a directory with "
             "ca.crt, and tls.crt and tls.key where the root requires a certificate"
         ) from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise _invalid(f"{path} has more than {_MAX_FILE_BYTES} bytes: it is not the right file")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a FIFO without waiting for its other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _invalid(message: str) -> InvalidArgument:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
+MAX_NAME_CHARACTERS = 100
 # What an API key may allow.
 _KEY_ROLES = (Role.CLIENT, Role.OPERATOR)
 
@@ -32,10 +33,11 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The clients of a root, by key: a file of lines `NAME KEY [ROLE]`; # begins a comment.
+    """The clients of a root, by key: a file of lines `NAME KEY [ROLE]`.
 
-    ROLE is client, the default, or operator. While the root runs, a line that cannot be read admits
-    nobody, and neither does a file that is gone; both are logged as errors.
+    A word that begins with # begins a comment. ROLE is client, the default, or operator. While the
+    root runs, a line that cannot be read admits nobody, and neither does a file that is gone; both
+    are logged as errors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,18 +107,32 @@ def _read_keys(path: Path) -> Mapping[str, ApiKey]:
     return keys
 
 
+def key_lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of each line that has some, without the comment.
+
+    A comment begins with a word that begins with #, so that a key may have one in it.
+    """
+    for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), 1):
+        words = line.split()
+        count = next((at for at, word in enumerate(words) if word.startswith("#")), len(words))
+        if count:
+            yield number, words[:count]
+
+
 def _parse_keys(path: Path, data: bytes) -> tuple[Mapping[str, ApiKey], list[HearthError]]:
     """The keys by name, and what is wrong with the other lines."""
     keys: dict[str, ApiKey] = {}
+    names: dict[bytes, str] = {}
     problems: list[HearthError] = []
-    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
+    for number, words in key_lines(data):
+        where = f"{path}, line {number}"
         try:
-            key = _parse_key(f"{path}, line {number}", words, path)
+            key = _parse_key(where, words, path)
             if key.name in keys:
-                problem = f"{path}, line {number}: the name {key.name!r} is there twice"
+                raise bad_file(f"{where}: the name {key.name!r} is there twice", path)
+            other = names.setdefault(key.digest, key.name)
+            if other != key.name:
+                problem = f"{where}: {key.name!r} has the key of {other!r}; each needs its own"
                 raise bad_file(problem, path)
             keys[key.name] = key
         except HearthError as error:
@@ -132,6 +148,12 @@ def _parse_key(where: str, words: list[str], path: Path) -> ApiKey:
     if len(words) not in (2, 3):
         raise bad_file(f"{where}: {len(words)} words, expected NAME KEY or NAME KEY ROLE", path)
     name, secret = words[:2]
+    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        problem = (
+            f"{where}: the name {name[:MAX_NAME_CHARACTERS]!r} has {len(name)} characters; at most "
+            f"{MAX_NAME_CHARACTERS} that can be printed are allowed"
+        )
+        raise bad_file(problem, path)
     role = words[2] if len(words) == 3 else Role.CLIENT
     if role not in _KEY_ROLES:
         raise bad_file(f"{where}: the role is {role!r}; it is client or operator", path)

@@ -7,6 +7,7 @@ A certificate states its roles by DNS names of its subjectAltName: `hearth-root`
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def read_revoked(directory: Path) -> frozenset[int]:
     from cryptography import x509
 
     path = directory / REVOCATION_LIST
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nothing is a list that cannot be read
         return frozenset()
     authorities = x509.load_pem_x509_certificates(read_file(directory / "ca.crt"))
     blocks = _LISTS.findall(read_file(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import stat
@@ -22,9 +23,12 @@ ANY_MODE = "HEARTH_ANY_KEY_MODE"
 
 
 def read_file(path: Path) -> bytes:
-    """The contents of a small file. Raises HearthError BAD_SETTING."""
+    """The contents of a small file, without a byte order mark. Raises HearthError BAD_SETTING."""
     try:
-        with path.open("rb") as file:
+        # Without O_NONBLOCK the opening of a FIFO waits for its other end.
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise bad_file(f"{path} is not a regular file: give the name of one", path)
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         problem = (
@@ -35,7 +39,14 @@ def read_file(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         problem = f"{path} has more than {MAX_FILE_BYTES} bytes: it is not the right file"
         raise bad_file(problem, path)
-    return data
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise bad_file(f"{path} is text in UTF-16: save it as UTF-8", path)
+    # Windows editors begin a file with it; gRPC and comparisons of secrets fail on it.
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def check_mode(path: Path) -> None:

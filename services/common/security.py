@@ -11,10 +11,9 @@ import datetime
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -22,11 +21,9 @@ from hearth.common import certificates
 from hearth.common.api_keys import Metadata, bearer_problem, same_secret
 from hearth.common.certificates import REVOCATION_LIST, Peer, Role
 from hearth.common.errors import HearthError, Reason
-from hearth.common.key_files import bad_file, check_mode, check_secret, read_file
+from hearth.common.identity import FILES, SECRETS, Identity, read_identity, read_token
+from hearth.common.key_files import bad_file, check_mode
 from hearth.common.reread import Reread
-
-if TYPE_CHECKING:
-    from cryptography import x509
 
 log = logging.getLogger(__name__)
 
@@ -35,62 +32,10 @@ log = logging.getLogger(__name__)
 ROOT_NAME = Role.ROOT.host_name
 WORKER_NAME = Role.WORKER.host_name
 
-FILES = ("ca.crt", "tls.crt", "tls.key", "token")
-# Those of them that others must not read.
-SECRETS = ("tls.key", "token")
 # Start-up warns about a certificate with fewer days left.
 _WARN_DAYS = 30
 # Time limit of the handshake that finds a server's certificate.
 _LOOK_SECONDS = 5.0
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Contents of the files, checked against each other. PEM as bytes; `repr` hides secrets."""
-
-    ca: bytes = field(repr=False)
-    certificate: bytes = field(repr=False)
-    key: bytes = field(repr=False)
-    token: str = field(repr=False)
-    # End of the certificate's validity.
-    expires: datetime.datetime
-
-
-def read_identity(directory: Path) -> Identity:
-    """Reads and checks a directory. Raises HearthError BAD_SETTING naming the file."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-
-    ca, certificate, key, token = (read_file(directory / name) for name in FILES)
-
-    def parse(name: str, read: Callable[[], T]) -> T:
-        try:
-            return read()
-        except Exception as error:  # cryptography raises errors of many types for bad bytes
-            raise bad_file(f"{directory / name} cannot be used: {error}", directory) from None
-
-    authorities = parse("ca.crt", lambda: x509.load_pem_x509_certificates(ca))
-    chain = parse("tls.crt", lambda: x509.load_pem_x509_certificates(certificate))
-    private = parse("tls.key", lambda: serialization.load_pem_private_key(key, password=None))
-    if chain[0].public_key() != private.public_key():
-        raise bad_file(f"{directory}/tls.key is not the key of {directory}/tls.crt", directory)
-    if not any(_issued(link, authority) for link in chain for authority in authorities):
-        problem = (
-            f"{directory}/tls.crt was not signed by {directory}/ca.crt: take both from "
-            "the same run of `hearth certs init`"
-        )
-        raise bad_file(problem, directory)
-    expires = chain[0].not_valid_after_utc
-    now = datetime.datetime.now(datetime.UTC)
-    if not chain[0].not_valid_before_utc <= now < expires:
-        problem = (
-            f"{directory}/tls.crt is valid from {chain[0].not_valid_before_utc:%Y-%m-%d} to "
-            f"{expires:%Y-%m-%d}, and this machine's clock shows {now:%Y-%m-%d %H:%M} UTC"
-        )
-        raise bad_file(problem, directory)
-    return Identity(ca, certificate, key, _secret(directory / "token", token), expires)
 
 
 class Security:
@@ -107,12 +52,19 @@ class Security:
         if role is not None:
             certificates.check_directory(directory, (role,))
         self._files = Reread([directory / name for name in FILES], lambda: read_identity(directory))
-        self._token = Reread([directory / "token"], lambda: _token(directory), lambda _: "")
+        self._token = Reread([directory / "token"], lambda: read_token(directory), lambda _: "")
         self._serials: frozenset[int] = frozenset()
         self._revoked = Reread(
             [directory / name for name in (REVOCATION_LIST, "ca.crt")], self._read_revoked
         )
-        left = self._files.get().expires - datetime.datetime.now(datetime.UTC)
+        own = self._files.get()
+        if own.serial in self._revoked.get():
+            problem = (
+                f"{directory}/{REVOCATION_LIST} revokes {directory}/tls.crt (serial number "
+                f"{own.serial:x}), so nobody would accept it: run `hearth certs add` for another"
+            )
+            raise bad_file(problem, directory)
+        left = own.expires - datetime.datetime.now(datetime.UTC)
         if left.days < _WARN_DAYS:
             log.warning("%s/tls.crt ends in %d days: renew it", directory, left.days)
 
@@ -231,7 +183,10 @@ class Security:
     def _load(self, context: ssl.SSLContext) -> None:
         try:
             context.load_verify_locations(self.directory / "ca.crt")
-            context.load_cert_chain(self.directory / "tls.crt", self.directory / "tls.key")
+            # With a password, a key that has one fails; OpenSSL would ask for it on the terminal.
+            context.load_cert_chain(
+                self.directory / "tls.crt", self.directory / "tls.key", password=""
+            )
         except (OSError, ssl.SSLError) as error:
             raise bad_file(f"{self.directory} cannot be used: {error}", self.directory) from None
 
@@ -242,21 +197,3 @@ class Security:
             raise bad_file(f"{path} is gone", path)
         self._serials = certificates.read_revoked(self.directory)
         return self._serials
-
-
-def _token(directory: Path) -> str:
-    return _secret(directory / "token", read_file(directory / "token"))
-
-
-def _secret(path: Path, raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace").strip()
-    check_secret(f"the token in {path}", text, path)
-    return text
-
-
-def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except Exception:  # ValueError, TypeError or InvalidSignature
-        return False
-    return True

@@ -37,7 +37,7 @@ from hearth.common.certificates import (  # noqa: E402
 )
 from hearth.common.errors import HearthError, Reason  # noqa: E402
 from hearth.common.health import LIVE, READY  # noqa: E402
-from hearth.common.security import read_identity  # noqa: E402
+from hearth.common.identity import read_identity  # noqa: E402
 
 Look = Callable[[str], Installed]
 every_option = pytest.mark.parametrize("name", OPTIONS)

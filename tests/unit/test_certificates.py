@@ -29,9 +29,10 @@ from hearth.common.channels import is_loopback, refuse_exposed
 from hearth.common.errors import HearthError
 from hearth.common.front import BEHIND, Front
 from hearth.common.http_port import MAX_CONNECTIONS
+from hearth.common.identity import FILES, read_identity
 from hearth.common.metrics import Metrics
 from hearth.common.metrics_port import MetricsPort
-from hearth.common.security import FILES, Security, read_identity
+from hearth.common.security import Security
 from hearth.root.api.prompt import MAX_BYTES_PER_POSITION, check_count, check_size
 
 KEY = "k" * 16
@@ -222,11 +223,35 @@ def test_no_secret_is_shown(clusters: tuple[Path, Path]) -> None:
         (f"me {KEY} root", "line 1: the role is 'root'"),
         ("me short", "5 characters"),
         (f"me {KEY}\nme {KEY}2", "line 2: the name 'me'"),
+        (f"me {KEY}\nyou {KEY} operator", "line 2: 'you' has the key of 'me'"),
+        ("n" * 101 + f" {KEY}", "has 101 characters; at most 100"),
+        (f"m\x1b[2J {KEY}", "line 1: the name 'm\\x1b[2J'"),
     ],
 )
 def test_api_keys_that_cannot_be_read(tmp_path: Path, text: str, said: str) -> None:
     write_secret(tmp_path / "keys", text)
     assert said in problem_of(lambda: ApiKeys(tmp_path / "keys"))
+
+
+@pytest.mark.parametrize(
+    ("data", "admitted"),
+    [
+        (f"me {KEY}#1\n", f"{KEY}#1"),  # all of the key, not what is before the #
+        (f"me {KEY}#1#2 operator #3\n", f"{KEY}#1#2"),
+        (f"#me {KEY}1\n  # you {KEY}2\n\n \t\nall {KEY}3 # {KEY}4\n", f"{KEY}3"),
+        (f"\ufeffme {KEY}\r\n\r\n", KEY),
+        (f"\ufeff# first\r\nme {KEY}\r\n", KEY),
+        (f"me\t{KEY}", KEY),
+    ],
+)
+def test_lines_of_api_keys(tmp_path: Path, data: str, admitted: str) -> None:
+    (tmp_path / "keys").write_bytes(data.encode())
+    (tmp_path / "keys").chmod(0o600)
+    keys = ApiKeys(tmp_path / "keys")
+    assert keys.admits([("authorization", f"Bearer {admitted}")]) == ""
+    for other in (KEY, f"{KEY}1", f"{KEY}2", f"{KEY}4", f"{KEY}#1#2#3"):
+        found = keys.admits([("authorization", f"Bearer {other}")])
+        assert found == ("" if other == admitted else "a wrong API key")
 
 
 def test_api_keys_are_read_again_when_they_change(
