@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -84,13 +85,16 @@ def environment(name: str, build: Sequence[str]) -> Path:
     """Python of an environment with llama.cpp, created when absent (ten minutes)."""
     folder = BUILD / name
     python = folder / "bin" / "python"
-    if not python.exists():
+    made = folder / "made"
+    if not made.exists():
+        shutil.rmtree(folder, ignore_errors=True)
         print(f"making {folder}, with llama.cpp built from source", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         options = " ".join(f"-DGGML_{option}" for option in build)
         # (pip would reuse another build of the package from its cache.)
         command = [python, "-m", "pip", "install", "-q", "--no-cache-dir", *PACKAGES]
         subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": options})
+        made.touch()
     return python
 
 
@@ -167,17 +171,20 @@ def measure(
 
 
 def bytes_per_token(path: Path) -> int:
-    """Bytes of weights that one decode step reads."""
+    """Bytes of weights that one decode step reads: of experts those that are chosen."""
     model = open_model(str(path))
     try:
-        names = [
-            name for name in model.spec.tensor_names() if model.spec.tied or name != "embedding"
-        ]
-        return sum(
-            model.spec.tensor_shape(name)[0]
-            * _native.row_bytes(model.tensor_type(name), model.spec.tensor_shape(name)[1])
-            for name in names
-        )
+        spec, total = model.spec, 0
+        for tensor in spec.tensors:
+            if tensor.name == "embedding" and not spec.tied or tensor.stored_as:
+                continue
+            rows, columns = tensor.shape
+            size = rows * _native.row_bytes(model.tensor_type(tensor.name), columns)
+            if tensor.parts > 1:
+                experts = spec.kinds[spec.kind_of_layer[tensor.layer]].experts
+                size = size * experts.used // experts.count if experts else size
+            total += size
+        return total
     finally:
         model.close()
 
