@@ -176,7 +176,7 @@ def bytes_per_token(path: Path) -> int:
     try:
         spec, total = model.spec, 0
         for tensor in spec.tensors:
-            if tensor.name == "embedding" and not spec.tied or tensor.stored_as:
+            if (tensor.name == "embedding" and not spec.tied) or tensor.stored_as:
                 continue
             rows, columns = tensor.shape
             size = rows * _native.row_bytes(model.tensor_type(tensor.name), columns)
