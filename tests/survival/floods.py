@@ -10,6 +10,7 @@ host with the attackers, which is the worst case for limits by host. Needs root,
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import subprocess
@@ -43,6 +44,8 @@ PORTS = (
     "metrics-plain",
     "metrics-mtls",
     "mesh",
+    "http-plain",
+    "http-tls-keys",
 )
 ROOT, WORKER = b"/hearth.v1.RootService/GetModel", b"/hearth.v1.WorkerService/Describe"
 
@@ -114,7 +117,7 @@ class Target:
             if how == "tls-keys":
                 options += ["--api-keys", str(certs / "api-keys")]
                 client["api_key"] = (certs / "api-keys").read_text().split()[1]
-            if service in ("health", "metrics"):
+            if service in ("health", "metrics", "http"):
                 options += [f"--{service}", extra]
             self.process = ServiceProcess("root", *options, log=log, before=inside)
         stack.callback(self.process.end)
@@ -123,7 +126,7 @@ class Target:
             self.ca = certs / "ca.crt"
         if name == "root-mtls":
             self.own = certs / "client"
-        if service in ("health", "metrics", "mesh"):
+        if service in ("health", "metrics", "mesh", "http"):
             self.kind, self.address = service, extra
         if service in ("worker", "mesh"):
             self.path = WORKER
@@ -132,6 +135,9 @@ class Target:
         elif service == "health":
             url = f"http://{extra}/readyz"
             self.ask = lambda: urllib.request.urlopen(url, timeout=5).read()
+        elif service == "http":
+            key = client.get("api_key")
+            self.ask = lambda: complete(extra, self.ca, str(key or ""))
         elif service == "metrics":
             own = certs / "client" if mtls else None
             self.ask = lambda: scrape(extra, self.ca, own)
@@ -153,6 +159,17 @@ def scrape(address: str, ca: Path | None, own: Path | None) -> None:
     context.check_hostname = False
     context.load_cert_chain(own / "tls.crt", own / "tls.key")
     urllib.request.urlopen(f"https://{address}/metrics", timeout=5, context=context).read()
+
+
+def complete(address: str, ca: Path | None, key: str) -> None:
+    context = ssl.create_default_context(cafile=str(ca)) if ca else None
+    if context is not None:
+        context.check_hostname = False
+    url = f"{'https' if ca else 'http'}://{address}/v1/completions"
+    body = json.dumps({"prompt": "Once", "max_tokens": 2}).encode()
+    request = urllib.request.Request(url, body, {"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=5, context=context) as answer:
+        assert json.load(answer)["choices"][0]["text"]
 
 
 def generate(address: str, client: dict[str, object]) -> None:

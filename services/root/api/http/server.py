@@ -29,6 +29,7 @@ from hearth.root.api.http import limits
 from hearth.root.api.http.access import Rules
 from hearth.root.api.http.app import App, Count
 from hearth.root.api.http.connection import Connection
+from hearth.root.api.http.hello import hello
 from hearth.root.api.http.requests import Services
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class _Place:
         self.peer = peer
         self.connection: Connection | None = None
         self.task: asyncio.Task[None] | None = None
+        # Its first record of TLS has come.
+        self.greeted = False
 
     @property
     def idle(self) -> bool:
@@ -265,6 +268,9 @@ class HttpServer:
             if self._contexts is None:
                 await loop.connect_accepted_socket(make, place.socket)
                 return
+            async with asyncio.timeout(limits.HEAD_SECONDS):
+                await hello(place.socket)
+            place.greeted = True
             async with self._handshakes.turn(place.peer[0]):
                 await loop.connect_accepted_socket(
                     make,
@@ -273,7 +279,8 @@ class HttpServer:
                     ssl_handshake_timeout=limits.HEAD_SECONDS,
                 )
         except OSError as error:  # ssl.SSLError and ConnectionError among them
-            problem = getattr(error, "reason", None) or error or type(error).__name__
+            late = f"it took {limits.HEAD_SECONDS:g} s"
+            problem = late if isinstance(error, TimeoutError) else getattr(error, "reason", error)
             self._refusals.note(place.peer, f"the TLS handshake failed: {problem}")
             self._forget(place)
         except asyncio.CancelledError:
@@ -294,10 +301,14 @@ class HttpServer:
             place.socket.close()
 
     def _drop(self) -> None:
-        """Closes the oldest idle connection of the host that has the most; else the newest."""
+        """Closes the oldest idle connection of the host that has the most; else the newest.
+
+        Of the idle ones, first those that have sent nothing whole.
+        """
         for most, _ in self._hosts.most_common():
-            mine = [each for each in self._places if each.peer[0] == most]
-            idle = next((each for each in mine if each.idle), None)
+            mine = [each for each in self._places if each.peer[0] == most and each.idle]
+            silent = (each for each in mine if not each.greeted)
+            idle = next(silent, None) or next(iter(mine), None)
             if idle is not None:
                 self._end(idle)
                 return

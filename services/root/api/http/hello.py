@@ -1,0 +1,50 @@
+"""A wait for the opening of a TLS connection, which costs the root next to nothing meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+# A record's header (RFC 8446, section 5.1): type, version, length.
+_HEADER = 5
+_HANDSHAKE = 22
+_MOST = 1 << 14
+# Between two looks, where readiness came before the bytes: the peer sends no more, or the system
+# does not wait for a number of bytes.
+_LOOK_SECONDS = 0.05
+
+
+async def hello(connection: socket.socket) -> None:
+    """Waits until the first TLS record of a connection is whole, and leaves it unread.
+
+    Raises ConnectionError: the peer sent something else, or has left.
+    """
+    wanted = _HEADER
+    try:
+        while True:
+            await _readable(connection, wanted)
+            seen = connection.recv(_HEADER + _MOST, socket.MSG_PEEK)
+            if not seen or seen[0] != _HANDSHAKE:
+                raise ConnectionError("it does not speak TLS" if seen else "it has left")
+            if len(seen) < wanted:
+                await asyncio.sleep(_LOOK_SECONDS)
+                continue
+            wanted = _HEADER + int.from_bytes(seen[3:5], "big")
+            if wanted > _HEADER + _MOST:
+                raise ConnectionError("its TLS record is too long")
+            if len(seen) >= wanted:
+                return
+    finally:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+async def _readable(connection: socket.socket, wanted: int) -> None:
+    """Waits for `wanted` bytes, or for fewer where no more can come."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
