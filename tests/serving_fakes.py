@@ -178,7 +178,8 @@ class Greedy:
     def sample(
         self, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.uint32] | None = None
     ) -> int:
-        return int(logits.argmax())
+        best = int(logits.argmax())
+        return best if ids is None else int(ids[best])
 
     def accept(self, token: int) -> None:
         self.accepted.append(token)

@@ -35,6 +35,8 @@ from hearth.root.engine import errors
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.engine.params import GenerateParams, Sampling, check_ids, check_text, invalid
+from hearth.root.engine.structure.constraint import Constraint
+from hearth.root.engine.structure.matching import Matcher
 from hearth.root.status.describe import waiting_reason
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ MAX_STREAMS = 256
 # come with models: one that takes its whole time must not hold up prompts.
 _TOKENIZERS = 2
 _RENDERERS = 2
+# Constraints compiled at once, and the time that a request waits for its own.
+_COMPILERS = 1
+_COMPILE_SECONDS = 20.0
 _SHUTDOWN_POLL_SECONDS = 0.02
 
 P = ParamSpec("P")
@@ -168,9 +173,11 @@ class Frontend:
         self._shutting_down = False
         self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, "tokenizing")
         self._renderers = ThreadPoolExecutor(_RENDERERS, "rendering")
+        self._compilers = ThreadPoolExecutor(_COMPILERS, "compiling")
         self._turns = {
             self._tokenizers: Turns(_TOKENIZERS, _TOKENIZERS),
             self._renderers: Turns(_RENDERERS, _RENDERERS),
+            self._compilers: Turns(_COMPILERS, _COMPILERS),
         }
 
     @property
@@ -221,7 +228,8 @@ class Frontend:
             ids = await self._input_ids(request.input, deadline)
             params = request.params(ids)
             self._engine.check(params)
-            handle = self._engine.submit(params, answer.mailbox)
+            matcher = await self._matcher(request.sampling.constraint)
+            handle = self._engine.submit(params, answer.mailbox, matcher)
         except BaseException as error:
             answer.close(error)
             raise
@@ -398,8 +406,8 @@ class Frontend:
             answer.fail(errors.shutting_down())
 
     def close(self) -> None:
-        """Let the tokenizing threads end."""
-        for threads in (self._tokenizers, self._renderers):
+        """Let the threads end."""
+        for threads in self._turns:
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _admit(self, client: str) -> None:
@@ -420,6 +428,17 @@ class Frontend:
                 )
         except TimeoutError:
             raise past_deadline("it was not queued yet") from None
+
+    async def _matcher(self, constraint: Constraint | None) -> Matcher | None:
+        """The compiled constraint of a request. Raises HearthError INVALID_ARGUMENT."""
+        if constraint is None:
+            return None
+        try:
+            async with asyncio.timeout(_COMPILE_SECONDS):
+                return await self._in_thread(self._compilers, self._engine.matcher, constraint)
+        except TimeoutError:
+            problem = f"it was not compiled within {_COMPILE_SECONDS:g} s; use a smaller one"
+            raise constraint.refused(problem) from None
 
     def _decode(self, ids: Sequence[int]) -> str:
         check_ids(ids, self._model.spec.vocab_size)

@@ -57,7 +57,14 @@ class Delivery:
         finish = sampled.finish
         # An end-of-sequence token is counted and listed, but has no text.
         text = "" if finish is FinishReason.EOS else active.decoder.push(sampled.token)
-        if finish is not None:
+        matcher = active.matcher
+        complete = (
+            finish is None
+            and matcher is not None
+            and matcher.length is not None
+            and active.made >= matcher.length
+        )
+        if finish is not None or complete:
             text += active.decoder.flush()
         text, stopped = active.stops.feed(text)
         if (
@@ -70,10 +77,14 @@ class Delivery:
         if stopped:
             self._cancel(active.seq_id)
             finish = FinishReason.STOP
+        elif complete:
+            self._cancel(active.seq_id)
+            text += active.stops.flush()
+            finish = FinishReason.EOS
         elif finish is not None:
             text += active.stops.flush()
         scores = (active.scores.popleft(),) if active.scores else ()
-        if finish is FinishReason.EOS:
+        if finish is FinishReason.EOS and not complete:
             scores = ()
         if not self._emit(active, Delta(text, (sampled.token,), scores)):
             # Its reader is gone, so the request ends as if its caller had cancelled it.

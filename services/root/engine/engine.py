@@ -23,7 +23,7 @@ from functools import partial
 import numpy as np
 
 from hearth.common.errors import Code, HearthError
-from hearth.converter.tokenizers.base import Tokenizer
+from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
 from hearth.root.engine import errors
 from hearth.root.engine.delivery import Delivery
 from hearth.root.engine.flights import Flights
@@ -38,6 +38,9 @@ from hearth.root.engine.params import GenerateParams, check_ids
 from hearth.root.engine.pooling import Pooler
 from hearth.root.engine.request import Active, RequestHandle
 from hearth.root.engine.stopping import StopMatcher
+from hearth.root.engine.structure.constraint import Constraint
+from hearth.root.engine.structure.matching import Matcher, Structures
+from hearth.root.engine.structure.sampler import ConstrainedSampler
 from hearth.root.scheduling.batch import Limits, Request
 from hearth.root.scheduling.residency import Residency
 from hearth.root.scheduling.scheduler import Scheduler
@@ -79,6 +82,7 @@ class Engine:
         self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
         self._metrics = metrics
         self._sampler_factory = sampler_factory
+        self._structures = Structures(tokenizer)
         self._scheduler = Scheduler(limits)
         self._on_unused_pages = on_unused_pages
         self._residency = Residency(_RESIDENT_SECONDS)
@@ -127,11 +131,21 @@ class Engine:
         self._thread.join(None if finish and timeout is None else 30.0)
         return not self._thread.is_alive()
 
-    def submit(self, params: GenerateParams, sink: Sink) -> RequestHandle:
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """Compiles a constraint for `submit`. May compute for a second, not for a loop's thread.
+
+        Raises HearthError INVALID_ARGUMENT for what is not valid, too large or not supported.
+        """
+        return self._structures.matcher(constraint)
+
+    def submit(
+        self, params: GenerateParams, sink: Sink, matcher: Matcher | None = None
+    ) -> RequestHandle:
         """Queues a request; `sink` gets Delta*, then Done or Failed, from the engine's thread.
 
         Raises HearthError for token ids out of range or after `stop`. Errors of the scheduler
         (queue full, prompt too long, cluster not ready) reach the sink as Failed; see `check`.
+        matcher: of the request's constraint, for this request only; None compiles it here.
         """
         # The scheduler will refuse a prompt that is too long, so it is not read here.
         seen = params.prompt if len(params.prompt) < self.limits.context_size else ()
@@ -139,6 +153,17 @@ class Engine:
         check_ids([token for token, _ in params.sampling.logit_bias], self.tokenizer.vocab_size)
         seed = secrets.randbits(64) if params.sampling.seed is None else params.sampling.seed
         seq_id = next(self._ids)
+        sampler = self._sampler_factory(params.sampling, seed)
+        constraint = params.sampling.constraint
+        # Enough context for the next text: a character has at most 4 bytes.
+        decoder = self.tokenizer.stream(seen[-_TAIL:])
+        if constraint is None:
+            matcher = None
+        else:
+            # The text is what the constraint allowed, also after half of a character.
+            decoder = StreamDecoder(self.tokenizer.token_bytes, strip_space=False)
+            matcher = matcher or self.matcher(constraint)
+            sampler = ConstrainedSampler(sampler, matcher, params.sampling.adjusts)
 
         def counted(event: Event) -> None:
             over = not isinstance(event, Delta)
@@ -155,10 +180,10 @@ class Engine:
             seq_id,
             params,
             counted,
-            self._sampler_factory(params.sampling, seed),
-            # Enough context for the next text: a character has at most 4 bytes.
-            self.tokenizer.stream(seen[-_TAIL:]),
+            sampler,
+            decoder,
             StopMatcher(params.stop, self.tokenizer.control_ids if params.stop else None),
+            matcher,
             time.perf_counter(),
             pooler=Pooler(params.pooling) if params.pooling else None,
         )
@@ -327,6 +352,7 @@ class Engine:
             except Exception:
                 log.exception("engine: a command failed at the end")
         self._fail_all(errors.shutting_down())
+        self._structures.close()
 
     def _on_submit(self, active: Active) -> None:
         params = active.params
@@ -335,7 +361,9 @@ class Engine:
                 raise errors.shutting_down()
             if self._suspended is not None and self._paused_until is None:
                 raise errors.not_serving(self._suspended)
-            eos_ids = frozenset() if params.ignore_eos else self.tokenizer.eos_ids
+            # (A constrained answer ends where its constraint does.)
+            endless = params.ignore_eos and active.matcher is None
+            eos_ids = frozenset() if endless else self.tokenizer.eos_ids
             self._scheduler.submit(
                 Request(active.seq_id, params.prompt, params.max_tokens, eos_ids)
             )

@@ -113,10 +113,12 @@ class Flights:
             ids = None if output.ids is None else output.ids[rows]
             logits = output.logits[rows, : self._columns if ids is None else None]
             try:
-                made = sampling.sample(part, logits, ids, active.sampler)
+                made = sampling.sample(part, logits, ids, active.sampler, active.matcher)
                 if active.params.top_logprobs is not None:
                     active.scores.extend(sampling.scores(made, logits, active.params.top_logprobs))
                 tokens[part.seq_id] = made
+            except HearthError as error:  # of its constraint
+                self._fail(active, error)
             except Exception as error:
                 log.exception("engine: sampling for request %d failed", active.seq_id)
                 self._fail(active, errors.not_sampled(error, active.made))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.pooling import POOLINGS
+from hearth.root.engine.structure.constraint import Constraint
 
 # With more candidates than this, whole rows of logits are about as cheap.
 MAX_CANDIDATES = 256
@@ -45,6 +46,8 @@ class Sampling:
     frequency_penalty: float = 0.0
     # (token id, number added to its logit).
     logit_bias: tuple[tuple[int, float], ...] = ()
+    # The language of the answer; None for any text.
+    constraint: Constraint | None = None
 
     @property
     def adjusts(self) -> bool:
@@ -54,7 +57,7 @@ class Sampling:
     @property
     def candidates(self) -> int:
         """Number of most likely tokens from which this samples; 0: any token is possible."""
-        if self.repetition_penalty != 1 or self.adjusts:
+        if self.repetition_penalty != 1 or self.adjusts or self.constraint is not None:
             return 0
         if self.temperature == 0:
             return 1

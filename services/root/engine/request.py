@@ -10,6 +10,7 @@ from hearth.root.engine.mailbox import Sink, TokenScore, Usage
 from hearth.root.engine.params import GenerateParams
 from hearth.root.engine.pooling import Pooler
 from hearth.root.engine.stopping import StopMatcher
+from hearth.root.engine.structure.matching import Matcher
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +23,7 @@ class Active:
     sampler: TokenSampler
     decoder: StreamDecoder
     stops: StopMatcher
+    matcher: Matcher | None
     submitted: float
     started: float = 0.0
     first: float = 0.0

@@ -6,17 +6,22 @@ import numpy as np
 
 from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
 from hearth.root.engine.mailbox import TokenScore
+from hearth.root.engine.structure.matching import Matcher
 from hearth.root.scheduling.batch import SequenceStep
 
 
 def sample(
-    step: SequenceStep, logits: Logits, ids: Ids | None, sampler: TokenSampler
+    step: SequenceStep,
+    logits: Logits,
+    ids: Ids | None,
+    sampler: TokenSampler,
+    matcher: Matcher | None = None,
 ) -> tuple[int, ...]:
     """New tokens of one sequence: the accepted drafts, then one more.
 
     logits: f32 [step.outputs, n]; the first row follows the last known token, each other row a
     draft. Tokens are sampled as without drafts, so drafts never change the text. The sampler
-    records each of them with `accept`.
+    records each of them with `accept`. Nothing follows the last token of a matcher's constraint.
     """
     tokens: list[int] = []
     drafts = step.drafts
@@ -24,7 +29,8 @@ def sample(
         token = sampler.sample(values) if ids is None else sampler.sample(values, ids[row])
         sampler.accept(token)
         tokens.append(token)
-        if row == len(drafts) or token != drafts[row]:
+        complete = matcher is not None and matcher.length is not None
+        if complete or row == len(drafts) or token != drafts[row]:
             break
     return tuple(tokens)
 

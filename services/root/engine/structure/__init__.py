@@ -1,0 +1,1 @@
+"""Structured output: constraints of an answer's text, enforced by llguidance."""

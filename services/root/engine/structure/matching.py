@@ -1,0 +1,211 @@
+"""llguidance over a model's vocabulary: compiled constraints, and the tokens that they allow.
+
+The library is imported, and the vocabulary's tables are made, when the first constraint comes: they
+take some 20 MiB for 50,000 tokens and 60 MiB for 150,000.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from hearth.common.errors import HearthError
+from hearth.converter.tokenizers.base import Tokenizer
+from hearth.root.engine.structure import grammar
+from hearth.root.engine.structure.constraint import Constraint
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+Mask = npt.NDArray[np.bool_]
+
+# Compiled constraints that are kept for the next request with the same.
+_KEPT = 8
+# A state of the lexer takes 1 to 2 KB.
+_MAX_LEXER_STATES = 30_000
+_MAX_GRAMMAR_SIZE = 200_000
+_MAX_PROBLEM = 400
+
+
+class Matcher:
+    """The state of a constraint in one answer. For one thread at a time."""
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        matcher: LLMatcher,
+        vocab_size: int,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self._constraint = constraint
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._threads = threads
+        self._mask: Mask | Future[Mask] | None = None
+        self._count = 0
+        # Tokens after which the constraint allows no more; None while it does.
+        self.length: int | None = None
+
+    def mask(self) -> Mask:
+        """The tokens that may come next: [tokenizer.vocab_size].
+
+        Tokens that end a sequence are among them where the answer may end. Raises HearthError
+        INVALID_ARGUMENT where the constraint needs more time or memory than it may.
+        """
+        if isinstance(self._mask, Future):
+            self._mask = self._mask.result()
+        if self._mask is None:
+            self._mask = self._compute()
+        return self._mask
+
+    def prepare(self) -> None:
+        """Computes the mask in another thread, if it is not known."""
+        if self._mask is None:
+            self._mask = self._threads.submit(self._compute)
+
+    def accept(self, token: int) -> None:
+        """Adds a token to the answer. Raises HearthError for one that is not allowed."""
+        self.mask()
+        self._mask = None
+        with self._errors():
+            self._matcher.consume_token(token)
+        self._count += 1
+        if self._matcher.is_stopped():
+            self.length = self._count
+
+    def _compute(self) -> Mask:
+        with self._errors():
+            bits = self._matcher.compute_bitmask()
+        found = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+        return found[: self._vocab_size].view(np.bool_)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raises HearthError for an error of the library, which it keeps."""
+        with _panics(self._constraint):
+            yield
+        if self._matcher.is_error():
+            problem = f"after {self._count} tokens: {_line(self._matcher.get_error())}"
+            raise self._constraint.refused(problem, {"tokens": self._count})
+
+
+class Structures:
+    """Compiles constraints for a tokenizer's vocabulary. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._vocabulary: LLTokenizer | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        # Without a token, and never advanced.
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """The state at an answer's begin. May compute for a second.
+
+        Raises HearthError INVALID_ARGUMENT for what is not valid, too large or not supported.
+        """
+        with self._lock:
+            if self._vocabulary is None or self._threads is None:
+                self._vocabulary = _vocabulary(self._tokenizer)
+                self._threads = ThreadPoolExecutor(1, "hearth-masks")
+            vocabulary, threads = self._vocabulary, self._threads
+            compiled = self._compiled.get(constraint)
+        if compiled is None:
+            compiled = self._compile(constraint, vocabulary)
+        with self._lock:
+            self._compiled[constraint] = compiled
+            self._compiled.move_to_end(constraint)
+            while len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+            own = compiled.deep_copy()
+        return Matcher(constraint, own, self._tokenizer.vocab_size, threads)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        with self._lock:
+            if self._threads is not None:
+                self._threads.shutdown(cancel_futures=True)
+
+    def _compile(self, constraint: Constraint, vocabulary: LLTokenizer) -> LLMatcher:
+        from llguidance import LLMatcher
+
+        text = grammar.of(constraint, self._tokenizer.control_ids)
+        with _panics(constraint):
+            made = LLMatcher(vocabulary, text, log_level=0, limits=_limits())
+            if not made.is_error():
+                made.compute_bitmask()  # some limits are met here, and grammars without a text
+        if made.is_error():
+            problem = made.get_error()
+            if "NoExtension" in problem:
+                problem = "no text matches it"
+            raise constraint.refused(_line(problem))
+        return made
+
+
+class _Words:
+    """A vocabulary as llguidance reads it."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        controls = {id: name for name, id in tokenizer.control_ids.items()}
+        self.tokens = [
+            controls[id].encode(errors="replace") if id in controls else tokenizer.token_bytes(id)
+            for id in range(tokenizer.vocab_size)
+        ]
+        self.special_token_ids = sorted(controls)
+        self.eos_token_id = _ends(tokenizer)[0]
+        if self.eos_token_id == tokenizer.vocab_size:
+            self.tokens.append(b"<end>")
+            self.special_token_ids.append(tokenizer.vocab_size)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Never called: grammars force no tokens (grammar.HEADER)."""
+        raise NotImplementedError
+
+
+def _ends(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end a sequence; one beyond the vocabulary for a model without any."""
+    return sorted(tokenizer.eos_ids) or [tokenizer.vocab_size]
+
+
+def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    words = _Words(tokenizer)
+    ends = _ends(tokenizer)
+    return LLTokenizer(TokenizerWrapper(words), n_vocab=len(words.tokens), eos_token=ends)
+
+
+def _limits() -> LLParserLimits:
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        max_lexer_states=_MAX_LEXER_STATES,
+        max_grammar_size=_MAX_GRAMMAR_SIZE,
+        verbose_errors=False,
+    )
+
+
+@contextmanager
+def _panics(constraint: Constraint) -> Iterator[None]:
+    """Converts the library's exceptions to HearthError; panics of Rust are BaseExceptions."""
+    try:
+        yield
+    except (HearthError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise constraint.refused(_line(str(error) or type(error).__name__)) from error
+
+
+def _line(problem: str) -> str:
+    """An error of the library without its dumps of states."""
+    return problem.split("\n<")[0].strip()[:_MAX_PROBLEM] or "it failed without a reason"

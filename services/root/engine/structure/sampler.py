@@ -1,0 +1,48 @@
+"""Sampling among the tokens that a constraint allows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
+from hearth.root.engine.structure.matching import Matcher
+
+
+class ConstrainedSampler:
+    """A sampler of allowed tokens: the others count as impossible before anything is chosen."""
+
+    def __init__(self, inner: TokenSampler, matcher: Matcher, whole: bool) -> None:
+        """whole: `inner` needs whole rows of logits."""
+        self._inner = inner
+        self._matcher = matcher
+        self._whole = whole
+
+    def sample(self, logits: Logits, ids: Ids | None = None) -> int:
+        """An allowed token of f32 [vocabulary] logits, or of candidates that are all allowed.
+
+        Raises HearthError for a constraint that fails, ValueError where no token is allowed.
+        """
+        mask = self._matcher.mask()
+        if ids is not None:
+            keep = np.flatnonzero(mask[ids] & (logits > -np.inf))
+            if not keep.size:
+                raise ValueError("none of the candidates is allowed by the constraint")
+            return self._inner.sample(logits[keep], ids[keep])
+        mask = mask[: len(logits)]
+        if self._whole:
+            return self._inner.sample(np.where(mask, logits, np.float32(-np.inf)))
+        allowed = np.flatnonzero(mask).astype(np.uint32)
+        if not allowed.size:
+            raise ValueError("the constraint allows no token of this vocabulary")
+        return self._inner.sample(logits[allowed], allowed)
+
+    def accept(self, token: int) -> None:
+        """A token of the answer; the next mask is computed meanwhile."""
+        self._inner.accept(token)
+        self._matcher.accept(token)
+        if self._matcher.length is None:
+            self._matcher.prepare()
+
+    def accept_prompt(self, tokens: Ids) -> None:
+        """Tokens of the prompt, which the constraint does not cover."""
+        self._inner.accept_prompt(tokens)
