@@ -217,7 +217,7 @@ def test_drafts_do_not_change_a_constrained_answer() -> None:
         return ConstrainedSampler(inner, matcher, False), matcher
 
     one, matcher = sampler()
-    alone = []
+    alone: list[int] = []
     for row in rows:
         step = SequenceStep(1, (65,), 0, 0, (0,), outputs=1)
         alone += sample(step, row[None], None, one, matcher)
