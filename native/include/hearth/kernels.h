@@ -3,9 +3,9 @@
 // Every other variant gives the same bits for the matrix products and quantization. Where exp is
 // involved it agrees within a few units in the last place.
 //
-// src/kernels/generic has the algorithms of all vector instruction sets, over traits that avx2 and
-// neon define. Another instruction set is another trait, a file that makes its table of it, and a
-// line in CMakeLists.txt.
+// src/kernels/generic has the algorithms of all vector instruction sets, over traits that the
+// other folders define. Another instruction set is another trait, a file that makes its table of
+// it, and a line in CMakeLists.txt.
 //
 // Packed matrices (matrix.h) come in groups of eight rows; see there for the bytes of each type.
 #pragma once
@@ -153,6 +153,8 @@ inline void multiply(const Kernels& kernels, Type type, const MatmulArgs& args, 
 extern const Kernels kScalarKernels;
 #ifdef HEARTH_HAVE_AVX2
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
+extern const Kernels kAvx512Kernels;
 #endif
 #ifdef HEARTH_HAVE_NEON
 extern const Kernels kNeonKernels;

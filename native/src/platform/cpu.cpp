@@ -26,10 +26,23 @@ bool runs_i8mm() { return runs_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM)
 #endif
 
 #ifdef HEARTH_HAVE_AVX2
-// Not every compiler's __builtin_cpu_supports knows f16c.
+// __builtin_cpu_supports also asks whether the system keeps the registers. Not every compiler's
+// knows f16c and AVX-VNNI, which have the registers of AVX2.
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+bool has_avx_vnni() {
+  constexpr unsigned kAvxVnni = 1 << 4;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
+bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 #endif
 
@@ -37,8 +50,11 @@ bool has_f16c() {
 std::vector<const Kernels*> runnable_kernels() {
   std::vector<const Kernels*> kernels;
 #ifdef HEARTH_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
+  if (runs_avx2()) {
+    if (runs_avx512()) kernels.push_back(&kAvx512Kernels);
+    if (has_avx_vnni()) kernels.push_back(&kAvxVnniKernels);
     kernels.push_back(&kAvx2Kernels);
+  }
 #endif
 #ifdef HEARTH_HAVE_NEON
 #ifdef __linux__

@@ -9,15 +9,24 @@
 namespace hearth {
 namespace {
 
-struct Avx2Bytes {
+// Parts that products with other instructions share.
+struct Avx2Codes {
   using V = Avx2;
   using Bytes = __m256i;
+  using At = const uint8_t*;
+  static constexpr size_t kGroups = 1;
   static constexpr size_t kPanelTokens = 5;
-  static constexpr int32_t kSignedOffset = 0;
+  // A run takes 9 to 13 KiB of the first-level cache, and its activations 3.
+  static constexpr size_t kTileTokens = 4, kTileStripes = 2, kRunParts = 16;
   using Tiles = std::index_sequence<4, 3, 2, 1>;
 
+  static At at(const uint8_t* group, size_t, size_t) { return group; }
   static Bytes load(const uint8_t* at) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  }
+  static Bytes load_panel(const uint8_t* at) { return load(at); }
+  static void load_halves(const uint8_t* at, __m256 (&out)[1]) {
+    out[0] = V::load(reinterpret_cast<const uint16_t*>(at));
   }
   static void store(uint8_t* at, Bytes bytes) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), bytes);
@@ -46,7 +55,6 @@ struct Avx2Bytes {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half), nibbles);
   }
-  static Bytes from_int8(Bytes bytes) { return bytes; }
   template <size_t kQuad>
   static Bytes fifths(Bytes words) {
     constexpr int kByte = kQuad / 2, kFirst = kQuad % 2 * 4;
@@ -67,6 +75,21 @@ struct Avx2Bytes {
     powers[0] = _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(e, 23), mantissa));
   }
 
+ protected:
+  // Indices of a shuffle for the bytes of each word, of four words.
+  static __m256i each_word(int a, int b, int c, int d) {
+    const int32_t word =
+        a | b << 8 | c << 16 | static_cast<int32_t>(static_cast<uint32_t>(d) << 24);
+    const __m256i four = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404,
+                                           0x08080808, 0x0c0c0c0c);
+    return _mm256_add_epi8(_mm256_set1_epi32(word), four);
+  }
+};
+
+struct Avx2Bytes : Avx2Codes {
+  static constexpr int32_t kSignedOffset = 0;
+  static Bytes from_int8(Bytes bytes) { return bytes; }
+
   // The scale twice, as int16.
   using Scale = __m256i;
   template <size_t kByte>
@@ -83,6 +106,9 @@ struct Avx2Bytes {
     words = _mm256_sub_epi32(words, _mm256_set1_epi32(less));
     return _mm256_shuffle_epi8(words, each_word(0, 1, 0, 1));
   }
+  static void to_float(Scale scale, __m256 (&out)[1]) {
+    out[0] = _mm256_cvtepi32_ps(_mm256_srai_epi32(scale, 16));
+  }
   static Scale load_scale(const int32_t* at) {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
   }
@@ -92,6 +118,11 @@ struct Avx2Bytes {
 
   using Input = const int8_t*;
   static Input input(const int8_t* q) { return q; }
+  using Side = HalfSums;
+  template <typename C>
+  static Side side(HalfSums sums) {
+    return sums;
+  }
 
   // Sums of pairs of unsigned codes stay within int16 over so many quads: each adds two products.
   // Signed codes come one at a time: a pair is at most 2 x 128 x 127 = 32,512.
@@ -110,8 +141,8 @@ struct Avx2Bytes {
   };
 
   template <typename C, size_t kQuad>
-  [[gnu::always_inline]] static void add(Bytes codes, Input q, const PartScales<Avx2Bytes>& scales,
-                                         Sums<C>& sums) {
+  [[gnu::always_inline]] static void add(Bytes codes, Input q, Side,
+                                         const PartScales<Avx2Bytes>& scales, Sums<C>& sums) {
     constexpr size_t kRun = run<C>();
     const __m256i four = broadcast_four(q + 4 * kQuad);
     __m256i pairs;
@@ -129,37 +160,24 @@ struct Avx2Bytes {
     sums.whole = kQuad < kRun ? whole : V::in_turn(_mm256_add_epi32(sums.whole, whole));
   }
   template <typename C>
-  static void total(const Sums<C>& sums, __m256i (&whole)[1]) {
-    whole[0] = sums.whole;
-  }
-
-  // The sums of both halves, as int16.
-  using Halves = __m256i;
-  static Halves halves(const HalfSums* at) {
-    int32_t both;
-    std::memcpy(&both, at, sizeof both);
-    return _mm256_set1_epi32(both);
-  }
-  template <typename C, int32_t kFactor>
-  static void times(Halves halves, const PartScales<Avx2Bytes>& scales, __m256i (&out)[1]) {
-    if constexpr (C::kScales == 0) {
-      out[0] = _mm256_madd_epi16(halves, _mm256_set1_epi16(static_cast<short>(kFactor)));
-      return;
+  static void value(const Sums<C>& sums, Side side, const PartScales<Avx2Bytes>& scales,
+                    __m256 (&out)[1]) {
+    __m256i whole = sums.whole;
+    if constexpr (C::kOffset != 0) {
+      // Both halves' sums, as int16, times their scales.
+      int32_t both;
+      std::memcpy(&both, &side, sizeof both);
+      const __m256i factors = C::kScales == 0   ? _mm256_set1_epi16(C::kOffset)
+                              : C::kScales == 1 ? scales[0]
+                                                : _mm256_blend_epi16(scales[0], scales[1], 0xaa);
+      __m256i offset = _mm256_madd_epi16(_mm256_set1_epi32(both), factors);
+      if constexpr (C::kScales > 0) offset = _mm256_slli_epi32(offset, __builtin_ctz(C::kOffset));
+      whole = _mm256_sub_epi32(whole, offset);
     }
-    const __m256i factors =
-        C::kScales == 1 ? scales[0] : _mm256_blend_epi16(scales[0], scales[1], 0xaa);
-    out[0] = _mm256_slli_epi32(_mm256_madd_epi16(halves, factors), __builtin_ctz(kFactor));
+    out[0] = _mm256_cvtepi32_ps(whole);
   }
 
  private:
-  // Indices of a shuffle for the bytes of each word, of four words.
-  static __m256i each_word(int a, int b, int c, int d) {
-    const int32_t word =
-        a | b << 8 | c << 16 | static_cast<int32_t>(static_cast<uint32_t>(d) << 24);
-    const __m256i four = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404,
-                                           0x08080808, 0x0c0c0c0c);
-    return _mm256_add_epi8(_mm256_set1_epi32(word), four);
-  }
   // Four activations in each row.
   static __m256i broadcast_four(const int8_t* at) {
     int32_t four;

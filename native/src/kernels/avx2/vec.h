@@ -69,7 +69,7 @@ struct Avx2 {
   // an operand again for each use. By value: array elements that are referred to end up in memory.
   template <typename Vector>
   static Vector in_turn(Vector v) {
-    asm("" : "+x"(v));
+    asm("" : "+v"(v));
     return v;
   }
   // 2^n for an integer n of the normal range.

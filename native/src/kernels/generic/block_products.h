@@ -1,18 +1,23 @@
 // The matrix products of quantized weights with int8 activations. The sum of 32 columns is an exact
-// integer; parts are then added in order, by one fused multiply-add each, and one more for minima,
-// as in the scalar twin.
+// integer below 2^24, so its float is exact too. Sums of f32 are in order, by fused multiply-adds,
+// as in the scalar twin:
+//
+//   of blocks of 32, each adds scale * activations' scale times its integer, and then its minimum
+//     times the activations' sum;
+//   of larger blocks the parts are added up first, integer sums times activations' scales and
+//     minima times activations' sums, and then times the block's scale and minimum.
 //
 // A codec `C` unpacks weights (codecs.h). The instructions that multiply int8 differ most between
 // CPUs, so the trait `B` of bytes has those too:
 //
 //   Tiles          the numbers of tokens that a tile may have, the largest first
 //   kPanelTokens   from how many tokens on weights are unpacked to a panel; 0 for never
+//   kTileTokens, kTileStripes, kRunParts   a tile of a panel, and its parts
 //   kSignedOffset  what from_int8 adds to signed codes
 //   Input, input   the activations of one token in a part
-//   Sums<C>, add<C, kQuad>   the products of four columns, in turn, with the scales applied
-//   total          the sums as vectors of int32
-//   Halves, halves           the sums of a token's activations in a part
-//   times<C>       those times the scales or minima of a part
+//   Side, side<C>  what else the products need of those: their sums, in some form
+//   Sums<C>, add<C, kQuad>   the products of four columns, in turn
+//   value<C>       the sum of a part's products times their integer scales, as f32
 //   store, load, store_scale, load_scale     to and from a panel
 #pragma once
 
@@ -26,275 +31,447 @@ template <typename C>
 constexpr size_t kGroupBlockBytes =
     kGroupRows * kTypeInfos[static_cast<size_t>(C::kType)].block_bytes;
 
-template <typename B>
-using Rows = typename B::V::Float[kGroupVectors<typename B::V>];
-template <typename B>
-using WholeRows = typename B::V::Int[kGroupVectors<typename B::V>];
-
-// Adds a part's sums to y.
+// By what a codec's unsigned codes are too large.
 template <typename B, typename C>
-[[gnu::always_inline]] inline void finish_part(const typename B::template Sums<C>& sums,
-                                               typename B::Halves halves, float x_scale,
-                                               const Rows<B>& scale, const Rows<B>& minimum,
-                                               const PartScales<B>& scales,
-                                               const PartScales<B>& minima, Rows<B>& y) {
-  using V = typename B::V;
-  constexpr int32_t kOffset = C::kOffset + (C::kSigned ? B::kSignedOffset : 0);
-  WholeRows<B> whole;
-  B::template total<C>(sums, whole);
-  if constexpr (kOffset != 0) {
-    WholeRows<B> offset;
-    B::template times<C, kOffset>(halves, scales, offset);
-    unrolled<kGroupVectors<V>>([&](auto v) { whole[v] = V::sub(whole[v], offset[v]); });
-  }
-  const typename V::Float factor = V::broadcast(x_scale);
-  unrolled<kGroupVectors<V>>(
-      [&](auto v) { y[v] = V::fma(V::from_int(whole[v]), V::mul(scale[v], factor), y[v]); });
-  if constexpr (C::kMinimum) {
-    WholeRows<B> least;
-    B::template times<C, 1>(halves, minima, least);
-    unrolled<kGroupVectors<V>>(
-        [&](auto v) { y[v] = V::fma(V::from_int(least[v]), V::mul(minimum[v], factor), y[v]); });
+constexpr int32_t kCodeOffset = C::kOffset + (C::kSigned ? B::kSignedOffset : 0);
+
+// Minima of a part: one, or one for each half.
+template <typename C>
+constexpr size_t kMinima = !C::kMinimum      ? 0
+                           : C::kScales == 2 ? 2
+                                             : 1;
+constexpr size_t kMostMinima = 2;
+
+template <typename B>
+void set_zero(Rows<B>& rows) {
+  unrolled<kRowVectors<B>>([&](auto v) { rows[v] = B::V::zero(); });
+}
+
+// sum += a * b
+template <typename B>
+[[gnu::always_inline]] inline void add_product(const Rows<B>& a, typename B::V::Float b,
+                                               Rows<B>& sum) {
+  unrolled<kRowVectors<B>>([&](auto v) { sum[v] = B::V::fma(a[v], b, sum[v]); });
+}
+
+// What a part's minima are multiplied by.
+template <typename C>
+[[gnu::always_inline]] inline void minimum_factors(float x_scale, HalfSums sums,
+                                                   float (&factors)[kMostMinima]) {
+  if constexpr (kMinima<C> == 1)
+    factors[0] = x_scale * static_cast<float>(sums.first + sums.second);
+  if constexpr (kMinima<C> == 2) {
+    factors[0] = x_scale * static_cast<float>(sums.first);
+    factors[1] = x_scale * static_cast<float>(sums.second);
   }
 }
 
-// A few tokens read the weights in one pass: each part asks for as many bytes further on.
-template <typename B, typename C, size_t kPart>
-void prefetch_part(const uint8_t* block, size_t b) {
-  constexpr size_t kBytes = kGroupBlockBytes<C>, kAhead = B::V::kAhead;
-  if constexpr (C::kParts > 1) {
-    constexpr size_t kFirst = (kPart * kBytes / C::kParts + kLine - 1) / kLine * kLine;
-    for (size_t at = kFirst; at < (kPart + 1) * kBytes / C::kParts; at += kLine)
-      prefetch(block + kAhead + at);
-  } else {
-    constexpr size_t kWhole = kBytes / kLine * kLine, kRest = kBytes - kWhole;
-    for (size_t at = 0; at < kWhole; at += kLine) prefetch(block + kAhead + at);
-    if constexpr (kRest > 0) {
-      // The rests of several blocks make a line more.
-      constexpr size_t kEvery = kLine / kRest;
-      if (b % kEvery == kEvery - 1) prefetch(block + kAhead + kWhole);
+// Adds a part of 32 columns, a block of its own, to `total`.
+template <typename B, typename C>
+[[gnu::always_inline]] inline void add_small_block(const Rows<B>& value, float x_scale,
+                                                   float minimum_factor, const Rows<B>& scale,
+                                                   const Rows<B>& minimum, Rows<B>& total) {
+  using V = typename B::V;
+  const auto factor = V::broadcast(x_scale);
+  unrolled<kRowVectors<B>>(
+      [&](auto v) { total[v] = V::fma(value[v], V::mul(scale[v], factor), total[v]); });
+  if constexpr (C::kMinimum) add_product<B>(minimum, V::broadcast(minimum_factor), total);
+}
+
+// Adds the sums of a large block to `total`.
+template <typename B, typename C>
+[[gnu::always_inline]] inline void add_large_block(const Rows<B>& products, const Rows<B>& least,
+                                                   const Rows<B>& scale, const Rows<B>& minimum,
+                                                   Rows<B>& total) {
+  using V = typename B::V;
+  unrolled<kRowVectors<B>>([&](auto v) {
+    total[v] = V::fma(scale[v], products[v], total[v]);
+    if constexpr (C::kMinimum) total[v] = V::fma(minimum[v], least[v], total[v]);
+  });
+}
+
+// -- A few tokens read the weights in one pass, straight from memory
+
+// Asks for weights that come later: of each group of a stripe, and from its end on of the next
+// stripe.
+template <typename B, typename C>
+class BlockPrefetcher {
+ public:
+  BlockPrefetcher(const uint8_t* weights, size_t group_bytes)
+      : next_(weights + kAhead), end_(weights + group_bytes), group_bytes_(group_bytes) {}
+
+  template <size_t kPart>
+  void part(size_t b) {
+    constexpr size_t kBytes = kGroupBlockBytes<C>;
+    if constexpr (C::kParts > 1) {
+      constexpr size_t kFirst = (kPart * kBytes / C::kParts + kLine - 1) / kLine * kLine;
+      for (size_t at = kFirst; at < (kPart + 1) * kBytes / C::kParts; at += kLine) fetch(at);
+    } else {
+      constexpr size_t kWhole = kBytes / kLine * kLine, kRest = kBytes - kWhole;
+      for (size_t at = 0; at < kWhole; at += kLine) fetch(at);
+      if constexpr (kRest > 0) {
+        // The rests of several blocks make a line more.
+        constexpr size_t kEvery = kLine / kRest;
+        if (b % kEvery == kEvery - 1) fetch(kWhole);
+      }
     }
   }
-}
+  void end_block() {
+    next_ += kGroupBlockBytes<C>;
+    if constexpr (B::kGroups > 1) {
+      if (next_ < end_) return;
+      // The other groups of this stripe are read beside this one.
+      next_ += (B::kGroups - 1) * group_bytes_;
+      end_ += B::kGroups * group_bytes_;
+    }
+  }
 
-// A few tokens by one group, straight from the weights.
+ private:
+  static constexpr size_t kAhead = B::V::kAhead / B::kGroups;
+  void fetch(size_t at) const {
+    unrolled<B::kGroups>([&](auto g) { prefetch(next_ + g * group_bytes_ + at); });
+  }
+
+  const uint8_t *next_, *end_;
+  size_t group_bytes_;
+};
+
+// A few tokens by one stripe, of which `groups` exist.
 template <typename B, typename C, size_t kTokens>
-void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_t group) {
+void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_t group,
+                size_t groups) {
   using V = typename B::V;
+  constexpr bool kLarge = C::kParts > 1;
   const size_t parts = a.columns / kBlock;
-  Rows<B> sums[kTokens];
-  unrolled<kTokens>(
-      [&](auto t) { unrolled<kGroupVectors<V>>([&](auto v) { sums[t][v] = V::zero(); }); });
-  const uint8_t* block = a.weights + group * a.group_bytes;
+  Rows<B> totals[kTokens], products[kTokens], least[kTokens];
+  unrolled<kTokens>([&](auto t) { set_zero<B>(totals[t]); });
+  const uint8_t* weights = a.weights + group * a.group_bytes;
+  At<B> block = B::at(weights, a.group_bytes, groups);
+  BlockPrefetcher<B, C> prefetcher(weights, a.group_bytes);
   const int8_t* q = x.q + token * a.columns;
-  const float* scales = x.scales + token * parts;
-  const HalfSums* halves = x.sums + token * parts;
-  for (size_t b = 0; b < parts; b += C::kParts, block += kGroupBlockBytes<C>) {
+  const float* x_scales = x.scales + token * parts;
+  const HalfSums* x_sums = x.sums + token * parts;
+  for (size_t b = 0; b < parts; b += C::kParts, block = block + kGroupBlockBytes<C>) {
     BlockHeader<B> header;
     C::header(block, header);
+    if constexpr (kLarge) {
+      unrolled<kTokens>([&](auto t) {
+        set_zero<B>(products[t]);
+        set_zero<B>(least[t]);
+      });
+    }
     unrolled<C::kParts>([&](auto p) {
-      if constexpr (V::kAhead > 0) prefetch_part<B, C, p>(block, b);
-      PartScales<B> part_scales, part_minima;
-      C::template scales<p>(header, part_scales, part_minima);
+      if constexpr (V::kAhead > 0) prefetcher.template part<p>(b);
+      PartScales<B> scales, minimum_scales;
+      C::template scales<p>(header, scales, minimum_scales);
+      Rows<B> minima[kMostMinima];
+      if constexpr (kLarge)
+        unrolled<kMinima<C>>([&](auto m) { B::to_float(minimum_scales[m], minima[m]); });
       PartCodes<B> codes;
       C::template codes<p>(block, codes);
       unrolled<kTokens>([&](auto t) {
-        const typename B::Input input = B::input(q + t * a.columns + (b + p) * kBlock);
-        typename B::template Sums<C> part;
-        unrolled<kQuads>(
-            [&](auto i) { B::template add<C, i>(codes[i], input, part_scales, part); });
         const size_t at = t * parts + b + p;
-        finish_part<B, C>(part, B::halves(halves + at), scales[at], header.scale, header.minimum,
-                          part_scales, part_minima, sums[t]);
+        const typename B::Input input = B::input(q + t * a.columns + (b + p) * kBlock);
+        const typename B::Side side = B::template side<C>(x_sums[at]);
+        typename B::template Sums<C> sums;
+        unrolled<kQuads>(
+            [&](auto i) { B::template add<C, i>(codes[i], input, side, scales, sums); });
+        Rows<B> value;
+        B::template value<C>(sums, side, scales, value);
+        float factors[kMostMinima] = {};
+        minimum_factors<C>(x_scales[at], x_sums[at], factors);
+        if constexpr (kLarge) {
+          add_product<B>(value, V::broadcast(x_scales[at]), products[t]);
+          unrolled<kMinima<C>>(
+              [&](auto m) { add_product<B>(minima[m], V::broadcast(factors[m]), least[t]); });
+        } else {
+          add_small_block<B, C>(value, x_scales[at], factors[0], header.scale, header.minimum,
+                                totals[t]);
+        }
       });
     });
+    if constexpr (kLarge) {
+      unrolled<kTokens>([&](auto t) {
+        add_large_block<B, C>(products[t], least[t], header.scale, header.minimum, totals[t]);
+      });
+    }
+    if constexpr (V::kAhead > 0) prefetcher.end_block();
   }
   const size_t row = group * kGroupRows;
-  unrolled<kTokens>(
-      [&](auto t) { store_rows<V>(a.y + (token + t) * a.y_stride + row, sums[t], a.rows - row); });
+  unrolled<kTokens>([&](auto t) {
+    store_rows<V>(a.y + (token + t) * a.y_stride + row, totals[t], a.rows - row);
+  });
 }
 
 // -- Many tokens (see products.h)
 
-constexpr size_t kPanelGroups = 2;
-// The unpacked weights of a run take 9 to 13 KiB of the first-level cache, the activations of a
-// tile 3.
-constexpr size_t kRunParts = 16;
+template <typename B>
+constexpr size_t kStripeRows = B::kGroups * kGroupRows;
 
 // One part of a tile's tokens.
+template <typename B>
 struct BlockTile {
-  int8_t q[kTileTokens][kBlock];
-  float scales[kTileTokens];
-  HalfSums halves[kTileTokens];
+  int8_t q[B::kTileTokens][kBlock];
+  float scales[B::kTileTokens];
+  float minimum_factors[B::kTileTokens][kMostMinima];
+  typename B::Side sides[B::kTileTokens];
 };
 
-// One part of a few groups: four columns of each row, then the next four; and the scales.
+// One part of a few stripes: four columns of each row, then the next four; and the scales.
+template <typename B>
 struct alignas(kLine) BlockPanel {
-  uint8_t codes[kQuads][kPanelGroups][kWord];
-  float scale[kPanelGroups][kGroupRows];
+  uint8_t codes[kQuads][B::kTileStripes][4 * kStripeRows<B>];
+  float scale[B::kTileStripes][kStripeRows<B>];
 };
 
-// Members that not every type has.
+// Members that not every type has. Of a large block, the first part has its minimum.
+template <typename B>
 struct alignas(kLine) PanelScales {
-  int32_t scales[2][kPanelGroups][kGroupRows], minima[2][kPanelGroups][kGroupRows];
-  float minimum[kPanelGroups][kGroupRows];
+  int32_t scales[2][B::kTileStripes][kStripeRows<B>];
+  float minima[kMostMinima][B::kTileStripes][kStripeRows<B>];
+  float minimum[B::kTileStripes][kStripeRows<B>];
 };
 
+template <typename B>
+using BlockSlab = Slab<B::kTileTokens>;
+
+// With them in the first-level cache: the unpacked weights of a run, and the activations of a tile.
+template <typename B>
 struct BlockScratch {
-  BlockTile x[kSlabTiles][kRunParts];
-  BlockPanel panel[kRunParts];
-  PanelScales scales[kRunParts];
+  BlockTile<B> x[BlockSlab<B>::kTiles][B::kRunParts];
+  BlockPanel<B> panel[B::kRunParts];
+  PanelScales<B> scales[B::kRunParts];
 };
 
 template <typename B>
 void store_floats(const Rows<B>& from, float* to) {
   using V = typename B::V;
-  unrolled<kGroupVectors<V>>([&](auto v) { V::store(to + V::kWidth * v, from[v]); });
+  unrolled<kRowVectors<B>>([&](auto v) { V::store(to + V::kWidth * v, from[v]); });
 }
 
 template <typename B>
-void load_floats(const float* from, Rows<B>& to) {
+[[gnu::always_inline]] inline void load_floats(const float* from, Rows<B>& to) {
   using V = typename B::V;
-  unrolled<kGroupVectors<V>>([&](auto v) { to[v] = V::load(from + V::kWidth * v); });
+  unrolled<kRowVectors<B>>([&](auto v) { to[v] = V::load(from + V::kWidth * v); });
 }
 
-// A block of one group, to as many parts of the panel.
+// A block of stripe `s`, to as many parts of the panel.
 template <typename B, typename C>
-void unpack_block(const uint8_t* block, size_t g, BlockPanel* panel, PanelScales* scales) {
+void unpack_block(At<B> block, size_t s, BlockPanel<B>* panel, PanelScales<B>* extra) {
   BlockHeader<B> header;
   C::header(block, header);
+  store_floats<B>(header.scale, panel->scale[s]);
+  if constexpr (C::kMinimum) store_floats<B>(header.minimum, extra->minimum[s]);
   unrolled<C::kParts>([&](auto p) {
     PartCodes<B> codes;
     C::template codes<p>(block, codes);
-    unrolled<kQuads>([&](auto i) { B::store(panel[p].codes[i][g], codes[i]); });
-    store_floats<B>(header.scale, panel[p].scale[g]);
-    PartScales<B> part_scales, part_minima;
-    C::template scales<p>(header, part_scales, part_minima);
-    unrolled<C::kScales>([&](auto h) {
-      B::store_scale(part_scales[h], scales[p].scales[h][g]);
-      if constexpr (C::kMinimum) B::store_scale(part_minima[h], scales[p].minima[h][g]);
-    });
-    if constexpr (C::kMinimum) store_floats<B>(header.minimum, scales[p].minimum[g]);
+    unrolled<kQuads>([&](auto i) { B::store(panel[p].codes[i][s], codes[i]); });
+    PartScales<B> scales, minimum_scales;
+    C::template scales<p>(header, scales, minimum_scales);
+    unrolled<C::kScales>([&](auto h) { B::store_scale(scales[h], extra[p].scales[h][s]); });
+    if constexpr (C::kParts > 1) {
+      unrolled<kMinima<C>>([&](auto m) {
+        Rows<B> minima;
+        B::to_float(minimum_scales[m], minima);
+        store_floats<B>(minima, extra[p].minima[m][s]);
+      });
+    }
   });
 }
 
-// y += the product of `parts` parts, or = it. The integer sums fill the registers; the sums in f32
-// wait in memory.
-template <typename B, typename C, size_t kTokens, size_t kGroups>
-void block_tile(const BlockTile* x, const BlockPanel* panel, const PanelScales* extra, size_t parts,
-                bool add, float* y, size_t y_stride, size_t rows) {
-  using V = typename B::V;
-  Rows<B> sums[kTokens][kGroups];
-  unrolled<kTokens>([&](auto t) {
-    unrolled<kGroups>([&](auto g) {
-      const size_t row = g * kGroupRows;
-      if (add) {
-        load_rows<V>(y + t * y_stride + row, rows - row, sums[t][g]);
-      } else {
-        unrolled<kGroupVectors<V>>([&](auto v) { sums[t][g][v] = V::zero(); });
-      }
-    });
+// The value of a part for each token and stripe of a tile. The integer sums fill the registers.
+template <typename B, typename C, size_t kTokens, size_t kStripes, typename Each>
+[[gnu::always_inline]] inline void visit_values(const BlockTile<B>& x, const BlockPanel<B>& panel,
+                                                const PanelScales<B>& extra, Each each) {
+  PartScales<B> scales[kStripes];
+  unrolled<kStripes>([&](auto s) {
+    unrolled<C::kScales>([&](auto h) { scales[s][h] = B::load_scale(extra.scales[h][s]); });
   });
-  for (size_t b = 0; b < parts; ++b, ++x, ++panel, ++extra) {
-    PartScales<B> scales[kGroups], minima[kGroups];
-    unrolled<kGroups>([&](auto g) {
-      unrolled<C::kScales>([&](auto h) {
-        scales[g][h] = B::load_scale(extra->scales[h][g]);
-        if constexpr (C::kMinimum) minima[g][h] = B::load_scale(extra->minima[h][g]);
-      });
-    });
-    typename B::Input input[kTokens];
-    unrolled<kTokens>([&](auto t) { input[t] = B::input(x->q[t]); });
-    typename B::template Sums<C> part[kTokens][kGroups];
-    unrolled<kQuads>([&](auto i) {
-      typename B::Bytes codes[kGroups];
-      unrolled<kGroups>([&](auto g) { codes[g] = B::load(panel->codes[i][g]); });
-      unrolled<kTokens>([&](auto t) {
-        unrolled<kGroups>(
-            [&](auto g) { B::template add<C, i>(codes[g], input[t], scales[g], part[t][g]); });
-      });
-    });
+  typename B::Input input[kTokens];
+  unrolled<kTokens>([&](auto t) { input[t] = B::input(x.q[t]); });
+  typename B::template Sums<C> sums[kTokens][kStripes];
+  unrolled<kQuads>([&](auto i) {
+    typename B::Bytes codes[kStripes];
+    unrolled<kStripes>([&](auto s) { codes[s] = B::load_panel(panel.codes[i][s]); });
     unrolled<kTokens>([&](auto t) {
-      unrolled<kGroups>([&](auto g) {
-        Rows<B> scale, minimum;
-        load_floats<B>(panel->scale[g], scale);
-        if constexpr (C::kMinimum) load_floats<B>(extra->minimum[g], minimum);
-        finish_part<B, C>(part[t][g], B::halves(x->halves + t), x->scales[t], scale, minimum,
-                          scales[g], minima[g], sums[t][g]);
-        unrolled<kGroupVectors<V>>([&](auto v) { sums[t][g][v] = V::in_turn(sums[t][g][v]); });
+      unrolled<kStripes>([&](auto s) {
+        B::template add<C, i>(codes[s], input[t], x.sides[t], scales[s], sums[t][s]);
       });
     });
-  }
+  });
   unrolled<kTokens>([&](auto t) {
-    unrolled<kGroups>([&](auto g) {
-      const size_t row = g * kGroupRows;
-      store_rows<V>(y + t * y_stride + row, sums[t][g], rows - row);
+    unrolled<kStripes>([&](auto s) {
+      Rows<B> value;
+      B::template value<C>(sums[t][s], x.sides[t], scales[s], value);
+      each(t, s, value);
     });
   });
 }
 
-// Parts [begin, begin + parts) of kGroups groups, for a slab of tokens.
-template <typename B, typename C, size_t kGroups>
-void block_run(const MatmulArgs& a, size_t group, size_t begin, size_t parts, const Slab& slab,
-               BlockScratch& scratch) {
-  constexpr size_t kBytes = kGroupBlockBytes<C>;
-  const uint8_t* weights = a.weights + group * a.group_bytes + begin / C::kParts * kBytes;
-  for (size_t b = 0; b < parts; b += C::kParts) {
-    unrolled<kGroups>([&](auto g) {
-      unpack_block<B, C>(weights + g * a.group_bytes + b / C::kParts * kBytes, g, scratch.panel + b,
-                         scratch.scales + b);
+template <typename B, size_t kTokens, size_t kStripes>
+using TileRows = Rows<B>[kTokens][kStripes];
+
+template <size_t kTokens, size_t kStripes, typename Each>
+[[gnu::always_inline]] inline void visit_tile(Each each) {
+  unrolled<kTokens>([&](auto t) { unrolled<kStripes>([&](auto s) { each(t, s); }); });
+}
+
+// Adds one block of 32 columns to the totals.
+template <typename B, typename C, size_t kTokens, size_t kStripes>
+[[gnu::always_inline]] inline void small_block_tile(const BlockTile<B>& x,
+                                                    const BlockPanel<B>& panel,
+                                                    const PanelScales<B>& extra,
+                                                    TileRows<B, kTokens, kStripes>& totals) {
+  using V = typename B::V;
+  visit_values<B, C, kTokens, kStripes>(x, panel, extra, [&](auto t, auto s, const Rows<B>& value) {
+    Rows<B> scale, minimum;
+    load_floats<B>(panel.scale[s], scale);
+    if constexpr (C::kMinimum) load_floats<B>(extra.minimum[s], minimum);
+    add_small_block<B, C>(value, x.scales[t], x.minimum_factors[t][0], scale, minimum,
+                          totals[t][s]);
+    unrolled<kRowVectors<B>>([&](auto v) { totals[t][s][v] = V::in_turn(totals[t][s][v]); });
+  });
+}
+
+// Adds one block of 256 columns to the totals.
+template <typename B, typename C, size_t kTokens, size_t kStripes>
+[[gnu::always_inline]] inline void large_block_tile(const BlockTile<B>* x,
+                                                    const BlockPanel<B>* panel,
+                                                    const PanelScales<B>* extra,
+                                                    TileRows<B, kTokens, kStripes>& totals) {
+  using V = typename B::V;
+  TileRows<B, kTokens, kStripes> sums;
+  visit_tile<kTokens, kStripes>([&](auto t, auto s) { set_zero<B>(sums[t][s]); });
+  for (size_t p = 0; p < C::kParts; ++p) {
+    visit_values<B, C, kTokens, kStripes>(
+        x[p], panel[p], extra[p], [&](auto t, auto s, const Rows<B>& value) {
+          add_product<B>(value, V::broadcast(x[p].scales[t]), sums[t][s]);
+          unrolled<kRowVectors<B>>([&](auto v) { sums[t][s][v] = V::in_turn(sums[t][s][v]); });
+        });
+  }
+  visit_tile<kTokens, kStripes>([&](auto t, auto s) {
+    Rows<B> scale;
+    load_floats<B>(panel->scale[s], scale);
+    unrolled<kRowVectors<B>>(
+        [&](auto v) { totals[t][s][v] = V::fma(scale[v], sums[t][s][v], totals[t][s][v]); });
+    if constexpr (C::kMinimum) set_zero<B>(sums[t][s]);
+  });
+  if constexpr (C::kMinimum) {
+    for (size_t p = 0; p < C::kParts; ++p) {
+      unrolled<kMinima<C>>([&](auto m) {
+        Rows<B> minima[kStripes];
+        unrolled<kStripes>([&](auto s) { load_floats<B>(extra[p].minima[m][s], minima[s]); });
+        visit_tile<kTokens, kStripes>([&](auto t, auto s) {
+          add_product<B>(minima[s], V::broadcast(x[p].minimum_factors[t][m]), sums[t][s]);
+        });
+      });
+    }
+    visit_tile<kTokens, kStripes>([&](auto t, auto s) {
+      Rows<B> minimum;
+      load_floats<B>(extra->minimum[s], minimum);
+      unrolled<kRowVectors<B>>(
+          [&](auto v) { totals[t][s][v] = V::fma(minimum[v], sums[t][s][v], totals[t][s][v]); });
     });
   }
+}
+
+// y += the product of `parts` parts, or = it.
+template <typename B, typename C, size_t kTokens, size_t kStripes>
+void block_tile(const BlockTile<B>* x, const BlockPanel<B>* panel, const PanelScales<B>* extra,
+                size_t parts, bool add, float* y, size_t y_stride, size_t rows) {
+  using V = typename B::V;
+  TileRows<B, kTokens, kStripes> totals;
+  visit_tile<kTokens, kStripes>([&](auto t, auto s) {
+    const size_t row = s * kStripeRows<B>;
+    if (add)
+      load_rows<V>(y + t * y_stride + row, rows - row, totals[t][s]);
+    else
+      set_zero<B>(totals[t][s]);
+  });
+  for (size_t b = 0; b < parts; b += C::kParts) {
+    if constexpr (C::kParts > 1)
+      large_block_tile<B, C, kTokens, kStripes>(x + b, panel + b, extra + b, totals);
+    else
+      small_block_tile<B, C, kTokens, kStripes>(x[b], panel[b], extra[b], totals);
+  }
+  visit_tile<kTokens, kStripes>([&](auto t, auto s) {
+    const size_t row = s * kStripeRows<B>;
+    store_rows<V>(y + t * y_stride + row, totals[t][s], rows - row);
+  });
+}
+
+// Parts [begin, begin + parts) of kStripes stripes, for a slab of tokens.
+template <typename B, typename C, size_t kStripes>
+void block_run(const MatmulArgs& a, size_t stripe, size_t begin, size_t parts,
+               const BlockSlab<B>& slab, BlockScratch<B>& scratch) {
+  constexpr size_t kBytes = kGroupBlockBytes<C>;
+  const size_t group = stripe * B::kGroups;
+  const uint8_t* weights = a.weights + group * a.group_bytes + begin / C::kParts * kBytes;
+  unrolled<kStripes>([&](auto s) {
+    const size_t first = s * B::kGroups;
+    At<B> block = B::at(weights + first * a.group_bytes, a.group_bytes, a.groups - group - first);
+    for (size_t b = 0; b < parts; b += C::kParts, block = block + kBytes)
+      unpack_block<B, C>(block, s, scratch.panel + b, scratch.scales + b);
+  });
   const size_t row = group * kGroupRows;
-  Prefetcher<kGroups> next(weights, a.group_bytes, parts / C::kParts * kBytes, slab.tiles());
+  Prefetcher<kStripes * B::kGroups> next(weights, a.group_bytes, parts / C::kParts * kBytes,
+                                         slab.tiles());
   for (size_t tile = 0; tile < slab.tiles(); ++tile) {
     next.advance();
-    float* y = a.y + (slab.first + tile * kTileTokens) * a.y_stride + row;
-    with_constant<kTileTokens>(slab.tile_tokens(tile), [&](auto tokens) {
-      block_tile<B, C, tokens, kGroups>(scratch.x[tile], scratch.panel, scratch.scales, parts,
-                                        begin > 0, y, a.y_stride, a.rows - row);
+    float* y = a.y + (slab.first + tile * B::kTileTokens) * a.y_stride + row;
+    with_constant<B::kTileTokens>(slab.tile_tokens(tile), [&](auto tokens) {
+      block_tile<B, C, tokens, kStripes>(scratch.x[tile], scratch.panel, scratch.scales, parts,
+                                         begin > 0, y, a.y_stride, a.rows - row);
     });
   }
 }
 
-inline void copy_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t begin, size_t parts,
-                        const Slab& slab, BlockScratch& scratch) {
+template <typename B, typename C>
+void copy_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t begin, size_t parts,
+                 const BlockSlab<B>& slab, BlockScratch<B>& scratch) {
   for (size_t t = 0; t < slab.tokens; ++t) {
-    const size_t at = (slab.first + t) * (a.columns / kBlock) + begin, in_tile = t % kTileTokens;
+    const size_t at = (slab.first + t) * (a.columns / kBlock) + begin;
+    const size_t in_tile = t % B::kTileTokens;
     for (size_t b = 0; b < parts; ++b) {
-      BlockTile& to = scratch.x[t / kTileTokens][b];
+      BlockTile<B>& to = scratch.x[t / B::kTileTokens][b];
       std::memcpy(to.q[in_tile], x.q + (at + b) * kBlock, kBlock);
       to.scales[in_tile] = x.scales[at + b];
-      to.halves[in_tile] = x.sums[at + b];
+      to.sides[in_tile] = B::template side<C>(x.sums[at + b]);
+      minimum_factors<C>(x.scales[at + b], x.sums[at + b], to.minimum_factors[in_tile]);
     }
   }
+}
+
+template <typename B>
+size_t stripes_of(const MatmulArgs& a) {
+  return (a.groups + B::kGroups - 1) / B::kGroups;
 }
 
 template <typename B, typename C>
 void many_blocks(const MatmulArgs& a, const QuantizedRows& x) {
-  static_assert(kRunParts % C::kParts == 0);
-  auto& scratch = *static_cast<BlockScratch*>(a.scratch);
+  static_assert(B::kRunParts % C::kParts == 0);
+  auto& scratch = *static_cast<BlockScratch<B>*>(a.scratch);
   const size_t all = a.columns / kBlock;
-  visit_slabs(a.tokens, [&](const Slab& slab) {
-    for (size_t begin = 0; begin < all; begin += kRunParts) {
-      const size_t parts = smaller(kRunParts, all - begin);
-      copy_blocks(a, x, begin, parts, slab, scratch);
-      visit_groups<kPanelGroups>(0, a.groups, [&](size_t g, auto groups) {
-        block_run<B, C, groups>(a, g, begin, parts, slab, scratch);
+  visit_slabs<B::kTileTokens>(a.tokens, [&](const BlockSlab<B>& slab) {
+    for (size_t begin = 0; begin < all; begin += B::kRunParts) {
+      const size_t parts = smaller(B::kRunParts, all - begin);
+      copy_blocks<B, C>(a, x, begin, parts, slab, scratch);
+      visit_groups<B::kTileStripes>(0, stripes_of<B>(a), [&](size_t s, auto stripes) {
+        block_run<B, C, stripes>(a, s, begin, parts, slab, scratch);
       });
     }
   });
 }
 
-// The weights of a group stay in the first-level cache while all tokens pass over them.
+// The weights of a stripe stay in the first-level cache while all tokens pass over them.
 template <typename B, typename C>
 void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x) {
   if constexpr (B::kPanelTokens > 0) {
     if (a.tokens >= B::kPanelTokens) return many_blocks<B, C>(a, x);
   }
-  for (size_t g = 0; g < a.groups; ++g) {
+  for (size_t g = 0; g < a.groups; g += B::kGroups) {
     visit_tiles(typename B::Tiles(), a.tokens,
-                [&](size_t t, auto tokens) { few_blocks<B, C, tokens>(a, x, t, g); });
+                [&](size_t t, auto tokens) { few_blocks<B, C, tokens>(a, x, t, g, a.groups - g); });
   }
 }
 

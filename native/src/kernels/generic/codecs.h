@@ -1,9 +1,13 @@
-// The blocks of quantized weights, as vectors of eight rows: formats/block_codecs.cpp defines their
-// bytes and meaning. Written once, over a trait `B` of the bytes of an instruction set:
+// The blocks of quantized weights, as vectors of rows: formats/block_codecs.cpp defines their bytes
+// and meaning. Written once, over a trait `B` of the bytes of an instruction set:
 //
 //   V                   its vector trait (vector.h)
-//   Bytes               four bytes of each of eight rows: a word a row
-//   load                from a packed group
+//   kGroups             groups of eight rows that its vectors span, side by side: a stripe
+//   At, at              the same place in each group of a stripe; At + bytes is a later one. at's
+//                       last argument: how many groups there are; the rest repeats the first
+//   Bytes               four bytes of each row of a stripe: a word a row
+//   load                from packed groups
+//   load_halves         f16 of each row, as f32
 //   bits<kShift, kMask>    (byte >> kShift) & kMask of every byte
 //   raised<kShift, kMask>  (byte << kShift) & kMask
 //   word_bits              as bits, of the words; kShift < 0 shifts to the left
@@ -12,8 +16,9 @@
 //   fifths<kQuad>       16 in byte c where bit 4 kQuad + c of the row's word is set
 //   Scale               an integer a row, as the products want it
 //   scale<kByte>, signed_scale<kByte>, word_scale: of a byte of each word; of a whole one
-//   pairs               eight u16 as words
-//   exponents           of eight biased exponents the powers of two; 2^-127 for 0, NaN for 255
+//   to_float            of a scale
+//   pairs               a u16 of each row, as words
+//   exponents           of biased exponents the powers of two; 2^-127 for 0, NaN for 255
 //   from_int8           signed codes as the products want them
 //
 // A codec says of a block of a group:
@@ -36,6 +41,14 @@ constexpr size_t kQuads = kBlock / 4;     // of four columns in a part
 constexpr size_t kWord = 4 * kGroupRows;  // bytes of a word of eight rows
 constexpr size_t kHalf = 2 * kGroupRows;  // and of eight f16
 
+// Vectors of f32 that hold the rows of a stripe.
+template <typename B>
+constexpr size_t kRowVectors = B::kGroups * kGroupRows / B::V::kWidth;
+template <typename B>
+using Rows = typename B::V::Float[kRowVectors<B>];
+template <typename B>
+using At = typename B::At;
+
 // MXFP4's values plus 12, so that they are unsigned.
 constexpr int8_t kRaisedFloat4Values[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                             12, 11, 10, 9,  8,  6,  4,  0};
@@ -44,21 +57,15 @@ constexpr int8_t kRaisedFloat4Values[16] = {12, 13, 14, 15, 16, 18, 20, 24,
 template <typename B>
 struct BlockHeader {
   using V = typename B::V;
-  typename V::Float scale[kGroupVectors<V>], minimum[kGroupVectors<V>];
+  Rows<B> scale, minimum;
   typename B::Bytes scales[4], minima[4];
 
-  void load_scale(const uint8_t* at) { load_halves(at, scale); }
-  void load_minimum(const uint8_t* at) { load_halves(at, minimum); }
+  void load_scale(At<B> at) { B::load_halves(at, scale); }
+  void load_minimum(At<B> at) { B::load_halves(at, minimum); }
   // K-quants subtract theirs.
-  void load_negative_minimum(const uint8_t* at) {
-    load_halves(at, minimum);
-    unrolled<kGroupVectors<V>>([&](auto v) { minimum[v] = V::sub(V::zero(), minimum[v]); });
-  }
-
- private:
-  static void load_halves(const uint8_t* at, typename V::Float (&out)[kGroupVectors<V>]) {
-    unrolled<kGroupVectors<V>>(
-        [&](auto v) { out[v] = V::load(reinterpret_cast<const uint16_t*>(at) + V::kWidth * v); });
+  void load_negative_minimum(At<B> at) {
+    B::load_halves(at, minimum);
+    unrolled<kRowVectors<B>>([&](auto v) { minimum[v] = V::sub(V::zero(), minimum[v]); });
   }
 };
 
@@ -77,7 +84,7 @@ struct PlainCodec {
   static constexpr int32_t kOffset = kCodecOffset;
   using Header = BlockHeader<B>;
 
-  static void header(const uint8_t* block, Header& h) {
+  static void header(At<B> block, Header& h) {
     h.load_scale(block);
     if constexpr (kMinimum) h.load_minimum(block + kHalf);
   }
@@ -86,14 +93,14 @@ struct PlainCodec {
 
  protected:
   // Of the four words of nibbles: columns 0 to 15 low, 16 to 31 high.
-  static void nibbles(const uint8_t* at, PartCodes<B>& codes) {
+  static void nibbles(At<B> at, PartCodes<B>& codes) {
     unrolled<kQuads / 2>([&](auto i) {
       const typename B::Bytes bytes = B::load(at + kWord * i);
       codes[i] = B::template bits<0, 15>(bytes);
       codes[i + kQuads / 2] = B::template bits<4, 15>(bytes);
     });
   }
-  static void five_bits(const uint8_t* at, PartCodes<B>& codes) {
+  static void five_bits(At<B> at, PartCodes<B>& codes) {
     nibbles(at + kWord, codes);
     const typename B::Bytes fifths = B::load(at);
     unrolled<kQuads>([&](auto i) { codes[i] = B::both(codes[i], B::template fifths<i>(fifths)); });
@@ -104,7 +111,7 @@ template <typename B>
 struct Q80 : PlainCodec<B, Type::q80, 128, 0> {
   static constexpr bool kSigned = true;
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     unrolled<kQuads>([&](auto i) { codes[i] = B::from_int8(B::load(block + kHalf + kWord * i)); });
   }
 };
@@ -112,7 +119,7 @@ struct Q80 : PlainCodec<B, Type::q80, 128, 0> {
 template <typename B>
 struct Q40 : PlainCodec<B, Type::q40, 15, 8> {
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     Q40::nibbles(block + kHalf, codes);
   }
 };
@@ -120,7 +127,7 @@ struct Q40 : PlainCodec<B, Type::q40, 15, 8> {
 template <typename B>
 struct Q41 : PlainCodec<B, Type::q4_1, 15, 0, true> {
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     Q41::nibbles(block + 2 * kHalf, codes);
   }
 };
@@ -128,7 +135,7 @@ struct Q41 : PlainCodec<B, Type::q4_1, 15, 0, true> {
 template <typename B>
 struct Q50 : PlainCodec<B, Type::q5_0, 31, 16> {
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     Q50::five_bits(block + kHalf, codes);
   }
 };
@@ -136,7 +143,7 @@ struct Q50 : PlainCodec<B, Type::q5_0, 31, 16> {
 template <typename B>
 struct Q51 : PlainCodec<B, Type::q5_1, 31, 0, true> {
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     Q51::five_bits(block + 2 * kHalf, codes);
   }
 };
@@ -145,7 +152,7 @@ template <typename B>
 struct Iq4Nl : PlainCodec<B, Type::iq4_nl, 127, 0> {
   static constexpr bool kSigned = true;
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     Iq4Nl::nibbles(block + kHalf, codes);
     unrolled<kQuads>([&](auto i) { codes[i] = B::from_int8(B::lookup(kUnevenValues, codes[i])); });
   }
@@ -153,15 +160,14 @@ struct Iq4Nl : PlainCodec<B, Type::iq4_nl, 127, 0> {
 
 template <typename B>
 struct Mxfp4 : PlainCodec<B, Type::mxfp4, 24, 12> {
-  static void header(const uint8_t* block, BlockHeader<B>& h) {
+  static void header(At<B> block, BlockHeader<B>& h) {
     using V = typename B::V;
     // Powers of two of biased exponents; and the values of the codes are doubled.
     B::exponents(block, h.scale);
-    unrolled<kGroupVectors<V>>(
-        [&](auto v) { h.scale[v] = V::mul(h.scale[v], V::broadcast(0.5f)); });
+    unrolled<kRowVectors<B>>([&](auto v) { h.scale[v] = V::mul(h.scale[v], V::broadcast(0.5f)); });
   }
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     Mxfp4::nibbles(block + kGroupRows, codes);
     unrolled<kQuads>([&](auto i) { codes[i] = B::lookup(kRaisedFloat4Values, codes[i]); });
   }
@@ -183,12 +189,12 @@ struct LargeCodec {
  protected:
   // Quad i of a part's 32 bytes, of which two parts share a half.
   template <size_t kPart>
-  static Bytes nibbles(const uint8_t* at, size_t i) {
+  static Bytes nibbles(At<B> at, size_t i) {
     return B::template bits<kPart % 2 * 4, 15>(B::load(at + kWord * (kPart / 2 * kQuads + i)));
   }
   // Of 32 bytes that four parts share: two bits, raised.
   template <size_t kPart, int kRaise>
-  static Bytes bit_pairs(const uint8_t* at, size_t i) {
+  static Bytes bit_pairs(At<B> at, size_t i) {
     constexpr int kShift = kPart % 4 * 2;
     const Bytes bytes = B::load(at + kWord * (kPart / 4 * kQuads + i));
     if constexpr (kShift >= kRaise)
@@ -198,7 +204,7 @@ struct LargeCodec {
   }
   // Of 32 bytes that all parts share: one bit, raised.
   template <size_t kPart, size_t kRaise>
-  static Bytes single_bits(const uint8_t* at, size_t i) {
+  static Bytes single_bits(At<B> at, size_t i) {
     const Bytes bytes = B::load(at + kWord * i);
     if constexpr (kPart >= kRaise)
       return B::template bits<kPart - kRaise, 1 << kRaise>(bytes);
@@ -213,7 +219,7 @@ struct SixBitCodec : LargeCodec<B, kCodecType, kCodecLargest, 0, 1, true> {
   using Bytes = typename B::Bytes;
   static constexpr size_t kCodesAt = 2 * kHalf + 3 * kWord;
 
-  static void header(const uint8_t* block, BlockHeader<B>& h) {
+  static void header(At<B> block, BlockHeader<B>& h) {
     h.load_scale(block);
     h.load_negative_minimum(block + kHalf);
     const Bytes first = B::load(block + 2 * kHalf), second = B::load(block + 2 * kHalf + kWord);
@@ -233,7 +239,7 @@ struct SixBitCodec : LargeCodec<B, kCodecType, kCodecLargest, 0, 1, true> {
 template <typename B>
 struct Q4K : SixBitCodec<B, Type::q4_k, 15> {
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     unrolled<kQuads>(
         [&](auto i) { codes[i] = Q4K::template nibbles<kPart>(block + Q4K::kCodesAt, i); });
   }
@@ -242,8 +248,8 @@ struct Q4K : SixBitCodec<B, Type::q4_k, 15> {
 template <typename B>
 struct Q5K : SixBitCodec<B, Type::q5_k, 31> {
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
-    const uint8_t* fifths = block + Q5K::kCodesAt;
+  static void codes(At<B> block, PartCodes<B>& codes) {
+    const At<B> fifths = block + Q5K::kCodesAt;
     unrolled<kQuads>([&](auto i) {
       codes[i] = B::both(Q5K::template nibbles<kPart>(fifths + kQuads * kWord, i),
                          Q5K::template single_bits<kPart, 4>(fifths, i));
@@ -270,7 +276,7 @@ struct HalvesCodec : LargeCodec<B, kCodecType, kCodecLargest, kCodecOffset, 2, k
 
 template <typename B>
 struct Q2K : HalvesCodec<B, Type::q2_k, 3, 0, true> {
-  static void header(const uint8_t* block, BlockHeader<B>& h) {
+  static void header(At<B> block, BlockHeader<B>& h) {
     h.load_scale(block);
     h.load_negative_minimum(block + kHalf);
     unrolled<4>([&](auto i) {
@@ -285,7 +291,7 @@ struct Q2K : HalvesCodec<B, Type::q2_k, 3, 0, true> {
     Q2K::template halves<kPart, false>(h.minima, minima);
   }
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     unrolled<kQuads>([&](auto i) {
       codes[i] = Q2K::template bit_pairs<kPart, 0>(block + 2 * kHalf + 4 * kWord, i);
     });
@@ -294,7 +300,7 @@ struct Q2K : HalvesCodec<B, Type::q2_k, 3, 0, true> {
 
 template <typename B>
 struct Q3K : HalvesCodec<B, Type::q3_k, 7, 4, false> {
-  static void header(const uint8_t* block, BlockHeader<B>& h) {
+  static void header(At<B> block, BlockHeader<B>& h) {
     h.load_scale(block);
     const typename B::Bytes first = B::load(block + kHalf), second = B::load(block + kHalf + kWord);
     const typename B::Bytes pairs = B::load(block + kHalf + 2 * kWord);
@@ -309,8 +315,8 @@ struct Q3K : HalvesCodec<B, Type::q3_k, 7, 4, false> {
     Q3K::template halves<kPart, true>(h.scales, scales);
   }
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
-    const uint8_t* thirds = block + kHalf + 3 * kWord;
+  static void codes(At<B> block, PartCodes<B>& codes) {
+    const At<B> thirds = block + kHalf + 3 * kWord;
     unrolled<kQuads>([&](auto i) {
       codes[i] = B::both(Q3K::template bit_pairs<kPart, 0>(thirds + kQuads * kWord, i),
                          Q3K::template single_bits<kPart, 2>(thirds, i));
@@ -320,7 +326,7 @@ struct Q3K : HalvesCodec<B, Type::q3_k, 7, 4, false> {
 
 template <typename B>
 struct Q6K : HalvesCodec<B, Type::q6_k, 63, 32, false> {
-  static void header(const uint8_t* block, BlockHeader<B>& h) {
+  static void header(At<B> block, BlockHeader<B>& h) {
     h.load_scale(block);
     unrolled<4>([&](auto i) { h.scales[i] = B::load(block + kHalf + kWord * i); });
   }
@@ -329,10 +335,10 @@ struct Q6K : HalvesCodec<B, Type::q6_k, 63, 32, false> {
     Q6K::template halves<kPart, true>(h.scales, scales);
   }
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
+  static void codes(At<B> block, PartCodes<B>& codes) {
     // Parts 0 and 2, and 1 and 3, of each half share bytes of nibbles.
     constexpr size_t kBytes = kPart / 4 * 2 + kPart % 2;
-    const uint8_t* low = block + kHalf + 4 * kWord;
+    const At<B> low = block + kHalf + 4 * kWord;
     unrolled<kQuads>([&](auto i) {
       const typename B::Bytes nibbles =
           B::template bits<kPart % 4 / 2 * 4, 15>(B::load(low + kWord * (kBytes * kQuads + i)));
@@ -344,7 +350,7 @@ struct Q6K : HalvesCodec<B, Type::q6_k, 63, 32, false> {
 template <typename B>
 struct Iq4Xs : LargeCodec<B, Type::iq4_xs, 127, 0, 1, false> {
   static constexpr bool kSigned = true;
-  static void header(const uint8_t* block, BlockHeader<B>& h) {
+  static void header(At<B> block, BlockHeader<B>& h) {
     h.load_scale(block);
     h.scales[0] = B::load(block + 2 * kHalf);
     h.scales[1] = B::pairs(block + kHalf);
@@ -356,8 +362,8 @@ struct Iq4Xs : LargeCodec<B, Type::iq4_xs, 127, 0, 1, false> {
     scales[0] = B::word_scale(B::both(nibble, pair), 32);
   }
   template <size_t kPart>
-  static void codes(const uint8_t* block, PartCodes<B>& codes) {
-    const uint8_t* at = block + 2 * kHalf + kWord + kPart * (kQuads / 2) * kWord;
+  static void codes(At<B> block, PartCodes<B>& codes) {
+    At<B> at = block + 2 * kHalf + kWord + kPart * (kQuads / 2) * kWord;
     unrolled<kQuads / 2>([&](auto i) {
       const typename B::Bytes bytes = B::load(at + kWord * i);
       codes[i] = B::from_int8(B::lookup(kUnevenValues, B::template bits<0, 15>(bytes)));

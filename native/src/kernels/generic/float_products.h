@@ -82,13 +82,15 @@ void few_floats(const MatmulArgs& a, const float* x, size_t token, size_t group)
 
 // Four tokens by three groups: with one vector a group, seven loads for twelve multiply-adds.
 constexpr size_t kFloatGroups = 3;
+constexpr size_t kFloatTokens = 4;
+using FloatSlab = Slab<kFloatTokens>;
 // The widened weights of a run take 12 KiB of the first-level cache, the activations of a tile 2.
 constexpr size_t kRunColumns = 128;
 // The sums of so many groups (144 KiB) stay in the second-level cache from run to run.
 constexpr size_t kBatchGroups = 6 * kFloatGroups;
 
 struct FloatTile {
-  float x[kTileTokens][kRunColumns];
+  float x[kFloatTokens][kRunColumns];
 };
 
 // The sums so far of even and of odd columns, of one token.
@@ -97,7 +99,7 @@ struct alignas(kLine) FloatSums {
 };
 
 struct FloatScratch {
-  FloatTile x[kSlabTiles];
+  FloatTile x[FloatSlab::kTiles];
   FloatSums sums[kBatchGroups / kFloatGroups][kSlabTokens];
   // Even columns, then odd ones.
   alignas(kLine) float panel[2][kRunColumns / 2][kFloatGroups * kGroupRows];
@@ -132,8 +134,8 @@ void float_tile(const FloatTile& tile, const FloatScratch& scratch, size_t parit
 
 // Columns [begin, begin + columns) of kGroups groups, for a slab of tokens.
 template <typename V, typename Number, size_t kGroups>
-void float_run(const MatmulArgs& a, size_t group, size_t begin, size_t columns, const Slab& slab,
-               FloatScratch& scratch, FloatSums* totals) {
+void float_run(const MatmulArgs& a, size_t group, size_t begin, size_t columns,
+               const FloatSlab& slab, FloatScratch& scratch, FloatSums* totals) {
   constexpr size_t kColumnBytes = kGroupRows * sizeof(Number);
   const size_t group_bytes = a.group_bytes;  // which the stores below cannot change
   const uint8_t* weights = a.weights + group * group_bytes + begin * kColumnBytes;
@@ -149,8 +151,8 @@ void float_run(const MatmulArgs& a, size_t group, size_t begin, size_t columns, 
   Prefetcher<kGroups> next(weights, group_bytes, columns * kColumnBytes, slab.tiles());
   for (size_t tile = 0; tile < slab.tiles(); ++tile) {
     next.advance();
-    FloatSums* to = totals + tile * kTileTokens;
-    with_constant<kTileTokens>(slab.tile_tokens(tile), [&](auto tokens) {
+    FloatSums* to = totals + tile * kFloatTokens;
+    with_constant<kFloatTokens>(slab.tile_tokens(tile), [&](auto tokens) {
       float_tile<V, tokens, kGroups>(scratch.x[tile], scratch, 0, (columns + 1) / 2, to);
       float_tile<V, tokens, kGroups>(scratch.x[tile], scratch, 1, columns / 2, to);
     });
@@ -159,14 +161,15 @@ void float_run(const MatmulArgs& a, size_t group, size_t begin, size_t columns, 
 
 // Groups [first, last), at most kBatchGroups, for a slab of tokens.
 template <typename V, typename Number>
-void float_batch(const MatmulArgs& a, const float* x, size_t first, size_t last, const Slab& slab) {
+void float_batch(const MatmulArgs& a, const float* x, size_t first, size_t last,
+                 const FloatSlab& slab) {
   auto& scratch = *static_cast<FloatScratch*>(a.scratch);
   for (auto& of_groups : scratch.sums)
     std::memset(static_cast<void*>(of_groups), 0, slab.tokens * sizeof(FloatSums));
   for (size_t begin = 0; begin < a.columns; begin += kRunColumns) {
     const size_t columns = smaller(kRunColumns, a.columns - begin);
     for (size_t t = 0; t < slab.tokens; ++t) {
-      std::memcpy(scratch.x[t / kTileTokens].x[t % kTileTokens],
+      std::memcpy(scratch.x[t / kFloatTokens].x[t % kFloatTokens],
                   x + (slab.first + t) * a.columns + begin, columns * sizeof(float));
     }
     visit_groups<kFloatGroups>(first, last, [&](size_t g, auto groups) {
@@ -190,7 +193,7 @@ void float_batch(const MatmulArgs& a, const float* x, size_t first, size_t last,
 
 template <typename V, typename Number>
 void many_floats(const MatmulArgs& a, const float* x) {
-  visit_slabs(a.tokens, [&](const Slab& slab) {
+  visit_slabs<kFloatTokens>(a.tokens, [&](const FloatSlab& slab) {
     for (size_t g = 0; g < a.groups; g += kBatchGroups)
       float_batch<V, Number>(a, x, g, smaller(g + kBatchGroups, a.groups), slab);
   });

@@ -29,25 +29,27 @@ void visit_groups(size_t begin, size_t end, Run run) {
     with_constant<kMost>(smaller(kMost, end - g), [&](auto groups) { run(g, groups); });
 }
 
-// The eight rows of a group in y, of which the first `rows` exist.
-template <typename V>
-void load_rows(const float* y, size_t rows, typename V::Float (&v)[kGroupVectors<V>]) {
-  float all[kGroupRows] = {};
-  if (rows < kGroupRows) {
+// Rows in y that fill kVectors vectors, of which the first `rows` exist.
+template <typename V, size_t kVectors>
+void load_rows(const float* y, size_t rows, typename V::Float (&v)[kVectors]) {
+  constexpr size_t kRows = kVectors * V::kWidth;
+  float all[kRows] = {};
+  if (rows < kRows) {
     std::memcpy(all, y, rows * sizeof(float));
     y = all;
   }
-  unrolled<kGroupVectors<V>>([&](auto i) { v[i] = V::load(y + V::kWidth * i); });
+  unrolled<kVectors>([&](auto i) { v[i] = V::load(y + V::kWidth * i); });
 }
 
-template <typename V>
-void store_rows(float* y, const typename V::Float (&v)[kGroupVectors<V>], size_t rows) {
-  if (rows >= kGroupRows) {
-    unrolled<kGroupVectors<V>>([&](auto i) { V::store(y + V::kWidth * i, v[i]); });
+template <typename V, size_t kVectors>
+void store_rows(float* y, const typename V::Float (&v)[kVectors], size_t rows) {
+  constexpr size_t kRows = kVectors * V::kWidth;
+  if (rows >= kRows) {
+    unrolled<kVectors>([&](auto i) { V::store(y + V::kWidth * i, v[i]); });
     return;
   }
-  float all[kGroupRows];
-  unrolled<kGroupVectors<V>>([&](auto i) { V::store(all + V::kWidth * i, v[i]); });
+  float all[kRows];
+  unrolled<kVectors>([&](auto i) { V::store(all + V::kWidth * i, v[i]); });
   std::memcpy(y, all, rows * sizeof(float));
 }
 
@@ -62,11 +64,11 @@ void store_rows(float* y, const typename V::Float (&v)[kGroupVectors<V>], size_t
 //     all groups, and each load of weights all tokens.
 
 constexpr size_t kSlabTokens = 128;
-constexpr size_t kTileTokens = 4;
-constexpr size_t kSlabTiles = kSlabTokens / kTileTokens;
 
 // The tokens of a slab, [first, first + tokens) of the product, in tiles.
+template <size_t kTileTokens>
 struct Slab {
+  static constexpr size_t kTiles = (kSlabTokens + kTileTokens - 1) / kTileTokens;
   size_t first, tokens;
 
   size_t tiles() const { return (tokens + kTileTokens - 1) / kTileTokens; }
@@ -75,10 +77,10 @@ struct Slab {
   }
 };
 
-template <typename Run>
+template <size_t kTileTokens, typename Run>
 void visit_slabs(size_t tokens, Run run) {
   for (size_t first = 0; first < tokens; first += kSlabTokens)
-    run(Slab{first, smaller(kSlabTokens, tokens - first)});
+    run(Slab<kTileTokens>{first, smaller(kSlabTokens, tokens - first)});
 }
 
 // Loads the weights that are unpacked next, a share of them with each tile of these.

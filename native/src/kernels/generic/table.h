@@ -11,18 +11,22 @@ namespace hearth {
 namespace {
 
 // Bytes of scratch memory that the products of a trait with panels need, whatever the type.
-template <typename B>
-constexpr size_t kScratchBytes = B::V::kPanelTokens == 0 && B::kPanelTokens == 0 ? 0
-                                 : sizeof(FloatScratch) > sizeof(BlockScratch)
-                                     ? sizeof(FloatScratch)
-                                     : sizeof(BlockScratch);
+template <typename B, typename V>
+constexpr size_t scratch_bytes() {
+  size_t bytes = 0;
+  if constexpr (V::kPanelTokens > 0) bytes = sizeof(FloatScratch);
+  if constexpr (B::kPanelTokens > 0) {
+    if (sizeof(BlockScratch<B>) > bytes) bytes = sizeof(BlockScratch<B>);
+  }
+  return bytes;
+}
 
-// B: the trait of bytes, which names that of vectors.
+// B: the trait of bytes, which names a trait of vectors. V: that of everything else, if another.
 template <typename B, typename V = typename B::V>
 constexpr Kernels kernels_of(const char* name) {
   Kernels kernels = {
       .name = name,
-      .matmul_scratch = kScratchBytes<B>,
+      .matmul_scratch = scratch_bytes<B, V>(),
       .quantize = quantize<V>,
       .matmul_floats = {},
       .matmul_blocks = {},

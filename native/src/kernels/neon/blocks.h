@@ -17,9 +17,16 @@ struct NeonCodes {
   struct Bytes {
     uint8x16_t half[kHalves];
   };
+  using At = const uint8_t*;
+  static constexpr size_t kGroups = 1;
   static constexpr size_t kPanelTokens = 0;
   static constexpr int32_t kSignedOffset = 0;
 
+  static At at(const uint8_t* group, size_t, size_t) { return group; }
+  static void load_halves(const uint8_t* at, float32x4_t (&out)[kHalves]) {
+    unrolled<kHalves>(
+        [&](auto h) { out[h] = V::load(reinterpret_cast<const uint16_t*>(at) + V::kWidth * h); });
+  }
   static Bytes load(const uint8_t* at) { return {{vld1q_u8(at), vld1q_u8(at + 16)}}; }
   static void store(uint8_t* at, Bytes bytes) {
     vst1q_u8(at, bytes.half[0]);
@@ -113,10 +120,8 @@ struct NeonCodes {
       return vsubq_s32(vreinterpretq_s32_u8(words.half[h]), vdupq_n_s32(less));
     });
   }
-  static Scale load_scale(const int32_t* at) { return {{vld1q_s32(at), vld1q_s32(at + 4)}}; }
-  static void store_scale(const Scale& scale, int32_t* at) {
-    vst1q_s32(at, scale.half[0]);
-    vst1q_s32(at + 4, scale.half[1]);
+  static void to_float(const Scale& scale, float32x4_t (&out)[kHalves]) {
+    unrolled<kHalves>([&](auto h) { out[h] = vcvtq_f32_s32(scale.half[h]); });
   }
 
   // The activations of a token in a part.
@@ -125,20 +130,31 @@ struct NeonCodes {
   };
   static Input input(const int8_t* q) { return {{vld1q_s8(q), vld1q_s8(q + 16)}}; }
 
-  using Halves = HalfSums;
-  static Halves halves(const HalfSums* at) { return *at; }
-  template <typename C, int32_t kFactor>
-  static void times(Halves halves, const Scale (&scales)[2], int32x4_t (&out)[kHalves]) {
-    const int32_t both = kFactor * (halves.first + halves.second);
+  using Side = HalfSums;
+  template <typename C>
+  static Side side(HalfSums sums) {
+    return sums;
+  }
+
+ protected:
+  // `whole`, less what the offset of the codes adds, as f32.
+  template <typename C>
+  static void without_offset(const int32x4_t (&whole)[kHalves], Side side, const Scale (&scales)[2],
+                             float32x4_t (&out)[kHalves]) {
+    const int32_t both = C::kOffset * (side.first + side.second);
     unrolled<kHalves>([&](auto h) {
-      if constexpr (C::kScales == 0) {
-        out[h] = vdupq_n_s32(both);
-      } else if constexpr (C::kScales == 1) {
-        out[h] = vmulq_n_s32(scales[0].half[h], both);
-      } else {
-        const int32x4_t first = vmulq_n_s32(scales[0].half[h], kFactor * halves.first);
-        out[h] = vmlaq_n_s32(first, scales[1].half[h], kFactor * halves.second);
+      int32x4_t sum = whole[h];
+      if constexpr (C::kOffset != 0) {
+        if constexpr (C::kScales == 0) {
+          sum = vsubq_s32(sum, vdupq_n_s32(both));
+        } else if constexpr (C::kScales == 1) {
+          sum = vsubq_s32(sum, vmulq_n_s32(scales[0].half[h], both));
+        } else {
+          sum = vsubq_s32(sum, vmulq_n_s32(scales[0].half[h], C::kOffset * side.first));
+          sum = vsubq_s32(sum, vmulq_n_s32(scales[1].half[h], C::kOffset * side.second));
+        }
       }
+      out[h] = vcvtq_f32_s32(sum);
     });
   }
 
@@ -180,7 +196,7 @@ struct NeonBytes : NeonCodes {
   };
 
   template <typename C, size_t kQuad>
-  [[gnu::always_inline]] static void add(const Bytes& codes, const Input& input,
+  [[gnu::always_inline]] static void add(const Bytes& codes, const Input& input, Side,
                                          const Scale (&scales)[2], Sums<C>& sums) {
     constexpr size_t kRun = run<C>(), kScaled = C::kScales == 2 ? kQuads / 2 : kQuads;
     const int8x16_t four =
@@ -214,8 +230,9 @@ struct NeonBytes : NeonCodes {
     });
   }
   template <typename C>
-  static void total(const Sums<C>& sums, int32x4_t (&whole)[kHalves]) {
-    unrolled<kHalves>([&](auto h) { whole[h] = sums.whole[h]; });
+  static void value(const Sums<C>& sums, Side side, const Scale (&scales)[2],
+                    float32x4_t (&out)[kHalves]) {
+    without_offset<C>(sums.whole, side, scales, out);
   }
 };
 

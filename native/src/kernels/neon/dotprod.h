@@ -18,7 +18,7 @@ struct DotprodBytes : NeonCodes {
   };
 
   template <typename C, size_t kQuad>
-  [[gnu::always_inline]] static void add(const Bytes& codes, const Input& input,
+  [[gnu::always_inline]] static void add(const Bytes& codes, const Input& input, Side,
                                          const Scale (&scales)[2], Sums<C>& sums) {
     constexpr size_t kScaled = C::kScales == 2 ? kQuads / 2 : kQuads;
     unrolled<kHalves>([&](auto h) {
@@ -35,8 +35,9 @@ struct DotprodBytes : NeonCodes {
     });
   }
   template <typename C>
-  static void total(const Sums<C>& sums, int32x4_t (&whole)[kHalves]) {
-    unrolled<kHalves>([&](auto h) { whole[h] = sums.whole[h]; });
+  static void value(const Sums<C>& sums, Side side, const Scale (&scales)[2],
+                    float32x4_t (&out)[kHalves]) {
+    without_offset<C>(sums.whole, side, scales, out);
   }
 };
 

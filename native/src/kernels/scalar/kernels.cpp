@@ -80,26 +80,47 @@ void matmul_bf16(const MatmulArgs& a, const float* x) {
   });
 }
 
-// The integer sum of a part is exact; then one fused multiply-add in f32, and one of the minimum.
-template <bool kMinimum>
-float add_part(const BlockPart& part, const int8_t* q, float x_scale, HalfSums sums, float y) {
+// The integer sum of a part, which is exact, also as a float.
+float part_value(const BlockPart& part, const int8_t* q) {
   int32_t whole = 0;
   for (size_t i = 0; i < kBlock; ++i) whole += part.scales[i / (kBlock / 2)] * part.codes[i] * q[i];
-  y = std::fma(static_cast<float>(whole), part.scale * x_scale, y);
+  return static_cast<float>(whole);
+}
+
+// Blocks of 32: one fused multiply-add in f32, and one of the minimum.
+template <bool kMinimum>
+float add_small_block(const BlockPart& part, const int8_t* q, float x_scale, HalfSums sums,
+                      float y) {
+  y = std::fma(part_value(part, q), part.scale * x_scale, y);
   if (!kMinimum) return y;
-  const int32_t least = part.minima[0] * sums.first + part.minima[1] * sums.second;
-  return std::fma(static_cast<float>(least), part.minimum * x_scale, y);
+  return std::fma(part.minimum, x_scale * static_cast<float>(sums.first + sums.second), y);
+}
+
+// The minima of a part, times the sums of the activations: one, or one of each half.
+template <bool kHalves>
+float add_minima(const BlockPart& part, float x_scale, HalfSums sums, float least) {
+  const auto add = [&](int32_t minimum, int sum) {
+    least = std::fma(static_cast<float>(minimum), x_scale * static_cast<float>(sum), least);
+  };
+  if (!kHalves) {
+    add(part.minima[0], sums.first + sums.second);
+  } else {
+    add(part.minima[0], sums.first);
+    add(part.minima[1], sums.second);
+  }
+  return least;
 }
 
 template <Type kType, bool kMinimum>
 void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x) {
   constexpr TypeInfo info = info_of(kType);
+  constexpr size_t kParts = info.block / kBlock;
   const std::span<const Piece> pieces = pieces_of(kType);
   const size_t parts = a.columns / kBlock;
   for (size_t r = 0; r < a.rows; ++r) {
     for (size_t t = 0; t < a.tokens; ++t) a.y[t * a.y_stride + r] = 0.0f;
     const uint8_t* packed = a.weights + r / kGroupRows * a.group_bytes;
-    for (size_t b = 0; b < parts; b += info.block / kBlock) {
+    for (size_t b = 0; b < parts; b += kParts) {
       uint8_t bytes[kLargestBlockBytes];
       BlockPart block[kLargestBlock / kBlock];
       unpack_lane(pieces, packed, r % kGroupRows, bytes);
@@ -107,10 +128,21 @@ void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x) {
       decode_block(kType, bytes, block);
       for (size_t t = 0; t < a.tokens; ++t) {
         float& y = a.y[t * a.y_stride + r];
-        for (size_t p = 0; p < info.block / kBlock; ++p) {
-          const size_t at = t * parts + b + p;
-          y = add_part<kMinimum>(block[p], x.q + at * kBlock, x.scales[at], x.sums[at], y);
+        const size_t at = t * parts + b;
+        if (kParts == 1) {
+          y = add_small_block<kMinimum>(block[0], x.q + at * kBlock, x.scales[at], x.sums[at], y);
+          continue;
         }
+        // The parts of a large block are added up before its scale and minimum come in.
+        float products = 0.0f, least = 0.0f;
+        for (size_t p = 0; p < kParts; ++p) {
+          const float x_scale = x.scales[at + p];
+          products = std::fma(part_value(block[p], x.q + (at + p) * kBlock), x_scale, products);
+          if (kMinimum)
+            least = add_minima<kType == Type::q2_k>(block[p], x_scale, x.sums[at + p], least);
+        }
+        y = std::fma(block[0].scale, products, y);
+        if (kMinimum) y = std::fma(block[0].minimum, least, y);
       }
     }
   }
