@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 def instruction_set() -> str:
-    """The kernels in use: "avx512", "avxvnni" or "avx2"; "i8mm", "dotprod" or "neon" on Arm; "scalar".
+    """The kernels in use: "avx512", "avxvnni", "avx2"; "i8mm", "dotprod", "neon"; "scalar".
 
     ValueError when HEARTH_INSTRUCTION_SET names kernels that this machine lacks.
     """
