@@ -2,8 +2,8 @@
 
 Every round runs each side once (A, B, A, B ...), so that both see the same noise. Figures are
 medians over the rounds, with the lowest and highest. llama.cpp is the package llama-cpp-python,
-built in an environment of its own (build/compare), which this program creates. It is built for the
-instructions that Hearth uses and, with --native, again for all that this CPU has.
+built in an environment of its own (build/compare), which this program creates. It is built for all
+that this CPU has and, with --avx2, again without AVX-512.
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
@@ -33,8 +33,7 @@ from hearth.converter import open_model
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "compare"
 PACKAGES = ("llama-cpp-python", "gguf", "numpy", "matplotlib")
-# Both sides with the same instructions. The native build of llama-cpp-python 0.3.36 ends with a
-# segmentation fault on a CPU with AMX.
+# (The native build of llama-cpp-python 0.3.36 ends with a segmentation fault on a CPU with AMX.)
 AVX2 = ("NATIVE=OFF", "AVX=ON", "AVX2=ON", "FMA=ON", "F16C=ON", "BMI2=ON")
 
 
@@ -119,9 +118,9 @@ def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -
         Side(f"llama.cpp, {threads} threads", [*theirs, "--threads", str(threads)]),
         Side(f"Hearth, {threads} threads", [*hearth, "--threads", str(threads)]),
     ]
-    if options.native:
-        native = [str(environment("venv-native", ())), *theirs[1:], "--threads", str(threads)]
-        found.insert(1, Side(f"llama.cpp, native, {threads} threads", native))
+    if options.avx2:
+        older = [str(environment("venv-avx2", AVX2)), *theirs[1:], "--threads", str(threads)]
+        found.insert(1, Side(f"llama.cpp, AVX2, {threads} threads", older))
     if threads > 1:
         nodes = ["--nodes", str(threads), "--threads", "1"]
         found.append(Side(f"Hearth, {threads} nodes, mesh", [*hearth, *nodes]))
@@ -233,13 +232,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="pattern of the sides to run")
     parser.add_argument(
-        "--native", action="store_true", help="also build llama.cpp for all that this CPU has"
+        "--avx2", action="store_true", help="also a llama.cpp that is built without AVX-512"
     )
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    python = environment("venv", AVX2 if _native.instruction_set() == "avx2" else ())
+    python = environment("venv-native", ())
     data = BUILD / "results.json"
     results: dict[str, Any] = {"machine": machine(), "runs": []}
     if data.exists():

@@ -17,8 +17,8 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
         "is the part of a step beyond the root's computing: lane, waiting, Python.",
         "",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
-        f"Hearth's kernels: {machine['kernels']}, and llama.cpp built for the same instructions "
-        '("native": for all that this CPU has). KV cache in f16 on all sides.',
+        f"Hearth's kernels: {machine['kernels']}. llama.cpp is built for all that this CPU has. "
+        "KV cache in f16 on all sides.",
         "",
     ]
     for run in results["runs"]:

@@ -138,7 +138,10 @@ def shard_bytes(path: Path) -> tuple[int, int]:
 
 
 def table(testdata: Path, kinds: Sequence[str]) -> None:
-    """Print both models in every type: perplexities, their difference, and the shard's memory."""
+    """Print both models in every type: perplexities, their difference, and the shard's memory.
+
+    The last of the perplexities is that of the file's own numbers, which nothing rounds again.
+    """
     with tempfile.TemporaryDirectory() as name, workers(Path(name), 2) as two:
         folder = Path(name)
         models = {"demo": (demo_gguf(folder / "demo-f16.gguf"), demo_texts(testdata))}
@@ -147,8 +150,8 @@ def table(testdata: Path, kinds: Sequence[str]) -> None:
             plain = folder / "smollm2-f16.gguf"
             llama_cpp_reference.quantize(stored, plain, "f16")
             models["SmolLM2-135M"] = (plain, smollm2_texts(testdata))
-        print("| model | type | llama.cpp | 1 node | 3 nodes | shard / file |")
-        print("|---|---|---|---|---|---|")
+        print("| model | type | llama.cpp | 1 node | 3 nodes | as f32 | shard / file |")
+        print("|---|---|---|---|---|---|---|")
         for model, (source, texts) in models.items():
             for kind in kinds:
                 path = folder / f"{model}-{kind}.gguf"
@@ -156,6 +159,8 @@ def table(testdata: Path, kinds: Sequence[str]) -> None:
                     llama_cpp_reference.quantize(source, path, kind)
                 expected = llama_cpp_reference.perplexity(path, texts, 512)
                 found = [ours(path, addresses, texts) for addresses in ([], two)]
+                with perplexity.formed(str(path), weights="f32") as formed:
+                    found.append(perplexity.perplexity(*formed, texts))
                 differences = [f"{value:.4f} ({value / expected - 1:+.3%})" for value in found]
                 in_file, held = shard_bytes(path)
                 print(
