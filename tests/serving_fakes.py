@@ -21,12 +21,14 @@ from converter_builders import tiny_spec
 from hearth.converter.pooling import Pooling
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
-from hearth.root.api.frontend import Frontend
+from hearth.root.api.frontend import Drain, Frontend
 from hearth.root.api.grpc.server import RootServer
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import SamplerFactory
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import Batch, Limits, StepOutput
+from hearth.root.status.activity import Activity
+from hearth.root.status.history import History
 from hearth.v1 import root_pb2
 from hearth.worker.page_tables import PageTables
 
@@ -204,8 +206,12 @@ class FakeCluster:
     reason: str = ""
     callbacks: list[Callable[[root_pb2.ClusterStatus], object]] = field(default_factory=list)
     weight_bytes: int = 0
+    # Shown instead of a status made of the above.
+    shown: root_pb2.ClusterStatus | None = None
 
     def status(self) -> root_pb2.ClusterStatus:
+        if self.shown is not None:
+            return self.shown
         nodes = [root_pb2.ClusterNode(weight_bytes=self.weight_bytes)] if self.weight_bytes else []
         return root_pb2.ClusterStatus(state=self.state, reason=self.reason, epoch=1, nodes=nodes)
 
@@ -217,6 +223,13 @@ class FakeCluster:
 
     def change(self, state: root_pb2.ClusterState.ValueType, reason: str = "") -> None:
         self.state, self.reason = state, reason
+        self._call_back()
+
+    def show(self, status: root_pb2.ClusterStatus) -> None:
+        self.shown = status
+        self._call_back()
+
+    def _call_back(self) -> None:
         for callback in list(self.callbacks):
             callback(self.status())
 
@@ -251,11 +264,14 @@ class Root:
         sampler_factory: SamplerFactory | None = None,
         pooling: Pooling | None = None,
         pause_seconds: float = 0.0,
+        drain: Drain | None = None,
+        activity: Activity | None = None,
         **limits: int,
     ) -> None:
         """server_options: further arguments of RootServer. http: serve HTTP too, at `url`.
 
-        http_options: further arguments of HttpServer.
+        http_options: further arguments of HttpServer. drain: see Frontend. activity: what
+        `/cluster` shows of the root's work.
         """
         self.runner = runner or FakeRunner()
         values: dict[str, Any] = {
@@ -278,14 +294,23 @@ class Root:
             context_size=64, tied=True,
         )  # fmt: skip
         model = FakeModel(spec, pooling=pooling or Pooling())
-        self.frontend = Frontend(self.engine, model, self.cluster, max_streams=max_streams)
+        self.frontend = Frontend(
+            self.engine, model, self.cluster, max_streams=max_streams, drain=drain
+        )
         self._http_options = http_options
         self.http: HttpServer | None = None
         if http:
             # Here, so that other tests do not load it.
             from hearth.root.api.http import requests, server
 
-            services = requests.Services(self.frontend, any_model)
+            history = History()
+            self.frontend.subscribe(history.note)
+            services = requests.Services(
+                self.frontend,
+                any_model,
+                history=history,
+                activity=lambda: activity or Activity(),
+            )
             self.http = server.HttpServer("127.0.0.1:0", services, **http_options)
         beside = [self.http] if self.http is not None else []
         self.server = RootServer("127.0.0.1:0", self.frontend, beside=beside, **server_options)

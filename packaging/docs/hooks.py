@@ -19,6 +19,7 @@ PAGES = {
     "A first run": "first-run.md",
     "Overview": "overview.md",
     "Models": "models.md",
+    "The page": "page.md",
     "Operations": "operations.md",
     "Networking": "networking.md",
     "Troubleshooting": "troubleshooting.md",

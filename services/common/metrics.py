@@ -54,7 +54,7 @@ _GAPS = (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 
 _OUTCOMES = ("eos", "length", "stop", "context", "cancelled")
 _FAILURES = ("cluster_not_ready", "internal", "prompt_too_long", "queue_full", "worker_lost")
 # Faces of the HTTP port.
-_FACES = ("openai", "anthropic", "ollama", "llama-server")
+_FACES = ("openai", "anthropic", "ollama", "llama-server", "page")
 _FAULTS = ("deadline", "peer_lost", "unreachable", "worker_lost")
 
 
@@ -270,7 +270,7 @@ class RootMetrics(Metrics):
         self._requests.labels(reason.lower()).inc()
 
     def http_request(self, face: str, status: int) -> None:
-        """An HTTP request ended; face: "openai", "anthropic", "ollama", "llama-server"."""
+        """An HTTP request ended; face: one of _FACES."""
         self._http_requests.labels(face, str(status)).inc()
 
     def first_token(self, seconds: float) -> None:

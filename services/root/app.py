@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from hearth.common import system
 from hearth.common.metrics import RootMetrics
@@ -141,11 +142,21 @@ def _http(frontend: Frontend, settings: Serving, metrics: RootMetrics) -> Sequen
     """The HTTP port; its libraries take memory that a root without it does not need."""
     from hearth.root.api.http.requests import Services
     from hearth.root.api.http.server import HttpServer
+    from hearth.root.status import activity
+    from hearth.root.status.history import History
 
+    history = History()
+    frontend.subscribe(history.note)
+    services = Services(
+        frontend,
+        settings.any_model,
+        history=history,
+        activity=partial(activity.read, metrics),
+    )
     return [
         HttpServer(
             settings.http,
-            Services(frontend, settings.any_model),
+            services,
             security=settings.security,
             api_keys=settings.api_keys,
             insecure=settings.insecure,

@@ -4,6 +4,7 @@
     app.py          one request: Host, origin, key, route, errors
     call.py         a request's body and its answer
     openai.py, responses.py, anthropic.py, ollama.py, llama_server.py: the faces
+    page/           the web page
 
 A face reads a request into the frontend's values, and writes events in its own shape (streams.py).
 """

@@ -13,10 +13,11 @@ from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
 from hearth.root.api.http.call import TEXT, Call
 from hearth.root.api.http.errors import forbidden
+from hearth.root.api.http.page import is_open
 
 # For clients without a field for a key: http://HOST:PORT/k/KEY as their base address.
 _KEY_PREFIX = "/k/"
-# Paths without a key: probes, and what browsers ask before they send one.
+# Paths without a key: probes. The page's files have none either.
 _OPEN = ("/health", "/v1/health")
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _PREFLIGHT_SECONDS = 600
@@ -89,7 +90,7 @@ class Rules:
 
     def caller(self, call: Call, key: str) -> Caller:
         """The caller by its key or certificate. Raises HearthError UNAUTHENTICATED."""
-        if call.path in _OPEN:
+        if call.path in _OPEN or is_open(call):
             return Caller("", frozenset())
         try:
             if self.access.by_key:

@@ -16,11 +16,13 @@ from hearth.common.live_calls import LiveCalls
 from hearth.root.api.fairness import CLIENT, Places, Turns
 from hearth.root.api.http import (
     anthropic,
+    cluster,
     embeddings,
     limits,
     llama_server,
     ollama,
     openai,
+    page,
     responses,
 )
 from hearth.root.api.http.access import Rules
@@ -56,6 +58,8 @@ _OTHERS: Mapping[str, tuple[str, Handler]] = {
     "/v1/messages/count_tokens": ("POST", anthropic.count_tokens),
     **ollama.ROUTES,
     **llama_server.ROUTES,
+    **page.ROUTES,
+    **cluster.ROUTES,
 }
 
 
@@ -131,7 +135,7 @@ class App:
             await call.fail(unforeseen(f"{call.method} {call.path[:200]}", error))
 
     async def _route(self, call: Call, key: str) -> None:
-        caller = self._rules.caller(call, key)
+        caller = call.caller = self._rules.caller(call, key)
         client = caller.name or call.connection.peer[0]
         CLIENT.set(client)
         scope: dict[str, Any] = {**call.scope, "app": self, "call": call}
@@ -145,5 +149,7 @@ def _face(path: str) -> str:
         return "anthropic"
     if path.startswith("/api/"):
         return "ollama"
+    if path in ("/", "/cluster") or path.startswith(("/page/", "/cluster/")):
+        return "page"
     known = path.removeprefix("/v1")
     return "openai" if path.startswith("/v1/") or known in _OPENAI else "llama-server"

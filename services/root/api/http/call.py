@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
+from hearth.common.access import ANYONE
 from hearth.root.api.fairness import CLIENT, Turns
 from hearth.root.api.http import fields, limits
 from hearth.root.api.http.errors import ErrorShape, HttpError, too_large, too_slow
@@ -59,6 +60,7 @@ class Call:
         self._readers = readers
         self._body_read = self._ended = False
         self._watcher: asyncio.Task[None] | None = None
+        self.caller = ANYONE
 
     # -- the request
 
@@ -74,10 +76,14 @@ class Call:
                 body = await self._body()
                 # 1 MiB of JSON takes some 10 ms.
                 found = await asyncio.to_thread(fields.parse, body)
+        self.end_when_gone()
+        return found
+
+    def end_when_gone(self) -> None:
+        """Cancel this task when the client leaves. The request's body must have been read."""
         task = asyncio.current_task()
         if task is not None:
             self._watcher = asyncio.create_task(self._watch(task))
-        return found
 
     def _length(self) -> int:
         """Bytes of the body, or the most that it may have. Raises HttpError 413."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from hearth.root.api.frontend import ModelFacts
 from hearth.root.api.http import embeddings, streams
-from hearth.root.api.http.call import LINES, TEXT, Call
+from hearth.root.api.http.call import LINES, Call
 from hearth.root.api.http.conversations import Message, in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
@@ -134,13 +134,7 @@ async def not_here(call: Call, services: Services) -> None:
     )
 
 
-async def alive(call: Call, services: Services) -> None:
-    """GET /: clients of Ollama look for these words."""
-    await call.reply_bytes(b"Ollama is running", TEXT)
-
-
 ROUTES = {
-    "/": ("GET", alive),
     "/api/chat": ("POST", chat),
     "/api/generate": ("POST", generate),
     "/api/tags": ("GET", tags),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +16,8 @@ from hearth.root.api.prompt import Input, TokenIds
 from hearth.root.engine.mailbox import Usage
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import FinishReason
+from hearth.root.status.activity import Activity
+from hearth.root.status.history import History
 
 # Answers to one request. More than the root's places are refused there.
 MAX_CHOICES = 64
@@ -29,11 +31,16 @@ ENDED_BY_LENGTH = (FinishReason.LENGTH, FinishReason.CONTEXT)
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts that the faces serve. any_model: every name of a model is the running one's."""
+    """The parts that the faces serve. any_model: every name of a model is the running one's.
+
+    history: of the cluster. activity: the root's work now.
+    """
 
     frontend: Frontend
     any_model: bool = False
     started: float = field(default_factory=time.time)
+    history: History = field(default_factory=History)
+    activity: Callable[[], Activity] = Activity
 
 
 @dataclass(frozen=True, slots=True)

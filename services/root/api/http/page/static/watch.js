@@ -1,0 +1,80 @@
+// The cluster as it changes: one event stream while the page is visible.
+
+import { ApiError, events, request, sentence } from "./api.js";
+import { changed, signals, state } from "./state.js";
+
+const AGAIN_MILLISECONDS = 3000;
+// Seconds over which rates are averaged.
+const WINDOW = 5;
+
+let watching = null;
+
+/** Follow the cluster until the page is hidden; again when it is shown. */
+export function watch() {
+  watching?.abort();
+  const controller = (watching = new AbortController());
+  follow(controller.signal);
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) watching?.abort();
+  else watch();
+});
+
+async function follow(signal) {
+  while (!signal.aborted) {
+    try {
+      const response = await request("cluster/events", { signal });
+      state.offline = state.locked = false;
+      for await (const [name, value] of events(response)) take(name, value);
+    } catch (error) {
+      if (signal.aborted) return;
+      state.locked = error instanceof ApiError && error.status === 401;
+      state.offline = !state.locked;
+      changed();
+      if (state.locked) return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, AGAIN_MILLISECONDS));
+  }
+}
+
+function take(name, value) {
+  if (name === "load") load(value);
+  else if (name === "cluster") cluster(value);
+  changed();
+}
+
+function cluster(value) {
+  const was = state.cluster?.state;
+  const load_ = state.cluster?.load;
+  state.cluster = { ...value, words: words(value), load: value.load ?? load_ };
+  if (was !== "serving" && value.state === "serving") signals.dispatchEvent(new Event("serving"));
+}
+
+/** The state of a cluster as a sentence. */
+function words({ state: now, reason, nodes }) {
+  if (now === "serving") return nodes.length === 1 ? "The root runs the model alone." : `${nodes.length} machines run the model together.`;
+  return sentence(reason || "the cluster is not ready").replace(/([^.!?])$/, "$1.");
+}
+
+function load(value) {
+  if (state.cluster === null) return;
+  state.history = [...(state.history ?? []), value].filter((each) => value.seconds - each.seconds <= 60);
+  state.cluster.load = { ...value, ...rates(state.history) };
+}
+
+/** Rates over the last seconds, from counters that only grow. */
+function rates(history) {
+  const last = history.at(-1);
+  const first = history.find((each) => last.seconds - each.seconds <= WINDOW) ?? last;
+  const seconds = last.seconds - first.seconds;
+  const per = (name) => (seconds > 0 ? Math.max(0, last[name] - first[name]) / seconds : 0);
+  const nodes = last.nodes.map((node, index) => {
+    const before = first.nodes[index];
+    if (!before || before.name !== node.name) return { sync: null };
+    const compute = node.compute_seconds - before.compute_seconds;
+    const sync = node.sync_seconds - before.sync_seconds;
+    return { sync: compute + sync > 0 ? sync / (compute + sync) : null };
+  });
+  return { tokensPerSecond: per("completion_tokens"), promptPerSecond: per("prompt_tokens"), shares: nodes };
+}
