@@ -18,7 +18,8 @@ from hearth.v1 import root_pb2
 
 def echo(prompt: str) -> str:
     """The last text of the person, in capitals."""
-    return re.findall(r"\[user\]([^\[]*)", prompt)[-1].upper()
+    texts: list[str] = re.findall(r"\[user\]([^\[]*)", prompt)
+    return texts[-1].upper()
 
 
 @pytest.fixture
