@@ -47,7 +47,7 @@ class Watched:
             for text in self.complaints
             if not any(expected in text for expected in self.expected)
         ]
-        assert left == []
+        assert not left, "\n".join(left)
 
 
 def accessible(page: Page) -> None:

@@ -33,6 +33,7 @@ function layout(nodes, narrow) {
 
 /** The picture as markup. nodes: of the plan, then workers without a part (`outside: true`). */
 export function pictureView(cluster, nodes, narrow) {
+  if (!nodes.length) return nothing;
   const { width, height, places } = layout(nodes, narrow);
   const links = places.slice(1).map((place, index) => linkView(places[0], place, nodes[index + 1], narrow));
   const busy = (cluster.load?.tokensPerSecond ?? 0) > 0 ? "picture busy" : "picture";
