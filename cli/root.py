@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ from hearth.converter.pooling import POOLINGS
 if TYPE_CHECKING:
     from hearth.root.settings import Joining
 
+# One of them chooses what is served.
+_SOURCES = (*common.SOURCES[:2], "models")
+_MOST_KEPT = 1e9
+
 HTTP_ADDRESS = f"127.0.0.1:{common.HTTP_PORT}"
 
 
@@ -23,6 +28,7 @@ def command() -> Command:
         run,
         [
             *common.model(),
+            *_models(),
             *_serving(),
             *common.cluster(),
             *common.local_nodes(),
@@ -31,9 +37,38 @@ def command() -> Command:
             _api_keys(),
         ],
         help="Serve a model to clients, alone or with workers, until it is stopped.",
-        one_of=(common.SOURCES[:2], common.EXCLUSIVE_SECURITY, ("http", "no_http")),
-        needed=(common.NEEDS_MODEL,),
+        one_of=(_SOURCES, common.EXCLUSIVE_SECURITY, ("http", "no_http")),
+        needed=((_SOURCES, common.NEEDS_MODEL[1]),),
     )
+
+
+def _models() -> common.Params:
+    return [
+        Option(
+            "--models",
+            several=True,
+            metavar="DIR_OR_NAME ...",
+            group=common.MODEL,
+            help="serve several models, one in memory at a time: a request names one, which is "
+            "then loaded; a directory stands for the models in it",
+        ),
+        Option(
+            "--keep-alive",
+            read=_keep_alive,
+            default=300.0,
+            metavar="S",
+            group=common.MODEL,
+            help="with --models: how long a model stays in memory without a request; below 0, "
+            "until another one is asked for",
+        ),
+    ]
+
+
+def _keep_alive(text: str) -> float:
+    seconds = common.number(text)
+    if seconds != seconds or seconds > _MOST_KEPT:
+        raise ValueError(f"it must be at most {_MOST_KEPT:g} s, or below 0")
+    return math.inf if seconds < 0 else seconds
 
 
 def _serving() -> common.Params:
@@ -174,12 +209,12 @@ def _api_keys() -> Option:
 
 def run(options: Options) -> int:
     """Serve until SIGTERM or SIGINT; 0. Raises HearthError when it cannot start."""
-    from hearth.cli.session import open_session
+    from hearth.cli.session import open_session, open_several
     from hearth.cli.stopping import StopSignals
     from hearth.common import logging as hearth_logging
     from hearth.common.api_keys import ApiKeys
     from hearth.common.channels import format_address, split_address
-    from hearth.root.app import serving
+    from hearth.root.app import serving, serving_models
     from hearth.root.settings import Serving
 
     hearth_logging.setup(json_lines=options.log_format == "json")
@@ -195,10 +230,28 @@ def run(options: Options) -> int:
         origins=tuple(options.cors),
         any_model=options.any_model,
         pooling=options.pooling or "",
+        keep_alive=options.keep_alive,
         shutdown_seconds=options.drain_seconds,
     )
     host, _ = split_address(options.listen)
     stop = StopSignals(exits=True)
+    if options.models:
+        with (
+            open_several(options) as several,
+            serving_models(
+                several.cards,
+                several.settings,
+                settings,
+                pause_seconds=options.pause_seconds,
+                metrics=several.metrics,
+                on_load=several.progress,
+            ) as port,
+        ):
+            stop.ready = True
+            output.note("models: " + ", ".join(card.name for card in several.cards))
+            output.line(f"hearth root listening on {format_address(host, port)}")
+            stop.wait()
+        return 0
     with open_session(
         options,
         sequences=options.sequences,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from hearth.root.cluster.cluster import Cluster
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import StepRunner
 from hearth.root.engine.params import Sampling
+from hearth.root.models.card import Card, read_cards
 from hearth.root.planning.blueprint import draw
 from hearth.root.settings import ClusterSettings
 
@@ -82,6 +83,56 @@ def sampling_of(options: Options) -> Sampling:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
+
+
+@dataclass(frozen=True)
+class Several:
+    """Several models, and the cluster that one of them at a time runs on."""
+
+    cards: Sequence[Card]
+    settings: ClusterSettings
+    metrics: RootMetrics
+    progress: LoadProgress
+
+
+@contextmanager
+def open_several(options: Options) -> Iterator[Several]:
+    """The models of --models, with the workers of --nodes until the block ends.
+
+    Raises HearthError, or ModelError for a model that is named itself and cannot run.
+    """
+    if options.pre or options.tokenizer:
+        problem = "--pre and --tokenizer are for one model; give MODEL instead of --models"
+        raise HearthError(Reason.BAD_SETTING, problem)
+    if options.nodes is not None and options.workers:
+        raise HearthError(
+            Reason.BAD_SETTING, "give --nodes (workers started here) or --workers, not both"
+        )
+    system.keep_message_memory()
+    common.check_threads(options.threads)
+    security = common.credentials(options, "metrics")
+    count = (options.nodes or 1) - 1
+    planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
+    planned = dataclasses.replace(planned, sequences=options.sequences)
+    cards = read_cards(options.models, options.weights, planned)
+    system.trim_memory()
+    with ExitStack() as stack:
+        pin = cores_of(count + 1, options.threads or 1) if options.pin else []
+        workers = stack.enter_context(
+            LocalWorkers(count, options.threads, options.cache_dir, pin[1:])
+        )
+        settings = dataclasses.replace(
+            planned,
+            workers=tuple(options.workers) + workers.addresses,
+            security=None if options.nodes else security,
+            threads=options.threads or (workers.threads if count else None),
+            pin=tuple(pin[0]) if pin else (),
+        )
+        metrics = RootMetrics()
+        stack.enter_context(metrics_port(metrics, options.metrics, security, options.insecure))
+        progress = LoadProgress(False, False)
+        stack.callback(progress.close)
+        yield Several(cards, settings, metrics, progress)
 
 
 @contextmanager

@@ -91,15 +91,17 @@ class Client(BaseClient[GenerateStream]):
         pooling: str = "",
         truncate: bool = False,
         normalize: bool = True,
+        model: str = "",
         timeout: float | None = None,
     ) -> list[list[float]]:
         """The vector of each text (or list of token ids), pooled over its final hidden states.
 
         pooling: "mean", "cls" or "last"; "" for the root's or the model's own. truncate: cut texts
         that are too long, instead of raising InvalidArgument. normalize: divide each by its
-        Euclidean norm. timeout: seconds for the whole call; None for no limit.
+        Euclidean norm. model: the name of one of several. timeout: seconds for the whole call;
+        None for no limit.
         """
-        request = embed_request(texts, pooling, truncate, normalize)
+        request = embed_request(texts, pooling, truncate, normalize, model)
         reconnecting = Reconnecting()
         while True:
             call = self._embed(request, timeout)
@@ -128,9 +130,15 @@ class Client(BaseClient[GenerateStream]):
         request = detokenize_request(ids)
         return self._call(self._stub.Detokenize, request, timeout).text
 
-    def model(self, *, timeout: float | None = None) -> root_pb2.GetModelResponse:
-        """The shape of the model that the root serves."""
-        return self._call(self._stub.GetModel, root_pb2.GetModelRequest(), timeout)
+    def model(self, name: str = "", *, timeout: float | None = None) -> root_pb2.GetModelResponse:
+        """The shape of the model that the root serves. name: of one of several."""
+        request = root_pb2.GetModelRequest(model=name)
+        return self._call(self._stub.GetModel, request, timeout)
+
+    def models(self, *, timeout: float | None = None) -> list[root_pb2.ListedModel]:
+        """The models that the root serves."""
+        request = root_pb2.ListModelsRequest()
+        return list((self._call(self._stub.ListModels, request, timeout)).models)
 
     def cluster(self, *, timeout: float | None = None) -> root_pb2.ClusterStatus:
         """The cluster's state now."""

@@ -42,7 +42,8 @@ class GenerateOptions(TypedDict, total=False):
     not part of it. ignore_eos: continue past the end-of-sequence token. timeout: seconds for the
     whole call. on_waiting: called with the reason while no text comes because the cluster is not
     ready, and with "" when it is again. request_id: the name in the root's log, at most 64
-    letters, digits, dots, dashes and underscores; one is drawn where none is given.
+    letters, digits, dots, dashes and underscores; one is drawn where none is given. model: the
+    name of one of several models.
     """
 
     max_tokens: int
@@ -57,6 +58,7 @@ class GenerateOptions(TypedDict, total=False):
     timeout: float | None
     on_waiting: Callable[[str], object]
     request_id: str
+    model: str
 
 
 _POOLINGS = {
@@ -92,6 +94,7 @@ def generate_request(
         request.stop.extend([stop] if isinstance(stop, str) else stop)
         request.max_tokens = options.get("max_tokens", 0)
         request.ignore_eos = options.get("ignore_eos", False)
+        request.model = options.get("model", "")
     except (ValueError, TypeError) as error:
         # Numbers out of a field's range and text that is not UTF-8 never reach the root.
         raise _invalid(str(error)) from error
@@ -109,13 +112,17 @@ def generate_request(
 
 
 def embed_request(
-    texts: Iterable[str | Iterable[int]], pooling: str, truncate: bool, normalize: bool
+    texts: Iterable[str | Iterable[int]],
+    pooling: str,
+    truncate: bool,
+    normalize: bool,
+    model: str,
 ) -> root_pb2.EmbedRequest:
     """The message. Raises InvalidArgument for text that is not UTF-8, or an unknown pooling."""
     if pooling not in _POOLINGS:
         raise _invalid(f"pooling is {pooling!r}; it must be one of {', '.join(_POOLINGS)}")
     request = root_pb2.EmbedRequest(
-        pooling=_POOLINGS[pooling], truncate=truncate, raw=not normalize
+        pooling=_POOLINGS[pooling], truncate=truncate, raw=not normalize, model=model
     )
     try:
         for text in texts:

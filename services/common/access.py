@@ -19,7 +19,16 @@ _CALLERS = (Role.CLIENT, Role.OPERATOR, Role.ROOT)
 _OPERATORS = frozenset({Role.OPERATOR, Role.ROOT})
 # Methods of the root's service for every client; all others, also future ones, are an operator's.
 _FOR_CLIENTS = frozenset(
-    ("Generate", "Embed", "Tokenize", "Detokenize", "GetModel", "GetCluster", "WatchCluster")
+    (
+        "Generate",
+        "Embed",
+        "Tokenize",
+        "Detokenize",
+        "GetModel",
+        "ListModels",
+        "GetCluster",
+        "WatchCluster",
+    )
 )
 _ROOT_SERVICE = "/hearth.v1.RootService/"
 

@@ -19,19 +19,26 @@ from hearth.common import system
 from hearth.common.metrics import RootMetrics
 from hearth.common.node_info import instruction_set
 from hearth.common.security import Security
-from hearth.converter import Model
+from hearth.converter import Model, open_model
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.server import Beside, RootServer
+from hearth.root.api.models import Models
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.cluster.forming import LoadListener
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import StepRunner
+from hearth.root.models.card import Card
+from hearth.root.models.host import Host, HostShelf, Loaded
+from hearth.root.models.seat import Seat
 from hearth.root.settings import ClusterSettings, Serving
 from hearth.root.status.observing import Observer
 from hearth.root.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+# How long a request waits for its model's turn, where requests wait for nothing else.
+_WAIT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,81 @@ def serving(running: Core, settings: Serving) -> Iterator[int]:
         server.stop(grace)
 
 
-def _http(frontend: Frontend, settings: Serving, metrics: RootMetrics) -> Sequence[Beside]:
+@contextmanager
+def serving_models(
+    cards: Sequence[Card],
+    cluster: ClusterSettings,
+    settings: Serving,
+    *,
+    pause_seconds: float = 0.0,
+    metrics: RootMetrics | None = None,
+    on_load: LoadListener = lambda address, event: None,
+) -> Iterator[int]:
+    """Serve several models until the block ends, one in memory at a time; the port.
+
+    The block begins at once: the first request for a model loads it. Raises HearthError.
+    """
+    metrics = metrics or RootMetrics()
+
+    @contextmanager
+    def load(seat: Seat) -> Iterator[Loaded]:
+        with (
+            open_model(seat.card.source, seat.card.weights) as model,
+            core(
+                model,
+                cluster,
+                tokenizer=seat.tokenizer,
+                form=False,
+                pause_seconds=pause_seconds,
+                metrics=metrics,
+                on_load=on_load,
+            ) as running,
+        ):
+            supervisor = Supervisor(running.cluster, running.engine, settings.joining)
+            try:
+                yield Loaded(running.engine, running.cluster, supervisor)
+            finally:
+                supervisor.stop()
+
+    host = Host(settings.keep_alive, pause_seconds or _WAIT_SECONDS, load)
+    seats = {card.name: Seat(card, host.wake) for card in cards}
+    first = next(iter(seats.values()))
+    frontend = Frontend(first, first.card, host.relay, drain=host.drain, pooling=settings.pooling)
+    frontends = {
+        name: Frontend(
+            seat,
+            seat.card,
+            seat.relay,
+            drain=host.drain,
+            pooling=settings.pooling,
+            beside=frontend,
+        )
+        for name, seat in seats.items()
+    }
+    models = Models(frontends, HostShelf(host, seats))
+    server = RootServer(
+        settings.listen,
+        frontend,
+        beside=_http(frontend, settings, metrics, models) if settings.http else (),
+        security=settings.security,
+        api_keys=settings.api_keys,
+        insecure=settings.insecure,
+        health_address=settings.health,
+        models=models,
+    )
+    port = server.start()
+    host.start(list(seats.values()))
+    try:
+        yield port
+        log.info("shutting down: running requests have %g s to finish", settings.shutdown_seconds)
+    finally:
+        server.stop(settings.shutdown_seconds)
+        host.stop()
+
+
+def _http(
+    frontend: Frontend, settings: Serving, metrics: RootMetrics, models: Models | None = None
+) -> Sequence[Beside]:
     """The HTTP port; its libraries take memory that a root without it does not need."""
     from hearth.root.api.http.requests import Services
     from hearth.root.api.http.server import HttpServer
@@ -152,6 +233,7 @@ def _http(frontend: Frontend, settings: Serving, metrics: RootMetrics) -> Sequen
         settings.any_model,
         history=history,
         activity=partial(activity.read, metrics),
+        models=models,
     )
     return [
         HttpServer(

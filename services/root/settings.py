@@ -81,6 +81,8 @@ class Serving:
     origins: tuple[str, ...] = ()
     # Requests by HTTP may name any model.
     any_model: bool = False
+    # Of several models: seconds that one stays in memory without a request.
+    keep_alive: float = 300.0
     # Pooling of vectors: "mean", "cls" or "last"; "" for the model's own.
     pooling: str = ""
     # How long running requests may take to finish at the end.

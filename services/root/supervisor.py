@@ -120,6 +120,8 @@ class Supervisor:
             until = min(self._look(), deadline)
             if self._membership.serving is not None:
                 return
+            if self._stopping.is_set():
+                raise _shutting_down()
             self._raise_what_cannot_pass()
             if self._now() >= deadline:
                 raise self._not_joined(seconds)
@@ -129,6 +131,13 @@ class Supervisor:
     def start(self) -> None:
         """Goes on in a thread of its own."""
         self._thread.start()
+
+    def interrupt(self) -> None:
+        """Ends `form_first` in another thread, with SHUTTING_DOWN; `stop` follows."""
+        with self._draining:
+            self._stopping.set()
+        self._cluster.interrupt()
+        self._queue.put(None)
 
     def stop(self) -> None:
         """Ends a forming that is under way; a cluster that serves goes on.

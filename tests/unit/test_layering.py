@@ -27,8 +27,21 @@ ARROWS: Mapping[str, frozenset[str]] = {
         {"cluster", "discovery", "draining", "engine", "membership", "rules", "settings", "status"}
     ),
     "api": frozenset({"engine", "scheduling", "status"}),
+    "models": frozenset(
+        {"cluster", "engine", "planning", "scheduling", "settings", "status", "supervisor"}
+    ),
     "app": frozenset(
-        {"api", "cluster", "engine", "planning", "scheduling", "settings", "status", "supervisor"}
+        {
+            "api",
+            "cluster",
+            "engine",
+            "models",
+            "planning",
+            "scheduling",
+            "settings",
+            "status",
+            "supervisor",
+        }
     ),
 }
 # Pure state and arithmetic: events and facts come in, values go out.

@@ -18,6 +18,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.pooling import Pooling
 from hearth.converter.spec import ModelSpec
+from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.answer import Answer, past_deadline
 from hearth.root.api.embedding import MAX_INPUTS, Vector, in_turn
 from hearth.root.api.fairness import CLIENT, Places, Turns
@@ -32,11 +33,12 @@ from hearth.root.api.prompt import (
 )
 from hearth.root.api.signals import Signal
 from hearth.root.engine import errors
-from hearth.root.engine.engine import Engine
-from hearth.root.engine.mailbox import Delta, Done, Waiting
+from hearth.root.engine.mailbox import Delta, Done, Sink, Waiting
 from hearth.root.engine.params import GenerateParams, Sampling, check_ids, check_text, invalid
+from hearth.root.engine.request import RequestHandle
 from hearth.root.engine.structure.constraint import Constraint
 from hearth.root.engine.structure.matching import Matcher
+from hearth.root.scheduling.batch import Limits
 from hearth.root.status.describe import waiting_reason
 
 if TYPE_CHECKING:
@@ -71,6 +73,27 @@ class ServedModel(Protocol):
 
     @property
     def pooling(self) -> Pooling: ...
+
+
+class RequestEngine(Protocol):
+    """The engine, as far as requests need it: hearth.root.engine's, or one that is loaded later."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def check(self, params: GenerateParams) -> None:
+        """Raise HearthError for what `submit` would refuse as things are now."""
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """Compile a constraint for `submit`; may compute for a second. Raises HearthError."""
+
+    def submit(
+        self, params: GenerateParams, sink: Sink, matcher: Matcher | None = None
+    ) -> RequestHandle:
+        """Queue a request. matcher: of its constraint."""
 
 
 class WatchedCluster(Protocol):
@@ -142,22 +165,38 @@ class ModelFacts:
     pooling: str = ""
 
 
+class _Threads:
+    """The threads that tokenize and render, and the turns of clients at them."""
+
+    def __init__(self) -> None:
+        self.tokenizers = ThreadPoolExecutor(_TOKENIZERS, "tokenizing")
+        self.renderers = ThreadPoolExecutor(_RENDERERS, "rendering")
+        self.compilers = ThreadPoolExecutor(_COMPILERS, "compiling")
+        self.turns = {
+            self.tokenizers: Turns(_TOKENIZERS, _TOKENIZERS),
+            self.renderers: Turns(_RENDERERS, _RENDERERS),
+            self.compilers: Turns(_COMPILERS, _COMPILERS),
+        }
+
+
 class Frontend:
     """Serves the requests of all faces. Lives on one event loop; made anywhere."""
 
     def __init__(
         self,
-        engine: Engine,
+        engine: RequestEngine,
         model: ServedModel,
         cluster: WatchedCluster,
         *,
         max_streams: int = MAX_STREAMS,
         drain: Drain | None = None,
         pooling: str = "",
+        beside: "Frontend | None" = None,
     ) -> None:
         """drain: takes a worker out, by address or name, or (True) lets it in again.
 
-        pooling: of vectors where a request names none; "" for the model's own.
+        pooling: of vectors where a request names none; "" for the model's own. beside: a frontend
+        whose places and threads this one shares.
         """
         self._pooling = pooling
         self._engine = engine
@@ -165,20 +204,15 @@ class Frontend:
         self._cluster = cluster
         self._max_streams = max_streams
         self._drain = drain
-        self._places = Places(max_streams, "streams")
+        self._places: Places = beside._places if beside else Places(max_streams, "streams")
         self._answers: set[Answer] = set()
         # Of each answer: ends its view of the cluster.
         self._unsubscribe: dict[Answer, Callable[[], object]] = {}
         self._watchers: set[Signal] = set()
         self._shutting_down = False
-        self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, "tokenizing")
-        self._renderers = ThreadPoolExecutor(_RENDERERS, "rendering")
-        self._compilers = ThreadPoolExecutor(_COMPILERS, "compiling")
-        self._turns = {
-            self._tokenizers: Turns(_TOKENIZERS, _TOKENIZERS),
-            self._renderers: Turns(_RENDERERS, _RENDERERS),
-            self._compilers: Turns(_COMPILERS, _COMPILERS),
-        }
+        self._threads: _Threads = beside._threads if beside else _Threads()
+        self._tokenizers, self._renderers = self._threads.tokenizers, self._threads.renderers
+        self._compilers = self._threads.compilers
 
     @property
     def chat_template(self) -> str:
@@ -407,7 +441,7 @@ class Frontend:
 
     def close(self) -> None:
         """Let the threads end."""
-        for threads in self._turns:
+        for threads in self._threads.turns:
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _admit(self, client: str) -> None:
@@ -451,7 +485,7 @@ class Frontend:
         loop = asyncio.get_running_loop()
         call = functools.partial(work, *args, **kwargs)
         try:
-            async with self._turns[threads].turn(CLIENT.get()):
+            async with self._threads.turns[threads].turn(CLIENT.get()):
                 return await loop.run_in_executor(threads, call)
         except ModelError as error:
             raise HearthError(Reason.INVALID_ARGUMENT, str(error)) from error

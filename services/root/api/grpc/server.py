@@ -31,6 +31,7 @@ from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.calls import make_server
 from hearth.root.api.grpc.gate import WRITE_SECONDS, Gate
 from hearth.root.api.grpc.service import SERVICE, RootService
+from hearth.root.api.models import Models
 from hearth.root.api.signals import Signal
 from hearth.v1 import root_pb2, root_pb2_grpc
 
@@ -70,11 +71,13 @@ class RootServer:
         silence_seconds: float = SILENCE_SECONDS,
         write_seconds: float = WRITE_SECONDS,
         beside: Sequence[Beside] = (),
+        models: Models | None = None,
     ) -> None:
         """With `security` by TLS: clients show an API key, or a certificate where `api_keys` are
         not given. Without, `listen` must be on loopback unless `insecure`. `health_address` is a
         plaintext port for probes. Connections and calls that send nothing for `silence_seconds`
-        are closed. beside: servers that start and end with this one. Raises HearthError INSECURE.
+        are closed. beside: servers that start and end with this one. models: several models, with
+        frontends beside `frontend`. Raises HearthError INSECURE.
         """
         refuse_exposed("--listen", listen, security, insecure)
         self._listen = listen
@@ -97,6 +100,7 @@ class RootServer:
         self._silence_seconds = silence_seconds
         self._certificates = api_keys is None
         self._frontend = frontend
+        self._models = models
         self._beside = beside
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_grace: asyncio.Future[float] | None = None
@@ -133,7 +137,9 @@ class RootServer:
         options = server_options(MAX_CLIENT_MESSAGE_BYTES, self._calls, self._silence_seconds)
         # A little more than the gate's places: it says why it refuses.
         server = make_server([self._gate], options, self._calls + _REFUSED_CALLS)
-        root_pb2_grpc.add_RootServiceServicer_to_server(RootService(self._frontend), server)
+        root_pb2_grpc.add_RootServiceServicer_to_server(
+            RootService(self._frontend, self._models), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)
         if is_loopback(self._listen):
             reflection.enable_server_reflection(
@@ -170,7 +176,8 @@ class RootServer:
             watch.cancel()
             if probes is not None:
                 probes.set_serving(False)
-            await self._frontend.shutdown(grace)
+            more = self._models.frontends if self._models is not None else ()
+            await asyncio.gather(*(each.shutdown(grace) for each in (self._frontend, *more)))
         finally:
             unsubscribe()
             watch.cancel()
@@ -188,7 +195,10 @@ class RootServer:
         probes: HealthPort | None,
     ) -> None:
         while True:
-            serving = self._frontend.cluster().state == root_pb2.CLUSTER_STATE_SERVING
+            # With several models a request may wait for its model to be loaded.
+            serving = self._models is not None or (
+                self._frontend.cluster().state == root_pb2.CLUSTER_STATE_SERVING
+            )
             answer = health_pb2.HealthCheckResponse
             for name in ("", SERVICE):
                 await checker.set(name, answer.SERVING if serving else answer.NOT_SERVING)

@@ -6,14 +6,16 @@ client cancels, or whose deadline passes, is cancelled by gRPC, and its request 
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.types import WEIGHT
+from hearth.converter.names import plain
 from hearth.root.api.frontend import Frontend, Generation
+from hearth.root.api.models import Models
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
 from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.engine.params import Sampling
@@ -37,8 +39,22 @@ Context = Any  # grpc.aio.ServicerContext; the stubs' own type is a private one
 class RootService(root_pb2_grpc.RootServiceServicer):
     """See root.proto. Lives on the frontend's event loop."""
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, models: Models | None = None) -> None:
+        """models: several, of which a request chooses one."""
         self._frontend = frontend
+        self._models = models
+
+    async def _of(self, name: str) -> Frontend:
+        """The frontend of a model. Raises HearthError INVALID_ARGUMENT for an unknown one."""
+        if self._models is None:
+            served = self._frontend.model().name
+            if name and plain(name) != plain(served):
+                raise _unknown(name, [served])
+            return self._frontend
+        found = self._models.named(name)
+        if found is None:
+            raise _unknown(name, self._models.names)
+        return await self._models.frontend(found)
 
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request: root_pb2.GenerateRequest, context: Context
@@ -47,7 +63,8 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         remaining = context.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         generation = replace(_generation(request), request_id=_request_id(context))
-        with await self._frontend.submit(generation, deadline=deadline) as answer:
+        frontend = await self._of(request.model)
+        with await frontend.submit(generation, deadline=deadline) as answer:
             await context.send_initial_metadata(((REQUEST_ID, answer.request_id),))
             async for event in answer:
                 # Waits while the client is slow; deltas made meanwhile are merged.
@@ -56,13 +73,15 @@ class RootService(root_pb2_grpc.RootServiceServicer):
     async def Tokenize(  # noqa: N802
         self, request: root_pb2.TokenizeRequest, context: Context
     ) -> root_pb2.TokenizeResponse:
-        ids = await self._frontend.tokenize(request.text, request.add_special)
+        frontend = await self._of(request.model)
+        ids = await frontend.tokenize(request.text, request.add_special)
         return root_pb2.TokenizeResponse(ids=ids)
 
     async def Detokenize(  # noqa: N802
         self, request: root_pb2.DetokenizeRequest, context: Context
     ) -> root_pb2.DetokenizeResponse:
-        text = await self._frontend.detokenize(request.ids)
+        frontend = await self._of(request.model)
+        text = await frontend.detokenize(request.ids)
         return root_pb2.DetokenizeResponse(text=text)
 
     async def Embed(  # type: ignore[override]  # noqa: N802
@@ -73,7 +92,8 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         pooling = _POOLING.get(request.pooling, "")
         inputs = [_embed_input(each) for each in request.inputs]
-        vectors = await self._frontend.embed(
+        frontend = await self._of(request.model)
+        vectors = await frontend.embed(
             inputs, pooling, truncate=request.truncate, deadline=deadline
         )
         for vector in vectors:
@@ -83,7 +103,7 @@ class RootService(root_pb2_grpc.RootServiceServicer):
     async def GetModel(  # noqa: N802
         self, request: root_pb2.GetModelRequest, context: Context
     ) -> root_pb2.GetModelResponse:
-        model = self._frontend.model()
+        model = (await self._of(request.model)).model()
         return root_pb2.GetModelResponse(
             name=model.name,
             architecture=model.architecture,
@@ -97,6 +117,27 @@ class RootService(root_pb2_grpc.RootServiceServicer):
             weight_type=WEIGHT[model.weight_type],
             has_chat_template=model.has_chat_template,
         )
+
+    async def ListModels(  # noqa: N802
+        self, request: root_pb2.ListModelsRequest, context: Context
+    ) -> root_pb2.ListModelsResponse:
+        response = root_pb2.ListModelsResponse()
+        models = self._models
+        served = [self._frontend] if models is None else models.frontends
+        for frontend in served:
+            facts = frontend.model()
+            response.models.add(
+                name=facts.name,
+                architecture=facts.architecture,
+                parameters=facts.parameters,
+                weight_type=WEIGHT[facts.weight_type],
+                weight_bytes=sum(node.weight_bytes for node in frontend.cluster().nodes)
+                if models is None
+                else models.shelf.weight_bytes(facts.name),
+                context_size=facts.context_size,
+                loaded=models is None or models.shelf.loaded == facts.name,
+            )
+        return response
 
     async def GetCluster(  # noqa: N802
         self, request: root_pb2.GetClusterRequest, context: Context
@@ -116,6 +157,11 @@ class RootService(root_pb2_grpc.RootServiceServicer):
     ) -> root_pb2.DrainWorkerResponse:
         status = await self._frontend.drain_worker(request.worker, request.undo)
         return root_pb2.DrainWorkerResponse(cluster=status)
+
+
+def _unknown(name: str, served: Sequence[str]) -> HearthError:
+    problem = f"the model {name[:200]!r} does not exist here; this root serves {', '.join(served)}"
+    return HearthError(Reason.INVALID_ARGUMENT, problem, {"field": "model"})
 
 
 def _request_id(context: Context) -> str:

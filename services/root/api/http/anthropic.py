@@ -14,7 +14,7 @@ from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
     Wanted,
-    check_model,
+    choose,
     max_tokens,
     running,
     sampling,
@@ -33,7 +33,7 @@ _DROPPED = ("thinking", "redacted_thinking")
 async def messages(call: Call, services: Services) -> None:
     """POST /v1/messages."""
     body = await call.json()
-    model = check_model(services, body.text("model"))
+    services, model = await choose(services, body.text("model"))
     conversation = await _conversation(body)
     wanted = Wanted(
         sampling(services, body), max_tokens(body, "max_tokens"), stops(body, "stop_sequences")
@@ -57,7 +57,7 @@ async def messages(call: Call, services: Services) -> None:
 async def count_tokens(call: Call, services: Services) -> None:
     """POST /v1/messages/count_tokens."""
     body = await call.json()
-    check_model(services, body.text("model"))
+    services, _ = await choose(services, body.text("model"))
     ids = await services.frontend.prompt_ids(await _conversation(body))
     await call.reply({"input_tokens": len(ids)})
 

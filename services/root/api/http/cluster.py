@@ -96,7 +96,7 @@ async def _follow(
 
 
 def _everything(services: Services, status: root_pb2.ClusterStatus) -> Object:
-    facts = services.frontend.model()
+    facts = services.current.frontend.model()
     return {
         "state": _word(root_pb2.ClusterState.Name(status.state), "CLUSTER_STATE"),
         "reason": waiting_reason(status),

@@ -12,7 +12,7 @@ from hearth.root.api.embedding import F32, MAX_INPUTS, Vector
 from hearth.root.api.http.call import JSON, Call, encode
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
-from hearth.root.api.http.requests import Services, check_model
+from hearth.root.api.http.requests import Services, choose, keep
 from hearth.root.api.prompt import Input, Prompt, TokenIds
 
 Object = dict[str, Any]
@@ -25,7 +25,7 @@ _SECOND = 1_000_000_000
 async def openai(call: Call, services: Services) -> None:
     """POST /v1/embeddings."""
     body = await call.json()
-    model = check_model(services, body.text("model"))
+    services, model = await choose(services, body.text("model"))
     form = body.text("encoding_format", "float")
     if form not in ("float", "base64"):
         raise bad_request(
@@ -55,7 +55,7 @@ async def ollama(call: Call, services: Services) -> None:
     """POST /api/embed. An input that is too long is cut, unless `truncate` is false."""
     began = time.perf_counter()
     body = await call.json()
-    model = _named(body, services)
+    services, model = await _named(body, services)
     inputs = _inputs(body, "input")
     made = await _embed(services, body, inputs, "dimensions", body.flag("truncate", True))
     vectors = [each.normalised() for each in made]
@@ -75,7 +75,7 @@ async def ollama(call: Call, services: Services) -> None:
 async def ollama_single(call: Call, services: Services) -> None:
     """POST /api/embeddings: one vector, as it is (Ollama normalises those of /api/embed only)."""
     body = await call.json()
-    _named(body, services)
+    services, _ = await _named(body, services)
     inputs = [Prompt(body.text("prompt"))]
     (made,) = await _embed(services, body, inputs, "", body.flag("truncate", True))
     await call.reply({"embedding": _numbers(made.values)})
@@ -147,12 +147,13 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _named(body: Fields, services: Services) -> str:
+async def _named(body: Fields, services: Services) -> tuple[Services, str]:
     given = body.text("model") or body.text("name")
     if not given:
         raise bad_request("model is missing; name the model")
-    check_model(services, given)
-    return given
+    services, _ = await choose(services, given)
+    keep(services, body)
+    return services, given
 
 
 def _numbers(vector: F32) -> list[float]:

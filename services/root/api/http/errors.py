@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,12 @@ def bad_request(message: str, param: str | None = None) -> HttpError:
     return HttpError(400, message, param=param)
 
 
-def unknown_model(wanted: str, served: str) -> HttpError:
+def unknown_model(wanted: str, served: Sequence[str]) -> HttpError:
     """404 for the name of a model that is not served."""
     return HttpError(
         404,
-        f"the model {wanted[:200]!r} does not exist here; this root serves {served!r}",
+        f"the model {wanted[:200]!r} does not exist here; this root serves "
+        f"{', '.join(map(repr, served))[:1000]}",
         code="model_not_found",
         param="model",
         claude="not_found_error",

@@ -15,6 +15,7 @@ from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
     Wanted,
+    choose,
     running,
     sampling,
     stops,
@@ -30,7 +31,9 @@ Object = dict[str, Any]
 
 async def health(call: Call, services: Services) -> None:
     """GET /health: 200 while the cluster is ready."""
-    if services.frontend.cluster().state == root_pb2.CLUSTER_STATE_SERVING:
+    # With several models a request may wait for its model to be loaded.
+    ready = services.frontend.cluster().state == root_pb2.CLUSTER_STATE_SERVING
+    if ready or services.models is not None:
         await call.reply({"status": "ok"})
         return
     problem = {"message": "Loading model", "type": "unavailable_error", "code": 503}
@@ -39,6 +42,7 @@ async def health(call: Call, services: Services) -> None:
 
 async def props(call: Call, services: Services) -> None:
     """GET /props."""
+    services = services.current
     facts = services.frontend.model()
     await call.reply(
         {
@@ -55,6 +59,7 @@ async def props(call: Call, services: Services) -> None:
 
 async def slots(call: Call, services: Services) -> None:
     """GET /slots: one for each sequence of full context."""
+    services = services.current
     size = services.frontend.model().context_size
     busy = services.frontend.open_answers
     await call.reply(
@@ -68,6 +73,7 @@ async def slots(call: Call, services: Services) -> None:
 async def tokenize(call: Call, services: Services) -> None:
     """POST /tokenize."""
     body = await call.json()
+    services, _ = await choose(services, body.text("model"))
     ids = await services.frontend.tokenize(body.text("content"), body.flag("add_special"))
     if not body.flag("with_pieces"):
         await call.reply({"tokens": ids})
@@ -79,6 +85,7 @@ async def tokenize(call: Call, services: Services) -> None:
 async def detokenize(call: Call, services: Services) -> None:
     """POST /detokenize."""
     body = await call.json()
+    services, _ = await choose(services, body.text("model"))
     ids = body.items("tokens")
     if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
         raise bad_request("tokens must be a list of token ids", "tokens")
@@ -88,6 +95,7 @@ async def detokenize(call: Call, services: Services) -> None:
 async def apply_template(call: Call, services: Services) -> None:
     """POST /apply-template."""
     body = await call.json()
+    services, _ = await choose(services, body.text("model"))
     messages = await in_turns(message_of(each) for each in body.objects("messages"))
     await call.reply({"prompt": await services.frontend.render(Conversation(messages))})
 
@@ -95,6 +103,7 @@ async def apply_template(call: Call, services: Services) -> None:
 async def completion(call: Call, services: Services) -> None:
     """POST /completion."""
     body = await call.json()
+    services, _ = await choose(services, body.text("model"))
     prompts = prompts_of(body)
     if len(prompts) != 1:
         raise bad_request(f"{len(prompts)} prompts were given; /completion takes one", "prompt")

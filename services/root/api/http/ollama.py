@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,18 +13,20 @@ from hearth.root.api.frontend import ModelFacts
 from hearth.root.api.http import embeddings, streams
 from hearth.root.api.http.call import LINES, Call
 from hearth.root.api.http.conversations import Message, in_turns, message_of
-from hearth.root.api.http.errors import HttpError, bad_request, unknown_model
+from hearth.root.api.http.errors import HttpError, bad_request
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
     Wanted,
-    check_model,
+    choose,
+    keep,
+    keep_seconds,
     running,
     sampling,
     stops,
 )
-from hearth.root.api.prompt import Conversation, Input, Prompt
+from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
 from hearth.root.engine.mailbox import Delta, Done
 
 Object = dict[str, Any]
@@ -38,11 +42,12 @@ _UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 async def chat(call: Call, services: Services) -> None:
     """POST /api/chat."""
     body = await call.json()
-    model = _named(body, services)
+    services, model = await _named(body, services)
     _refuse_structure(body)
     messages = await in_turns(map(_message_of, body.objects("messages")))
     if not messages:
-        await _loaded(call, body, {"message": {"role": "assistant", "content": ""}}, model)
+        empty = {"message": {"role": "assistant", "content": ""}}
+        await _loaded(call, services, body, empty, model)
         return
     await _generate(call, services, body, Conversation(messages), _chat_part(model))
 
@@ -50,7 +55,7 @@ async def chat(call: Call, services: Services) -> None:
 async def generate(call: Call, services: Services) -> None:
     """POST /api/generate."""
     body = await call.json()
-    model = _named(body, services)
+    services, model = await _named(body, services)
     _refuse_structure(body)
     if body.text("suffix"):
         raise bad_request("suffix is given, and this model fills no gaps in a text")
@@ -58,7 +63,7 @@ async def generate(call: Call, services: Services) -> None:
         raise bad_request("images are given, and this model reads text only")
     text = body.text("prompt")
     if not text:
-        await _loaded(call, body, {"response": ""}, model)
+        await _loaded(call, services, body, {"response": ""}, model)
         return
     prompt: Input = Prompt(text)
     if not body.flag("raw") and services.frontend.model().has_chat_template:
@@ -71,21 +76,31 @@ async def generate(call: Call, services: Services) -> None:
 
 async def tags(call: Call, services: Services) -> None:
     """GET /api/tags."""
-    await call.reply({"models": [_listed(services)]})
+    await call.reply({"models": [_listed(each) for each in services.listed]})
 
 
 async def running_models(call: Call, services: Services) -> None:
     """GET /api/ps."""
+    models = services.models
+    expires = _FOR_EVER
+    if models is not None:
+        left = models.shelf.expires(models.shelf.loaded or "")
+        if left is None:
+            await call.reply({"models": []})
+            return
+        if not math.isinf(left):
+            expires = _time(time.time() + left)
+        services = services.current
     size = _size(services)
     facts = services.frontend.model()
-    more = {"expires_at": _FOR_EVER, "size_vram": size, "context_length": facts.context_size}
+    more = {"expires_at": expires, "size_vram": size, "context_length": facts.context_size}
     await call.reply({"models": [_listed(services) | more] if size else []})
 
 
 async def show(call: Call, services: Services) -> None:
     """POST /api/show."""
     body = await call.json()
-    _named(body, services)
+    services, _ = await _named(body, services)
     facts = services.frontend.model()
     kind = facts.architecture
     info = {
@@ -118,9 +133,9 @@ async def version(call: Call, services: Services) -> None:
 
 
 async def pull(call: Call, services: Services) -> None:
-    """POST /api/pull: succeeds for the model that runs."""
+    """POST /api/pull: succeeds for a model that is here."""
     body = await call.json()
-    _named(body, services)
+    services, _ = await _named(body, services)
     if not body.flag("stream", True):
         await call.reply({"status": "success"})
         return
@@ -152,16 +167,14 @@ ROUTES = {
 }
 
 
-def _named(body: Fields, services: Services) -> str:
-    """The model's name as the request has it. Raises HttpError."""
+async def _named(body: Fields, services: Services) -> tuple[Services, str]:
+    """The services of the model that a request names, and the name as it has it. HttpError."""
     given = body.text("model") or body.text("name")
     if not given:
         raise bad_request("model is missing; name the model")
-    try:
-        check_model(services, given)
-    except HttpError:
-        raise unknown_model(given, services.frontend.model().name) from None
-    return given
+    services, _ = await choose(services, given)
+    keep(services, body)
+    return services, given
 
 
 def _message_of(fields: Fields) -> Message:
@@ -204,9 +217,14 @@ async def _generate(
     await call.reply(part.last(answer.text, done))
 
 
-async def _loaded(call: Call, body: Fields, empty: Object, model: str) -> None:
+async def _loaded(call: Call, services: Services, body: Fields, empty: Object, model: str) -> None:
     """The answer to a request without a prompt, which only loads or unloads a model."""
-    unload = body.raw("keep_alive") in (0, "0", "0s")
+    unload = keep_seconds(body) == 0
+    if services.models is not None and not unload:
+        # One token, because it waits for its model as any other request does.
+        wanted = Wanted(max_tokens=1)
+        async with running(call, services, [TokenIds((0,))], wanted) as answers:
+            await streams.collected(answers)
     answer = {"model": model, "created_at": _time(), **empty, "done": True}
     await call.reply(answer | {"done_reason": "unload" if unload else "load"})
 
@@ -310,7 +328,10 @@ def _details(facts: ModelFacts) -> Object:
 
 def _size(services: Services) -> int:
     """Bytes of the weights in all nodes; 0 while the cluster has no plan."""
-    return sum(node.weight_bytes for node in services.frontend.cluster().nodes)
+    nodes = services.frontend.cluster().nodes
+    if not nodes and services.models is not None:
+        return services.models.shelf.weight_bytes(services.frontend.model().name)
+    return sum(node.weight_bytes for node in nodes)
 
 
 def _counted(count: int) -> str:

@@ -24,7 +24,7 @@ from hearth.root.api.http.requests import (
     MAX_CHOICES,
     Services,
     Wanted,
-    check_model,
+    choose,
     max_tokens,
     running,
     sampling,
@@ -44,7 +44,7 @@ _DONE = b"data: [DONE]\n\n"
 async def chat(call: Call, services: Services) -> None:
     """POST /v1/chat/completions."""
     body = await call.json()
-    model = check_model(services, body.text("model"))
+    services, model = await choose(services, body.text("model"))
     refuse_structure(body)
     messages = await in_turns(message_of(each) for each in body.objects("messages"))
     if not messages:
@@ -79,7 +79,7 @@ async def chat(call: Call, services: Services) -> None:
 async def completions(call: Call, services: Services) -> None:
     """POST /v1/completions."""
     body = await call.json()
-    model = check_model(services, body.text("model"))
+    services, model = await choose(services, body.text("model"))
     prompts = prompts_of(body)
     if body.text("suffix"):
         raise bad_request("suffix is given, and this model fills no gaps in a text", "suffix")
@@ -115,14 +115,14 @@ async def completions(call: Call, services: Services) -> None:
 
 async def models(call: Call, services: Services) -> None:
     """GET /v1/models: OpenAI's list, with the fields of Anthropic's beside."""
-    found = _model(services)
-    pages = {"has_more": False, "first_id": found["id"], "last_id": found["id"]}
-    await call.reply({"object": "list", "data": [found], **pages})
+    found = [_model(each) for each in services.listed]
+    pages = {"has_more": False, "first_id": found[0]["id"], "last_id": found[-1]["id"]}
+    await call.reply({"object": "list", "data": found, **pages})
 
 
 async def model(call: Call, services: Services) -> None:
     """GET /v1/models/{id}."""
-    check_model(services, call.scope["path_params"]["id"])
+    services, _ = await choose(services, call.scope["path_params"]["id"])
     await call.reply(_model(services))
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from hearth.converter.names import plain
 from hearth.root.api.answer import Answer
 from hearth.root.api.frontend import Frontend, Generation
 from hearth.root.api.http.call import Call
 from hearth.root.api.http.errors import bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.models import Models
 from hearth.root.api.prompt import Input, TokenIds
 from hearth.root.engine.mailbox import Usage
 from hearth.root.engine.params import Sampling
@@ -33,7 +37,8 @@ ENDED_BY_LENGTH = (FinishReason.LENGTH, FinishReason.CONTEXT)
 class Services:
     """The parts that the faces serve. any_model: every name of a model is the running one's.
 
-    history: of the cluster. activity: the root's work now.
+    history: of the cluster. activity: the root's work now. models: several, of which a request
+    chooses one (`choose`).
     """
 
     frontend: Frontend
@@ -41,6 +46,22 @@ class Services:
     started: float = field(default_factory=time.time)
     history: History = field(default_factory=History)
     activity: Callable[[], Activity] = Activity
+    models: Models | None = None
+
+    @property
+    def listed(self) -> Sequence[Services]:
+        """Each model's own, for its facts."""
+        if self.models is None:
+            return [self]
+        return [replace(self, frontend=frontend) for frontend in self.models.frontends]
+
+    @property
+    def current(self) -> Services:
+        """Those of the model in memory, else of the first, for its facts."""
+        if self.models is None:
+            return self
+        name = self.models.named("") or ""
+        return replace(self, frontend=self.models.listed(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +75,56 @@ class Wanted:
     top_logprobs: int | None = None
 
 
-def check_model(services: Services, name: str) -> str:
-    """The name of the model that runs. Raises HttpError 404 where `name` is another's.
+async def choose(services: Services, name: str) -> tuple[Services, str]:
+    """The services of the model that a request names, and its exact name.
 
-    Case, the tag ":latest" and an owner ("owner/") make no difference; no name is any model.
+    Case, the tag ":latest" and an owner ("owner/") make no difference; no name is the model in
+    memory, else the first. Raises HttpError 404 for an unknown name, HearthError.
     """
-    served = services.frontend.model().name
-    if not name or services.any_model or _plain(name) == _plain(served):
-        return served
-    raise unknown_model(name, served)
+    models = services.models
+    if models is None:
+        served = services.frontend.model().name
+        if not name or services.any_model or plain(name) == plain(served):
+            return services, served
+        raise unknown_model(name, [served])
+    found = models.named(name, services.any_model)
+    if found is None:
+        raise unknown_model(name, models.names)
+    return replace(services, frontend=await models.frontend(found)), found
 
 
-def _plain(name: str) -> str:
-    return name.lower().removesuffix(":latest").rpartition("/")[2]
+_DURATION = re.compile(r"([0-9]{1,9}(?:[.][0-9]{1,9})?)(ns|us|µs|ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def keep_seconds(body: Fields) -> float | None:
+    """Ollama's keep_alive in seconds, infinite for a negative one; None where it is absent.
+
+    It is a number of seconds, or a duration such as "5m" or "1h30m". Raises HttpError.
+    """
+    given = body.raw("keep_alive")
+    if given is None:
+        return None
+    if isinstance(given, str):
+        text = given.strip()
+        parts = _DURATION.findall(text.lstrip("+-"))
+        plain_number = text.lstrip("+-").replace(".", "", 1).isdecimal()
+        if plain_number:
+            seconds = float(text.lstrip("+-")[:20])
+        elif parts and "".join(map("".join, parts)) == text.lstrip("+-"):
+            seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        else:
+            raise body.wrong("keep_alive", given, 'seconds, or a duration such as "5m"')
+        return math.inf if text.startswith("-") and seconds else seconds
+    found = body.number("keep_alive") or 0.0
+    return math.inf if found < 0 else found
+
+
+def keep(services: Services, body: Fields) -> None:
+    """Sets how long the model stays in memory, where a request of several models says so."""
+    seconds = keep_seconds(body)
+    if services.models is not None and seconds is not None:
+        services.models.shelf.keep(services.frontend.model().name, seconds)
 
 
 def max_tokens(body: Fields, *names: str) -> int | None:

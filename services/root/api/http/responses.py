@@ -17,7 +17,7 @@ from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
     Wanted,
-    check_model,
+    choose,
     max_tokens,
     running,
     sampling,
@@ -38,7 +38,7 @@ _RESULTS = ("function_call_output", "custom_tool_call_output")
 async def create(call: Call, services: Services) -> None:
     """POST /v1/responses."""
     body = await call.json()
-    model = check_model(services, body.text("model"))
+    services, model = await choose(services, body.text("model"))
     if body.text("previous_response_id"):
         raise bad_request(
             "previous_response_id is given, and this root stores no responses: send the whole "

@@ -1,0 +1,75 @@
+"""The models that a root serves, of which a request chooses one by its name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from hearth.common.errors import HearthError, Reason
+from hearth.converter.errors import ModelError
+from hearth.converter.names import plain
+from hearth.root.api.frontend import Frontend
+
+
+class Shelf(Protocol):
+    """The models behind the frontends, by name. Called from the event loop, but `open`."""
+
+    @property
+    def loaded(self) -> str | None:
+        """The name of the model in memory; None for none."""
+
+    def open(self, name: str) -> None:
+        """Make a model's tokenizer ready, in any thread. Raises ModelError."""
+
+    def keep(self, name: str, seconds: float) -> None:
+        """Set how long a model stays in memory without a request."""
+
+    def expires(self, name: str) -> float | None:
+        """Seconds until a model leaves memory; None where it is not there."""
+
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of a model's weights."""
+
+
+class Models:
+    """Frontends by the names of their models, in the order of the command line."""
+
+    def __init__(self, frontends: Mapping[str, Frontend], shelf: Shelf) -> None:
+        self._frontends = frontends
+        self.shelf = shelf
+
+    @property
+    def frontends(self) -> Sequence[Frontend]:
+        """The frontends of all models."""
+        return list(self._frontends.values())
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all models."""
+        return list(self._frontends)
+
+    def named(self, name: str, any_model: bool = False) -> str | None:
+        """The model that a request means, by its exact name; None for an unknown one.
+
+        Case, the tag ":latest" and an owner ("owner/") make no difference. No name, or with
+        `any_model` an unknown one, is the model in memory, else the first.
+        """
+        if name:
+            wanted = plain(name)
+            found = next((each for each in self._frontends if plain(each) == wanted), None)
+            if found is not None or not any_model:
+                return found
+        return self.shelf.loaded or next(iter(self._frontends))
+
+    async def frontend(self, name: str) -> Frontend:
+        """The frontend of a model, by its exact name, with its tokenizer. Raises HearthError."""
+        try:
+            await asyncio.to_thread(self.shelf.open, name)
+        except ModelError as error:
+            raise HearthError(Reason.MODEL_ERROR, f"{name} cannot be read: {error}") from error
+        return self._frontends[name]
+
+    def listed(self, name: str) -> Frontend:
+        """The frontend of a model, for its facts."""
+        return self._frontends[name]
