@@ -76,6 +76,12 @@ class AttentionSpec:
     # RMS norm of all queries of a position together, and of all keys, before the rotation.
     row_norm: bool = False
     temperature: TemperatureSpec | None = None
+    # RMS norm of each value head, without weights.
+    value_norm: bool = False
+    # Values are the keys before their norm and rotation.
+    keys_as_values: bool = False
+    # An earlier layer, with as many heads, whose keys and values are read; None: its own.
+    kv_layer: int | None = None
 
     @property
     def group(self) -> int:
@@ -223,6 +229,24 @@ class ExpertsSpec:
     # Only experts of the best `used_groups` of `groups` are chosen (DeepSeek-V3).
     groups: int = 1
     used_groups: int = 1
+    # Each expert's weight is multiplied by a number of its own, after all else.
+    expert_scales: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputsSpec:
+    """Inputs of each layer's own, `size` elements a row: per-layer embeddings, as in Gemma 3n.
+
+    Of the embedding x and of a row e of a second embedding, the inputs are
+    (norm(projection x * projection_scale) + e * embedding_scale) * sum_scale. A layer ends with
+    norm(out (activation(gate x) * input)), which is added to the residual stream x.
+    """
+
+    size: int
+    activation: str
+    embedding_scale: float = 1.0
+    projection_scale: float = 1.0
+    sum_scale: float = 1.0
 
 
 # Kinds of mixers, by the names that files of Hearth give them.
@@ -252,3 +276,8 @@ class BlockSpec:
     output_norms: bool = False
     # Factor of what they add.
     residual_scale: float = 1.0
+    # The feed-forward and the experts beside it each read a norm of their own, and the router an
+    # RMS norm; and each of their two results is normed before they are added.
+    separate_norms: bool = False
+    # After the block, the residual stream is multiplied by a number.
+    layer_scale: bool = False

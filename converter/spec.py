@@ -17,6 +17,7 @@ from hearth.converter.blocks import (
     FeedForwardSpec,
     GatedDeltaSpec,
     LatentAttentionSpec,
+    LayerInputsSpec,
     RopeSpec,
 )
 from hearth.converter.errors import ModelError
@@ -34,6 +35,9 @@ LIMITS = {
     # The KV cache's key is the latent with a rotated part behind it: 4,096 elements at most.
     "latent_size": 3072,
     "convolution": 256,
+    "layer_input_size": 1 << 14,
+    # Of all layers: a row of activations holds them.
+    "layer_input_sizes": 1 << 18,
     "ffn_size": 1 << 20,
     "vocab_size": 1 << 21,
     "context_size": 1 << 28,
@@ -80,6 +84,7 @@ class ModelSpec:
     # Logits are multiplied by logit_scale, and then capped as AttentionSpec.softcap says.
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+    layer_inputs: LayerInputsSpec | None = None
 
     def __post_init__(self) -> None:
         for field in ("hidden_size", "layers", "vocab_size", "context_size"):
@@ -106,6 +111,10 @@ class ModelSpec:
             _check_frequencies(rope)
         for block in self.kinds:
             _check_block(block, self.ropes)
+        for layer in range(self.layers):
+            self._check_kv_layer(layer)
+        if self.layer_inputs is not None:
+            _check_layer_inputs(self.layer_inputs, self.layers)
         if self.parameters > _MOST_NUMBERS:
             raise ModelError(f"the model has {self.parameters} numbers; the limit is 2^46")
 
@@ -113,6 +122,25 @@ class ModelSpec:
     def layers(self) -> int:
         """The number of blocks."""
         return len(self.kind_of_layer)
+
+    @property
+    def row_size(self) -> int:
+        """Elements of a row of activations: the residual stream, then all layers' inputs."""
+        inputs = self.layer_inputs
+        return self.hidden_size + (0 if inputs is None else self.layers * inputs.size)
+
+    @cached_property
+    def kept_together(self) -> tuple[int, int] | None:
+        """The layers [first, end) that one stage must hold: keys of the first are read by others.
+
+        None: every layer reads its own.
+        """
+        reads = [
+            (mixer.kv_layer, layer)
+            for layer, mixer in enumerate(self.kinds[kind].mixer for kind in self.kind_of_layer)
+            if isinstance(mixer, AttentionSpec) and mixer.kv_layer is not None
+        ]
+        return (min(reads)[0], max(reads, key=lambda each: each[1])[1] + 1) if reads else None
 
     @property
     def heads(self) -> int:
@@ -163,6 +191,26 @@ class ModelSpec:
     def tensor_shape(self, name: str) -> tuple[int, int]:
         """(rows, columns) of a tensor of the model's files. Raises KeyError as `tensor`."""
         return self._by_name[name].shape
+
+    def _check_kv_layer(self, layer: int) -> None:
+        own = self.kinds[self.kind_of_layer[layer]].mixer
+        if not isinstance(own, AttentionSpec) or own.kv_layer is None:
+            return
+        what = f"layer {layer} reads the keys of layer {own.kv_layer}"
+        if not 0 <= own.kv_layer < layer:
+            raise ModelError(f"{what}, which is not an earlier one")
+        other = self.kinds[self.kind_of_layer[own.kv_layer]].mixer
+        if not isinstance(other, AttentionSpec) or other.kv_layer is not None:
+            raise ModelError(f"{what}, which has none of its own")
+        if own.row_norm:
+            raise ModelError(f"{what}; it cannot have a norm of whole rows")
+        sizes = [(each.heads, each.kv_heads, *each.cached_sizes) for each in (own, other)]
+        if sizes[0] != sizes[1]:
+            raise ModelError(
+                f"{what}, which has {sizes[1][0]} heads, {sizes[1][1]} KV heads of "
+                f"{sizes[1][2]} and {sizes[1][3]} elements; it has {sizes[0][0]}, {sizes[0][1]} of "
+                f"{sizes[0][2]} and {sizes[0][3]}"
+            )
 
     @cached_property
     def _by_name(self) -> dict[str, TensorSpec]:
@@ -226,6 +274,18 @@ def _check_block(block: BlockSpec, ropes: tuple[RopeSpec, ...]) -> None:
     if block.experts is not None:
         _check_experts(block.experts)
     check_positive("residual_scale", block.residual_scale)
+    both = block.feed_forward is not None and block.experts is not None
+    if block.separate_norms and (not both or block.feed_forward_gate):
+        raise ModelError("separate norms need a feed-forward without a gate, and experts beside it")
+
+
+def _check_layer_inputs(inputs: LayerInputsSpec, layers: int) -> None:
+    check_size("layer_input_size", inputs.size)
+    check_size("layer_input_sizes", layers * inputs.size)
+    _check_activation(inputs.activation)
+    check_positive("the scale of the layers' embedding", inputs.embedding_scale)
+    check_positive("the scale of the layers' projection", inputs.projection_scale)
+    check_positive("the scale of the layers' inputs", inputs.sum_scale)
 
 
 def _check_attention(attention: AttentionSpec, ropes: tuple[RopeSpec, ...]) -> None:
@@ -241,6 +301,10 @@ def _check_attention(attention: AttentionSpec, ropes: tuple[RopeSpec, ...]) -> N
     _check_softcap(attention.softcap)
     if not 0 <= attention.window <= LIMITS["context_size"]:
         raise ModelError(f"a window is {attention.window} tokens")
+    if attention.keys_as_values and attention.key_size != attention.value_size:
+        raise ModelError(
+            f"keys of {attention.key_size} elements cannot be values of {attention.value_size}"
+        )
     if attention.head_norm and attention.row_norm:
         raise ModelError("attention has a norm of each head and one of whole rows")
     if attention.temperature is not None:

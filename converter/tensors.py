@@ -66,6 +66,8 @@ class Place(Enum):
     """The part of a forward pass that uses a tensor."""
 
     INPUT = "before the first layer"
+    # On all ranks of the first stage.
+    START = "with the first layer"
     LAYER = "in a layer"
     OUTPUT = "after the last layer"
 
@@ -151,6 +153,13 @@ def model_tensors(spec: "ModelSpec", kind_of_layer: Iterable[int]) -> Iterator[T
     yield TensorSpec("embedding", (vocab, hidden), Place.INPUT)
     if spec.learned_positions:
         yield TensorSpec("positions", (spec.learned_positions, hidden), Place.INPUT)
+    if spec.layer_inputs is not None:
+        size = spec.layer_inputs.size
+        width = spec.layers * size
+        yield TensorSpec("layer_embedding", (vocab, width), Place.INPUT)
+        yield TensorSpec("layer_projection", (width, hidden), Place.START)
+        for norm in _norm(spec, "layer_projection_norm", size):
+            yield replace(norm, place=Place.START)
     for layer, kind in enumerate(kind_of_layer):
         for tensor in block_tensors(spec, spec.kinds[kind]):
             yield replace(tensor, name=f"layers.{layer}.{tensor.name}", layer=layer)
@@ -179,8 +188,19 @@ def block_tensors(spec: "ModelSpec", block: BlockSpec) -> Iterator[TensorSpec]:
         yield from _experts(block.experts, hidden)
     if block.feed_forward_gate:
         yield TensorSpec("ffn_gate", (1, hidden), Place.LAYER, exact=True)
+    if block.separate_norms:
+        yield _vector("router_norm", hidden)
+        for name in ("experts_norm", "ffn_result_norm", "experts_result_norm"):
+            yield from _norm(spec, name, hidden)
     if block.output_norms:
         yield from _norm(spec, "ffn_out_norm", hidden)
+    if spec.layer_inputs is not None:
+        size = spec.layer_inputs.size
+        yield TensorSpec("layer_gate", (size, hidden), Place.LAYER)
+        yield TensorSpec("layer_out", (hidden, size), Place.LAYER)
+        yield from _norm(spec, "layer_out_norm", hidden)
+    if block.layer_scale:
+        yield _vector("layer_scale", 1)
 
 
 def _mixer(mixer: Mixer, hidden: int) -> Iterator[TensorSpec]:
@@ -197,15 +217,22 @@ def _attention(attention: AttentionSpec, hidden: int) -> Iterator[TensorSpec]:
     queries, keys = attention.heads * key, attention.kv_heads * key
     values, mixed = attention.kv_heads * value, attention.heads * value
     yield _matrix("wq", queries, hidden, Cut(head, key))
-    yield _matrix("wk", keys, hidden, Cut(kv_head, key))
-    yield _matrix("wv", values, hidden, Cut(kv_head, value))
+    has_keys = attention.kv_layer is None
+    has_values = has_keys and not attention.keys_as_values
+    if has_keys:
+        yield _matrix("wk", keys, hidden, Cut(kv_head, key))
+    if has_values:
+        yield _matrix("wv", values, hidden, Cut(kv_head, value))
     if attention.bias:
         yield _vector("bq", queries, Cut(head, key, columns=True))
-        yield _vector("bk", keys, Cut(kv_head, key, columns=True))
-        yield _vector("bv", values, Cut(kv_head, value, columns=True))
+        if has_keys:
+            yield _vector("bk", keys, Cut(kv_head, key, columns=True))
+        if has_values:
+            yield _vector("bv", values, Cut(kv_head, value, columns=True))
     if attention.head_norm:
         yield _vector("q_norm", key)
-        yield _vector("k_norm", key)
+        if has_keys:
+            yield _vector("k_norm", key)
     if attention.row_norm:
         yield _vector("q_norm", queries, Cut(head, key, columns=True))
         yield _vector("k_norm", keys, Cut(kv_head, key, columns=True))
@@ -286,6 +313,8 @@ def _experts(experts: ExpertsSpec, hidden: int) -> Iterator[TensorSpec]:
         yield _vector("router_bias", count)
     if experts.choice_bias:
         yield _vector("choice_bias", count)
+    if experts.expert_scales:
+        yield _vector("expert_scales", count)
     rows, columns = Cut(unit), Cut(unit, columns=True)
     parts = [_matrix("experts_w1", count * inner, hidden, rows)]
     if expert.gated:

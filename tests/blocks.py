@@ -19,6 +19,7 @@ from hearth.root.planning.cut import divide, divide_heads
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+Pair = tuple[F64, F64]
 Span = tuple[int, int]
 PAGE = 4
 EPSILON = 1e-5
@@ -48,6 +49,7 @@ class Experts:
     groups: int = 1
     used_groups: int = 1
     clamp: tuple[float, float, float] | None = None
+    expert_scales: bool = False
 
     def native(self, units: Span, first: bool) -> _native.ExpertsConfig:
         return _native.ExpertsConfig(
@@ -67,6 +69,7 @@ class Experts:
             choice_bias=self.choice_bias,
             groups=self.groups,
             used_groups=self.used_groups,
+            expert_scales=self.expert_scales,
         )
 
 
@@ -123,6 +126,9 @@ class Block:
     gate: bool = False
     row_norm: bool = False
     temperature: tuple[float, float] | None = None  # slope, length
+    value_norm: bool = False
+    keys_as_values: bool = False
+    kv_layer: int | None = None
     latent: Latent | None = None  # with the heads, scale and rope above
     units: int = 40
     clamp: tuple[float, float, float] | None = None  # limit, factor, offset
@@ -135,6 +141,8 @@ class Block:
     residual_scale: float = 1.0
     experts: Experts | None = None
     ffn_gate: bool = False
+    separate_norms: bool = False
+    layer_scale: bool = False
 
     def parts(self, shares: Sequence[float]) -> list[Part]:
         """The block cut over ranks, in proportion to `shares`."""
@@ -170,6 +178,9 @@ class Block:
             gate=self.gate,
             row_norm=(self.heads, self.kv_heads) if self.row_norm else None,
             temperature=self.temperature,
+            value_norm=self.value_norm,
+            keys_as_values=self.keys_as_values,
+            kv_layer=self.kv_layer,
         )
 
     def native(self, part: Part) -> _native.BlockConfig:
@@ -189,6 +200,8 @@ class Block:
             input_norms=self.input_norms,
             output_norms=self.output_norms,
             residual_scale=self.residual_scale,
+            separate_norms=self.separate_norms,
+            layer_scale=self.layer_scale,
         )
 
 
@@ -207,10 +220,25 @@ class Model:
     head_bias: bool = False
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+    # Of each layer's own input: its size, and the scales of embedding, projection and sum.
+    layer_inputs: tuple[int, float, float, float] | None = None
 
     def frequencies(self, rope: int) -> NDArray[np.float32]:
         pairs, base, _ = self.ropes[rope]
         return (base ** -(np.arange(pairs) / pairs)).astype(np.float32)
+
+    def native_layer_inputs(self) -> _native.LayerInputsConfig | None:
+        if self.layer_inputs is None:
+            return None
+        size, embedding, projection, both = self.layer_inputs
+        return _native.LayerInputsConfig(
+            size=size,
+            layers=len(self.kind_of_layer),
+            activation="gelu_tanh",
+            embedding_scale=embedding,
+            projection_scale=projection,
+            sum_scale=both,
+        )
 
     def shard(
         self,
@@ -245,6 +273,7 @@ class Model:
             head_bias=self.head_bias,
             logit_scale=self.logit_scale,
             logit_softcap=self.logit_softcap,
+            layer_inputs=self.native_layer_inputs(),
         )
         return _native.Shard(config, threads=threads)
 
@@ -342,7 +371,8 @@ def latent_attention(model: Model, block: Block, latent: Latent, w: dict[str, F6
     return out
 
 
-def attention(model: Model, block: Block, w: dict[str, F64], x: F64) -> F64:
+def attention(model: Model, block: Block, w: dict[str, F64], x: F64, cache: list[Pair]) -> F64:
+    """cache: keys and values of the layers before this one, to which its own are appended."""
     if block.latent is not None:
         return latent_attention(model, block, block.latent, w, x)
     count, group = len(x), block.heads // block.kv_heads
@@ -351,14 +381,25 @@ def attention(model: Model, block: Block, w: dict[str, F64], x: F64) -> F64:
         y = x @ w[f"w{name}"].T
         return (y + (w[f"b{name}"][0] if block.bias else 0)).reshape(count, -1, size)
 
-    q, k = product("q", block.key_size), product("k", block.key_size)
+    def keys_and_values() -> Pair:
+        k = product("k", block.key_size)
+        v = k if block.keys_as_values else product("v", block.value_size)
+        if block.row_norm:
+            k = rms(k.reshape(count, -1), w["k_norm"][0]).reshape(k.shape)
+        if block.head_norm:
+            k = rms(k, w["k_norm"][0])
+        if block.value_norm:
+            v = rms(v, np.ones(block.value_size))
+        return rotate(model, block, k), v
+
+    q = product("q", block.key_size)
     if block.row_norm:
         q = rms(q.reshape(count, -1), w["q_norm"][0]).reshape(q.shape)
-        k = rms(k.reshape(count, -1), w["k_norm"][0]).reshape(k.shape)
-    v = product("v", block.value_size).repeat(group, 1)
     if block.head_norm:
-        q, k = rms(q, w["q_norm"][0]), rms(k, w["k_norm"][0])
-    q, k = rotate(model, block, q), rotate(model, block, k).repeat(group, 1)
+        q = rms(q, w["q_norm"][0])
+    q = rotate(model, block, q)
+    cache.append(keys_and_values() if block.kv_layer is None else cache[block.kv_layer])
+    k, v = (each.repeat(group, 1) for each in cache[-1])
     if block.temperature is not None:
         slope, length = block.temperature
         q = q * (1 + slope * np.log(1 + np.arange(count) // length))[:, None, None]
@@ -382,12 +423,12 @@ def attention(model: Model, block: Block, w: dict[str, F64], x: F64) -> F64:
     return out + w["bo"][0] if block.output_bias else out
 
 
-def experts(chosen: Experts, w: dict[str, F64], x: F64) -> F64:
-    """Row by row, expert by expert."""
+def experts(chosen: Experts, w: dict[str, F64], x: F64, routed: F64) -> F64:
+    """Row by row, expert by expert. routed: what the router reads."""
     out = np.zeros_like(x)
     units, hidden = chosen.units, x.shape[1]
     for row, value in enumerate(x):
-        products = w["router"] @ value + (w["router_bias"][0] if chosen.router_bias else 0)
+        products = w["router"] @ routed[row] + (w["router_bias"][0] if chosen.router_bias else 0)
         if chosen.scores == "softmax":
             scores = np.exp(products - products.max())
             scores /= scores.sum()
@@ -403,7 +444,10 @@ def experts(chosen: Experts, w: dict[str, F64], x: F64) -> F64:
         shares = scores[picks]
         if chosen.normalize:
             shares = shares / shares.sum()
-        for pick, share in zip(picks, shares * chosen.scale, strict=True):
+        shares = shares * chosen.scale
+        if chosen.expert_scales:
+            shares = shares * w["expert_scales"][0][picks]
+        for pick, share in zip(picks, shares, strict=True):
             rows = slice(pick * units, (pick + 1) * units)
             gate, up = w["experts_w1"][rows] @ value, w["experts_w3"][rows] @ value
             if chosen.bias:
@@ -416,10 +460,15 @@ def experts(chosen: Experts, w: dict[str, F64], x: F64) -> F64:
     return out
 
 
-def feed_forward(block: Block, w: dict[str, F64], x: F64) -> F64:
+def feed_forward(model: Model, block: Block, w: dict[str, F64], x: F64, residual: F64) -> F64:
     if block.experts is None:
         return whole(block, w, x)
-    out = experts(block.experts, w, x)
+    if block.separate_norms:
+        routed = rms(residual, w["router_norm"][0])
+        chosen = experts(block.experts, w, norm(model, w, "experts_norm", residual), routed)
+        beside = norm(model, w, "ffn_result_norm", whole(block, w, x))
+        return beside + norm(model, w, "experts_result_norm", chosen)
+    out = experts(block.experts, w, x, x)
     if not block.units:
         return out
     beside = whole(block, w, x)
@@ -439,25 +488,43 @@ def whole(block: Block, w: dict[str, F64], x: F64) -> F64:
     return out + (w["b2"][0] if block.ffn_output_bias else 0)
 
 
+def layer_inputs(model: Model, w: dict[str, F64], x: F64, tokens: list[int]) -> F64:
+    """The layers' own inputs: [tokens, layers, size]."""
+    assert model.layer_inputs is not None
+    size, embedding, projection, both = model.layer_inputs
+    shape = (len(tokens), len(model.kind_of_layer), size)
+    projected = (x @ w["layer_projection"].T * projection).reshape(shape)
+    rows = w["layer_embedding"][tokens].reshape(shape)
+    return (norm(model, w, "layer_projection_norm", projected) + rows * embedding) * both
+
+
 def reference(model: Model, weights: dict[str, NDArray[np.float32]], tokens: list[int]) -> F64:
     """Logits after every token: [len(tokens), vocab]."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     x = w["embedding"][tokens] * model.embedding_scale
     if model.learned_positions:
         x = x + w["positions"][: len(tokens)]
+    inputs = layer_inputs(model, w, x, tokens) if model.layer_inputs is not None else None
+    cache: list[Pair] = []
     for layer, kind in enumerate(model.kind_of_layer):
         block, prefix = model.kinds[kind], f"layers.{layer}."
         own = {n.removeprefix(prefix): v for n, v in w.items() if n.startswith(prefix)}
         for part, name in ((attention, "attn"), (feed_forward, "ffn")):
             read = norm(model, own, f"{name}_norm", x) if block.input_norms else x
             added = (
-                attention(model, block, own, read)
+                attention(model, block, own, read, cache)
                 if part is attention
-                else feed_forward(block, own, read)
+                else feed_forward(model, block, own, read, x)
             )
             if block.output_norms:
                 added = norm(model, own, f"{name}_out_norm", added)
             x = x + block.residual_scale * added
+        if inputs is not None:
+            gate = activate("gelu_tanh", x @ own["layer_gate"].T)
+            added = (gate * inputs[:, layer]) @ own["layer_out"].T
+            x = x + norm(model, own, "layer_out_norm", added)
+        if block.layer_scale:
+            x = x * own["layer_scale"][0, 0]
     logits = norm(model, w, "norm", x) @ w["head"].T
     if model.head_bias:
         logits = logits + w["head_bias"][0]

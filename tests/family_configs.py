@@ -33,6 +33,19 @@ _GEMMA3: Config = {
         _WINDOW: {"rope_type": "default", "rope_theta": 1e4},
     },
 }
+_GEMMA4: Config = {
+    "sliding_window": 16,
+    "layer_types": [_WINDOW, _FULL, _WINDOW, _FULL],
+    "global_head_dim": 16,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 300,
+    "rope_parameters": {
+        _FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        _WINDOW: {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
 _GRANITE: Config = {
     "embedding_multiplier": 12.0,
     "attention_multiplier": 0.1,
@@ -86,6 +99,20 @@ _OWN: dict[str, Config] = {
     "gemma2": {**_WINDOWS, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 50.0},
     "gemma3": {"text_config": {**_COMMON, **_GEMMA3}},
     "gemma3_text": _GEMMA3,
+    "gemma4": {"text_config": {**_COMMON, **_GEMMA4, "model_type": "gemma4_text"}},
+    "gemma4_text": {
+        **_GEMMA4,
+        "enable_moe_block": True,
+        "num_experts": 6,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 40,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 2,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 0,
+    },
+    "gemma4_unified": {"text_config": {**_COMMON, "model_type": "gemma4_unified_text"}},
+    "gemma4_unified_text": {"per_layer_config": {"3": {"head_dim": 16, "num_key_value_heads": 2}}},
     "phi3": {
         "partial_rotary_factor": 0.5,
         "original_max_position_embeddings": 16,

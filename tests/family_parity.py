@@ -91,6 +91,8 @@ def make_reference(case: Case, path: Path, seed: int) -> Reference:
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(1, 0.3)  # norms, which are all ones otherwise
+        for name, buffer in model.named_buffers():
+            case.fill(name, buffer)
     model.to(getattr(torch, case.dtype)).save_pretrained(path, max_shard_size=case.shard_size)
     files = len(list(path.glob("*.safetensors")))
     assert (files > 1) == (case.shard_size != "1GB")

@@ -46,6 +46,10 @@ class Case:
     top: Callable[[Sizes], Shapes] = field(default=lambda sizes: {})
     # (tensor's name) -> its mean and deviation, where others than usual.
     spread: Callable[[str], tuple[float, float] | None] = field(default=lambda name: None)
+    # Tensors whose numbers are not random.
+    fixed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    # Allowed difference from llama.cpp's logits, of their spread.
+    tolerance: float = 2e-3
 
 
 def metadata(case: Case) -> dict[str, Any]:
@@ -106,6 +110,8 @@ def write(case: Case, path: Path) -> list[int]:
             usual = (0.0, 0.3)
         mean, deviation = case.spread(name) or usual
         values = (mean + deviation * random.standard_normal(shape)).astype("<f4")
+        if name in case.fixed:
+            values = np.array(case.fixed[name], "<f4")
         tensors[name] = (0, shape, values.tobytes())
     path.write_bytes(gguf_bytes(metadata(case), tensors))
     return [int(id) for id in random.integers(3, VOCAB, TOKENS)]
@@ -320,6 +326,86 @@ def after_attention(sizes: Sizes) -> Shapes:
     return {"ffn_norm.weight": (), "post_attention_norm.weight": (sizes.hidden,)}
 
 
+GEMMA4_WINDOWS = [True, True, False, True, False]
+
+
+def gemma4(
+    full_head: int, full_kv_heads: int, keys_as_values: bool, shared: int = 0, wide: bool = False
+) -> Callable[[Sizes], Shapes]:
+    """Layers in turn with a window and without, which have other heads.
+
+    shared: the last layers, which read keys of earlier ones; wide: they have twice the width.
+    """
+
+    def make(sizes: Sizes) -> Shapes:
+        found: Shapes = {"rope_freqs.weight": (full_head // 2,)}
+        for layer, windowed in enumerate(GEMMA4_WINDOWS):
+            head = sizes.head if windowed else full_head
+            keys = (sizes.kv_heads if windowed else full_kv_heads) * head
+            ffn = sizes.ffn * (2 if wide and layer >= sizes.layers - shared else 1)
+            own: Shapes = {
+                "attn_q.weight": (sizes.heads * head, sizes.hidden),
+                "attn_k.weight": (keys, sizes.hidden),
+                "attn_v.weight": () if keys_as_values and not windowed else (keys, sizes.hidden),
+                "attn_output.weight": (sizes.hidden, sizes.heads * head),
+                "attn_q_norm.weight": (head,),
+                "attn_k_norm.weight": (head,),
+                "layer_output_scale.weight": (1,),
+                "ffn_gate.weight": (ffn, sizes.hidden),
+                "ffn_up.weight": (ffn, sizes.hidden),
+                "ffn_down.weight": (sizes.hidden, ffn),
+            }
+            if layer == sizes.layers - 1 and shared:  # some files have those of such a layer
+                own |= {"attn_k.weight": (), "attn_v.weight": (), "attn_k_norm.weight": ()}
+            found |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
+        return found
+
+    return make
+
+
+def gemma4_experts(count: int, ffn: int) -> Callable[[Sizes], Shapes]:
+    """Experts beside the feed-forward, gate and up in one tensor, with norms of their own."""
+
+    def make(sizes: Sizes) -> Shapes:
+        norms = ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")
+        return {f"{name}.weight": (sizes.hidden,) for name in norms} | {
+            "ffn_gate_inp.weight": (count, sizes.hidden),
+            "ffn_gate_inp.scale": (sizes.hidden,),
+            "ffn_gate_up_exps.weight": (count, 2 * ffn, sizes.hidden),
+            "ffn_down_exps.weight": (count, sizes.hidden, ffn),
+            "ffn_down_exps.scale": (count,),
+        }
+
+    return make
+
+
+def layer_inputs(size: int) -> Callable[[Sizes], Shapes]:
+    """Of each layer: what it does with an input of its own."""
+
+    def make(sizes: Sizes) -> Shapes:
+        return {
+            "inp_gate.weight": (size, sizes.hidden),
+            "proj.weight": (sizes.hidden, size),
+            "post_norm.weight": (sizes.hidden,),
+        }
+
+    return make
+
+
+def layer_inputs_top(size: int) -> Callable[[Sizes], Shapes]:
+    """The second embedding, and the projection of the first."""
+
+    def make(sizes: Sizes) -> Shapes:
+        width = sizes.layers * size
+        return {
+            "per_layer_token_embd.weight": (VOCAB, width),
+            "per_layer_model_proj.weight": (width, sizes.hidden),
+            "per_layer_proj_norm.weight": (size,),
+        }
+
+    return make
+
+
 YARN = {
     "rope.scaling.type": "yarn",
     "rope.scaling.factor": 4.0,
@@ -350,6 +436,27 @@ DELTA = {
     "ssm.time_step_rank": 4,
     "ssm.group_count": 2,
 }
+GEMMA4 = {
+    "attention.head_count_kv": [2 if windowed else 1 for windowed in GEMMA4_WINDOWS],
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "attention.sliding_window": 5,
+    "attention.sliding_window_pattern": GEMMA4_WINDOWS,
+    "attention.shared_kv_layers": 0,
+    "embedding_length_per_layer_input": 0,
+    "rope.dimension_count": 32,
+    "rope.dimension_count_swa": 16,
+    "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 1e4,
+    "final_logit_softcapping": 9.0,
+}
+# A quarter of the pairs turns.
+GEMMA4_ROPE = {"rope_freqs.weight": (1.0,) * 4 + (1e30,) * 12}
+# The norm of a result enlarges what llama.cpp's table of GELU in f16 rounds. With such a table
+# tests/blocks.py is within 3e-4 of llama.cpp in all three cases.
+GEMMA4_TOLERANCE = 1.5e-2
 SHARED = {**MOE, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}
 CASES = {
     "llama": Case("llama"),
@@ -394,6 +501,39 @@ CASES = {
         Sizes(heads=6, kv_heads=3),
         {"attention.sliding_window": 4},
         joined(head_norms, output_norms),
+    ),
+    "gemma4": Case(
+        "gemma4",
+        Sizes(tied=True, layers=5),
+        GEMMA4,
+        joined(head_norms, output_norms),
+        gemma4(32, 1, True),
+        fixed=GEMMA4_ROPE,
+        tolerance=GEMMA4_TOLERANCE,
+    ),
+    "gemma4, experts": Case(
+        "gemma4",
+        Sizes(tied=True, layers=5, hidden=96),
+        {**GEMMA4, **MOE, "expert_feed_forward_length": 32, "rope.freq_base_swa": 500.0},
+        joined(head_norms, output_norms, gemma4_experts(5, 32)),
+        gemma4(32, 1, True),
+        fixed=GEMMA4_ROPE,
+        tolerance=GEMMA4_TOLERANCE,
+    ),
+    "gemma4, inputs of layers": Case(
+        "gemma4",
+        Sizes(layers=5, heads=6, kv_heads=3, ffn=64),
+        {
+            **GEMMA4,
+            "attention.head_count_kv": 3,
+            "attention.shared_kv_layers": 2,
+            "embedding_length_per_layer_input": 32,
+            "feed_forward_length": [64, 64, 64, 128, 128],
+        },
+        joined(head_norms, output_norms, layer_inputs(32)),
+        joined(gemma4(32, 3, False, shared=2, wide=True), layer_inputs_top(32)),
+        fixed=GEMMA4_ROPE,
+        tolerance=GEMMA4_TOLERANCE,
     ),
     "phi3": Case(
         "phi3",

@@ -11,8 +11,8 @@ from hearth.converter.shown import shown
 
 # One for each file, in the order that errors list them.
 _FILES = (
-    "llama", "mistral", "qwen", "qwen3_next", "gpt2", "gemma", "gpt_oss", "phi", "glm", "deepseek",
-    "smollm", "granite", "olmo",
+    "llama", "mistral", "qwen", "qwen3_next", "gpt2", "gemma", "gemma4", "gpt_oss", "phi", "glm",
+    "deepseek", "smollm", "granite", "olmo",
 )  # fmt: skip
 # Endings of the names of classes that make text.
 _TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "lmheadmodel")

@@ -131,6 +131,30 @@ _QWEN_36_35B: dict[str, object] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000000.0,
 }
+# https://huggingface.co/google/gemma-4-26B-A4B-it/blob/main/config.json, its text_config.
+_GEMMA_4_26B: dict[str, object] = {
+    "model_type": "gemma4_text",
+    "hidden_size": 2816,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "num_global_key_value_heads": 2,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "attention_k_eq_v": True,
+    "sliding_window": 1024,
+    "intermediate_size": 2112,
+    "enable_moe_block": True,
+    "num_experts": 128,
+    "top_k_experts": 8,
+    "moe_intermediate_size": 704,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+    "vocab_size": 262144,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
 # https://huggingface.co/mistralai/Mixtral-8x7B-v0.1/blob/main/config.json
 _MIXTRAL_8X7B: dict[str, object] = {
     "model_type": "mixtral",
@@ -192,6 +216,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "qwen3.6-35b-a3b": _QWEN_36_35B,
     "gpt-oss-20b": _gpt_oss(24, 32),
     "gpt-oss-120b": _gpt_oss(36, 128),
+    "gemma-4-26b-a4b": _GEMMA_4_26B,
     "deepseek-v3": _DEEPSEEK_V3,
     "glm-4.7-flash": _GLM_47_FLASH,
 }

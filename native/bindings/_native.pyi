@@ -214,6 +214,9 @@ class AttentionConfig:
         gate: bool = False,
         row_norm: tuple[int, int] | None = None,
         temperature: tuple[float, float] | None = None,
+        value_norm: bool = False,
+        keys_as_values: bool = False,
+        kv_layer: int | None = None,
     ) -> None: ...
 
 class LatentAttentionConfig:
@@ -283,6 +286,7 @@ class ExpertsConfig:
         choice_bias: bool = False,
         groups: int = 1,
         used_groups: int = 1,
+        expert_scales: bool = False,
     ) -> None: ...
 
 class BlockConfig:
@@ -298,6 +302,22 @@ class BlockConfig:
         input_norms: bool = True,
         output_norms: bool = False,
         residual_scale: float = 1.0,
+        separate_norms: bool = False,
+        layer_scale: bool = False,
+    ) -> None: ...
+
+class LayerInputsConfig:
+    """Inputs of each layer's own; ValueError for an unknown activation."""
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        layers: int,
+        activation: str,
+        embedding_scale: float = 1.0,
+        projection_scale: float = 1.0,
+        sum_scale: float = 1.0,
     ) -> None: ...
 
 class ShardConfig:
@@ -327,6 +347,7 @@ class ShardConfig:
         head_bias: bool = False,
         logit_scale: float = 1.0,
         logit_softcap: float = 0.0,
+        layer_inputs: LayerInputsConfig | None = None,
     ) -> None: ...
 
 class Shard:

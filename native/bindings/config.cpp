@@ -51,7 +51,8 @@ AttentionConfig make_attention(Pair heads, Pair kv_heads, size_t key_size, size_
                                float scale, std::optional<size_t> rope, size_t window,
                                float softcap, bool bias, bool output_bias, bool head_norm,
                                bool sinks, bool gate, std::optional<Pair> row_norm,
-                               std::optional<std::pair<float, float>> temperature) {
+                               std::optional<std::pair<float, float>> temperature, bool value_norm,
+                               bool keys_as_values, std::optional<size_t> kv_layer) {
   std::optional<RowNormConfig> whole_rows;
   if (row_norm) whole_rows = {.heads = row_norm->first, .kv_heads = row_norm->second};
   std::optional<TemperatureConfig> growth;
@@ -70,7 +71,10 @@ AttentionConfig make_attention(Pair heads, Pair kv_heads, size_t key_size, size_
           .sinks = sinks,
           .gate = gate,
           .row_norm = whole_rows,
-          .temperature = growth};
+          .temperature = growth,
+          .value_norm = value_norm,
+          .keys_as_values = keys_as_values,
+          .kv_layer = kv_layer};
 }
 
 LatentAttentionConfig make_latent_attention(Pair heads, size_t query_rank, size_t kv_rank,
@@ -115,7 +119,8 @@ FeedForwardConfig make_feed_forward(Pair units, const std::string& activation, b
 
 ExpertsConfig make_experts(size_t count, size_t used, FeedForwardConfig expert,
                            const std::string& scores, bool normalize, float scale, bool router_bias,
-                           bool choice_bias, size_t groups, size_t used_groups) {
+                           bool choice_bias, size_t groups, size_t used_groups,
+                           bool expert_scales) {
   return {.count = count,
           .used = used,
           .expert = expert,
@@ -125,19 +130,34 @@ ExpertsConfig make_experts(size_t count, size_t used, FeedForwardConfig expert,
           .router_bias = router_bias,
           .choice_bias = choice_bias,
           .groups = groups,
-          .used_groups = used_groups};
+          .used_groups = used_groups,
+          .expert_scales = expert_scales};
 }
 
 BlockConfig make_block(MixerConfig mixer, FeedForwardConfig feed_forward,
                        std::optional<ExpertsConfig> experts, bool feed_forward_gate,
-                       bool input_norms, bool output_norms, float residual_scale) {
+                       bool input_norms, bool output_norms, float residual_scale,
+                       bool separate_norms, bool layer_scale) {
   return {.mixer = mixer,
           .feed_forward = feed_forward,
           .experts = experts,
           .feed_forward_gate = feed_forward_gate,
           .input_norms = input_norms,
           .output_norms = output_norms,
-          .residual_scale = residual_scale};
+          .residual_scale = residual_scale,
+          .separate_norms = separate_norms,
+          .layer_scale = layer_scale};
+}
+
+LayerInputsConfig make_layer_inputs(size_t size, size_t layers, const std::string& activation,
+                                    float embedding_scale, float projection_scale,
+                                    float sum_scale) {
+  return {.size = size,
+          .layers = layers,
+          .activation = parse(kActivationNames, "activation", activation),
+          .embedding_scale = embedding_scale,
+          .projection_scale = projection_scale,
+          .sum_scale = sum_scale};
 }
 
 ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig> kinds,
@@ -147,7 +167,7 @@ ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig
                         size_t max_step_tokens, size_t max_sequences, bool embedding,
                         size_t vocab_size, float embedding_scale, size_t learned_positions,
                         Pair vocab, bool head_from_embedding, bool head_bias, float logit_scale,
-                        float logit_softcap) {
+                        float logit_softcap, std::optional<LayerInputsConfig> layer_inputs) {
   return {.hidden_size = hidden_size,
           .layers = span(layers),
           .kinds = std::move(kinds),
@@ -167,7 +187,8 @@ ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig
           .head_from_embedding = head_from_embedding,
           .head_bias = head_bias,
           .logit_scale = logit_scale,
-          .logit_softcap = logit_softcap};
+          .logit_softcap = logit_softcap,
+          .layer_inputs = layer_inputs};
 }
 
 }  // namespace
@@ -180,7 +201,8 @@ void bind_config(py::module_& module) {
       .def(py::init(&make_attention), py::kw_only(), "heads"_a, "kv_heads"_a, "key_size"_a,
            "value_size"_a, "scale"_a, "rope"_a, "window"_a = 0, "softcap"_a = 0.0f,
            "bias"_a = false, "output_bias"_a = false, "head_norm"_a = false, "sinks"_a = false,
-           "gate"_a = false, "row_norm"_a = std::nullopt, "temperature"_a = std::nullopt);
+           "gate"_a = false, "row_norm"_a = std::nullopt, "temperature"_a = std::nullopt,
+           "value_norm"_a = false, "keys_as_values"_a = false, "kv_layer"_a = std::nullopt);
   py::class_<LatentAttentionConfig>(module, "LatentAttentionConfig",
                                     "The latent attention of a kind of block.")
       .def(py::init(&make_latent_attention), py::kw_only(), "heads"_a, "query_rank"_a = 0,
@@ -198,18 +220,22 @@ void bind_config(py::module_& module) {
   py::class_<ExpertsConfig>(module, "ExpertsConfig", "The experts of a kind of block.")
       .def(py::init(&make_experts), py::kw_only(), "count"_a, "used"_a, "expert"_a,
            "scores"_a = "softmax", "normalize"_a = true, "scale"_a = 1.0f, "router_bias"_a = false,
-           "choice_bias"_a = false, "groups"_a = 1, "used_groups"_a = 1);
+           "choice_bias"_a = false, "groups"_a = 1, "used_groups"_a = 1, "expert_scales"_a = false);
   py::class_<BlockConfig>(module, "BlockConfig", "A kind of block.")
       .def(py::init(&make_block), py::kw_only(), "mixer"_a, "feed_forward"_a,
            "experts"_a = std::nullopt, "feed_forward_gate"_a = false, "input_norms"_a = true,
-           "output_norms"_a = false, "residual_scale"_a = 1.0f);
+           "output_norms"_a = false, "residual_scale"_a = 1.0f, "separate_norms"_a = false,
+           "layer_scale"_a = false);
+  py::class_<LayerInputsConfig>(module, "LayerInputsConfig", "Inputs of each layer's own.")
+      .def(py::init(&make_layer_inputs), py::kw_only(), "size"_a, "layers"_a, "activation"_a,
+           "embedding_scale"_a = 1.0f, "projection_scale"_a = 1.0f, "sum_scale"_a = 1.0f);
   py::class_<ShardConfig>(module, "ShardConfig", "The shape of a shard.")
       .def(py::init(&make_config), py::kw_only(), "hidden_size"_a, "layers"_a, "kinds"_a,
            "kind_of_layer"_a, "norm"_a = "rms", "norm_epsilon"_a, "ropes"_a, "kv_type"_a,
            "page_size"_a, "max_pages"_a, "max_step_tokens"_a, "max_sequences"_a = 0, "embedding"_a,
            "vocab_size"_a, "embedding_scale"_a = 1.0f, "learned_positions"_a = 0, "vocab"_a,
            "head_from_embedding"_a = false, "head_bias"_a = false, "logit_scale"_a = 1.0f,
-           "logit_softcap"_a = 0.0f);
+           "logit_softcap"_a = 0.0f, "layer_inputs"_a = std::nullopt);
 }
 
 }  // namespace hearth::bindings

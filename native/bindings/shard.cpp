@@ -40,7 +40,7 @@ void load(Shard& shard, const std::string& name, const std::string& type, const 
 Floats embed(const Shard& shard, const Ids& tokens, const Ids& positions) {
   if (tokens.ndim() != 1 || positions.ndim() != 1)
     throw std::invalid_argument("embed takes [n] token ids and their positions");
-  Floats out({static_cast<size_t>(tokens.size()), shard.config().hidden_size});
+  Floats out({static_cast<size_t>(tokens.size()), shard.config().row_size()});
   const auto ids = [](const Ids& array) {
     return std::span(array.data(), static_cast<size_t>(array.size()));
   };
@@ -71,8 +71,8 @@ StepOutput step(Shard& shard, const Floats& activations,
                 const std::vector<uint32_t>& output_rows, Lane* lane,
                 const std::vector<uint32_t>& slots) {
   const ShardConfig& config = shard.config();
-  if (activations.ndim() != 2 || static_cast<size_t>(activations.shape(1)) != config.hidden_size) {
-    throw std::invalid_argument("activations are [rows, " + std::to_string(config.hidden_size) +
+  if (activations.ndim() != 2 || static_cast<size_t>(activations.shape(1)) != config.row_size()) {
+    throw std::invalid_argument("activations are [rows, " + std::to_string(config.row_size()) +
                                 "]");
   }
   if (output_rows.size() > static_cast<size_t>(activations.shape(0))) {

@@ -35,6 +35,9 @@ void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
   attention.gate = maybe();
   if (maybe()) attention.row_norm = {.heads = in.number(4), .kv_heads = in.number(2)};
   if (maybe()) attention.temperature = {.slope = in.real(), .length = in.real()};
+  attention.value_norm = maybe();
+  attention.keys_as_values = maybe();
+  if (maybe()) attention.kv_layer = in.number(2);
   if (maybe()) feed_forward.clamp = {.limit = in.real(), .factor = in.real(), .offset = in.real()};
   feed_forward.activation = static_cast<Activation>(in.upto(kActivations - 1));
   feed_forward.gated = !maybe();
@@ -47,13 +50,18 @@ void any_features(fuzz::Input& in, ShardConfig& config, BlockConfig& block) {
                      .scores = static_cast<RouterScores>(in.upto(1)),
                      .normalize = maybe(),
                      .groups = in.number(3),
-                     .used_groups = in.number(2)};
+                     .used_groups = in.number(2),
+                     .expert_scales = maybe()};
     if (maybe()) feed_forward.units = {};
     block.feed_forward_gate = maybe();
+    block.separate_norms = maybe();
   }
   block.input_norms = !maybe();
   block.output_norms = maybe();
   if (maybe()) block.residual_scale = in.real();
+  block.layer_scale = maybe();
+  if (maybe())
+    config.layer_inputs = {.size = in.number(24), .layers = in.number(4), .sum_scale = in.real()};
   if (maybe()) config.embedding_scale = in.real();
   if (maybe()) config.learned_positions = in.number(64);
   config.head_bias = maybe();
@@ -143,11 +151,14 @@ bool is_small(const ShardConfig& c) {
     const auto count = [&](const auto& mixer) { return widest(mixer, c.hidden_size); };
     if (std::visit(count, kind.mixer) > kMostNumbers) return false;
   }
+  const size_t vocab = std::max(c.vocab_size, c.learned_positions);
   return c.layers.size() <= 4 && c.hidden_size <= 256 &&
+         (!c.layer_inputs ||
+          c.layer_inputs->width() * std::max(vocab, c.hidden_size) <= kMostNumbers) &&
          c.kinds[0].feed_forward.units.size() * c.hidden_size <= kMostNumbers &&
          (!experts ||
           experts->count * experts->expert.units.size() * c.hidden_size <= kMostNumbers) &&
-         std::max(c.vocab_size, c.learned_positions) * c.hidden_size <= kMostNumbers;
+         vocab * c.hidden_size <= kMostNumbers;
 }
 
 // Returns the slices that were begun and not finished.

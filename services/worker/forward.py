@@ -24,7 +24,7 @@ from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
 from hearth.worker.page_tables import PageTables
-from hearth.worker.shape import most_sequences
+from hearth.worker.shape import most_sequences, row_size
 from hearth.worker.shard import NodeShard, Span
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ForwardLoop:
         self._send = send
         self._receive = receive
         self._metrics = metrics
-        self._hidden = shard.config.hidden_size
+        self._row_size = row_size(shard.config)
         self._last_stage = shard.config.vocab.end > shard.config.vocab.begin
         self._first_rank = begin.placement.rank == 0
         self._vocab_begin = shard.config.vocab.begin
@@ -226,7 +226,7 @@ class ForwardLoop:
                 f"a step of {rows} rows, the plan allows 1 to {self._shard.config.max_step_tokens}"
             )
             raise HearthError(Reason.BAD_STEP, problem)
-        return wire.decode(step.activations, step.activation_type, rows, self._hidden)
+        return wire.decode(step.activations, step.activation_type, rows, self._row_size)
 
     def _response(
         self, step: worker_pb2.Step, output: _native.StepOutput

@@ -43,9 +43,13 @@ LIMITS = {
     "tile": 1 << 12,
     "width": 1 << 8,
     "max_sequences": 1 << 16,
+    "layer_inputs.size": 1 << 14,
+    "layer_inputs.layers": 1 << 12,
 }
 # Elements of all value heads of a gated delta rule.
 MAX_VALUES = 1 << 22
+# Elements of all layers' own inputs.
+MAX_INPUTS = 1 << 18
 MAX_KINDS = 64
 MAX_ROPES = 16
 _MAX_POSITIONS = 1 << 31
@@ -73,6 +77,9 @@ def check_config(config: common_pb2.ShardConfig) -> None:
     _positive("logit_scale", config.logit_scale)
     _check_ropes(config)
     _check_kinds(config)
+    _check_kv_layers(config)
+    if config.HasField("layer_inputs"):
+        _check_layer_inputs(config)
     if config.max_pages * config.page_size > _MAX_POSITIONS:
         raise _bad(f"{config.max_pages} pages of {config.page_size} are too many positions")
     if config.head_from_embedding and not (config.embedding and _size(config.vocab)):
@@ -81,12 +88,13 @@ def check_config(config: common_pb2.ShardConfig) -> None:
         raise _bad(
             f"vocabulary rows end at {config.vocab.end}, the embedding at {config.vocab_size}"
         )
-    payload = config.max_step_tokens * config.hidden_size * 4
+    widest = max(row_size(config), sync_size(config))
+    payload = config.max_step_tokens * widest * 4
     if payload > MAX_PAYLOAD_BYTES:
         raise _bad(
-            f"a step of {config.max_step_tokens} tokens x {config.hidden_size} is "
+            f"a step of {config.max_step_tokens} tokens x {widest} is "
             f"{format_size(payload)}, more than a message's {format_size(MAX_PAYLOAD_BYTES)}: "
-            f"use at most {MAX_PAYLOAD_BYTES // 4 // config.hidden_size} tokens a step"
+            f"use at most {MAX_PAYLOAD_BYTES // 4 // widest} tokens a step"
         )
     step = step_bytes(config)
     if step > _MAX_STEP_BYTES:
@@ -131,6 +139,56 @@ def _check_kinds(config: common_pb2.ShardConfig) -> None:
         if block.feed_forward_gate and not (has_feed_forward and has_experts):
             raise _bad("a gate of the feed-forward needs a feed-forward with experts beside it")
         _positive("residual_scale", block.residual_scale)
+        if block.separate_norms and (
+            not (has_feed_forward and has_experts) or block.feed_forward_gate
+        ):
+            raise _bad("separate norms need a feed-forward without a gate, and experts beside it")
+
+
+def row_size(config: common_pb2.ShardConfig) -> int:
+    """Elements of a row of activations: the residual stream, then all layers' own inputs."""
+    return config.hidden_size + config.layer_inputs.layers * config.layer_inputs.size
+
+
+def sync_size(config: common_pb2.ShardConfig) -> int:
+    """Elements of a row of the widest sync."""
+    two_results = any(block.separate_norms for block in config.kinds)
+    return config.hidden_size * (2 if two_results else 1)
+
+
+def _check_layer_inputs(config: common_pb2.ShardConfig) -> None:
+    inputs = config.layer_inputs
+    _in_range("layer_inputs.size", inputs.size, 1)
+    _in_range("layer_inputs.layers", inputs.layers, config.layers.end)
+    if inputs.size * inputs.layers > MAX_INPUTS:
+        raise _bad(f"inputs of {inputs.size} x {inputs.layers} layers exceed {MAX_INPUTS} elements")
+    if name_of(ACTIVATION, inputs.activation) is None:
+        raise _bad(f"unknown activation {inputs.activation}")
+    for name in ("embedding_scale", "projection_scale", "sum_scale"):
+        _positive(f"layer_inputs.{name}", getattr(inputs, name))
+
+
+def _check_kv_layers(config: common_pb2.ShardConfig) -> None:
+    first = config.layers.begin
+    for layer, kind in enumerate(config.kind_of_layer, start=first):
+        own = config.kinds[kind].attention
+        if not own.HasField("kv_layer"):
+            continue
+        what = f"layer {layer} reads the keys of layer {own.kv_layer}"
+        if not first <= own.kv_layer < layer:
+            raise _bad(f"{what}, which is not an earlier one of this stage")
+        block = config.kinds[config.kind_of_layer[own.kv_layer - first]]
+        other = block.attention
+        if not block.HasField("attention") or other.HasField("kv_layer"):
+            raise _bad(f"{what}, which has none of its own")
+        if own.HasField("row_norm"):
+            raise _bad(f"{what}, with a norm of whole rows")
+        if (_pair(own.kv_heads), own.key_size, own.value_size) != (
+            _pair(other.kv_heads),
+            other.key_size,
+            other.value_size,
+        ):
+            raise _bad(f"{what}, which has other KV heads")
 
 
 def _check_feed_forward(name: str, feed_forward: common_pb2.FeedForward) -> None:
@@ -175,6 +233,10 @@ def _check_attention(config: common_pb2.ShardConfig, attention: common_pb2.Atten
     if heads % kv_heads:
         raise _bad(f"{heads} heads do not divide over {kv_heads} KV heads")
     _positive("the scale of attention", attention.scale)
+    if attention.keys_as_values and attention.key_size != attention.value_size:
+        raise _bad(
+            f"keys of {attention.key_size} elements cannot be values of {attention.value_size}"
+        )
     if attention.HasField("row_norm"):
         _check_row_norm(attention)
     if attention.HasField("temperature"):
@@ -268,6 +330,20 @@ def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
         head_bias=config.head_bias,
         logit_scale=config.logit_scale,
         logit_softcap=config.logit_softcap,
+        layer_inputs=_native_layer_inputs(config.layer_inputs)
+        if config.HasField("layer_inputs")
+        else None,
+    )
+
+
+def _native_layer_inputs(inputs: common_pb2.LayerInputs) -> _native.LayerInputsConfig:
+    return _native.LayerInputsConfig(
+        size=inputs.size,
+        layers=inputs.layers,
+        activation=_name(ACTIVATION, inputs.activation),
+        embedding_scale=inputs.embedding_scale,
+        projection_scale=inputs.projection_scale,
+        sum_scale=inputs.sum_scale,
     )
 
 
@@ -280,6 +356,8 @@ def _native_block(block: common_pb2.Block) -> _native.BlockConfig:
         input_norms=block.input_norms,
         output_norms=block.output_norms,
         residual_scale=block.residual_scale,
+        separate_norms=block.separate_norms,
+        layer_scale=block.layer_scale,
     )
 
 
@@ -314,6 +392,9 @@ def _native_attention(attention: common_pb2.Attention) -> _native.AttentionConfi
         temperature=(attention.temperature.slope, attention.temperature.length)
         if attention.HasField("temperature")
         else None,
+        value_norm=attention.value_norm,
+        keys_as_values=attention.keys_as_values,
+        kv_layer=attention.kv_layer if attention.HasField("kv_layer") else None,
     )
 
 
@@ -375,6 +456,7 @@ def _native_experts(experts: common_pb2.Experts) -> _native.ExpertsConfig:
         choice_bias=experts.choice_bias,
         groups=experts.groups,
         used_groups=experts.used_groups,
+        expert_scales=experts.expert_scales,
     )
 
 
@@ -389,6 +471,8 @@ def kv_page_bytes(config: common_pb2.ShardConfig) -> int:
         else:
             attention = block.attention
             heads, sizes = _size(attention.kv_heads), (attention.key_size, attention.value_size)
+            if attention.HasField("kv_layer"):
+                continue
         total += heads * _native.kv_head_bytes(kv_name(config), *sizes, config.page_size)
     return total
 
@@ -458,6 +542,11 @@ def step_bytes(config: common_pb2.ShardConfig) -> int:
     mixers = queries + keys + mixed + gates + latents + sums
     floats = 2 * hidden + max(mixers, 2 * units) + angles
     floats += 2 * inputs + 2 * inners + router
+    floats += sync_size(config) - hidden
+    if config.HasField("layer_inputs"):
+        # A copy of the residual stream, the projection, and a layer's gate.
+        floats += hidden + (row_size(config) - hidden) + config.layer_inputs.size
+        quantized += config.layer_inputs.size
     return config.max_step_tokens * (4 * floats + quantized + quantized // 4)
 
 

@@ -95,7 +95,7 @@ class NodeShard:
         self._shard.release_pages(first)
 
     def embed(self, tokens: npt.NDArray[np.uint32], positions: npt.NDArray[np.uint32]) -> F32:
-        """float32 [len(tokens), hidden_size]; the node must hold the embedding.
+        """float32 [len(tokens), row_size]; the node must hold the embedding.
 
         positions: of the tokens; read only if the model has learned positions, else may be empty.
         """
@@ -105,11 +105,12 @@ class NodeShard:
             raise HearthError(Reason.BAD_STEP, str(error)) from None
 
     def final_norm(self, rows: F32) -> F32:
-        """Activations of the last stage, f32 [rows, hidden_size], after the norm before the head.
+        """Activations of the last stage after the norm before the head: f32 [rows, hidden_size].
 
         The node must hold a part of the head.
         """
-        return self._shard.final_norm(rows)
+        # Behind the residual stream are the layers' own inputs, where there are any.
+        return self._shard.final_norm(rows[:, : self.config.hidden_size])
 
     def step(
         self,
@@ -119,7 +120,7 @@ class NodeShard:
         lane: _native.Lane | None,
         slots: Sequence[int] = (),
     ) -> _native.StepOutput:
-        """One forward pass: activations f32 [rows, hidden_size], the rows of `sequences` in order.
+        """One forward pass: activations f32 [rows, row_size], the rows of `sequences` in order.
 
         `output_rows` are the rows whose logits are returned. `slots` hold the sequences' states,
         where a mixer is recurrent. Exceptions of the lane pass through.

@@ -1,9 +1,9 @@
 """Logits of every architecture's GGUF file against llama.cpp's, on 1 to 3 nodes.
 
 llama.cpp computed them from the same files (tests/known/make_gguf_families.py). It rounds some
-numbers more coarsely than a float: a table of GELU in f16, for one. So the allowed difference is
-2e-3 of the logits' spread, which hides no wrong rotation, scale or cut: each changes them by more
-than a tenth.
+numbers more coarsely than a float: a table of GELU in f16, for one. So a difference of 2e-3 of the
+logits' spread is allowed, or what a case says. That hides no wrong rotation, scale or cut: each
+changes them by more than a tenth.
 """
 
 from __future__ import annotations
@@ -68,4 +68,4 @@ def test_logits_of_llama_cpp(
             found = perplexity.logits_of(*formed, ids)[:, :: gguf_families.EVERY]
         difference = float(np.abs(found - expected).max() / spread)
         print(f"{name}, {len(shares)} nodes: {difference:.1e}")
-        assert difference < 2e-3, f"{len(shares)} nodes"
+        assert difference < gguf_families.CASES[name].tolerance, f"{len(shares)} nodes"

@@ -1,6 +1,7 @@
-"""Gemma 2 and 3 against transformers."""
+"""Gemma 2, 3 and 4 against transformers."""
 
 from pathlib import Path
+from typing import Any
 
 import family_parity
 import pytest
@@ -15,6 +16,40 @@ ODD = {
     "head_dim": 10,
     "intermediate_size": 77,
 }
+_FULL, _WINDOW = "full_attention", "sliding_attention"
+# Of both kinds of layers: heads of other sizes, and rotations of other kinds.
+GEMMA4 = {
+    "num_hidden_layers": 4,
+    "layer_types": [_WINDOW, _FULL, _WINDOW, _FULL],
+    "sliding_window": 7,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 9.0,
+}
+EXPERTS = {
+    "enable_moe_block": True,
+    "num_experts": 6,
+    "top_k_experts": 3,
+    "moe_intermediate_size": 40,
+}
+INPUTS = {
+    "hidden_size_per_layer_input": 24,
+    "vocab_size_per_layer_input": 128,
+    "num_hidden_layers": 7,
+    "layer_types": [_WINDOW, _WINDOW, _FULL, _WINDOW, _FULL, _WINDOW, _FULL],
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+}
+
+
+def _vary(name: str, parameter: Any) -> bool:
+    """Numbers that transformers makes all ones: of layers, of the router and of its experts."""
+    if not name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+        return False
+    parameter.uniform_(0.5, 1.5)
+    return True
+
+
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -72,6 +107,100 @@ CASES = {
         },
         nodes=(1, 2),
         shard_size="100KB",
+    ),
+    "gemma4_text, dense": Case(
+        "gemma4_text",
+        {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 2},
+        shares=(2, 1, 1),
+        fill=_vary,
+    ),
+    "gemma4_text, dense, odd sizes, untied": Case(
+        "gemma4_text",
+        {
+            **GEMMA4,
+            **ODD,
+            "global_head_dim": 18,
+            "attention_bias": True,
+            "rope_parameters": {
+                _FULL: {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.6,
+                    "factor": 3.0,
+                    "rope_theta": 5e3,
+                },
+                _WINDOW: {"rope_type": "default", "rope_theta": 1e3},
+            },
+            "tie_word_embeddings": False,
+        },
+        shares=(1, 3, 2),
+        dtype="bfloat16",
+        fill=_vary,
+    ),
+    "gemma4_text, experts": Case(
+        "gemma4_text",
+        {**GEMMA4, **EXPERTS, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        fill=_vary,
+    ),
+    "gemma4_text, experts, odd sizes, untied": Case(
+        "gemma4_text",
+        {
+            **GEMMA4,
+            **ODD,
+            **EXPERTS,
+            "num_experts": 5,
+            "top_k_experts": 5,
+            "moe_intermediate_size": 13,
+            "global_head_dim": 14,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+        },
+        shares=(2, 1, 1),
+        fill=_vary,
+    ),
+    "gemma4_text, inputs of layers": Case("gemma4_text", {**GEMMA4, **INPUTS}, fill=_vary),
+    "gemma4_text, inputs of layers, odd sizes, untied": Case(
+        "gemma4_text",
+        {
+            **GEMMA4,
+            **ODD,
+            **INPUTS,
+            "num_kv_shared_layers": 4,
+            "hidden_size_per_layer_input": 11,
+            "use_double_wide_mlp": False,
+            "global_head_dim": 22,
+            "tie_word_embeddings": False,
+        },
+        shares=(1, 1, 3),
+        dtype="bfloat16",
+        fill=_vary,
+    ),
+    "gemma4, images and sound": Case(
+        "gemma4",
+        {
+            "text_config": {**family_parity.COMMON, **GEMMA4, **INPUTS, "pad_token_id": 0},
+            "vision_config": {**VISION, "head_dim": 8, "position_embedding_size": 64},
+            "audio_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "subsampling_conv_channels": [4, 4],
+                "output_proj_dims": 24,
+            },
+        },
+        nodes=(1, 2),
+        shard_size="100KB",
+        auto="AutoModelForImageTextToText",
+        fill=_vary,
+    ),
+    "gemma4_unified_text": Case(
+        "gemma4_unified_text",
+        {
+            key: value
+            for key, value in (GEMMA4 | {"attention_k_eq_v": True}).items()
+            if key != "hidden_size_per_layer_input"
+        },
+        nodes=(1, 3),
+        fill=_vary,
     ),
 }
 

@@ -38,6 +38,8 @@ PARAMETERS = {
     "gpt-oss-120b": 116_829_156_672,
     "deepseek-v3": 671_026_419_200,
     "glm-4.7-flash": 29_943_393_920,
+    # Of 25.2 billion, as its card rounds them.
+    "gemma-4-26b-a4b": 25_233_141_790,
 }
 
 
@@ -139,12 +141,14 @@ def test_impossible_shapes_are_refused_with_their_numbers(
 # Numbers of a model, and of the shards that its workers check (services/worker/shape.py).
 IN_BOTH = {
     "hidden_size": ["hidden_size"],
-    "layers": ["layers"],
+    "layers": ["layers", "layer_inputs.layers"],
     "heads": ["heads", "key_heads", "group", "tile"],
     "kv_heads": ["kv_heads"],
     "head_size": ["key_size", "value_size", "nope_size", "rope_size"],
     "latent_size": ["query_rank", "kv_rank"],
     "convolution": ["width"],
+    "layer_input_size": ["layer_inputs.size"],
+    "layer_input_sizes": ["inputs of all layers"],
     "ffn_size": ["units", "units of an expert"],
     "vocab_size": ["vocab_size", "vocab"],
     "context_size": ["window"],
@@ -156,7 +160,11 @@ IN_BOTH = {
 
 
 def test_workers_accept_all_that_a_model_may_have() -> None:
-    workers = shape.LIMITS | {"kinds": shape.MAX_KINDS, "ropes": shape.MAX_ROPES}
+    workers = shape.LIMITS | {
+        "kinds": shape.MAX_KINDS,
+        "ropes": shape.MAX_ROPES,
+        "inputs of all layers": shape.MAX_INPUTS,
+    }
     of_steps = {"page_size", "max_pages", "max_step_tokens", "max_sequences"}
     assert LIMITS.keys() == IN_BOTH.keys()
     assert workers.keys() - of_steps == {name for names in IN_BOTH.values() for name in names}

@@ -104,6 +104,43 @@ CASES = {
         ],
         (0, 1, 0),
     ),
+    "norms of values": Model([Block(value_norm=True, value_size=14)]),
+    "keys as values": Model([Block(keys_as_values=True, head_norm=True, bias=True)]),
+    "keys as values, normed": Model([Block(keys_as_values=True, head_norm=True, value_norm=True)]),
+    "layers that are scaled": Model([Block(layer_scale=True)], (0, 0, 0)),
+    "layers of which some are scaled": Model([Block(layer_scale=True), Block()], (0, 1, 0)),
+    "keys of an earlier layer": Model(
+        [
+            Block(head_norm=True, window=3),
+            Block(heads=6, kv_heads=3, key_size=12, bias=True),
+            Block(head_norm=True, window=3, kv_layer=0, units=24),
+            Block(heads=6, kv_heads=3, key_size=12, bias=True, kv_layer=1),
+        ],
+        (0, 1, 2, 3, 2),
+    ),
+    "experts with scales": Model([Block(units=0, experts=Experts(expert_scales=True))]),
+    "experts with norms of their own": Model(
+        [
+            Block(units=24, separate_norms=True, experts=Experts(expert_scales=True)),
+            Block(
+                units=40,
+                separate_norms=True,
+                output_norms=True,
+                ffn_bias=True,
+                ffn_output_bias=True,
+                layer_scale=True,
+                experts=Experts(units=8, bias=True, activation="gelu_tanh"),
+            ),
+            Block(),
+        ],
+        (0, 1, 2, 0),
+    ),
+    "layers with inputs of their own": Model(
+        [Block(), Block(output_norms=True, layer_scale=True)],
+        (0, 1, 0),
+        layer_inputs=(10, 3.0, 0.2, 0.7),
+        embedding_scale=4.9,
+    ),
     "all at once": Model(
         [
             Block(bias=True, output_bias=True, sinks=True, gate=True, window=5, softcap=3.0),
@@ -163,6 +200,10 @@ def test_each_feature_matters(name: str) -> None:
     plain = Model([Block(**sizes)], tuple(0 for _ in model.kind_of_layer), ropes=ropes)
     if name in ("two kinds of layers", "all at once", "norms after only", "layer norm"):
         return  # their weights do not fit another shape; each part has a case of its own
+    if name in ("keys of an earlier layer", "layers with inputs of their own"):
+        return  # likewise
+    if "keys as values" in name:
+        return  # fewer weights
     if "latent" in name:
         return  # another mixer
     if "expert" in name:

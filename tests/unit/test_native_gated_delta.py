@@ -178,7 +178,7 @@ def reference(ranks: Ranks, weights: dict[str, F32], tokens: list[int]) -> F64:
         prefix = f"layers.{layer}."
         own = {n.removeprefix(prefix): v for n, v in w.items() if n.startswith(prefix)}
         read = norm(model, own, "attn_norm", x)
-        added = attention(model, ATTENTION, own, read) if kind else gated_delta(d, own, read)
+        added = attention(model, ATTENTION, own, read, []) if kind else gated_delta(d, own, read)
         norms = kind == 0 and d.output_norms
         x = x + (norm(model, own, "attn_out_norm", added) if norms else added)
         added = whole(ATTENTION, own, norm(model, own, "ffn_norm", x))

@@ -66,6 +66,11 @@ struct AttentionConfig {
   bool gate = false;           // the result times sigmoid of a product of its own
   std::optional<RowNormConfig> row_norm = {};
   std::optional<TemperatureConfig> temperature = {};
+  bool value_norm = false;      // RMS norm of each value head, without weights
+  bool keys_as_values = false;  // values are the keys before their norm and rotation
+  // An earlier layer of the same heads, counted over the whole model, whose keys and values are
+  // read: the layer has none of its own.
+  std::optional<size_t> kv_layer = {};
 };
 
 // Multi-head latent attention (DeepSeek-AI: DeepSeek-V2, 2024). The keys and values of all heads
@@ -136,6 +141,7 @@ struct ExpertsConfig {
   // Only experts of the best `used_groups` groups are chosen, by the sum of the two best scores of
   // each (DeepSeek-AI: DeepSeek-V3 technical report, 2024).
   size_t groups = 1, used_groups = 1;
+  bool expert_scales = false;  // each expert's weight is multiplied by a number of its own, last
 };
 
 // The part of a block that mixes the positions of a sequence.
@@ -150,6 +156,25 @@ struct BlockConfig {
   bool input_norms = true;         // of what the mixer and the feed-forward read
   bool output_norms = false;       // of what they add
   float residual_scale = 1.0f;     // factor of what they add
+  // The feed-forward and the experts beside it each read a norm of their own, and the router an RMS
+  // norm; and each of their two results is normed before they are added.
+  bool separate_norms = false;
+  bool layer_scale = false;  // after the block, the residual stream is multiplied by a number
+};
+
+// Inputs of a layer's own for every row, of `size` elements (per-layer embeddings, as in Gemma 3n).
+// Made once, before the first layer, of the embedding x and of a row e of a second embedding:
+//   (norm(projection x * projection_scale) + e * embedding_scale) * sum_scale
+// A layer ends with residual += norm(out (activation(gate residual) * its input)).
+struct LayerInputsConfig {
+  size_t size = 0;
+  size_t layers = 0;  // of the whole model
+  Activation activation = Activation::gelu_tanh;
+  float embedding_scale = 1.0f;
+  float projection_scale = 1.0f;
+  float sum_scale = 1.0f;
+
+  size_t width() const { return layers * size; }  // of a row: of all layers
 };
 
 struct ShardConfig {
@@ -173,7 +198,11 @@ struct ShardConfig {
   bool head_bias = false;
   float logit_scale = 1.0f;
   float logit_softcap = 0.0f;  // as AttentionConfig::softcap
+  std::optional<LayerInputsConfig> layer_inputs = {};
 
+  // The width of a row of activations, as stages hand it on: the residual stream, then the inputs
+  // of all layers.
+  size_t row_size() const { return hidden_size + (layer_inputs ? layer_inputs->width() : 0); }
   const BlockConfig& kind_of(size_t layer) const { return kinds[kind_of_layer[layer]]; }
 
   // Throws std::invalid_argument, naming the value that is out of range.

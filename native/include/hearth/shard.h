@@ -4,6 +4,7 @@
 // another. Slices, by name, with shapes [rows, columns]; vectors have one row:
 //   embedding [vocab_size, hidden]   positions [learned_positions, hidden]
 //   norm [1, hidden]   head [vocab, hidden]   head_bias [1, vocab]
+//   layer_embedding [vocab_size, layers of the model * size], and those of layers/layer_inputs.h
 //   and those of each layer, "layers.N.": see layers/attention.h, gated_delta.h and feed_forward.h
 #pragma once
 
@@ -74,7 +75,7 @@ class Shard {
 
   // The first stage's input: scaled rows of the embedding, plus those of learned positions.
   // positions: one for each token; read only by models that have learned positions, and may be
-  // empty for others. out: [tokens.size(), hidden_size]
+  // empty for others. out: [tokens.size(), row_size], see ShardConfig::row_size
   void embed(std::span<const uint32_t> tokens, std::span<const uint32_t> positions,
              float* out) const;
 
@@ -82,7 +83,7 @@ class Shard {
   // hidden_size]. Throws std::logic_error where this shard has no head or no weights yet.
   void final_norm(std::span<float> rows) const;
 
-  // x: [rows, hidden_size], the stage's input and then its output. output_rows: rows whose logits
+  // x: [rows, row_size], the stage's input and then its output. output_rows: rows whose logits
   // are wanted, ascending; logits: [output_rows.size(), vocab.size()]. lane: nullptr when alone.
   // Throws std::invalid_argument for what does not fit, std::logic_error when slices are missing or
   // another step is under way, and whatever the lane throws. not_finite: gets the rows whose values

@@ -233,19 +233,22 @@ void Attention::add_slots(const ShardConfig& config, const BlockConfig& block,
   const size_t q = shape.heads * shape.key_size, mixed = shape.heads * shape.value_size;
   const size_t k = shape.kv_heads * shape.key_size, v = shape.kv_heads * shape.value_size;
   if (block.input_norms) norm.add_slots(config.norm, prefix + "attn_norm", hidden, slots);
+  const bool keys = !attention.kv_layer, values = keys && !attention.keys_as_values;
   slots.add(prefix + "wq", q, hidden, query);
-  slots.add(prefix + "wk", k, hidden, key);
-  slots.add(prefix + "wv", v, hidden, value);
+  if (keys) slots.add(prefix + "wk", k, hidden, key);
+  if (values) slots.add(prefix + "wv", v, hidden, value);
   slots.add(prefix + "wo", hidden, mixed, output);
   if (attention.bias) {
     slots.add(prefix + "bq", q, query_bias);
-    slots.add(prefix + "bk", k, key_bias);
-    slots.add(prefix + "bv", v, value_bias);
+    if (keys) slots.add(prefix + "bk", k, key_bias);
+    if (values) slots.add(prefix + "bv", v, value_bias);
   }
+  if (attention.value_norm) value_norm.assign(shape.value_size, 1.0f);
   if (attention.output_bias) slots.add(prefix + "bo", hidden, output_bias);
   if (attention.head_norm || attention.row_norm) {
     slots.add(prefix + "q_norm", attention.row_norm ? q : shape.key_size, query_norm.weight);
-    slots.add(prefix + "k_norm", attention.row_norm ? k : shape.key_size, key_norm.weight);
+    if (keys)
+      slots.add(prefix + "k_norm", attention.row_norm ? k : shape.key_size, key_norm.weight);
   }
   if (attention.sinks) slots.add(prefix + "sinks", shape.heads, sinks);
   if (attention.gate) slots.add(prefix + "wg", mixed, hidden, gate);
@@ -263,9 +266,10 @@ void Attention::compile(const ShardConfig& config, size_t layer, Program& progra
   const auto bias = [&](const std::vector<float>& each) {
     return attention.bias ? &each : nullptr;
   };
-  std::vector<Products::Product> products = {{&query, BufferId::queries, q, bias(query_bias)},
-                                             {&key, BufferId::keys, k, bias(key_bias)},
-                                             {&value, BufferId::values, v, bias(value_bias)}};
+  const bool keys = !attention.kv_layer, values = keys && !attention.keys_as_values;
+  std::vector<Products::Product> products = {{&query, BufferId::queries, q, bias(query_bias)}};
+  if (keys) products.push_back({&key, BufferId::keys, k, bias(key_bias)});
+  if (values) products.push_back({&value, BufferId::values, v, bias(value_bias)});
   if (attention.gate) products.push_back({&gate, BufferId::mixer_gate, mixed});
   bool quantize_normed = false;
   for (const auto& each : products)
@@ -275,14 +279,14 @@ void Attention::compile(const ShardConfig& config, size_t layer, Program& progra
   const bool whole_blocks = shape.value_size % kBlock == 0;
   program.size_buffer(BufferId::normed, hidden, quantize_normed);
   program.size_buffer(BufferId::queries, q);
-  program.size_buffer(BufferId::keys, k);
-  program.size_buffer(BufferId::values, v);
+  if (keys) program.size_buffer(BufferId::keys, k);
+  if (values) program.size_buffer(BufferId::values, v);
   if (attention.gate) program.size_buffer(BufferId::mixer_gate, mixed);
   program.size_buffer(BufferId::mixed, mixed, quantize_mixed);
   program.size_buffer(BufferId::partial, hidden);
   program.add(Norm{.weights = block.input_norms ? &norm : nullptr,
                    .config = config.norm,
-                   .add = layer > 0,  // what the block before this one made
+                   .add = layer > 0 && leaves_partial(config, config.kind_of(layer - 1)),
                    .quantize = quantize_normed});
   program.add(Products{.input = BufferId::normed, .products = std::move(products)});
   if (attention.row_norm) {
@@ -304,10 +308,13 @@ void Attention::compile(const ShardConfig& config, size_t layer, Program& progra
                            .query_norm = normed ? &query_norm : nullptr,
                            .key_norm = normed ? &key_norm : nullptr,
                            .row_norm = attention.row_norm,
-                           .epsilon = config.norm.epsilon});
+                           .epsilon = config.norm.epsilon,
+                           .value_norm = attention.value_norm ? &value_norm : nullptr,
+                           .keys_as_values = attention.keys_as_values,
+                           .store = keys});
   program.add(Attend{.shape = shape,
                      .kind = config.kind_of_layer[layer],
-                     .layer = layer,
+                     .layer = keys ? layer : *attention.kv_layer - config.layers.begin,
                      .window = attention.window,
                      .softcap = attention.softcap,
                      .sinks = attention.sinks ? &sinks : nullptr,

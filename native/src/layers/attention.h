@@ -6,6 +6,8 @@
 //   wo [hidden, heads * value_size]    [bq, bk, bv: [1, rows of wq, wk, wv]]   [bo [1, hidden]]
 //   [q_norm, k_norm [1, key_size], or of a whole row [1, rows of wq, wk]]   [sinks [1, heads]]
 //   [wg (gate) [heads * value_size, hidden]]   [attn_out_norm [1, hidden]]
+// Where values are the keys, wv and bv are not there; where keys and values are another layer's,
+// none of theirs.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +28,7 @@ struct Attention {
   NormWeights norm, output_norm, query_norm, key_norm;
   Matrix query, key, value, output, gate;
   std::vector<float> query_bias, key_bias, value_bias, output_bias, sinks;
+  std::vector<float> value_norm;  // ones
 
   // `prefix`: of the layer's slices, for example "layers.3.".
   void add_slots(const ShardConfig& config, const BlockConfig& block, const std::string& prefix,

@@ -15,37 +15,42 @@ namespace hearth {
 
 enum class BufferId : uint8_t {
   // Not in the workspace.
-  residual,  // [rows, hidden]: the step's input and, at last, its output
-  logits,    // [output rows, vocab]
-  kv_cache,  // all pages
-  states,    // of recurrent mixers, all slots
+  residual,      // [rows, hidden]: the step's input and, at last, its output
+  logits,        // [output rows, vocab]
+  kv_cache,      // all pages
+  states,        // of recurrent mixers, all slots
+  layer_inputs,  // see LayerInputsConfig: [rows, row_size], behind the residual's columns
   // In the workspace: [rows, columns], but for the scratch memory of each thread.
-  cos,            // of the rotary angles
-  sin,            //
-  normed,         // input of the mixer, of the feed-forward, and of the head
-  queries,        // what attends
-  keys,           //
-  values,         //
-  row_squares,    // see RowNormConfig: sums of squares of queries and of keys, [rows, 2]
-  query_latent,   // see LatentAttentionConfig, [rows, query_rank]
-  full_queries,   // [rows, heads * (nope_size + rope_size)]
-  head_queries,   // parts that are not rotated, [heads, rows, nope_size]
-  head_mixed,     // values of each head, [rows, heads * value_size]
-  mixer_gate,     // see AttentionConfig::gate; and of the gated delta rule
-  mixer_decay,    // of the gated delta rule, [rows, value heads]
-  mixer_beta,     //
-  mixed,          // what the mixer makes
-  partial,        // this rank's part of what is added to the residual
-  gate,           //
-  up,             //
-  router,         // the router's products, [rows, experts]
-  choices,        // of each row: its experts, then their weights, and scratch memory
-  expert_input,   // rows of `normed` in the order of their experts, [rows * used, hidden]
-  expert_gate,    // [rows * used, units]
-  expert_up,      //
-  expert_output,  // [rows * used, hidden]
-  ffn_gate,       // see BlockConfig::feed_forward_gate, [rows, 1]
-  scratch,        // each thread's, for attention and products
+  cos,              // of the rotary angles
+  sin,              //
+  normed,           // input of the mixer, of the feed-forward, and of the head
+  queries,          // what attends
+  keys,             //
+  values,           //
+  row_squares,      // see RowNormConfig: sums of squares of queries and of keys, [rows, 2]
+  query_latent,     // see LatentAttentionConfig, [rows, query_rank]
+  full_queries,     // [rows, heads * (nope_size + rope_size)]
+  head_queries,     // parts that are not rotated, [heads, rows, nope_size]
+  head_mixed,       // values of each head, [rows, heads * value_size]
+  mixer_gate,       // see AttentionConfig::gate; and of the gated delta rule
+  mixer_decay,      // of the gated delta rule, [rows, value heads]
+  mixer_beta,       //
+  mixed,            // what the mixer makes
+  partial,          // this rank's part of what is added to the residual
+  two_results,      // see BlockConfig::separate_norms: of the feed-forward, then of the experts,
+                    // [rows, 2 * hidden]
+  gate,             //
+  up,               //
+  router,           // the router's products, [rows, experts]
+  choices,          // of each row: its experts, then their weights, and scratch memory
+  expert_input,     // rows of `normed` in the order of their experts, [rows * used, hidden]
+  expert_gate,      // [rows * used, units]
+  expert_up,        //
+  expert_output,    // [rows * used, hidden]
+  ffn_gate,         // see BlockConfig::feed_forward_gate, [rows, 1]
+  layer_gate,       // see LayerInputsConfig, [rows, size]
+  layer_projected,  // [rows, width]
+  scratch,          // each thread's, for attention and products
 };
 
 inline constexpr size_t kBuffers = static_cast<size_t>(BufferId::scratch) + 1;

@@ -97,8 +97,9 @@ void choose_none(const ExpertsConfig& config, float* experts, float* weights) {
 }
 
 // x: the router's products of one row; it holds scores afterwards. ranks: scratch of the same size.
-void choose(const ExpertsConfig& config, const std::vector<float>* bias, float* x, float* ranks,
-            float* experts, float* weights) {
+void choose(const ExpertsConfig& config, const std::vector<float>* bias,
+            const std::vector<float>* scales, float* x, float* ranks, float* experts,
+            float* weights) {
   if (!all_finite(x, config.count)) return choose_none(config, experts, weights);
   score(config.scores, x, config.count);
   for (size_t e = 0; e < config.count; ++e) ranks[e] = bias == nullptr ? x[e] : x[e] + (*bias)[e];
@@ -115,6 +116,7 @@ void choose(const ExpertsConfig& config, const std::vector<float>* bias, float* 
   for (size_t k = 0; k < config.used; ++k) {
     if (config.normalize) weights[k] /= sum;
     weights[k] *= config.scale;
+    if (scales != nullptr) weights[k] *= (*scales)[static_cast<size_t>(experts[k])];
   }
 }
 
@@ -149,6 +151,7 @@ void Experts::add_slots(const ExpertsConfig& config, size_t hidden, const std::s
   slots.add(prefix + "router", config.count, hidden, router);
   if (config.router_bias) slots.add(prefix + "router_bias", config.count, router_bias);
   if (config.choice_bias) slots.add(prefix + "choice_bias", config.count, choice_bias);
+  if (config.expert_scales) slots.add(prefix + "expert_scales", config.count, scales);
   slots.add(prefix + "experts_w1", units, hidden, gate);
   if (expert.gated) slots.add(prefix + "experts_w3", units, hidden, up);
   slots.add(prefix + "experts_w2", hidden, units, down);
@@ -162,28 +165,31 @@ bool Experts::quantized() const {
          (!up.front().empty() && is_quantized(up.front().type()));
 }
 
-void Experts::compile(const ExpertsConfig& config, size_t hidden, bool feed_forward,
-                      bool feed_forward_gate, Program& program) const {
-  const size_t units = config.expert.units.size(), used = config.used;
-  const bool quantize_gate = is_quantized(down.front().type());
+void Experts::compile_router(const ExpertsConfig& config, Program& program) const {
   program.size_buffer(BufferId::router, config.count);
-  program.size_buffer(BufferId::choices, 2 * used + config.count);
+  program.size_buffer(BufferId::choices, 2 * config.used + config.count);
+  program.add(Products{.input = BufferId::normed,
+                       .products = {{&router, BufferId::router, config.count,
+                                     config.router_bias ? &router_bias : nullptr}}});
+  program.add(Route{.config = config,
+                    .choice_bias = config.choice_bias ? &choice_bias : nullptr,
+                    .scales = config.expert_scales ? &scales : nullptr});
+  program.add(GroupByExpert{.count = config.count, .used = config.used});
+}
+
+void Experts::compile(const ExpertsConfig& config, Combine combine, Program& program) const {
+  const size_t units = config.expert.units.size(), used = config.used, hidden = combine.hidden;
+  const bool quantize_gate = is_quantized(down.front().type());
   program.size_buffer(BufferId::expert_input, used * hidden, quantized());
   program.size_buffer(BufferId::expert_gate, used * units, quantize_gate);
   if (config.expert.gated) program.size_buffer(BufferId::expert_up, used * units);
   program.size_buffer(BufferId::expert_output, used * hidden);
-  program.add(Products{.input = BufferId::normed,
-                       .products = {{&router, BufferId::router, config.count,
-                                     config.router_bias ? &router_bias : nullptr}}});
-  program.add(Route{.config = config, .choice_bias = config.choice_bias ? &choice_bias : nullptr});
-  program.add(GroupByExpert{.count = config.count, .used = used});
   program.add(GatherRows{.quantized = quantized()});
   program.add(ExpertProducts{.experts = this, .config = config.expert, .quantize = quantize_gate});
   program.add(ExpertOutputs{.experts = this});
-  program.add(Combine{.bias = config.expert.output_bias ? &down_bias : nullptr,
-                      .used = used,
-                      .feed_forward = feed_forward,
-                      .gate = feed_forward_gate});
+  combine.bias = config.expert.output_bias ? &down_bias : nullptr;
+  combine.used = used;
+  program.add(combine);
 }
 
 Access Route::access() const {
@@ -200,7 +206,7 @@ void Route::run(Pass& pass, size_t thread) const {
   for (size_t r = begin; r < end; ++r) {
     float* experts = choices.row(r);
     float* weights = experts + config.used;
-    choose(config, choice_bias, router.row(r), weights + config.used, experts, weights);
+    choose(config, choice_bias, scales, router.row(r), weights + config.used, experts, weights);
   }
 }
 
@@ -329,22 +335,25 @@ void ExpertOutputs::run(Pass& pass, size_t thread) const {
 
 Access Combine::access() const {
   Access access = {.reads = {BufferId::expert_output, BufferId::choices},
-                   .writes = {BufferId::partial},
+                   .writes = {separate ? BufferId::two_results : BufferId::partial},
                    .division = Division::rows};
+  // The first half of the same buffer is the feed-forward's.
+  if (separate) access.reads = access.reads | BufferSet{BufferId::two_results};
   if (feed_forward) access.reads = access.reads | BufferSet{BufferId::partial};
   if (gate) access.reads = access.reads | BufferSet{BufferId::ffn_gate};
   return access;
 }
 
 void Combine::run(Pass& pass, size_t thread) const {
-  const Activations& partial = pass.buffers[BufferId::partial];
-  const size_t columns = partial.columns;
+  const size_t columns = hidden;
+  const Activations results = separate ? pass.buffers[BufferId::two_results].of_width(2 * columns)
+                                       : pass.buffers[BufferId::partial].of_width(columns);
   const Activations outputs = pass.buffers[BufferId::expert_output].of_width(columns);
   const Activations& choices = pass.buffers[BufferId::choices];
   const size_t width = 2 * used + pass.expert_rows.offsets.size() - 1;
   const auto [begin, end] = pass.rows_of(thread);
   for (size_t r = begin; r < end; ++r) {
-    float* sum = partial.row(r);
+    float* sum = results.row(r) + (separate ? columns : 0);
     if (!feed_forward) std::fill_n(sum, columns, 0.0f);
     if (gate) {
       const float factor = 1.0f / (1.0f + std::exp(-pass.buffers[BufferId::ffn_gate].x[r]));

@@ -1,7 +1,7 @@
 // Experts of a block: their weights and the router's.
 //
 // Slices of a layer, with shapes [rows, columns]; what is in brackets depends on the config:
-//   router [experts, hidden]                [router_bias, choice_bias [1, experts]]
+//   router [experts, hidden]   [router_bias, choice_bias, expert_scales [1, experts]]
 //   experts_w1 (gate) [experts * units, hidden]   [experts_w3 (up) [experts * units, hidden]]
 //   experts_w2 (down) [experts * hidden, units]
 //   [experts_b1, experts_b3 [1, experts * units]]   [experts_b2 [1, experts * hidden]]
@@ -21,13 +21,14 @@ namespace hearth {
 struct Experts {
   Matrix router;
   std::vector<Matrix> gate, up, down;  // of each expert
-  std::vector<float> router_bias, choice_bias, gate_bias, up_bias, down_bias;
+  std::vector<float> router_bias, choice_bias, scales, gate_bias, up_bias, down_bias;
 
   void add_slots(const ExpertsConfig& config, size_t hidden, const std::string& prefix,
                  Slots& slots);
-  // From `normed` to `partial`. feed_forward: partial holds the result of one; gate: of it.
-  void compile(const ExpertsConfig& config, size_t hidden, bool feed_forward, bool gate,
-               Program& program) const;
+  // From `normed` to `choices`.
+  void compile_router(const ExpertsConfig& config, Program& program) const;
+  // From `normed` and `choices` to what `combine` says, whose experts these are.
+  void compile(const ExpertsConfig& config, Combine combine, Program& program) const;
   bool quantized() const;
 };
 

@@ -128,7 +128,7 @@ void GatedDelta::compile(const ShardConfig& config, size_t layer, Program& progr
   program.size_buffer(BufferId::partial, hidden);
   program.add(Norm{.weights = block.input_norms ? &norm : nullptr,
                    .config = config.norm,
-                   .add = layer > 0,  // what the block before this one made
+                   .add = layer > 0 && leaves_partial(config, config.kind_of(layer - 1)),
                    .quantize = quantize_normed});
   program.add(Products{.input = BufferId::normed, .products = std::move(products)});
   program.add(DeltaRule{.shape = shape,

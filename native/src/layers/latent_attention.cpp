@@ -58,7 +58,7 @@ void LatentAttention::compile_products(const ShardConfig& config, size_t layer,
   program.size_buffer(BufferId::keys, keys);
   program.add(Norm{.weights = block.input_norms ? &norm : nullptr,
                    .config = config.norm,
-                   .add = layer > 0,  // what the block before this one made
+                   .add = layer > 0 && leaves_partial(config, config.kind_of(layer - 1)),
                    .quantize = quantize});
   const Products::Product latent_product = {&latent, BufferId::keys, keys};
   const Products::Product query_product = {&query, BufferId::full_queries, queries};

@@ -17,6 +17,10 @@ void add_partial(Pass& pass, size_t thread) {
 
 }  // namespace
 
+bool leaves_partial(const ShardConfig& config, const BlockConfig& block) {
+  return !block.layer_scale && !config.layer_inputs;
+}
+
 void add_finish_partial(const ShardConfig& config, const BlockConfig& block,
                         const NormWeights& weights, Program& program) {
   if (!block.output_norms && block.residual_scale == 1.0f) return;
@@ -31,7 +35,15 @@ Access AddPartial::access() const {
           .division = Division::rows};
 }
 
-void AddPartial::run(Pass& pass, size_t thread) const { add_partial(pass, thread); }
+void AddPartial::run(Pass& pass, size_t thread) const {
+  add_partial(pass, thread);
+  if (scale == nullptr) return;
+  const Activations& residual = pass.buffers[BufferId::residual];
+  const auto [begin, end] = pass.rows_of(thread);
+  for (size_t r = begin; r < end; ++r) {
+    for (size_t i = 0; i < residual.columns; ++i) residual.row(r)[i] *= scale->front();
+  }
+}
 
 Access FinishPartial::access() const {
   return {.reads = {BufferId::partial}, .writes = {BufferId::partial}, .division = Division::rows};
@@ -45,6 +57,25 @@ void FinishPartial::run(Pass& pass, size_t thread) const {
     if (weights != nullptr) weights->apply(pass.kernels, config, row, row);
     if (scale == 1.0f) continue;
     for (size_t i = 0; i < partial.columns; ++i) row[i] *= scale;
+  }
+}
+
+Access AddTwoResults::access() const {
+  return {.reads = {BufferId::two_results},
+          .writes = {BufferId::two_results, BufferId::partial},
+          .division = Division::rows};
+}
+
+void AddTwoResults::run(Pass& pass, size_t thread) const {
+  const Activations& partial = pass.buffers[BufferId::partial];
+  const size_t columns = partial.columns;
+  const Activations both = pass.buffers[BufferId::two_results].of_width(2 * columns);
+  const auto [begin, end] = pass.rows_of(thread);
+  for (size_t r = begin; r < end; ++r) {
+    float* row = both.row(r);
+    first->apply(pass.kernels, config, row, partial.row(r));
+    second->apply(pass.kernels, config, row + columns, row + columns);
+    pass.kernels.add(partial.row(r), row + columns, columns);
   }
 }
 

@@ -30,6 +30,9 @@ struct NormWeights {
 
 class Program;
 
+// True where a block leaves its last result in `partial`, which what follows adds to the residual.
+bool leaves_partial(const ShardConfig& config, const BlockConfig& block);
+
 // The block's output norm and residual scale, where it has them.
 void add_finish_partial(const ShardConfig& config, const BlockConfig& block,
                         const NormWeights& weights, Program& program);

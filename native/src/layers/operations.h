@@ -41,8 +41,10 @@ struct RopeAngles {
   void run(Pass& pass, size_t thread) const;
 };
 
-// residual += partial
+// residual = (residual + partial) * scale
 struct AddPartial {
+  const std::vector<float>* scale = nullptr;  // one number; nullptr: 1
+
   Access access() const;
   void run(Pass& pass, size_t thread) const;
 };
@@ -85,6 +87,7 @@ struct Products {
     BufferId output;
     size_t rows;  // of the weight: its first ones
     const std::vector<float>* bias = nullptr;
+    size_t stride = 0;  // columns of the output; 0: as many as rows
   };
   BufferId input;
   std::vector<Product> products;
@@ -130,7 +133,8 @@ struct SumSquares {
   void run(Pass& pass, size_t thread) const;
 };
 
-// Queries and keys are normed and rotated; queries are scaled; keys and values go to the KV cache.
+// Queries and keys are normed and rotated; queries are scaled; keys and values go to the KV cache,
+// where the layer has its own.
 struct RopeAndStore {
   AttentionShape shape;
   size_t layer;  // of the shard
@@ -141,6 +145,9 @@ struct RopeAndStore {
   const NormWeights* key_norm;
   std::optional<RowNormConfig> row_norm;  // the norms are of whole rows
   float epsilon;
+  const std::vector<float>* value_norm = nullptr;  // of each head; nullptr: none
+  bool keys_as_values = false;                     // see AttentionConfig
+  bool store = true;                               // the layer has keys and values of its own
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
@@ -234,6 +241,7 @@ struct ActivatedProducts {
 struct Route {
   ExpertsConfig config;
   const std::vector<float>* choice_bias;  // nullptr: none
+  const std::vector<float>* scales;       // of each expert; nullptr: none
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
@@ -274,12 +282,48 @@ struct ExpertOutputs {
   void run(Pass& pass, size_t thread) const;
 };
 
-// partial = the experts' outputs by their weights, after the feed-forward's result.
+// partial = the experts' outputs by their weights, after the feed-forward's result. With separate
+// norms these are the second half of two_results.
 struct Combine {
+  size_t hidden;
   const std::vector<float>* bias;  // of the outputs, [experts, hidden]; nullptr: none
   size_t used;
   bool feed_forward;  // partial holds its result
   bool gate;          // of the feed-forward: see BlockConfig
+  bool separate;      // norms
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// partial = norm(first half of two_results) + norm(second half), once they are summed over all
+// ranks.
+struct AddTwoResults {
+  const NormWeights* first;
+  const NormWeights* second;
+  NormConfig config;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// layer_inputs, which hold rows of the second embedding, become what LayerInputsConfig says, of
+// layer_projected.
+struct JoinLayerInputs {
+  LayerInputsConfig config;
+  const NormWeights* weights;
+  NormConfig norm;
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
+// layer_gate = activation(layer_gate) * the layer's input, quantized where the next product needs
+// it.
+struct GateLayerInput {
+  LayerInputsConfig config;
+  size_t layer;  // of the model
+  bool quantize;
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
@@ -308,10 +352,10 @@ struct FinishLogits {
   void run(Pass& pass, size_t thread) const;
 };
 
-using Operation =
-    std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products, Quantize,
-                 RopeAndStore, Attend, DeltaRule, ActivatedProducts, RowNorm, SumSquares,
-                 LatentStore, HeadProducts, Route, GroupByExpert, GatherRows, ExpertProducts,
-                 ExpertOutputs, Combine, AllReduce, FinishLogits>;
+using Operation = std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products,
+                               Quantize, RopeAndStore, Attend, DeltaRule, ActivatedProducts,
+                               RowNorm, SumSquares, LatentStore, HeadProducts, Route, GroupByExpert,
+                               GatherRows, ExpertProducts, ExpertOutputs, Combine, AllReduce,
+                               FinishLogits, AddTwoResults, JoinLayerInputs, GateLayerInput>;
 
 }  // namespace hearth

@@ -38,10 +38,12 @@ void multiply_groups(const Kernels& kernels, const Activations& input, size_t ro
   multiply(kernels, weight.type(), args, input.x, quantized);
 }
 
-void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y) {
+void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y,
+              size_t y_stride) {
+  const size_t stride = y_stride == 0 ? bias.size() : y_stride;
   end = std::min(end, bias.size());
   for (size_t r = 0; r < rows; ++r) {
-    for (size_t c = begin; c < end; ++c) y[r * bias.size() + c] += bias[c];
+    for (size_t c = begin; c < end; ++c) y[r * stride + c] += bias[c];
   }
 }
 
@@ -71,9 +73,10 @@ void Products::run(Pass& pass, size_t thread) const {
       const size_t count = groups_of(product);
       float* y = pass.buffers[product.output].x;
       multiply_groups(pass.kernels, pass.buffers[input], rows, *product.weight, product.rows, begin,
-                      std::min(end, count), y, pass.buffers[BufferId::scratch].row(thread));
+                      std::min(end, count), y, pass.buffers[BufferId::scratch].row(thread),
+                      product.stride);
       if (product.bias != nullptr)
-        add_bias(*product.bias, rows, begin * kGroupRows, end * kGroupRows, y);
+        add_bias(*product.bias, rows, begin * kGroupRows, end * kGroupRows, y, product.stride);
       begin -= std::min(begin, count);
       end -= std::min(end, count);
     }

@@ -23,7 +23,9 @@ void multiply_groups(const Kernels& kernels, const Activations& input, size_t ro
                      const Matrix& weight, size_t weight_rows, size_t begin, size_t end, float* y,
                      void* scratch, size_t y_stride = 0);
 
-// Columns [begin, end) of all rows of y, and below its width: y += bias. y: [rows, bias.size()].
-void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y);
+// Columns [begin, end) of all rows of y, and below the bias's size: y += bias. y: [rows,
+// bias.size()], or [rows, y_stride].
+void add_bias(const std::vector<float>& bias, size_t rows, size_t begin, size_t end, float* y,
+              size_t y_stride = 0);
 
 }  // namespace hearth

@@ -1,4 +1,5 @@
 // Rotary position embedding (Su et al.: RoFormer, 2021), of pairs (i, i + pairs).
+#include <algorithm>
 #include <cmath>
 
 #include "shard/pass.h"
@@ -30,18 +31,22 @@ void RopeAngles::run(Pass& pass, size_t thread) const {
 }
 
 Access RopeAndStore::access() const {
-  BufferSet reads = {BufferId::cos, BufferId::sin, BufferId::queries, BufferId::keys,
-                     BufferId::values};
+  BufferSet reads = {BufferId::cos, BufferId::sin, BufferId::queries};
+  BufferSet writes = {BufferId::queries};
+  if (store) {
+    reads = reads | BufferSet{BufferId::keys};
+    writes = writes | BufferSet{BufferId::keys, BufferId::kv_cache};
+    if (!keys_as_values) reads = reads | BufferSet{BufferId::values};
+  }
   if (row_norm) reads = reads | BufferSet{BufferId::row_squares};
-  return {.reads = reads,
-          .writes = {BufferId::queries, BufferId::keys, BufferId::kv_cache},
-          .division = Division::other};
+  return {.reads = reads, .writes = writes, .division = Division::other};
 }
 
 // Divided by (row, head): the query heads of a row, then its KV heads.
 void RopeAndStore::run(Pass& pass, size_t thread) const {
   const size_t key_size = shape.key_size, value_size = shape.value_size;
-  const size_t page_size = pass.kv.shape().page_size, of_row = shape.heads + shape.kv_heads;
+  const size_t page_size = pass.kv.shape().page_size;
+  const size_t of_row = shape.heads + (store ? shape.kv_heads : 0);
   const auto buffer = [&](BufferId id, size_t columns) {
     return pass.buffers[id].of_width(columns);
   };
@@ -82,7 +87,15 @@ void RopeAndStore::run(Pass& pass, size_t thread) const {
     }
     const size_t kv_head = head - shape.heads;
     float* key = keys.row(r) + kv_head * key_size;
-    const float* value = values.row(r) + kv_head * value_size;
+    const float* value = keys_as_values ? key : values.row(r) + kv_head * value_size;
+    float own[kMostHeadSize];  // of a value that differs from the products
+    if (value_norm != nullptr) {
+      pass.kernels.rms_norm(value, value_norm->data(), value_size, epsilon, own);
+      value = own;
+    } else if (keys_as_values) {
+      std::copy_n(value, value_size, own);
+      value = own;
+    }
     prepare(key, key_norm, kv_head);
     const Batch::Row& row = pass.batch.rows()[r];
     const uint32_t page = row.sequence->pages[row.position / page_size];

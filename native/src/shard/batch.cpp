@@ -11,10 +11,10 @@ Batch::Batch(const ShardConfig& config, size_t elements, std::span<const Sequenc
     : sequences_(sequences), output_rows_(output_rows) {
   for (const SequenceStep& sequence : sequences) add_rows(config, sequence);
   check_written_pages(config.page_size);
-  if (rows_.empty() || elements != rows_.size() * config.hidden_size) {
+  if (rows_.empty() || elements != rows_.size() * config.row_size()) {
     throw std::invalid_argument("activations have " + std::to_string(elements) + " numbers, not " +
                                 std::to_string(rows_.size()) + " rows of " +
-                                std::to_string(config.hidden_size));
+                                std::to_string(config.row_size()));
   }
   check_output_rows(config);
 }

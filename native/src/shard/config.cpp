@@ -89,6 +89,10 @@ void check_mixer(const ShardConfig& config, const AttentionConfig& attention) {
     check_finite("the slope of attention's temperature", attention.temperature->slope, true);
     check_finite("the length of attention's temperature", attention.temperature->length, false);
   }
+  if (attention.keys_as_values && attention.key_size != attention.value_size) {
+    refuse("keys of " + std::to_string(attention.key_size) + " elements cannot be values of " +
+           std::to_string(attention.value_size));
+  }
   // Throw for a type that does not fit the head.
   kv_head_bytes(config.kv_type, attention.key_size, attention.value_size, config.page_size);
 }
@@ -156,6 +160,40 @@ void check_block(const ShardConfig& config, const BlockConfig& block) {
   if (block.feed_forward_gate && !(block.experts && block.feed_forward.units.size() > 0))
     refuse("a gate of the feed-forward without experts beside it");
   check_finite("the residual scale", block.residual_scale, false);
+  if (!block.separate_norms) return;
+  if (!block.experts || block.feed_forward.units.size() == 0 || block.feed_forward_gate)
+    refuse("separate norms without a feed-forward and experts, or with a gate of the first");
+}
+
+// A layer that reads the keys and values of another: an earlier one of this shard, alike.
+void check_kv_layer(const ShardConfig& config, size_t layer) {
+  const auto* attention = std::get_if<AttentionConfig>(&config.kind_of(layer).mixer);
+  if (attention == nullptr || !attention->kv_layer) return;
+  const size_t own = config.layers.begin + layer, source = *attention->kv_layer;
+  const std::string what =
+      "layer " + std::to_string(own) + " reads the keys of layer " + std::to_string(source);
+  if (source < config.layers.begin || source >= own)
+    refuse(what + ", which is not an earlier one of this shard");
+  const auto* other =
+      std::get_if<AttentionConfig>(&config.kind_of(source - config.layers.begin).mixer);
+  if (other == nullptr || other->kv_layer) refuse(what + ", which has none");
+  if (attention->row_norm) refuse(what + ", with a norm of whole rows");
+  if (other->kv_heads.begin != attention->kv_heads.begin ||
+      other->kv_heads.end != attention->kv_heads.end || other->key_size != attention->key_size ||
+      other->value_size != attention->value_size)
+    refuse(what + ", which has other KV heads");
+}
+
+void check_layer_inputs(const ShardConfig& config, const LayerInputsConfig& inputs) {
+  check_size("elements of a layer's input", inputs.size, kMost);
+  check_size("layers of the model", inputs.layers, kMostLayers);
+  check_size("elements of all layers' inputs", inputs.width(), kMost);
+  if (config.layers.end > inputs.layers)
+    refuse("inputs for " + std::to_string(inputs.layers) + " layers, this shard ends at " +
+           std::to_string(config.layers.end));
+  check_finite("the scale of the layers' embedding", inputs.embedding_scale, false);
+  check_finite("the scale of the layers' projection", inputs.projection_scale, false);
+  check_finite("the scale of the layers' inputs", inputs.sum_scale, false);
 }
 
 }  // namespace
@@ -187,6 +225,8 @@ void ShardConfig::validate() const {
     }
   }
   for (const BlockConfig& block : kinds) check_block(*this, block);
+  for (size_t layer = 0; layer < layers.size(); ++layer) check_kv_layer(*this, layer);
+  if (layer_inputs) check_layer_inputs(*this, *layer_inputs);
   check_finite("embedding_scale", embedding_scale, false);
   check_finite("logit_scale", logit_scale, false);
   check_finite("logit_softcap", logit_softcap, true);

@@ -28,13 +28,15 @@ KvShape kv_shape(const ShardConfig& config) {
                    .max_pages = config.max_pages,
                    .type = config.kv_type};
   for (size_t layer = 0; layer < config.layers.size(); ++layer) {
-    const auto attention = attention_shape(config.kind_of(layer).mixer);
-    if (!attention) {
+    const MixerConfig& mixer = config.kind_of(layer).mixer;
+    const auto attention = attention_shape(mixer);
+    const auto* plain = std::get_if<AttentionConfig>(&mixer);
+    if (!attention || (plain != nullptr && plain->kv_layer)) {
       shape.layers.push_back({0, 0, 0});
       continue;
     }
     // The values of latent attention are a part of its keys.
-    const bool latent = std::holds_alternative<LatentAttentionConfig>(config.kind_of(layer).mixer);
+    const bool latent = std::holds_alternative<LatentAttentionConfig>(mixer);
     const size_t value_size = latent ? 0 : attention->value_size;
     shape.layers.push_back({attention->kv_heads, attention->key_size, value_size});
   }
@@ -185,7 +187,7 @@ void Shard::embed(std::span<const uint32_t> tokens, std::span<const uint32_t> po
                                 std::to_string(tokens.size()) + " tokens");
   }
   std::vector<float> position(config.learned_positions > 0 ? config.hidden_size : 0);
-  for (size_t t = 0; t < tokens.size(); ++t, out += config.hidden_size) {
+  for (size_t t = 0; t < tokens.size(); ++t, out += config.row_size()) {
     if (tokens[t] >= config.vocab_size) {
       throw std::invalid_argument("token " + std::to_string(tokens[t]) + " of a vocabulary of " +
                                   std::to_string(config.vocab_size));
@@ -194,6 +196,9 @@ void Shard::embed(std::span<const uint32_t> tokens, std::span<const uint32_t> po
     if (config.embedding_scale != 1.0f) {
       for (size_t i = 0; i < config.hidden_size; ++i) out[i] *= config.embedding_scale;
     }
+    // Their scale and the rest come with the first layer; see LayerInputsConfig.
+    if (config.layer_inputs)
+      state_->weights.layer_embedding().read_row(tokens[t], out + config.hidden_size);
     if (config.learned_positions == 0) continue;
     if (positions[t] >= config.learned_positions) {
       throw std::invalid_argument("position " + std::to_string(positions[t]) + " of a model of " +
@@ -239,7 +244,15 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
     scratch = std::max(scratch, mixer_scratch(config, block, ranges.back(), state.kv.stride()));
   }
   state.workspace.resize(state.buffer_plan, batch.rows().size(), scratch, threads);
-  state.workspace.bind(BufferId::residual, x.data(), config.hidden_size);
+  const size_t rows = batch.rows().size();
+  // Of rows that hold more than the residual stream: a copy of that.
+  std::vector<float> residual(config.layer_inputs ? rows * config.hidden_size : 0);
+  const auto row_of = [&](size_t r) { return x.data() + r * config.row_size(); };
+  for (size_t r = 0; config.layer_inputs && r < rows; ++r)
+    std::copy_n(row_of(r), config.hidden_size, residual.data() + r * config.hidden_size);
+  state.workspace.bind(BufferId::residual, config.layer_inputs ? residual.data() : x.data(),
+                       config.hidden_size);
+  state.workspace.bind(BufferId::layer_inputs, x.data(), config.row_size());
   state.workspace.bind(BufferId::logits, logits, config.vocab.size());
   std::vector<uint32_t> not_finite_at(batch.rows().size(), kFinite);
   Pass pass = {.kernels = state.kernels,
@@ -258,6 +271,8 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   const Stopwatch watch;
   run_program(*state.program, pass);
   state.states.end(sequences);
+  for (size_t r = 0; config.layer_inputs && r < rows; ++r)
+    std::copy_n(residual.data() + r * config.hidden_size, config.hidden_size, row_of(r));
   const uint32_t syncs = state.program->syncs();
   pass.check_rows(state.workspace[BufferId::residual], 0, batch.rows().size(), syncs);
   for (size_t i = 0; i < output_rows.size(); ++i) {

@@ -4,6 +4,13 @@
 #include <stdexcept>
 
 namespace hearth {
+namespace {
+
+bool makes_layer_inputs(const ShardConfig& config) {
+  return config.layer_inputs && config.layers.begin == 0;
+}
+
+}  // namespace
 
 Weights::Weights(const ShardConfig& config) : blocks_(config.layers.size()) {
   for (size_t n = 0; n < blocks_.size(); ++n) {
@@ -18,9 +25,14 @@ Weights::Weights(const ShardConfig& config) : blocks_(config.layers.size()) {
   }
   if (config.embedding) {
     slots_.add("embedding", config.vocab_size, config.hidden_size, embedding_);
+    if (config.layer_inputs) {
+      slots_.add("layer_embedding", config.vocab_size, config.layer_inputs->width(),
+                 layer_embedding_);
+    }
     if (config.learned_positions > 0)
       slots_.add("positions", config.learned_positions, config.hidden_size, positions_);
   }
+  if (makes_layer_inputs(config)) layer_projection_.add_slots(config, slots_);
   if (config.vocab.size() > 0) output_.add_slots(config, slots_);
 }
 
@@ -119,11 +131,12 @@ Program Weights::compile(const ShardConfig& config) const {
     program.size_buffer(BufferId::sin, pairs);
     program.add(RopeAngles{.ropes = config.ropes});
   }
+  if (makes_layer_inputs(config)) layer_projection_.compile(config, program);
   for (size_t n = 0; n < blocks_.size(); ++n) {
     std::visit([&](const auto& mixer) { mixer.compile(config, n, program); }, blocks_[n].mixer);
-    blocks_[n].feed_forward.compile(config, config.kind_of(n), program);
+    blocks_[n].feed_forward.compile(config, n, program);
   }
-  program.add(AddPartial{});
+  if (leaves_partial(config, config.kind_of(blocks_.size() - 1))) program.add(AddPartial{});
   if (config.vocab.size() > 0) output_.compile(config, embedding_, program);
   return program;
 }

@@ -15,6 +15,7 @@
 #include "layers/feed_forward.h"
 #include "layers/gated_delta.h"
 #include "layers/latent_attention.h"
+#include "layers/layer_inputs.h"
 #include "layers/output.h"
 #include "layers/program.h"
 #include "layers/slots.h"
@@ -40,6 +41,7 @@ class Weights {
   size_t size_bytes() const { return size_bytes_; }
   const Matrix& embedding() const { return embedding_; }
   const Matrix& positions() const { return positions_; }
+  const Matrix& layer_embedding() const { return layer_embedding_; }
   // The norm before the head.
   const NormWeights& final_norm() const { return output_.norm; }
 
@@ -66,7 +68,8 @@ class Weights {
 
   Arena arena_;  // of all matrices
   std::vector<Block> blocks_;
-  Matrix embedding_, positions_;
+  Matrix embedding_, positions_, layer_embedding_;
+  LayerProjection layer_projection_;
   Output output_;
   Slots slots_;
   size_t complete_slices_ = 0, size_bytes_ = 0;

@@ -61,6 +61,23 @@ def shard_config(
         embedding=node.embedding,
         vocab_size=spec.vocab_size,
         head_from_embedding=node.head_from_embedding,
+        layer_inputs=_layer_inputs(spec),
+    )
+
+
+def _layer_inputs(spec: ModelSpec) -> common_pb2.LayerInputs | None:
+    inputs = spec.layer_inputs
+    return (
+        None
+        if inputs is None
+        else common_pb2.LayerInputs(
+            size=inputs.size,
+            layers=spec.layers,
+            activation=ACTIVATION[inputs.activation],
+            embedding_scale=inputs.embedding_scale,
+            projection_scale=inputs.projection_scale,
+            sum_scale=inputs.sum_scale,
+        )
     )
 
 
@@ -81,6 +98,8 @@ def _block(block: BlockSpec, node: NodePlan) -> common_pb2.Block:
         input_norms=block.input_norms,
         output_norms=block.output_norms,
         residual_scale=block.residual_scale,
+        separate_norms=block.separate_norms,
+        layer_scale=block.layer_scale,
     )
 
 
@@ -108,6 +127,9 @@ def _attention(attention: AttentionSpec, node: NodePlan) -> common_pb2.Attention
         else common_pb2.Temperature(
             slope=attention.temperature.slope, length=attention.temperature.length
         ),
+        value_norm=attention.value_norm,
+        keys_as_values=attention.keys_as_values,
+        kv_layer=attention.kv_layer,
     )
 
 
@@ -169,6 +191,7 @@ def _experts(experts: ExpertsSpec, node: NodePlan) -> common_pb2.Experts:
         choice_bias=experts.choice_bias,
         groups=experts.groups,
         used_groups=experts.used_groups,
+        expert_scales=experts.expert_scales,
     )
 
 

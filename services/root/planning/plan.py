@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from hearth import _native
-from hearth.converter.blocks import GatedDeltaSpec
+from hearth.converter.blocks import AttentionSpec, GatedDeltaSpec
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tensors import Unit, head_units, key_unit
 from hearth.converter.weights import row_bytes
@@ -113,6 +113,8 @@ class NodePlan:
         for kind in spec.kind_of_layer[self.layers[0] : self.layers[1]]:
             attention = spec.kinds[kind].mixer
             if isinstance(attention, GatedDeltaSpec):
+                continue
+            if isinstance(attention, AttentionSpec) and attention.kv_layer is not None:
                 continue
             held = size(self.units[head_units(attention)[1]])
             total += held * _native.kv_head_bytes(kv_type, *attention.cached_sizes, page_size)

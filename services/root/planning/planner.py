@@ -144,7 +144,8 @@ def _divide_layers(
             f"to {spec.layers}"
         )
     if layout.layers is None:
-        return divide(spec.layers, [math.fsum(each) for each in shares])
+        spans = divide(spec.layers, [math.fsum(each) for each in shares])
+        return _moved_apart(spec, spans)
     if len(layout.layers) != stages:
         raise _invalid(f"layers for {len(layout.layers)} stages, the layout has {stages}")
     if min(layout.layers) < 1 or sum(layout.layers) != spec.layers:
@@ -153,7 +154,31 @@ def _divide_layers(
             f"stages of {given} layers add up to {sum(layout.layers)}; {spec.name} has "
             f"{spec.layers} layers, and every stage needs at least one"
         )
-    return joined(layout.layers)
+    spans = joined(layout.layers)
+    together = spec.kept_together
+    for begin, _ in spans[1:]:
+        if together is not None and together[0] < begin < together[1]:
+            raise _invalid(
+                f"a stage of {spec.name} cannot begin with layer {begin}: layers {together[0]} to "
+                f"{together[1] - 1} share keys and values, so one stage must hold them"
+            )
+    return spans
+
+
+def _moved_apart(spec: ModelSpec, spans: list[Span]) -> list[Span]:
+    """The same, with no border between layers that one stage must hold. Raises HearthError."""
+    together = spec.kept_together
+    borders = [begin for begin, _ in spans[1:]]
+    if together is None or not any(together[0] < each < together[1] for each in borders):
+        return spans
+    if together[0] < len(borders):
+        raise _invalid(
+            f"{spec.name} cannot be divided into {len(spans)} stages: its layers {together[0]} to "
+            f"{together[1] - 1} share keys and values, so one stage must hold them"
+        )
+    moved = [min(each, together[0] + 1 + i - len(borders)) for i, each in enumerate(borders)]
+    ends = [*moved, spec.layers]
+    return list(zip([0, *moved], ends, strict=True))
 
 
 def _steps(spec: ModelSpec, tensor_type: Callable[[str], str], layers: Span) -> dict[Unit, int]:
@@ -264,6 +289,8 @@ def _holds(tensor: TensorSpec, cut: _StageCut, rank: int, embedding: bool) -> bo
         return cut.layers[0] <= tensor.layer < cut.layers[1]
     if tensor.place is Place.INPUT:
         return embedding
+    if tensor.place is Place.START:
+        return cut.stage == 0
     # A node with both takes a tied model's head from the embedding.
     return cut.last and not (embedding and tensor.stored_as)
 
