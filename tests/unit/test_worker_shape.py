@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from hearth.common.errors import HearthError, Reason
-from hearth.common.types import ACTIVATION, KV, NORM
+from hearth.common.types import ACTIVATION, KV, NORM, ROUTER
 from hearth.v1 import common_pb2
 from hearth.worker import shape
 
@@ -138,7 +138,92 @@ def test_the_cache_holds_the_latent_once() -> None:
     assert shape.kv_page_bytes(plain()) == 2 * 16 * 2 * (8 + 8) * 2
 
 
-@pytest.mark.parametrize("good", [plain(), latent()])
+def with_more() -> common_pb2.ShardConfig:
+    """Layers with inputs of their own; the second reads the keys of the first."""
+    found = plain()
+    found.kinds[0].attention.ClearField("row_norm")
+    found.kinds[0].attention.value_norm = True
+    found.kinds.add().CopyFrom(found.kinds[0])
+    second = found.kinds[1]
+    second.attention.kv_layer = 0
+    second.layer_scale = second.separate_norms = True
+    second.experts.CopyFrom(
+        common_pb2.Experts(
+            count=4,
+            used=2,
+            expert=feed_forward(),
+            scores=ROUTER["softmax"],
+            scale=1.0,
+            groups=1,
+            used_groups=1,
+            expert_scales=True,
+        )
+    )
+    found.kind_of_layer[1] = 1
+    found.layer_inputs.CopyFrom(
+        common_pb2.LayerInputs(
+            size=24,
+            layers=3,
+            activation=ACTIVATION["gelu_tanh"],
+            embedding_scale=2.0,
+            projection_scale=0.5,
+            sum_scale=0.7,
+        )
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda c: setattr(c.layer_inputs, "layers", 1), "layer_inputs.layers 1 is not within"),
+        (lambda c: setattr(c.layer_inputs, "size", 0), "layer_inputs.size 0 is not within"),
+        (lambda c: setattr(c.layer_inputs, "size", 1 << 30), "layer_inputs.size 1073741824 is"),
+        (lambda c: setattr(c.layer_inputs, "sum_scale", 0.0), "layer_inputs.sum_scale is 0"),
+        (lambda c: c.layer_inputs.ClearField("activation"), "unknown activation 0"),
+        (lambda c: setattr(c.kinds[1].attention, "kv_layer", 1), "which is not an earlier one"),
+        (lambda c: setattr(c.kinds[1].attention, "kv_layer", 9), "which is not an earlier one"),
+        (lambda c: setattr(c.kinds[0].attention, "kv_layer", 0), "which is not an earlier one"),
+        (lambda c: setattr(c.kinds[0].attention, "key_size", 16), "which has other KV heads"),
+        (lambda c: setattr(c.kinds[1].attention.kv_heads, "begin", 3), "has other KV heads"),
+        (
+            lambda c: c.kinds[1].attention.row_norm.CopyFrom(
+                common_pb2.RowNorm(heads=8, kv_heads=4)
+            ),
+            "with a norm of whole rows",
+        ),
+        (lambda c: c.kinds[1].ClearField("experts"), "separate norms need a feed-forward"),
+        (lambda c: setattr(c.kinds[1], "feed_forward_gate", True), "separate norms need"),
+    ],
+)
+def test_layers_that_depend_on_others_out_of_range(
+    change: Callable[[common_pb2.ShardConfig], object], text: str
+) -> None:
+    bad = with_more()
+    shape.check_config(bad)
+    change(bad)
+    with pytest.raises(HearthError, match=text) as caught:
+        shape.check_config(bad)
+    assert caught.value.reason == Reason.BAD_SHARD
+
+
+def test_keys_as_values_have_their_size() -> None:
+    bad = plain()
+    bad.kinds[0].attention.keys_as_values = True
+    shape.check_config(bad)
+    bad.kinds[0].attention.value_size = 16
+    with pytest.raises(HearthError, match="keys of 8 elements cannot be values of 16"):
+        shape.check_config(bad)
+
+
+def test_rows_hold_the_inputs_of_all_layers() -> None:
+    assert shape.row_size(with_more()) == 64 + 3 * 24
+    assert shape.sync_size(with_more()) == 2 * 64
+    # Of two layers, one with pages: 2 KV heads.
+    assert shape.kv_page_bytes(with_more()) == 16 * 2 * (8 + 8) * 2
+
+
+@pytest.mark.parametrize("good", [plain(), latent(), with_more()])
 def test_the_core_takes_what_passes(good: common_pb2.ShardConfig) -> None:
     shape.check_config(good)
     shape.native_config(good)
