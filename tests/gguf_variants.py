@@ -160,6 +160,29 @@ def sentence_piece(extras: tuple[tuple[str, int], ...] = EXTRAS, **changes: Any)
     return values | _keys({"scores": [float(-place) for place in range(count)]} | changes)
 
 
+def piece_pairs(extras: tuple[tuple[str, int], ...] = EXTRAS, **changes: Any) -> Values:
+    """Metadata of BPE over SentencePiece's characters (Gemma 4), with bytes.
+
+    No merge has a line end and something else: llama.cpp merges lines apart.
+    """
+    lines = [part for text in _plain_texts() for part in re.findall(r"[^\n]+|\n+", text)]
+    sequences = tuple(tuple(line.replace(" ", "▁")) for line in lines)
+    pairs = merges(sequences)
+    letters = sorted({character for sequence in sequences for character in sequence})
+    # Some characters have no piece of their own: they become bytes.
+    pieces = [piece for piece in letters if piece not in "€£¥√ßØ한"]
+    known = set(pieces)
+    kept = []
+    for left, right in pairs:
+        if left in known and right in known:
+            kept.append(f"{left} {right}")
+            known.add(left + right)
+    pieces += [piece for piece in dict.fromkeys(map("".join, pairs)) if piece in known]
+    tokens = [f"<0x{byte:02X}>" for byte in range(256)] + list(dict.fromkeys(pieces))
+    types = [BYTE] * 256 + [NORMAL] * (len(tokens) - 256)
+    return _values("gemma4", tokens, types, extras) | _keys({"merges": kept} | changes)
+
+
 def _values(
     model: str, tokens: list[str], types: list[int], extras: tuple[tuple[str, int], ...]
 ) -> Values:
@@ -220,6 +243,10 @@ def variants() -> dict[str, Values]:
             "extra spaces removed": {"remove_extra_whitespaces": True},
         }  # fmt: skip
         made |= {f"{kind} {name}": build(**change) for name, change in changes.items()}
+    made["gemma4 as is"] = piece_pairs()
+    made["gemma4 no bos"] = piece_pairs(add_bos_token=False)
+    made["gemma4 user-defined turns"] = piece_pairs(users)
+    made["gemma4 turns"] = piece_pairs((*EXTRAS, ("<turn|>", CONTROL)))
     made["spm no types"] = sentence_piece(token_type=None)
     phi3 = sentence_piece((*EXTRAS, ("<|endoftext|>", CONTROL)))
     made["spm phi-3"] = phi3 | {"general.name": "Phi-3 mini"}

@@ -39,7 +39,6 @@ _OTHER_MODELS = {
     "t5": "Unigram, of T5",
     "rwkv": "RWKV's trie",
     "plamo2": "PLaMo-2's",
-    "gemma4": "BPE over pieces, of Gemma 4",
     "no_vocab": "none",
     "none": "none",
 }
@@ -96,17 +95,16 @@ def load_gguf_tokenizer(values: dict[str, Any], what: str, pre: str | None = Non
     model = values.get("tokenizer.ggml.model")
     if model is None:
         raise ModelError(f"{what} has no tokenizer in it (tokenizer.ggml.model)")
-    if model not in ("llama", "gpt2"):
+    if not isinstance(model, str) or model not in _BUILDERS:
         kind = _OTHER_MODELS.get(str(model))
         raise ModelError(
             f"{what} has a tokenizer of kind {shown(model)}"
-            f"{f' ({kind})' if kind else ''}; Hearth reads llama (SentencePiece) and gpt2 "
-            "(byte-level BPE)"
+            f"{f' ({kind})' if kind else ''}; Hearth reads llama (SentencePiece), gpt2 "
+            "(byte-level BPE) and gemma4 (BPE over pieces)"
         )
     with library_errors(f"{what} has a damaged tokenizer"):
         vocabulary = _vocabulary(values)
-        build = _pieces if model == "llama" else _byte_pair
-        return build(values, vocabulary, what, pre)
+        return _BUILDERS[model](values, vocabulary, what, pre)
 
 
 def load_tokenizer_gguf(path: Path) -> Tokenizer:
@@ -222,8 +220,33 @@ def _byte_pair(
 ) -> Tokenizer:
     from hearth.converter.tokenizers.huggingface import byte_pair_tokenizer
 
+    ids, merges, added = _merged(values, vocabulary)
+    rules = _rules(values, list(ids), what, pre)
+    settings = _settings(values, vocabulary, rules.add_bos)
+    return byte_pair_tokenizer(ids, merges, rules, added, settings, what)
+
+
+def _piece_pairs(
+    values: dict[str, Any], vocabulary: Vocabulary, what: str, pre: str | None
+) -> Tokenizer:
+    """Gemma 4's. Texts begin with BOS, whatever the file says, as in llama.cpp."""
+    from hearth.converter.tokenizers.huggingface import piece_pair_tokenizer
+
+    if pre is not None:
+        raise ModelError(f"--pre {pre} is for byte-level BPE vocabularies; this one is of pieces")
+    stated = {key: value for key, value in values.items() if key != f"{_PREFIX}add_bos_token"}
+    settings = _settings(stated, vocabulary, add_bos=True)
+    return piece_pair_tokenizer(*_merged(values, vocabulary), settings, what)
+
+
+_Added = list[tuple[int, str, bool]]
+
+
+def _merged(
+    values: dict[str, Any], vocabulary: Vocabulary
+) -> tuple[dict[str, int], list[tuple[str, str]], _Added]:
+    """The ids of a vocabulary with merges, these, and the tokens that are matched first."""
     texts = [text or f"[EMPTY_{id}]" for id, text in enumerate(vocabulary.texts)]
-    rules = _rules(values, texts, what, pre)
     ids = {text: id for id, text in enumerate(texts)}
     if len(ids) != len(texts):
         raise ModelError(f"{len(texts) - len(ids)} tokens occur twice")
@@ -238,8 +261,11 @@ def _byte_pair(
         for id, (text, kind) in enumerate(zip(texts, vocabulary.kinds, strict=True))
         if kind in (CONTROL, USER_DEFINED, UNKNOWN)
     ]
-    settings = _settings(values, vocabulary, rules.add_bos)
-    return byte_pair_tokenizer(ids, merges, rules, added, settings, what)
+    return ids, merges, added
+
+
+# By tokenizer.ggml.model.
+_BUILDERS = {"llama": _pieces, "gpt2": _byte_pair, "gemma4": _piece_pairs}
 
 
 def _rules(values: dict[str, Any], texts: list[str], what: str, pre: str | None) -> BytePairRules:

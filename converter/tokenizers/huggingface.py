@@ -333,19 +333,48 @@ def byte_pair_tokenizer(
             byte_level = pre_tokenizers.ByteLevel(prefix_space, use_regex=False)
             inner.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
         inner.decoder = decoders.ByteLevel()
-        tokens = sorted(added)
-        for special in (True, False):
-            inner.add_tokens(
-                [
-                    library.AddedToken(text, special=special, normalized=False)
-                    for _, text, is_special in tokens
-                    if is_special == special
-                ]
-            )
-        for id, text, _ in tokens:
-            if inner.token_to_id(text) != id:
-                raise ModelError(
-                    f"{what}: token {shown(text)} should have id {id}, but gets "
-                    f"{inner.token_to_id(text)}; the vocabulary has a gap"
-                )
+        _match_first(inner, added, what)
     return LibraryTokenizer(inner, settings, what)
+
+
+def piece_pair_tokenizer(
+    vocabulary: dict[str, int],
+    merges: list[tuple[str, str]],
+    added: Iterable[tuple[int, str, bool]],
+    settings: Settings,
+    what: str,
+) -> LibraryTokenizer:
+    """BPE over SentencePiece's characters, as Gemma 4's: a mark for spaces, <0xNN> for bytes.
+
+    Lines are merged apart from the line ends between them. added: as of byte_pair_tokenizer.
+    """
+    with library_errors(what):
+        inner = library.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True))
+        inner.normalizer = normalizers.Replace(" ", "▁")
+        inner.pre_tokenizer = pre_tokenizers.Split(library.Regex(r"[^\n]+|\n+"), "isolated")
+        inner.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+        _match_first(inner, added, what)
+    return LibraryTokenizer(inner, settings, what)
+
+
+def _match_first(
+    inner: library.Tokenizer, added: Iterable[tuple[int, str, bool]], what: str
+) -> None:
+    """Tokens that are matched before a text is split. Raises ModelError for an id of another."""
+    tokens = sorted(added)
+    for special in (True, False):
+        inner.add_tokens(
+            [
+                library.AddedToken(text, special=special, normalized=False)
+                for _, text, is_special in tokens
+                if is_special == special
+            ]
+        )
+    for id, text, _ in tokens:
+        if inner.token_to_id(text) != id:
+            raise ModelError(
+                f"{what}: token {shown(text)} should have id {id}, but gets "
+                f"{inner.token_to_id(text)}; the vocabulary has a gap"
+            )
