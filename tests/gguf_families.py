@@ -181,6 +181,11 @@ def fused_qkv(sizes: Sizes) -> Shapes:
     return separate | {"attn_qkv.weight": (rows, sizes.hidden)}
 
 
+def fused_qkv_bias(sizes: Sizes) -> Shapes:
+    """Their biases in one too."""
+    return {"attn_qkv.bias": ((sizes.heads + 2 * sizes.kv_heads) * sizes.head,)}
+
+
 def fused_gate_up(sizes: Sizes) -> Shapes:
     """Gate and up in one tensor."""
     return {"ffn_gate.weight": (), "ffn_up.weight": (2 * sizes.ffn, sizes.hidden)}
@@ -559,6 +564,11 @@ CASES = {
         metadata={"rope.dimension_count": 8},
         layer=joined(biases("attn_q", "attn_k", "attn_v"), fused_gate_up, output_norms),
     ),
+    "chatglm": Case(
+        "chatglm",
+        metadata={"rope.dimension_count": 8},
+        layer=joined(fused_qkv, fused_qkv_bias, fused_gate_up),
+    ),
     "smollm3": Case("smollm3", Sizes(layers=5, tied=True)),
     "granite": Case(
         "granite",
@@ -569,6 +579,19 @@ CASES = {
             "embedding_scale": 3.0,
             "attention.scale": 0.1,
         },
+    ),
+    "granitemoe": Case(
+        "granitemoe",
+        Sizes(tied=True, ffn=64),
+        {
+            **MOE,
+            "logit_scale": 2.0,
+            "residual_scale": 0.22,
+            "embedding_scale": 3.0,
+            "attention.scale": 0.1,
+            "expert_shared_feed_forward_length": 48,
+        },
+        joined(experts(5, 64), shared_experts(48)),
     ),
     "olmo2": Case("olmo2", layer=no_input_norms),
     "gpt2": Case(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hearth.converter.blocks import AttentionSpec, BlockSpec, FeedForwardSpec, RopeSpec
@@ -164,10 +165,6 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) ->
     )
 
 
-def _gguf_of(architecture: str) -> Any:
-    return lambda metadata, name, facts: _gguf(metadata, name, facts, architecture)
-
-
 _LAYER = "model.layers.{layer}."
 _STORED: Names = {
     **TENSORS,
@@ -188,7 +185,7 @@ FAMILIES = (
         config=_gemma2,
         tensors=_STORED,
         architectures=("gemma2",),
-        gguf=_gguf_of("gemma2"),
+        gguf=partial(_gguf, architecture="gemma2"),
         gguf_tensors=GGUF_TENSORS,
     ),
     Family(
@@ -199,7 +196,7 @@ FAMILIES = (
         tensors=_STORED,
         unused=IMAGE_PARTS,
         architectures=("gemma3",),
-        gguf=_gguf_of("gemma3"),
+        gguf=partial(_gguf, architecture="gemma3"),
         gguf_tensors=GGUF_TENSORS,
     ),
 )

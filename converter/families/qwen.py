@@ -1,5 +1,6 @@
 """Qwen2, Qwen2.5, Qwen3 and Qwen3-MoE."""
 
+from functools import partial
 from typing import Any
 
 from hearth.converter.blocks import BlockSpec, ExpertsSpec, FeedForwardSpec
@@ -106,10 +107,6 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) ->
     return gguf_model(metadata, name, architecture, facts, [block], ropes)
 
 
-def _gguf_of(architecture: str) -> Any:
-    return lambda metadata, name, facts: _gguf(metadata, name, facts, architecture)
-
-
 FAMILIES = (
     Family(
         name="Qwen2",
@@ -118,7 +115,7 @@ FAMILIES = (
         config=_qwen2,
         tensors=TENSORS,
         architectures=("qwen2",),
-        gguf=_gguf_of("qwen2"),
+        gguf=partial(_gguf, architecture="qwen2"),
         gguf_tensors=GGUF_TENSORS,
     ),
     Family(
@@ -128,7 +125,7 @@ FAMILIES = (
         config=_qwen3,
         tensors=TENSORS,
         architectures=("qwen3",),
-        gguf=_gguf_of("qwen3"),
+        gguf=partial(_gguf, architecture="qwen3"),
         gguf_tensors=GGUF_TENSORS,
     ),
     Family(
@@ -138,7 +135,7 @@ FAMILIES = (
         config=_qwen3_moe,
         tensors=TENSORS,
         architectures=("qwen3moe",),
-        gguf=_gguf_of("qwen3moe"),
+        gguf=partial(_gguf, architecture="qwen3moe"),
         gguf_tensors=GGUF_TENSORS,
     ),
 )
