@@ -245,27 +245,57 @@ def test_all_kernels(name: str, instruction_set: str) -> None:
     np.testing.assert_allclose(got, reference(model, weights, TOKENS), rtol=0, atol=2e-4)
 
 
+# All experts are used, so that no rounding changes the choice.
+QUANTIZED = {
+    # The quantized copy of a buffer has its own width in every kind of block.
+    "kinds of different widths": Model(
+        [
+            Block(key_size=32, value_size=32, units=96, output_norms=True),
+            Block(heads=2, kv_heads=1, key_size=16, value_size=80, units=32, gate=True, window=5),
+            Block(key_size=16, value_size=16, units=0, experts=Experts(count=3, used=3, units=64)),
+            Block(
+                units=32, latent=Latent(32, kv_rank=64, nope_size=32, rope_size=16, value_size=24)
+            ),
+        ],
+        (0, 1, 2, 3),
+        hidden=64,
+        ropes=((8, 10000.0, 1.0),),
+    ),
+    "norms of experts, inputs of layers": Model(
+        [
+            Block(
+                key_size=32,
+                value_size=32,
+                value_norm=True,
+                units=32,
+                separate_norms=True,
+                output_norms=True,
+                layer_scale=True,
+                experts=Experts(count=3, used=3, units=64, expert_scales=True),
+            ),
+            Block(key_size=32, value_size=32, units=64, kv_layer=0),
+        ],
+        (0, 1),
+        hidden=64,
+        layer_inputs=(32, 2.0, 0.3, 0.7),
+    ),
+}
+
+
 @pytest.mark.parametrize("type", ["q80", "q40"])
-def test_quantized_weights_of_kinds_of_different_widths(type: str) -> None:
-    """The quantized copy of a buffer has its own width in every kind of block."""
-    kinds = [
-        Block(key_size=32, value_size=32, units=96, output_norms=True),
-        Block(heads=2, kv_heads=1, key_size=16, value_size=80, units=32, gate=True, window=5),
-        # All experts, so that no rounding changes the choice.
-        Block(key_size=16, value_size=16, units=0, experts=Experts(count=3, used=3, units=64)),
-        Block(units=32, latent=Latent(32, kv_rank=64, nope_size=32, rope_size=16, value_size=24)),
-    ]
-    model = Model(kinds, (0, 1, 2, 3), hidden=64, ropes=((8, 10000.0, 1.0),))
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_weights(name: str, type: str) -> None:
+    model = QUANTIZED[name]
     weights = weights_of(model.shard(), seed=5)
     shard, dequantized = model.shard(2), {}
-    for name, value in weights.items():
+    for part, value in weights.items():
         if value.shape[0] == 1:
-            shard.load(name, "f32", value)
-            dequantized[name] = value
+            shard.load(part, "f32", value)
+            dequantized[part] = value
         else:
             data = _native.quantize(value, type)
-            shard.load(name, type, data)
-            dequantized[name] = _native.dequantize(data, type, value.shape[1])
+            shard.load(part, type, data)
+            dequantized[part] = _native.dequantize(data, type, value.shape[1])
     expected = reference(model, dequantized, TOKENS)
     x = shard.embed(np.array(TOKENS, np.uint32), np.empty(0, np.uint32))
     rows = list(range(len(TOKENS)))
