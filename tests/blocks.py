@@ -246,13 +246,19 @@ class Model:
         kv_type: str = "f32",
         shares: Sequence[float] = (1.0,),
         rank: int = 0,
+        layers: Span | None = None,
     ) -> _native.Shard:
-        """Rank `rank` of as many as there are shares; its rows of the head are all of them."""
+        """Rank `rank` of as many as there are shares; its rows of the head are all of them.
+
+        layers: of a stage; all if None.
+        """
+        count = len(self.kind_of_layer)
+        layers = layers or (0, count)
         config = _native.ShardConfig(
             hidden_size=self.hidden,
-            layers=(0, len(self.kind_of_layer)),
+            layers=layers,
             kinds=[kind.native(kind.parts(shares)[rank]) for kind in self.kinds],
-            kind_of_layer=list(self.kind_of_layer),
+            kind_of_layer=list(self.kind_of_layer[layers[0] : layers[1]]),
             norm=self.norm,
             norm_epsilon=EPSILON,
             ropes=[
@@ -265,12 +271,12 @@ class Model:
             page_size=PAGE,
             max_pages=32,
             max_step_tokens=32,
-            embedding=True,
+            embedding=layers[0] == 0,
             vocab_size=self.vocab,
             embedding_scale=self.embedding_scale,
             learned_positions=self.learned_positions,
-            vocab=(0, self.vocab),
-            head_bias=self.head_bias,
+            vocab=(0, self.vocab if layers[1] == count else 0),
+            head_bias=self.head_bias and layers[1] == count,
             logit_scale=self.logit_scale,
             logit_softcap=self.logit_softcap,
             layer_inputs=self.native_layer_inputs(),

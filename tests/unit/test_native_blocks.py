@@ -215,6 +215,39 @@ def test_each_feature_matters(name: str) -> None:
         assert np.abs(reference(plain, others, TOKENS) - expected).max() > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("name", "border"),
+    [
+        ("two kinds of layers", 1),
+        ("layers of which some are scaled", 1),
+        ("experts with norms of their own", 2),
+        ("layers with inputs of their own", 1),
+        ("layers with inputs of their own", 2),
+    ],
+)
+def test_stages_hand_rows_on(name: str, border: int) -> None:
+    model = CASES[name]
+    count = len(model.kind_of_layer)
+    weights = weights_of(model.shard(), seed=len(name))
+    rows = list(range(len(TOKENS)))
+    x = np.empty(0, np.float32)
+    for layers in ((0, border), (border, count)):
+        shard = model.shard(layers=layers)
+        load(shard, {part: weights[part] for part in shard.expected()})
+        if layers[0] == 0:
+            x = shard.embed(np.array(TOKENS, np.uint32), np.empty(0, np.uint32))
+        last = rows if layers[1] == count else []
+        step = shard.step(x, [(len(rows), 0, [0, 1, 2, 3])], last, None)
+        x = step.activations
+    expected = reference(model, weights, TOKENS)
+    np.testing.assert_allclose(step.logits, expected, rtol=0, atol=2e-4)
+
+
+def test_keys_of_a_layer_on_another_stage() -> None:
+    with pytest.raises(ValueError, match="layer 2 reads the keys of layer 0, which is not an earl"):
+        CASES["keys of an earlier layer"].shard(layers=(1, 5))
+
+
 @pytest.mark.parametrize("kv_type", ["f16", "q80"])
 @pytest.mark.parametrize("name", ["window of 3", "sinks and a window", "latent"])
 def test_other_types_of_the_kv_cache(name: str, kv_type: str) -> None:
