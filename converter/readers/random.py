@@ -25,7 +25,14 @@ DEFAULT_WEIGHTS = "q4_0"
 _GENERATOR = "random-1"
 
 # Vectors' elements: 1 of norms, 0 of biases and sinks, and these.
-_VECTORS = {"decay_rate": -1.0, "conv_q": 0.5, "conv_k": 0.5, "conv_v": 0.5}
+_VECTORS = {
+    "decay_rate": -1.0,
+    "conv_q": 0.5,
+    "conv_k": 0.5,
+    "conv_v": 0.5,
+    "layer_scale": 1.0,
+    "expert_scales": 1.0,
+}
 
 
 def random_spec(shape: str) -> ModelSpec:
