@@ -6,6 +6,7 @@ heads of Qwen3.5 lie by turns: first one of each key head, then another of each.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,7 @@ from hearth.converter.families.common import (
     rope,
 )
 from hearth.converter.families.fused import fused_experts, where
+from hearth.converter.families.layers import with_defaults
 from hearth.converter.families.settings import Settings
 from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec, check_size
@@ -55,11 +57,55 @@ from hearth.converter.tensors import TensorSpec
 _ROTATED = 0.25
 _INTERVAL = 4
 _LINEAR, _FULL = "linear_attention", "full_attention"
+# Settings that transformers fills in where a config.json leaves them out, by GGUF's architecture.
+_COMMON: dict[str, Any] = {
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+_EXPERTS: dict[str, Any] = {"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen3next": {
+        **_COMMON,
+        **_EXPERTS,
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 2,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+    },
+    "qwen35": {
+        **_COMMON,
+        "vocab_size": 248320,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 4,
+    },
+    "qwen35moe": {
+        **_COMMON,
+        **_EXPERTS,
+        "vocab_size": 248320,
+        "hidden_size": 2048,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+    },
+}
 
 # -- shapes --
 
 
 def _config(config: Settings, name: str, architecture: str) -> ModelSpec:
+    config = with_defaults(config, _DEFAULTS[architecture])
     layers = layer_count(config)
     interval = max(1, config.integer("full_attention_interval", _INTERVAL))
     usual = [_FULL if (layer + 1) % interval == 0 else _LINEAR for layer in range(layers)]
@@ -67,11 +113,11 @@ def _config(config: Settings, name: str, architecture: str) -> ModelSpec:
     bias = config.boolean("attention_bias", False)
     mixer = attention(config, bias=bias, output_bias=bias, head_norm=True, gate=True)
     delta = _gated_delta(
-        config.integer("linear_num_key_heads", 16),
-        config.integer("linear_num_value_heads", 32),
-        key_size=config.integer("linear_key_head_dim", 128),
-        value_size=config.integer("linear_value_head_dim", 128),
-        width=config.integer("linear_conv_kernel_dim", 4),
+        config.integer("linear_num_key_heads"),
+        config.integer("linear_num_value_heads"),
+        key_size=config.integer("linear_key_head_dim"),
+        value_size=config.integer("linear_value_head_dim"),
+        width=config.integer("linear_conv_kernel_dim"),
         activation=activation(config),
     )
     kinds: list[BlockSpec] = []

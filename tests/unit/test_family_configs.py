@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.converter import ModelError, open_model
-from hearth.converter.blocks import AttentionSpec
+from hearth.converter.blocks import AttentionSpec, GatedDeltaSpec
 from hearth.converter.families import families
 from hearth.converter.hf_config import read_spec
 from hearth.converter.readers.huggingface import further_layers, match, open_entries
@@ -217,6 +217,40 @@ def test_sizes_of_silent_configs(name: str, kv_heads: int, context: int, epsilon
     spec = read(name, {}, *keys)
     assert (spec.kv_heads, spec.context_size, spec.norm_epsilon) == (kv_heads, context, epsilon)
     assert read(name, {"num_key_value_heads": None}).kv_heads == 8
+
+
+# Of transformers' configurations of these models without any setting.
+@pytest.mark.parametrize(
+    ("name", "sizes", "experts"),
+    [
+        ("qwen3_next", (2048, 48, 16, 2, 256, 151936), (512, 10, 512)),
+        ("qwen3_5_text", (4096, 32, 16, 4, 256, 248320), None),
+        ("qwen3_5_moe_text", (2048, 40, 16, 2, 256, 248320), (256, 8, 512)),
+    ],
+)
+def test_silent_configs_with_gated_delta_rules(
+    name: str, sizes: tuple[int, ...], experts: tuple[int, int, int] | None
+) -> None:
+    spec = read_spec({"model_type": name}, "silent")[1]
+    mixer = spec.kinds[spec.kind_of_layer[3]].mixer
+    assert isinstance(mixer, AttentionSpec)
+    found = (spec.hidden_size, spec.layers, mixer.heads, mixer.kv_heads, mixer.key_size)
+    assert (*found, spec.vocab_size) == sizes
+    assert spec.kinds[0].mixer == GatedDeltaSpec(16, 2, 128, 128, 4)
+    chosen = spec.kinds[0].experts
+    assert (chosen and (chosen.count, chosen.used, chosen.expert.size)) == experts
+
+
+def test_silent_configs_of_gemma4() -> None:
+    spec = read_spec({"model_type": "gemma4_text"}, "silent")[1]
+    window, full = (spec.kinds[spec.kind_of_layer[layer]].mixer for layer in (0, 5))
+    assert isinstance(window, AttentionSpec) and isinstance(full, AttentionSpec)
+    assert (window.window, window.heads, window.kv_heads, window.key_size) == (512, 8, 4, 256)
+    assert (full.window, full.heads, full.kv_heads, full.key_size) == (0, 8, 4, 512)
+    assert (spec.hidden_size, spec.layers, spec.context_size, spec.tied) == (2304, 30, 131072, True)
+    assert spec.layer_inputs is not None and spec.layer_inputs.size == 256
+    unified = read_spec({"model_type": "gemma4_unified_text"}, "silent")[1]
+    assert (unified.context_size, unified.layer_inputs) == (262144, None)
 
 
 def test_routers_of_silent_configs() -> None:
