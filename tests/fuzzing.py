@@ -18,6 +18,8 @@ from harness import status_bytes
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from hearth.converter import ModelError, open_model
+
 # What draws an example's parts: `data.draw` of hypothesis.
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -100,6 +102,21 @@ def _watchdog() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         signal.signal(signal.SIGPROF, before)
+
+
+def read_whole(source: Path, text: str = "the ab") -> bool:
+    """Open a model, encode a text and read all of it; False when it is refused in words."""
+    with bounded():
+        try:
+            with open_model(str(source)) as model:
+                model.tokenizer().encode(text)
+                for name in model.spec.tensor_names():
+                    model.read(name, model.tensor_type(name))
+        except ModelError as error:
+            assert str(error).strip()
+            assert len(str(error)) < 4000
+            return False
+    return True
 
 
 # Numbers where things go wrong: signs, widths of integers, products that overflow.

@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gguf_families
+import numpy as np
 import pytest
 from converter_builders import (
     gguf_bytes,
@@ -25,7 +27,6 @@ from converter_builders import (
 from fuzzing import (
     EDGES,
     Draw,
-    bounded,
     changed,
     damaged,
     fuzzed,
@@ -34,30 +35,15 @@ from fuzzing import (
     nested,
     paths,
 )
+from fuzzing import read_whole as use
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hearth.converter import ModelError, open_model
 from hearth.converter.convert import convert
 from hearth.converter.tokenizers.sentencepiece import build_model
 
 SPEC = tiny_spec(hidden_size=32, heads=2, kv_heads=1, ffn_size=32, vocab_size=280, layers=1)
 TENSORS = random_tensors(SPEC)
-
-
-def use(source: Path) -> bool:
-    """Opens a model and reads all of it; False when it is refused in words."""
-    with bounded():
-        try:
-            with open_model(str(source)) as model:
-                model.tokenizer().encode("the ab")
-                for name in model.spec.tensor_names():
-                    model.read(name, model.tensor_type(name))
-        except ModelError as error:
-            assert str(error).strip()
-            assert len(str(error)) < 4000
-            return False
-    return True
 
 
 # -- GGUF ------------------------------------------------------------------------------------------
@@ -114,11 +100,28 @@ BYTE_PAIRS = {
     "llama.rope.scaling.type": "linear",
     "llama.rope.scaling.factor": 2.0,
 }
+
+
+def of_family(name: str) -> Pieces:
+    """One of gguf_families.CASES, all of ones."""
+    case = gguf_families.CASES[name]
+    return Pieces(
+        gguf_families.metadata(case),
+        {
+            each: (0, shape, np.ones(shape, "<f4").tobytes())
+            for each, shape in gguf_families.shapes(case).items()
+        },
+    )
+
+
+FAMILIES = ("gemma4, experts", "gemma4, inputs of layers", "deepseek2, lite, joint", "qwen35moe")
 FILES = [
     Pieces(gguf_metadata(SPEC) | spm_metadata(280), gguf_tensors(SPEC, TENSORS, "q4_0")),
     Pieces(gguf_metadata(SPEC) | BYTE_PAIRS, gguf_tensors(SPEC, TENSORS, "f16")),
+    *map(of_family, FAMILIES),
 ]
 KEYS = [*gguf_metadata(SPEC), *spm_metadata(280), *BYTE_PAIRS]
+KEYS += [key for name in FAMILIES for key in gguf_families.metadata(gguf_families.CASES[name])]
 
 
 def change_pieces(draw: Draw, file: Pieces) -> bytes:
