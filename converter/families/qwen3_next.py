@@ -68,11 +68,14 @@ _COMMON: dict[str, Any] = {
     "linear_value_head_dim": 128,
     "linear_conv_kernel_dim": 4,
 }
-_EXPERTS: dict[str, Any] = {"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
+_EXPERT_SIZES: dict[str, Any] = {
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3next": {
         **_COMMON,
-        **_EXPERTS,
+        **_EXPERT_SIZES,
         "vocab_size": 151936,
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -91,7 +94,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "qwen35moe": {
         **_COMMON,
-        **_EXPERTS,
+        **_EXPERT_SIZES,
         "vocab_size": 248320,
         "hidden_size": 2048,
         "num_hidden_layers": 40,

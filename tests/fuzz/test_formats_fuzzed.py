@@ -277,7 +277,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         layout = [(name, kind, values.shape) for name, (kind, values) in tensors.items()]
         with SafetensorsWriter(folder / "model.safetensors", layout, {}) as writer:
             for _, values in tensors.values():
-                writer.write(memoryview(np.ascontiguousarray(values)).cast("B"))
+                writer.write(memoryview(values.tobytes()))
         raw = hf_config(SPEC) | {"quantization_config": config}
         (folder / "config.json").write_text(json.dumps(raw))
         (folder / "tokenizer.gguf").write_bytes(gguf_bytes(spm_metadata(280), {}))
