@@ -589,6 +589,30 @@ void test_attend(const Kernels& kernels) {
     CHECK_NEAR(out[i], a.values[3 * 32 + i], 1e-6 * std::abs(out[i]) + 1e-30);
 }
 
+// The widths of vectors on x86-64 do not show in attention: AVX-512 has the numbers of AVX2.
+void test_attend_widths(const Kernels& kernels) {
+  const Kernels* narrow = find_kernels("avx2");
+  if (narrow == nullptr || kernels.name == kScalarKernels.name) return;
+  for (size_t size : {24, 64, 80, 128}) {
+    for (size_t heads : {1, 4, 5, 9, 17}) {
+      for (size_t slots : {1, 8, 15, 16, 17, 24, 25, 31, 32, 100}) {
+        const Attention a{heads,
+                          size,
+                          slots,
+                          random_floats(heads * size, 0.7f),
+                          random_floats(slots * size),
+                          random_floats(slots * size)};
+        for (size_t page : {8, 16, 32, 48}) {
+          const test::Case each("attend size ", size, " slots ", slots, " heads ", heads, " page ",
+                                page);
+          CHECK_SAME(attend(kernels, a, page, false), attend(*narrow, a, page, false));
+          CHECK_SAME(attend(kernels, a, page, true), attend(*narrow, a, page, true));
+        }
+      }
+    }
+  }
+}
+
 void test_to_f16(const Kernels& kernels) {
   std::vector<float> x = random_floats(1001, 100.0f);
   for (uint32_t i = 0; i < 20000; ++i)
@@ -680,6 +704,7 @@ int main() {
     test_layer_norm(kernels);
     test_activations(kernels);
     test_attend(kernels);
+    test_attend_widths(kernels);
     test_to_f16(kernels);
     test_from_wire(kernels);
   }

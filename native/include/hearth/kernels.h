@@ -76,6 +76,10 @@ struct AttendArgs {
   // Scores become softcap * tanh(scores / softcap); 0: they stay (Gemma 2: Improving open language
   // models at a practical size, 2024).
   float softcap = 0.0f;
+  // What is read next, for the caches to load meanwhile: this head's part of the next page. Or
+  // none.
+  const void* next = nullptr;
+  size_t next_bytes = 0;
 };
 
 // The gated delta rule (Yang, Kautz, Hatamizadeh: Gated delta networks, 2024) of one value head,

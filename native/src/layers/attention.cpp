@@ -174,6 +174,8 @@ void attend_tile(Pass& pass, const Attend& operation, const QueryTile& tile, siz
     args.keys = pass.kv.keys(pages[p], operation.layer, tile.kv_head);
     args.values = pass.kv.values(pages[p], operation.layer, tile.kv_head);
     const size_t slots = std::min(page_size, end - at);
+    args.next_bytes = at + page_size < end ? pass.kv.head_bytes(operation.layer) : 0;
+    if (args.next_bytes > 0) args.next = pass.kv.keys(pages[p + 1], operation.layer, tile.kv_head);
     if (widen) {
       pass.kv.widen_keys(pass.kernels, args.keys, args.key_size, keys);
       args.keys = keys;
@@ -392,10 +394,13 @@ void Attend::run(Pass& pass, size_t thread) const {
   const std::vector<RowRange>& row_ranges = pass.row_ranges[kind];
   const size_t threads = pass.pool.size(), ranges = row_ranges.size();
   const size_t per_kv_head = shape.queries_per_kv_head();
-  // With few rows the query heads of one KV head are divided too, so that no thread is idle.
+  // With few rows the query heads of one KV head are divided too, so that no thread is idle. Each
+  // part reads all keys and values, so not where the threads have equally many items anyway.
+  const auto is_idle = [&](size_t items) {
+    return items < threads || (items < 4 * threads && items % threads != 0);
+  };
   size_t divisions = 1;
-  while (divisions < per_kv_head && ranges * shape.kv_heads * divisions < 4 * threads)
-    divisions *= 2;
+  while (divisions < per_kv_head && is_idle(ranges * shape.kv_heads * divisions)) divisions *= 2;
   divisions = std::min(divisions, per_kv_head);
   const size_t items = shape.kv_heads * ranges * divisions;
   for (size_t item = thread; item < items; item += threads) {

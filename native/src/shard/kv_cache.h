@@ -41,6 +41,8 @@ class KvCache {
   // Gives the memory of page `first` and those after it back to the system; their content is lost.
   void release_from(size_t first);
 
+  // Bytes of one KV head's keys and values of a layer in a page, which lie together.
+  size_t head_bytes(size_t layer) const { return places_[layer].head_bytes; }
   // Slots between one row of keys and the next: page_size, filled up to whole vectors.
   size_t stride() const;
   // Of one page, layer (counted from the shard's first) and KV head: keys [key_size, stride] and

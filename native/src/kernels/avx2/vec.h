@@ -17,11 +17,16 @@ struct Avx2 {
   static constexpr size_t kPageQueries = 6;
   static constexpr size_t page_vectors(size_t queries) { return queries > 3 ? 2 : 4; }
   static constexpr bool kSumsOfLanes = true;
+  using EightSums = __m256;
+  static EightSums zero_eight() { return zero(); }
+  static EightSums add_eights(EightSums sums, Float v) { return add(sums, v); }
+  static void store_eight(float* at, EightSums sums) { store(at, sums); }
 
   // Float products: six sums of each parity of columns; from four tokens on a panel.
   using FloatTiles = std::index_sequence<3, 2>;
   static constexpr size_t kFloatTileGroups = 2;
   static constexpr size_t kPanelTokens = 4;
+  static constexpr size_t kPanelGroups = 3;
   // How far ahead, in bytes, a few tokens prefetch weights: what memory delivers within its
   // latency. Measured on Zen 5: 1.5 KiB gives 80 % of what 8 KiB does, and 6 to 12 KiB are flat.
   static constexpr size_t kAhead = 8192;

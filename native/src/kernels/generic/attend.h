@@ -20,6 +20,8 @@ struct PageProduct {
   float* c;  // [queries, c_stride]
   size_t c_stride, width;
   const float* shrink;  // [queries], or nullptr: c is not read
+  const uint8_t* next;  // so many bytes to prefetch with each step of the first tile
+  size_t next_step;
 };
 
 template <typename V, typename Number, size_t kQueries, size_t kVectors>
@@ -35,7 +37,9 @@ void page_tile(const PageProduct<Number>& p, size_t query, size_t column) {
                                                 V::broadcast(p.shrink[query + q]));
     });
   });
+  const size_t next_step = query == 0 && column == 0 ? p.next_step : 0;
   for (size_t k = 0; k < p.depth; ++k) {
+    for (size_t at = 0; at < next_step; at += kLine) prefetch(p.next + k * next_step + at);
     Float b[kVectors];
     unrolled<kVectors>(
         [&](auto v) { b[v] = V::load(p.b + k * p.b_stride + column + V::kWidth * v); });
@@ -88,16 +92,16 @@ float weigh_slots(float* scores, size_t slots, float largest, float sum) {
   };
   size_t s = 0;
   if constexpr (V::kSumsOfLanes) {
-    // A sum for each lane; the last vector is filled with zeros.
-    Float sums = V::zero();
-    for (; s + V::kWidth <= slots; s += V::kWidth) sums = V::add(sums, weigh(s));
+    // Eight sums, whatever the width; the last vector is filled with zeros.
+    typename V::EightSums sums = V::zero_eight();
+    for (; s + V::kWidth <= slots; s += V::kWidth) sums = V::add_eights(sums, weigh(s));
     if (s < slots) {
       weigh(s);
       for (size_t behind = slots; behind < s + V::kWidth; ++behind) scores[behind] = 0.0f;
-      sums = V::add(sums, V::load(scores + s));
+      sums = V::add_eights(sums, V::load(scores + s));
     }
-    float lanes[V::kWidth];
-    V::store(lanes, sums);
+    float lanes[8];
+    V::store_eight(lanes, sums);
     return sum + sum_in_order(lanes);
   } else {
     // The sum of each vector, then slot by slot.
@@ -144,6 +148,8 @@ void cap_scores(float* scores, size_t slots, float softcap) {
 
 template <typename V, typename Number>
 void attend(const AttendArgs& a) {
+  // Whole lines, so many that the first product asks for all.
+  const size_t next_step = (a.next_bytes + a.key_size * kLine - 1) / (a.key_size * kLine) * kLine;
   page_product<V, Number>({.a = a.q,
                            .a_stride = a.key_size,
                            .depth = a.key_size,
@@ -152,7 +158,9 @@ void attend(const AttendArgs& a) {
                            .c = a.scratch,
                            .c_stride = a.stride,
                            .width = (a.slots + V::kWidth - 1) / V::kWidth * V::kWidth,
-                           .shrink = nullptr},
+                           .shrink = nullptr,
+                           .next = static_cast<const uint8_t*>(a.next),
+                           .next_step = next_step},
                           a.queries);
   for (size_t q = 0; q < a.queries; ++q) {
     if (a.softcap > 0.0f) cap_scores<V>(a.scratch + q * a.stride, a.slots, a.softcap);
@@ -166,7 +174,9 @@ void attend(const AttendArgs& a) {
                            .c = a.out,
                            .c_stride = a.value_size,
                            .width = a.value_size,
-                           .shrink = a.shrink},
+                           .shrink = a.shrink,
+                           .next = nullptr,
+                           .next_step = 0},
                           a.queries);
 }
 

@@ -54,6 +54,11 @@ template <typename B>
   unrolled<kRowVectors<B>>([&](auto v) { sum[v] = B::V::fma(a[v], b, sum[v]); });
 }
 
+template <typename B>
+[[gnu::always_inline]] inline void in_turn(Rows<B>& rows) {
+  unrolled<kRowVectors<B>>([&](auto v) { rows[v] = B::V::in_turn(rows[v]); });
+}
+
 // What a part's minima are multiplied by.
 template <typename C>
 [[gnu::always_inline]] inline void minimum_factors(float x_scale, HalfSums sums,
@@ -91,6 +96,9 @@ template <typename B, typename C>
 }
 
 // -- A few tokens read the weights in one pass, straight from memory
+//
+// Functions that hold many vectors are flattened: of code of this size compilers stop inlining, and
+// a call puts the vectors in memory (four tokens would take 2.5 times as long).
 
 // Asks for weights that come later: of each group of a stripe, and from its end on of the next
 // stripe.
@@ -138,8 +146,8 @@ class BlockPrefetcher {
 
 // A few tokens by one stripe, of which `groups` exist.
 template <typename B, typename C, size_t kTokens>
-void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_t group,
-                size_t groups) {
+[[gnu::flatten]] void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token,
+                                 size_t group, size_t groups) {
   using V = typename B::V;
   constexpr bool kLarge = C::kParts > 1;
   const size_t parts = a.columns / kBlock;
@@ -184,6 +192,8 @@ void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token, size_
           add_product<B>(value, V::broadcast(x_scales[at]), products[t]);
           unrolled<kMinima<C>>(
               [&](auto m) { add_product<B>(minima[m], V::broadcast(factors[m]), least[t]); });
+          in_turn<B>(products[t]);
+          if constexpr (C::kMinimum) in_turn<B>(least[t]);
         } else {
           add_small_block<B, C>(value, x_scales[at], factors[0], header.scale, header.minimum,
                                 totals[t]);
@@ -257,7 +267,8 @@ template <typename B>
 
 // A block of stripe `s`, to as many parts of the panel.
 template <typename B, typename C>
-void unpack_block(At<B> block, size_t s, BlockPanel<B>* panel, PanelScales<B>* extra) {
+[[gnu::flatten]] void unpack_block(At<B> block, size_t s, BlockPanel<B>* panel,
+                                   PanelScales<B>* extra) {
   BlockHeader<B> header;
   C::header(block, header);
   store_floats<B>(header.scale, panel->scale[s]);
@@ -377,8 +388,9 @@ template <typename B, typename C, size_t kTokens, size_t kStripes>
 
 // y += the product of `parts` parts, or = it.
 template <typename B, typename C, size_t kTokens, size_t kStripes>
-void block_tile(const BlockTile<B>* x, const BlockPanel<B>* panel, const PanelScales<B>* extra,
-                size_t parts, bool add, float* y, size_t y_stride, size_t rows) {
+[[gnu::flatten]] void block_tile(const BlockTile<B>* x, const BlockPanel<B>* panel,
+                                 const PanelScales<B>* extra, size_t parts, bool add, float* y,
+                                 size_t y_stride, size_t rows) {
   using V = typename B::V;
   TileRows<B, kTokens, kStripes> totals;
   visit_tile<kTokens, kStripes>([&](auto t, auto s) {

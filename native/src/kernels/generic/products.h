@@ -6,11 +6,6 @@
 namespace hearth {
 namespace {
 
-constexpr size_t kLine = 64;  // bytes of a cache line
-
-// A hint to load a line, harmless past the end of the weights.
-inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
-
 // run(first token, constant number of tokens) for all tokens, in tiles of the sizes given.
 template <typename Run, size_t... kTiles>
 void visit_tiles(std::index_sequence<kTiles...>, size_t tokens, Run run) {

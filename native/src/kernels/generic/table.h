@@ -11,22 +11,23 @@ namespace hearth {
 namespace {
 
 // Bytes of scratch memory that the products of a trait with panels need, whatever the type.
-template <typename B, typename V>
+template <typename B, typename V, typename W>
 constexpr size_t scratch_bytes() {
   size_t bytes = 0;
-  if constexpr (V::kPanelTokens > 0) bytes = sizeof(FloatScratch);
+  if constexpr (V::kPanelTokens > 0) bytes = sizeof(FloatScratch<W>);
   if constexpr (B::kPanelTokens > 0) {
     if (sizeof(BlockScratch<B>) > bytes) bytes = sizeof(BlockScratch<B>);
   }
   return bytes;
 }
 
-// B: the trait of bytes, which names a trait of vectors. V: that of everything else, if another.
-template <typename B, typename V = typename B::V>
+// B: the trait of bytes, which names a trait of vectors. V: that of everything else, if another. W:
+// that of the tiles of float products.
+template <typename B, typename V = typename B::V, typename W = V>
 constexpr Kernels kernels_of(const char* name) {
   Kernels kernels = {
       .name = name,
-      .matmul_scratch = scratch_bytes<B, V>(),
+      .matmul_scratch = scratch_bytes<B, V, W>(),
       .quantize = quantize<V>,
       .matmul_floats = {},
       .matmul_blocks = {},
@@ -43,9 +44,9 @@ constexpr Kernels kernels_of(const char* name) {
       .from_q80 = from_q80<V>,
       .keys_from_q80 = keys_from_q80<V>,
   };
-  kernels.matmul_floats[static_cast<size_t>(Type::f32)] = matmul_floats<V, float>;
-  kernels.matmul_floats[static_cast<size_t>(Type::f16)] = matmul_floats<V, uint16_t>;
-  kernels.matmul_floats[static_cast<size_t>(Type::bf16)] = matmul_floats<V, Bfloat>;
+  kernels.matmul_floats[static_cast<size_t>(Type::f32)] = matmul_floats<V, W, float>;
+  kernels.matmul_floats[static_cast<size_t>(Type::f16)] = matmul_floats<V, W, uint16_t>;
+  kernels.matmul_floats[static_cast<size_t>(Type::bf16)] = matmul_floats<V, W, Bfloat>;
   set_blocks<B>(kernels);
   return kernels;
 }

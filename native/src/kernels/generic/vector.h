@@ -36,6 +36,11 @@ constexpr float kInfinity = __builtin_inff();
 template <typename V>
 constexpr size_t kGroupVectors = kGroupRows / V::kWidth;
 
+constexpr size_t kLine = 64;  // bytes of a cache line
+
+// A hint to load a line, harmless past the end of what there is.
+inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
+
 constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 // A constant as a type. (std::integral_constant has a member function with external linkage.)
