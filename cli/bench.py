@@ -181,7 +181,9 @@ def _generate(session: Session, options: Options, repeat: int) -> tuple[float, f
     rng = np.random.default_rng(repeat)
     limit = min(session.model.spec.vocab_size, session.engine.tokenizer.vocab_size)
     prompt = tuple(rng.integers(0, limit, options.prompt_tokens).tolist())
-    params = GenerateParams(prompt=prompt, max_tokens=options.new_tokens, ignore_eos=True)
+    params = GenerateParams(
+        prompt=prompt, max_tokens=options.new_tokens, ignore_eos=True, prefix_cache=False
+    )
     for event in session.engine.generate(params):
         if isinstance(event, Done):
             usage = event.usage

@@ -100,6 +100,20 @@ def _serving() -> common.Params:
             help="sequences of full context that the KV cache has room for",
         ),
         Option(
+            "--prefix-cache",
+            choices=("per-key", "shared"),
+            default="per-key",
+            group=common.SERVING,
+            help="who shares the KV pages of a common beginning: requests with the same API key, "
+            "or all; with all, a client can find out by time what others sent",
+        ),
+        Option(
+            "--no-prefix-cache",
+            is_flag=True,
+            group=common.SERVING,
+            help="compute every prompt from its first token on",
+        ),
+        Option(
             "--pause-seconds",
             read=common.seconds,
             default=300.0,
@@ -231,6 +245,7 @@ def run(options: Options) -> int:
         any_model=options.any_model,
         pooling=options.pooling or "",
         keep_alive=options.keep_alive,
+        share_prefixes=options.prefix_cache == "shared",
         shutdown_seconds=options.drain_seconds,
     )
     host, _ = split_address(options.listen)
@@ -258,6 +273,7 @@ def run(options: Options) -> int:
         form=False,
         bars=False,
         pause_seconds=options.pause_seconds,
+        prefix_cache=not options.no_prefix_cache,
     ) as session:
         with serving(session.core, settings) as port:
             stop.ready = True

@@ -113,7 +113,9 @@ def open_several(options: Options) -> Iterator[Several]:
     security = common.credentials(options, "metrics")
     count = (options.nodes or 1) - 1
     planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
-    planned = dataclasses.replace(planned, sequences=options.sequences)
+    planned = dataclasses.replace(
+        planned, sequences=options.sequences, prefix_cache=not options.no_prefix_cache
+    )
     cards = read_cards(options.models, options.weights, planned)
     system.trim_memory()
     with ExitStack() as stack:
@@ -144,6 +146,7 @@ def open_session(
     sequences: int = 1,
     form: bool = True,
     pause_seconds: float = 0.0,
+    prefix_cache: bool = True,
     observe: Callable[[Cluster], StepRunner] = lambda cluster: cluster,
 ) -> Iterator[Session]:
     """Run a model until the block ends, with its workers of --nodes.
@@ -151,7 +154,8 @@ def open_session(
     The tokenizer encodes in a process with limits: a model's files are strangers' work.
 
     quiet: no progress. bars: progress as bars, on a terminal. sequences: of full context that the
-    KV cache has room for. form, pause_seconds, observe: see hearth.root.app.core.
+    KV cache has room for. prefix_cache: keep pages for prompts that begin alike. form,
+    pause_seconds, observe: see hearth.root.app.core.
     """
     nodes = getattr(options, "nodes", None)
     if nodes is not None and options.workers:
@@ -184,6 +188,7 @@ def open_session(
         settings = dataclasses.replace(
             settings_of(options, tuple(options.workers) + workers.addresses),
             sequences=sequences,
+            prefix_cache=prefix_cache,
             # Workers started here are on loopback, for this command only.
             security=None if nodes else security,
             threads=options.threads or (workers.threads if count else None),

@@ -31,6 +31,8 @@ class Usage:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    # Tokens of the prompt that the root's prefix cache had: they were not computed.
+    cached_tokens: int = 0
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -179,6 +181,7 @@ class Progress:
                 done.usage.queue_seconds,
                 done.usage.prefill_seconds,
                 done.usage.decode_seconds,
+                done.usage.cached_tokens,
             )
         return ""
 

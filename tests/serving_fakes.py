@@ -98,7 +98,10 @@ class FakeRunner:
     depth: int = 1
     batches: list[Batch] = field(default_factory=list)
     cache: dict[int, list[int | None]] = field(default_factory=dict)
-    tables: PageTables = field(default_factory=lambda: PageTables(1 << 16, 1 << 24))
+    tables: PageTables = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tables = PageTables(1 << 16, 1 << 24, self.page_size)
 
     def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
         """Computes in the calling thread, as a cluster of one stage does."""
@@ -129,7 +132,10 @@ class FakeRunner:
         tables: list[list[int]] = []
         for step in batch.sequences:
             assert len(step.tokens) >= 1
-            pages = self.tables.change(step.seq_id, step.kept_pages, step.new_pages).tolist()
+            table = self.tables.step(
+                step.seq_id, step.position, len(step.tokens), step.kept_pages, step.new_pages
+            )
+            pages = table.tolist()
             tables.append(pages)
             # Never more pages than the positions so far need.
             assert len(pages) == -(-(step.position + len(step.tokens)) // self.page_size)
@@ -261,6 +267,7 @@ class Root:
         http: bool = False,
         http_options: Mapping[str, Any] = MappingProxyType({}),
         any_model: bool = False,
+        share_prefixes: bool = False,
         sampler_factory: SamplerFactory | None = None,
         pooling: Pooling | None = None,
         pause_seconds: float = 0.0,
@@ -295,7 +302,12 @@ class Root:
         )  # fmt: skip
         model = FakeModel(spec, pooling=pooling or Pooling())
         self.frontend = Frontend(
-            self.engine, model, self.cluster, max_streams=max_streams, drain=drain
+            self.engine,
+            model,
+            self.cluster,
+            max_streams=max_streams,
+            drain=drain,
+            share_prefixes=share_prefixes,
         )
         self._http_options = http_options
         self.http: HttpServer | None = None

@@ -207,6 +207,25 @@ class RootMetrics(Metrics):
             "hearth_preemptions",
             "Sequences taken out of the batch because KV pages ran out; they are prefilled again.",
         )
+        self._prefix_lookups = self._counter(
+            "hearth_prefix_lookup_tokens", "Prompt tokens that the prefix cache was searched for."
+        )
+        self._prefix_hits = self._counter(
+            "hearth_prefix_hit_tokens",
+            "Prompt tokens whose KV pages were in the prefix cache: they were not computed.",
+        )
+        self._prefix_evictions = self._counter(
+            "hearth_prefix_evicted_pages",
+            "Pages of the prefix cache that were dropped: their place was needed, or nobody used "
+            "them for half an hour.",
+        )
+        self._prefix_pages = self._gauge(
+            "hearth_prefix_pages", "KV pages kept for a prefix that may come again."
+        )
+        self._prefix_bytes = self._gauge(
+            "hearth_prefix_bytes", "Memory of these pages on all nodes together."
+        )
+        self._page_bytes = 0
         self._faults = self._counter("hearth_faults", "Faults of the cluster, by reason.", "reason")
         self._losses = self._counter("hearth_worker_losses", "Workers that were lost.")
         self._formations = self._counter("hearth_formations", "Times that the cluster was formed.")
@@ -286,6 +305,21 @@ class RootMetrics(Metrics):
     def preempted(self, count: int) -> None:
         """Sequences preempted since the last call."""
         self._preemptions.inc(count)
+
+    def prefix(self, lookup_tokens: int, hit_tokens: int, evicted_pages: int) -> None:
+        """Tokens and pages of the prefix cache since the last call."""
+        self._prefix_lookups.inc(lookup_tokens)
+        self._prefix_hits.inc(hit_tokens)
+        self._prefix_evictions.inc(evicted_pages)
+
+    def prefix_pages(self, kept: int) -> None:
+        """Pages kept for their prefix, now; see `page_bytes`."""
+        self._prefix_pages.set(kept)
+        self._prefix_bytes.set(kept * self._page_bytes)
+
+    def page_bytes(self, size: int) -> None:
+        """Bytes of one KV page on all nodes together."""
+        self._page_bytes = size
 
     def paused(self, seconds: float) -> None:
         """Requests resume after they waited `seconds` for the cluster."""

@@ -122,6 +122,7 @@ def serving(running: Core, settings: Serving) -> Iterator[int]:
         running.cluster,
         drain=supervisor.drain,
         pooling=settings.pooling,
+        share_prefixes=settings.share_prefixes,
     )
     server = RootServer(
         settings.listen,
@@ -184,7 +185,14 @@ def serving_models(
     host = Host(settings.keep_alive, pause_seconds or _WAIT_SECONDS, load)
     seats = {card.name: Seat(card, host.wake) for card in cards}
     first = next(iter(seats.values()))
-    frontend = Frontend(first, first.card, host.relay, drain=host.drain, pooling=settings.pooling)
+    frontend = Frontend(
+        first,
+        first.card,
+        host.relay,
+        drain=host.drain,
+        pooling=settings.pooling,
+        share_prefixes=settings.share_prefixes,
+    )
     frontends = {
         name: Frontend(
             seat,
@@ -192,6 +200,7 @@ def serving_models(
             seat.relay,
             drain=host.drain,
             pooling=settings.pooling,
+            share_prefixes=settings.share_prefixes,
             beside=frontend,
         )
         for name, seat in seats.items()

@@ -39,6 +39,8 @@ class ClusterSettings:
     security: Security | None = None
     # Do not encrypt the mesh, although there is security.
     mesh_plain: bool = False
+    # Keep KV pages for prompts that begin with the same tokens.
+    prefix_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +87,7 @@ class Serving:
     keep_alive: float = 300.0
     # Pooling of vectors: "mean", "cls" or "last"; "" for the model's own.
     pooling: str = ""
+    # Clients share the pages of the prefix cache, and may find out by time what others sent.
+    share_prefixes: bool = False
     # How long running requests may take to finish at the end.
     shutdown_seconds: float = 10.0

@@ -23,9 +23,8 @@ from hearth.common.types import MESH_CIPHER, name_of
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
-from hearth.worker.page_tables import PageTables
-from hearth.worker.shape import most_sequences, row_size
-from hearth.worker.shard import NodeShard, Span
+from hearth.worker.shape import row_size
+from hearth.worker.shard import NodeShard, Span, page_tables
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class ForwardLoop:
         self._first_rank = begin.placement.rank == 0
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
-        self._tables = PageTables(most_sequences(shard.config), shard.config.max_pages)
+        self._tables = page_tables(shard.config)
         self._placement = begin.placement
         self._sync_type = begin.sync_type
         self._mesh = mesh
@@ -85,6 +84,7 @@ class ForwardLoop:
                     with self._leaving.step():
                         self._step(request.step)
                 elif kind == "page_release":
+                    self._tables.release(request.page_release.first_page)
                     self._shard.release_pages(request.page_release.first_page)
                     self._report_pages()
                 elif kind == "mesh_open" and self._needs_mesh:
@@ -213,7 +213,9 @@ class ForwardLoop:
             (
                 item.rows,
                 item.position,
-                tables.change(item.sequence_id, item.kept_pages, item.new_pages),
+                tables.step(
+                    item.sequence_id, item.position, item.rows, item.kept_pages, item.new_pages
+                ),
             )
             for item in step.sequences
         ]

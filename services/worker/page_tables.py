@@ -23,12 +23,17 @@ _LEAST_GROWTH = 16
 class PageTables:
     """Tables of at most `max_sequences` sequences, each of at most `max_pages` pages.
 
+    page_size: positions of a page. Sequences may share pages, once these are full.
+
     After an error the plan has failed and the tables must not be used again.
     """
 
-    def __init__(self, max_sequences: int, max_pages: int) -> None:
+    def __init__(self, max_sequences: int, max_pages: int, page_size: int) -> None:
         self._max_sequences = max_sequences
         self._max_pages = max_pages
+        self._page_size = page_size
+        # Pages of which every position was written since the last reset.
+        self._full: set[int] = set()
         # Sequence id -> (array with spare room, pages in use).
         self._tables: dict[int, tuple[Table, int]] = {}
         # Sequence id -> its slot; the slots below `_high` that no sequence has, a heap.
@@ -45,6 +50,7 @@ class PageTables:
         Raises HearthError BAD_STEP if an ended sequence has no table.
         """
         if reset:
+            self._full.clear()
             self._tables.clear()
             self._slots.clear()
             self._free.clear()
@@ -55,6 +61,31 @@ class PageTables:
                     f"sequence {seq_id} ended but has no page table; {len(self._tables)} have one"
                 )
             heappush(self._free, self._slots.pop(seq_id))
+
+    def step(
+        self, seq_id: int, position: int, rows: int, kept: int, new_pages: Sequence[int]
+    ) -> Table:
+        """The table of a sequence in a step, after its change (see `change`).
+
+        Pages that the sequence takes over must be full. Raises HearthError BAD_STEP.
+        """
+        table = self.change(seq_id, kept, new_pages)
+        size = self._page_size
+        first, end = position // size, position + rows
+        taken = table[kept:first].tolist()
+        empty = next((page for page in taken if page not in self._full), None)
+        if empty is not None:
+            raise _bad(f"sequence {seq_id} begins after page {empty}, which was not written")
+        if position % size and first >= kept:
+            raise _bad(f"sequence {seq_id} begins at position {position}, within a page of {size}")
+        written = table[first : -(-end // size)].tolist()
+        self._full.difference_update(written)
+        self._full.update(written[: end // size - first])
+        return table
+
+    def release(self, first: int) -> None:
+        """Notes that page `first` and those after it lose their content."""
+        self._full = {page for page in self._full if page < first}
 
     def change(self, seq_id: int, kept: int, new_pages: Sequence[int]) -> Table:
         """Keeps the first `kept` pages of a sequence's table and appends `new_pages`: u32 [n].

@@ -15,7 +15,8 @@ from hearth import _native
 from hearth.common.errors import HearthError, Reason
 from hearth.common.types import WEIGHT, name_of
 from hearth.v1 import common_pb2, worker_pb2
-from hearth.worker.shape import check_config, native_config
+from hearth.worker.page_tables import PageTables
+from hearth.worker.shape import check_config, most_sequences, native_config
 
 F32: TypeAlias = npt.NDArray[np.float32]
 # A sequence in a step: its rows, the position of the first, and its pages, u32 [n] or a list.
@@ -131,6 +132,11 @@ class NodeShard:
             raise HearthError(Reason.BAD_STEP, f"invalid step: {error}") from None
         except MemoryError as error:
             raise _no_memory("pages of KV cache", error) from None
+
+
+def page_tables(config: common_pb2.ShardConfig) -> PageTables:
+    """Empty page tables for steps of a shard."""
+    return PageTables(most_sequences(config), config.max_pages, config.page_size)
 
 
 def check_manifest(

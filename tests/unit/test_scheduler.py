@@ -66,7 +66,7 @@ def test_prefill_in_chunks_then_decode() -> None:
     assert sampled == [Sampled(1, 4, FinishReason.LENGTH)]
     assert scheduler.idle
     assert scheduler.schedule() is None
-    assert scheduler.pool.free == 64
+    assert scheduler.pool.available == 64
 
 
 def test_decode_comes_before_prefill_and_is_not_held_up() -> None:
@@ -85,7 +85,7 @@ def test_decode_comes_before_prefill_and_is_not_held_up() -> None:
 def test_prefills_share_a_step() -> None:
     scheduler = Scheduler(limits())
     scheduler.submit(Request(1, prompt(30)))
-    scheduler.submit(Request(2, prompt(30)))
+    scheduler.submit(Request(2, prompt(30, 200)))
     scheduler.submit(Request(3, prompt(2)))
     batch, _ = step(scheduler)
     # Two rows each, and what is left to the oldest.
@@ -100,7 +100,7 @@ def test_pages_come_as_the_sequence_grows() -> None:
         batch, _ = step(scheduler)
         held.append(batch.sequences[0].kept_pages + len(batch.sequences[0].new_pages))
     assert held == [1, 1, 2, 2, 2, 2]
-    assert scheduler.pool.free == 62
+    assert scheduler.pool.available == 62
 
 
 def test_the_newest_is_preempted_and_prefilled_again_with_what_it_made() -> None:
@@ -128,12 +128,12 @@ def test_the_newest_is_preempted_and_prefilled_again_with_what_it_made() -> None
 def test_a_waiting_sequence_is_let_in_when_its_known_tokens_have_pages() -> None:
     scheduler = Scheduler(limits(max_pages=6))
     scheduler.submit(Request(1, prompt(16), max_tokens=4))
-    scheduler.submit(Request(2, prompt(8)))
-    scheduler.submit(Request(3, prompt(8)))
+    scheduler.submit(Request(2, prompt(8, 200)))
+    scheduler.submit(Request(3, prompt(8, 300)))
     batch, _ = step(scheduler)
     # Four pages are owed to the first and two to the second, though only three are taken yet.
     assert rows(batch) == {1: 4, 2: 4}
-    assert (scheduler.pool.free, scheduler.running, scheduler.waiting) == (4, 2, 1)
+    assert (scheduler.pool.available, scheduler.running, scheduler.waiting) == (4, 2, 1)
     step(scheduler)
     assert (scheduler.running, scheduler.waiting, scheduler.preemptions) == (2, 1, 0)
 
@@ -229,7 +229,7 @@ def test_a_failed_step_ends_all() -> None:
     scheduler.schedule()
     assert scheduler.step_failed() == [1, 2]
     assert scheduler.idle
-    assert scheduler.pool.free == 64
+    assert scheduler.pool.available == 64
     scheduler.check()
 
 
@@ -292,14 +292,14 @@ def test_pages_of_a_cancelled_sequence_are_freed_when_no_batch_uses_them() -> No
     assert scheduler.schedule() is None, "the pages of 1 are owed or taken"
     assert scheduler.cancel(1)
     scheduler.check()
-    assert scheduler.pool.free == 1
+    assert scheduler.pool.available == 1
     with pytest.raises(ValueError, match="sequence 1 is already known"):
         scheduler.submit(Request(1, prompt(2)))
     assert scheduler.step_finished(first, {}) == []
-    assert scheduler.pool.free == 1
+    assert scheduler.pool.available == 1
     assert scheduler.step_finished(second, {}) == []
     scheduler.check()
-    assert scheduler.pool.free == 5
+    assert scheduler.pool.available == 5
     batch = flight(scheduler)
     assert (rows(batch), batch.ended) == ({2: 8}, (1,))
 
@@ -324,7 +324,7 @@ def test_a_sequence_in_flight_is_not_preempted() -> None:
     second = flight(scheduler)
     scheduler.step_finished(first, {1: (3,)})
     # It needs its third page, none is free, and the only newer one is in flight.
-    assert scheduler.pool.free == 0
+    assert scheduler.pool.available == 0
     assert scheduler.schedule() is None
     assert scheduler.preemptions == 0
     scheduler.step_finished(second, {2: (3,)})
@@ -378,7 +378,7 @@ def test_what_follows_the_end_of_a_sequence_is_dropped() -> None:
     assert batch.tokens == (5, 6, 7)
     got = scheduler.step_finished(batch, {2: (6, 7, 8)})
     assert [(s.token, s.finish) for s in got] == [(6, None), (7, None), (8, FinishReason.LENGTH)]
-    assert scheduler.pool.free == 64
+    assert scheduler.pool.available == 64
 
 
 def test_drafts_take_only_rows_and_pages_that_are_left() -> None:
@@ -458,6 +458,7 @@ class Histories(RuleBasedStateMachine):
         self.next_id = 0
         self.requests: dict[int, Request] = {}
         self.made: dict[int, list[int]] = {}
+        self.done: list[tuple[Request, list[int]]] = []
         # Positions scheduled since the sequence last began: contiguous, or from 0 again.
         self.scheduled: dict[int, int] = {}
 
@@ -468,11 +469,26 @@ class Histories(RuleBasedStateMachine):
     @rule(
         length=st.integers(1, 20),
         max_tokens=st.integers(0, 12),
-        tokens=st.integers(0, 200),
+        # Few beginnings, so that many prompts begin alike.
+        tokens=st.sampled_from([100, 100, 101, 150]),
         eos=st.frozensets(st.sampled_from(b"abcdefgh"), max_size=2),
+        prefix_cache=st.sampled_from([True, True, True, False]),
+        salt=st.sampled_from([b"", b"", b"other"]),
     )
-    def submit(self, length: int, max_tokens: int, tokens: int, eos: frozenset[int]) -> None:
-        request = Request(self.next_id, prompt(length, tokens), max_tokens, eos)
+    def submit(
+        self,
+        length: int,
+        max_tokens: int,
+        tokens: int,
+        eos: frozenset[int],
+        prefix_cache: bool,
+        salt: bytes,
+    ) -> None:
+        ids = prompt(length, tokens)
+        request = Request(self.next_id, ids, max_tokens, eos, prefix_cache, salt)
+        self.send(request)
+
+    def send(self, request: Request) -> None:
         full = len(self.requests) >= 7
         try:
             self.scheduler.submit(request)
@@ -486,11 +502,19 @@ class Histories(RuleBasedStateMachine):
             self.scheduled[self.next_id] = 0
         self.next_id += 1
 
+    @rule(again=st.integers(0, 30), more=st.lists(st.integers(97, 122), max_size=6))
+    def next_turn(self, again: int, more: list[int]) -> None:
+        """A conversation goes on: an earlier request and its answer, then new tokens."""
+        if self.done:
+            before, made = self.done[again % len(self.done)]
+            ids = (*before.prompt, *made, *more)[:23]
+            self.send(Request(self.next_id, ids, 2, prefix_cache=True, salt=before.salt))
+
     @precondition(lambda self: self.requests)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), distrust=st.booleans())
+    def cancel(self, data: st.DataObject, distrust: bool) -> None:
         victim = data.draw(st.sampled_from(sorted(self.requests)))
-        assert self.scheduler.cancel(victim)
+        assert self.scheduler.cancel(victim, distrust=distrust)
         assert not self.scheduler.cancel(victim)
         del self.requests[victim]
 
@@ -554,8 +578,11 @@ class Histories(RuleBasedStateMachine):
             return False
         assert len(batch.sequences) <= self.limits.max_running
         decode = 0
+        written: list[int] = []
         for s in batch.sequences:
-            assert s.position in (self.scheduled[s.seq_id], 0)
+            # It goes on, or begins: at 0, or after full pages that it takes over.
+            begun = s.position - s.position % 3 if s.kept_pages == 0 else s.position
+            assert s.position in (self.scheduled[s.seq_id], begun)
             self.scheduled[s.seq_id] = s.position + len(s.tokens)
             assert self.scheduled[s.seq_id] <= self.limits.context_size
             if decode < batch.decode_rows:
@@ -567,9 +594,14 @@ class Histories(RuleBasedStateMachine):
         phase = phase_of(batch.rows, len(batch.output_rows))
         assert phase == ("decode" if decode == batch.rows else "prefill")
         tables = self.runner.write(batch)
-        pages = [page for table in tables for page in table]
-        assert len(pages) == len(set(pages))
-        assert set(pages) <= set(range(self.limits.max_pages))
+        for s, table in zip(batch.sequences, tables, strict=True):
+            assert set(table) <= set(range(self.limits.max_pages))
+            assert len(set(table)) == len(table)
+            written += table[s.position // 3 :]
+        # No page is written by two sequences, or written by one and read by another.
+        assert len(written) == len(set(written))
+        for s, table in zip(batch.sequences, tables, strict=True):
+            assert not set(table[: s.position // 3]) & set(written)
         # Ended sequences were forgotten.
         assert len(self.runner.tables) <= self.limits.max_running
         self.flights.append((batch, tables))
@@ -598,6 +630,7 @@ class Histories(RuleBasedStateMachine):
                 ended = len(made) == wanted or sampled.token in request.eos_ids
                 assert (sampled.finish is not None) == ended
             if sampled.finish is not None:
+                self.done.append((request, made))
                 assert (sampled.finish is FinishReason.EOS) == (sampled.token in request.eos_ids)
                 del self.requests[sampled.seq_id]
         for s in batch.sequences:
@@ -611,7 +644,7 @@ class Histories(RuleBasedStateMachine):
         assert self.scheduler.in_flight == len(self.flights)
         assert self.scheduler.idle == (not self.requests and not self.flights)
         if self.scheduler.idle:
-            assert self.scheduler.pool.free == self.limits.max_pages
+            assert self.scheduler.pool.available == self.limits.max_pages
 
     def teardown(self) -> None:
         bound = 4000

@@ -126,11 +126,13 @@ class Generation:
     top_logprobs: int | None = None
     # A vector of the input instead of a text: see GenerateParams.
     pooling: str = ""
+    # False: compute the whole prompt, and keep nothing of it for later requests.
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         self.params(())
 
-    def params(self, prompt: tuple[int, ...]) -> GenerateParams:
+    def params(self, prompt: tuple[int, ...], salt: bytes = b"") -> GenerateParams:
         """The same for the engine, with the input as token ids."""
         return GenerateParams(
             prompt,
@@ -140,6 +142,8 @@ class Generation:
             self.ignore_eos,
             self.top_logprobs,
             self.pooling,
+            self.prefix_cache,
+            salt,
         )
 
 
@@ -191,12 +195,14 @@ class Frontend:
         max_streams: int = MAX_STREAMS,
         drain: Drain | None = None,
         pooling: str = "",
+        share_prefixes: bool = False,
         beside: "Frontend | None" = None,
     ) -> None:
         """drain: takes a worker out, by address or name, or (True) lets it in again.
 
-        pooling: of vectors where a request names none; "" for the model's own. beside: a frontend
-        whose places and threads this one shares.
+        pooling: of vectors where a request names none; "" for the model's own.
+        share_prefixes: between clients too, which may then find out by time what others sent.
+        beside: a frontend whose places and threads this one shares.
         """
         self._pooling = pooling
         self._engine = engine
@@ -204,6 +210,7 @@ class Frontend:
         self._cluster = cluster
         self._max_streams = max_streams
         self._drain = drain
+        self._share_prefixes = share_prefixes
         self._places: Places = beside._places if beside else Places(max_streams, "streams")
         self._answers: set[Answer] = set()
         # Of each answer: ends its view of the cluster.
@@ -260,7 +267,7 @@ class Frontend:
         self._answers.add(answer)
         try:
             ids = await self._input_ids(request.input, deadline)
-            params = request.params(ids)
+            params = request.params(ids, b"" if self._share_prefixes else client.encode())
             self._engine.check(params)
             matcher = await self._matcher(request.sampling.constraint)
             handle = self._engine.submit(params, answer.mailbox, matcher)

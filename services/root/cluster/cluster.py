@@ -189,6 +189,7 @@ class Cluster:
         if not self._state.serve(formation):
             formation.release(self._lease())
             raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        self._metrics.page_bytes(self._page_bytes())
         if self._watchdog is None and formation.links:
             self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._watchdog.start()
@@ -198,6 +199,15 @@ class Cluster:
                 describe.serving(status)
         self._check_broken(forming, formation)
         return limits
+
+    def _page_bytes(self) -> int:
+        """Bytes of one KV page on all nodes together."""
+        spec, settings = self.blueprint.model.spec, self.settings
+        sizes = (
+            node.kv_page_bytes(spec, settings.kv_type, settings.page_size)
+            for node in self.plan.nodes
+        )
+        return sum(sizes)
 
     def _forming_status(self, workers: Sequence[str]) -> root_pb2.ClusterStatus:
         name = self.blueprint.model.spec.name

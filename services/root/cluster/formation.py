@@ -19,9 +19,7 @@ from hearth.root.cluster.reports import Reports
 from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.scheduling.batch import Batch, StepOutput
 from hearth.v1 import common_pb2, worker_pb2
-from hearth.worker.page_tables import PageTables
-from hearth.worker.shape import most_sequences
-from hearth.worker.shard import NodeShard
+from hearth.worker.shard import NodeShard, page_tables
 
 _NO_POSITIONS = np.empty(0, np.uint32)
 
@@ -47,7 +45,7 @@ class Formation:
         self._sync_type = sync_type
         self._step_id = 0
         # Page tables of the root's own shard.
-        self._tables = PageTables(most_sequences(shard.config), shard.config.max_pages)
+        self._tables = page_tables(shard.config)
         self._worked_seconds = 0.0
         # Address of the worker that caused the failure.
         self._culprit = ""
@@ -73,7 +71,11 @@ class Formation:
         x = self._shard.embed(np.array(batch.tokens, np.uint32), self._positions(batch))
         self._tables.forget(batch.reset, batch.ended)
         sequences = [
-            (len(s.tokens), s.position, self._tables.change(s.seq_id, s.kept_pages, s.new_pages))
+            (
+                len(s.tokens),
+                s.position,
+                self._tables.step(s.seq_id, s.position, len(s.tokens), s.kept_pages, s.new_pages),
+            )
             for s in batch.sequences
         ]
         sent = received = 0
@@ -137,6 +139,7 @@ class Formation:
         release = worker_pb2.PageRelease(first_page=first)
         for link in self.links:
             link.send(worker_pb2.ForwardRequest(page_release=release))
+        self._tables.release(first)
         self._shard.release_pages(first)
 
     def _collect(

@@ -17,4 +17,5 @@ def limits_for(blueprint: Blueprint, room: Room) -> Limits:
         max_step_tokens=settings.max_step_tokens,
         max_running=room.sequences,
         drafts=not any(isinstance(kind.mixer, GatedDeltaSpec) for kind in kinds),
+        prefix_cache=settings.prefix_cache,
     )

@@ -53,8 +53,10 @@ _TAIL = 64
 # between: the request may be the cause. Three workers that fail one after the other are left out
 # sooner (membership.STRIKES).
 MAX_SETBACKS = 10
-# Memory of KV pages that no sequence needed for this long is given back.
+# Memory of KV pages that were not needed for this long is given back. Pages with a prefix that may
+# come again count as needed for so many of these periods: 30 minutes.
 _RESIDENT_SECONDS = 60.0
+_PREFIX_PERIODS = 30
 
 
 class Engine:
@@ -85,11 +87,13 @@ class Engine:
         self._structures = Structures(tokenizer)
         self._scheduler = Scheduler(limits)
         self._on_unused_pages = on_unused_pages
-        self._residency = Residency(_RESIDENT_SECONDS)
+        self._residency = Residency(_RESIDENT_SECONDS, _PREFIX_PERIODS)
         self._requests = Delivery(metrics, lambda seq_id: self._scheduler.cancel(seq_id))
         # Rows of padding after the tokenizer's last token are not tokens and must not be sampled.
         columns = None if self._vocab_size <= tokenizer.vocab_size else tokenizer.vocab_size
-        self._flights = Flights(runner, self._requests, self._fail, self._wake, columns)
+        self._flights = Flights(
+            runner, self._requests, self._fail, self._distrust, self._wake, columns
+        )
         self._ids = itertools.count(1)
         # Requests without their last event. (Python's lock guards each of its operations.)
         self._open: set[int] = set()
@@ -102,8 +106,9 @@ class Engine:
         # The reason for which new requests are refused, for `check` in other threads.
         self._refusing: HearthError | None = None
         self._stopping = False
-        self._reported: tuple[int, int, int] | None = None
-        self._preemptions_reported = 0
+        self._reported: tuple[int, ...] | None = None
+        # Counts of the scheduler that the metrics have already.
+        self._counted = (0, 0, 0, 0)
         # Guards `_closed`: once it is set nothing may be put in the inbox, which is no longer read.
         self._closing = threading.Lock()
         self._closed = False
@@ -311,7 +316,7 @@ class Engine:
                     # A bug in Hearth: fail all requests and start from an empty state.
                     log.exception("engine: unexpected error")
                     self._scheduler = Scheduler(self.limits)
-                    self._preemptions_reported = 0
+                    self._counted = (0, 0, 0, 0)
                     self._fail_all(errors.internal(error))
         finally:
             # However the thread ends: an open inbox would keep clients waiting for ever.
@@ -365,7 +370,15 @@ class Engine:
             endless = params.ignore_eos and active.matcher is None
             eos_ids = frozenset() if endless else self.tokenizer.eos_ids
             self._scheduler.submit(
-                Request(active.seq_id, params.prompt, params.max_tokens, eos_ids)
+                Request(
+                    active.seq_id,
+                    params.prompt,
+                    params.max_tokens,
+                    eos_ids,
+                    # A vector is of the hidden states of all tokens.
+                    params.prefix_cache and not params.pooling,
+                    params.salt,
+                )
             )
         except HearthError as error:
             self._requests.refuse(active, Failed(error))
@@ -428,6 +441,11 @@ class Engine:
         self._scheduler.cancel(active.seq_id)
         self._requests.end(active, Failed(error))
 
+    def _distrust(self, active: Active, error: HearthError) -> None:
+        """Ends one request with `error`; no other may use its pages."""
+        self._scheduler.cancel(active.seq_id, distrust=True)
+        self._requests.end(active, Failed(error))
+
     def _fail_all(self, error: HearthError) -> None:
         """Waits for the steps in flight, drops their results and ends every request."""
         try:
@@ -486,11 +504,21 @@ class Engine:
         if self._metrics is None:
             return
         scheduler = self._scheduler
-        load = (scheduler.waiting, scheduler.running, scheduler.pool.free)
+        pool, sharing = scheduler.pool, scheduler.sharing
+        load = (scheduler.waiting, scheduler.running, pool.available, pool.kept)
         if load != self._reported:
             self._reported = load
             self._metrics.queue(scheduler.waiting, scheduler.running)
-            self._metrics.kv_pages(self.limits.max_pages - scheduler.pool.free, scheduler.pool.free)
-        if scheduler.preemptions > self._preemptions_reported:
-            self._metrics.preempted(scheduler.preemptions - self._preemptions_reported)
-            self._preemptions_reported = scheduler.preemptions
+            self._metrics.kv_pages(self.limits.max_pages - pool.available, pool.available)
+            self._metrics.prefix_pages(pool.kept)
+        counts = (
+            scheduler.preemptions,
+            sharing.lookup_tokens,
+            sharing.hit_tokens,
+            sharing.evictions,
+        )
+        if counts != self._counted:
+            preempted, *prefix = (now - b for now, b in zip(counts, self._counted, strict=True))
+            self._counted = counts
+            self._metrics.preempted(preempted)
+            self._metrics.prefix(*prefix)

@@ -27,16 +27,19 @@ class Flights:
         runner: StepRunner,
         requests: Delivery,
         fail: Callable[[Active, HearthError], object],
+        distrust: Callable[[Active, HearthError], object],
         wake: Callable[[], object],
         columns: int | None,
     ) -> None:
-        """fail: ends one request. wake: called in any thread when a step ended in another.
+        """fail: ends one request. distrust: ends one whose pages may be damaged.
 
+        wake: called in any thread when a step ended in another.
         columns: number of logits per row that stand for tokens; None: all.
         """
         self._runner = runner
         self._requests = requests
         self._fail = fail
+        self._distrust = distrust
         self._wake = wake
         self._columns = columns
         self._steps: deque[tuple[Batch, futures.Future[StepOutput]]] = deque()
@@ -64,6 +67,7 @@ class Flights:
             assert active is not None
             active.started = active.started or begin
             hidden = hidden or active.pooler is not None
+            active.cached = part.cached
             if part.outputs:
                 wanted.append(active.params.candidates)
         # Columns that are not tokens could be among the candidates.
@@ -99,7 +103,7 @@ class Flights:
             bad = next((r for r in span if r in output.not_finite), None)
             if bad is not None:
                 position = part.position + bad - span.start
-                self._fail(active, errors.not_finite(position, output.not_finite[bad]))
+                self._distrust(active, errors.not_finite(position, output.not_finite[bad]))
                 continue
             if active.pooler is not None:
                 if output.hidden is None:

@@ -21,6 +21,8 @@ class Usage:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    # Tokens of the prompt that were not computed, because the prefix cache had their pages.
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,10 @@ class GenerateParams:
     top_logprobs: int | None = None
     # "mean", "cls" or "last": a vector of the prompt instead of tokens; "" for tokens.
     pooling: str = ""
+    # False: compute the whole prompt, and keep nothing of it for later requests.
+    prefix_cache: bool = True
+    # Only requests of the same salt share the pages of a prefix.
+    salt: bytes = b""
 
     @property
     def candidates(self) -> int:

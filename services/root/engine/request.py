@@ -29,6 +29,8 @@ class Active:
     first: float = 0.0
     last: float = 0.0
     made: int = 0
+    # Tokens of the prompt found in the prefix cache.
+    cached: int = 0
     # Of sampled tokens that were not delivered yet, oldest first.
     scores: deque[TokenScore] = field(default_factory=deque)
     # Losses of the cluster in steps of this request since its last token.
@@ -44,6 +46,7 @@ class Active:
             max(0.0, self.started - self.submitted),
             max(0.0, self.first - self.started),
             max(0.0, self.last - self.first),
+            self.cached,
         )
 
 

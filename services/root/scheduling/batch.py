@@ -33,6 +33,8 @@ class Limits:
     max_waiting: int = 64
     # False: a sequence's state cannot go back to an earlier position, so drafts are not verified.
     drafts: bool = True
+    # Share the pages of prefixes that several sequences have, and keep them for later ones.
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         for name in ("context_size", "max_pages", "page_size", "max_step_tokens", "max_running"):
@@ -57,6 +59,10 @@ class Request:
     max_tokens: int = 0
     # Tokens that end the sequence; empty to continue past them.
     eos_ids: frozenset[int] = frozenset()
+    # False: take no pages of other sequences, and leave none for them.
+    prefix_cache: bool = True
+    # Only sequences of the same salt share pages.
+    salt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class SequenceStep:
     new_pages: tuple[int, ...]
     # Number of last rows that return logits: 0, or 1 plus the number of draft tokens.
     outputs: int
+    # Tokens of the prompt whose pages were found in the prefix cache so far.
+    cached: int = 0
 
     @property
     def drafts(self) -> tuple[int, ...]:
@@ -101,8 +109,8 @@ class Batch:
     """One step: the rows of `sequences`, one after another; decode first, then prefill.
 
     It carries no epoch. Each plan has streams of its own, opened with its lease, and steps are
-    counted on each stream. A row that continues a sequence keeps pages, which nodes of a new plan
-    do not have: they refuse it.
+    counted on each stream. A row that continues a sequence keeps pages, or takes over pages that
+    were filled since the last reset. Nodes of a new plan have neither: they refuse it.
     """
 
     sequences: tuple[SequenceStep, ...]

@@ -1,5 +1,6 @@
 """Integrity check of the scheduler's state, for idle times and tests."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 
@@ -19,13 +20,19 @@ def check(
 ) -> None:
     """Raises RuntimeError naming the first inconsistency.
 
-    Every page has at most one holder. Running sequences are older than waiting ones. Each sequence
-    counts exactly its rows and batches in flight, and holds the pages that they use.
+    Pages and their holders agree, and a page with several is full in each of them. Running
+    sequences are older than waiting ones. Each sequence counts exactly its rows and batches in
+    flight, and holds the pages that they use.
     """
     holders = {**known, **zombies}
     if len(holders) != len(known) + len(zombies):
         raise RuntimeError(f"ended sequences are still known: {sorted({*known} & {*zombies})}")
     pool.check({seq_id: s.pages for seq_id, s in holders.items()})
+    shared = Counter(page for s in holders.values() for page in s.pages)
+    for s in holders.values():
+        for page in s.pages[s.computed // limits.page_size :]:
+            if shared[page] > 1:
+                raise RuntimeError(f"page {page} is shared but not full: {s.story()}")
     order = [s.arrival for s in [*running, *waiting]]
     if order != sorted(set(order)):
         raise RuntimeError(f"sequences are out of order: {order}")

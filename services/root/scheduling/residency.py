@@ -8,11 +8,13 @@ class Residency:
 
     A node keeps a page's memory after its sequence has ended, because the next one will need it.
     Pages that nobody needed for a whole period are given back, and so are all of an idle cluster.
+    Pages kept for their prefix count as needed, until they were unused for `keep_periods`.
     """
 
-    def __init__(self, period: float) -> None:
+    def __init__(self, period: float, keep_periods: int = 0) -> None:
         """period: seconds."""
         self._period = period
+        self._keep_periods = keep_periods
         self._due: float | None = None
         # Pages from this number on have no memory.
         self._resident = 0
@@ -24,6 +26,7 @@ class Residency:
         if now < self._due:
             return None
         self._due = now + self._period
+        pool.next_period(self._keep_periods)
         used = pool.restart_mark()
         before, self._resident = max(self._resident, used), used
         return used if used < before else None

@@ -16,9 +16,10 @@ The rules, in order:
    rest of `max_step_tokens` goes to prefill chunks, evenly over the sequences in prefill. A long
    prompt therefore never delays decoding, nor a short prompt behind it. Draft tokens get the rows
    and pages that remain, because they are only a guess.
-3. Pages are allocated when a step needs them. A waiting sequence starts when there are free pages
-   for its known tokens, and for those that running sequences still have to compute.
-4. If there is no free page for an older sequence, the newest running one is preempted: its pages
+3. Pages are allocated when a step needs them. A waiting sequence starts when there are pages for
+   its known tokens, and for those that running sequences still have to compute. Pages of the same
+   tokens are shared (sharing.py); those that no sequence holds are kept until they are needed.
+4. If there is no page for an older sequence, the newest running one is preempted: its pages
    are freed, and it returns to the front of the queue with prompt and generated tokens, which are
    prefilled again. The newest sequence itself just waits for a page. So the oldest sequence always
    advances. Every sequence ends, because none is accepted that would not fit alone.
@@ -44,6 +45,7 @@ from hearth.root.scheduling.batch import (
 )
 from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.sequence import Sequence
+from hearth.root.scheduling.sharing import Sharing
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class Scheduler:
 
     limits: Limits
     preemptions: int = 0
-    pool: PagePool = field(init=False)
+    sharing: Sharing = field(init=False)
     # By arrival, oldest first.
     _running: list[Sequence] = field(default_factory=list)
     _waiting: deque[Sequence] = field(default_factory=deque)
@@ -67,7 +69,12 @@ class Scheduler:
     _reset: bool = True
 
     def __post_init__(self) -> None:
-        self.pool = PagePool(self.limits.max_pages)
+        self.sharing = Sharing(self.limits)
+
+    @property
+    def pool(self) -> PagePool:
+        """The pages."""
+        return self.sharing.pool
 
     @property
     def running(self) -> int:
@@ -96,6 +103,8 @@ class Scheduler:
         limit, reason = self.admit(request)
         sequence = Sequence(request, self._arrivals, list(request.prompt), limit, reason)
         self._arrivals += 1
+        self.sharing.begin(sequence)
+        self.sharing.lookup_tokens += len(request.prompt) if sequence.keys else 0
         self._waiting.append(sequence)
         self._by_id[request.seq_id] = sequence
 
@@ -116,14 +125,17 @@ class Scheduler:
             )
         return limit, reason
 
-    def cancel(self, seq_id: int) -> bool:
+    def cancel(self, seq_id: int, *, distrust: bool = False) -> bool:
         """Forgets a sequence; False if it is not known, or no longer.
 
-        Its pages are freed now, or when no batch in flight uses them any more.
+        Its pages are freed now, or when no batch in flight uses them any more. With `distrust` no
+        later sequence finds them: what they hold may be damaged.
         """
         sequence = self._by_id.get(seq_id)
         if sequence is None:
             return False
+        if distrust:
+            self.pool.forget(sequence.pages)
         self._end(sequence)
         return True
 
@@ -144,6 +156,9 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """The next step; None if nothing can be scheduled before a batch in flight is done."""
         self._admit()
+        for sequence in self._running:
+            self.sharing.adopt(sequence, self.sharing.found(sequence))
+        awaiting = self.sharing.awaiting(self._running)
         # Rows of each sequence in this step; preemption removes entries again.
         rows: dict[int, int] = {}
         budget = self.limits.max_step_tokens
@@ -152,7 +167,7 @@ class Scheduler:
                 rows[sequence.seq_id] = 1
         decoding = set(rows)
         budget -= len(rows)
-        for sequence, share in self._share(budget):
+        for sequence, share in self._share(budget, awaiting):
             if granted := self._make_room(sequence, share, rows):
                 rows[sequence.seq_id] = granted
         if not rows:
@@ -193,6 +208,8 @@ class Scheduler:
                 sequence.scheduled = sequence.computed
                 sequence.drafts = ()
                 sampled += self._append(sequence, new)
+            elif step.seq_id in self._by_id:
+                self.sharing.offer(self._by_id[step.seq_id])
         return sampled
 
     def step_failed(self) -> list[int]:
@@ -226,9 +243,10 @@ class Scheduler:
         """
         self.rewind()
         self.limits = limits
-        self.pool = PagePool(limits.max_pages)
+        self.sharing.reset(limits)
         misfits: list[tuple[int, HearthError]] = []
         for sequence in list(self._waiting):
+            self.sharing.begin(sequence)
             try:
                 sequence.limit, sequence.limit_reason = admission.limit(sequence.request, limits)
                 if len(sequence.tokens) >= sequence.limit:
@@ -262,17 +280,24 @@ class Scheduler:
             return
         # After rejected drafts a sequence may hold more pages than its tokens need so far.
         owed = sum(max(0, self._pages_for(len(s.tokens)) - len(s.pages)) for s in self._running)
-        spare = self.pool.free - owed
+        spare = self.pool.available - owed
         while self._waiting and len(self._running) < self.limits.max_running:
-            needed = self._pages_for(len(self._waiting[0].tokens))
+            sequence = self._waiting[0]
+            found = self.sharing.found(sequence)
+            shared = sum(self.pool.held(page) for page in found)
+            needed = self._pages_for(len(sequence.tokens)) - shared
             if needed > spare:
                 break
             spare -= needed
             self._running.append(self._waiting.popleft())
+            self.sharing.adopt(sequence, found)
 
-    def _share(self, budget: int) -> list[tuple[Sequence, int]]:
-        """Divides `budget` rows evenly over the sequences in prefill; the oldest get the rest."""
-        prefilling = [s for s in self._running if s.pending > 1]
+    def _share(self, budget: int, awaiting: set[int]) -> list[tuple[Sequence, int]]:
+        """Divides `budget` rows evenly over the sequences in prefill; the oldest get the rest.
+
+        awaiting: sequences that get none, because others compute their pages.
+        """
+        prefilling = [s for s in self._running if s.pending > 1 and s.seq_id not in awaiting]
         shares: list[tuple[Sequence, int]] = []
         fair = max(1, budget // len(prefilling)) if prefilling else 0
         for sequence in prefilling:
@@ -297,7 +322,7 @@ class Scheduler:
         if sequence not in self._running:
             return 0  # preempted by an older one in this step
         if sequence.scheduled == held:
-            while not self.pool.free:
+            while not self.pool.available:
                 victim = self._running[-1]
                 if victim is sequence or victim.in_flight:
                     return 0
@@ -306,10 +331,10 @@ class Scheduler:
         return self._allocate(sequence, wanted)
 
     def _allocate(self, sequence: Sequence, wanted: int) -> int:
-        """Takes free pages for up to `wanted` more positions; returns how many there are."""
+        """Takes pages for up to `wanted` more positions; returns how many there are."""
         missing = self._pages_for(sequence.scheduled + wanted) - len(sequence.pages)
-        count = min(max(0, missing), self.pool.free)
-        sequence.pages += self.pool.allocate(sequence.seq_id, count)
+        count = min(max(0, missing), self.pool.available)
+        sequence.pages += self.pool.allocate(count)
         return min(wanted, len(sequence.pages) * self.limits.page_size - sequence.scheduled)
 
     def _add_drafts(self, rows: dict[int, int], decoding: set[int]) -> None:
@@ -346,8 +371,10 @@ class Scheduler:
             finish = sequence.finish(token)
             sampled.append(Sampled(sequence.seq_id, token, finish))
             if finish is not None:
-                self._end(sequence)
                 break
+        self.sharing.offer(sequence)
+        if sampled[-1].finish is not None:
+            self._end(sequence)
         return sampled
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -358,6 +385,7 @@ class Scheduler:
 
     def _requeue(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
+        self.sharing.leave(sequence)
         self._release(sequence)
         sequence.scheduled = sequence.computed = 0
         # Newer than all running and older than all waiting ones: the front keeps the order.
@@ -369,6 +397,7 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self._by_id[sequence.seq_id]
+        self.sharing.leave(sequence)
         if sequence.table:
             self._ended.append(sequence.seq_id)
         if sequence.in_flight:
@@ -377,7 +406,7 @@ class Scheduler:
             self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.seq_id, sequence.pages)
+        self.pool.release(sequence.pages)
         sequence.pages = ()
         sequence.table = 0
 
@@ -397,9 +426,10 @@ class Scheduler:
         self._bury()
 
     def _forget_tables(self) -> None:
-        """Makes the next batch reset all page tables on the nodes."""
+        """Makes the next batch reset all page tables on the nodes: no page holds anything."""
         self._ended.clear()
         self._reset = True
+        self.pool.forget_all()
 
     def _story(self, batch: Batch) -> str:
         """The batches in flight and the place of `batch` among them, for an error."""

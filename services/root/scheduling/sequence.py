@@ -1,6 +1,7 @@
 """State of one sequence: tokens, computed positions, pages."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence as Pages
+from dataclasses import dataclass, field
 
 from hearth.root.scheduling.batch import FinishReason, Request, SequenceStep
 
@@ -30,6 +31,15 @@ class Sequence:
     in_flight: int = 0
     # Tokens to verify in the next decode step.
     drafts: tuple[int, ...] = ()
+    # Keys of its prefix (prefix.py): before the first page, then after each full page, as far as
+    # they were needed. Empty: the sequence takes no part in the prefix cache.
+    keys: list[bytes] = field(default_factory=list)
+    # Full pages that were found in the index, or offered to it.
+    indexed: int = 0
+    # Prompt tokens whose pages were found there before anything was computed for them.
+    cached: int = 0
+    # The highest `scheduled` so far, also before a preemption.
+    reached: int = 0
 
     @property
     def seq_id(self) -> int:
@@ -64,7 +74,18 @@ class Sequence:
         self.table = table
         self.scheduled += count
         self.in_flight += 1
-        return SequenceStep(self.seq_id, tuple(chunk), begin, kept, new_pages, outputs)
+        self.reached = max(self.reached, self.scheduled)
+        return SequenceStep(self.seq_id, tuple(chunk), begin, kept, new_pages, outputs, self.cached)
+
+    def adopt(self, pages: Pages[int], page_size: int) -> None:
+        """Takes over full pages that hold its next positions; none of its rows is in flight."""
+        begin = self.scheduled
+        self.pages += tuple(pages)
+        self.scheduled = self.computed = begin + len(pages) * page_size
+        self.indexed += len(pages)
+        end = min(self.scheduled, len(self.request.prompt))
+        self.cached += max(0, end - max(begin, self.reached))
+        self.reached = max(self.reached, self.scheduled)
 
     def finish(self, token: int) -> FinishReason | None:
         """The finish reason if the sequence ends with its newest `token`; None if it continues."""

@@ -233,6 +233,7 @@ def _response(event: Delta | Waiting | Done) -> root_pb2.GenerateResponse:
                 queue_seconds=usage.queue_seconds,
                 prefill_seconds=usage.prefill_seconds,
                 decode_seconds=usage.decode_seconds,
+                cached_tokens=usage.cached_tokens,
             ),
         )
     )

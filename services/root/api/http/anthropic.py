@@ -129,15 +129,16 @@ def _ended(done: Done) -> Object:
 
 
 def _usage_of(usage: Usage) -> Object:
-    return _usage(usage.prompt_tokens, usage.completion_tokens)
+    return _usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
 
-def _usage(prompt: int, made: int) -> Object:
+def _usage(prompt: int, made: int, cached: int = 0) -> Object:
+    """Anthropic's usage, whose input_tokens are those that were not read from the cache."""
     return {
-        "input_tokens": prompt,
+        "input_tokens": prompt - cached,
         "output_tokens": made,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": cached,
     }
 
 

@@ -109,7 +109,10 @@ async def completion(call: Call, services: Services) -> None:
         raise bad_request(f"{len(prompts)} prompts were given; /completion takes one", "prompt")
     limit = body.whole("n_predict", "max_tokens")
     wanted = Wanted(
-        sampling(services, body), limit if limit is not None and limit > 0 else None, stops(body)
+        sampling(services, body),
+        limit if limit is not None and limit > 0 else None,
+        stops(body),
+        prefix_cache=body.flag("cache_prompt", True),
     )
     shape = _Stream(services.frontend.model().name)
     async with running(call, services, prompts, wanted) as answers:
@@ -195,5 +198,6 @@ class _Stream:
             "truncated": False,
             "tokens_predicted": done.usage.completion_tokens,
             "tokens_evaluated": done.usage.prompt_tokens,
+            "tokens_cached": done.usage.cached_tokens,
             "timings": timings_of(done.usage),
         }

@@ -132,13 +132,20 @@ def finish_of(done: Done) -> str:
 
 
 def usage_of(prompts: Sequence[int], usages: Sequence[Usage]) -> Object:
-    """OpenAI's usage. prompts: tokens of each prompt, however many answers it had."""
+    """OpenAI's usage. prompts: tokens of each prompt, however many answers it had.
+
+    usages: of all answers, those to one prompt together.
+    """
     prompt, made = sum(prompts), sum(usage.completion_tokens for usage in usages)
+    # Every prompt counts once: with what was cached before its first answer began.
+    choices = max(1, len(usages) // max(1, len(prompts)))
+    firsts = (usages[begin : begin + choices] for begin in range(0, len(usages), choices))
+    cached = sum(min(usage.cached_tokens for usage in answers) for answers in firsts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": made,
         "total_tokens": prompt + made,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
@@ -263,7 +270,7 @@ class _Stream(ABC):
         self._base = head.object(self._kind)
         self._prompt_tokens = prompt_tokens
         self._usage = usage
-        self._usages: list[Usage] = []
+        self._usages: dict[int, Usage] = {}
 
     def heartbeat(self) -> bytes:
         first = next(iter(self._open), None)
@@ -271,13 +278,14 @@ class _Stream(ABC):
 
     def done(self, index: int, done: Done) -> bytes:
         self._open.pop(index, None)
-        self._usages.append(done.usage)
+        self._usages[index] = done.usage
         return self._last(index, done)
 
     def end(self) -> bytes:
         if not self._usage:
             return _DONE
-        usage = usage_of([self._prompt_tokens], self._usages)
+        usages = [self._usages[index] for index in sorted(self._usages)]
+        usage = usage_of([self._prompt_tokens], usages)
         return streams.event({**self._base, "choices": [], "usage": usage}) + _DONE
 
     def failed(self, error: Mapping[str, Any]) -> bytes:

@@ -73,6 +73,7 @@ class Wanted:
     stop: tuple[str, ...] = ()
     choices: int = 1
     top_logprobs: int | None = None
+    prefix_cache: bool = True
 
 
 async def choose(services: Services, name: str) -> tuple[Services, str]:
@@ -199,10 +200,10 @@ def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
 
 def timings_of(usage: Usage) -> dict[str, float]:
     """The times of an answer as llama.cpp's server gives them."""
-    prompt, made = usage.prompt_tokens, usage.completion_tokens
+    prompt, made = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
     prefill, decode = usage.prefill_seconds * 1000, usage.decode_seconds * 1000
     return {
-        "cache_n": 0,
+        "cache_n": usage.cached_tokens,
         "prompt_n": prompt,
         "prompt_ms": prefill,
         "prompt_per_token_ms": prefill / max(1, prompt),
@@ -236,6 +237,7 @@ async def running(
                 stop=wanted.stop,
                 request_id=call.id,
                 top_logprobs=wanted.top_logprobs,
+                prefix_cache=wanted.prefix_cache,
             )
             for number in range(wanted.choices):
                 each = replace(generation, sampling=_numbered(wanted.sampling, number))
