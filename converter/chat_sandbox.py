@@ -51,6 +51,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"*", "**"})
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        # Some templates collect messages so. The lists are copies, and the process is limited.
+        appends = attr == "append" and isinstance(obj, list)
+        return appends or super().is_safe_attribute(obj, attr, value)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
             raise TemplateRefusal("the chat template uses '**', which chat templates do not need")

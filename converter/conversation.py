@@ -32,6 +32,7 @@ def conversation_pieces(
     messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
     *,
+    variables: Mapping[str, Any] | None = None,
     limit: int | None = None,
     renderer: Renderer | None = None,
 ) -> str | list[str | int]:
@@ -39,8 +40,9 @@ def conversation_pieces(
 
     A text for `Tokenizer.encode` where the template wrote every control token's name in it, as
     always if no message holds one; else pieces for `Tokenizer.encode_pieces`. System messages that
-    the template refuses or leaves out are merged into the user message after them. limit: the most
-    bytes that the template may make.
+    the template refuses or leaves out are merged into the user message after them. variables:
+    further names for the template, with values from outside. limit: the most bytes that the
+    template may make.
 
     Raises:
         ModelError: no chat template, or it refuses the conversation; the message says why.
@@ -48,7 +50,7 @@ def conversation_pieces(
     template = tokenizer.template_for(tools is not None)
     if template is None:
         raise ModelError("this model has no chat template")
-    run = _Run(template, tokenizer.special_tokens, limit, renderer)
+    run = _Run(template, tokenizer.special_tokens, variables or {}, limit, renderer)
     messages = _accepted(messages, tools, run)
     return _pieces(template, tokenizer.control_ids, messages, tools, run)
 
@@ -60,16 +62,18 @@ class _Run:
         self,
         template: str,
         special_tokens: Mapping[str, str | list[str]],
+        variables: Mapping[str, Any],
         limit: int | None,
         renderer: Renderer | None,
     ) -> None:
         self._template = template
         self._special_tokens = special_tokens
+        self.variables = variables
         self._limit = limit
         self._renderer = renderer
         self._last: tuple[Messages, str] | None = None
 
-    def __call__(self, messages: Messages, tools: Any) -> str:
+    def __call__(self, messages: Messages, tools: Any, variables: Any = None) -> str:
         """The text of a conversation. Raises ModelError where the template refuses it."""
         if self._last is None or self._last[0] is not messages:
             text = render(
@@ -78,7 +82,7 @@ class _Run:
                 bos_token=None,
                 eos_token=None,
                 tools=tools,
-                variables=self._special_tokens,
+                variables={**(variables or self.variables), **self._special_tokens},
                 limit=self._limit,
                 renderer=self._renderer,
             )
@@ -174,15 +178,15 @@ def _pieces(
     pattern = any_of(control_ids)
     if pattern is None:
         return plain
-    marks = _Marks(control_ids, template, [messages, tools])
+    marks = _Marks(control_ids, template, [messages, tools, run.variables])
     if not marks.needed:
         return plain
     text = None
     with suppress(ModelError):  # the template may need the characters that are replaced
-        text = run(marks.applied(messages), marks.applied(tools))
+        text = run(*map(marks.applied, (messages, tools, run.variables)))
     if text is None or marks.removed(text) != plain:
         marks.whole_names = True
-        text = run(marks.applied(messages), marks.applied(tools))
+        text = run(*map(marks.applied, (messages, tools, run.variables)))
     pieces: list[str | int] = []
     place = 0
     for match in pattern.finditer(text):

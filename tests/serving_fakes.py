@@ -253,6 +253,17 @@ TEMPLATE = (
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
+# With tools, calls in the most common form, and reasoning.
+TOOL_TEMPLATE = (
+    "{{ bos_token }}{% for t in tools or [] %}[tool]{{ t.function.name }}{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}</tool_call>"
+    "{% endfor %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
 
 class Root:
     """A root on a free port of the loopback, with a stand-in for the model and the workers."""

@@ -7,7 +7,7 @@ all of them. Encoding is done by each format's own library.
 import codecs
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from hearth.converter.errors import ModelError
@@ -19,13 +19,22 @@ class StreamDecoder:
     The texts of all pushes and of flush, joined, equal `Tokenizer.decode` of all the ids.
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes], strip_space: bool) -> None:
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        strip_space: bool,
+        names: Mapping[int, str] | None = None,
+    ) -> None:
+        """names: control tokens that shall have a text, their names."""
+        self._names = names or {}
         self._token_bytes = token_bytes
         self._strip_space = strip_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The text that this token completes: whole characters, possibly empty."""
+        if token in self._names:
+            return self.flush() + self._names[token]
         data = self._token_bytes(token)
         if self._strip_space and data:
             data = data.removeprefix(b" ")
@@ -136,13 +145,21 @@ class Tokenizer(ABC):
         stream = self.stream()
         return "".join([*(stream.push(token) for token in ids), stream.flush()])
 
-    def stream(self, after: Sequence[int] = ()) -> StreamDecoder:
+    def stream(
+        self,
+        after: Sequence[int] = (),
+        visible: Collection[int] = frozenset(),
+        strip_space: bool | None = None,
+    ) -> StreamDecoder:
         """A streaming decoder.
 
         after: ids before the stream, a prompt. decode(after) and the stream's text, joined, are the
-        text of all the ids.
+        text of all the ids. visible: control tokens whose names are part of the stream's text.
+        strip_space: the tokenizer's own by default.
         """
-        stream = StreamDecoder(self.token_bytes, self.strip_space)
+        names = {token: self.token_text(token) for token in visible}
+        strip_space = self.strip_space if strip_space is None else strip_space
+        stream = StreamDecoder(self.token_bytes, strip_space, names)
         for token in after:
             stream.push(token)
         return stream

@@ -124,9 +124,10 @@ def test_the_three_inputs(given: Input, prompt: tuple[int, ...]) -> None:
 
 
 def test_tools_reach_the_chat_template() -> None:
-    template = "{{ tools[0].name }}:" + TEMPLATE
+    template = "{{ tools[0].function.name }}:" + TEMPLATE
     messages = [{"role": "user", "content": "hi"}]
-    ids = input_ids(ByteTokenizer(template), Conversation(messages, [{"name": "clock"}]), 64)
+    tool = {"type": "function", "function": {"name": "clock"}}
+    ids = input_ids(ByteTokenizer(template), Conversation(messages, [tool]), 64)
     assert bytes(t for t in ids if t < BOS).startswith(b"clock:")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from serving_fakes import EOS, FakeRunner, Root, expected, script
+from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, Root, expected, script
 
 from hearth.common.errors import HearthError, Reason
 
@@ -87,7 +87,7 @@ def test_count_tokens(client: anthropic.Anthropic) -> None:
     assert made.input_tokens == len(IDS) + len("[system]s|")
 
 
-def test_a_conversation_with_everything_that_claude_code_sends(root: Root) -> None:
+def test_a_conversation_with_everything_that_claude_code_sends() -> None:
     """System as blocks and inside of messages, tool calls and results, thinking, unknown fields."""
     cached = {"cache_control": {"type": "ephemeral"}}
     result = {"type": "tool_result", "tool_use_id": "t1", "is_error": False}
@@ -119,12 +119,17 @@ def test_a_conversation_with_everything_that_claude_code_sends(root: Root) -> No
         "context_management": {},
         "metadata": {"user_id": "x"},
     }
-    url = f"{root.url}/v1/messages?beta=true"
-    got = httpx.post(url, json=body, headers={"anthropic-version": "2023-06-01"})
-    assert got.status_code == 200, got.text
-    text = "[system]a\nb|[user]c|[assistant]|[tool]d|[user]e\n\nf|[assistant]"
+    with Root(http=True, chat_template=TOOL_TEMPLATE, context_size=512) as root:
+        url = f"{root.url}/v1/messages?beta=true"
+        got = httpx.post(url, json=body, headers={"anthropic-version": "2023-06-01"}, timeout=20)
+        assert got.status_code == 200, got.text
+    call = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    text = (
+        f"[tool]f[system]a\nb|[user]c|[assistant]<think>x</think>{call}|[tool]d|[user]e\n\nf|"
+        "[assistant]"
+    )
     seen = [EOS if letter == ord("|") else letter for letter in text.encode()]
-    assert root.runner.batches[0].tokens == (256, *seen)
+    assert [token for batch in root.runner.batches for token in batch.tokens] == [256, *seen]
 
 
 def test_models(client: anthropic.Anthropic) -> None:

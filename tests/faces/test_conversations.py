@@ -108,15 +108,16 @@ def rendered(root: Root, arguments: str) -> httpx.Response:
 
 def test_arguments_that_are_not_an_object_stay_a_text() -> None:
     template = (
-        "{% set given = messages[0].tool_calls[0].function.arguments %}"
-        "{{ given if given is string else given.a }}"
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+        "{% set given = c.function.arguments %}{{ given if given is string else given.a or given }}"
+        "{% endfor %}{% endfor %}"
     )
     with Root(http=True, chat_template=template) as root:
-        assert rendered(root, '{"a": "\\u00e9"}').json() == {"prompt": "é"}
+        assert rendered(root, '{"a": "\\u00e9"}').json() == {"prompt": "fé"}
         for text in ('{"a": "\\ud800"}', '{"a": 1e999}', '{"a": NaN}', "{", "[1]"):
             got = rendered(root, text)
             assert got.status_code == 200, got.text
-            assert got.json() == {"prompt": text}
+            assert got.json() == {"prompt": f"f{text}"}
 
 
 def test_a_template_whose_prompt_has_no_utf8() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import ollama
 import pytest
-from serving_fakes import EOS, FakeRunner, Root, expected, script
+from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, Root, expected, script
 
 from hearth.common.errors import HearthError, Reason
 
@@ -104,7 +104,7 @@ def test_what_there_is(client: ollama.Client, root: Root) -> None:
     shown = client.show("tiny")
     assert shown.modelinfo is not None
     assert shown.modelinfo["llama.context_length"] == 64
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert httpx.get(f"{root.url}/api/version").json()["version"] >= "0.13.4"
     assert httpx.get(root.url).text == "Ollama is running"
     raw = httpx.get(f"{root.url}/api/tags").json()["models"][0]
@@ -140,7 +140,7 @@ def test_errors_are_texts(client: ollama.Client, root: Root) -> None:
     assert httpx.post(f"{root.url}/api/nothing", json={}).status_code == 404
 
 
-def test_tool_results_without_a_name_or_an_id(root: Root) -> None:
+def test_tool_results_without_a_name_or_an_id() -> None:
     """As Home Assistant sends them."""
     function = {"name": "f", "arguments": {"a": 1}}
     body = {
@@ -153,8 +153,10 @@ def test_tool_results_without_a_name_or_an_id(root: Root) -> None:
         "options": {"num_predict": 1},
         "stream": False,
     }
-    assert httpx.post(f"{root.url}/api/chat", json=body).status_code == 200
-    text = "[user]hi|[assistant]|[tool]1|[assistant]"
+    with Root(http=True, chat_template=TOOL_TEMPLATE, context_size=512) as root:
+        assert httpx.post(f"{root.url}/api/chat", json=body, timeout=20).status_code == 200
+    call = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    text = f"[user]hi|[assistant]{call}|[tool]1|[assistant]"
     seen = [EOS if letter == ord("|") else letter for letter in text.encode()]
     assert root.runner.batches[0].tokens == (256, *seen)
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving_fakes import EOS, FakeRunner, Root, expected, script
+from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, Root, expected, script
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.api.http import limits
@@ -67,7 +67,7 @@ def test_a_response_as_a_stream() -> None:
     ]
 
 
-def test_a_conversation_of_items(root: Root) -> None:
+def test_a_conversation_of_items() -> None:
     """As Codex sends one: developer messages, calls, outputs, reasoning, unknown fields."""
     text = {"type": "input_text", "text": "b"}
     body: dict[str, Any] = {
@@ -90,9 +90,11 @@ def test_a_conversation_of_items(root: Root) -> None:
         "prompt_cache_key": "x",
         "client_metadata": {},
     }
-    got = httpx.post(f"{root.url}/v1/responses", json=body)
-    assert got.status_code == 200, got.text
-    prompt = "[system]a\n\nb|[user]c|[assistant]|[tool]b|[assistant]"
+    with Root(http=True, chat_template=TOOL_TEMPLATE, context_size=512) as root:
+        got = httpx.post(f"{root.url}/v1/responses", json=body, timeout=20)
+        assert got.status_code == 200, got.text
+    call = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+    prompt = f"[tool]f[system]a\n\nb|[user]c|[assistant]{call}|[tool]b|[assistant]"
     seen = [EOS if letter == ord("|") else letter for letter in prompt.encode()]
     assert root.runner.batches[0].tokens == (256, *seen)
 

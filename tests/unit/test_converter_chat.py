@@ -75,7 +75,7 @@ def test_a_template_that_refuses_says_why() -> None:
         "{% for %}",
         "{{ messages[0].role.x.y }}",
         "{{ ''.__class__.__mro__ }}",
-        "{{ messages.append(1) }}",
+        "{{ messages.clear() }}",
         "{{ render.__globals__ }}",
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{{ 'a' * 10**9 }}",
@@ -100,6 +100,14 @@ def test_a_template_cannot_change_the_conversation() -> None:
         with pytest.raises(ModelError):
             render(template, messages)
     assert messages == [{"role": "user", "content": "a", "tags": [1]}]
+
+
+def test_a_template_may_append_to_a_list() -> None:
+    """Kimi's collects messages so; the conversation of the caller is another list."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
+    template = "{% set l = [] %}{% set _ = l.append(5) %}{% set _ = messages.append(6) %}{{ l }}"
+    assert render(template, messages) == "[5]"
+    assert messages == [{"role": "user", "content": "a"}]
 
 
 DOUBLED = "{% set n = namespace(x=START) %}{% for i in range(60) %}{% set n.x = NEXT %}{% endfor %}"

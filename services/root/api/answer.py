@@ -5,11 +5,15 @@ import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.api.signals import Signal
 from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox, Waiting
 from hearth.root.engine.request import RequestHandle
+
+if TYPE_CHECKING:
+    from hearth.root.api.tools.expected import Expected
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,10 @@ class Answer:
         self.request_id = request_id
         self._client = client
         self.prompt_tokens = 0
+        # The form of its text, for a face that takes it apart; None: all of it is text.
+        self.expected: Expected | None = None
+        # Further tool calls are left out.
+        self.one_call = False
         self.deadline = deadline
         self._on_close = on_close
         self._signal = Signal()

@@ -42,6 +42,7 @@ from hearth.root.scheduling.batch import Limits
 from hearth.root.status.describe import waiting_reason
 
 if TYPE_CHECKING:
+    from hearth.root.api.tools.expected import Expected
     from hearth.v1.root_pb2 import ClusterStatus
 
 # Answers and watches open at once. Each answer costs a mailbox of at most one context of tokens.
@@ -128,6 +129,8 @@ class Generation:
     pooling: str = ""
     # False: compute the whole prompt, and keep nothing of it for later requests.
     prefix_cache: bool = True
+    # Control tokens whose names are part of the answer's text, for a parser of it.
+    visible: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.params(())
@@ -144,6 +147,7 @@ class Generation:
             self.pooling,
             self.prefix_cache,
             salt,
+            self.visible,
         )
 
 
@@ -307,6 +311,24 @@ class Frontend:
         if self._shutting_down:
             raise errors.shutting_down()
         return await self._input_ids(given, None)
+
+    async def expected(self, given: Conversation, ids: Sequence[int]) -> "Expected | None":
+        """The form of the answers to a conversation whose prompt has these ids; None: plain text.
+
+        Raises HearthError.
+        """
+        from hearth.root.api.tools.expected import expected_of
+
+        tokenizer = self._engine.tokenizer
+        return await self._in_thread(self._renderers, expected_of, tokenizer, given.tools, ids)
+
+    async def reasons(self) -> bool:
+        """True if the model reasons before it answers."""
+        from hearth.root.api.tools.discovery import facts_of
+
+        tokenizer = self._engine.tokenizer
+        facts = await self._in_thread(self._renderers, facts_of, tokenizer, False)
+        return facts.form.reasoning is not None or facts.form.channels
 
     async def render(self, given: Conversation) -> str:
         """The prompt that the model's chat template makes of a conversation. Raises HearthError."""

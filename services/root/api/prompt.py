@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hearth.common.errors import HearthError, Reason
@@ -15,6 +15,8 @@ from hearth.root.engine.params import check_text, invalid
 MAX_BYTES_PER_POSITION = 32
 # Bytes that a message counts for besides its texts: an empty one costs memory too.
 _MESSAGE_BYTES = 8
+# Messages with these fields alone need no change for any template.
+_PLAIN = frozenset({"role", "content"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,13 @@ class Conversation:
     """Messages to answer; JSON values as chat templates expect them.
 
     messages: read once, in a tokenizing thread; each has at least "role" and "content".
-    tools: functions that the model may call, in JSON schema, for templates that take them.
+    tools: functions that the model may call, each {"type": "function", "function": {"name",
+    "description", "parameters"}}. variables: further names for the template.
     """
 
     messages: Iterable[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 Input: TypeAlias = Prompt | TokenIds | Conversation
@@ -57,12 +61,12 @@ def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[in
             return tuple(ids)
         case Conversation():
             messages = checked(given, context_size)
-            return conversation_ids(tokenizer, messages, given.tools, context_size)
+            return conversation_ids(tokenizer, messages, given.tools, context_size, given.variables)
 
 
 def checked(given: Conversation, context_size: int) -> Sequence[Mapping[str, Any]]:
     """The messages of a conversation, read once. Raises HearthError PROMPT_TOO_LONG."""
-    size = len(json.dumps(given.tools)) if given.tools else 0
+    size = sum(len(json.dumps(each)) for each in (given.tools, given.variables) if each)
     read: list[Mapping[str, Any]] = []
     for number, message in enumerate(given.messages, 1):
         size += _MESSAGE_BYTES + sum(map(_size, message.values()))
@@ -113,6 +117,7 @@ def conversation_ids(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_size: int | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
     """Token ids of a conversation up to the assistant's turn.
 
@@ -121,7 +126,7 @@ def conversation_ids(
     Names of control tokens in the messages are text: only the template makes control tokens.
     HearthError when the model has no chat template, or when the template refuses the messages.
     """
-    prompt = _rendered(tokenizer, messages, tools, context_size)
+    prompt = _rendered(tokenizer, messages, tools, context_size, variables)
     try:
         if isinstance(prompt, str):
             ids = tokenizer.encode(prompt, add_special=False)
@@ -137,7 +142,8 @@ def conversation_ids(
 
 def conversation_text(tokenizer: Tokenizer, given: Conversation, context_size: int) -> str:
     """The prompt of a conversation as text. Raises HearthError as `conversation_ids` does."""
-    prompt = _rendered(tokenizer, checked(given, context_size), given.tools, context_size)
+    messages = checked(given, context_size)
+    prompt = _rendered(tokenizer, messages, given.tools, context_size, given.variables)
     pieces = [prompt] if isinstance(prompt, str) else prompt
     return "".join(
         tokenizer.token_text(piece) if isinstance(piece, int) else piece for piece in pieces
@@ -149,11 +155,15 @@ def _rendered(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
     context_size: int | None,
+    variables: Mapping[str, Any] | None,
 ) -> str | Sequence[str | int]:
     """The prompt that the chat template makes, as text or in pieces. Raises HearthError."""
     from hearth.converter.conversation import conversation_pieces
+    from hearth.root.api.tools.adapting import Adapted, adapted
+    from hearth.root.api.tools.discovery import facts_of
 
-    if tokenizer.template_for(tools is not None) is None:
+    template = tokenizer.template_for(bool(tools))
+    if template is None:
         raise HearthError(
             Reason.NO_CHAT_TEMPLATE,
             "this model has no chat template, so a conversation cannot become a prompt; "
@@ -166,7 +176,16 @@ def _rendered(
         check_text(f"message of role {message['role']!r}", "".join(texts))
     try:
         limit = None if context_size is None else _rendered_limit(context_size)
-        prompt = conversation_pieces(tokenizer, messages, tools, limit=limit)
+        made = Adapted(messages, tools or None)
+        if tools or any(m.keys() - _PLAIN or m["role"] == "tool" for m in messages):
+            made = adapted(messages, tools, template, facts_of(tokenizer, bool(tools)))
+        prompt = conversation_pieces(
+            tokenizer,
+            made.messages,
+            made.tools,
+            variables={**(variables or {}), **made.variables},
+            limit=limit,
+        )
         pieces = [prompt] if isinstance(prompt, str) else prompt
         size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
     except (ModelError, UnicodeEncodeError) as error:

@@ -23,7 +23,7 @@ from functools import partial
 import numpy as np
 
 from hearth.common.errors import Code, HearthError
-from hearth.converter.tokenizers.base import StreamDecoder, Tokenizer
+from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.engine import errors
 from hearth.root.engine.delivery import Delivery
 from hearth.root.engine.flights import Flights
@@ -161,12 +161,12 @@ class Engine:
         sampler = self._sampler_factory(params.sampling, seed)
         constraint = params.sampling.constraint
         # Enough context for the next text: a character has at most 4 bytes.
-        decoder = self.tokenizer.stream(seen[-_TAIL:])
+        decoder = self.tokenizer.stream(seen[-_TAIL:], params.visible)
         if constraint is None:
             matcher = None
         else:
             # The text is what the constraint allowed, also after half of a character.
-            decoder = StreamDecoder(self.tokenizer.token_bytes, strip_space=False)
+            decoder = self.tokenizer.stream(visible=params.visible, strip_space=False)
             matcher = matcher or self.matcher(constraint)
             sampler = ConstrainedSampler(sampler, matcher, params.sampling.adjusts)
 

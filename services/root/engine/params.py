@@ -111,6 +111,8 @@ class GenerateParams:
     prefix_cache: bool = True
     # Only requests of the same salt share the pages of a prefix.
     salt: bytes = b""
+    # Control tokens whose names are part of the answer's text.
+    visible: frozenset[int] = frozenset()
 
     @property
     def candidates(self) -> int:

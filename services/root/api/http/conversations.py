@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hearth.root.api.http.errors import bad_request
-from hearth.root.api.http.fields import Fields, loads
+from hearth.root.api.http.fields import Fields
+from hearth.root.api.json_text import loads
 
 Message = dict[str, Any]
 

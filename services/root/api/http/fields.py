@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hearth.root.api.http.errors import HttpError, bad_request
+from hearth.root.api.json_text import loads
 
 # Objects and lists in one body: each costs about 64 bytes, and a body of brackets has millions.
 MAX_CONTAINERS = 200_000
@@ -25,17 +25,6 @@ def parse(body: bytes) -> Fields:
     if not isinstance(value, dict):
         raise bad_request(f"the body is {_kind(value)}; it must be a JSON object")
     return Fields(value)
-
-
-def loads(text: str) -> Any:
-    """A JSON value whose numbers are finite and whose texts have UTF-8.
-
-    Raises ValueError or RecursionError.
-    """
-    value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-    if "\\u" in text:  # a lone surrogate has no UTF-8
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
 
 
 class Fields:
@@ -171,14 +160,3 @@ def _kind(value: object) -> str:
         case list():
             return "a list"
     return "an object"
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is not finite; numbers are read as 64-bit floats")
-    return value

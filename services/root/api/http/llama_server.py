@@ -21,6 +21,7 @@ from hearth.root.api.http.requests import (
     stops,
     timings_of,
 )
+from hearth.root.api.http.tools import template_variables, tools_of
 from hearth.root.api.prompt import Conversation
 from hearth.root.engine.mailbox import Delta, Done
 from hearth.root.scheduling.batch import FinishReason
@@ -97,7 +98,8 @@ async def apply_template(call: Call, services: Services) -> None:
     body = await call.json()
     services, _ = await choose(services, body.text("model"))
     messages = await in_turns(message_of(each) for each in body.objects("messages"))
-    await call.reply({"prompt": await services.frontend.render(Conversation(messages))})
+    conversation = Conversation(messages, tools_of(body).given, template_variables(body))
+    await call.reply({"prompt": await services.frontend.render(conversation)})
 
 
 async def completion(call: Call, services: Services) -> None:

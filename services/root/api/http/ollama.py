@@ -6,8 +6,9 @@ import datetime
 import hashlib
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from hearth.root.api.frontend import ModelFacts
 from hearth.root.api.http import embeddings, streams
@@ -26,8 +27,13 @@ from hearth.root.api.http.requests import (
     sampling,
     stops,
 )
+from hearth.root.api.http.tools import new_call_id, thinking, tools_of
+from hearth.root.api.json_text import loads
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
-from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.api.spoken import Ended, Part
+
+if TYPE_CHECKING:
+    from hearth.root.api.tools.events import ToolCall
 
 Object = dict[str, Any]
 
@@ -44,12 +50,16 @@ async def chat(call: Call, services: Services) -> None:
     body = await call.json()
     services, model = await _named(body, services)
     _refuse_structure(body)
+    tools = tools_of(body)
+    variables = await _thinking(services, body)
     messages = await in_turns(map(_message_of, body.objects("messages")))
     if not messages:
         empty = {"message": {"role": "assistant", "content": ""}}
         await _loaded(call, services, body, empty, model)
         return
-    await _generate(call, services, body, Conversation(messages), _chat_part(model))
+    conversation = Conversation(messages, tools.given, variables)
+    wanted = replace(_wanted(services, body), tools=tools)
+    await _generate(call, services, body, conversation, _chat_part(model), wanted)
 
 
 async def generate(call: Call, services: Services) -> None:
@@ -57,6 +67,7 @@ async def generate(call: Call, services: Services) -> None:
     body = await call.json()
     services, model = await _named(body, services)
     _refuse_structure(body)
+    variables = await _thinking(services, body)
     if body.text("suffix"):
         raise bad_request("suffix is given, and this model fills no gaps in a text")
     if body.items("images"):
@@ -70,13 +81,15 @@ async def generate(call: Call, services: Services) -> None:
         messages: list[Message] = [{"role": "user", "content": text}]
         if system := body.text("system"):
             messages.insert(0, {"role": "system", "content": system})
-        prompt = Conversation(messages)
-    await _generate(call, services, body, prompt, _generate_part(model))
+        prompt = Conversation(messages, variables=variables)
+    wanted = _wanted(services, body)
+    await _generate(call, services, body, prompt, _generate_part(model), wanted)
 
 
 async def tags(call: Call, services: Services) -> None:
     """GET /api/tags."""
-    await call.reply({"models": [_listed(each) for each in services.listed]})
+    models = [{**_listed(each), "capabilities": await _abilities(each)} for each in services.listed]
+    await call.reply({"models": models})
 
 
 async def running_models(call: Call, services: Services) -> None:
@@ -121,7 +134,7 @@ async def show(call: Call, services: Services) -> None:
             "template": services.frontend.chat_template,
             "details": _details(facts),
             "model_info": info,
-            "capabilities": _capabilities(facts),
+            "capabilities": await _abilities(services),
             "modified_at": _time(services.started),
         }
     )
@@ -181,6 +194,8 @@ def _message_of(fields: Fields) -> Message:
     if fields.items("images"):
         raise bad_request(f"{fields.place('images')} is given, and this model reads text only")
     message = message_of(fields)
+    if message["role"] == "assistant" and (thought := fields.text("thinking")):
+        message["reasoning_content"] = thought
     if message["role"] == "tool" and (name := fields.text("tool_name")):
         message["name"] = name
     return message
@@ -190,9 +205,27 @@ def _refuse_structure(body: Fields) -> None:
     """Raises HttpError for what would promise a form of the answer that is not enforced."""
     if body.raw("format"):
         raise bad_request("format is given, and this root makes text only")
-    if body.raw("think") not in (None, False):
+
+
+async def _thinking(services: Services, body: Fields) -> Mapping[str, Any]:
+    """Names for the template by `think`: true, false or an effort. Raises HttpError."""
+    wish = body.raw("think")
+    if wish is None:
+        return {}
+    if not isinstance(wish, bool | str):
+        raise body.wrong("think", wish, 'true, false, "low", "medium" or "high"')
+    if wish and not await services.frontend.reasons():
         model = body.text("model")[:100]
         raise bad_request(f"{model!r} does not support thinking")
+    return thinking(wish)
+
+
+async def _abilities(services: Services) -> list[str]:
+    facts = services.frontend.model()
+    found = _capabilities(facts)
+    if facts.has_chat_template:
+        found += ["tools", "thinking"] if await services.frontend.reasons() else ["tools"]
+    return found
 
 
 def _wanted(services: Services, body: Fields) -> Wanted:
@@ -207,14 +240,14 @@ def _wanted(services: Services, body: Fields) -> Wanted:
 
 
 async def _generate(
-    call: Call, services: Services, body: Fields, prompt: Input, part: _Part
+    call: Call, services: Services, body: Fields, prompt: Input, part: _Part, wanted: Wanted
 ) -> None:
-    async with running(call, services, [prompt], _wanted(services, body)) as answers:
+    async with running(call, services, [prompt], wanted) as answers:
         if body.flag("stream", True):
             await streams.send(call, answers, _Stream(part))
             return
         ((answer, done),) = await streams.collected(answers)
-    await call.reply(part.last(answer.text, done))
+    await call.reply(part.last(answer, done))
 
 
 async def _loaded(call: Call, services: Services, body: Fields, empty: Object, model: str) -> None:
@@ -235,17 +268,19 @@ class _Part:
     def __init__(self, model: str, chat: bool) -> None:
         self._model = model
         self._chat = chat
+        self._calls = 0
 
-    def line(self, text: str) -> Object:
-        """New text."""
-        return self._object(text) | {"done": False}
+    def line(self, part: Part) -> Object:
+        """New text, reasoning, or a call."""
+        calls = [part.call] if part.call is not None else []
+        return self._object(part.text, part.reasoning, calls) | {"done": False}
 
-    def last(self, text: str, done: Done) -> Object:
-        """The end, with the text that was not sent yet."""
+    def last(self, answer: streams.Collected, done: Ended) -> Object:
+        """The end, with what was not sent yet."""
         usage = done.usage
         long = done.finish_reason in ENDED_BY_LENGTH
         seconds = usage.queue_seconds + usage.prefill_seconds + usage.decode_seconds
-        return self._object(text) | {
+        return self._object(answer.text, answer.reasoning, answer.calls) | {
             "done": True,
             "done_reason": "length" if long else "stop",
             "total_duration": round(seconds * _SECOND),
@@ -256,11 +291,19 @@ class _Part:
             "eval_duration": round(usage.decode_seconds * _SECOND),
         }
 
-    def _object(self, text: str) -> Object:
+    def _object(self, text: str, thought: str, calls: Sequence[ToolCall]) -> Object:
         made: Object = {"model": self._model, "created_at": _time()}
-        if self._chat:
-            return made | {"message": {"role": "assistant", "content": text}}
-        return made | {"response": text}
+        more: Object = {"thinking": thought} if thought else {}
+        if not self._chat:
+            return made | {"response": text} | more
+        if calls:
+            more["tool_calls"] = [self._call(call) for call in calls]
+        return made | {"message": {"role": "assistant", "content": text, **more}}
+
+    def _call(self, call: ToolCall) -> Object:
+        function = {"index": self._calls, "name": call.name, "arguments": loads(call.arguments)}
+        self._calls += 1
+        return {"id": new_call_id("call_"), "function": function}
 
 
 def _chat_part(model: str) -> _Part:
@@ -281,13 +324,15 @@ class _Stream:
         return self.heartbeat()
 
     def heartbeat(self) -> bytes:
-        return streams.line(self._part.line(""))
+        return streams.line(self._part.line(Part("", ())))
 
-    def delta(self, index: int, delta: Delta) -> bytes:
-        return streams.line(self._part.line(delta.text)) if delta.text else b""
+    def delta(self, index: int, delta: Part) -> bytes:
+        if not delta.text and not delta.reasoning and delta.call is None:
+            return b""
+        return streams.line(self._part.line(delta))
 
-    def done(self, index: int, done: Done) -> bytes:
-        return streams.line(self._part.last("", done))
+    def done(self, index: int, done: Ended) -> bytes:
+        return streams.line(self._part.last(streams.Collected(), done))
 
     def end(self) -> bytes:
         return b""

@@ -6,7 +6,8 @@ import datetime
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
@@ -31,8 +32,13 @@ from hearth.root.api.http.requests import (
     stops,
     timings_of,
 )
+from hearth.root.api.http.tools import new_call_id, template_variables, tools_of
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
+from hearth.root.api.spoken import Ended, Part
 from hearth.root.engine.mailbox import Delta, Done, Usage
+
+if TYPE_CHECKING:
+    from hearth.root.api.tools.events import ToolCall
 
 Object = dict[str, Any]
 
@@ -46,14 +52,16 @@ async def chat(call: Call, services: Services) -> None:
     body = await call.json()
     services, model = await choose(services, body.text("model"))
     refuse_structure(body)
+    tools = tools_of(body)
     messages = await in_turns(message_of(each) for each in body.objects("messages"))
     if not messages:
         raise bad_request("messages is empty; give at least one message", "messages")
     limit = max_tokens(body, "max_completion_tokens", "max_tokens")
-    wanted = _wanted(services, body, limit, wanted_of_chat(body))
+    wanted = replace(_wanted(services, body, limit, wanted_of_chat(body)), tools=tools)
+    conversation = Conversation(messages, tools.given, template_variables(body))
     logprobs = ChatLogprobs(services.frontend)
     head = _Head(f"chatcmpl-{call.id}", int(time.time()), model)
-    async with running(call, services, [Conversation(messages)], wanted) as answers:
+    async with running(call, services, [conversation], wanted) as answers:
         if body.flag("stream"):
             usage = _include_usage(body)
             prompt = sum(answer.prompt_tokens for answer in answers[:1])
@@ -65,7 +73,7 @@ async def chat(call: Call, services: Services) -> None:
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": message_of_answer(answer),
             "logprobs": logprobs(answer.scores),
             "finish_reason": finish_of(done),
         }
@@ -126,9 +134,28 @@ async def model(call: Call, services: Services) -> None:
     await call.reply(_model(services))
 
 
+def message_of_answer(answer: streams.Collected) -> Object:
+    """The message of a whole answer."""
+    message: Object = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        message["content"] = answer.text or None
+        message["tool_calls"] = [_call_object(call) for call in answer.calls]
+    return message
+
+
+def _call_object(call: ToolCall) -> Object:
+    """A tool call with an id of its own."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": new_call_id("call_"), "type": "function", "function": function}
+
+
 def finish_of(done: Done) -> str:
     """OpenAI's finish_reason."""
-    return "length" if done.finish_reason in ENDED_BY_LENGTH else "stop"
+    if done.finish_reason in ENDED_BY_LENGTH:
+        return "length"
+    return "tool_calls" if isinstance(done, Ended) and done.called else "stop"
 
 
 def usage_of(prompts: Sequence[int], usages: Sequence[Usage]) -> Object:
@@ -157,16 +184,6 @@ def refuse_structure(body: Fields) -> None:
         raise bad_request(
             f"response_format is of type {kind[:40]!r}, and this root makes text only",
             "response_format",
-        )
-    refuse_tool_choice(body)
-
-
-def refuse_tool_choice(body: Fields) -> None:
-    """Raises HttpError where the answer must be a tool call."""
-    choice = body.raw("tool_choice")
-    if isinstance(choice, dict) or choice in ("required", "any"):
-        raise bad_request(
-            "tool_choice asks for a tool call, and this root does not make any", "tool_choice"
         )
 
 
@@ -315,6 +332,8 @@ class _ChatStream(_Stream):
         super().__init__(head, choices, prompt_tokens, usage)
         self._logprobs = logprobs
         self._choices = choices
+        # Calls of each choice so far.
+        self._calls: dict[int, int] = {}
 
     def begin(self) -> bytes:
         role = {"role": "assistant", "content": "", "refusal": None}
@@ -323,10 +342,26 @@ class _ChatStream(_Stream):
     def _nothing(self, index: int) -> bytes:
         return self._part(index, {"content": ""})
 
-    def delta(self, index: int, delta: Delta) -> bytes:
+    def delta(self, index: int, delta: Part) -> bytes:
+        logprobs = self._logprobs(delta.scores)
+        if delta.call is not None:
+            return self._call(index, delta.call, logprobs)
+        if delta.reasoning:
+            return self._part(index, {"reasoning_content": delta.reasoning}, logprobs)
         if not delta.text and not delta.scores:
             return b""
-        return self._part(index, {"content": delta.text}, self._logprobs(delta.scores))
+        return self._part(index, {"content": delta.text}, logprobs)
+
+    def _call(self, index: int, call: ToolCall, logprobs: Object | None) -> bytes:
+        """A call: its name first, then its arguments."""
+        number = self._calls.get(index, 0)
+        self._calls[index] = number + 1
+        made = _call_object(call)
+        named = {**made, "function": {"name": call.name, "arguments": ""}}
+        arguments = {"index": number, "function": {"arguments": call.arguments}}
+        return self._part(
+            index, {"tool_calls": [{"index": number, **named}]}, logprobs
+        ) + self._part(index, {"tool_calls": [arguments]})
 
     def _last(self, index: int, done: Done) -> bytes:
         choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": finish_of(done)}

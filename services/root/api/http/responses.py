@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hearth.root.api.http import streams
@@ -12,7 +12,6 @@ from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.conversations import Message, call_of, in_turns, message_of, text_of
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
-from hearth.root.api.http.openai import refuse_tool_choice
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
@@ -22,13 +21,13 @@ from hearth.root.api.http.requests import (
     running,
     sampling,
 )
+from hearth.root.api.http.response_items import Output
+from hearth.root.api.http.tools import template_variables, thinking, tools_of
 from hearth.root.api.prompt import Conversation
-from hearth.root.engine.mailbox import Delta, Done, Usage
+from hearth.root.api.spoken import Ended, Part
 
 Object = dict[str, Any]
 
-# Items of a conversation that need no place in the prompt.
-_DROPPED = ("reasoning",)
 # Metadata: pairs, characters of a name and of a value.
 _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
 _CALLS = ("function_call", "custom_tool_call")
@@ -45,19 +44,30 @@ async def create(call: Call, services: Services) -> None:
             "conversation as input",
             "previous_response_id",
         )
-    refuse_tool_choice(body)
+    tools = tools_of(body)
     _refuse_format(body)
     messages = await in_turns(_messages(body))
     if not messages:
         raise bad_request("input is an empty list; give a text or at least one message", "input")
-    wanted = Wanted(sampling(services, body), max_tokens(body, "max_output_tokens"))
+    variables = dict(template_variables(body))
+    wish = body.child("reasoning")
+    if wish is not None and wish.has("effort"):
+        variables = {**thinking(wish.text("effort")), **variables}
+    conversation = Conversation(messages, tools.given, variables)
+    wanted = Wanted(
+        sampling(services, body),
+        max_tokens(body, "max_output_tokens"),
+        tools=tools,
+    )
     made = _Response(call.id, model, body)
-    async with running(call, services, [Conversation(messages)], wanted) as answers:
+    output = Output(call.id)
+    async with running(call, services, [conversation], wanted) as answers:
         if body.flag("stream"):
-            await streams.send(call, answers, _Stream(made))
+            await streams.send(call, answers, _Stream(made, output))
             return
         ((answer, done),) = await streams.collected(answers)
-    await call.reply(made.ended(answer.text, done))
+    output.whole(answer)
+    await call.reply(made.ended(output, done))
 
 
 def _messages(body: Fields) -> Iterator[Message]:
@@ -67,20 +77,31 @@ def _messages(body: Fields) -> Iterator[Message]:
     if given is None or isinstance(given, str):  # OpenAI's own types make it optional
         yield {"role": "user", "content": given or ""}
         return
+    thought = ""
     for item in body.objects("input"):
         kind = item.text("type", "message")
         if kind == "message":
-            yield message_of(item)
+            message = message_of(item)
+            if thought and message["role"] == "assistant":
+                message["reasoning_content"], thought = thought, ""
+            yield message
         elif kind in _CALLS:
             arguments = item.raw("arguments", "input")
             if arguments is not None and not isinstance(arguments, str):
                 raise item.wrong("arguments", arguments, "a string of JSON")
             made = call_of(item.text("name"), arguments or "{}", item.text("call_id"))
-            yield {"role": "assistant", "content": "", "tool_calls": [made]}
+            message = {"role": "assistant", "content": "", "tool_calls": [made]}
+            if thought:
+                message["reasoning_content"], thought = thought, ""
+            yield message
         elif kind in _RESULTS:
             result = text_of(item, "output")
             yield {"role": "tool", "content": result, "tool_call_id": item.text("call_id")}
-        elif kind not in _DROPPED:
+        elif kind == "reasoning":
+            thought += "\n".join(
+                each.text("text") for name in ("summary", "content") for each in item.objects(name)
+            )
+        else:
             place = item.place("type")
             raise bad_request(f"{place} is {kind[:40]!r}, which this root does not read", place)
 
@@ -121,7 +142,6 @@ class _Response:
     """The response object, as it begins and as it ends."""
 
     def __init__(self, id: str, model: str, body: Fields) -> None:
-        self.message_id = f"msg_{id}"
         self._base: Object = {
             "id": f"resp_{id}",
             "object": "response",
@@ -135,14 +155,14 @@ class _Response:
             "metadata": _metadata(body),
             "model": model,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.values.get("parallel_tool_calls") is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": _effort(body), "summary": None},
             "store": False,
             "temperature": 1.0 if (given := body.number("temperature")) is None else given,
             "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": body.raw("tool_choice") or "auto",
+            "tools": [each for each in body.items("tools") if each.get("type") == "function"],
             "top_p": 1.0 if (given := body.number("top_p")) is None else given,
             "truncation": "disabled",
             "usage": None,
@@ -152,7 +172,7 @@ class _Response:
         """The response before its first token."""
         return self._base
 
-    def ended(self, text: str, done: Done) -> Object:
+    def ended(self, output: Output, done: Ended) -> Object:
         """The whole response."""
         long = done.finish_reason in ENDED_BY_LENGTH
         status = "incomplete" if long else "completed"
@@ -160,8 +180,8 @@ class _Response:
             **self._base,
             "status": status,
             "incomplete_details": {"reason": "max_output_tokens"} if long else None,
-            "output": [self.item(text, status)],
-            "usage": _usage_of(done.usage),
+            "output": output.items,
+            "usage": _usage_of(done),
         }
 
     def failed(self, error: Mapping[str, Any]) -> Object:
@@ -171,86 +191,61 @@ class _Response:
         problem = {"code": code, "message": inner["message"]}
         return {**self._base, "status": "failed", "error": problem}
 
-    def item(self, text: str | None, status: str) -> Object:
-        """The message; text: None for one without contents yet."""
-        return {
-            "id": self.message_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [] if text is None else [part_of(text)],
-        }
+
+def _effort(body: Fields) -> str | None:
+    wish = body.child("reasoning")
+    return wish.text("effort") or None if wish is not None else None
 
 
-def part_of(text: str) -> Object:
-    """A content part."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _usage_of(usage: Usage) -> Object:
+def _usage_of(done: Ended) -> Object:
+    usage = done.usage
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": done.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
 
 
 class _Stream:
-    """Events of a response with one message."""
+    """Events of a response."""
 
     content_type = EVENTS
 
-    def __init__(self, response: _Response) -> None:
+    def __init__(self, response: _Response, output: Output) -> None:
         self._response = response
+        self._output = output
         self._numbers = itertools.count()
-        self._texts: list[str] = []
 
     def begin(self) -> bytes:
         begun = self._response.begun()
-        return (
-            self._event("response.created", response=begun)
-            + self._event("response.in_progress", response=begun)
-            + self._event(
-                "response.output_item.added",
-                output_index=0,
-                item=self._response.item(None, "in_progress"),
-            )
-            + self._of_part("response.content_part.added", part=part_of(""))
+        return self._event("response.created", {"response": begun}) + self._event(
+            "response.in_progress", {"response": begun}
         )
 
     def heartbeat(self) -> bytes:
-        # Without the instructions, which may be megabytes.
-        begun = {**self._response.begun(), "instructions": None}
-        return self._event("response.in_progress", response=begun)
+        # Without the instructions and tools, which may be megabytes.
+        begun = {**self._response.begun(), "instructions": None, "tools": []}
+        return self._event("response.in_progress", {"response": begun})
 
-    def delta(self, index: int, delta: Delta) -> bytes:
-        if not delta.text:
-            return b""
-        self._texts.append(delta.text)
-        return self._of_part("response.output_text.delta", delta=delta.text, logprobs=[])
+    def delta(self, index: int, delta: Part) -> bytes:
+        return self._events(self._output.part(delta))
 
-    def done(self, index: int, done: Done) -> bytes:
-        text = "".join(self._texts)
-        ended = self._response.ended(text, done)
-        return (
-            self._of_part("response.output_text.done", text=text, logprobs=[])
-            + self._of_part("response.content_part.done", part=part_of(text))
-            + self._event("response.output_item.done", output_index=0, item=ended["output"][0])
-            + self._event(f"response.{ended['status']}", response=ended)
-        )
+    def done(self, index: int, done: Ended) -> bytes:
+        closed = self._events(self._output.end(done.finish_reason in ENDED_BY_LENGTH))
+        ended = self._response.ended(self._output, done)
+        return closed + self._event(f"response.{ended['status']}", {"response": ended})
 
     def end(self) -> bytes:
         return b""
 
     def failed(self, error: Mapping[str, Any]) -> bytes:
-        return self._event("response.failed", response=self._response.failed(error))
+        return self._event("response.failed", {"response": self._response.failed(error)})
 
-    def _of_part(self, kind: str, **fields: object) -> bytes:
-        where = {"item_id": self._response.message_id, "output_index": 0, "content_index": 0}
-        return self._event(kind, **where, **fields)
+    def _events(self, events: Iterable[tuple[str, Object]]) -> bytes:
+        return b"".join(self._event(kind, values) for kind, values in events)
 
-    def _event(self, kind: str, **fields: object) -> bytes:
+    def _event(self, kind: str, values: Object) -> bytes:
         number = next(self._numbers)
-        return streams.event({"type": kind, "sequence_number": number, **fields}, kind)
+        return streams.event({"type": kind, "sequence_number": number, **values}, kind)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hearth.common.errors import HearthError
 from hearth.root.api.answer import Answer
 from hearth.root.api.http import limits
 from hearth.root.api.http.call import Call, encode
 from hearth.root.api.http.errors import http_error
+from hearth.root.api.spoken import Ended, Listener, Part
 from hearth.root.engine.mailbox import Delta, Done, TokenScore, Waiting
+
+if TYPE_CHECKING:
+    from hearth.root.api.tools.events import ToolCall
 
 # (number of the answer, its event); None where nothing came for a while.
 Numbered = tuple[int, Delta | Done] | None
+Spoken = tuple[int, Part | Ended] | None
 
 
 class Shape(Protocol):
@@ -29,10 +34,10 @@ class Shape(Protocol):
     def heartbeat(self) -> bytes:
         """An event without contents."""
 
-    def delta(self, index: int, delta: Delta) -> bytes:
-        """New text of an answer."""
+    def delta(self, index: int, delta: Part) -> bytes:
+        """A new part of an answer."""
 
-    def done(self, index: int, done: Done) -> bytes:
+    def done(self, index: int, done: Ended) -> bytes:
         """The end of an answer."""
 
     def end(self) -> bytes:
@@ -61,16 +66,22 @@ async def send(call: Call, answers: Sequence[Answer], shape: Shape) -> None:
     await call.begin_stream(shape.content_type)
     await call.write(shape.begin())
     try:
-        async with aclosing(merged(answers)) as events:
+        clock = asyncio.get_running_loop().time
+        written = clock()
+        async with aclosing(spoken(answers)) as events:
             async for each in events:
                 match each:
                     case None:
                         data = shape.heartbeat()
-                    case index, Delta() as delta:
-                        data = shape.delta(index, delta)
-                    case index, Done() as done:
+                    case index, Ended() as done:
                         data = shape.done(index, done)
-                await call.write(data)
+                    case index, Part() as part:
+                        data = shape.delta(index, part)
+                if not data and clock() - written > limits.HEARTBEAT_SECONDS:
+                    data = shape.heartbeat()  # a long tool call comes whole, at its end
+                if data:
+                    await call.write(data)
+                    written = clock()
         await call.write(shape.end())
     except HearthError as error:
         await call.write(shape.failed(call.failure(http_error(error))))
@@ -117,6 +128,21 @@ async def merged(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
+async def spoken(answers: Sequence[Answer]) -> AsyncGenerator[Spoken, None]:
+    """`merged`, with each answer taken apart. Raises as it does."""
+    listeners = [Listener(each.expected, one_call=each.one_call) for each in answers]
+    async with aclosing(merged(answers)) as events:
+        async for each in events:
+            if each is None:
+                yield None
+                continue
+            index, event = each
+            listener = listeners[index]
+            parts = listener.done(event) if isinstance(event, Done) else listener.delta(event)
+            for part in parts:
+                yield index, part
+
+
 async def _single(answer: Answer, silence: float) -> AsyncGenerator[Numbered, None]:
     """`merged` of one answer, without a task for each token."""
     while True:
@@ -136,26 +162,35 @@ class Collected:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.thoughts: list[str] = []
+        self.calls: list[ToolCall] = []
         self.token_ids: list[int] = []
         self.scores: list[TokenScore] = []
-        self.done: Done | None = None
+        self.done: Ended | None = None
 
     @property
     def text(self) -> str:
         """The text."""
         return "".join(self.texts)
 
+    @property
+    def reasoning(self) -> str:
+        """The reasoning."""
+        return "".join(self.thoughts)
 
-async def collected(answers: Sequence[Answer]) -> list[tuple[Collected, Done]]:
+
+async def collected(answers: Sequence[Answer]) -> list[tuple[Collected, Ended]]:
     """All answers, whole. Raises HearthError when one fails."""
     found = [Collected() for _ in answers]
-    async with aclosing(merged(answers)) as events:
+    async with aclosing(spoken(answers)) as events:
         async for each in events:
             match each:
-                case index, Delta() as delta:
-                    found[index].texts.append(delta.text)
-                    found[index].token_ids += delta.token_ids
-                    found[index].scores += delta.scores
-                case index, Done() as done:
+                case index, Ended() as done:
                     found[index].done = done
+                case index, Part() as part:
+                    found[index].texts.append(part.text)
+                    found[index].thoughts.append(part.reasoning)
+                    found[index].calls += [part.call] if part.call is not None else []
+                    found[index].token_ids += part.token_ids
+                    found[index].scores += part.scores
     return [(each, each.done) for each in found if each.done is not None]
