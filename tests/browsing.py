@@ -10,6 +10,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import ConsoleMessage, Page, expect
 from serving_fakes import EOS, FakeRunner, NextToken, Root
 
+from hearth.v1 import common_pb2, root_pb2
+
+# Waits are for slow machines; a page that never gets there still fails.
+expect.set_options(timeout=60_000)
 # Rules of axe-core that are checked: WCAG 2.1, levels A and AA.
 _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
@@ -91,3 +95,41 @@ def last(page: Page) -> str:
     """The text of the last answer, once it is complete."""
     page.wait_for_selector(".message.model:last-of-type[aria-busy=false]")
     return page.locator(".message.model").last.locator(".markdown").last.inner_text()
+
+
+def two_nodes(state: str = "SERVING", reason: str = "") -> root_pb2.ClusterStatus:
+    """A root and one worker."""
+    serving = root_pb2.NODE_STATE_SERVING
+    return root_pb2.ClusterStatus(
+        state=root_pb2.ClusterState.Value(f"CLUSTER_STATE_{state}"),
+        reason=reason,
+        epoch=3,
+        lane=common_pb2.LANE_MESH,
+        sync_type=common_pb2.SYNC_TYPE_Q80,
+        nodes=[
+            root_pb2.ClusterNode(
+                address="local",
+                state=serving,
+                info=common_pb2.NodeInfo(
+                    name="desk", threads=4, cores=8, memory_total_bytes=16 << 30
+                ),
+                weight_bytes=600,
+            ),
+            root_pb2.ClusterNode(
+                address="10.0.0.2:7717",
+                state=serving,
+                info=common_pb2.NodeInfo(name="pi", threads=4, cores=4),
+                placement=common_pb2.Placement(rank=1, ranks=2),
+                weight_bytes=400,
+                round_trip_seconds=0.00018,
+            ),
+        ],
+        peers=[
+            root_pb2.Peer(
+                address="10.0.0.2:7717",
+                name="pi",
+                sources=["static"],
+                state=root_pb2.PEER_STATE_IN,
+            )
+        ],
+    )

@@ -327,12 +327,13 @@ class Root:
             from hearth.root.api.http import requests, server
 
             history = History()
+            self.activity = activity or Activity()
             self.frontend.subscribe(history.note)
             services = requests.Services(
                 self.frontend,
                 any_model,
                 history=history,
-                activity=lambda: activity or Activity(),
+                activity=lambda: self.activity,
             )
             self.http = server.HttpServer("127.0.0.1:0", services, **http_options)
         beside = [self.http] if self.http is not None else []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,11 @@ _ANSWER_SECONDS = 4.0
 _RETRY_SECONDS = 0.05
 # A try to connect: time for a lost packet to be sent again.
 _DIAL_SECONDS = 2.0
+# In struct tcp_info: tcpi_rtt, tcpi_min_rtt (Linux 4.6) and the end of that; microseconds.
+_RTT_OFFSET = 68
+_MIN_RTT_OFFSET = 148
+_TCP_INFO_BYTES = 152
+_NO_RTT = (1 << 32) - 1
 # More bytes than any sum has.
 _LARGEST_SUM = 1 << 40
 
@@ -117,6 +124,26 @@ def measure(lane: _native.MeshLane, seconds: float) -> LinkCosts:
         bytes_per_second=1e12 / max(1, costs.byte_ps),
         direct_bytes=lane.direct_bytes if lane.direct_bytes <= _LARGEST_SUM else None,
     )
+
+
+def round_trip(descriptor: int) -> float:
+    """Shortest round trip of a TCP connection in seconds, by the kernel; 0 where it is not known.
+
+    The fields are those of struct tcp_info in linux/tcp.h.
+    """
+    option = getattr(socket, "TCP_INFO", None)
+    if option is None:
+        return 0.0
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            info = duplicate.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
+    except OSError:
+        return 0.0
+    offset = _MIN_RTT_OFFSET if len(info) >= _TCP_INFO_BYTES else _RTT_OFFSET
+    if len(info) < offset + 4:
+        return 0.0
+    microseconds: int = struct.unpack_from("=I", info, offset)[0]
+    return microseconds / 1e6 if microseconds < _NO_RTT else 0.0
 
 
 def _prove(connection: socket.socket, key: bytes, rank: int, peer: int) -> Handshake:

@@ -348,6 +348,20 @@ def test_a_paused_cluster_is_named_and_the_answer_goes_on(visit: Visit) -> None:
         expect(page.locator(".notice")).to_have_count(0)
 
 
+def test_a_bar_shows_how_far_the_prompt_is_read(visit: Visit) -> None:
+    with speaking("ok", seconds=0.2, max_step_tokens=64) as root:
+        page = visit(root)
+        expect(page.locator(".lamp.serving")).to_be_visible()
+        send(page, "x" * 2000)
+        bar = page.locator(".reading progress[max]")
+        expect(bar).to_have_attribute("max", re.compile(r"20\d\d"))
+        label = page.locator(".reading span")
+        expect(label).to_have_text(re.compile(r"Reading the prompt: [\d,]+ of 2,0\d\d tokens"))
+        expect(label).not_to_have_text(label.inner_text())
+        answered(page, "ok")
+        expect(page.locator(".reading")).to_have_count(0)
+
+
 def test_a_model_without_a_template_continues_a_story(visit: Visit) -> None:
     runner = FakeRunner(script(" there was a fox. It ran.", "Once"))
     with Root(runner, http=True, chat_template=None, context_size=256) as root:

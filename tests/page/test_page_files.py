@@ -13,12 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from browsing import two_nodes
 from serving_fakes import Root
 
 from hearth.common.api_keys import ApiKeys
 from hearth.root.api.http.page import POLICY
 from hearth.root.status.activity import Activity, NodeActivity
-from hearth.v1 import common_pb2, root_pb2
+from hearth.v1 import root_pb2
 
 TOP = Path(__file__).resolve().parents[2]
 STATIC = TOP / "services/root/api/http/page/static"
@@ -133,41 +134,6 @@ def test_files_need_no_key_and_everything_else_does(locked: Root) -> None:
 
 
 # -- /cluster --------------------------------------------------------------------------------------
-
-
-def two_nodes(state: str = "SERVING", reason: str = "") -> root_pb2.ClusterStatus:
-    """A root and one worker."""
-    serving = root_pb2.NODE_STATE_SERVING
-    return root_pb2.ClusterStatus(
-        state=root_pb2.ClusterState.Value(f"CLUSTER_STATE_{state}"),
-        reason=reason,
-        epoch=3,
-        lane=common_pb2.LANE_MESH,
-        sync_type=common_pb2.SYNC_TYPE_Q80,
-        nodes=[
-            root_pb2.ClusterNode(
-                address="local",
-                state=serving,
-                info=common_pb2.NodeInfo(name="desk", threads=4, cores=8),
-                weight_bytes=600,
-            ),
-            root_pb2.ClusterNode(
-                address="10.0.0.2:7717",
-                state=serving,
-                info=common_pb2.NodeInfo(name="pi", threads=4, cores=4),
-                placement=common_pb2.Placement(rank=1, ranks=2),
-                weight_bytes=400,
-            ),
-        ],
-        peers=[
-            root_pb2.Peer(
-                address="10.0.0.2:7717",
-                name="pi",
-                sources=["static"],
-                state=root_pb2.PEER_STATE_IN,
-            )
-        ],
-    )
 
 
 BUSY = Activity(1, 2, 3, 4, 50, 60, (NodeActivity("desk", 2.0, 1.0), NodeActivity("pi", 3.0, 0.0)))

@@ -59,6 +59,18 @@ class Answer:
         """The request is queued."""
         self._handle, self.prompt_tokens = handle, prompt_tokens
 
+    @property
+    def client(self) -> str:
+        """The caller, for limits and the log."""
+        return self._client
+
+    @property
+    def prefilled(self) -> int | None:
+        """Positions of the prompt that were computed; None once there is a token."""
+        if self._handle is None or self._made or self._end is not None:
+            return None
+        return min(self._handle.prefilled(), self.prompt_tokens)
+
     def cluster_waits(self, reason: str) -> None:
         """The cluster is not ready for this reason, or "": it is. In any thread."""
         if reason != self._waiting:

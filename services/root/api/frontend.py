@@ -187,6 +187,15 @@ class _Threads:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Progress of a request's prompt: positions computed, and all."""
+
+    request_id: str
+    position: int
+    total: int
+
+
 class Frontend:
     """Serves the requests of all faces. Lives on one event loop; made anywhere."""
 
@@ -240,6 +249,15 @@ class Frontend:
     def open_answers(self) -> int:
         """Answers that run or wait."""
         return len(self._answers)
+
+    def prefills(self) -> list[Prefill]:
+        """The calling client's requests whose prompt is being read, or waits for that."""
+        client = CLIENT.get()
+        return [
+            Prefill(answer.request_id, position, answer.prompt_tokens)
+            for answer in self._answers
+            if answer.client == client and (position := answer.prefilled) is not None
+        ]
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token; empty for a control token."""

@@ -292,7 +292,9 @@ class Forming:
         if settings.lane == "mesh":
             encrypted = settings.security is not None and not settings.mesh_plain
             cipher = choose_cipher(self._links) if encrypted else "plain"
-            lane, costs = open_mesh(self._links, sync_type, settings.step_seconds, cipher)
+            lane, costs, round_trips = open_mesh(
+                self._links, sync_type, settings.step_seconds, cipher
+            )
             notes = [describe.mesh_note(len(self._links) + 1, cipher, costs)]
             log.info("%s", notes[0])
             if settings.security is not None and not encrypted:
@@ -300,5 +302,6 @@ class Forming:
                 log.warning("%s", notes[1])
             with self._board.change() as status:
                 status.notes.extend(notes)
+                describe.measured(status, costs, round_trips)
             return lane
         return HubLane(self._links, sync_type)

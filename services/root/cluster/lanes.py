@@ -16,7 +16,7 @@ from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
 from hearth.common.lanes import StreamLane
 from hearth.common.link_costs import LinkCosts
-from hearth.common.mesh import connect_all, measure
+from hearth.common.mesh import connect_all, measure, round_trip
 from hearth.common.mesh_handshake import KEY_BYTES
 from hearth.common.types import MESH_CIPHER
 from hearth.root.cluster.links import WorkerLink, expect_sync, violation
@@ -84,8 +84,11 @@ def choose_cipher(links: Sequence[WorkerLink]) -> str:
 
 def open_mesh(
     links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float, cipher: str
-) -> tuple[_native.MeshLane, LinkCosts]:
+) -> tuple[_native.MeshLane, LinkCosts, list[float]]:
     """Connects the ranks of the root's stage to each other and measures their links.
+
+    Returns the lane, the costs of its slowest link, and the round trip between the root and each
+    link's worker in seconds (0 where the system does not say).
 
     links: all ranks of the stage except the root, in rank order. cipher: see `choose_cipher`, or
     "plain". Raises HearthError.
@@ -130,6 +133,7 @@ def open_mesh(
             costs = measure(lane, MESH_SECONDS)
         except HearthError as error:
             raise _lost(links, error) from None
+        round_trips = [round_trip(connections.sockets[link.place.rank]) for link in links]
         for link in links:
             answer = link.receive_within(MESH_SECONDS, "join the mesh")
             if answer.WhichOneof("message") != "mesh_ready":
@@ -138,7 +142,7 @@ def open_mesh(
     except BaseException:
         lane.close()
         raise
-    return lane, costs
+    return lane, costs, round_trips
 
 
 def _cannot_encrypt(name: str, ciphers: Sequence[str]) -> str:

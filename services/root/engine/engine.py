@@ -197,7 +197,9 @@ class Engine:
             self._open.discard(seq_id)
             raise errors.shutting_down()
         return RequestHandle(
-            active.seq_id, partial(self._post, partial(self._on_cancel, active.seq_id))
+            active.seq_id,
+            partial(self._post, partial(self._on_cancel, active.seq_id)),
+            lambda: active.prefilled,
         )
 
     def check(self, params: GenerateParams) -> None:

@@ -100,6 +100,7 @@ class Flights:
             active = self._requests.get(part.seq_id)
             if active is None:  # cancelled while it was in flight
                 continue
+            active.prefilled = part.position + len(part.tokens)
             bad = next((r for r in span if r in output.not_finite), None)
             if bad is not None:
                 position = part.position + bad - span.start

@@ -31,6 +31,8 @@ class Active:
     made: int = 0
     # Tokens of the prompt found in the prefix cache.
     cached: int = 0
+    # Positions of the prompt that were computed, or found in a cache.
+    prefilled: int = 0
     # Of sampled tokens that were not delivered yet, oldest first.
     scores: deque[TokenScore] = field(default_factory=deque)
     # Losses of the cluster in steps of this request since its last token.
@@ -56,6 +58,8 @@ class RequestHandle:
 
     seq_id: int
     _cancel: Callable[[], object]
+    # The positions of the prompt that were computed; of any thread.
+    prefilled: Callable[[], int] = lambda: 0
 
     def cancel(self) -> None:
         """Ends the request with Failed(CANCELLED) before the next step, unless it has ended."""

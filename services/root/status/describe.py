@@ -163,6 +163,16 @@ def mesh_note(ranks: int, cipher: str, costs: LinkCosts) -> str:
     )
 
 
+def measured(
+    status: root_pb2.ClusterStatus, costs: LinkCosts, round_trips: Sequence[float]
+) -> None:
+    """Show the measured links of a mesh; round_trips: seconds, of each worker in rank order."""
+    status.mesh.latency_seconds = costs.latency_seconds
+    status.mesh.bytes_per_second = costs.bytes_per_second
+    for node, seconds in zip(status.nodes[1:], round_trips, strict=True):
+        node.round_trip_seconds = seconds
+
+
 def placement(place: Placement) -> common_pb2.Placement:
     """A node's place in a plan, as a message."""
     return common_pb2.Placement(

@@ -20,7 +20,6 @@ from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.limits import HEARTBEAT_SECONDS
 from hearth.root.api.http.requests import Services
-from hearth.root.status import activity
 from hearth.root.status.describe import waiting_reason
 from hearth.v1 import common_pb2, root_pb2
 from hearth.worker.shape import kv_page_bytes
@@ -28,6 +27,8 @@ from hearth.worker.shape import kv_page_bytes
 Object = dict[str, Any]
 
 LOAD_SECONDS = 1.0
+# While a prompt of the client is read.
+PREFILL_SECONDS = 0.25
 # The gRPC method with the same rule of who may call it.
 _DRAIN = "/hearth.v1.RootService/DrainWorker"
 
@@ -77,15 +78,17 @@ async def _follow(
 ) -> None:
     """Send each change, and the load where it differs. Raises HearthError when the root ends."""
     clock = asyncio.get_running_loop().time
-    sent, when = activity.Activity(), -HEARTBEAT_SECONDS
+    sent: Object = {}
+    when = 0.0
     coming = asyncio.ensure_future(anext(statuses))
     try:
         while True:
-            now = services.activity()
+            now = _load(services)
             if now != sent or clock() - when >= HEARTBEAT_SECONDS:
                 sent, when = now, clock()
-                await call.write(streams.event(_load(now), "load"))
-            await asyncio.wait({coming}, timeout=LOAD_SECONDS)
+                await call.write(streams.event({"seconds": time.monotonic(), **now}, "load"))
+            pause = PREFILL_SECONDS if now["prefills"] else LOAD_SECONDS
+            await asyncio.wait({coming}, timeout=pause)
             if coming.done():
                 status = coming.result()
                 coming = asyncio.ensure_future(anext(statuses))
@@ -123,9 +126,15 @@ def _everything(services: Services, status: root_pb2.ClusterStatus) -> Object:
             }
             for peer in status.peers
         ],
+        "mesh": {
+            "latency_seconds": status.mesh.latency_seconds,
+            "bytes_per_second": status.mesh.bytes_per_second,
+        }
+        if status.HasField("mesh")
+        else None,
         "notes": list(status.notes),
         "events": [asdict(event) for event in services.history.events()],
-        "load": _load(services.activity()),
+        "load": {"seconds": time.monotonic(), **_load(services)},
     }
 
 
@@ -149,13 +158,18 @@ def _node(node: root_pb2.ClusterNode) -> Object:
         "weight_bytes_loaded": node.weight_bytes_loaded,
         "weight_bytes_from_network": node.weight_bytes_from_network,
         "weight_bytes_from_cache": node.weight_bytes_from_cache,
+        "round_trip_seconds": node.round_trip_seconds,
         "page_bytes": kv_page_bytes(node.shard) if node.HasField("shard") else 0,
     }
 
 
-def _load(now: activity.Activity) -> Object:
-    """The load; seconds: of a clock that only runs forward, for rates between two loads."""
-    return {"seconds": time.monotonic(), **asdict(now)}
+def _load(services: Services) -> Object:
+    """The root's work; prefills: of the caller's requests.
+
+    It is sent with `seconds` of a clock that only runs forward, for rates between two loads.
+    """
+    prefills = [asdict(prefill) for prefill in services.frontend.prefills()]
+    return asdict(services.activity()) | {"prefills": prefills}
 
 
 def _word(name: str, enum: str) -> str:

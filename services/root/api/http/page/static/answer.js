@@ -110,6 +110,7 @@ async function opened(path, body, run) {
     try {
       const response = await request(path, { body, signal });
       run.phase = "reading";
+      run.request = response.headers.get("x-request-id");
       run.why = "";
       changed();
       return response;

@@ -102,7 +102,7 @@ function room(messages) {
   const used = messages.findLast((message) => message.usage)?.usage.total_tokens;
   if (!size || !used) return nothing;
   return html`<meter min="0" max=${size} high=${size * 0.9} .value=${used} aria-label="Context used"></meter>
-    <span title=${`${whole(used)} of ${whole(size)} tokens`}>${percent(used / size)} of the context</span>`;
+    <span title=${`${whole(used)} of ${whole(size)} tokens`}>${percent(used / size)}<span class="only-wide"> of the context</span></span>`;
 }
 
 /** Give the text field the height of its text. */

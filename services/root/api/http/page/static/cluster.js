@@ -47,7 +47,7 @@ function withOutsiders({ nodes, peers }) {
 function loadView({ load, model, nodes, lane, sync_type, epoch, mesh }) {
   if (!load) return nothing;
   const all = load.pages_used + load.pages_free;
-  const figure = (label, value, more = nothing) => html`<div><dt>${label}</dt><dd>${value}${more}</dd></div>`;
+  const figure = (label, value, more = nothing, wide = false) => html`<div class=${wide ? "double" : ""}><dt>${label}</dt><dd>${value}${more}</dd></div>`;
   const weights = nodes.reduce((sum, node) => sum + node.weight_bytes, 0);
   return html`<dl class="figures-grid">
     ${figure("Speed", `${digits(load.tokensPerSecond ?? 0)} tokens/s`)}
@@ -58,13 +58,14 @@ function loadView({ load, model, nodes, lane, sync_type, epoch, mesh }) {
       all ? `${percent(load.pages_used / all)} of ${counted(all, "page")}` : "no pages yet",
       all ? html`<meter min="0" max=${all} .value=${load.pages_used} aria-label="Pages used"></meter>` : nothing,
     )}
-    ${figure("Model", model.name, html`<small>${bytes(weights)}, ${model.weight_type}, ${counted(model.layers, "layer")}</small>`)}
+    ${figure("Model", model.name, html`<small>${bytes(weights)}, ${model.weight_type}, ${counted(model.layers, "layer")}</small>`, true)}
     ${figure("Context", `${whole(model.context_size)} tokens`)}
     ${nodes.length > 1
       ? figure(
           "Network",
           mesh ? `${span(mesh.latency_seconds)}, ${bytes(mesh.bytes_per_second)}/s` : `${lane} lane`,
           html`<small>slowest link of the ${lane}; syncs in ${sync_type}; plan ${epoch}</small>`,
+          true,
         )
       : nothing}
   </dl>`;

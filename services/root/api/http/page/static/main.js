@@ -49,7 +49,8 @@ function model() {
   const found = state.cluster?.model;
   if (!found) return html`<span class="model-name"></span>`;
   return html`<a class="model-name" href="#/cluster" title=${state.cluster.words}>
-    <span class=${`lamp ${state.cluster.state}`}></span>${found.name}</a>`;
+    <span class=${`lamp ${state.cluster.state}`}></span><span class="only-wide">${found.name}</span>
+    <span class="outside">Cluster: ${state.cluster.words}</span></a>`;
 }
 
 function banner() {

@@ -141,7 +141,7 @@ function progress(run) {
   if (state.cluster && state.cluster.state !== "serving") return paused(state.cluster);
   if (run.phase === "waiting") return html`<div class="notice wait" role="status"><span>${run.why}</span> Asking again soon.</div>`;
   if (run.phase === "writing") return html`<span class="cursor" aria-hidden="true"></span>`;
-  const known = run.progress;
+  const known = run.progress ?? prefillOf(run);
   const label = known
     ? `Reading the prompt: ${whole(known.position)} of ${whole(known.total)} tokens`
     : run.phase === "reading"
@@ -153,6 +153,12 @@ function progress(run) {
       ? html`<progress max=${known.total} .value=${known.position} aria-label=${label}></progress>`
       : html`<progress aria-label=${label}></progress>`}
   </div>`;
+}
+
+/** How far the prompt of an answer was read, by the root's own account. */
+function prefillOf({ request, phase }) {
+  const found = state.cluster?.load?.prefills?.find((each) => each.request_id === request);
+  return phase === "reading" && found?.total > 0 ? found : null;
 }
 
 function paused(cluster) {

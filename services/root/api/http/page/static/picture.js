@@ -69,12 +69,13 @@ function linkView(root, place, node, narrow) {
   const to = narrow
     ? { x: place.x, y: place.y + BOX.height / 2 }
     : { x: place.x + BOX.width / 2, y: place.y };
-  const middle = (from.y + to.y) / 2;
+  // The last part is straight: the latency stands on it.
+  const bend = to.y - 36;
   const path = narrow
     ? `M${from.x} ${from.y}V${to.y}H${to.x}`
-    : `M${from.x} ${from.y}C${from.x} ${middle} ${to.x} ${middle} ${to.x} ${to.y}`;
+    : `M${from.x} ${from.y}C${from.x} ${bend} ${to.x} ${from.y} ${to.x} ${bend}V${to.y}`;
   const latency = node.round_trip_seconds > 0 ? span(node.round_trip_seconds) : "";
-  const at = narrow ? { x: place.x + 8, y: place.y - 8, anchor: "start" } : { x: to.x, y: to.y - 14, anchor: "middle" };
+  const at = narrow ? { x: place.x + 8, y: place.y - 8, anchor: "start" } : { x: to.x, y: to.y - 13, anchor: "middle" };
   return svg`<g class=${`link ${node.outside ? "outside-plan" : node.state}`}>
     <path d=${path} />
     ${latency ? svg`<text x=${at.x} y=${at.y} text-anchor=${at.anchor}>${latency}</text>` : nothing}
