@@ -87,8 +87,8 @@ def open_mesh(
 ) -> tuple[_native.MeshLane, LinkCosts, list[float]]:
     """Connects the ranks of the root's stage to each other and measures their links.
 
-    Returns the lane, the costs of its slowest link, and the round trip between the root and each
-    link's worker in seconds (0 where the system does not say).
+    Returns the lane, the costs of its slowest link, and the round trip to each worker in seconds,
+    0 where the system does not say.
 
     links: all ranks of the stage except the root, in rank order. cipher: see `choose_cipher`, or
     "plain". Raises HearthError.
