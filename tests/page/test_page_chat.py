@@ -373,6 +373,100 @@ def test_a_model_without_a_template_continues_a_story(visit: Visit) -> None:
         accessible(page)
 
 
+def event(value: object) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def chunk(finish: str | None = None, **delta: str) -> str:
+    return event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+def answering(page: Page, *events: str, status: int = 200, **headers: str) -> None:
+    """The next request for an answer gets these events instead of the root's."""
+    body = "".join(events)
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(status=status, body=body, headers=headers),
+        times=1,
+    )
+
+
+def test_reasoning_is_folded(root: Root, visit: Visit) -> None:
+    page = visit(root)
+    answering(
+        page,
+        *(chunk(reasoning_content="It is **late**."), chunk(content="Good night.")),
+        *(chunk(finish="stop"), "data: [DONE]\n\n"),
+    )
+    send(page, "hello")
+    answered(page, "Good night.")
+    folded = page.locator(".reasoning")
+    expect(folded.locator("summary")).to_contain_text("Thought")
+    expect(folded.locator("strong")).to_be_hidden()
+    folded.locator("summary").click()
+    expect(folded.locator("strong")).to_have_text("late")
+    # The model does not get its reasoning back.
+    with page.expect_request("**/v1/chat/completions") as request:
+        send(page, "again")
+    messages = json.loads(request.value.post_data or "")["messages"]
+    assert messages[1] == {"role": "assistant", "content": "Good night."}
+
+
+def test_reasoning_within_the_text_is_folded_too(visit: Visit) -> None:
+    with speaking("<think>It is late.</think>\n\nGood night.") as root:
+        page = visit(root)
+        send(page, "hello")
+        answered(page, "Good night.")
+        expect(page.locator(".reasoning .markdown")).to_have_text("It is late.")
+
+
+def test_progress_within_the_stream_is_shown(root: Root, visit: Visit) -> None:
+    """llama.cpp's form; the stream ends without an answer, which is an error."""
+    page = visit(root)
+    progress = {"total": 1000, "cache": 0, "processed": 250, "time_ms": 5}
+    answering(page, event({"choices": [], "prompt_progress": progress}))
+    send(page, "hello")
+    expect(page.locator(".notice.error")).to_contain_text("before the answer was complete")
+
+
+def test_an_error_within_a_stream_keeps_the_text_and_can_be_repeated(
+    root: Root, visit: Visit
+) -> None:
+    page = visit(root)
+    error = {"message": "worker pi was lost", "type": "server_error", "code": "worker_lost"}
+    answering(page, chunk(content="half an"), event({"error": error}))
+    send(page, "hello")
+    expect(page.locator(".notice.error")).to_contain_text("Worker pi was lost")
+    expect(page.locator(".markdown")).to_have_text("half an")
+    page.get_by_role("button", name="Try again").click()
+    answered(page, "HELLO")
+    expect(page.locator(".branches")).to_contain_text("2 / 2")
+
+
+def test_a_cluster_that_is_not_ready_is_asked_again(root: Root, visit: Visit) -> None:
+    page = visit(root, expected=("503",))
+    body = json.dumps({"error": {"message": "the cluster is not ready"}})
+    answering(page, body, status=503, **{"retry-after": "1"})
+    send(page, "hello")
+    answered(page, "HELLO")
+
+
+def test_of_several_models_one_is_chosen(root: Root, visit: Visit) -> None:
+    page = visit(root)
+    models = {"data": [{"id": "small"}, {"id": "large"}]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.reload()
+    page.locator("header select").select_option("large")
+    accessible(page)
+    answering(page, chunk(content="I am large."), chunk(finish="stop"))
+    with page.expect_request("**/v1/chat/completions") as request:
+        send(page, "hello")
+    assert json.loads(request.value.post_data or "")["model"] == "large"
+    answered(page, "I am large.")
+    page.reload()
+    expect(page.locator("header select")).to_have_value("large")
+
+
 def test_keys(root: Root, visit: Visit) -> None:
     page = visit(root)
     page.fill("#text", "line one")

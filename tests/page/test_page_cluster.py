@@ -148,6 +148,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit, tmp_path: Path) ->
         page.get_by_role("textbox", name="Key").fill("key-of-a-client-000")
         page.keyboard.press("Enter")
         answered(page, "hello")
+        expect(page.locator(".banner")).to_have_count(0)
         page.reload()
         expect(page.locator(".lamp.serving")).to_be_visible()
         kept = page.evaluate("() => JSON.stringify([{...localStorage}, document.cookie])")

@@ -71,10 +71,17 @@ function titleOf(message) {
   return text.length > TITLE_LENGTH ? `${text.slice(0, TITLE_LENGTH).trimEnd()}…` : text;
 }
 
+/** [reasoning, answer] of a message, also of a model that writes its reasoning into the text. */
+export function parts(message) {
+  if (message.role !== "assistant" || message.reasoning) return [message.reasoning ?? "", message.text];
+  const found = /^\s*<think>([\s\S]*?)(?:<\/think>\s*|$)/.exec(message.text);
+  return found ? [found[1].trim(), message.text.slice(found[0].length)] : ["", message.text];
+}
+
 /** The text of a message as the model gets it: attached files first. */
 export function prompt(message) {
   const files = (message.files ?? []).map((file) => `File ${file.name}:\n${fenced(file.text)}\n`);
-  return [...files, message.text].join("\n");
+  return [...files, parts(message)[1]].join("\n");
 }
 
 function fenced(text) {
@@ -99,6 +106,7 @@ export function read(value) {
   made.title = String(value.title ?? "").slice(0, 200);
   made.named = true;
   for (const [id, message] of Object.entries(value.messages)) {
+    if (!/^[0-9a-z]{1,64}$/.test(id)) throw new Error("a message has no id of this page");
     if (!object(message) || typeof message.text !== "string") throw new Error("a message has no text");
     made.messages[id] = {
       id,
@@ -113,7 +121,7 @@ export function read(value) {
       state: "done",
     };
   }
-  for (const message of Object.values(made.messages)) checkEnds(made, message);
+  checkEnds(made.messages);
   if (object(value.chosen)) {
     for (const [parent, id] of Object.entries(value.chosen)) {
       if (made.messages[id]?.parent === parent) made.chosen[parent] = id;
@@ -122,10 +130,16 @@ export function read(value) {
   return made;
 }
 
-function checkEnds(conversation, message) {
-  const seen = new Set();
-  for (let at = message; at.parent; at = conversation.messages[at.parent]) {
-    if (seen.has(at.id) || !conversation.messages[at.parent]) throw new Error("its messages do not lead to a first one");
-    seen.add(at.id);
+/** Every message leads to a first one. */
+function checkEnds(messages) {
+  const good = new Set([""]);
+  for (const message of Object.values(messages)) {
+    const seen = new Set();
+    for (let at = message; !good.has(at.id); at = messages[at.parent]) {
+      if (seen.has(at.id) || (at.parent && !messages[at.parent])) throw new Error("its messages lead nowhere");
+      seen.add(at.id);
+      if (!at.parent) break;
+    }
+    for (const id of seen) good.add(id);
   }
 }

@@ -3,7 +3,7 @@
 import { html, render } from "./vendor/lit-html.js";
 import { key, setKey } from "./api.js";
 import { change, NUMBERS } from "./settings.js";
-import { changed, state } from "./state.js";
+import { changed, signals, state } from "./state.js";
 
 /** Show a dialog; resolves to the form's fields, or null where it was closed. */
 function show(title, contents, accept, cancel = "Cancel") {
@@ -61,6 +61,7 @@ export async function askKey() {
   const found = await show("Key", field, "Use this key");
   if (found === null) return false;
   setKey(String(found.get("value")).trim());
+  signals.dispatchEvent(new Event("key"));
   return true;
 }
 
@@ -85,7 +86,7 @@ export async function askSettings() {
     <div class="grid">${NUMBERS.map(number)}</div>`;
   const found = await show("Settings", contents, "Save");
   if (found === null) return;
-  const settings = { system: String(found.get("system")).trim() };
+  const settings = { model: state.settings.model, system: String(found.get("system")).trim() };
   for (const [name] of NUMBERS) {
     const text = String(found.get(name)).trim();
     if (text) settings[name] = Number(text);

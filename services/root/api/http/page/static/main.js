@@ -7,7 +7,7 @@ import { clusterView } from "./cluster.js";
 import { connectView } from "./connect.js";
 import { askKey, showHelp } from "./dialogs.js";
 import { icons } from "./icons.js";
-import { restore, switchTheme, theme } from "./settings.js";
+import { change, restore, switchTheme, theme } from "./settings.js";
 import { sidebarView } from "./sidebar.js";
 import { changed, onDraw, state } from "./state.js";
 import * as store from "./store.js";
@@ -48,9 +48,19 @@ function page() {
 function model() {
   const found = state.cluster?.model;
   if (!found) return html`<span class="model-name"></span>`;
+  if (state.models.length > 1) return choice();
   return html`<a class="model-name" href="#/cluster" title=${state.cluster.words}>
     <span class=${`lamp ${state.cluster.state}`}></span><span class="only-wide">${found.name}</span>
     <span class="outside">Cluster: ${state.cluster.words}</span></a>`;
+}
+
+/** Of several models the one that answers; the root loads it when it is asked. */
+function choice() {
+  const chosen = state.models.includes(state.settings.model) ? state.settings.model : state.cluster.model.name;
+  return html`<span class="model-name"><span class=${`lamp ${state.cluster.state}`}></span>
+    <select aria-label="Model" @change=${(event) => change({ ...state.settings, model: event.target.value })}>
+      ${state.models.map((name) => html`<option ?selected=${name === chosen}>${name}</option>`)}
+    </select></span>`;
 }
 
 function banner() {
@@ -67,7 +77,7 @@ function banner() {
 }
 
 async function enterKey() {
-  if (await askKey()) watch();
+  await askKey();
 }
 
 function skip(event) {

@@ -3,7 +3,7 @@
 import { html, nothing } from "./vendor/lit-html.js";
 import { answer, save } from "./answer.js";
 import { askKey } from "./dialogs.js";
-import { branches, turn } from "./conversation.js";
+import { branches, parts, turn } from "./conversation.js";
 import { copy } from "./copy.js";
 import { icons } from "./icons.js";
 import { Rendered } from "./markdown.js";
@@ -104,19 +104,20 @@ function editor(message, send) {
 function modelView(conversation, message) {
   const run = state.running.get(message.id);
   const views = viewsOf(message);
+  const [reasoning, text] = parts(message);
   return html`<article class="message model" aria-label="Model" aria-busy=${run ? "true" : "false"}>
-    ${message.reasoning
+    ${reasoning
       ? html`<details class="reasoning">
-          <summary>${thought(message, run)}</summary>
-          ${views.reasoning.show(message.reasoning)}
+          <summary>${thought(message, run && !text)}</summary>
+          ${views.reasoning.show(reasoning)}
         </details>`
       : nothing}
-    ${views.text.show(message.text)}
+    ${views.text.show(text)}
     ${run ? progress(run) : ending(conversation, message)}
     <div class="actions">
       ${branchView(conversation, message)}
       ${run ? nothing : action("Regenerate", icons.again, () => answer(conversation, message.parent))}
-      ${message.text ? action("Copy", icons.copy, () => copy(message.text)) : nothing}
+      ${text ? action("Copy", icons.copy, () => copy(text)) : nothing}
       ${run ? nothing : figures(message)}
     </div>
   </article>`;
@@ -131,8 +132,8 @@ function viewsOf(message) {
   return views;
 }
 
-function thought(message, run) {
-  if (run && !message.text) return "Thinking…";
+function thought(message, thinking) {
+  if (thinking) return "Thinking…";
   return message.thoughtSeconds ? `Thought for ${span(message.thoughtSeconds)}` : "Thought";
 }
 

@@ -15,6 +15,7 @@ export const NUMBERS = [
 export function restore() {
   const kept = load("settings", {});
   state.settings = { system: typeof kept.system === "string" ? kept.system : "" };
+  if (typeof kept.model === "string") state.settings.model = kept.model;
   for (const [name, least, most] of NUMBERS) {
     const value = kept[name];
     if (typeof value === "number" && value >= least && value <= most) state.settings[name] = value;
@@ -31,6 +32,7 @@ export function change(settings) {
 /** The fields of a request that the settings give. */
 export function fields() {
   const found = {};
+  if (state.models.length > 1 && state.models.includes(state.settings.model)) found.model = state.settings.model;
   for (const [name] of NUMBERS) {
     if (state.settings[name] !== undefined) found[name] = state.settings[name];
   }

@@ -5,8 +5,14 @@ export const state = {
   view: "chat",
   // GET /cluster; null before the first answer.
   cluster: null,
+  // Names of the models that the root serves.
+  models: [],
   // True while the root does not answer.
   offline: false,
+  // True while the root wants a key.
+  locked: false,
+  // Loads of the last minute, for rates.
+  history: [],
   // Conversations by id, and the one that is shown; null for a new one.
   conversations: new Map(),
   conversation: null,
@@ -21,7 +27,7 @@ export const state = {
   settings: {},
 };
 
-/** "serving" is sent when the cluster becomes ready. */
+/** "serving": the cluster has become ready; "key": the person entered another key. */
 export const signals = new EventTarget();
 
 let draw = () => {};

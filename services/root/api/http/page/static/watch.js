@@ -21,11 +21,14 @@ document.addEventListener("visibilitychange", () => {
   else watch();
 });
 
+signals.addEventListener("key", watch);
+
 async function follow(signal) {
   while (!signal.aborted) {
     try {
       const response = await request("cluster/events", { signal });
       state.offline = state.locked = false;
+      listModels(signal);
       for await (const [name, value] of events(response)) take(name, value);
     } catch (error) {
       if (signal.aborted) return;
@@ -35,6 +38,17 @@ async function follow(signal) {
       if (state.locked) return;
     }
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MILLISECONDS));
+  }
+}
+
+/** The models that a conversation can choose from. */
+async function listModels(signal) {
+  try {
+    const { data } = await (await request("v1/models", { signal })).json();
+    state.models = data.map((model) => model.id);
+    changed();
+  } catch (error) {
+    if (!signal.aborted) console.warn("the models cannot be listed:", error);
   }
 }
 
@@ -59,7 +73,7 @@ function words({ state: now, reason, nodes }) {
 
 function load(value) {
   if (state.cluster === null) return;
-  state.history = [...(state.history ?? []), value].filter((each) => value.seconds - each.seconds <= 60);
+  state.history = [...state.history, value].filter((each) => value.seconds - each.seconds <= 60);
   state.cluster.load = { ...value, ...rates(state.history) };
 }
 
