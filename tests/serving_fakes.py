@@ -283,7 +283,7 @@ class Root:
         pooling: Pooling | None = None,
         pause_seconds: float = 0.0,
         drain: Drain | None = None,
-        activity: Activity | None = None,
+        activity: Callable[[], Activity] = Activity,
         **limits: int,
     ) -> None:
         """server_options: further arguments of RootServer. http: serve HTTP too, at `url`.
@@ -327,13 +327,12 @@ class Root:
             from hearth.root.api.http import requests, server
 
             history = History()
-            self.activity = activity or Activity()
             self.frontend.subscribe(history.note)
             services = requests.Services(
                 self.frontend,
                 any_model,
                 history=history,
-                activity=lambda: self.activity,
+                activity=activity,
             )
             self.http = server.HttpServer("127.0.0.1:0", services, **http_options)
         beside = [self.http] if self.http is not None else []

@@ -140,7 +140,7 @@ BUSY = Activity(1, 2, 3, 4, 50, 60, (NodeActivity("desk", 2.0, 1.0), NodeActivit
 
 
 def test_the_cluster_as_json() -> None:
-    with Root(http=True, activity=BUSY) as root:
+    with Root(http=True, activity=lambda: BUSY) as root:
         root.cluster.show(two_nodes())
         found = httpx.get(f"{root.url}/cluster").json()
     assert (found["state"], found["epoch"], found["lane"], found["sync_type"]) == (

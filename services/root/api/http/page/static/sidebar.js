@@ -54,7 +54,7 @@ function tools(conversation) {
   return html`<span class="tools">
     ${tool("Rename", icons.edit, rename)}
     ${tool("Save as Markdown", icons.save, (each) => download(`${fileName(each)}.md`, markdown(each), "text/markdown"))}
-    ${tool("Export", icons.copy, (each) => exportSome([each], fileName(each)))}
+    ${tool("Export", icons.share, (each) => exportSome([each], fileName(each)))}
     ${tool("Delete", icons.remove, remove)}
   </span>`;
 }

@@ -11,7 +11,7 @@ export const state = {
   offline: false,
   // True while the root wants a key.
   locked: false,
-  // Loads of the last minute, for rates.
+  // Loads of the last seconds, for rates.
   history: [],
   // Conversations by id, and the one that is shown; null for a new one.
   conversations: new Map(),

@@ -6,8 +6,11 @@ import { changed, signals, state } from "./state.js";
 const AGAIN_MILLISECONDS = 3000;
 // Seconds over which rates are averaged.
 const WINDOW = 5;
+// Silence after which nothing is computed.
+const REST_MILLISECONDS = 3000;
 
 let watching = null;
+let resting = 0;
 
 /** Follow the cluster until the page is hidden; again when it is shown. */
 export function watch() {
@@ -60,8 +63,9 @@ function take(name, value) {
 
 function cluster(value) {
   const was = state.cluster?.state;
-  const load_ = state.cluster?.load;
-  state.cluster = { ...value, words: words(value), load: value.load ?? load_ };
+  const { load: now, ...rest } = value;
+  state.cluster = { ...rest, words: words(rest) };
+  load(now);
   if (was !== "serving" && value.state === "serving") signals.dispatchEvent(new Event("serving"));
 }
 
@@ -73,8 +77,18 @@ function words({ state: now, reason, nodes }) {
 
 function load(value) {
   if (state.cluster === null) return;
-  state.history = [...state.history, value].filter((each) => value.seconds - each.seconds <= 60);
+  // A root that was restarted counts from 0 again.
+  const goesOn = (each) => each.seconds <= value.seconds && value.seconds - each.seconds <= 2 * WINDOW;
+  state.history = [...state.history.filter(goesOn), value];
   state.cluster.load = { ...value, ...rates(state.history) };
+  // Loads come while they differ; after that nothing happens.
+  clearTimeout(resting);
+  resting = setTimeout(rest, REST_MILLISECONDS);
+}
+
+function rest() {
+  Object.assign(state.cluster.load, { tokensPerSecond: 0, promptPerSecond: 0 });
+  changed();
 }
 
 /** Rates over the last seconds, from counters that only grow. */
