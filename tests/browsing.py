@@ -17,6 +17,18 @@ expect.set_options(timeout=60_000)
 # Rules of axe-core that are checked: WCAG 2.1, levels A and AA.
 _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
+# Elements that a model's text may become.
+_FINE = {
+    *("p", "br", "hr", "blockquote", "pre", "code", "ul", "ol", "li", "strong", "em", "b", "i"),
+    *("s", "h1", "h2", "h3", "h4", "h5", "h6", "del", "sub", "sup", "kbd", "a", "table"),
+    *("thead", "tbody", "tr", "th", "td", "details", "summary", "div", "span", "button"),
+}  # fmt: skip
+_ATTRIBUTES = {
+    *("href", "title", "align", "start", "open", "target", "rel", "class", "tabindex", "type"),
+    *("role", "aria-label"),
+}
+_CLASSES = {"block", "code", "code-head", "quiet small", "table"}
+
 # visit(root, path="/", expected=(...), **context): a page.
 Visit = Callable[..., Page]
 
@@ -133,3 +145,12 @@ def two_nodes(state: str = "SERVING", reason: str = "") -> root_pb2.ClusterStatu
             )
         ],
     )
+
+
+def check_markdown(elements: list[tuple[str, dict[str, str]]]) -> None:
+    """Of a model's text: only these elements and attributes; links lead to the web or to mail."""
+    for name, attributes in elements:
+        assert name in _FINE, name
+        assert attributes.keys() <= _ATTRIBUTES, (name, attributes)
+        assert attributes.get("class", "block") in _CLASSES
+        assert re.match("https?:|mailto:|$", attributes.get("href", "")), attributes

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import Visit, accessible, answered, last, send, speaking
+from browsing import Visit, accessible, answered, check_markdown, last, send, speaking
 from playwright.sync_api import Page, expect
 from serving_fakes import FakeRunner, Root, script
 
@@ -83,42 +83,8 @@ ATTACKS = [
     "<a href='https://example.org' onclick='alert(1)' target='_self' name='x'>x</a>",
     "<x-custom onclick=alert(1) is=main>x</x-custom><template><script>alert(1)</script></template>",
 ]
-# Elements and attributes that a model's text may become.
-FINE = {
-    *(
-        "p",
-        "br",
-        "hr",
-        "blockquote",
-        "pre",
-        "code",
-        "ul",
-        "ol",
-        "li",
-        "strong",
-        "em",
-        "b",
-        "i",
-        "s",
-    ),
-    *("h1", "h2", "h3", "h4", "h5", "h6", "del", "sub", "sup", "kbd", "a", "table", "thead"),
-    *("tbody", "tr", "th", "td", "details", "summary", "div", "span", "button"),
-}
 FOUND = """() => [...document.querySelectorAll('.message .markdown *')].map(e =>
     [e.localName, Object.fromEntries([...e.attributes].map(a => [a.name, a.value]))])"""
-ATTRIBUTES = {
-    "href",
-    "title",
-    "align",
-    "start",
-    "open",
-    "target",
-    "rel",
-    "class",
-    "tabindex",
-    "type",
-}
-CLASSES = {"block", "code", "code-head", "quiet small", "table"}
 
 
 def test_text_of_a_model_runs_nothing(visit: Visit) -> None:
@@ -145,11 +111,7 @@ def test_text_of_a_model_runs_nothing(visit: Visit) -> None:
 
 
 def check_elements(page: Page) -> None:
-    for name, attributes in page.evaluate(FOUND):
-        assert name in FINE, name
-        assert attributes.keys() <= ATTRIBUTES | {"role", "aria-label"}, (name, attributes)
-        assert attributes.get("class", "block") in CLASSES
-        assert re.match("https?:|mailto:|$", attributes.get("href", "")), attributes
+    check_markdown(page.evaluate(FOUND))
     assert page.locator("#app").count() == 1
 
 

@@ -47,13 +47,21 @@ export class Rendered {
     this.element.className = "markdown";
     this.text = null;
     this.blocks = [];
+    // Addresses that stand elsewhere in the text: "[name]: https://...".
+    this.links = "{}";
   }
 
   /** Show `text`. */
   show(text) {
     if (text === this.text) return this.element;
     this.text = text;
-    const tokens = marked.lexer(text).filter((token) => token.type !== "space");
+    const all = marked.lexer(text);
+    const links = JSON.stringify(all.links);
+    if (links !== this.links) {
+      this.links = links;
+      for (const block of this.blocks.splice(0)) block.element.remove();
+    }
+    const tokens = all.filter((token) => !["space", "def"].includes(token.type));
     tokens.forEach((token, index) => {
       const old = this.blocks[index];
       if (old?.raw === token.raw) return;
