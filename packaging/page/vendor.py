@@ -45,10 +45,6 @@ PACKAGES = (
                 "directive-helpers.js",
                 "f7fb1154b8f72ed2cc08b05eaeed71c99270e9ad2d48620ed24688a1af4c2b62",
             ),
-            "directives/live.js": (
-                "directives/live.js",
-                "b305f9066319d838db797abd5a4d871537277e25f35332702bfce4452c020ecf",
-            ),
             "directives/repeat.js": (
                 "directives/repeat.js",
                 "083140026ecd8665fedd15b17769f9d516252a9f1502f1e91e6967686ee82626",
