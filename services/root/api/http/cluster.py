@@ -168,7 +168,7 @@ def _load(services: Services) -> Object:
 
     It is sent with `seconds` of a clock that only runs forward, for rates between two loads.
     """
-    prefills = [asdict(prefill) for prefill in services.frontend.prefills()]
+    prefills = [asdict(prefill) for each in services.listed for prefill in each.frontend.prefills()]
     return asdict(services.activity()) | {"prefills": prefills}
 
 
