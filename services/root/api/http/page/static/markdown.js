@@ -27,6 +27,10 @@ const renderer = {
   html({ text }) {
     return text.replace(/<[^>]*>|[^<]+|</g, (part) => (PLAIN_TAG.test(part) ? part : escaped(part)));
   },
+  text(token) {
+    // After <pre>, <code>, <kbd> or <script> marked would pass what follows as it is.
+    return token.escaped && !token.tokens ? escaped(token.text) : false;
+  },
   // An image of another site would report that this text was read. Its address is shown instead.
   image({ href, text }) {
     const shown = escaped(text || href);
