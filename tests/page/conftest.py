@@ -16,9 +16,12 @@ from serving_fakes import Root
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests; each visit has a profile of its own."""
+    """One browser for a file's tests; each visit has a profile of its own.
+
+    Playwright's event loop runs as long: tests with loops of their own are in other files.
+    """
     found = os.environ.get("HEARTH_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         pytest.skip("Chromium is absent: apt-get install chromium (or HEARTH_CHROMIUM)")
