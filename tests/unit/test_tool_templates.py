@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from serving_fakes import ByteTokenizer
 
-from hearth.root.api.prompt import Conversation, conversation_text
+from hearth.common.errors import HearthError
+from hearth.root.api.prompt import Conversation, conversation_ids, conversation_text
 from hearth.root.api.tools.adapting import adapted
 from hearth.root.api.tools.discovery import TemplateFacts, facts_of
 from hearth.root.api.tools.events import ToolCall
@@ -275,7 +276,43 @@ def test_names_of_control_tokens_in_variables_and_tools_stay_text() -> None:
     tokenizer = ByteTokenizer(source)
     given = Conversation([USER], [tool], {"mode": "</s>", "bos_token": "x"})
     assert conversation_text(tokenizer, given, 512) == "</s></s></s>"
-    from hearth.root.api.prompt import conversation_ids
 
     ids = conversation_ids(tokenizer, [USER], [tool], 512, {"mode": "</s>"})
     assert ids == (256, *b"</s></s>", 257)
+
+
+class Marked(ByteTokenizer):
+    """With a control token as Mistral's models have it."""
+
+    def __init__(self, template: str) -> None:
+        super().__init__(template)
+        self.vocab_size = 301
+        self.control_ids = {**self.control_ids, "[TOOL_CALLS]": 300}
+
+    def _name(self, token: int) -> str:
+        return "[TOOL_CALLS]" if token == 300 else super()._name(token)
+
+
+def test_markers_that_are_control_tokens_are_visible_and_forced_by_id() -> None:
+    tokenizer = Marked(NEMO)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    expected = expected_of(tokenizer, [tool], ())
+    assert expected is not None
+    assert expected.visible == {300}
+    stream = tokenizer.stream(visible=expected.visible)
+    text = "".join(map(stream.push, [300, *b'[{"name": "f", "arguments": {}}]', 257]))
+    assert text == '[TOOL_CALLS][{"name": "f", "arguments": {}}]'
+    parser = expected.parser()
+    assert [*parser.feed(text), *parser.end()] == [ToolCall("f", "{}")]
+    assert "<[300]>" in expected.forcing(["f"], one_call=True).text
+    assert "<[300]>" in expected.checking().text
+
+
+def test_forms_that_cannot_be_forced_are_refused() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    for source in (GEMMA, LFM):
+        expected = expected_of(ByteTokenizer(source), [tool], ())
+        assert expected is not None
+        with pytest.raises(HearthError, match="tool_choice cannot be kept"):
+            expected.forcing(["f"], one_call=False)
