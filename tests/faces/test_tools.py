@@ -10,6 +10,8 @@ import openai
 import pytest
 from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, NextToken, Root
 
+from hearth.root.api.http import limits
+
 QUESTION: Any = [{"role": "user", "content": "hi"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTION = {"name": "weather", "description": "The weather.", "parameters": PARAMETERS}
@@ -396,3 +398,23 @@ def test_strict_arguments() -> None:
     (call,) = message.tool_calls or ()
     assert call.type == "function"
     assert json.loads(call.function.arguments)["city"] in ("Bern", "Rome")
+
+
+def test_a_long_call_comes_whole_and_the_client_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.05)
+    runner = FakeRunner(says(call_text(BERN)), seconds=0.01)
+    with Root(runner, http=True, chat_template=TOOL_TEMPLATE, context_size=512) as root:
+        body = {"messages": QUESTION, "tools": TOOLS, "stream": True}
+        got = httpx.post(f"{root.url}/v1/chat/completions", json=body, timeout=60)
+    events = [json.loads(line[6:]) for line in got.text.split("\n") if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"] for event in events]
+    first = next(index for index, delta in enumerate(deltas) if "tool_calls" in delta)
+    # The role, then at least one event without contents.
+    assert deltas[1:first]
+    assert all(delta == {"content": ""} for delta in deltas[1:first])
+    named, arguments = (delta["tool_calls"][0] for delta in deltas[first : first + 2])
+    assert named["function"] == {"name": "weather", "arguments": ""}
+    assert (named["index"], named["type"]) == (0, "function")
+    assert arguments == {"index": 0, "function": {"arguments": BERN}}
