@@ -90,11 +90,9 @@ def expected_of(
         return None
     names = [tool["function"]["name"] for tool in tools or ()]
     schemas = [tool["function"].get("parameters") or {} for tool in tools or ()]
-    visible = {
-        id
-        for name, id in tokenizer.control_ids.items()
-        if name and any(name in m for m in form.markers)
-    }
+    # One text: a vocabulary may have a thousand control tokens.
+    markers = "\n".join(form.markers)
+    visible = {id for name, id in tokenizer.control_ids.items() if name and name in markers}
     opened = False
     if form.reasoning is not None:
         stream = tokenizer.stream(visible=visible)
