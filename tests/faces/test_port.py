@@ -212,6 +212,56 @@ def test_what_is_not_http(root: Root) -> None:
         assert b" 400 " in everything(connection).partition(b"\r\n")[0]
 
 
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n" % len(data) + data + b"\r\n0\r\n\r\n"
+
+
+def test_a_body_whose_end_two_readers_see_differently(root: Root) -> None:
+    """Behind a proxy that reads the other length, the rest would be another client's request."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    data = json.dumps(BODY).encode()
+    both = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for lines, said in (
+        (both, "both Content-Length and Transfer-Encoding"),
+        (b"Content-Length: 4\r\nContent-Length: 5\r\n", "not an HTTP/1.1 request"),
+        (b"Transfer-Encoding: gzip, chunked\r\n", "not an HTTP/1.1 request"),
+        (b"Transfer-Encoding : chunked\r\n", "not an HTTP/1.1 request"),
+    ):
+        with connect(root) as connection:
+            connection.sendall(head + lines + b"\r\n" + chunked(data) + hidden)
+            answer = everything(connection)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b"HTTP/1.1 200" not in answer  # nor is the hidden one answered
+        assert said in answer.decode()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity", "x" * 200])
+def test_a_compressed_body_is_refused(root: Root, encoding: str) -> None:
+    """So none can grow: nothing is ever unpacked."""
+    headers = {"content-encoding": encoding}
+    answer = httpx.post(f"{root.url}/v1/completions", content=b"{}", headers=headers)
+    assert answer.status_code == 415
+    assert encoding[:40] in answer.json()["error"]["message"]
+    headers["content-encoding"] = "Identity"
+    assert httpx.post(f"{root.url}/v1/completions", json=BODY, headers=headers).status_code == 200
+
+
+def test_a_head_is_limited_however_it_comes(root: Root) -> None:
+    """In one piece, too, which the parser does not measure."""
+    lines = b"X: y\r\n" * 10_000
+    with connect(root) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + lines)
+        connection.sendall(b"\r\n")
+        answer = connection.recv(65536)
+    assert answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+    long = {"x": "y" * limits.MAX_HEAD_BYTES}
+    answer_to_one = httpx.get(f"{root.url}/v1/models", headers=long)
+    assert answer_to_one.status_code in (400, 431)
+    short = {"x": "y" * (limits.MAX_HEAD_BYTES - 2000)}
+    assert httpx.get(f"{root.url}/v1/models", headers=short).status_code == 200
+
+
 def test_idle_connections_keep_nobody_out(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_CONNECTIONS", 20)
     held = [connect(root) for _ in range(100)]

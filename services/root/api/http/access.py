@@ -1,4 +1,4 @@
-"""Rules before a request is read: the Host and Origin of browsers, and the caller's key."""
+"""Rules before a request is read: its head, the Host and Origin of browsers, the caller's key."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hearth.common import certificates
 from hearth.common.access import Access, Caller
 from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
+from hearth.root.api.http import limits
 from hearth.root.api.http.call import TEXT, Call
-from hearth.root.api.http.errors import forbidden
+from hearth.root.api.http.errors import encoded_body, forbidden, head_too_large, two_lengths
 from hearth.root.api.http.page import is_open
 
 # For clients without a field for a key: http://HOST:PORT/k/KEY as their base address.
@@ -57,10 +58,11 @@ class Rules:
         return (path.rstrip("/") or "/"), key
 
     async def admit(self, call: Call) -> bool:
-        """Checks Host and Origin; adds the headers of CORS. False if the request is answered.
+        """Checks the head; adds the headers of CORS. False if the request is answered.
 
-        Raises HttpError 403.
+        Raises HttpError 400, 403, 415 or 431.
         """
+        _check_head(call)
         host = call.headers.get("host", "")
         self._check_host(host)
         origin = call.headers.get("origin", "")
@@ -137,6 +139,20 @@ class Rules:
         if parts.scheme not in ("http", "https"):
             return False
         return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
+
+
+def _check_head(call: Call) -> None:
+    """Size, one length of the body, and no compression. Raises HttpError 400, 415 or 431."""
+    size = len(call.scope["raw_path"]) + len(call.scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in call.scope["headers"])
+    # The parser looks at heads that come in several parts only.
+    if size > limits.MAX_HEAD_BYTES:
+        raise head_too_large(limits.MAX_HEAD_BYTES)
+    if "transfer-encoding" in call.headers and "content-length" in call.headers:
+        raise two_lengths()
+    encoding = call.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise encoded_body(encoding)
 
 
 def _authorization(call: Call, key: str) -> str:

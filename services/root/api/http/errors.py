@@ -31,6 +31,8 @@ class HttpError(Exception):
     claude_message: str = ""
     # True if the same request may succeed a little later.
     again: bool = False
+    # True if what follows on the connection may be a part of this request.
+    closes: bool = False
 
     def __str__(self) -> str:
         return self.message
@@ -38,12 +40,19 @@ class HttpError(Exception):
     @property
     def headers(self) -> list[tuple[str, str]]:
         """Headers of the answer."""
-        return [("retry-after", str(_RETRY_SECONDS))] if self.again else []
+        found = [("retry-after", str(_RETRY_SECONDS))] if self.again else []
+        return [*found, ("connection", "close")] if self.closes else found
 
 
 def bad_request(message: str, param: str | None = None) -> HttpError:
     """400, for what repeating cannot mend."""
     return HttpError(400, message, param=param)
+
+
+def two_lengths() -> HttpError:
+    """400 for a body whose end a proxy may see elsewhere (RFC 9112, section 6.3)."""
+    problem = "the request has both Content-Length and Transfer-Encoding; send one of them"
+    return HttpError(400, problem, closes=True)
 
 
 def unknown_model(wanted: str, served: Sequence[str]) -> HttpError:
@@ -76,6 +85,19 @@ def too_large(limit: int) -> HttpError:
         413,
         f"the request's body is larger than {limit} bytes",
         claude="request_too_large",
+    )
+
+
+def head_too_large(limit: int) -> HttpError:
+    """431."""
+    return HttpError(431, f"the request's line and headers are larger than {limit} bytes")
+
+
+def encoded_body(encoding: str) -> HttpError:
+    """415 for a body that is compressed."""
+    return HttpError(
+        415,
+        f"the body has the Content-Encoding {encoding[:40]!r}; send it as it is, uncompressed",
     )
 
 

@@ -21,6 +21,7 @@ def parse(body: bytes) -> Fields:
         value = loads(body.decode())
     except (ValueError, RecursionError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problem = problem.partition("; use sys.")[0]  # Python's advice about long numbers
         raise bad_request(f"the body cannot be read as JSON: {problem[:200]}") from None
     if not isinstance(value, dict):
         raise bad_request(f"the body is {_kind(value)}; it must be a JSON object")
