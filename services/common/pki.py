@@ -13,18 +13,20 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hearth.common.certificates import REVOCATION_LIST, Role, read_revoked, roles_of
 from hearth.common.errors import HearthError, Reason
-from hearth.common.key_files import check_mode
+from hearth.common.key_files import bad_file, check_mode, read_file
 
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
+
+T = TypeVar("T")
 
 # Those that every cluster has a directory of; `add` makes more.
 _ROLES = tuple(Role)
@@ -34,6 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # Boards without a clock of their own start days behind.
 _BACKDATED = datetime.timedelta(days=7)
 _SECRET_BYTES = 32
+_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def make(directory: Path, hosts: Sequence[str], days: int, force: bool = False) -> list[Path]:
@@ -81,8 +84,8 @@ def describe(directory: Path) -> list[str]:
     lines = []
     for path in sorted(directory.glob("*/tls.crt")):
         try:
-            certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
-        except ValueError as error:
+            certificate = x509.load_pem_x509_certificates(read_file(path))[0]
+        except (ValueError, HearthError) as error:
             lines.append(f"{path}: cannot be read: {error}")
             continue
         roles = ", ".join(sorted(roles_of(certificate))) or "no role"
@@ -96,9 +99,13 @@ def _locked(directory: Path) -> Iterator[None]:
     """Holds the directory's lock. Raises HearthError where there is no such directory."""
     if not directory.is_dir():
         raise HearthError(Reason.BAD_SETTING, f"{directory} is not a directory of certificates")
-    with (directory / ".lock").open("w") as lock:
+    # Nothing is followed or written to: the folder may be one that others may write to.
+    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | _AS_IT_IS, 0o644)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _check_name(name: str) -> None:
@@ -114,6 +121,8 @@ class _Maker:
         self._directory = directory
         self._hosts = hosts
         self._until = datetime.timedelta(days=days)
+        # The end of the authority: nobody accepts what it signed for longer.
+        self._latest: datetime.datetime | None = None
         self._made: list[Path] = []
 
     def run(self) -> list[Path]:
@@ -145,10 +154,10 @@ class _Maker:
 
     def _write_common(self, folder: Path, role: Role) -> None:
         """The files of a role that are not its own."""
-        self._write(folder / "ca.crt", (self._directory / "ca.crt").read_bytes(), 0o644)
+        self._write(folder / "ca.crt", read_file(self._directory / "ca.crt"), 0o644)
         revoked = self._directory / REVOCATION_LIST
         if revoked.exists():
-            self._write(folder / REVOCATION_LIST, revoked.read_bytes(), 0o644)
+            self._write(folder / REVOCATION_LIST, read_file(revoked), 0o644)
         if role in _WITH_TOKEN:
             self._write(folder / "token", self._token(), 0o600)
 
@@ -160,7 +169,7 @@ class _Maker:
         authority, key = self._authority(make=False)
         folder = self._directory / name
         if (folder / "tls.crt").exists():
-            found = x509.load_pem_x509_certificates((folder / "tls.crt").read_bytes())
+            found = _parsed(folder / "tls.crt", x509.load_pem_x509_certificates)
             serial = found[0].serial_number
         elif re.fullmatch(r"[0-9a-fA-F]{8,40}", name):
             serial = int(name, 16)
@@ -191,7 +200,7 @@ class _Maker:
     def _token(self) -> bytes:
         """The cluster's, if some role has it already."""
         for path in sorted(self._directory.glob("*/token")):
-            return path.read_bytes()
+            return read_file(path)
         return secrets.token_urlsafe(_SECRET_BYTES).encode() + b"\n"
 
     def _authority(self, make: bool = True) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -221,17 +230,26 @@ class _Maker:
                 .add_extension(_usage(signs=True), critical=True)
             )
             self._save(certificate_path, key_path, built, key, key)
-        try:
-            certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
-            loaded = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
-        except ValueError as error:
-            problem = f"{certificate_path} or {key_path} cannot be used: {error}"
-            raise HearthError(Reason.BAD_SETTING, problem) from None
+        certificate = _parsed(certificate_path, x509.load_pem_x509_certificate)
+        loaded = _parsed(key_path, lambda data: serialization.load_pem_private_key(data, None))
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):
             problem = (
                 f"{key_path} is not an elliptic curve key: it was not made by `hearth certs init`"
             )
             raise HearthError(Reason.BAD_SETTING, problem)
+        if certificate.public_key() != loaded.public_key():
+            problem = (
+                f"{key_path} is not the key of {certificate_path}: restore both of one cluster"
+            )
+            raise HearthError(Reason.BAD_SETTING, problem)
+        ends, now = certificate.not_valid_after_utc, datetime.datetime.now(datetime.UTC)
+        if ends <= now and make:
+            problem = (
+                f"{certificate_path} ended on {ends:%Y-%m-%d}, and this machine's clock shows "
+                f"{now:%Y-%m-%d}: make another authority with --force, and copy all files again"
+            )
+            raise HearthError(Reason.BAD_SETTING, problem)
+        self._latest = ends
         return certificate, loaded
 
     def _certificate(
@@ -274,6 +292,7 @@ class _Maker:
         from cryptography import x509
 
         now = datetime.datetime.now(datetime.UTC)
+        ends = now + self._until
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -281,7 +300,7 @@ class _Maker:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _BACKDATED)
-            .not_valid_after(now + self._until)
+            .not_valid_after(ends if self._latest is None else min(ends, self._latest))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
 
@@ -316,11 +335,22 @@ class _Maker:
     def _replace(self, path: Path, data: bytes, mode: int) -> None:
         """Write a file, all of it or nothing."""
         part = path.with_name(f".{path.name}.part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        part.unlink(missing_ok=True)  # of a run that was cut short, or somebody's link
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _AS_IT_IS, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         part.rename(path)
         self._made.append(path)
+
+
+def _parsed(path: Path, parse: Callable[[bytes], T]) -> T:
+    """A file by a parser of `cryptography`. Raises HearthError BAD_SETTING."""
+    data = read_file(path)
+    try:
+        return parse(data)
+    except Exception as error:  # cryptography raises errors of many types for bad bytes
+        problem = str(error).partition(" See https:")[0]
+        raise bad_file(f"{path} cannot be used: {problem}", path) from None
 
 
 def _name(text: str) -> x509.Name:

@@ -419,7 +419,8 @@ class Supervisor:
             error = HearthError(Reason.WORKER_UNREACHABLE, problem)
         elif len(listed) > 1:
             others = ", ".join(address for address in self._static if address in self._refusals)
-            message = f"{error.message} All absent workers: {others}"
+            stop = "" if error.message.endswith((".", "?")) else "."
+            message = f"{error.message}{stop} All absent workers: {others}"
             error = HearthError(error.reason, message, error.metadata, error.code)
         message = f"{error.message} (waited {seconds:g} s: see --join-seconds)"
         return HearthError(error.reason, message, error.metadata, error.code)

@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
+PAGE = Path("docs") / "first-run.md"
 sys.path.insert(0, str(TOP / "tests"))
 
 from fake_hub import FakeHub, Repository  # noqa: E402
@@ -105,6 +107,7 @@ def page(transcript: str, folder: str, hub: str = "https://huggingface.co") -> s
     text = re.sub(r"^certs/\S+\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d+ INFO \S+: ", "", text, flags=re.MULTILINE)
     text = re.sub(r"^(>+ ?)(.*?)> \2$", r"> \2", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^>{2,} ", "> ", text, flags=re.MULTILINE)  # a prompt that was drawn again
     text = re.sub(r"^>$\n?", "", text, flags=re.MULTILINE)
     parts = re.split(r"^### (.*)\n", text, flags=re.MULTILINE)[1:]
     shown = [_PAGE_HEAD]
@@ -265,6 +268,8 @@ def main() -> None:
             ran = subprocess.run([str(python), script, *out], cwd=clone, check=False)
             if options.out:
                 options.out.write_text(built.read_text() + options.out.read_text())
+            if options.page and not ran.returncode:
+                shutil.copy(clone / PAGE, TOP / PAGE)
             raise SystemExit(ran.returncode)
         if not Network.entered(*out):
             return
@@ -276,7 +281,7 @@ def main() -> None:
         from_a_hub(transcript, folder)
         together(transcript, folder)
         if options.page and written is not None:
-            (TOP / "docs" / "first-run.md").write_text(page(written.read_text(), name))
+            (TOP / PAGE).write_text(page(written.read_text(), name))
 
 
 if __name__ == "__main__":

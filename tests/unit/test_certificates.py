@@ -181,6 +181,8 @@ def test_files_of_two_clusters(clusters: tuple[Path, Path], worker: Path) -> Non
 
 
 def test_a_certificate_that_has_ended(tmp_path: Path) -> None:
+    pki.make(tmp_path, [], 1)
+    (tmp_path / "worker" / "tls.crt").unlink()
     maker = pki._Maker(tmp_path, [], 1)
     maker._until = datetime.timedelta(days=-1)
     maker.run()

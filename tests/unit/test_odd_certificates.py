@@ -18,6 +18,7 @@ from hearth.cli.main import main
 from hearth.client import Client
 from hearth.client.errors import InvalidArgument
 from hearth.common import pki
+from hearth.common.certificates import Role
 from hearth.common.errors import HearthError
 from hearth.common.identity import FILES, read_identity
 from hearth.common.security import Security
@@ -322,3 +323,81 @@ def test_a_service_refuses_its_own_revoked_certificate(tmp_path: Path) -> None:
     problem = problem_of(lambda: Security(tmp_path / "root"))
     assert f"{serial:x}" in problem
     assert "hearth certs add" in problem
+
+
+# hearth certs
+
+
+def certs(*words: str | Path) -> int:
+    return main(["certs", *map(str, words)])
+
+
+@pytest.mark.parametrize("make", ODD)
+@pytest.mark.parametrize("name", ["ca.crt", "ca.key", "crl.pem", "root/token", ".lock"])
+def test_certs_names_what_is_not_a_regular_file(
+    name: str,
+    make: Callable[[Path], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither waits for a FIFO nor writes through a link."""
+    pki.make(tmp_path, [], 30)
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    for words in (("add", tmp_path, "anna", "--role", "worker"), ("revoke", tmp_path, "client")):
+        code = certs(*words)
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert name in said or code == 0
+    assert not (tmp_path / "nowhere").exists()
+    assert not (tmp_path / "root" / "nowhere").exists()
+
+
+def test_certs_writes_its_secrets_to_new_files_only(tmp_path: Path) -> None:
+    """A part left by a run that was cut short, or by somebody else, gives its mode to no key."""
+    folder = tmp_path / "certs"
+    pki.make(folder, [], 30)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("tls.crt", "tls.key"):
+        (folder / "root" / name).unlink()
+    (folder / "root" / ".tls.key.part").symlink_to(victim)
+    (folder / "root" / ".tls.crt.part").write_text("old")
+    pki.make(folder, [], 30)
+    assert victim.read_text() == "precious"
+    assert (folder / "root" / "tls.key").stat().st_mode & 0o777 == 0o600
+    read_identity(folder / "root")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"ca_key": key_pem(curve())}, "ca.key is not the key of"),
+        ({"ca_key": key_pem(curve(), b"secret")}, "ca.key cannot be used"),
+        ({"ca_key": b""}, "ca.key cannot be used"),
+        ({"ca_crt": b"-----BEGIN CERTIFICATE-----"}, "ca.crt cannot be used"),
+        ({"ca_key": key_pem(rsa.generate_private_key(65537, 2048))}, "not an elliptic curve key"),
+    ],
+)
+def test_certs_signs_with_the_key_of_its_authority_only(
+    tmp_path: Path, files: dict[str, bytes], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pki.make(tmp_path, [], 30)
+    write(tmp_path, **files)
+    assert certs("add", tmp_path, "anna") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "anna" / "tls.crt").exists()
+
+
+def test_no_certificate_outlives_its_authority(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pki.make(tmp_path, [], 30)
+    pki.add(tmp_path, "anna", Role.CLIENT, [], 3650)
+    made = x509.load_pem_x509_certificate((tmp_path / "anna" / "tls.crt").read_bytes())
+    above = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
+    assert made.not_valid_after_utc == above.not_valid_after_utc
+    key = load_key(tmp_path / "ca.key")
+    write(tmp_path, ca_crt=certificate("above", key, "above", key, -3 * DAY, -DAY))
+    assert certs("add", tmp_path, "bert") == 2
+    assert "ca.crt ended on" in capsys.readouterr().err
