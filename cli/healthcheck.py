@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.options import number
 
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
 _MAX_ANSWER_BYTES = 1024
+# Of an error's text, which quotes what came.
+_MAX_PROBLEM = 200
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
@@ -48,6 +57,7 @@ def command() -> Command:
 def run(options: Options) -> int:
     """0 when the service is ready. Raises HearthError when it is not, or does not answer."""
     import http.client
+    import threading
 
     from hearth.common.errors import HearthError, Reason
 
@@ -58,17 +68,34 @@ def run(options: Options) -> int:
     # A service that listens on every address is reached over the loopback.
     host, _, port = address.rpartition(":")
     target = f"{_ANYWHERE.get(host, host)}:{port}"
+    connection = http.client.HTTPConnection(target, timeout=options.timeout)
+    # A socket's own limit is for each read: bytes that drip would go on for ever.
+    late = threading.Timer(options.timeout, _shut, (connection,))
+    late.daemon = True
+    began = time.monotonic()
+    late.start()
     try:
-        connection = http.client.HTTPConnection(target, timeout=options.timeout)
         connection.request("GET", "/livez" if options.liveness else "/readyz")
         response = connection.getresponse()
         state = response.read(_MAX_ANSWER_BYTES).decode("latin-1").strip()
-        connection.close()
     except (OSError, http.client.HTTPException) as error:
-        problem = f"no answer from the health port {target}: {error or type(error).__name__}"
+        why = str(error)[:_MAX_PROBLEM] or type(error).__name__
+        if time.monotonic() - began >= options.timeout:
+            why = f"not a whole one within {options.timeout:g} s"
+        problem = f"no answer from the health port {target}: {why}"
         raise HearthError(Reason.UNREACHABLE, problem) from None
+    finally:
+        late.cancel()
+        connection.close()
     if response.status != http.HTTPStatus.OK:
         problem = f"{target} answers {response.status}: {state}"
         raise HearthError(Reason.CLUSTER_NOT_READY, problem)
     output.line(state)
     return 0
+
+
+def _shut(connection: HTTPConnection) -> None:
+    """Ends the reads of a connection."""
+    if connection.sock is not None:
+        with suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)

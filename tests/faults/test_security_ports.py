@@ -94,6 +94,36 @@ def test_healthcheck_loads_nothing_that_it_does_not_need() -> None:
     assert ran.stdout == "1 set()\n", ran.stderr
 
 
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"\0" * 100_000, b"HTTP/1.1 200 OK\r\n\r\nready"]
+)
+def test_healthcheck_ends_however_slowly_the_answer_comes(answer: bytes) -> None:
+    """A byte now and then renews a socket's own limit; this one is for the whole answer."""
+    ended = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer, suppress(OSError):
+            peer.sendall(answer)
+            while not ended.wait(0.1):
+                peer.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            ran = hearth("healthcheck", address, "--timeout", "0.5", seconds=60)
+        finally:
+            ended.set()
+            thread.join()
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr) < 500
+    whole = answer.endswith(b"ready")
+    assert (ran.returncode == 0) == whole
+    assert whole or f"no answer from the health port {address}" in ran.stderr
+
+
 # What does not start.
 
 

@@ -81,7 +81,7 @@ class Peer:
     state: PeerState = PeerState.SEEN
     since: float = 0.0
     # Why it is not in, in words.
-    reason: str = "not asked yet"
+    reason: str = "no answer yet"
     # READY, but with too little memory by the last decision; `reason` has the numbers.
     lacks_memory: bool = False
     # READY, but the last decision does not want it; `reason` says why.
