@@ -18,6 +18,7 @@ from hearth.cli.main import main
 from hearth.client import Client
 from hearth.client.errors import InvalidArgument
 from hearth.common import pki
+from hearth.common.api_keys import ApiKeys
 from hearth.common.certificates import Role
 from hearth.common.errors import HearthError
 from hearth.common.identity import FILES, read_identity
@@ -179,6 +180,24 @@ def test_a_client_names_a_file_that_cannot_be_used(client: Path, name: str, data
     """gRPC ends the process for an empty file, and names no bad one."""
     (client / name).write_bytes(data)
     assert str(client / name) in client_problem(client)
+
+
+@pytest.mark.parametrize("make", ODD)
+def test_a_file_of_api_keys_that_is_replaced_while_a_root_runs(
+    tmp_path: Path, make: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No call waits for a FIFO, and nobody is admitted."""
+    path = tmp_path / "keys"
+    path.write_text(f"me {'k' * 16}\n")
+    path.chmod(0o600)
+    keys = ApiKeys(path)
+    given = [("authorization", f"Bearer {'k' * 16}")]
+    assert keys.admits(given) == ""
+    path.unlink()
+    make(path)
+    assert keys.admits(given) == "a wrong API key"
+    assert str(path) in caplog.text
+    assert str(path) in problem_of(lambda: ApiKeys(path))
 
 
 # Keys
