@@ -6,14 +6,10 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.options import number
-
-if TYPE_CHECKING:
-    from http.client import HTTPConnection
 
 _MAX_ANSWER_BYTES = 1024
 # Of an error's text, which quotes what came.
@@ -57,7 +53,6 @@ def command() -> Command:
 def run(options: Options) -> int:
     """0 when the service is ready. Raises HearthError when it is not, or does not answer."""
     import http.client
-    import threading
 
     from hearth.common.errors import HearthError, Reason
 
@@ -68,34 +63,51 @@ def run(options: Options) -> int:
     # A service that listens on every address is reached over the loopback.
     host, _, port = address.rpartition(":")
     target = f"{_ANYWHERE.get(host, host)}:{port}"
-    connection = http.client.HTTPConnection(target, timeout=options.timeout)
-    # A socket's own limit is for each read: bytes that drip would go on for ever.
-    late = threading.Timer(options.timeout, _shut, (connection,))
-    late.daemon = True
-    began = time.monotonic()
-    late.start()
+    path = "/livez" if options.liveness else "/readyz"
     try:
-        connection.request("GET", "/livez" if options.liveness else "/readyz")
-        response = connection.getresponse()
-        state = response.read(_MAX_ANSWER_BYTES).decode("latin-1").strip()
+        status, state = _answer(target, path, options.timeout)
     except (OSError, http.client.HTTPException) as error:
         why = str(error)[:_MAX_PROBLEM] or type(error).__name__
-        if time.monotonic() - began >= options.timeout:
-            why = f"not a whole one within {options.timeout:g} s"
         problem = f"no answer from the health port {target}: {why}"
         raise HearthError(Reason.UNREACHABLE, problem) from None
-    finally:
-        late.cancel()
-        connection.close()
-    if response.status != http.HTTPStatus.OK:
-        problem = f"{target} answers {response.status}: {state}"
-        raise HearthError(Reason.CLUSTER_NOT_READY, problem)
+    if status != http.HTTPStatus.OK:
+        raise HearthError(Reason.CLUSTER_NOT_READY, f"{target} answers {status}: {state}")
     output.line(state)
     return 0
 
 
-def _shut(connection: HTTPConnection) -> None:
+def _answer(target: str, path: str, seconds: float) -> tuple[int, str]:
+    """Status and text of an answer that is whole within `seconds`. Raises OSError, HTTPException.
+
+    A socket's own limit is for each read: bytes that drip would go on for ever.
+    """
+    import http.client
+    import threading
+
+    end = time.monotonic() + seconds
+    overdue = TimeoutError(f"not a whole one within {seconds:g} s")
+    connection = http.client.HTTPConnection(target, timeout=seconds)
+    connection.connect()
+    late = threading.Timer(max(0.0, end - time.monotonic()), _shut, (connection.sock,))
+    late.daemon = True
+    late.start()
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        state = response.read(_MAX_ANSWER_BYTES).decode("latin-1").strip()
+    except (OSError, http.client.HTTPException):
+        if time.monotonic() < end:
+            raise
+        raise overdue from None
+    finally:
+        late.cancel()
+        connection.close()
+    if time.monotonic() >= end:
+        raise overdue
+    return response.status, state
+
+
+def _shut(connection: socket.socket) -> None:
     """Ends the reads of a connection."""
-    if connection.sock is not None:
-        with suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

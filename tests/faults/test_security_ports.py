@@ -119,9 +119,8 @@ def test_healthcheck_ends_however_slowly_the_answer_comes(answer: bytes) -> None
             thread.join()
     assert "Traceback" not in ran.stderr
     assert len(ran.stderr) < 500
-    whole = answer.endswith(b"ready")
-    assert (ran.returncode == 0) == whole
-    assert whole or f"no answer from the health port {address}" in ran.stderr
+    assert ran.returncode == 1
+    assert f"no answer from the health port {address}" in ran.stderr
 
 
 # What does not start.
