@@ -220,8 +220,8 @@ def _byte_pair(
 ) -> Tokenizer:
     from hearth.converter.tokenizers.huggingface import byte_pair_tokenizer
 
+    rules = _rules(values, _named(vocabulary), what, pre)
     ids, merges, added = _merged(values, vocabulary)
-    rules = _rules(values, list(ids), what, pre)
     settings = _settings(values, vocabulary, rules.add_bos)
     return byte_pair_tokenizer(ids, merges, rules, added, settings, what)
 
@@ -242,11 +242,16 @@ def _piece_pairs(
 _Added = list[tuple[int, str, bool]]
 
 
+def _named(vocabulary: Vocabulary) -> list[str]:
+    """The tokens by id; those without a text have a name."""
+    return [text or f"[EMPTY_{id}]" for id, text in enumerate(vocabulary.texts)]
+
+
 def _merged(
     values: dict[str, Any], vocabulary: Vocabulary
 ) -> tuple[dict[str, int], list[tuple[str, str]], _Added]:
     """The ids of a vocabulary with merges, these, and the tokens that are matched first."""
-    texts = [text or f"[EMPTY_{id}]" for id, text in enumerate(vocabulary.texts)]
+    texts = _named(vocabulary)
     ids = {text: id for id, text in enumerate(texts)}
     if len(ids) != len(texts):
         raise ModelError(f"{len(texts) - len(ids)} tokens occur twice")
