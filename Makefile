@@ -11,6 +11,7 @@
 #   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
 #   make survival        three nodes that lose a machine in every way (as root also cut cables)
 #   make soak SECONDS=N  mixed load while a worker is lost every two minutes (default 3600)
+#   make documents       valid JSON of a hot small model, and its cost: DOCUMENTS=1000 on NODES=3
 #   make floods          every flood at every port in 1 GiB (as root), FLOOD_SECONDS=60 each
 #   make lint            formatters, types, language, contract and workflows
 #   make proto-baseline  store hearth.v1 as the baseline of make lint
@@ -26,7 +27,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak floods lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -179,6 +180,11 @@ proto-baseline: build/npm/node_modules
 STORIES ?= kill gone leave stop root $(if $(filter 0,$(shell id -u)),cable split)
 survival: $(DONE)/installed $(DONE)/test
 	@$(BIN)/python tests/survival/survive.py $(STORIES)
+
+DOCUMENTS ?= 1000
+NODES ?= 3
+documents: $(DONE)/installed $(DONE)/test
+	@$(BIN)/python tests/survival/documents.py $(DOCUMENTS) $(NODES)
 
 SECONDS ?= 3600
 soak: $(DONE)/installed $(DONE)/test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hearth.cli import options as common
@@ -14,6 +15,7 @@ from hearth.cli.command import Command, Option, Options
 if TYPE_CHECKING:
     from hearth.cli.session import Session
     from hearth.root.cluster.cluster import Cluster
+    from hearth.root.engine.interfaces import Allowed
     from hearth.root.scheduling.batch import Batch, StepOutput
 
 
@@ -68,8 +70,14 @@ class Recorder:
     def depth(self) -> int:
         return self._cluster.depth
 
-    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
-        step = self._cluster.submit(batch, candidates, hidden)
+    def submit(
+        self,
+        batch: Batch,
+        candidates: int = 0,
+        hidden: bool = False,
+        allowed: Allowed = MappingProxyType({}),
+    ) -> Future[StepOutput]:
+        step = self._cluster.submit(batch, candidates, hidden, allowed)
         if batch.decode_rows == batch.rows:
             step.add_done_callback(self._record)
         return step

@@ -1,5 +1,6 @@
 """Python values to and from hearth.v1 messages, the same for both clients."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,6 +47,9 @@ class GenerateOptions(TypedDict, total=False):
     ready, and with "" when it is again. request_id: the name in the root's log, at most 64
     letters, digits, dots, dashes and underscores; one is drawn where none is given. model: the
     name of one of several models.
+
+    One of these gives the text a form, which no token leaves: json_object (True), json_schema (a
+    mapping, or JSON), regex, grammar (llama.cpp's GBNF, or llguidance's Lark).
     """
 
     max_tokens: int
@@ -61,6 +65,10 @@ class GenerateOptions(TypedDict, total=False):
     on_waiting: Callable[[str], object]
     request_id: str
     model: str
+    json_object: bool
+    json_schema: Mapping[str, object] | str | None
+    regex: str | None
+    grammar: str | None
 
 
 _POOLINGS = {
@@ -107,6 +115,7 @@ def generate_request(
                 setattr(request.sampling, name, value)
             except (ValueError, TypeError) as error:
                 raise _invalid(f"{name} is {value!r}: {error}") from error
+    _constrain(request.sampling, options)
     unknown = set(options) - set(GenerateOptions.__annotations__)
     if unknown:
         raise TypeError(f"generate() has no option {', '.join(sorted(unknown))}")
@@ -137,6 +146,27 @@ def embed_request(
     except ValueError as error:
         raise _invalid(str(error)) from error
     return request
+
+
+def _constrain(sampling: root_pb2.SamplingParams, options: GenerateOptions) -> None:
+    """Set the form of the text. Raises TypeError for two of them, InvalidArgument."""
+    schema = options.get("json_schema")
+    if schema is not None and not isinstance(schema, str):
+        schema = json.dumps(schema)
+    given: dict[str, bool | str | None] = {
+        "json_object": options.get("json_object") or None,
+        "json_schema": schema,
+        "regex": options.get("regex"),
+        "grammar": options.get("grammar"),
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise TypeError(f"give one of {' and '.join(names)}")
+    for name in names:
+        try:
+            setattr(sampling.constraint, name, given[name])
+        except (ValueError, TypeError) as error:
+            raise _invalid(f"{name} is {given[name]!r:.100}: {error}") from error
 
 
 def tokenize_request(text: str, add_special: bool) -> root_pb2.TokenizeRequest:

@@ -11,13 +11,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from hearth import _native
 from hearth.cli.main import main
+from hearth.common.allowed import Mask
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh_listener import MeshListener
 from hearth.v1 import worker_pb2
@@ -84,9 +85,12 @@ def activations(self: ForwardLoop, request: worker_pb2.Step) -> np.ndarray:
 
 
 def response(
-    self: ForwardLoop, request: worker_pb2.Step, output: _native.StepOutput
+    self: ForwardLoop,
+    request: worker_pb2.Step,
+    output: _native.StepOutput,
+    allowed: Mapping[int, Mask],
 ) -> tuple[worker_pb2.ForwardResponse, int]:
-    made, size = _response(self, request, output)
+    made, size = _response(self, request, output, allowed)
     result = made.result
     if result.logits:
         logits = np.frombuffer(result.logits, "<f4").copy()

@@ -24,7 +24,7 @@ from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.frontend import Drain, Frontend
 from hearth.root.api.grpc.server import RootServer
 from hearth.root.engine.engine import Engine
-from hearth.root.engine.interfaces import SamplerFactory
+from hearth.root.engine.interfaces import NO_LIMITS, Allowed, SamplerFactory
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import Batch, Limits, StepOutput
 from hearth.root.status.activity import Activity
@@ -103,7 +103,13 @@ class FakeRunner:
     def __post_init__(self) -> None:
         self.tables = PageTables(1 << 16, 1 << 24, self.page_size)
 
-    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
+    def submit(
+        self,
+        batch: Batch,
+        candidates: int = 0,
+        hidden: bool = False,
+        allowed: Allowed = NO_LIMITS,
+    ) -> Future[StepOutput]:
         """Computes in the calling thread, as a cluster of one stage does."""
         step: Future[StepOutput] = Future()
         try:
@@ -175,6 +181,19 @@ def hidden_states(batch: Batch) -> npt.NDArray[np.float32]:
         for index, token in enumerate(step.tokens)
     ]
     return np.array(rows, np.float32)
+
+
+class NoisyRunner(FakeRunner):
+    """Logits that are random, but the same for the same tokens so far."""
+
+    def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
+        rows: list[npt.NDArray[np.float64]] = []
+        for step, pages in zip(batch.sequences, tables, strict=True):
+            end = step.position + len(step.tokens)
+            for length in range(end - step.outputs + 1, end + 1):
+                seed = hash(self._history(pages, length)) & 0xFFFFFFFF
+                rows.append(np.random.default_rng(seed).normal(size=VOCAB) * 3)
+        return StepOutput(np.array(rows, np.float32).reshape(-1, VOCAB))
 
 
 class Greedy:

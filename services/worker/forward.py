@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from hearth import _native
 from hearth.common import wire
+from hearth.common.allowed import Mask, decode, only
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh import connect_all, measure
 from hearth.common.mesh_handshake import KEY_BYTES
@@ -168,6 +169,7 @@ class ForwardLoop:
             raise HearthError(Reason.BAD_STEP, problem)
         self._step_id = step.step_id
         self._check_sizes(step)
+        allowed = self._allowed(step)
         activations = self._activations(step)
         sequences, slots = self._sequences(step)
         if self._lane is not None:
@@ -179,7 +181,7 @@ class ForwardLoop:
             place = {"stage": self._placement.stage, "rank": error.rank}
             log.warning("step %d is lost: %s", step.step_id, error)
             raise HearthError(Reason.PEER_LOST, str(error), place) from None
-        response, sent = self._response(step, output)
+        response, sent = self._response(step, output, allowed)
         wall, sync = output.wall_ns / 1e9, output.sync_ns / 1e9
         del output  # its logits are in the response
         self._send(response)
@@ -231,7 +233,7 @@ class ForwardLoop:
         return wire.decode(step.activations, step.activation_type, rows, self._row_size)
 
     def _response(
-        self, step: worker_pb2.Step, output: _native.StepOutput
+        self, step: worker_pb2.Step, output: _native.StepOutput, allowed: Mapping[int, Mask]
     ) -> tuple[worker_pb2.ForwardResponse, int]:
         """The step's result, and the size of its payload in bytes."""
         response = worker_pb2.ForwardResponse()
@@ -254,11 +256,30 @@ class ForwardLoop:
         logits = output.logits
         count = min(step.candidates.count, logits.shape[1])
         if count:
+            logits = only(logits, allowed, self._vocab_begin)
             logits, ids = _native.best(logits, count, self._vocab_begin)
             payload = ids.astype("<u4").tobytes()
             result.candidate_ids = payload
         result.logits = np.ascontiguousarray(logits, dtype="<f4").tobytes()
         return response, logits.nbytes + len(payload)
+
+    def _allowed(self, step: worker_pb2.Step) -> dict[int, Mask]:
+        """The allowed tokens of a step's output rows. Raises HearthError BAD_STEP."""
+        config = self._shard.config
+        try:
+            found = {
+                item.row: decode(item.bits, max(config.vocab_size, config.vocab.end))
+                for item in step.candidates.allowed[: len(step.output_rows)]
+            }
+        except ValueError as error:
+            raise HearthError(Reason.BAD_STEP, str(error)) from None
+        rows = len(step.output_rows)
+        if len(step.candidates.allowed) != len(found) or any(row >= rows for row in found):
+            problem = (
+                f"{len(step.candidates.allowed)} rows of allowed tokens, of {rows} output rows"
+            )
+            raise HearthError(Reason.BAD_STEP, problem)
+        return found
 
     def _observe(
         self, step: worker_pb2.Step, wall: float, sync: float, sent: int, received: int

@@ -14,6 +14,7 @@ import pytest
 from harness import Plan, WorkerProcess, free_port, shard_config
 
 from hearth.common import wire
+from hearth.common.allowed import LOWEST, encode
 from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import from_rpc_error
@@ -182,6 +183,61 @@ def test_candidates_are_the_best_with_their_ids(root: Root) -> None:
     ids = np.frombuffer(result.candidate_ids, "<u4").reshape(2, 5)
     assert np.array_equal(np.take_along_axis(whole, ids, 1), wire.decode(result.logits, F32, 2, 5))
     assert {*ids[0]} == {*np.argsort(whole[0])[-5:]}
+
+
+def test_candidates_are_among_the_allowed_tokens(root: Root) -> None:
+    x = rows(3)
+    root.begin_step(x, [(3, 0, [0])], [0, 2])
+    whole = wire.decode(root.finish_step().logits, F32, 2, 256)
+    mask = np.zeros(256, np.bool_)
+    mask[[3, 70, 200]] = True
+    root.step_id += 1
+    step = worker_pb2.Step(
+        step_id=root.step_id,
+        activations=wire.encode(x, F32),
+        activation_type=F32,
+        output_rows=[0, 2],
+        candidates=worker_pb2.Candidates(
+            count=5, allowed=[worker_pb2.AllowedTokens(row=1, bits=encode(mask))]
+        ),
+    )
+    step.sequences.add(rows=3, position=0, sequence_id=0, new_pages=[0])
+    root.send(step=step)
+    result = root.finish_step()
+    ids = np.frombuffer(result.candidate_ids, "<u4").reshape(2, 5)
+    logits = wire.decode(result.logits, F32, 2, 5)
+    assert {*ids[0]} == {*np.argsort(whole[0])[-5:]}
+    assert {*ids[1][:3]} == {3, 70, 200}
+    assert np.array_equal(logits[1][:3], whole[1][ids[1][:3]])
+    assert (logits[1][3:] == LOWEST).all()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "problem"),
+    [
+        ([(0, 31)], "31 bytes of allowed tokens, expected 32"),
+        ([(2, 32)], "1 rows of allowed tokens, of 1 output rows"),
+        ([(0, 32), (0, 32)], "2 rows of allowed tokens"),
+    ],
+)
+def test_allowed_tokens_of_a_wrong_shape(
+    root: Root, allowed: list[tuple[int, int]], problem: str
+) -> None:
+    x = rows(1)
+    root.step_id += 1
+    masks = [worker_pb2.AllowedTokens(row=row, bits=bytes(size)) for row, size in allowed]
+    step = worker_pb2.Step(
+        step_id=root.step_id,
+        activations=wire.encode(x, F32),
+        activation_type=F32,
+        output_rows=[0],
+        candidates=worker_pb2.Candidates(count=2, allowed=masks),
+    )
+    step.sequences.add(rows=1, position=0, sequence_id=0, new_pages=[0])
+    root.send(step=step)
+    error = root.refused()
+    assert error.reason == Reason.BAD_STEP
+    assert problem in error.message
 
 
 def stage_of_two(stage: int, rank: int = 0, ranks: int = 1) -> Plan:

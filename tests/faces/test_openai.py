@@ -169,7 +169,7 @@ def test_errors_have_a_field_and_numbers(client: openai.OpenAI) -> None:
     error = refused(messages=[{"role": "user", "content": [image]}])
     assert error.param == "messages[0].content[0]"
     assert "text only" in str(error)
-    assert refused(response_format={"type": "json_object"}).param == "response_format"
+    assert refused(response_format={"type": "xml"}).param == "response_format.type"
 
 
 def test_a_prompt_that_is_too_long_is_said_in_the_words_that_clients_read(

@@ -110,8 +110,8 @@ def test_what_is_refused(client: openai.OpenAI) -> None:
     assert refused(input=[{"type": "item_reference", "id": "x"}]) == "input[0].type"
     image = {"type": "input_image", "image_url": "http://x"}
     assert refused(input=[{"role": "user", "content": [image]}]) == "input[0].content[0]"
-    form = {"type": "json_schema", "name": "x", "schema": {}}
-    assert refused(text={"format": form}) == "text.format"
+    form = {"type": "json_schema", "name": "x", "schema": {"type": "strin"}}
+    assert refused(text={"format": form}) == "text.format.schema"
     assert refused(tool_choice="required") == "tool_choice"
     assert refused(metadata={str(number): "" for number in range(17)}) == "metadata"
     assert refused(metadata={"a" * 65: ""}) == "metadata"

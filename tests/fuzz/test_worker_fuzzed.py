@@ -437,6 +437,9 @@ def changed_step(draw: Draw, worker: Worker) -> worker_pb2.Step:
             step.output_rows[:] = [u32(row) for row in draw(st.lists(NUMBERS, max_size=5))]
         elif what == "best":
             step.candidates.count = u32(draw(NUMBERS))
+            for row in draw(st.lists(NUMBERS, max_size=3)):
+                size = draw(st.sampled_from([0, 4, 32, 300]))
+                step.candidates.allowed.add(row=u32(row), bits=bytes(size))
         else:
             other = draw(st.sampled_from([0, 7, 8, 9]))
             step.sequences.add(

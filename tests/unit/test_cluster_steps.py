@@ -61,7 +61,7 @@ class BrokenFormation:
         self.steps = 0
         self.failure: HearthError | None = None
 
-    def step(self, batch: Batch, candidates: int, hidden: bool) -> None:
+    def step(self, batch: Batch, candidates: int, hidden: bool, allowed: object) -> None:
         self.steps += 1
         raise TypeError("no such argument")
 

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from serving_fakes import BOS, EOS, VOCAB, ByteTokenizer, FakeRunner
+from serving_fakes import BOS, EOS, VOCAB, ByteTokenizer, NoisyRunner
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.engine.engine import Engine
@@ -20,7 +20,7 @@ from hearth.root.engine.sampling import sample
 from hearth.root.engine.structure.constraint import Constraint, Kind
 from hearth.root.engine.structure.matching import Structures
 from hearth.root.engine.structure.sampler import ConstrainedSampler
-from hearth.root.scheduling.batch import Batch, FinishReason, Limits, SequenceStep, StepOutput
+from hearth.root.scheduling.batch import FinishReason, Limits, SequenceStep
 
 LIMITS = Limits(context_size=512, max_pages=1024, page_size=4, max_step_tokens=64, max_running=8)
 SCHEMA = {
@@ -33,19 +33,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 WANTED = Constraint(Kind.JSON_SCHEMA, json.dumps(SCHEMA))
-
-
-class NoisyRunner(FakeRunner):
-    """Logits that are random, but the same for the same tokens so far."""
-
-    def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
-        rows: list[np.ndarray[Any, Any]] = []
-        for step, pages in zip(batch.sequences, tables, strict=True):
-            end = step.position + len(step.tokens)
-            for length in range(end - step.outputs + 1, end + 1):
-                seed = hash(self._history(pages, length)) & 0xFFFFFFFF
-                rows.append(np.random.default_rng(seed).normal(size=VOCAB) * 3)
-        return StepOutput(np.array(rows, np.float32).reshape(-1, VOCAB))
 
 
 @contextmanager

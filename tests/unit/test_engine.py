@@ -29,7 +29,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
 from hearth.root.engine.engine import MAX_SETBACKS, Engine
 from hearth.root.engine.flights import Flights
-from hearth.root.engine.interfaces import Ids, Logits
+from hearth.root.engine.interfaces import NO_LIMITS, Allowed, Ids, Logits
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
 from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.engine.sampling import sample
@@ -797,7 +797,13 @@ class Staged(FakeRunner):
         self.thread = ThreadPoolExecutor(1, "stages")
         self.submitted = 0
 
-    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
+    def submit(
+        self,
+        batch: Batch,
+        candidates: int = 0,
+        hidden: bool = False,
+        allowed: Allowed = NO_LIMITS,
+    ) -> Future[StepOutput]:
         self.submitted += 1
         assert self.submitted - len(self.batches) <= self.depth
         tables = self.write(batch)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -287,7 +289,9 @@ def test_a_constraint_is_of_limited_size() -> None:
 
 
 EXPLOSIONS: Mapping[str, Constraint] = {
-    "properties": schema({"properties": {f"p{i}": {"type": "string"} for i in range(3000)}}),
+    "properties": schema(
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}
+    ),
     "all of any": schema(
         {
             "allOf": [
@@ -366,3 +370,12 @@ def test_a_vocabulary_without_an_end(structures: Structures) -> None:
     assert len(matcher.mask()) == VOCAB
     assert np.flatnonzero(matcher.mask()).tolist() == [ord("b")]
     endless.close()
+
+
+def test_the_library_is_loaded_with_the_first_constraint_only() -> None:
+    """A root without constrained answers has no memory for them."""
+    code = (
+        "import sys, hearth.root.app, hearth.root.api.http.server, hearth.root.api.http.requests\n"
+        "assert 'llguidance' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -36,6 +36,7 @@ from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.reports import refine
 from hearth.root.cluster.suspicion import Suspicion
+from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.membership.peers import Peer
 from hearth.root.planning.blueprint import draw
 from hearth.root.planning.plan import Plan
@@ -219,22 +220,29 @@ class Cluster:
         """Batches worth keeping in flight: as many as the plan has stages."""
         return 1
 
-    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
+    def submit(
+        self,
+        batch: Batch,
+        candidates: int = 0,
+        hidden: bool = False,
+        allowed: Allowed = NO_LIMITS,
+    ) -> Future[StepOutput]:
         """One step on all nodes. The Future raises HearthError when a worker is lost: `form` again.
 
         candidates: how many of each row's best tokens are enough; 0 means whole rows. hidden:
-        return the final hidden states of all rows too.
+        return the final hidden states of all rows too. allowed: tokens that candidates of a row may
+        be.
         """
         # With one stage nothing could overlap with this step. So it is computed in the calling
         # thread: handing it to another and back would cost tens of microseconds a token.
         step: Future[StepOutput] = Future()
         try:
-            step.set_result(self._run(batch, candidates, hidden))
+            step.set_result(self._run(batch, candidates, hidden, allowed))
         except Exception as error:
             step.set_exception(error)
         return step
 
-    def _run(self, batch: Batch, candidates: int, hidden: bool) -> StepOutput:
+    def _run(self, batch: Batch, candidates: int, hidden: bool, allowed: Allowed) -> StepOutput:
         with self._stepping:
             phase = self._state.phase
             if not isinstance(phase, state.Serving):
@@ -246,7 +254,7 @@ class Cluster:
                 grace = _WATCHDOG_GRACE if self.settings.lane == "mesh" else 0.0
                 self._deadline = self._step_began + self.settings.step_seconds + grace
             try:
-                output = formation.step(batch, candidates, hidden)
+                output = formation.step(batch, candidates, hidden, allowed)
             except _native.LaneError as error:
                 formation.reports.unheard(error.rank)
                 raise self._mesh_broke(formation, 0, error.rank, str(error)) from None

@@ -16,6 +16,7 @@ from hearth.root.cluster.finite import LOGITS, sources
 from hearth.root.cluster.lanes import HubLane
 from hearth.root.cluster.links import WorkerLink, expect_result, violation
 from hearth.root.cluster.reports import Reports
+from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.scheduling.batch import Batch, StepOutput
 from hearth.v1 import common_pb2, worker_pb2
@@ -60,7 +61,13 @@ class Formation:
             casting="unsafe",
         )
 
-    def step(self, batch: Batch, candidates: int, hidden: bool = False) -> StepOutput:
+    def step(
+        self,
+        batch: Batch,
+        candidates: int,
+        hidden: bool = False,
+        allowed: Allowed = NO_LIMITS,
+    ) -> StepOutput:
         """One forward pass on all nodes. Raises HearthError, or LaneError of the mesh.
 
         hidden: return the final hidden states too. After the last sync every rank of the last stage
@@ -86,7 +93,7 @@ class Formation:
             data = wire.encode(x, kind)
             if kind != common_pb2.SYNC_TYPE_F32:
                 x = wire.decode(data, kind, *x.shape)
-            request = plans.step(self._step_id, batch, data, kind, candidates)
+            request = plans.step(self._step_id, batch, data, kind, candidates, allowed)
             for link in links:
                 link.send(request)
             lane.begin(self._step_id)
@@ -102,11 +109,11 @@ class Formation:
         if links:
             vocabs = [node.vocab for node in self._plan.nodes]
             joined = parts.JoinedLogits(len(batch.output_rows), vocabs, candidates)
-            joined.add(parts.own_logits(logits, candidates))
+            joined.add(parts.own_logits(logits, candidates, allowed))
             logits, ids = joined.values, joined.ids
             del own  # its logits are in `joined`
             for link, node in zip(links, self._plan.nodes[1:], strict=True):
-                rest, size, rows = self._collect(link, node, joined, candidates, batch)
+                rest, size, rows = self._collect(link, node, joined, candidates, batch, allowed)
                 seen.append(rows)
                 slowest = max(slowest, rest.timing.compute_ns)
                 nodes.append((rest.timing.compute_ns / 1e9, rest.timing.sync_ns / 1e9))
@@ -149,6 +156,7 @@ class Formation:
         joined: parts.JoinedLogits,
         candidates: int,
         batch: Batch,
+        allowed: Allowed,
     ) -> tuple[worker_pb2.StepResult, int, dict[int, int]]:
         """Adds a worker's logits.
 
@@ -158,7 +166,7 @@ class Formation:
         if len(result.not_finite) > batch.rows:
             problem = f"{len(result.not_finite)} rows that are not finite, of {batch.rows}"
             raise violation(link, problem)
-        part = parts.logits(result, link, len(batch.output_rows), node.vocab, candidates)
+        part = parts.logits(result, link, len(batch.output_rows), node.vocab, candidates, allowed)
         # Checked here too: a worker with bad memory may not notice.
         rows = {batch.output_rows[i]: LOGITS for i in _native.not_finite_rows(part[0])}
         rows |= {item.row: item.sync for item in result.not_finite}

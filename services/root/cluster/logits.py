@@ -6,22 +6,31 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
+from hearth.common.allowed import LOWEST, only
 from hearth.root.cluster.links import WorkerLink, violation
+from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.v1 import worker_pb2
 
 # Logits of one rank: f32 [rows, n]; for candidates also their u32 token ids, else None.
 Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32] | None]
 
 
-def own_logits(whole: npt.NDArray[np.float32], candidates: int) -> Logits:
+def own_logits(
+    whole: npt.NDArray[np.float32], candidates: int, allowed: Allowed = NO_LIMITS
+) -> Logits:
     """The root's logits; its vocabulary rows begin at 0."""
     if not candidates:
         return whole, None
-    return _native.best(whole, min(candidates, whole.shape[1]), 0)
+    return _native.best(only(whole, allowed, 0), min(candidates, whole.shape[1]), 0)
 
 
 def logits(
-    result: worker_pb2.StepResult, link: WorkerLink, rows: int, vocab: tuple[int, int], count: int
+    result: worker_pb2.StepResult,
+    link: WorkerLink,
+    rows: int,
+    vocab: tuple[int, int],
+    count: int,
+    allowed: Allowed = NO_LIMITS,
 ) -> Logits:
     """A worker's logits; count: of candidates, 0 for whole rows.
 
@@ -43,6 +52,9 @@ def logits(
     ids = np.frombuffer(id_bytes, "<u4").reshape(rows, columns)
     if rows and not (vocab[0] <= int(ids.min()) and int(ids.max()) < vocab[1]):
         raise violation(link, f"token ids outside its vocabulary rows {vocab[0]} to {vocab[1]}")
+    for row, mask in allowed.items() if count else ():
+        if (values[row][~mask[ids[row]]] > LOWEST).any():
+            raise violation(link, "candidates that are not among the allowed tokens")
     return values, ids
 
 

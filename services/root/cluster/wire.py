@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hearth.common import channels
+from hearth.common.allowed import encode
 from hearth.common.types import ACTIVATION, KV, LANE, NORM, ROUTER, SYNC, WEIGHT
 from hearth.converter import Model, ModelSpec
 from hearth.converter.blocks import (
@@ -14,6 +15,7 @@ from hearth.converter.blocks import (
     LatentAttentionSpec,
 )
 from hearth.converter.tensors import expert_unit, ffn_unit, head_units, key_unit
+from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.planning.plan import NodePlan, Slice
 from hearth.root.scheduling.batch import Batch, Limits
 from hearth.root.status.describe import placement
@@ -233,6 +235,7 @@ def step(
     activations: bytes,
     activation_type: common_pb2.SyncType.ValueType,
     candidates: int,
+    allowed: Allowed = NO_LIMITS,
 ) -> worker_pb2.ForwardRequest:
     return worker_pb2.ForwardRequest(
         step=worker_pb2.Step(
@@ -252,7 +255,13 @@ def step(
             activations=activations,
             output_rows=batch.output_rows,
             activation_type=activation_type,
-            candidates=worker_pb2.Candidates(count=candidates),
+            candidates=worker_pb2.Candidates(
+                count=candidates,
+                allowed=[
+                    worker_pb2.AllowedTokens(row=row, bits=encode(mask))
+                    for row, mask in allowed.items()
+                ],
+            ),
         )
     )
 

@@ -84,7 +84,7 @@ class Engine:
         self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
         self._metrics = metrics
         self._sampler_factory = sampler_factory
-        self._structures = Structures(tokenizer)
+        self._structures = Structures(tokenizer, self._vocab_size)
         self._scheduler = Scheduler(limits)
         self._on_unused_pages = on_unused_pages
         self._residency = Residency(_RESIDENT_SECONDS, _PREFIX_PERIODS)

@@ -6,10 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 
+import numpy as np
+import numpy.typing as npt
+
 from hearth.common.errors import HearthError
 from hearth.root.engine import errors, sampling
 from hearth.root.engine.delivery import Delivery
-from hearth.root.engine.interfaces import StepRunner
+from hearth.root.engine.interfaces import NO_LIMITS, Allowed, StepRunner
 from hearth.root.engine.request import Active
 from hearth.root.scheduling.batch import Batch, StepOutput
 
@@ -69,13 +72,40 @@ class Flights:
             hidden = hidden or active.pooler is not None
             active.cached = part.cached
             if part.outputs:
-                wanted.append(active.params.candidates)
+                # Several rows of a constrained sequence would need the masks of drafts.
+                several = active.matcher is not None and part.outputs > 1
+                wanted.append(0 if several else active.params.candidates)
         # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
-        step = self._runner.submit(batch, candidates, hidden)
+        allowed = self._allowed(batch, candidates)
+        if allowed is None:
+            candidates, allowed = 0, NO_LIMITS
+        step = self._runner.submit(batch, candidates, hidden, allowed)
         self._steps.append((batch, step))
         if not step.done():
             step.add_done_callback(lambda _: self._wake())
+
+    def _allowed(self, batch: Batch, candidates: int) -> Allowed | None:
+        """The allowed tokens of constrained rows; None where a constraint fails.
+
+        With whole rows they are found while the step is computed, and applied by the sampler. There
+        an error of a constraint ends its request.
+        """
+        allowed: dict[int, npt.NDArray[np.bool_]] = {}
+        row = 0
+        for part in batch.sequences:
+            active = self._requests.get(part.seq_id)
+            matcher = active.matcher if active is not None else None
+            if matcher is not None and part.outputs:
+                if not candidates:
+                    matcher.prepare()
+                else:
+                    try:
+                        allowed[row] = matcher.mask()
+                    except HearthError:
+                        return None
+            row += part.outputs
+        return allowed
 
     def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]]]:
         """Waits for the oldest step; returns its batch and the new tokens of its sequences.

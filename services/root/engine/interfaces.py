@@ -1,7 +1,8 @@
 """Interfaces that the engine depends on: step runner, sampler, metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,9 @@ from hearth.root.scheduling.batch import Batch, StepOutput
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
+# Output rows whose candidates are limited, and the tokens that they may be: [vocabulary].
+Allowed = Mapping[int, npt.NDArray[np.bool_]]
+NO_LIMITS: Allowed = MappingProxyType({})
 
 
 class StepRunner(Protocol):
@@ -21,11 +25,18 @@ class StepRunner(Protocol):
     def depth(self) -> int:
         """Batches worth keeping in flight: as many as there are stages."""
 
-    def submit(self, batch: Batch, candidates: int = 0, hidden: bool = False) -> Future[StepOutput]:
+    def submit(
+        self,
+        batch: Batch,
+        candidates: int = 0,
+        hidden: bool = False,
+        allowed: Allowed = NO_LIMITS,
+    ) -> Future[StepOutput]:
         """Begins one forward pass; batches end in the order in which they were submitted.
 
-        With `candidates` the logits may cover only that many best tokens of each row, or more. With
-        `hidden` the output has the final hidden states of all rows. A
+        With `candidates` the logits may cover only that many best tokens of each row, or more; of a
+        row of `allowed`, which counts the output rows, the best that are allowed. With `hidden` the
+        output has the final hidden states of all rows. A
         HearthError means that the KV cache is lost: the engine ends every request with it. With
         code UNAVAILABLE (a worker is lost) it pauses them until `Engine.resume` instead.
         """

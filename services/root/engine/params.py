@@ -57,7 +57,7 @@ class Sampling:
     @property
     def candidates(self) -> int:
         """Number of most likely tokens from which this samples; 0: any token is possible."""
-        if self.repetition_penalty != 1 or self.adjusts or self.constraint is not None:
+        if self.repetition_penalty != 1 or self.adjusts:
             return 0
         if self.temperature == 0:
             return 1

@@ -19,6 +19,7 @@ from hearth.root.api.models import Models
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
 from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.engine.params import Sampling
+from hearth.root.engine.structure.constraint import Constraint, Kind
 from hearth.v1 import root_pb2, root_pb2_grpc
 
 SERVICE = root_pb2.DESCRIPTOR.services_by_name["RootService"].full_name
@@ -185,10 +186,24 @@ def _generation(request: root_pb2.GenerateRequest) -> Generation:
         sampling.min_p,
         sampling.repetition_penalty if given("repetition_penalty") else 1.0,
         sampling.seed if given("seed") else None,
+        constraint=_constraint(sampling.constraint) if given("constraint") else None,
     )
     return Generation(
         _input(request), request.max_tokens, checked, tuple(request.stop), request.ignore_eos
     )
+
+
+def _constraint(constraint: root_pb2.Constraint) -> Constraint:
+    """Raises HearthError without a language."""
+    kind = constraint.WhichOneof("language")
+    if kind is None or (kind == "json_object" and not constraint.json_object):
+        raise HearthError(
+            Reason.INVALID_ARGUMENT,
+            "constraint has no language; give json_object, json_schema, regex or grammar",
+            {"field": "constraint"},
+        )
+    text = "" if kind == "json_object" else getattr(constraint, kind)
+    return Constraint(Kind(kind), text, field=f"constraint.{kind}")
 
 
 def _input(request: root_pb2.GenerateRequest) -> Input:

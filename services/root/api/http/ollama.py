@@ -16,6 +16,7 @@ from hearth.root.api.http.call import LINES, Call
 from hearth.root.api.http.conversations import Message, in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.formats import constraint_of_ollama
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
@@ -49,7 +50,6 @@ async def chat(call: Call, services: Services) -> None:
     """POST /api/chat."""
     body = await call.json()
     services, model = await _named(body, services)
-    _refuse_structure(body)
     tools = tools_of(body)
     variables = await _thinking(services, body)
     messages = await in_turns(map(_message_of, body.objects("messages")))
@@ -66,7 +66,6 @@ async def generate(call: Call, services: Services) -> None:
     """POST /api/generate."""
     body = await call.json()
     services, model = await _named(body, services)
-    _refuse_structure(body)
     variables = await _thinking(services, body)
     if body.text("suffix"):
         raise bad_request("suffix is given, and this model fills no gaps in a text")
@@ -201,12 +200,6 @@ def _message_of(fields: Fields) -> Message:
     return message
 
 
-def _refuse_structure(body: Fields) -> None:
-    """Raises HttpError for what would promise a form of the answer that is not enforced."""
-    if body.raw("format"):
-        raise bad_request("format is given, and this root makes text only")
-
-
 async def _thinking(services: Services, body: Fields) -> Mapping[str, Any]:
     """Names for the template by `think`: true, false or an effort. Raises HttpError."""
     wish = body.raw("think")
@@ -232,8 +225,9 @@ def _wanted(services: Services, body: Fields) -> Wanted:
     """Sampling of `options`; those that choose how a model is loaded have no effect."""
     options = body.child("options") or Fields({})
     limit = options.whole("num_predict")
+    chosen = replace(sampling(services, options), constraint=constraint_of_ollama(body))
     return Wanted(
-        sampling(services, options),
+        chosen,
         limit if limit is not None and limit > 0 else None,  # -1 and -2: no limit
         stops(options),
     )

@@ -51,7 +51,6 @@ async def chat(call: Call, services: Services) -> None:
     """POST /v1/chat/completions."""
     body = await call.json()
     services, model = await choose(services, body.text("model"))
-    refuse_structure(body)
     tools = tools_of(body)
     messages = await in_turns(message_of(each) for each in body.objects("messages"))
     if not messages:
@@ -174,17 +173,6 @@ def usage_of(prompts: Sequence[int], usages: Sequence[Usage]) -> Object:
         "total_tokens": prompt + made,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-
-
-def refuse_structure(body: Fields) -> None:
-    """Raises HttpError for what would promise a form of the answer that is not enforced."""
-    form = body.child("response_format")
-    kind = form.text("type", "text") if form is not None else "text"
-    if kind != "text":
-        raise bad_request(
-            f"response_format is of type {kind[:40]!r}, and this root makes text only",
-            "response_format",
-        )
 
 
 def prompts_of(body: Fields) -> list[Input]:

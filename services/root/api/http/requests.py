@@ -16,6 +16,7 @@ from hearth.root.api.frontend import Frontend, Generation
 from hearth.root.api.http.call import Call
 from hearth.root.api.http.errors import bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.formats import constraint_of
 from hearth.root.api.http.tools import Tools
 from hearth.root.api.models import Models
 from hearth.root.api.prompt import Conversation, Input, TokenIds
@@ -149,7 +150,7 @@ def max_tokens(body: Fields, *names: str) -> int | None:
 
 
 def sampling(services: Services, body: Fields) -> Sampling:
-    """Sampling by the fields that OpenAI, vLLM and llama.cpp share. Raises HttpError, HearthError.
+    """Sampling by the fields that all faces share. Raises HttpError, HearthError.
 
     Where the request says nothing, the model's own defaults (generation_config.json) count; where
     it has none, a temperature of 1.
@@ -173,6 +174,7 @@ def sampling(services: Services, body: Fields) -> Sampling:
         presence_penalty=number(0.0, "presence_penalty"),
         frequency_penalty=number(0.0, "frequency_penalty"),
         logit_bias=_biases(body),
+        constraint=constraint_of(body),
     )
 
 

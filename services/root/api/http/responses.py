@@ -45,7 +45,6 @@ async def create(call: Call, services: Services) -> None:
             "previous_response_id",
         )
     tools = tools_of(body)
-    _refuse_format(body)
     messages = await in_turns(_messages(body))
     if not messages:
         raise bad_request("input is an empty list; give a text or at least one message", "input")
@@ -106,14 +105,9 @@ def _messages(body: Fields) -> Iterator[Message]:
             raise bad_request(f"{place} is {kind[:40]!r}, which this root does not read", place)
 
 
-def _refuse_format(body: Fields) -> None:
+def _format(body: Fields) -> Any:
     text = body.child("text")
-    form = text.child("format") if text is not None else None
-    kind = form.text("type", "text") if form is not None else "text"
-    if kind != "text":
-        raise bad_request(
-            f"text.format is of type {kind[:40]!r}, and this root makes text only", "text.format"
-        )
+    return (text.raw("format") if text is not None else None) or {"type": "text"}
 
 
 def _metadata(body: Fields) -> Mapping[str, str]:
@@ -160,7 +154,7 @@ class _Response:
             "reasoning": {"effort": _effort(body), "summary": None},
             "store": False,
             "temperature": 1.0 if (given := body.number("temperature")) is None else given,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _format(body)},
             "tool_choice": body.raw("tool_choice") or "auto",
             "tools": [each for each in body.items("tools") if each.get("type") == "function"],
             "top_p": 1.0 if (given := body.number("top_p")) is None else given,

@@ -28,6 +28,8 @@ Mask = npt.NDArray[np.bool_]
 
 # Compiled constraints that are kept for the next request with the same.
 _KEPT = 8
+# Tokens that are tried when a constraint is compiled.
+_PROBES = 3
 # A state of the lexer takes 1 to 2 KB.
 _MAX_LEXER_STATES = 30_000
 _MAX_GRAMMAR_SIZE = 200_000
@@ -54,7 +56,7 @@ class Matcher:
         self.length: int | None = None
 
     def mask(self) -> Mask:
-        """The tokens that may come next: [tokenizer.vocab_size].
+        """The tokens that may come next: [vocab_size].
 
         Tokens that end a sequence are among them where the answer may end. Raises HearthError
         INVALID_ARGUMENT where the constraint needs more time or memory than it may.
@@ -66,7 +68,7 @@ class Matcher:
         return self._mask
 
     def prepare(self) -> None:
-        """Computes the mask in another thread, if it is not known."""
+        """Computes the mask in another thread, for `mask` to wait for."""
         if self._mask is None:
             self._mask = self._threads.submit(self._compute)
 
@@ -99,8 +101,10 @@ class Matcher:
 class Structures:
     """Compiles constraints for a tokenizer's vocabulary. Safe to use from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, rows: int | None = None) -> None:
+        """rows: tokens that the model has logits of; None for all of the tokenizer's."""
         self._tokenizer = tokenizer
+        self._size = min(tokenizer.vocab_size, tokenizer.vocab_size if rows is None else rows)
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -126,7 +130,7 @@ class Structures:
             while len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
             own = compiled.deep_copy()
-        return Matcher(constraint, own, self._tokenizer.vocab_size, threads)
+        return Matcher(constraint, own, self._size, threads)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -140,14 +144,28 @@ class Structures:
         text = grammar.of(constraint, self._tokenizer.control_ids)
         with _panics(constraint):
             made = LLMatcher(vocabulary, text, log_level=0, limits=_limits())
-            if not made.is_error():
-                made.compute_bitmask()  # some limits are met here, and grammars without a text
-        if made.is_error():
-            problem = made.get_error()
+            problem = _probe(made)
+        if problem:
             if "NoExtension" in problem:
                 problem = "no text matches it"
             raise constraint.refused(_line(problem))
         return made
+
+
+def _probe(made: LLMatcher) -> str:
+    """The problem of a grammar, or of its first steps; "" for none.
+
+    Some limits are met in these, and grammars without a text are seen.
+    """
+    trial = made.deep_copy()
+    for _ in range(_PROBES):
+        if trial.is_error() or trial.is_stopped():
+            break
+        bits = np.frombuffer(trial.compute_bitmask(), np.uint8)
+        found = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if not trial.is_error() and found.size:
+            trial.consume_token(int(found[0]))
+    return trial.get_error() if trial.is_error() else ""
 
 
 class _Words:

@@ -24,7 +24,7 @@ class ConstrainedSampler:
         """
         mask = self._matcher.mask()
         if ids is not None:
-            keep = np.flatnonzero(mask[ids] & (logits > -np.inf))
+            keep = np.flatnonzero(mask[ids])
             if not keep.size:
                 raise ValueError("none of the candidates is allowed by the constraint")
             return self._inner.sample(logits[keep], ids[keep])
@@ -37,11 +37,9 @@ class ConstrainedSampler:
         return self._inner.sample(logits[allowed], allowed)
 
     def accept(self, token: int) -> None:
-        """A token of the answer; the next mask is computed meanwhile."""
+        """A token of the answer."""
         self._inner.accept(token)
         self._matcher.accept(token)
-        if self._matcher.length is None:
-            self._matcher.prepare()
 
     def accept_prompt(self, tokens: Ids) -> None:
         """Tokens of the prompt, which the constraint does not cover."""
