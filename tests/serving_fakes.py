@@ -300,6 +300,7 @@ class Root:
         share_prefixes: bool = False,
         sampler_factory: SamplerFactory | None = None,
         pooling: Pooling | None = None,
+        controls: Mapping[str, int] = MappingProxyType({}),
         pause_seconds: float = 0.0,
         drain: Drain | None = None,
         activity: Callable[[], Activity] = Activity,
@@ -308,7 +309,8 @@ class Root:
         """server_options: further arguments of RootServer. http: serve HTTP too, at `url`.
 
         http_options: further arguments of HttpServer. drain: see Frontend. activity: what
-        `/cluster` shows of the root's work.
+        `/cluster` shows of the root's work. controls: further control tokens; no text has the
+        bytes 0xF8 and above.
         """
         self.runner = runner or FakeRunner()
         values: dict[str, Any] = {
@@ -318,6 +320,7 @@ class Root:
             **limits,
         }
         tokenizer = ByteTokenizer(chat_template)
+        tokenizer.control_ids = {**tokenizer.control_ids, **controls}
         self.engine = Engine(
             self.runner,
             tokenizer,

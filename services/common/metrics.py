@@ -126,6 +126,12 @@ class Metrics:
         self._pages.labels("used").set(used)
         self._pages.labels("free").set(free)
 
+    def text(self) -> bytes:
+        """All measurements in Prometheus' text format."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)
+
     def serve(self, address: str, security: Security | None = None, insecure: bool = False) -> int:
         """Answers GET /metrics on host:port; the port it has.
 

@@ -243,6 +243,7 @@ def _http(
         history=history,
         activity=partial(activity.read, metrics),
         models=models,
+        metrics=metrics.text,
     )
     return [
         HttpServer(

@@ -19,6 +19,7 @@ from hearth.converter.errors import ModelError
 from hearth.converter.pooling import Pooling
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
+from hearth.converter.tokenizers.gaps import gap_tokens
 from hearth.root.api.answer import Answer, past_deadline
 from hearth.root.api.embedding import MAX_INPUTS, Vector, in_turn
 from hearth.root.api.fairness import CLIENT, Places, Turns
@@ -355,6 +356,11 @@ class Frontend:
         return await self._in_thread(
             self._renderers, conversation_text, engine.tokenizer, given, size
         )
+
+    async def fills_gaps(self) -> bool:
+        """True for a model that takes an `Infill`."""
+        found = await self._in_thread(self._tokenizers, gap_tokens, self._engine.tokenizer)
+        return found is not None
 
     async def embed(
         self,

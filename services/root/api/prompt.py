@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer
+from hearth.root.api.infill import Infill, check_texts, infill_ids
 from hearth.root.engine.params import check_text, invalid
 
 # Longer prompts, in bytes per position of the context, are refused without tokenizing. They cannot
@@ -47,7 +48,7 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
-Input: TypeAlias = Prompt | TokenIds | Conversation
+Input: TypeAlias = Prompt | TokenIds | Conversation | Infill
 
 
 def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[int, ...]:
@@ -59,6 +60,9 @@ def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[in
         case TokenIds(ids):
             check_count(len(ids), context_size)
             return tuple(ids)
+        case Infill():
+            check_size("text around the gap", check_texts(given), context_size)
+            return infill_ids(tokenizer, given)
         case Conversation():
             messages = checked(given, context_size)
             return conversation_ids(tokenizer, messages, given.tools, context_size, given.variables)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hearth.common import system
+from hearth.root.api.frontend import Frontend
 from hearth.root.api.http import embeddings, streams
 from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.conversations import in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request
+from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.logprobs import LlamaLogprobs
 from hearth.root.api.http.openai import prompts_of
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
@@ -22,12 +26,16 @@ from hearth.root.api.http.requests import (
     timings_of,
 )
 from hearth.root.api.http.tools import template_variables, tools_of
-from hearth.root.api.prompt import Conversation
-from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.api.infill import Infill, no_gaps
+from hearth.root.api.prompt import Conversation, Input
+from hearth.root.engine.mailbox import Delta, Done, TokenScore
+from hearth.root.engine.params import MAX_TOP_LOGPROBS
 from hearth.root.scheduling.batch import FinishReason
 from hearth.v1 import root_pb2
 
 Object = dict[str, Any]
+
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def health(call: Call, services: Services) -> None:
@@ -109,25 +117,50 @@ async def completion(call: Call, services: Services) -> None:
     prompts = prompts_of(body)
     if len(prompts) != 1:
         raise bad_request(f"{len(prompts)} prompts were given; /completion takes one", "prompt")
+    await _complete(call, services, body, prompts[0])
+
+
+async def infill(call: Call, services: Services) -> None:
+    """POST /infill: fills the gap between `input_prefix` and `input_suffix`."""
+    body = await call.json()
+    services, _ = await choose(services, body.text("model"))
+    if not await services.frontend.fills_gaps():
+        raise HttpError(501, no_gaps().message, "not_supported_error")
+    files = tuple(
+        (each.text("filename", "tmp"), each.text("text")) for each in body.objects("input_extra")
+    )
+    before, after = body.text("input_prefix"), body.text("input_suffix")
+    await _complete(call, services, body, Infill(before, after, body.text("prompt"), files))
+
+
+async def metrics(call: Call, services: Services) -> None:
+    """GET /metrics: the same as the root's own port for Prometheus (--metrics)."""
+    data = await asyncio.to_thread(services.metrics)
+    await call.reply_bytes(data, METRICS)
+
+
+async def _complete(call: Call, services: Services, body: Fields, prompt: Input) -> None:
     limit = body.whole("n_predict", "max_tokens")
+    probabilities = body.count("n_probs", 0, MAX_TOP_LOGPROBS, 0)
+    if body.flag("post_sampling_probs") and probabilities:
+        raise bad_request(
+            "post_sampling_probs is true; this root has the probabilities before sampling only",
+            "post_sampling_probs",
+        )
     wanted = Wanted(
         sampling(services, body),
         limit if limit is not None and limit > 0 else None,
         stops(body),
+        top_logprobs=probabilities or None,
         prefix_cache=body.flag("cache_prompt", True),
     )
-    shape = _Stream(services.frontend.model().name)
-    async with running(call, services, prompts, wanted) as answers:
+    shape = _Stream(services.frontend, LlamaLogprobs(services.frontend))
+    async with running(call, services, [prompt], wanted) as answers:
         if body.flag("stream"):
             await streams.send(call, answers, shape)
             return
         ((answer, done),) = await streams.collected(answers)
-    await call.reply(shape.last(answer.text, answer.token_ids, done))
-
-
-async def infill(call: Call, services: Services) -> None:
-    """POST /infill: for models that fill gaps, of which there are none yet."""
-    raise HttpError(501, "this model fills no gaps in a text", "not_supported_error")
+    await call.reply(shape.last(answer.text, answer.token_ids, done, answer.scores))
 
 
 ROUTES = {
@@ -141,6 +174,7 @@ ROUTES = {
     "/completion": ("POST", completion),
     "/embedding": ("POST", embeddings.llama_server),
     "/infill": ("POST", infill),
+    "/metrics": ("GET", metrics),
 }
 
 
@@ -157,8 +191,9 @@ class _Stream:
 
     content_type = EVENTS
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, frontend: Frontend, logprobs: LlamaLogprobs) -> None:
+        self._model = frontend.model().name
+        self._logprobs = logprobs
 
     def begin(self) -> bytes:
         return self.heartbeat()
@@ -167,7 +202,8 @@ class _Stream:
         return streams.event(self._part("", ()))
 
     def delta(self, index: int, delta: Delta) -> bytes:
-        return streams.event(self._part(delta.text, delta.token_ids))
+        part = self._part(delta.text, delta.token_ids)
+        return streams.event(part | self._logprobs(delta.scores))
 
     def done(self, index: int, done: Done) -> bytes:
         return streams.event(self.last("", [], done))
@@ -181,7 +217,9 @@ class _Stream:
     def _part(self, text: str, ids: tuple[int, ...]) -> Object:
         return {"index": 0, "content": text, "tokens": ids, "stop": False, "id_slot": 0}
 
-    def last(self, text: str, ids: list[int], done: Done) -> Object:
+    def last(
+        self, text: str, ids: list[int], done: Done, scores: Sequence[TokenScore] = ()
+    ) -> Object:
         """The end of a completion."""
         kind = "eos"
         if done.finish_reason in ENDED_BY_LENGTH:
@@ -202,4 +240,5 @@ class _Stream:
             "tokens_evaluated": done.usage.prompt_tokens,
             "tokens_cached": done.usage.cached_tokens,
             "timings": timings_of(done.usage),
+            **self._logprobs(scores),
         }

@@ -58,6 +58,33 @@ class ChatLogprobs:
         }
 
 
+class LlamaLogprobs:
+    """Those of llama.cpp's /completion, by `n_probs`."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+
+    def __call__(self, scores: Sequence[TokenScore]) -> Object:
+        """The field with those of some tokens; empty for none."""
+        if not scores:
+            return {}
+        return {
+            "completion_probabilities": [
+                self._entry(score.token, score.logprob)
+                | {"top_logprobs": [self._entry(token, value) for token, value in score.top]}
+                for score in scores
+            ]
+        }
+
+    def _entry(self, token: int, logprob: float) -> Object:
+        return {
+            "id": token,
+            "token": self._frontend.token_name(token),
+            "bytes": list(self._frontend.token_bytes(token)),
+            "logprob": _sent(logprob),
+        }
+
+
 class CompletionLogprobs:
     """Those of one completion; it counts characters, for their offsets in the text."""
 

@@ -29,6 +29,7 @@ from hearth.root.api.http.requests import (
     stops,
 )
 from hearth.root.api.http.tools import new_call_id, thinking, tools_of
+from hearth.root.api.infill import Infill
 from hearth.root.api.json_text import loads
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
 from hearth.root.api.spoken import Ended, Part
@@ -67,8 +68,6 @@ async def generate(call: Call, services: Services) -> None:
     body = await call.json()
     services, model = await _named(body, services)
     variables = await _thinking(services, body)
-    if body.text("suffix"):
-        raise bad_request("suffix is given, and this model fills no gaps in a text")
     if body.items("images"):
         raise bad_request("images are given, and this model reads text only")
     text = body.text("prompt")
@@ -76,7 +75,9 @@ async def generate(call: Call, services: Services) -> None:
         await _loaded(call, services, body, {"response": ""}, model)
         return
     prompt: Input = Prompt(text)
-    if not body.flag("raw") and services.frontend.model().has_chat_template:
+    if suffix := body.text("suffix"):
+        prompt = Infill(text, suffix)
+    elif not body.flag("raw") and services.frontend.model().has_chat_template:
         messages: list[Message] = [{"role": "user", "content": text}]
         if system := body.text("system"):
             messages.insert(0, {"role": "system", "content": system})

@@ -33,6 +33,7 @@ from hearth.root.api.http.requests import (
     timings_of,
 )
 from hearth.root.api.http.tools import new_call_id, template_variables, tools_of
+from hearth.root.api.infill import Infill
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
 from hearth.root.api.spoken import Ended, Part
 from hearth.root.engine.mailbox import Delta, Done, Usage
@@ -88,8 +89,8 @@ async def completions(call: Call, services: Services) -> None:
     body = await call.json()
     services, model = await choose(services, body.text("model"))
     prompts = prompts_of(body)
-    if body.text("suffix"):
-        raise bad_request("suffix is given, and this model fills no gaps in a text", "suffix")
+    if suffix := body.text("suffix"):
+        prompts = [_around(prompt, suffix) for prompt in prompts]
     best_of = body.whole("best_of")
     if best_of and best_of != (body.whole("n") or 1):
         raise bad_request(f"best_of is {best_of}; it must be equal to n", "best_of")
@@ -198,6 +199,13 @@ def prompts_of(body: Fields) -> list[Input]:
     return prompts
 
 
+def _around(prompt: Input, suffix: str) -> Input:
+    """The gap between a prompt and a suffix. Raises HttpError."""
+    if not isinstance(prompt, Prompt):
+        raise bad_request("suffix is given; then prompt must be a text", "suffix")
+    return Infill(prompt.text, suffix)
+
+
 def _are_ids(values: list[Any]) -> bool:
     return all(isinstance(each, int) and not isinstance(each, bool) for each in values)
 
@@ -223,7 +231,7 @@ async def _echoes(
         text = ""
         if body.flag("echo"):
             match prompt:
-                case Prompt(given):
+                case Prompt(given) | Infill(given):
                     text = given
                 case TokenIds(ids):
                     text = await services.frontend.detokenize(ids)

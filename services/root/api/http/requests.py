@@ -53,6 +53,8 @@ class Services:
     history: History = field(default_factory=History)
     activity: Callable[[], Activity] = Activity
     models: Models | None = None
+    # The root's measurements, as Prometheus reads them.
+    metrics: Callable[[], bytes] = bytes
 
     @property
     def listed(self) -> Sequence[Services]:
