@@ -9,6 +9,7 @@
 #   make fuzz            fuzzing of everything that reads input (needs clang)
 #   make chart-test      the Helm chart alone (part of make test)
 #   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
+#   make clients         the clients that people have, unchanged, by HTTP (installs them; needs npm)
 #   make survival        three nodes that lose a machine in every way (as root also cut cables)
 #   make soak SECONDS=N  mixed load while a worker is lost every two minutes (default 3600)
 #   make documents       valid JSON of a hot small model, and its cost: DOCUMENTS=1000 on NODES=3
@@ -27,7 +28,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test survival soak floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -176,6 +177,20 @@ build/npm/node_modules: packaging/lint/package.json packaging/lint/package-lock.
 proto-baseline: build/npm/node_modules
 	@$(BUF) build --exclude-source-info -o $(BASELINE)
 	@echo "hearth: $(BASELINE) is hearth.v1 as it is now"
+
+CLIENTS := build/clients
+clients: $(DONE)/installed $(DONE)/test $(CLIENTS)/installed
+	@echo "hearth: the clients that people have"
+	@$(BIN)/python -m pytest -q $(PARALLEL) tests/clients $(PYTEST_ARGS)
+
+$(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/package.json
+	@command -v npm >/dev/null || { echo "hearth: npm is missing: apt-get install npm" >&2; exit 1; }
+	@echo "hearth: installing the clients"
+	@mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node/
+	@$(call quietly,clients-python,$(PYTHON) -m venv $(CLIENTS)/venv && \
+	  $(CLIENTS)/venv/bin/pip install -q -r tests/clients/requirements.txt)
+	@$(call quietly,clients-node,npm install --silent --no-audit --no-fund --prefix $(CLIENTS)/node)
+	@touch $@
 
 STORIES ?= kill gone leave stop root $(if $(filter 0,$(shell id -u)),cable split)
 survival: $(DONE)/installed $(DONE)/test

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[1]
+CLIENTS = TOP / "docs" / "clients"
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 # Blocks without a language are commands, but for pictures.
@@ -72,9 +73,14 @@ def shown_commands() -> list[Shown]:
 
 
 def shown_programs() -> list[Shown]:
-    """Python programs of all documents, the same text once."""
+    """Python programs of all documents, the same text once.
+
+    Those of docs/clients need the clients, and are run by `make clients`.
+    """
     programs: dict[str, Shown] = {}
     for path in documents():
+        if path.parent == CLIENTS:
+            continue
         for language, content in blocks(path.read_text()):
             if language == "python":
                 programs.setdefault(content, Shown(str(path.relative_to(TOP)), content))

@@ -41,6 +41,7 @@ MAKE = {
     "deploy-test": "a stage of .ci/run",
     "test-native": "part of make test",
     "testdata": "needs the internet; tests/unit/test_testdata.py uses a local server",
+    "clients": "installs from the internet",
     "survival": "minutes long; tests/faults has each story in short",
     "soak": "an hour long",
     "fuzz": "long; tests/fuzz and ctest run each target for a moment",

@@ -1,0 +1,143 @@
+"""The clients that people have, unchanged, against a root with a scripted engine.
+
+`make clients` installs them in build/clients and runs these; without them all are skipped.
+"""
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import documented
+import pytest
+from serving_fakes import EOS, FakeRunner, Root
+
+from hearth.common.errors import HearthError, Reason
+from hearth.root.scheduling.batch import Batch, StepOutput
+
+HERE = Path(__file__).parent
+INSTALLED = HERE.parents[1] / "build" / "clients"
+PYTHON = INSTALLED / "venv" / "bin" / "python"
+ANSWER = "I am a small model, and I live beside the hearth."
+PYTHON_CLIENTS = (
+    "openai",
+    "openai_responses",
+    "anthropic",
+    "ollama",
+    "langchain_openai",
+    "langchain_ollama",
+    "llama_index_openai",
+    "llama_index_ollama",
+    "litellm_openai",
+    "litellm_ollama",
+)
+NODE_CLIENTS = ("openai_node", "openai_node_responses", "ollama_js")
+CLIENTS = (*PYTHON_CLIENTS, *NODE_CLIENTS)
+
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="`make clients` installs the clients")
+
+
+def says(history: tuple[int, ...]) -> int:
+    """The next token of ANSWER after the template's last turn."""
+    data = bytes(token for token in history if token < 256)
+    made = data.rpartition(b"[assistant]")[2]
+    return ANSWER.encode()[len(made)] if len(made) < len(ANSWER) else EOS
+
+
+class Lossy(FakeRunner):
+    """Loses its cluster once, in the middle of an answer."""
+
+    lost = False
+
+    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        if not self.lost and len(self.batches) == 12:
+            self.lost = True
+            raise HearthError(Reason.WORKER_LOST, "worker pi2 is lost")
+        return super().run(batch, candidates)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with Root(FakeRunner(says), http=True, context_size=4096, max_pages=4096) as root:
+        yield root.url
+
+
+def call(client: str, mode: str, url: str) -> str:
+    if client in NODE_CLIENTS:
+        words = ["node", str(HERE / "drive_node.mjs")]
+    else:
+        words = [str(PYTHON), str(HERE / "drive_python.py")]
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    ran = subprocess.run(
+        [*words, client, mode, url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=kept | {"HEARTH_CLIENTS": str(INSTALLED / "node")},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_an_answer(client: str, url: str) -> None:
+    assert call(client, "text", url) == ANSWER
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_stream(client: str, url: str) -> None:
+    assert call(client, "stream", url) == ANSWER
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_an_unknown_model_is_said_in_words(client: str, url: str) -> None:
+    said = call(client, "error", url)
+    assert "Error" in said
+    assert "'missing' does not exist here; this root serves 'tiny'" in said
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_worker_lost_in_an_answer(client: str) -> None:
+    """The text goes on where it was, and is whole."""
+    runner = Lossy(says)
+    with Root(runner, http=True, context_size=4096, max_pages=4096, pause_seconds=60) as root:
+        again = threading.Event()
+
+        def form_again() -> None:
+            while not again.wait(0.05):
+                if runner.lost:
+                    root.engine.resume()
+                    return
+
+        thread = threading.Thread(target=form_again)
+        thread.start()
+        try:
+            assert call(client, "stream", root.url) == ANSWER
+        finally:
+            again.set()
+            thread.join()
+        assert runner.lost
+
+
+@pytest.mark.parametrize(
+    "page", sorted(documented.CLIENTS.glob("*.md")), ids=lambda page: str(page.stem)
+)
+def test_the_programs_of_a_page(page: Path, url: str) -> None:
+    ran = 0
+    for language, text in documented.blocks(page.read_text()):
+        program = text.replace("http://localhost:7780", url).replace("smollm2", "tiny")
+        if language == "python":
+            words = [str(PYTHON), "-c", program]
+        elif language == "js":
+            # Beside its modules.
+            path = INSTALLED / "node" / "program.mjs"
+            path.write_text(program)
+            words = ["node", str(path)]
+        else:
+            continue
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        assert ANSWER in done.stdout, done.stderr
+        ran += 1
+    assert ran or page.stem == "index"
