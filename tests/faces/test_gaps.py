@@ -61,6 +61,7 @@ def test_openai(root: Root) -> None:
 def test_ollama(root: Root) -> None:
     made = ollama.Client(root.url).generate("tiny", "def f(", suffix="): pass")
     assert made.response == "x, y"
+    assert "insert" in (ollama.Client(root.url).show("tiny").capabilities or ())
 
 
 def test_infill(root: Root) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from hearth.root.engine.params import GenerateParams
 from hearth.root.models.card import read_cards
 from hearth.root.models.host import Host
 from hearth.root.settings import ClusterSettings, Joining, Serving
+from hearth.worker.shard import NodeShard
 
 PROMPT = "ab"
 SETTINGS = ClusterSettings(threads=1, context=64, page_size=8, max_step_tokens=16)
@@ -130,6 +132,26 @@ def test_the_model_field_chooses(shelf: Path, texts: dict[str, str]) -> None:
             assert (sdk.model("alpha").layers, sdk.model().layers) == (2, 4)
             with pytest.raises(InvalidArgument, match="'delta' does not exist"):
                 sdk.generate_text(PROMPT, model="delta")
+
+
+def test_one_model_is_in_memory(
+    shelf: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards: weakref.WeakSet[NodeShard] = weakref.WeakSet()
+    most = []
+    make = NodeShard.__init__
+
+    def counted(shard: NodeShard, *args: Any, **more: Any) -> None:
+        most.append(len(shards))
+        shards.add(shard)
+        make(shard, *args, **more)
+
+    monkeypatch.setattr(NodeShard, "__init__", counted)
+    with served(shelf) as (_, url):
+        for name in ("alpha", "beta", "gamma"):
+            assert complete(url, name) == texts[name]
+            assert len(shards) == 1
+    assert most == [0, 0, 0]
 
 
 def test_ollama_lists_loads_and_unloads(shelf: Path) -> None:

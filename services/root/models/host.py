@@ -10,6 +10,7 @@ of models that they held in their caches.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import threading
@@ -19,6 +20,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
+from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.converter import ModelError
 from hearth.root.cluster.cluster import Cluster
@@ -185,7 +187,14 @@ class Host:
         seat.detach(f"the model is not in memory: {why}")
         seat.keep_alive = None
         self.relay.rest(_resting(self._drained))
+        self._free()
+
+    def _free(self) -> None:
+        """Closes the model's cluster and gives its memory back now, before there is another."""
         self._stack.close()
+        # Cluster and supervisor refer to each other, and so to the weights.
+        gc.collect()
+        system.trim_memory()
 
     # In the loader's thread.
 
@@ -224,7 +233,7 @@ class Host:
         self._running = self._current = None
         seat.detach(f"the model could not be loaded: {error.message}")
         self.relay.rest(_resting(self._drained))
-        self._stack.close()
+        self._free()
         seat.fail(error)
 
 

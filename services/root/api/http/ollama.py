@@ -104,7 +104,7 @@ async def running_models(call: Call, services: Services) -> None:
         if not math.isinf(left):
             expires = _time(time.time() + left)
         services = services.current
-    size = _size(services)
+    size = services.weight_bytes
     facts = services.frontend.model()
     more = {"expires_at": expires, "size_vram": size, "context_length": facts.context_size}
     await call.reply({"models": [_listed(services) | more] if size else []})
@@ -115,6 +115,7 @@ async def show(call: Call, services: Services) -> None:
     body = await call.json()
     services, _ = await _named(body, services)
     facts = services.frontend.model()
+    gaps = await services.frontend.fills_gaps()
     kind = facts.architecture
     info = {
         "general.architecture": kind,
@@ -134,7 +135,7 @@ async def show(call: Call, services: Services) -> None:
             "template": services.frontend.chat_template,
             "details": _details(facts),
             "model_info": info,
-            "capabilities": await _abilities(services),
+            "capabilities": [*await _abilities(services), *(["insert"] if gaps else [])],
             "modified_at": _time(services.started),
         }
     )
@@ -343,7 +344,7 @@ def _listed(services: Services) -> Object:
         "name": name,
         "model": name,
         "modified_at": _time(services.started),
-        "size": _size(services) or facts.parameters,
+        "size": services.weight_bytes or facts.parameters,
         "digest": hashlib.sha256(repr(facts).encode()).hexdigest(),
         "details": _details(facts),
         "capabilities": _capabilities(facts),
@@ -364,14 +365,6 @@ def _details(facts: ModelFacts) -> Object:
         "parameter_size": _counted(facts.parameters),
         "quantization_level": facts.weight_type.upper(),
     }
-
-
-def _size(services: Services) -> int:
-    """Bytes of the weights in all nodes; 0 while the cluster has no plan."""
-    nodes = services.frontend.cluster().nodes
-    if not nodes and services.models is not None:
-        return services.models.shelf.weight_bytes(services.frontend.model().name)
-    return sum(node.weight_bytes for node in nodes)
 
 
 def _counted(count: int) -> str:

@@ -256,6 +256,7 @@ def _model(services: Services) -> Object:
             "n_vocab": facts.vocab_size,
             "n_params": facts.parameters,
             "n_embd": facts.hidden_size,
+            "size": services.weight_bytes,
         },
     }
 

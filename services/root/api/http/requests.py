@@ -64,6 +64,14 @@ class Services:
         return [replace(self, frontend=frontend) for frontend in self.models.frontends]
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights, all nodes together; 0 while one model has no plan."""
+        nodes = self.frontend.cluster().nodes
+        if not nodes and self.models is not None:
+            return self.models.shelf.weight_bytes(self.frontend.model().name)
+        return sum(node.weight_bytes for node in nodes)
+
+    @property
     def current(self) -> Services:
         """Those of the model in memory, else of the first, for its facts."""
         if self.models is None:
