@@ -49,7 +49,8 @@ def infill_ids(tokenizer: Tokenizer, given: Infill) -> tuple[int, ...]:
             pieces += [tokens.file, f"{name}\n{text}\n"]
     if given.files and tokens.file is not None:
         pieces += [tokens.file, "filename\n"]
-    before, after = [tokens.before, given.before], [tokens.after, given.after]
+    before: list[str | int] = [tokens.before, given.before]
+    after: list[str | int] = [tokens.after, given.after]
     if tokens.middle is None:
         pieces += [*after, *before, given.begun]
     else:
