@@ -72,11 +72,14 @@ class Node:
             self.pss = max(self.pss, int(line.split()[1]) * 1024)
 
     def look_at_pages(self) -> None:
-        """KV cache pages in use, from its metrics."""
+        """KV cache pages with content, from its metrics."""
+        pages = 0.0
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
             for line in answer.read().decode().splitlines():
-                if line.startswith('hearth_kv_pages{state="used"}'):
-                    self.pages = max(self.pages, float(line.split()[1]))
+                # The root's pages, and those that it keeps for their prefix.
+                if line.startswith(('hearth_kv_pages{state="used"}', "hearth_prefix_pages ")):
+                    pages += float(line.split()[1])
+        self.pages = max(self.pages, pages)
 
 
 @dataclass

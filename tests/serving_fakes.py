@@ -26,7 +26,7 @@ from hearth.root.api.grpc.server import RootServer
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import NO_LIMITS, Allowed, SamplerFactory
 from hearth.root.engine.params import Sampling
-from hearth.root.scheduling.batch import Batch, Limits, StepOutput
+from hearth.root.scheduling.batch import Batch, Limits, SequenceStep, StepOutput
 from hearth.root.status.activity import Activity
 from hearth.root.status.history import History
 from hearth.v1 import root_pb2
@@ -99,6 +99,10 @@ class FakeRunner:
     batches: list[Batch] = field(default_factory=list)
     cache: dict[int, list[int | None]] = field(default_factory=dict)
     tables: PageTables = field(init=False)
+    # Keep a state of each sequence that cannot go back: its tokens. Snapshots by number.
+    recurrent: bool = False
+    states: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    snapshots: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tables = PageTables(1 << 16, 1 << 24, self.page_size)
@@ -143,6 +147,8 @@ class FakeRunner:
             )
             pages = table.tolist()
             tables.append(pages)
+            if self.recurrent:
+                self._advance(step)
             # Never more pages than the positions so far need.
             assert len(pages) == -(-(step.position + len(step.tokens)) // self.page_size)
             for i, token in enumerate(step.tokens):
@@ -151,12 +157,25 @@ class FakeRunner:
                 slots[offset] = token
         return tables
 
+    def _advance(self, step: SequenceStep) -> None:
+        """Adds a step's tokens to the state of its sequence."""
+        state = () if step.position == 0 else self.states.get(step.seq_id, ())
+        if step.restore is not None:
+            state = self.snapshots[step.restore]
+        assert len(state) == step.position, "the state is that of another position"
+        self.states[step.seq_id] = state + step.tokens
+        if step.save is not None:
+            self.snapshots[step.save] = state + step.tokens
+
     def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
         """Logits of the rows that want them, from what the cache holds now."""
         logits = np.zeros((len(batch.output_rows), VOCAB), np.float32)
         row = 0
         for step, pages in zip(batch.sequences, tables, strict=True):
             end = step.position + len(step.tokens)
+            if self.recurrent and step.seq_id in self.states:
+                known = self.states[step.seq_id][:end]
+                assert known == self._history(pages, end), "the state is of other tokens"
             for length in range(end - step.outputs + 1, end + 1):
                 logits[row, self.next_token(self._history(pages, length))] = 10.0
                 row += 1

@@ -34,7 +34,10 @@ def main() -> None:
             recorders[0].decode.clear()
             prompt = np.random.default_rng(run).integers(300, 32000, options.prompt_tokens)
             params = GenerateParams(
-                prompt=tuple(prompt.tolist()), max_tokens=options.new_tokens, ignore_eos=True
+                prompt=tuple(prompt.tolist()),
+                max_tokens=options.new_tokens,
+                ignore_eos=True,
+                prefix_cache=False,
             )
             times: list[float] = []
             start = time.perf_counter()

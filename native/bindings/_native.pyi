@@ -376,6 +376,12 @@ class Shard:
     def release_pages(self, first: int) -> None:
         """Gives the memory of KV page `first` and those after it back; their content is lost."""
 
+    def copy_state(self, source: int, target: int, position: int) -> None:
+        """Copies the state of recurrent mixers from a slot to another.
+
+        Raises ValueError if `source` does not hold the state after `position` positions.
+        """
+
     def embed(
         self, tokens: NDArray[np.uint32], positions: NDArray[np.uint32]
     ) -> NDArray[np.float32]:

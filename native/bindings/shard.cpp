@@ -159,6 +159,13 @@ void bind_shard(py::module_& module) {
             shard.release_pages(first);
           },
           "first"_a, "Gives the memory of KV page `first` and those after it back.")
+      .def(
+          "copy_state",
+          [](Shard& shard, uint32_t from, uint32_t to, size_t position) {
+            const WithoutGil released;
+            shard.copy_state(from, to, position);
+          },
+          "source"_a, "target"_a, "position"_a, "Copies the state of a slot to another.")
       .def("embed", &embed, "tokens"_a, "positions"_a,
            "[n] token ids and their positions -> f32 [n, hidden_size].")
       .def("final_norm", &final_norm, "rows"_a,

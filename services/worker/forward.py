@@ -175,7 +175,13 @@ class ForwardLoop:
         if self._lane is not None:
             self._lane.begin(step.step_id)
         try:
+            for item, slot in zip(step.sequences, slots, strict=True):
+                if item.HasField("restore"):
+                    self._shard.restore(item.restore, slot, item.position)
             output = self._shard.step(activations, sequences, step.output_rows, self._lane, slots)
+            for item, slot in zip(step.sequences, slots, strict=True):
+                if item.HasField("save"):
+                    self._shard.save(slot, item.save, item.position + item.rows)
         except _native.LaneError as error:
             # By rank: only the root can map a rank to a worker.
             place = {"stage": self._placement.stage, "rank": error.rank}

@@ -95,6 +95,29 @@ class NodeShard:
         """Gives the memory of KV pages from `first` on back; their content is lost."""
         self._shard.release_pages(first)
 
+    def restore(self, snapshot: int, slot: int, position: int) -> None:
+        """Lets a sequence's slot begin from a snapshot of the state after `position` positions."""
+        self._copy_state(self._snapshot_slot(snapshot), slot, position)
+
+    def save(self, slot: int, snapshot: int, position: int) -> None:
+        """Copies a sequence's state after `position` positions to a snapshot."""
+        self._copy_state(slot, self._snapshot_slot(snapshot), position)
+
+    def _copy_state(self, source: int, target: int, position: int) -> None:
+        try:
+            self._shard.copy_state(source, target, position)
+        except ValueError as error:
+            raise HearthError(Reason.BAD_STEP, f"invalid step: {error}") from None
+        except MemoryError as error:
+            raise _no_memory("a state", error) from None
+
+    def _snapshot_slot(self, number: int) -> int:
+        """The slot of a snapshot: the last one is number 0. Raises HearthError BAD_STEP."""
+        most = most_sequences(self.config)
+        if number >= most:
+            raise HearthError(Reason.BAD_STEP, f"snapshot {number} of a plan with {most} states")
+        return most - 1 - number
+
     def embed(self, tokens: npt.NDArray[np.uint32], positions: npt.NDArray[np.uint32]) -> F32:
         """float32 [len(tokens), row_size]; the node must hold the embedding.
 

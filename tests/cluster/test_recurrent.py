@@ -15,7 +15,7 @@ import pytest
 
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.root.engine.engine import Engine
-from hearth.root.engine.mailbox import Delta
+from hearth.root.engine.mailbox import Delta, Done
 from hearth.root.engine.params import GenerateParams
 from hearth.root.scheduling.batch import Limits
 
@@ -68,3 +68,37 @@ def test_answers_do_not_depend_on_company(addresses: list[str], tmp_path: Path) 
     few_pages, preempted = texts_of(path, addresses, prompts, together=True, max_pages=16)
     assert few_pages == wanted
     assert preempted > 0
+
+
+def test_prefixes_are_continued_from_snapshots(addresses: list[str], tmp_path: Path) -> None:
+    """The text is the same, and the state behind a prompt's last full page is found again."""
+    path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
+    ids = np.random.default_rng(6).integers(3, 300, 45).tolist()
+    with perplexity.formed(str(path), addresses, "f32", context=256, page_size=8, sequences=4) as (
+        cluster,
+        limits,
+    ):
+        assert limits.snapshots > 0
+        engine = Engine(cluster, PlainTokenizer(320), limits, vocab_size=320)
+        engine.start()
+
+        def answer(tokens: list[int], cache: bool) -> tuple[list[int], int]:
+            params = GenerateParams(tuple(tokens), 20, ignore_eos=True, prefix_cache=cache)
+            *deltas, done = engine.generate(params)
+            assert isinstance(done, Done)
+            text = [t for each in deltas if isinstance(each, Delta) for t in each.token_ids]
+            return text, done.usage.cached_tokens
+
+        try:
+            wanted, none = answer(ids, False)
+            assert none == 0
+            assert [answer(ids, True) for _ in range(3)] == [
+                (wanted, 0),
+                (wanted, 40),
+                (wanted, 40),
+            ]
+            turn = [*ids, *wanted, 5, 6, 7]
+            assert answer(turn, True) == (answer(turn, False)[0], 40)
+            assert answer(turn, True)[1] == 64
+        finally:
+            engine.stop(finish=False)

@@ -358,6 +358,36 @@ def test_a_slot_serves_one_sequence_after_another() -> None:
     np.testing.assert_array_equal(computed(shard, TOKENS), expected)
 
 
+def test_a_copied_state_continues_as_the_original() -> None:
+    ranks = CASES["plain"]
+    weights = ranks.weights(2)
+    shard = ranks.loaded(weights)
+    expected = computed(shard, TOKENS)
+    x = shard.embed(np.array(TOKENS, np.uint32), NO_POSITIONS)
+    pages = [0, 1, 2, 3, 4, 5]
+    shard.step(x[: 2 * PAGE], [(2 * PAGE, 0, pages)], [], None, [0])
+    shard.copy_state(0, 2, 2 * PAGE)
+    for _ in range(2):  # the copy stays, while the sequence goes on
+        shard.copy_state(2, 1, 2 * PAGE)
+        rows = len(TOKENS) - 2 * PAGE
+        spans = [(rows, 2 * PAGE, pages)]
+        got = shard.step(x[2 * PAGE :], spans, list(range(rows)), None, [1]).logits
+        np.testing.assert_array_equal(got, expected[2 * PAGE :])
+
+
+def test_states_that_are_not_there_are_not_copied() -> None:
+    ranks = CASES["plain"]
+    shard = ranks.loaded(ranks.weights(2))
+    with pytest.raises(ValueError, match="slot 0 does not hold the state after 0 positions"):
+        shard.copy_state(0, 1, 0)
+    computed(shard, TOKENS)
+    with pytest.raises(ValueError, match="slot 0 does not hold the state after 3 positions"):
+        shard.copy_state(0, 1, 3)
+    for source, target in ((0, 99), (99, 0)):
+        with pytest.raises(ValueError, match="slot 99 of"):
+            shard.copy_state(source, target, len(TOKENS))
+
+
 def page_bytes(ranks: Ranks) -> int:
     return ranks.kind_of_layer.count(1) * 3 * _native.kv_head_bytes("f32", 8, 8, PAGE)
 

@@ -215,6 +215,39 @@ def test_equal_keys_of_other_tokens_are_not_confused(monkeypatch: pytest.MonkeyP
     assert run(scheduler, Request(2, prompt(100, 5000), max_tokens=1)) == {2: 100}
 
 
+RECURRENT = replace(LIMITS, drafts=False, snapshots=2)
+
+
+def test_a_state_that_cannot_go_back_begins_from_a_snapshot() -> None:
+    scheduler = Scheduler(RECURRENT)
+    assert run(scheduler, Request(1, prompt(300), max_tokens=40)) == {1: 339}
+    # The answer's pages are found, but a snapshot was taken behind the prompt's last full page.
+    turn = (*prompt(300), *[7] * 40, *prompt(50, 9000))
+    assert run(scheduler, Request(2, turn, max_tokens=1)) == {2: 390 - 288}
+    assert run(scheduler, Request(3, turn, max_tokens=1)) == {3: 390 - 384}
+    # Without a snapshot nothing is found, though there are pages.
+    assert run(scheduler, Request(4, prompt(200), max_tokens=1)) == {4: 200}
+    none = Scheduler(replace(RECURRENT, snapshots=0))
+    run(none, Request(1, prompt(300), max_tokens=1))
+    assert run(none, Request(2, prompt(300), max_tokens=1)) == {2: 300}
+
+
+def test_samples_of_one_prompt_wait_for_its_snapshot() -> None:
+    scheduler = Scheduler(RECURRENT)
+    requests = [Request(seq_id, prompt(1000), max_tokens=20) for seq_id in range(4)]
+    assert run(scheduler, *requests) == {0: 1019, 1: 27, 2: 27, 3: 27}
+
+
+def test_the_snapshot_unused_for_longest_is_replaced() -> None:
+    scheduler = Scheduler(RECURRENT)
+    for number in (1, 2):
+        run(scheduler, Request(number, prompt(70, 1000 * number), max_tokens=1))
+    assert run(scheduler, Request(3, prompt(70, 1000), max_tokens=1)) == {3: 6}
+    run(scheduler, Request(4, prompt(70, 3000), max_tokens=1))
+    assert run(scheduler, Request(5, prompt(70, 2000), max_tokens=1)) == {5: 70}
+    assert scheduler.sharing.hit_tokens == 64
+
+
 @given(st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=2), max_size=6))
 def test_keys_are_those_of_the_whole_prefix(pages: list[list[int]]) -> None:
     index, again = PrefixIndex(b"secret"), PrefixIndex(b"secret")

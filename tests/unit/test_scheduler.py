@@ -462,9 +462,14 @@ class Histories(RuleBasedStateMachine):
         # Positions scheduled since the sequence last began: contiguous, or from 0 again.
         self.scheduled: dict[int, int] = {}
 
-    @initialize(depth=st.integers(1, 4))
-    def choose(self, depth: int) -> None:
+    @initialize(depth=st.integers(1, 4), snapshots=st.sampled_from([None, None, 0, 1, 3]))
+    def choose(self, depth: int, snapshots: int | None) -> None:
+        """snapshots: of a state that cannot go back; None for a model without such a state."""
         self.depth = depth
+        if snapshots is not None:
+            self.limits = replace(self.limits, drafts=False, snapshots=snapshots)
+            self.scheduler = Scheduler(self.limits)
+            self.runner.recurrent = True
 
     @rule(
         length=st.integers(1, 20),
@@ -568,6 +573,8 @@ class Histories(RuleBasedStateMachine):
         """Forget the contents of the cache."""
         self.flights.clear()
         self.runner.cache.clear()
+        self.runner.states.clear()
+        self.runner.snapshots.clear()
         self.scheduled = dict.fromkeys(self.scheduled, 0)
 
     def begin(self) -> bool:

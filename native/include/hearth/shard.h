@@ -73,6 +73,10 @@ class Shard {
   // From page 0 on no sequence is left, and the memory of their states goes back too.
   void release_pages(size_t first);
 
+  // Copies the state of recurrent mixers from a slot to another; `position` is of the next row.
+  // Throws std::invalid_argument if `from` does not hold the state after that many positions.
+  void copy_state(uint32_t from, uint32_t to, size_t position);
+
   // The first stage's input: scaled rows of the embedding, plus those of learned positions.
   // positions: one for each token; read only by models that have learned positions, and may be
   // empty for others. out: [tokens.size(), row_size], see ShardConfig::row_size

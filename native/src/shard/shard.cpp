@@ -165,6 +165,11 @@ void Shard::release_pages(size_t first) {
   if (first == 0) state_->states.release();
 }
 
+void Shard::copy_state(uint32_t from, uint32_t to, size_t position) {
+  const std::lock_guard lock(state_->stepping);
+  state_->states.copy(from, to, position);
+}
+
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,
                  size_t first_row) {
   const std::lock_guard lock(state_->loading);

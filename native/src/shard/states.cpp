@@ -1,5 +1,6 @@
 #include "shard/states.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -51,6 +52,26 @@ void SequenceStates::end(std::span<const SequenceStep> sequences) {
   if (floats_ == 0) return;
   for (const SequenceStep& sequence : sequences)
     slots_[sequence.slot].position = sequence.position + sequence.rows;
+}
+
+void SequenceStates::copy(uint32_t from, uint32_t to, size_t position) {
+  if (floats_ == 0) return;
+  if (from >= slots_.size() || to >= slots_.size()) {
+    throw std::invalid_argument("slot " + std::to_string(std::max(from, to)) + " of " +
+                                std::to_string(slots_.size()));
+  }
+  if (slots_[from].position != position) {
+    throw std::invalid_argument("slot " + std::to_string(from) + " does not hold the state after " +
+                                std::to_string(position) + " positions");
+  }
+  if (from == to) return;
+  Slot& slot = slots_[to];
+  if (slot.memory.size() == 0) {
+    slot.memory = Buffer(slot_bytes());
+    ++allocated_;
+  }
+  std::memcpy(slot.memory.data(), slots_[from].memory.data(), slot_bytes());
+  slot.position = position;
 }
 
 void SequenceStates::release() {

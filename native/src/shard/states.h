@@ -34,6 +34,9 @@ class SequenceStates {
   // hold is of no use: a step that fails leaves it in the middle. Throws std::bad_alloc.
   void begin(std::span<const SequenceStep> sequences);
   void end(std::span<const SequenceStep> sequences);
+  // Copies the state after `position` positions. Throws std::invalid_argument for slots out of
+  // range, or if `from` does not hold that state; std::bad_alloc.
+  void copy(uint32_t from, uint32_t to, size_t position);
   // Gives the memory of all slots back; their content is lost.
   void release();
 

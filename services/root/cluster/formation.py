@@ -99,7 +99,13 @@ class Formation:
             lane.begin(self._step_id)
             sent = len(data) * len(links)
         slots = [self._tables.slot(s.seq_id) for s in batch.sequences]
+        for s, slot in zip(batch.sequences, slots, strict=True):
+            if s.restore is not None:
+                self._shard.restore(s.restore, slot, s.position)
         own = self._shard.step(x, sequences, batch.output_rows, lane, slots)
+        for s, slot in zip(batch.sequences, slots, strict=True):
+            if s.save is not None:
+                self._shard.save(slot, s.save, s.position + len(s.tokens))
         slowest = own.compute_ns
         nodes = [(own.compute_ns / 1e9, own.sync_ns / 1e9)]
         logits, ids = own.logits, None

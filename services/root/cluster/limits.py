@@ -5,17 +5,28 @@ from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.memory import Room
 from hearth.root.scheduling.batch import Limits
 
+# Each is as large as the state of a running sequence.
+_MOST_SNAPSHOTS = 4
+
 
 def limits_for(blueprint: Blueprint, room: Room) -> Limits:
     """The limits of a cluster with this room."""
     settings = blueprint.settings
     kinds = blueprint.model.spec.kinds
+    recurrent = any(isinstance(kind.mixer, GatedDeltaSpec) for kind in kinds)
+    snapshots = _snapshots(room.sequences) if recurrent and settings.prefix_cache else 0
     return Limits(
         context_size=blueprint.context,
         max_pages=room.pages,
         page_size=settings.page_size,
         max_step_tokens=settings.max_step_tokens,
-        max_running=room.sequences,
-        drafts=not any(isinstance(kind.mixer, GatedDeltaSpec) for kind in kinds),
+        max_running=room.sequences - snapshots,
+        drafts=not recurrent,
         prefix_cache=settings.prefix_cache,
+        snapshots=snapshots,
     )
+
+
+def _snapshots(states: int) -> int:
+    """Snapshots among the states of recurrent mixers that there is room for: a third, 4 at most."""
+    return min(_MOST_SNAPSHOTS, states // 3)

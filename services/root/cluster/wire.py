@@ -59,7 +59,7 @@ def shard_config(
         page_size=limits.page_size,
         max_pages=limits.max_pages,
         max_step_tokens=limits.max_step_tokens,
-        max_sequences=limits.max_running,
+        max_sequences=limits.max_running + limits.snapshots,
         embedding=node.embedding,
         vocab_size=spec.vocab_size,
         head_from_embedding=node.head_from_embedding,
@@ -247,6 +247,8 @@ def step(
                     sequence_id=s.seq_id,
                     kept_pages=s.kept_pages,
                     new_pages=s.new_pages,
+                    restore=s.restore,
+                    save=s.save,
                 )
                 for s in batch.sequences
             ],

@@ -35,6 +35,9 @@ class Limits:
     drafts: bool = True
     # Share the pages of prefixes that several sequences have, and keep them for later ones.
     prefix_cache: bool = True
+    # Snapshots that nodes keep of a state that cannot go back; without, such prefixes are not
+    # shared.
+    snapshots: int = 0
 
     def __post_init__(self) -> None:
         for name in ("context_size", "max_pages", "page_size", "max_step_tokens", "max_running"):
@@ -82,6 +85,9 @@ class SequenceStep:
     outputs: int
     # Tokens of the prompt whose pages were found in the prefix cache so far.
     cached: int = 0
+    # Snapshots from which its state begins, and to which it is copied after the step.
+    restore: int | None = None
+    save: int | None = None
 
     @property
     def drafts(self) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ def check(
     if len(holders) != len(known) + len(zombies):
         raise RuntimeError(f"ended sequences are still known: {sorted({*known} & {*zombies})}")
     pool.check({seq_id: s.pages for seq_id, s in holders.items()})
+    pool.prefix.snapshots.check(sum(s.save is not None for s in holders.values()))
     shared = Counter(page for s in holders.values() for page in s.pages)
     for s in holders.values():
         for page in s.pages[s.computed // limits.page_size :]:

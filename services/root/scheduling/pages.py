@@ -25,12 +25,12 @@ class PagePool:
     of these; pages in the index are held or kept, and kept pages are in the index.
     """
 
-    def __init__(self, pages: int, secret: bytes | None = None) -> None:
-        """secret: of the prefix index."""
+    def __init__(self, pages: int, secret: bytes | None = None, snapshots: int = 0) -> None:
+        """secret, snapshots: of the prefix index."""
         if pages < 1:
             raise ValueError(f"a KV cache needs at least 1 page, not {pages}")
         self.pages = pages
-        self.prefix = PrefixIndex(secret)
+        self.prefix = PrefixIndex(secret, snapshots)
         # Kept pages that were freed because their place was needed, or because of their age.
         self.evictions = 0
         # A heap: the lowest numbers are used first, so that the memory of high ones can be given

@@ -13,6 +13,8 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from hearth.root.scheduling.snapshots import Snapshots
+
 _KEY_BYTES = 16
 
 
@@ -33,8 +35,12 @@ class _Entry:
 class PrefixIndex:
     """Full pages by key. A page is in it at most once, and so is a key."""
 
-    def __init__(self, secret: bytes | None = None) -> None:
-        """secret: of the digests, so that no client can predict keys; random where not given."""
+    def __init__(self, secret: bytes | None = None, snapshots: int = 0) -> None:
+        """secret: of the digests, so that no client can predict keys; random where not given.
+
+        snapshots: number of snapshots of recurrent state.
+        """
+        self.snapshots = Snapshots(snapshots)
         self._secret = new_secret() if secret is None else secret
         self._pages: dict[bytes, int] = {}
         self._entries: dict[int, _Entry] = {}
@@ -79,6 +85,11 @@ class PrefixIndex:
         entry = self._entries.pop(page, None)
         if entry is not None:
             del self._pages[entry.key]
+            self.snapshots.drop(entry.key)
+
+    def has(self, key: bytes) -> bool:
+        """True if a page has this key."""
+        return key in self._pages
 
     def check(self) -> None:
         """Raises RuntimeError if keys and pages do not agree."""

@@ -168,7 +168,7 @@ class Scheduler:
         decoding = set(rows)
         budget -= len(rows)
         for sequence, share in self._share(budget, awaiting):
-            if granted := self._make_room(sequence, share, rows):
+            if granted := self._make_room(sequence, self.sharing.cut(sequence, share), rows):
                 rows[sequence.seq_id] = granted
         if not rows:
             return None
@@ -354,7 +354,9 @@ class Scheduler:
         output_rows: list[int] = []
         decode_rows = 0
         for seq_id, count in rows.items():
+            self.sharing.begin_step(self._by_id[seq_id], count)
             step = self._by_id[seq_id].advance(count, self.limits.page_size)
+            self.sharing.begun(self._by_id[seq_id])
             steps.append(step)
             tokens += step.tokens
             output_rows += range(len(tokens) - step.outputs, len(tokens))

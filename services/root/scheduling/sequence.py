@@ -34,6 +34,9 @@ class Sequence:
     # Keys of its prefix (prefix.py): before the first page, then after each full page, as far as
     # they were needed. Empty: the sequence takes no part in the prefix cache.
     keys: list[bytes] = field(default_factory=list)
+    # The snapshot to begin from; the one to take, and the position after which it is taken.
+    restore: int | None = None
+    save: tuple[int, int] | None = None
     # Full pages that were found in the index, or offered to it.
     indexed: int = 0
     # Prompt tokens whose pages were found there before anything was computed for them.
@@ -75,7 +78,18 @@ class Sequence:
         self.scheduled += count
         self.in_flight += 1
         self.reached = max(self.reached, self.scheduled)
-        return SequenceStep(self.seq_id, tuple(chunk), begin, kept, new_pages, outputs, self.cached)
+        save = self.save[0] if self.save and self.save[1] == self.scheduled else None
+        return SequenceStep(
+            self.seq_id,
+            tuple(chunk),
+            begin,
+            kept,
+            new_pages,
+            outputs,
+            self.cached,
+            self.restore,
+            save,
+        )
 
     def adopt(self, pages: Pages[int], page_size: int) -> None:
         """Takes over full pages that hold its next positions; none of its rows is in flight."""
