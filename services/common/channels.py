@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hearth.common.security import Security
 
 # The contract's version. A root and a worker of different versions refuse each other.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 # The longest name of a node, in bytes of UTF-8: it reaches logs, metrics and every client.
 MAX_NAME_BYTES = 256
