@@ -43,17 +43,20 @@ def formed(
 def step(limits: Limits, sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]]) -> Batch:
     """A step of (pages, position, tokens) sequences that wants the logits of every row.
 
-    `pages` may hold more than the step needs yet.
+    `pages` may hold more than the step needs yet. A sequence that goes on has the pages of its
+    positions so far from earlier steps, under the same number.
     """
     parts = []
     for number, (pages, position, tokens) in enumerate(sequences):
         count = -(-(position + len(tokens)) // limits.page_size)
         assert count <= len(pages)
-        table = tuple(pages[:count])
-        parts.append(SequenceStep(number, tuple(tokens), position, 0, table, len(tokens)))
+        held = -(-position // limits.page_size)
+        table = tuple(pages[held:count])
+        parts.append(SequenceStep(number, tuple(tokens), position, held, table, len(tokens)))
     rows = tuple(token for part in parts for token in part.tokens)
     decode = sum(len(part.tokens) == 1 for part in parts)
-    return Batch(tuple(parts), rows, tuple(range(len(rows))), decode, reset=True)
+    begins = not any(position for _, position, _ in sequences)
+    return Batch(tuple(parts), rows, tuple(range(len(rows))), decode, reset=begins)
 
 
 def logits_of(cluster: Cluster, limits: Limits, ids: Sequence[int]) -> F32:

@@ -61,7 +61,7 @@ def test_openai_chat() -> None:
         assert choice.finish_reason == "tool_calls"
         assert choice.message.content == "One moment."
         assert choice.message.model_dump()["reasoning_content"] == "I look."
-        first, second = choice.message.tool_calls or ()
+        first, second = choice.message.tool_calls
         assert first.type == second.type == "function"
         assert (first.function.name, first.function.arguments) == ("weather", BERN)
         assert second.function.arguments == ROME
@@ -222,7 +222,7 @@ def test_a_template_without_tools() -> None:
     ]
     with root_of(call_text(ROME), plain) as root, openai_client(root) as client:
         made: Any = client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)
-        (found,) = made.choices[0].message.tool_calls or ()
+        (found,) = made.choices[0].message.tool_calls
         assert found.function.arguments == ROME
         text = prompt_of(root)
     assert text.startswith("[system]Be kind.\n\nYou can call these functions")
@@ -395,7 +395,7 @@ def test_strict_arguments() -> None:
         made: Any = client.chat.completions.create(model="tiny", messages=QUESTION, **options)
     message = made.choices[0].message
     assert message.content == "Yes."
-    (call,) = message.tool_calls or ()
+    (call,) = message.tool_calls
     assert call.type == "function"
     assert json.loads(call.function.arguments)["city"] in ("Bern", "Rome")
 

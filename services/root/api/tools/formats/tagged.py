@@ -132,8 +132,8 @@ class TaggedCalls(CallFormat):
             if text is None:
                 return None, False
             # As in key" string="true">.
-            key, quote, rest = text.partition(self.key_close[:1])
-            return key.strip(), f"{quote}{rest}>" == self.key_close.strip()
+            name, quote, rest = text.partition(self.key_close[:1])
+            return name.strip(), f"{quote}{rest}>" == self.key_close.strip()
         first, *others = _tags(self.key_close)
         key = _stripped((yield from source.until(first, _MAX_NAME)))
         for tag in others:
