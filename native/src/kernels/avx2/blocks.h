@@ -15,7 +15,8 @@ struct Avx2Codes {
   using Bytes = __m256i;
   using At = const uint8_t*;
   static constexpr size_t kGroups = 1;
-  static constexpr size_t kPanelTokens = 5;
+  // Fewer tokens come in products of two groups, too few to make up for what a panel copies.
+  static constexpr size_t kPanelTokens = 9;
   // A run takes 9 to 13 KiB of the first-level cache, and its activations 3.
   static constexpr size_t kTileTokens = 4, kTileStripes = 2, kRunParts = 16;
   using Tiles = std::index_sequence<4, 3, 2, 1>;

@@ -22,10 +22,11 @@ struct Avx2 {
   static EightSums add_eights(EightSums sums, Float v) { return add(sums, v); }
   static void store_eight(float* at, EightSums sums) { store(at, sums); }
 
-  // Float products: six sums of each parity of columns; from four tokens on a panel.
-  using FloatTiles = std::index_sequence<3, 2>;
+  // Float products: six sums of each parity of columns; from nine tokens on a panel (products of
+  // fewer have too few groups to make up for what it copies).
+  using FloatTiles = std::index_sequence<3, 2, 1>;
   static constexpr size_t kFloatTileGroups = 2;
-  static constexpr size_t kPanelTokens = 4;
+  static constexpr size_t kPanelTokens = 9;
   static constexpr size_t kPanelGroups = 3;
   // How far ahead, in bytes, a few tokens prefetch weights: what memory delivers within its
   // latency. Measured on Zen 5: 1.5 KiB gives 80 % of what 8 KiB does, and 6 to 12 KiB are flat.

@@ -14,7 +14,7 @@ struct Avx512Bytes : VnniSums<Avx512> {
   static constexpr size_t kGroups = 2;
   static constexpr size_t kPanelTokens = 9;
   static constexpr size_t kTileTokens = 4, kTileStripes = 2, kRunParts = 16;
-  using Tiles = std::index_sequence<8, 4, 3, 2, 1>;
+  using Tiles = std::index_sequence<4, 3, 2, 1>;
 
   // The same place in two groups.
   struct At {
