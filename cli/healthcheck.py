@@ -66,7 +66,7 @@ def run(options: Options) -> int:
     path = "/livez" if options.liveness else "/readyz"
     try:
         status, state = _answer(target, path, options.timeout)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, UnicodeError, http.client.HTTPException) as error:
         why = str(error)[:_MAX_PROBLEM] or type(error).__name__
         problem = f"no answer from the health port {target}: {why}"
         raise HearthError(Reason.UNREACHABLE, problem) from None

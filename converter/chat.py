@@ -64,6 +64,10 @@ def render(
     return answer["text"]
 
 
+class RendererError(ModelError):
+    """A template was not rendered for a reason that may pass: the process that does it ended."""
+
+
 class Renderer:
     """The process that runs templates, one at a time; restarted after a template that ended it."""
 
@@ -92,7 +96,7 @@ class Renderer:
                 else:
                     limit = f"ended the process that ran it (code {code}); it uses too much memory"
                 problem = f"the chat template {limit}: it is damaged or malicious"
-                raise ModelError(problem) from None
+                raise RendererError(problem) from None
             except BaseException:
                 self._end()  # an answer left unread would be taken for the next one
                 raise
@@ -116,7 +120,7 @@ class Renderer:
             )
         except OSError as error:
             problem = f"cannot start the process that runs chat templates: {error}"
-            raise ModelError(problem) from error
+            raise RendererError(problem) from error
 
     def _end(self) -> int:
         """Wait for the process; returns its exit code."""

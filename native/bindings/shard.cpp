@@ -167,7 +167,7 @@ void bind_shard(py::module_& module) {
           },
           "source"_a, "target"_a, "position"_a, "Copies the state of a slot to another.")
       .def("embed", &embed, "tokens"_a, "positions"_a,
-           "[n] token ids and their positions -> f32 [n, hidden_size].")
+           "[n] token ids and their positions -> f32 [n, row_size].")
       .def("final_norm", &final_norm, "rows"_a,
            "Activations of the last stage -> the same, after the norm before the head.")
       .def("step", &step, "activations"_a, "sequences"_a, "output_rows"_a, "lane"_a.none(true),

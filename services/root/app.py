@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from hearth.common import system
@@ -161,6 +161,8 @@ def serving_models(
     The block begins at once: the first request for a model loads it. Raises HearthError.
     """
     metrics = metrics or RootMetrics()
+    # Workers of the last model's nodes: the next one does not wait for any that are lost since.
+    served: list[int] = []
 
     @contextmanager
     def load(seat: Seat) -> Iterator[Loaded]:
@@ -176,10 +178,16 @@ def serving_models(
                 on_load=on_load,
             ) as running,
         ):
-            supervisor = Supervisor(running.cluster, running.engine, settings.joining)
+            joining = settings.joining
+            most = running.cluster.blueprint.most_workers
+            if served:
+                joining = replace(joining, min_workers=min(served[0], most))
+            supervisor = Supervisor(running.cluster, running.engine, joining)
             try:
                 yield Loaded(running.engine, running.cluster, supervisor)
             finally:
+                if nodes := running.cluster.status().nodes:
+                    served[:] = [len(nodes) - 1]
                 supervisor.stop()
 
     host = Host(settings.keep_alive, pause_seconds or _WAIT_SECONDS, load)

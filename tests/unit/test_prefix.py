@@ -138,6 +138,19 @@ def test_pages_of_a_sequence_whose_values_were_not_finite_are_not_found() -> Non
     assert run(scheduler, Request(2, prompt(300), max_tokens=1)) == {2: 300}
 
 
+def test_a_state_that_was_not_finite_is_not_found_where_another_has_the_pages() -> None:
+    limits = replace(LIMITS, page_size=4, max_step_tokens=16, drafts=False, snapshots=1)
+    scheduler = Scheduler(limits)
+    run(scheduler, Request(1, (1,) * 9, max_tokens=1))
+    run(scheduler, Request(2, (2,) * 9, max_tokens=1))  # its snapshot replaces the first
+    scheduler.submit(Request(3, (1,) * 9, max_tokens=1))
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert scheduler.cancel(3, distrust=True)
+    finish(scheduler, batch)
+    assert run(scheduler, Request(4, (1,) * 9, max_tokens=1)) == {4: 9}
+
+
 def test_pages_of_a_cancelled_sequence_are_found_as_far_as_they_were_done() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.submit(Request(1, prompt(300), max_tokens=1))

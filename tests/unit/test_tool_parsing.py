@@ -17,6 +17,7 @@ from hearth.root.api.tools.formats.pythonic import PythonicCalls
 from hearth.root.api.tools.formats.tagged import TaggedCalls
 from hearth.root.api.tools.parser import AnswerParser, Form, joined
 from hearth.root.api.tools.reasoning import Marks
+from hearth.root.api.tools.values import value_of
 
 THINK = Marks("<think>", "</think>")
 LLAMA = JsonCalls(others=("<|python_tag|>",), arguments_key="parameters")
@@ -82,7 +83,7 @@ SCHEMA = {
         "flags": {"type": "array"},
     }
 }
-TOOLS: Mapping[str, Any] = {"weather": SCHEMA, "time.now": {}}
+TOOLS: Mapping[str, Any] = {"weather": SCHEMA, "tell": SCHEMA, "time.now": {}}
 
 
 def parse(form: Form, pieces: Sequence[str], *, opened: bool = False, tools: Any = TOOLS) -> Any:
@@ -313,3 +314,41 @@ def test_many_beginnings_of_calls_take_linear_time() -> None:
     long = PLAIN.written("weather", arguments)
     pieces = [long[at : at + 4] for at in range(0, len(long), 4)]
     assert parse(Form(PLAIN), pieces) == [ToolCall("weather", arguments)]
+
+
+def test_calls_that_are_cut_off_are_text() -> None:
+    for calls, text in (
+        (GLM, "<tool_call>wea"),
+        (CODER, "<tool_call>\n<function=weather>"),
+        (CODER, "<tool_call>\n<function=weather>\n<parameter=city>\nBern\n</parameter>\n"),
+    ):
+        assert all(isinstance(event, Text) for event in said(calls, text)), text
+
+
+def test_channels_may_follow_each_other_directly() -> None:
+    one = '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"days": 1}'
+    form = Form(channels=True)
+    assert parse(form, [one + one]) == [called(days=1), called(days=1)]
+
+
+@pytest.mark.parametrize("text", ["a" + ".b" * 400 + "()", "f(0x" + "f" * 5000 + ")"])
+def test_calls_of_python_that_cannot_be_read_are_text(text: str) -> None:
+    assert all(isinstance(event, Text) for event in said(PYTHON, PYTHON.open + f"[{text}]"))
+
+
+def test_many_spaces_take_linear_time() -> None:
+    text = "<|tool_call>call:weather{a" + " " * 400_000 + "<tool_call|>"
+    assert parse(Form(GEMMA), [text])
+
+
+def test_alternatives_of_a_schema_are_its_types() -> None:
+    def value(text: str, schema: Any) -> Any:
+        return value_of(text, {"properties": {"a": schema}}, "a")
+
+    for schema in (
+        {"type": ["string", "null"]},
+        {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    ):
+        assert value("2134", schema) == "2134"
+        assert value('"abc"', schema) == "abc"
+        assert value("null", schema) is None

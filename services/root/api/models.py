@@ -22,8 +22,8 @@ class Shelf(Protocol):
     def open(self, name: str) -> None:
         """Make a model's tokenizer ready, in any thread. Raises ModelError."""
 
-    def keep(self, name: str, seconds: float) -> None:
-        """Set how long a model stays in memory without a request."""
+    def keep(self, name: str, seconds: float | None) -> None:
+        """Set how long a model stays in memory without a request; None: the default."""
 
     def expires(self, name: str) -> float | None:
         """Seconds until a model leaves memory; None where it is not there."""

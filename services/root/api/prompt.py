@@ -192,6 +192,9 @@ def _rendered(
         )
         pieces = [prompt] if isinstance(prompt, str) else prompt
         size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
+    except RecursionError:
+        problem = "the conversation cannot become a prompt: its values are nested too deeply"
+        raise invalid(problem) from None
     except (ModelError, UnicodeEncodeError) as error:
         raise invalid(f"the conversation cannot become a prompt: {error}") from error
     if context_size is not None:

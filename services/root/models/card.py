@@ -13,6 +13,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.converter import Model, ModelError, ModelSpec, open_model
 from hearth.converter.names import plain
 from hearth.converter.pooling import Pooling
+from hearth.converter.readers.gguf_parts import part_names
 from hearth.converter.weights import row_bytes
 from hearth.root.cluster.limits import limits_for
 from hearth.root.planning.blueprint import draw
@@ -109,17 +110,24 @@ def _inside(directory: Path) -> list[Path]:
     """The models in a directory that is not one itself; empty for a model."""
     if any((directory / name).is_file() for name in _CONFIGS):
         return []
-    children = sorted(directory.iterdir())
+    try:
+        children = sorted(directory.iterdir())
+    except OSError as error:
+        problem = f"--models: cannot read {directory}: {error.strerror or error}"
+        raise HearthError(Reason.BAD_SETTING, problem) from error
     files = [each for each in children if each.suffix in _MODEL_SUFFIXES and each.is_file()]
     # Image encoders lie beside their models, and the later parts of a model beside its first.
     files = [each for each in files if not each.name.lower().startswith("mmproj")]
-    files = [each for each in files if "-of-" not in each.stem or "-00001-of-" in each.stem]
+    files = [each for each in files if part_names(each.name)[0] == each.name]
     folders = [each for each in children if each.is_dir() and _is_model(each)]
     return [*folders, *files]
 
 
 def _is_model(directory: Path) -> bool:
-    names = [each.name for each in directory.iterdir()]
+    try:
+        names = [each.name for each in directory.iterdir()]
+    except OSError:  # another user's
+        return False
     return any(name in _CONFIGS or Path(name).suffix in _MODEL_SUFFIXES for name in names)
 
 

@@ -100,8 +100,11 @@ class Host:
             self._news = True
             self._changed.notify_all()
 
-    def keep(self, seat: Seat, seconds: float) -> None:
-        """Sets how long a seat's model stays in memory without a request; 0: not at all."""
+    def keep(self, seat: Seat, seconds: float | None) -> None:
+        """Sets how long a seat's model stays in memory without a request; 0: not at all.
+
+        None: as long as the root's default.
+        """
         seat.keep_alive = seconds
         self.wake()
 
@@ -136,7 +139,8 @@ class Host:
                 due = time.monotonic() + 1.0
             with self._changed:
                 if not self._news and not self._stopping:
-                    wait = None if math.isinf(due) else max(0.0, due - time.monotonic())
+                    left = max(0.0, due - time.monotonic())
+                    wait = None if math.isinf(due) else min(left, threading.TIMEOUT_MAX)
                     self._changed.wait(wait)
                 self._news = False
         if self._loader is not None:
@@ -160,6 +164,9 @@ class Host:
                 current.stay()
                 leaves = current.idle_since + self._kept(current)
                 if not current.busy and leaves <= time.monotonic():
+                    current.leave()
+                    if current.busy:  # a request came meanwhile
+                        return time.monotonic()
                     self._unload("it was not used for its --keep-alive")
                     return time.monotonic()
                 return due if current.busy else min(due, leaves)
@@ -254,7 +261,7 @@ class HostShelf:
         """Loads a model's tokenizer. Raises ModelError."""
         self._seats[name].open()
 
-    def keep(self, name: str, seconds: float) -> None:
+    def keep(self, name: str, seconds: float | None) -> None:
         """Sets how long a model stays in memory without a request."""
         self._host.keep(self._seats[name], seconds)
 

@@ -35,6 +35,8 @@ class _Unread(Tokenizer):
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+        # Most models have one; whether this one does is known when it is opened.
+        self.chat_template = ""
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         raise ModelError("the model's tokenizer is not loaded")

@@ -136,6 +136,9 @@ class Scheduler:
             return False
         if distrust:
             self.pool.forget(sequence.pages)
+            # Its state may be the snapshot of a prefix whose pages another sequence computed.
+            for key in sequence.keys:
+                self.pool.prefix.snapshots.drop(key)
         self._end(sequence)
         return True
 

@@ -82,5 +82,5 @@ def changes(
         yield "fault", f"requests wait: {now.reason or 'the cluster is not ready'}"
     if now.state == root_pb2.CLUSTER_STATE_FORMING and before.epoch != now.epoch:
         yield "plan", f"plan {now.epoch}: the model is divided over {nodes}"
-    if now.state == root_pb2.CLUSTER_STATE_SERVING != before.state:
+    if now.nodes and now.state == root_pb2.CLUSTER_STATE_SERVING != before.state:
         yield "ready", f"plan {now.epoch} runs on {nodes}"

@@ -24,6 +24,14 @@
 #include "codecs.h"
 #include "products.h"
 
+// Inlines all calls of a function. Not where a sanitizer checks each access: the compiler then
+// takes minutes and gigabytes.
+#if defined(HEARTH_SANITIZED)
+#define HEARTH_FLATTEN
+#else
+#define HEARTH_FLATTEN [[gnu::flatten]]
+#endif
+
 namespace hearth {
 namespace {
 
@@ -146,8 +154,8 @@ class BlockPrefetcher {
 
 // A few tokens by one stripe, of which `groups` exist.
 template <typename B, typename C, size_t kTokens>
-[[gnu::flatten]] void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token,
-                                 size_t group, size_t groups) {
+HEARTH_FLATTEN void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size_t token,
+                               size_t group, size_t groups) {
   using V = typename B::V;
   constexpr bool kLarge = C::kParts > 1;
   const size_t parts = a.columns / kBlock;
@@ -267,8 +275,8 @@ template <typename B>
 
 // A block of stripe `s`, to as many parts of the panel.
 template <typename B, typename C>
-[[gnu::flatten]] void unpack_block(At<B> block, size_t s, BlockPanel<B>* panel,
-                                   PanelScales<B>* extra) {
+HEARTH_FLATTEN void unpack_block(At<B> block, size_t s, BlockPanel<B>* panel,
+                                 PanelScales<B>* extra) {
   BlockHeader<B> header;
   C::header(block, header);
   store_floats<B>(header.scale, panel->scale[s]);
@@ -388,9 +396,9 @@ template <typename B, typename C, size_t kTokens, size_t kStripes>
 
 // y += the product of `parts` parts, or = it.
 template <typename B, typename C, size_t kTokens, size_t kStripes>
-[[gnu::flatten]] void block_tile(const BlockTile<B>* x, const BlockPanel<B>* panel,
-                                 const PanelScales<B>* extra, size_t parts, bool add, float* y,
-                                 size_t y_stride, size_t rows) {
+HEARTH_FLATTEN void block_tile(const BlockTile<B>* x, const BlockPanel<B>* panel,
+                               const PanelScales<B>* extra, size_t parts, bool add, float* y,
+                               size_t y_stride, size_t rows) {
   using V = typename B::V;
   TileRows<B, kTokens, kStripes> totals;
   visit_tile<kTokens, kStripes>([&](auto t, auto s) {

@@ -159,7 +159,7 @@ async def pull(call: Call, services: Services) -> None:
 async def not_here(call: Call, services: Services) -> None:
     """The paths that change models."""
     raise HttpError(
-        501, f"{call.path[:100]} is not available: this root runs one model, chosen when it starts"
+        501, f"{call.path[:100]} is not available: a root's models are chosen when it starts"
     )
 
 
@@ -254,6 +254,10 @@ async def _loaded(call: Call, services: Services, body: Fields, empty: Object, m
         wanted = Wanted(max_tokens=1)
         async with running(call, services, [TokenIds((0,))], wanted) as answers:
             await streams.collected(answers)
+    elif services.models is not None:
+        name = services.frontend.model().name
+        if services.models.shelf.expires(name) is None:  # it is not there, and later ones stay
+            services.models.shelf.keep(name, None)
     answer = {"model": model, "created_at": _time(), **empty, "done": True}
     await call.reply(answer | {"done_reason": "unload" if unload else "load"})
 

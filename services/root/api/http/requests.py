@@ -112,6 +112,8 @@ async def choose(services: Services, name: str) -> tuple[Services, str]:
 
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:[.][0-9]{1,9})?)(ns|us|µs|ms|s|m|h)")
+# Thirty years; a clock has no date for what is much later.
+_MOST_KEPT = 1e9
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -133,9 +135,9 @@ def keep_seconds(body: Fields) -> float | None:
             seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
         else:
             raise body.wrong("keep_alive", given, 'seconds, or a duration such as "5m"')
-        return math.inf if text.startswith("-") and seconds else seconds
+        return math.inf if text.startswith("-") and seconds else min(seconds, _MOST_KEPT)
     found = body.number("keep_alive") or 0.0
-    return math.inf if found < 0 else found
+    return math.inf if found < 0 else min(found, _MOST_KEPT)
 
 
 def keep(services: Services, body: Fields) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hearth.converter.chat import render
+from hearth.converter.chat import RendererError, render
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.tools.events import ToolCall
@@ -106,6 +106,8 @@ class _Probe:
                 tools=self._tools,
                 variables=self._variables,
             )
+        except RendererError:
+            raise  # not the template's answer, and so not one to be kept
         except ModelError:
             return ""
 

@@ -71,16 +71,30 @@ def value_of(text: str, schema: Mapping[str, Any], key: str) -> Any:
     """An argument written as plain text: a string where the schema wants one, else JSON."""
     properties = schema.get("properties")
     given = properties.get(key) if isinstance(properties, Mapping) else None
-    kind = given.get("type") if isinstance(given, Mapping) else None
-    kinds = kind if isinstance(kind, list) else [kind]
+    kinds = _kinds(given)
     if kinds == ["string"]:
         return text
     try:
         value = loads(text)
     except (ValueError, RecursionError):
         value = _python_value(text)
-    # {"type": ["string", "null"]}: 5 is the text "5".
-    return text if "string" in kinds and value is not None else value
+    # {"type": ["string", "null"]}: 5 is the text "5", and "5" is it in quotes.
+    quoted = isinstance(value, str) and text.lstrip().startswith('"')
+    return value if "string" not in kinds or value is None or quoted else text
+
+
+def _kinds(given: object) -> list[object]:
+    """The types that a schema allows, those of its alternatives among them."""
+    if not isinstance(given, Mapping):
+        return [None]
+    kind = given.get("type")
+    kinds = list(kind) if isinstance(kind, list) else [kind]
+    for name in ("anyOf", "oneOf"):
+        others = given.get(name)
+        for each in others if isinstance(others, list) else ():
+            more = each.get("type") if isinstance(each, Mapping) else None
+            kinds += more if isinstance(more, list) else [more]
+    return kinds
 
 
 def _python_value(text: str) -> Any:

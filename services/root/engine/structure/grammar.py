@@ -110,6 +110,8 @@ def of(constraint: Constraint, control_ids: Mapping[str, int]) -> str:
         case Kind.REGEX:
             from llguidance import regex_to_lark
 
+            if (len(constraint.text) - len(constraint.text.rstrip("\\"))) % 2:
+                raise constraint.refused("it ends in a backslash")
             body = {"lark_grammar": f"{HEADER}start: /{regex_to_lark(constraint.text, '')}/\n"}
         case Kind.GRAMMAR:
             body = {"lark_grammar": HEADER + _lark(constraint)}
@@ -127,7 +129,11 @@ def _schema(constraint: Constraint) -> Mapping[str, Any]:
     try:
         schema = json.loads(constraint.text)
     except (ValueError, RecursionError) as error:
-        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problem = str(error)
+        if isinstance(error, RecursionError):
+            problem = "nested too deeply"
+        elif isinstance(error, IndexError):
+            problem = "it ends within a string or a rule"
         raise constraint.refused(f"it cannot be read as JSON: {problem}") from None
     if schema is True:
         return {}

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +70,8 @@ class Matcher:
     def prepare(self) -> None:
         """Computes the mask in another thread, for `mask` to wait for."""
         if self._mask is None:
-            self._mask = self._threads.submit(self._compute)
+            with suppress(RuntimeError):  # its model left memory meanwhile: `mask` computes
+                self._mask = self._threads.submit(self._compute)
 
     def accept(self, token: int) -> None:
         """Adds a token to the answer. Raises HearthError for one that is not allowed."""

@@ -1,1 +1,1 @@
-"""Forms in which models write tool calls, one file each; `found.py` finds a template's."""
+"""Forms in which models write tool calls, one file each; `../discovery.py` finds a template's."""

@@ -12,7 +12,7 @@ from hearth.root.api.tools.values import arguments_text, is_name, object_of
 
 _HEAD = re.compile(r"\s*call:\s*(?P<name>[^\s{]+)\s*")
 _PLAIN = re.compile(r"[^,\[\]{}]*")
-_KEY = re.compile(r"\s*([^:,{}\[\]]*?)\s*:")
+_KEY = re.compile(r"([^:,{}\[\]]*+):")
 _SPACE = re.compile(r"\s*")
 
 
@@ -88,7 +88,7 @@ class GemmaCalls(CallFormat):
                 match = _KEY.match(text, at)
                 if match is None:
                     raise ValueError("a key without a value")
-                key, at = match[1].strip('"'), match.end()
+                key, at = match[1].strip().strip('"'), match.end()
             found[key], at = self._value(text, at, depth + 1)
             at = _after_comma(text, at, "}")
         return found, at + 1

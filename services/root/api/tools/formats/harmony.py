@@ -21,6 +21,8 @@ _MAX_HEAD = 256
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"to=functions\.([^\s<]+)")
 _END = re.compile("|".join(map(re.escape, ENDS)))
+# A call may end where the next channel begins.
+_CALL_END = re.compile(_END.pattern + r"|(?=<\|channel\|>)")
 
 
 def read_channels(source: Source, tools: Tools, emit: Callable[[Event], None]) -> Reading[None]:
@@ -83,7 +85,7 @@ def _body(
 def _call(source: Source, name: str, emit: Callable[[Event], None]) -> Reading[None]:
     searched = source.at
     while True:
-        found = _END.search(source.text, searched)
+        found = _CALL_END.search(source.text, searched)
         if found is not None or source.ended:
             break
         searched = max(source.at, len(source.text) - 16)

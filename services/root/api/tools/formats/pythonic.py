@@ -83,10 +83,10 @@ def _calls_of(text: str, tools: Tools, known: bool) -> list[ToolCall] | None:
 
 
 def _call_of(node: ast.Call) -> ToolCall | None:
-    name = ast.unparse(node.func)
-    if node.args or not is_name(name):
-        return None
     try:
+        name = ast.unparse(node.func)
+        if node.args or not is_name(name):
+            return None
         found: dict[str, Any] = {}
         for each in node.keywords:
             if each.arg is None:

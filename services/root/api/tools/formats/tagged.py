@@ -145,12 +145,14 @@ class TaggedCalls(CallFormat):
         closed = False
         for part in _tags(self.close):
             closed = (yield from source.skip_after_space(part)) or closed
-        return closed or not source.text[source.at :].strip()
+        return closed or not _tags(self.close)
 
     def tag(self, name: str, schema: Schema) -> Tag | None:
         """A call whose arguments come in the schema's order; strings in it have no "<"."""
         begin = "".join([self.section_open, self.open, name, self.named])
         properties = schema.get("properties")
+        if schema.keys() & {"$ref", "anyOf", "oneOf", "allOf"} and not properties:
+            return None
         required = schema.get("required")
         rules: list[str] = []
         for key, given in properties.items() if isinstance(properties, Mapping) else ():
@@ -165,7 +167,7 @@ class TaggedCalls(CallFormat):
     def _argument(self, key: str, given: Schema, schema: Schema) -> str:
         """Lark for one argument. Texts of tags are not control tokens here."""
         choices = given.get("enum")
-        close = self.key_close
+        close, after = self.key_close, self.value_close
         if given.get("type") != "string":
             close = self.key_close_other or close
             definitions = {
@@ -175,8 +177,9 @@ class TaggedCalls(CallFormat):
         elif isinstance(choices, Sequence) and all(isinstance(each, str) for each in choices):
             rule = "(" + " | ".join(json.dumps(each) for each in choices) + ")"
         else:
-            rule = "/[^<]*/"
-        before, after = f"{self.key_open}{key}{close}", self.value_close
+            # The pattern takes the end of the line before the closing tag, too.
+            rule, after = "/[^<]*/", after.lstrip()
+        before = f"{self.key_open}{key}{close}"
         return f"{json.dumps(before)} {rule} {json.dumps(after)}"
 
     def written(self, name: str, arguments: str) -> str:

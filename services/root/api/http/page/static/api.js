@@ -15,18 +15,33 @@ export class ApiError extends Error {
 
 /** Address of a path at this root. */
 export function address(path) {
-  return new URL(path.replace(/^\//, ""), BASE).href;
+  // A key that was entered counts, not one in the address.
+  const base = key() ? BASE.href.replace(/\/k\/[^/]+\/$/, "/") : BASE.href;
+  return new URL(path.replace(/^\//, ""), base).href;
 }
+
+// The key where the browser stores nothing.
+let unstored = "";
 
 /** The key that the person entered in this tab; "" for none. */
 export function key() {
-  return sessionStorage.getItem(KEY) ?? "";
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return unstored;
+  }
 }
+
 
 /** Keep the key until the tab is closed. */
 export function setKey(value) {
-  if (value) sessionStorage.setItem(KEY, value);
-  else sessionStorage.removeItem(KEY);
+  unstored = value;
+  try {
+    if (value) sessionStorage.setItem(KEY, value);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // It is kept until the page is left.
+  }
 }
 
 /** Response of a request. Throws ApiError, or AbortError when `signal` ends it. */

@@ -49,6 +49,7 @@ function welcome() {
 
 function machines() {
   const count = state.cluster.nodes.length;
+  if (!count) return "the next request's machines";
   return count === 1 ? "this root alone" : `${count} machines together`;
 }
 

@@ -57,7 +57,8 @@ export async function line(title, label, value, accept) {
 /** The key for this root; true if it has changed. */
 export async function askKey() {
   const field = html`<p>This root answers those only that have a key. It stays in this tab, and goes when the tab is closed.</p>
-    <label>Key<input name="value" type="password" autocomplete="off" .value=${key()}></label>`;
+    <label>Key<input name="value" type="password" autocomplete="off"
+      pattern=" *[!-~]* *" title="A key has letters, digits and signs of ASCII only" .value=${key()}></label>`;
   const found = await show("Key", field, "Use this key");
   if (found === null) return false;
   setKey(String(found.get("value")).trim());

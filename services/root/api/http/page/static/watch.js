@@ -71,6 +71,7 @@ function cluster(value) {
 
 /** The state of a cluster as a sentence. */
 function words({ state: now, reason, nodes }) {
+  if (now === "serving" && !nodes.length) return "No model is in memory; the next request loads one.";
   if (now === "serving") return nodes.length === 1 ? "The root runs the model alone." : `${nodes.length} machines run the model together.`;
   return sentence(reason || "the cluster is not ready").replace(/([^.!?])$/, "$1.");
 }
