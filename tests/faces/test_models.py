@@ -281,7 +281,7 @@ def test_the_queue_of_a_model_is_bounded(
 
         def refused() -> bool:
             try:
-                clients[0].generate_text(PROMPT, max_tokens=1, model="alpha", timeout=0.3)
+                clients[0].generate_text(PROMPT, max_tokens=1, model="alpha", timeout=3)
             except HearthError as error:
                 return error.reason == "QUEUE_FULL"
             return False

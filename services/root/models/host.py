@@ -164,8 +164,7 @@ class Host:
                 current.stay()
                 leaves = current.idle_since + self._kept(current)
                 if not current.busy and leaves <= time.monotonic():
-                    current.leave()
-                    if current.busy:  # a request came meanwhile
+                    if current.leave():  # a request came meanwhile
                         return time.monotonic()
                     self._unload("it was not used for its --keep-alive")
                     return time.monotonic()

@@ -192,10 +192,14 @@ class Seat:
             if cancelled:
                 handle.cancel()
 
-    def leave(self) -> None:
-        """Another model's turn: new requests wait here; the engine ends those that it has."""
+    def leave(self) -> bool:
+        """Another model's turn: new requests wait here; the engine ends those that it has.
+
+        True if it has any.
+        """
         with self._lock:
             self._leaving = True
+            return self._open > 0
 
     def stay(self) -> None:
         """Takes `leave` back."""
