@@ -104,6 +104,12 @@ def test_a_directory_of_models(shelf: Path, caplog: pytest.LogCaptureFixture) ->
     assert "broken.gguf is left out" in caplog.text
     with pytest.raises(Exception, match="broken"):
         read_cards([str(shelf / "broken.gguf")], None, SETTINGS)
+    experts = shelf / "mixture-of-experts.gguf"
+    try:
+        experts.symlink_to(shelf / "alpha.gguf")
+        assert "mixture-of-experts" in [c.name for c in read_cards([str(shelf)], None, SETTINGS)]
+    finally:
+        experts.unlink()
     with pytest.raises(errors.HearthError, match="both named 'alpha'"):
         read_cards([str(shelf), str(shelf / "alpha.gguf")], None, SETTINGS)
 
@@ -184,6 +190,27 @@ def test_a_bad_keep_alive(shelf: Path, value: Any) -> None:
         got = httpx.post(f"{url}/api/generate", json=body)
         assert got.status_code == 400
         assert "keep_alive" in got.json()["error"]
+
+
+@pytest.mark.parametrize("value", [1e300, "999999999h", "9" * 20])
+def test_a_keep_alive_of_ages_stops_nothing(
+    shelf: Path, texts: dict[str, str], value: float | str
+) -> None:
+    with served(shelf) as (_, url):
+        body = {"model": "alpha", "prompt": "a", "keep_alive": value, "stream": False}
+        assert httpx.post(f"{url}/api/generate", json=body, timeout=60).status_code == 200
+        assert loaded(url) == ["alpha:latest"]
+        assert complete(url, "beta") == texts["beta"]
+
+
+def test_to_unload_what_is_not_in_memory_changes_nothing(shelf: Path) -> None:
+    with served(shelf, keep_alive=1000.0) as (_, url):
+        client = ollama.Client(url, timeout=60)
+        client.generate("alpha", "", keep_alive=0)
+        complete(url, "alpha", 1)
+        (running,) = client.ps().models
+        assert running.expires_at is not None
+        assert running.expires_at.timestamp() - time.time() > 900
 
 
 def test_a_model_leaves_after_its_keep_alive(shelf: Path, texts: dict[str, str]) -> None:
