@@ -26,6 +26,7 @@ ROOT_LIBRARIES = frozenset(
         "h11",
         "huggingface_hub",
         "jinja2",
+        "llguidance",
         "prompt_toolkit",
         "safetensors",
         "sentencepiece",
