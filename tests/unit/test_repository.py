@@ -96,6 +96,12 @@ def test_the_core_knows_no_python_and_no_grpc() -> None:
         assert found is None, f"{path.relative_to(TOP)}: {found and found[0]}"
 
 
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports files of tests by their names alone."""
+    names = sorted(path.name for path in (TOP / "tests").rglob("test_*.py"))
+    assert len(names) == len(set(names)), [n for n in set(names) if names.count(n) > 1]
+
+
 def test_readme_commands_exist() -> None:
     readme = (TOP / "README.md").read_text()
     targets = set(re.findall(r"^([a-z][a-z-]*):", (TOP / "Makefile").read_text(), re.MULTILINE))
