@@ -543,11 +543,15 @@ def test_any_messages_on_a_load_stream(worker: Worker, data: st.DataObject) -> N
 
 def test_streams_of_unreadable_messages_end(worker: Worker) -> None:
     """Left to gRPC such calls never end, and after 32 of them the connection takes no others."""
+    named = 0
     for _ in range(100):
         _, error = worker.forward([b"\x12\xff\xff"] * 4)
         assert error is not None
-        assert "malformed message" in error.message
-    worker.check_once()
+        # gRPC may refuse a stream while many others end.
+        assert error.reason == "UNREACHABLE" or "malformed message" in error.message
+        named += "malformed message" in error.message
+    assert named > 32
+    worker.check()
 
 
 def test_forward_messages_that_are_too_much(worker: Worker) -> None:
