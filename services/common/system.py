@@ -22,7 +22,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 # Memory of a root or worker besides weights and KV cache. Python, gRPC and the usual steps take
-# under 120 MiB (bench/memory.py); a large tokenizer and larger steps need more.
+# under 144 MiB (bench/memory.py); a large tokenizer and larger steps need more.
 _OVERHEAD_BYTES = 256 << 20
 
 

@@ -41,7 +41,9 @@ LARGE_TENSORS = {
 }
 # The stated bound: what any node ever holds above its weights and its KV pages (which are one page
 # here, and counted in). bench/memory.py shows it for larger steps, and says what it is made of.
+# The root's HTTP server and its streams to every worker come on top.
 ABOVE = 120 << 20
+ABOVE_ROOT = 144 << 20
 
 Start = Callable[..., ServiceProcess]
 
@@ -82,9 +84,9 @@ def test_no_node_holds_much_beside_its_shard(
             )
             nodes = client.cluster().nodes
         assert (nodes[1].weight_bytes_from_network > 0) == (start == "cold")
-        for service, node in zip((root, worker), nodes, strict=True):
+        for service, node, most in zip((root, worker), nodes, (ABOVE_ROOT, ABOVE), strict=True):
             above = status_bytes(service.pid, "VmHWM") - node.weight_bytes
-            assert 0 < above <= ABOVE, f"{start}: {format_size(above)} above the shard"
+            assert 0 < above <= most, f"{start}: {format_size(above)} above the shard"
             assert service.end() == 0
 
 
@@ -129,6 +131,6 @@ def test_peak_memory_is_divided(
                 f"weights {format_size(size)}, beside them {format_size(peak - size)}"
             )
         assert max(found) <= allowed * single
-        for peak, size in zip(found, weights, strict=True):
-            assert peak <= size + ABOVE
-    assert single <= whole + ABOVE
+        for rank, (peak, size) in enumerate(zip(found, weights, strict=True)):
+            assert peak <= size + (ABOVE if rank else ABOVE_ROOT)
+    assert single <= whole + ABOVE_ROOT
