@@ -7,8 +7,9 @@ that this CPU has and, with --avx2, again without AVX-512.
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
-A measurement replaces an earlier one of the same shape, weights and threads on this machine. The
-page and the plots show all measurements; `--shapes` without a shape only draws them again.
+A measurement replaces an earlier one of the same shape, weights, threads, sequences, depth and
+prompt on this machine. The page shows all measurements, the plots those of one sequence without a
+depth; `--shapes` without a shape only draws them again.
 """
 
 import argparse
@@ -110,8 +111,9 @@ def gguf_file(python: Path, shape: str, weights: str) -> Path:
 
 def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -> list[Side]:
     """llama.cpp and Hearth with `threads`, and Hearth on as many nodes of one thread."""
-    common = ["--model", str(path), "--prompt-tokens", str(options.prompt_tokens)]
-    common += ["--new-tokens", str(options.new_tokens)]
+    common = ["--model", str(path)]
+    for name in ("prompt_tokens", "new_tokens", "sequences", "depth"):
+        common += ["--" + name.replace("_", "-"), str(getattr(options, name))]
     hearth = [sys.executable, str(HERE / "sides" / "hearth_engine.py"), *common]
     theirs = [str(python), str(HERE / "sides" / "llama_cpp_engine.py"), *common]
     found = [
@@ -159,12 +161,13 @@ def measure(
         "threads": threads,
         "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens,
+        "sequences": options.sequences,
+        "depth": options.depth,
         "rounds": options.rounds,
         "bytes_per_token": bytes_per_token(path),
         "memory_gb_per_second": statistics.median(bandwidth),
         "sides": [
-            {"label": side.label, "engine": side.engine, **figures(side.runs, options)}
-            for side in running
+            {"label": side.label, "engine": side.engine, **figures(side.runs)} for side in running
         ],
     }
 
@@ -188,19 +191,13 @@ def bytes_per_token(path: Path) -> int:
         model.close()
 
 
-def figures(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """Rates of each run as [median, lowest, highest], and the run in the middle as a curve."""
-    prefill = [options.prompt_tokens / run["token_seconds"][0] for run in runs]
-    decode = [
-        (len(run["token_seconds"]) - 1) / (run["token_seconds"][-1] - run["token_seconds"][0])
-        for run in runs
-    ]
+def figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rates of the runs as [median, lowest, highest], and the run in the middle as a curve."""
     middle = sorted(runs, key=lambda run: run["token_seconds"][-1])[len(runs) // 2]
-    result: dict[str, Any] = {
-        "prefill": [statistics.median(prefill), min(prefill), max(prefill)],
-        "decode": [statistics.median(decode), min(decode), max(decode)],
-        "curve": middle["token_seconds"],
-    }
+    result: dict[str, Any] = {"curve": middle["token_seconds"]}
+    for name in ("prefill", "decode"):
+        rates = [run[name] for run in runs]
+        result[name] = [statistics.median(rates), min(rates), max(rates)]
     for name in ("compute_ms", "sync_ms"):
         if name in runs[0]:
             result[name] = statistics.median(run[name] for run in runs)
@@ -229,6 +226,8 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=1, help="that decode together")
+    parser.add_argument("--depth", type=int, default=0, help="tokens of context before a prompt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="pattern of the sides to run")
     parser.add_argument(
@@ -255,11 +254,16 @@ def main() -> None:
     subprocess.run(command, check=True)
 
 
+def kind_of(run: dict[str, Any]) -> tuple[Any, ...]:
+    """Names a measurement: another one of the same kind replaces it."""
+    kind = (run["shape"], run["weights"], run["threads"])
+    return (*kind, run.get("sequences", 1), run.get("depth", 0), run["prompt_tokens"])
+
+
 def keep(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:
     """Replace an earlier run of the same kind by `run`, or append it."""
-    kind = [run[name] for name in ("shape", "weights", "threads")]
     for number, other in enumerate(runs):
-        if [other[name] for name in ("shape", "weights", "threads")] == kind:
+        if kind_of(other) == kind_of(run):
             runs[number] = run
             return
     runs.append(run)

@@ -14,7 +14,7 @@ def main() -> None:
     results = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    runs = results["runs"]
+    runs = [run for run in results["runs"] if run["sequences"] == 1 and run["depth"] == 0]
     figure, axes = plt.subplots(len(runs), 2, figsize=(12, 2.6 * len(runs)), squeeze=False)
     for row, run in zip(axes, runs, strict=True):
         labels = [side["label"] for side in run["sides"]]

@@ -12,14 +12,16 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
         "",
         "Written by `bench/compare.py`; do not edit. Every round runs each side once, in turn, on",
         "the same GGUF file with random weights of the shape named; figures are medians with the",
-        "lowest and highest of all rounds, after a warm-up. The share of memory counts the weights",
-        "that a decode step reads, against reading memory with as many threads, same run. Sync",
-        "is the part of a step beyond the root's computing: lane, waiting, Python.",
+        "lowest and highest of all rounds, after a warm-up. Rates are of all sequences together.",
+        "The share of memory counts the weights that a decode step of one sequence reads, against",
+        "reading memory with as many threads, same run. Sync is the part of a step beyond the",
+        "root's computing: lane, waiting, Python.",
         "",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; "
         f"Hearth's kernels: {machine['kernels']}. llama.cpp is built for all that this CPU has. "
         "KV cache in f16 on all sides.",
         "",
+        *summary(results["runs"]),
     ]
     for run in results["runs"]:
         lines += table(run)
@@ -32,10 +34,34 @@ def write_markdown(results: dict[str, Any], path: Path) -> None:
     path.write_text("\n".join(lines))
 
 
+def summary(runs: list[dict[str, Any]]) -> list[str]:
+    """The ratios of Hearth with the same threads to llama.cpp, a row for each measurement."""
+    lines = [
+        "## Against llama.cpp",
+        "",
+        "Hearth's rate through llama.cpp's, on one node with the same threads.",
+        "",
+        "| shape | weights | threads | sequences | depth | prompt | prefill | decode |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        base = run["sides"][0]
+        same = f"Hearth, {run['threads']} threads"
+        ours = next((side for side in run["sides"] if side["label"] == same), None)
+        if ours is None:
+            continue
+        sizes = (run["threads"], run["sequences"], run["depth"], run["prompt_tokens"])
+        lines.append(
+            f"| {run['shape']} | {run['weights']} | {' | '.join(map(str, sizes))} | "
+            f"{ratio(ours, base, 'prefill')} | {ratio(ours, base, 'decode')} |"
+        )
+    return [*lines, ""]
+
+
 def table(run: dict[str, Any]) -> list[str]:
     """One model with one number of threads."""
     lines = [
-        f"## {run['shape']}, {run['weights']}, {run['threads']} threads in all",
+        f"## {run['shape']}, {run['weights']}, {run['threads']} threads in all{together(run)}",
         "",
         f"Prefill of {run['prompt_tokens']} tokens, then decode of {run['new_tokens']}; "
         f"{run['rounds']} rounds. Memory is read at {run['memory_gb_per_second']:.1f} GB/s.",
@@ -55,6 +81,13 @@ def table(run: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def together(run: dict[str, Any]) -> str:
+    """ ", 4 sequences, depth 4096", of what differs from one sequence without a depth."""
+    parts = [f", {run['sequences']} sequences"] if run["sequences"] > 1 else []
+    parts += [f", depth {run['depth']}"] if run["depth"] else []
+    return "".join(parts)
+
+
 def spread(values: list[float]) -> str:
     """ "39.9 (38.1 to 40.2)"."""
     middle, low, high = values
@@ -63,7 +96,7 @@ def spread(values: list[float]) -> str:
 
 def share(side: dict[str, Any], run: dict[str, Any]) -> str:
     """ "85 %": weights read in a second of decode, of what memory gives."""
-    read = side["decode"][0] * run["bytes_per_token"] * 1e-9
+    read = side["decode"][0] / run["sequences"] * run["bytes_per_token"] * 1e-9
     return f"{100 * read / run['memory_gb_per_second']:.0f} %"
 
 

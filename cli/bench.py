@@ -14,6 +14,7 @@ from hearth.cli.command import Command, Option, Options
 
 if TYPE_CHECKING:
     from hearth.cli.session import Session
+    from hearth.cli.workload import Workload
     from hearth.root.cluster.cluster import Cluster
     from hearth.root.engine.interfaces import Allowed
     from hearth.root.scheduling.batch import Batch, StepOutput
@@ -40,6 +41,22 @@ def command() -> Command:
             help="tokens to make, at least 2: the first one counts as prefill",
         ),
         Option(
+            "--sequences",
+            read=common.count,
+            default=1,
+            metavar="B",
+            group=measured,
+            help="sequences that decode together; rates are of all of them",
+        ),
+        Option(
+            "--depth",
+            read=common.whole(0),
+            default=0,
+            metavar="D",
+            group=measured,
+            help="tokens of context before each prompt, prefilled once and not timed",
+        ),
+        Option(
             "--repeats",
             read=common.count,
             default=3,
@@ -60,10 +77,11 @@ def command() -> Command:
 
 
 class Recorder:
-    """Runs the cluster's steps and records their costs."""
+    """Runs the cluster's steps and records the costs of those in which all sequences decode."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, sequences: int = 1) -> None:
         self._cluster = cluster
+        self._sequences = sequences
         self.decode: list[StepOutput] = []
 
     @property
@@ -78,7 +96,7 @@ class Recorder:
         allowed: Allowed = MappingProxyType({}),
     ) -> Future[StepOutput]:
         step = self._cluster.submit(batch, candidates, hidden, allowed)
-        if batch.decode_rows == batch.rows:
+        if batch.decode_rows == batch.rows == self._sequences:
             step.add_done_callback(self._record)
         return step
 
@@ -93,16 +111,18 @@ def run(options: Options) -> int:
     """Prints medians over the repeats."""
     from hearth.cli.session import open_session
 
-    needed = options.prompt_tokens + options.new_tokens
-    options.context = max(options.context or 0, needed)
+    workload = workload_of(options)
+    options.context = max(options.context or 0, workload.context)
     recorders: list[Recorder] = []
 
     def observe(cluster: Cluster) -> Recorder:
-        recorders.append(Recorder(cluster))
+        recorders.append(Recorder(cluster, workload.sequences))
         return recorders[-1]
 
-    with open_session(options, quiet=options.json, observe=observe) as session:
-        result = measure(session, recorders[0], options)
+    with open_session(
+        options, quiet=options.json, sequences=workload.room, observe=observe
+    ) as session:
+        result = measure(session, recorders[0], options, workload)
     if options.json:
         output.line(output.as_json(result))
     else:
@@ -112,20 +132,37 @@ def run(options: Options) -> int:
     return 0
 
 
-def measure(session: Session, recorder: Recorder, options: Options) -> dict[str, Any]:
+def workload_of(options: Options) -> Workload:
+    """The sizes that the options ask for."""
+    from hearth.cli.workload import Workload
+
+    return Workload(
+        sequences=options.sequences,
+        depth=options.depth,
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        step_tokens=options.max_step_tokens,
+    )
+
+
+def measure(
+    session: Session, recorder: Recorder, options: Options, workload: Workload
+) -> dict[str, Any]:
     """One warm-up, then the repeats; rates are medians."""
     from hearth import _native
+    from hearth.cli.workload import Runs
     from hearth.common import system
 
     threads = session.cluster.status().nodes[0].info.threads
+    runs = Runs(session, workload)
     prefill: list[float] = []
     decode: list[float] = []
     for repeat in range(1 + options.repeats):
         recorder.decode.clear()
-        prefill_rate, decode_rate = _generate(session, options, repeat)
+        rates = runs.run(repeat)
         if repeat:
-            prefill.append(prefill_rate)
-            decode.append(decode_rate)
+            prefill.append(rates.prefill)
+            decode.append(rates.decode)
     steps = recorder.decode
     status = session.cluster.status()
     compute = [step.compute_seconds * 1e3 for step in steps]
@@ -143,6 +180,8 @@ def measure(session: Session, recorder: Recorder, options: Options) -> dict[str,
         "sync_type": options.sync_type,
         "lane": options.lane,
         "parallel": _parallel(session),
+        "sequences": workload.sequences,
+        "depth": workload.depth,
         "prefill_tokens_per_second": _round(statistics.median(prefill)),
         "prefill_spread": [_round(min(prefill)), _round(max(prefill))],
         "decode_tokens_per_second": _round(statistics.median(decode)),
@@ -176,30 +215,6 @@ def _weights_read(session: Session) -> int:
         vocab = session.cluster.plan.nodes[0].vocab
         read += embedding.size_bytes * (vocab[1] - vocab[0]) // embedding.rows[1]
     return read
-
-
-def _generate(session: Session, options: Options, repeat: int) -> tuple[float, float]:
-    """Tokens per second of prefill and of decode in one run."""
-    import numpy as np
-
-    from hearth.root.engine.mailbox import Done
-    from hearth.root.engine.params import GenerateParams
-
-    # Another prompt for each run: nothing can be remembered from the last.
-    rng = np.random.default_rng(repeat)
-    limit = min(session.model.spec.vocab_size, session.engine.tokenizer.vocab_size)
-    prompt = tuple(rng.integers(0, limit, options.prompt_tokens).tolist())
-    params = GenerateParams(
-        prompt=prompt, max_tokens=options.new_tokens, ignore_eos=True, prefix_cache=False
-    )
-    for event in session.engine.generate(params):
-        if isinstance(event, Done):
-            usage = event.usage
-    decoded = usage.completion_tokens - 1
-    return (
-        usage.prompt_tokens / usage.prefill_seconds,
-        decoded / usage.decode_seconds if decoded else 0.0,
-    )
 
 
 def _peak(pid: int) -> float | None:

@@ -1,52 +1,41 @@
 """One side of compare.py: Hearth, with a model in memory, on one node or several.
 
-Reads a line per run from standard input and answers with a JSON object: the time of each token, and
-the parts of decode's time. Takes the options of `hearth bench`.
+Reads a line per run from standard input and answers with a JSON object: the rates, the time of each
+token, and the parts of decode's time. Takes the options of `hearth bench`.
 """
 
 import json
 import statistics
 import sys
-import time
-
-import numpy as np
 
 from hearth.cli import bench
 from hearth.cli.bench import Recorder
 from hearth.cli.session import open_session
+from hearth.cli.workload import Runs
 from hearth.root.cluster.cluster import Cluster
-from hearth.root.engine.mailbox import Delta
-from hearth.root.engine.params import GenerateParams
 
 
 def main() -> None:
     options = bench.command().read(sys.argv[1:])
-    options.context = options.prompt_tokens + options.new_tokens + 32
+    workload = bench.workload_of(options)
+    options.context = workload.context
     recorders: list[Recorder] = []
 
     def observe(cluster: Cluster) -> Recorder:
-        recorders.append(Recorder(cluster))
+        recorders.append(Recorder(cluster, workload.sequences))
         return recorders[-1]
 
-    with open_session(options, quiet=True, observe=observe) as session:
+    with open_session(options, quiet=True, sequences=workload.room, observe=observe) as session:
+        runs = Runs(session, workload)
         print(json.dumps({"engine": "hearth"}), flush=True)
-        for run, _ in enumerate(sys.stdin):
+        for number, _ in enumerate(sys.stdin):
             recorders[0].decode.clear()
-            prompt = np.random.default_rng(run).integers(300, 32000, options.prompt_tokens)
-            params = GenerateParams(
-                prompt=tuple(prompt.tolist()),
-                max_tokens=options.new_tokens,
-                ignore_eos=True,
-                prefix_cache=False,
-            )
-            times: list[float] = []
-            start = time.perf_counter()
-            for event in session.engine.generate(params):
-                if isinstance(event, Delta):
-                    times += [time.perf_counter() - start] * len(event.token_ids)
+            rates = runs.run(number)
             steps = recorders[0].decode
             answer = {
-                "token_seconds": times,
+                "prefill": rates.prefill,
+                "decode": rates.decode,
+                "token_seconds": rates.token_seconds,
                 "compute_ms": 1e3 * statistics.median(s.compute_seconds for s in steps),
                 "sync_ms": 1e3
                 * statistics.median(s.wall_seconds - s.compute_seconds for s in steps),

@@ -1,7 +1,7 @@
 """One side of compare.py: llama.cpp (the package llama-cpp-python) with a model in memory.
 
-Reads a line per run from standard input and answers with a JSON object: the time of each token.
-Runs in an environment of its own, without hearth.
+Reads a line per run from standard input and answers with a JSON object: the rates, and the time of
+each token. Runs in an environment of its own, without hearth.
 """
 
 import argparse
@@ -12,6 +12,67 @@ import time
 import llama_cpp
 import numpy as np
 
+# Rows of one step.
+STEP = 512
+
+
+class Engine:
+    """A model with a context for some sequences."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        llama_cpp.llama_backend_init()
+        model = llama_cpp.llama_model_load_from_file(
+            options.model.encode(), llama_cpp.llama_model_default_params()
+        )
+        each = options.depth + options.prompt_tokens + options.new_tokens + 32
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = options.sequences * each
+        settings.n_seq_max = options.sequences
+        settings.n_batch = settings.n_ubatch = STEP
+        settings.n_threads = settings.n_threads_batch = options.threads
+        self._context = llama_cpp.llama_init_from_model(model, settings)
+        vocab = llama_cpp.llama_model_get_vocab(model)
+        self._vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+        self._batch = llama_cpp.llama_batch_init(STEP, 0, 1)
+
+    def decode(self, rows: list[tuple[int, int, int]], outputs: set[int]) -> list[int]:
+        """A step of rows (token, position, sequence): the best next token of each output row."""
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for row, (token, position, sequence) in enumerate(rows):
+            batch.token[row] = token
+            batch.pos[row] = position
+            batch.n_seq_id[row] = 1
+            batch.seq_id[row][0] = sequence
+            batch.logits[row] = row in outputs
+        if llama_cpp.llama_decode(self._context, batch):
+            raise RuntimeError("llama_decode failed")
+        return [self._best(row) for row in sorted(outputs)]
+
+    def prefill(self, tokens: list[int], start: int, sequence: int) -> int:
+        """Prefill one sequence from position `start` on; its next token."""
+        next_token = 0
+        for begin in range(0, len(tokens), STEP):
+            part = tokens[begin : begin + STEP]
+            rows = [(token, start + begin + i, sequence) for i, token in enumerate(part)]
+            (next_token,) = self.decode(rows, {len(rows) - 1})
+        return next_token
+
+    def forget(self, sequence: int, start: int) -> None:
+        """Drop a sequence's positions from `start` on."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        if not llama_cpp.llama_memory_seq_rm(memory, sequence, start, -1):
+            raise RuntimeError("llama_memory_seq_rm failed")
+
+    def _best(self, row: int) -> int:
+        logits = llama_cpp.llama_get_logits_ith(self._context, row)
+        return int(np.argmax(np.ctypeslib.as_array(logits, (self._vocab,))))
+
+
+def random_tokens(count: int, *seed: int) -> list[int]:
+    tokens: list[int] = np.random.default_rng(seed).integers(300, 32000, count).tolist()
+    return tokens
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -19,37 +80,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--new-tokens", type=int, required=True)
+    parser.add_argument("--sequences", type=int, default=1)
+    parser.add_argument("--depth", type=int, default=0)
     options = parser.parse_args()
-    llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(
-        options.model.encode(), llama_cpp.llama_model_default_params()
-    )
-    settings = llama_cpp.llama_context_default_params()
-    settings.n_ctx = options.prompt_tokens + options.new_tokens + 32
-    settings.n_batch = settings.n_ubatch = 512
-    settings.n_threads = settings.n_threads_batch = options.threads
-    context = llama_cpp.llama_init_from_model(model, settings)
-    vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-
-    def decode(tokens: list[int]) -> int:
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(tokens))):
-            raise RuntimeError("llama_decode failed")
-        logits = llama_cpp.llama_get_logits_ith(context, -1)
-        return int(np.argmax(np.ctypeslib.as_array(logits, (vocab,))))
-
+    engine = Engine(options)
+    depth, count, sequences = options.depth, options.prompt_tokens, range(options.sequences)
+    for sequence in sequences:
+        engine.prefill(random_tokens(depth, sequence), 0, sequence)
     print(json.dumps({"engine": f"llama.cpp ({llama_cpp.__version__})"}), flush=True)
     for run, _ in enumerate(sys.stdin):
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        prompt = np.random.default_rng(run).integers(300, 32000, options.prompt_tokens).tolist()
+        for sequence in sequences:
+            engine.forget(sequence, depth)
         start = time.perf_counter()
-        for begin in range(0, len(prompt), 512):
-            token = decode(prompt[begin : begin + 512])
+        tokens = [engine.prefill(random_tokens(count, 1 + run, s), depth, s) for s in sequences]
         times = [time.perf_counter() - start]
-        for _ in range(options.new_tokens - 1):
-            token = decode([token])
+        for step in range(options.new_tokens - 1):
+            position = depth + count + step
+            rows = [(token, position, sequence) for sequence, token in enumerate(tokens)]
+            tokens = engine.decode(rows, set(sequences))
             times.append(time.perf_counter() - start)
-        print(json.dumps({"token_seconds": times}), flush=True)
+        answer = {
+            "prefill": len(sequences) * count / times[0],
+            "decode": len(sequences) * (len(times) - 1) / (times[-1] - times[0]),
+            "token_seconds": times,
+        }
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

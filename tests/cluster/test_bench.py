@@ -1,0 +1,15 @@
+"""`hearth bench` on the demo model."""
+
+import json
+
+from harness import hearth
+
+
+def test_sequences_and_a_depth() -> None:
+    sizes = ("--sequences", "3", "--depth", "70", "--prompt-tokens", "8", "--new-tokens", "4")
+    ran = hearth("bench", "demo", *sizes, "--threads", "1", "--repeats", "1", "--json")
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert (result["sequences"], result["depth"]) == (3, 70)
+    assert result["prefill_tokens_per_second"] > 0
+    assert result["decode_tokens_per_second"] > 0
