@@ -183,12 +183,14 @@ clients: $(DONE)/installed $(DONE)/test $(CLIENTS)/installed
 	@echo "hearth: the clients that people have"
 	@$(BIN)/python -m pytest -q $(PARALLEL) tests/clients $(PYTEST_ARGS)
 
-$(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/package.json
+$(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/aider.txt tests/clients/package.json
 	@command -v npm >/dev/null || { echo "hearth: npm is missing: apt-get install npm" >&2; exit 1; }
 	@echo "hearth: installing the clients"
 	@mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node/
 	@$(call quietly,clients-python,$(PYTHON) -m venv $(CLIENTS)/venv && \
 	  $(CLIENTS)/venv/bin/pip install -q -r tests/clients/requirements.txt)
+	@$(call quietly,clients-aider,$(PYTHON) -m venv $(CLIENTS)/aider && \
+	  $(CLIENTS)/aider/bin/pip install -q -r tests/clients/aider.txt)
 	@$(call quietly,clients-node,npm install --silent --no-audit --no-fund --prefix $(CLIENTS)/node)
 	@touch $@
 

@@ -332,6 +332,8 @@ class Root:
         bytes 0xF8 and above.
         """
         self.runner = runner or FakeRunner()
+        # True if requests wait for a lost cluster.
+        self.pauses = pause_seconds > 0
         values: dict[str, Any] = {
             "context_size": 64,
             "max_pages": 256,

@@ -75,6 +75,9 @@ OTHERS = {
     ".venv/bin/python": "runs a part of these tests",
     ".venv/bin/ctest": "runs a part of make test-native",
     ".venv/bin/ruff": "changes files: make lint runs it without",
+    **dict.fromkeys(
+        ("aider", "claude", "cline", "cn", "codex", "npm", "opencode"), "run by `make clients`"
+    ),
     "python": "models/*.py train for an hour with PyTorch",
 }
 # Commands of hearth itself that are not run, by their first words: the reason.

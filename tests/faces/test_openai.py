@@ -10,6 +10,7 @@ import openai
 import pytest
 from serving_fakes import EOS, FakeRunner, Root, expected, letters, script
 
+from hearth.common import system
 from hearth.v1 import root_pb2
 
 PROMPT: Any = [{"role": "user", "content": "hi"}]
@@ -40,6 +41,8 @@ def answer(count: int, prompt: tuple[int, ...] = IDS) -> str:
 def test_chat(client: openai.OpenAI) -> None:
     made = client.chat.completions.create(model="tiny", messages=PROMPT, max_tokens=5)
     assert made.object == "chat.completion"
+    # A text, as OpenAI's document has it.
+    assert made.system_fingerprint == f"hearth-{system.version()}"
     assert made.choices[0].message.role == "assistant"
     assert made.choices[0].message.content == answer(5)
     assert made.choices[0].finish_reason == "length"

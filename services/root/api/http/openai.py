@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hearth.common import system
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.conversations import in_turns, message_of
@@ -46,6 +47,8 @@ Object = dict[str, Any]
 # The default of OpenAI's completions; of its chat there is none.
 _COMPLETION_TOKENS = 16
 _DONE = b"data: [DONE]\n\n"
+# A text, as OpenAI's document has it: what computes the answers.
+_FINGERPRINT = f"hearth-{system.version()}"
 
 
 async def chat(call: Call, services: Services) -> None:
@@ -269,7 +272,7 @@ class _Head:
 
     def object(self, kind: str) -> Object:
         """The beginning of an object."""
-        return {**self._fields, "object": kind, "system_fingerprint": None}
+        return {**self._fields, "object": kind, "system_fingerprint": _FINGERPRINT}
 
 
 class _Stream(ABC):
