@@ -23,15 +23,28 @@ class LocalWorkers:
     """Starts `count` workers on free ports; `addresses` in rank order."""
 
     def __init__(
-        self, count: int, threads: int | None, cache_dir: str, pin: list[list[int]]
+        self,
+        count: int,
+        threads: int | None,
+        cache_dir: str,
+        pin: list[list[int]],
+        *,
+        keeps_pages: bool = False,
+        page_limit: int | None = None,
     ) -> None:
-        """threads: of each; None divides the cores. pin: cores of each, or empty."""
+        """threads: of each; None divides the cores. pin: cores of each, or empty.
+
+        keeps_pages, page_limit: --kv-cache disk and --kv-cache-size.
+        """
         self.threads = threads or max(1, system.cores() // (count + 1))
         self.addresses: tuple[str, ...] = ()
         self.processes: list[subprocess.Popen[str]] = []
         self._count = count
         self._cache_dir = cache_dir
         self._pin = pin
+        self._more = ["--kv-cache", "disk"] if keeps_pages else []
+        if page_limit is not None:
+            self._more += ["--kv-cache-size", str(page_limit)]
 
     def __enter__(self) -> LocalWorkers:
         try:
@@ -58,6 +71,7 @@ class LocalWorkers:
             *("--cache-dir", self._cache_dir, "--name", f"node{rank}"),
             *("--exit-with-parent", str(os.getpid())),
         ]
+        command += self._more
         if self._pin:
             command += ["--pin", ",".join(map(str, self._pin[rank - 1]))]
         # Settings of the environment and of files are meant for other workers, or for the root; two

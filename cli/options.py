@@ -478,6 +478,46 @@ def credentials(options: Options, *exposed: str, role: str = "root") -> Security
     return found
 
 
+def default_cache_dir() -> Path:
+    """The default folder of this user's slices, and of KV pages."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache")) / "hearth" / "slices"
+
+
+def page_dir(options: Options) -> Path | None:
+    """The folder of KV pages in --cache-dir; None with --kv-cache ram. Raises HearthError."""
+    if getattr(options, "kv_cache", "ram") != "disk":
+        return None
+    if options.cache_dir == "none":
+        from hearth.common.errors import HearthError, Reason
+
+        problem = "--kv-cache disk keeps KV pages in --cache-dir, which is none: name a directory"
+        raise HearthError(Reason.BAD_SETTING, problem)
+    return Path(options.cache_dir).expanduser() / "pages"
+
+
+def kv_cache(group: str) -> Params:
+    """Options of the place where KV pages are kept for prompts that may come again."""
+    return [
+        Option(
+            "--kv-cache",
+            choices=("ram", "disk"),
+            default="ram",
+            group=group,
+            help="where the prefix cache keeps KV pages: in memory only, or also on the disk of "
+            "every node, where a restart finds them (root and all workers: disk)",
+        ),
+        Option(
+            "--kv-cache-size",
+            read=size,
+            metavar="SIZE",
+            shown="8 GiB",
+            group=group,
+            help="with --kv-cache disk: most bytes of pages to keep on this node",
+        ),
+    ]
+
+
 def local_nodes(by_root: bool = False) -> Params:
     """Workers started on this machine, for this command only."""
     return [
@@ -495,7 +535,8 @@ def local_nodes(by_root: bool = False) -> Params:
             default="none",
             by_root=by_root,
             group=CLUSTER,
-            help="slice cache of the workers that are started",
+            help="slice cache of the workers that are started; with --kv-cache disk, also where KV "
+            "pages are kept",
         ),
         Option(
             "--pin",

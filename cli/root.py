@@ -113,6 +113,7 @@ def _serving() -> common.Params:
             group=common.SERVING,
             help="compute every prompt from its first token on",
         ),
+        *common.kv_cache(common.SERVING),
         Option(
             "--pause-seconds",
             read=common.seconds,

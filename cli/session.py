@@ -70,6 +70,8 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         stall_seconds=options.stall_seconds,
         memory_limit=options.memory_limit,
         name=platform.node() or "root",
+        page_dir=common.page_dir(options),
+        page_limit=getattr(options, "kv_cache_size", None),
     )
 
 
@@ -121,7 +123,14 @@ def open_several(options: Options) -> Iterator[Several]:
     with ExitStack() as stack:
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
         workers = stack.enter_context(
-            LocalWorkers(count, options.threads, options.cache_dir, pin[1:])
+            LocalWorkers(
+                count,
+                options.threads,
+                options.cache_dir,
+                pin[1:],
+                keeps_pages=planned.page_dir is not None,
+                page_limit=planned.page_limit,
+            )
         )
         settings = dataclasses.replace(
             planned,
@@ -183,7 +192,14 @@ def open_session(
         started = time.perf_counter()
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
         workers = stack.enter_context(
-            LocalWorkers(count, options.threads, options.cache_dir, pin[1:])
+            LocalWorkers(
+                count,
+                options.threads,
+                options.cache_dir,
+                pin[1:],
+                keeps_pages=planned.page_dir is not None,
+                page_limit=planned.page_limit,
+            )
         )
         settings = dataclasses.replace(
             settings_of(options, tuple(options.workers) + workers.addresses),

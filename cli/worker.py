@@ -117,7 +117,7 @@ def _computing() -> common.Params:
         Option(
             "--cache-dir",
             metavar="DIR",
-            default=str(default_cache_dir()),
+            default=str(common.default_cache_dir()),
             group=_COMPUTING,
             help="directory that keeps weight slices for the next start; none keeps none",
         ),
@@ -128,6 +128,7 @@ def _computing() -> common.Params:
             group=_COMPUTING,
             help="most bytes of slices to keep",
         ),
+        *common.kv_cache(_COMPUTING),
     ]
 
 
@@ -155,6 +156,8 @@ def run(options: Options) -> int:
         threads=options.threads,
         cache_dir=None if options.cache_dir == "none" else Path(options.cache_dir).expanduser(),
         cache_limit=options.cache_limit,
+        page_dir=common.page_dir(options),
+        page_limit=options.kv_cache_size,
         memory_limit=options.memory_limit,
         name=options.name,
         pin=options.pin or (),
@@ -185,12 +188,6 @@ def run(options: Options) -> int:
         server.stop()
         metrics.stop()
     return 0
-
-
-def default_cache_dir() -> Path:
-    """The default folder of this user's slices."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache")) / "hearth" / "slices"
 
 
 def _watch_parent(parent: int, stop: threading.Event) -> None:

@@ -382,6 +382,29 @@ class Shard:
         Raises ValueError if `source` does not hold the state after `position` positions.
         """
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a KV page on this node."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a slot's state; 0 where no mixer is recurrent."""
+
+    def read_page(self, page: int) -> NDArray[np.uint8]:
+        """The content of a KV page: u8 [page_bytes]. ValueError for a page without memory."""
+
+    def write_page(self, page: int, data: object) -> None:
+        """Replaces the content of a KV page. ValueError for another page or size."""
+
+    def read_state(self, slot: int, position: int) -> NDArray[np.uint8]:
+        """The state of a slot after `position` positions: u8 [state_bytes].
+
+        Raises ValueError if the slot does not hold that.
+        """
+
+    def write_state(self, slot: int, position: int, data: object) -> None:
+        """Replaces the state of a slot. ValueError for another slot or size."""
+
     def embed(
         self, tokens: NDArray[np.uint32], positions: NDArray[np.uint32]
     ) -> NDArray[np.float32]:

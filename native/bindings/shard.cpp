@@ -37,6 +37,49 @@ void load(Shard& shard, const std::string& name, const std::string& type, const 
   shard.load(name, parsed, bytes, first_row);
 }
 
+using ByteArray = py::array_t<uint8_t>;
+
+ByteArray read_page(const Shard& shard, uint32_t page) {
+  ByteArray out(static_cast<py::ssize_t>(shard.page_bytes()));
+  const std::span<uint8_t> bytes(out.mutable_data(), shard.page_bytes());
+  {
+    const WithoutGil released;
+    shard.read_page(page, bytes);
+  }
+  return out;
+}
+
+ByteArray read_state(const Shard& shard, uint32_t slot, size_t position) {
+  ByteArray out(static_cast<py::ssize_t>(shard.state_bytes()));
+  const std::span<uint8_t> bytes(out.mutable_data(), shard.state_bytes());
+  {
+    const WithoutGil released;
+    shard.read_state(slot, position, bytes);
+  }
+  return out;
+}
+
+// The bytes of an argument, which must outlive what is returned.
+std::span<const uint8_t> bytes_of(const py::buffer_info& info) {
+  if (PyBuffer_IsContiguous(info.view(), 'C') == 0)
+    throw std::invalid_argument("the bytes are not contiguous");
+  return {static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size * info.itemsize)};
+}
+
+void write_page(Shard& shard, uint32_t page, const py::buffer& data) {
+  const py::buffer_info info = data.request();
+  const std::span bytes = bytes_of(info);
+  const WithoutGil released;
+  shard.write_page(page, bytes);
+}
+
+void write_state(Shard& shard, uint32_t slot, size_t position, const py::buffer& data) {
+  const py::buffer_info info = data.request();
+  const std::span bytes = bytes_of(info);
+  const WithoutGil released;
+  shard.write_state(slot, position, bytes);
+}
+
 Floats embed(const Shard& shard, const Ids& tokens, const Ids& positions) {
   if (tokens.ndim() != 1 || positions.ndim() != 1)
     throw std::invalid_argument("embed takes [n] token ids and their positions");
@@ -166,6 +209,14 @@ void bind_shard(py::module_& module) {
             shard.copy_state(from, to, position);
           },
           "source"_a, "target"_a, "position"_a, "Copies the state of a slot to another.")
+      .def_property_readonly("page_bytes", &Shard::page_bytes)
+      .def_property_readonly("state_bytes", &Shard::state_bytes)
+      .def("read_page", &read_page, "page"_a, "The content of a KV page: u8 [page_bytes].")
+      .def("write_page", &write_page, "page"_a, "data"_a, "Replaces the content of a KV page.")
+      .def("read_state", &read_state, "slot"_a, "position"_a,
+           "The state of a slot after `position` positions: u8 [state_bytes].")
+      .def("write_state", &write_state, "slot"_a, "position"_a, "data"_a,
+           "Replaces the state of a slot.")
       .def("embed", &embed, "tokens"_a, "positions"_a,
            "[n] token ids and their positions -> f32 [n, row_size].")
       .def("final_norm", &final_norm, "rows"_a,

@@ -100,12 +100,33 @@ class Metrics:
         self._gauge(
             "hearth_memory_available_bytes", "Memory that can be taken now, within that limit."
         ).set_function(system.memory_available)
+        self._stored_pages = self._counter(
+            "hearth_stored_pages",
+            "KV pages and snapshots on this node's disk: stored, fetched, missing, damaged, "
+            "removed for others, dropped because the disk was slow or full.",
+            "event",
+        )
+        self._stored_bytes = self._counter(
+            "hearth_stored_page_bytes", "Bytes of these pages, written and read.", "direction"
+        )
         # process_*: resident memory, CPU time, descriptors, start time.
         ProcessCollector(registry=self.registry)
         # Children exist from the start, so that a scrape before the first request shows zeros.
         for phase in ("prefill", "decode"):
             self._sync.labels(phase)
             self._step.labels(phase)
+        for event in ("stored", "fetched", "missing", "damaged", "removed", "dropped"):
+            self._stored_pages.labels(event)
+        for direction in ("written", "read"):
+            self._stored_bytes.labels(direction)
+
+    def stored_page(self, event: str) -> None:
+        """One KV page or snapshot on disk; `event` is one of those that `__init__` lists."""
+        self._stored_pages.labels(event).inc()
+
+    def stored_bytes(self, direction: str, count: int) -> None:
+        """Bytes of KV pages; `direction` is "written" or "read"."""
+        self._stored_bytes.labels(direction).inc(count)
 
     def build_info(self, role: str, version: str, instruction_set: str, architecture: str) -> None:
         """The running service; `role` is "root" or "worker"."""

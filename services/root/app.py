@@ -86,6 +86,7 @@ def core(
             metrics=metrics,
             pause_seconds=pause_seconds,
             on_unused_pages=cluster.release_pages,
+            archive=cluster.archive,
         )
         engine.start()
         stack.callback(engine.stop, finish=False)

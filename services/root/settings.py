@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it brings gRPC, which planning must not know
@@ -41,6 +42,9 @@ class ClusterSettings:
     mesh_plain: bool = False
     # Keep KV pages for prompts that begin with the same tokens.
     prefix_cache: bool = True
+    # Folder of the KV pages that are kept on disk, None for none; and the most bytes in it.
+    page_dir: Path | None = None
+    page_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

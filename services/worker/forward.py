@@ -24,6 +24,8 @@ from hearth.common.types import MESH_CIPHER, name_of
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.lanes import GrpcLane, StreamEnded
 from hearth.worker.leaving import Leaving
+from hearth.worker.page_files import PageFiles
+from hearth.worker.page_mover import PageMover, page_context
 from hearth.worker.shape import row_size
 from hearth.worker.shard import NodeShard, Span, page_tables
 
@@ -50,7 +52,9 @@ class ForwardLoop:
         mesh: MeshListener,
         leaving: Leaving,
         root_host: str = "",
+        files: PageFiles | None = None,
     ) -> None:
+        """files: of `--kv-cache disk`."""
         self._shard = shard
         self._leaving = leaving
         self._send = send
@@ -62,6 +66,7 @@ class ForwardLoop:
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
         self._tables = page_tables(shard.config)
+        self._mover = PageMover(shard, self._tables, files, page_context(begin))
         self._placement = begin.placement
         self._sync_type = begin.sync_type
         self._mesh = mesh
@@ -88,6 +93,10 @@ class ForwardLoop:
                     self._tables.release(request.page_release.first_page)
                     self._shard.release_pages(request.page_release.first_page)
                     self._report_pages()
+                elif kind == "page_store":
+                    self._mover.store(request.page_store.items)
+                elif kind == "page_fetch":
+                    self._fetch(request.page_fetch)
                 elif kind == "mesh_open" and self._needs_mesh:
                     self._open_mesh(request.mesh_open)
                 else:
@@ -99,6 +108,13 @@ class ForwardLoop:
             # Closed here because errors and their frames may hold the last reference for long.
             if isinstance(self._lane, _native.MeshLane):
                 self._lane.close()
+
+    def _fetch(self, fetch: worker_pb2.PageFetch) -> None:
+        if fetch.reset:
+            self._tables.forget(True, ())
+        states = self._mover.fetch(fetch.items, fetch.wait_ms / 1e3)
+        self._send(worker_pb2.ForwardResponse(pages_fetched=worker_pb2.PagesFetched(states=states)))
+        self._report_pages()
 
     def abort(self) -> None:
         """Ends a wait for other ranks; called by any thread, after the stream's end."""

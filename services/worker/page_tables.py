@@ -83,6 +83,12 @@ class PageTables:
         self._full.update(written[: end // size - first])
         return table
 
+    def fill(self, page: int) -> None:
+        """Notes that every position of a page was written. Raises HearthError BAD_STEP."""
+        if page >= self._max_pages:
+            raise _bad(f"page {page} of a KV cache of {self._max_pages}")
+        self._full.add(page)
+
     def release(self, first: int) -> None:
         """Notes that page `first` and those after it lose their content."""
         self._full = {page for page in self._full if page < first}

@@ -29,6 +29,7 @@ from hearth.worker.cache import SliceCache
 from hearth.worker.gate import Gate
 from hearth.worker.leaving import Leaving
 from hearth.worker.loading import LoadSession
+from hearth.worker.page_files import PageFiles
 from hearth.worker.service import ChunkFrames, WorkerService
 from hearth.worker.tenancy import Tenancy
 
@@ -45,6 +46,7 @@ class WorkerServer:
     """A worker on `listen`. Raises HearthError PORT_IN_USE, BAD_ADDRESS, BAD_SETTING or INSECURE.
 
     `memory_limit` bytes at most for weights and KV cache (None: what the machine has free);
+    `page_dir`: keeps KV pages, `page_limit` bytes of them at most (`--kv-cache disk`).
     `threads` compute (None: all cores); `lease_grace` seconds a root may stay away;
     `mesh_port` is where other ranks connect (0: any free port). With `security` only its cluster's
     root may call; without, `listen` must be on loopback unless `insecure`. `health_address` is a
@@ -59,6 +61,8 @@ class WorkerServer:
         threads: int | None = None,
         cache_dir: Path | None = None,
         cache_limit: int | None = None,
+        page_dir: Path | None = None,
+        page_limit: int | None = None,
         memory_limit: int | None = None,
         name: str | None = None,
         pin: Sequence[int] = (),
@@ -90,6 +94,9 @@ class WorkerServer:
         self._memory_limit = memory_limit
         self._metrics = metrics or WorkerMetrics()
         self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None
+        self._files = (
+            PageFiles(page_dir, page_limit, self._metrics) if page_dir is not None else None
+        )
         self._tenancy = Tenancy(lease_grace)
         self._leaving = Leaving()
         self._pools = (
@@ -131,6 +138,7 @@ class WorkerServer:
             self._leaving,
             self.instance,
             self._silence_seconds,
+            self._files,
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -176,6 +184,8 @@ class WorkerServer:
             self._health_port.stop()
         for pool in self._pools:
             pool.shutdown(wait=False)
+        if self._files is not None:
+            self._files.close()
 
     def _refuse(self) -> None:
         self._health.enter_graceful_shutdown()

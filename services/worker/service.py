@@ -26,6 +26,7 @@ from hearth.worker.forward import ForwardLoop
 from hearth.worker.leaving import Leaving
 from hearth.worker.load_log import LoadLog
 from hearth.worker.loading import LoadSession
+from hearth.worker.page_files import PageFiles
 from hearth.worker.streams import Exchange
 from hearth.worker.tenancy import Tenancy, lease_id
 
@@ -44,7 +45,8 @@ ForwardStream = Exchange[worker_pb2.ForwardRequest, worker_pb2.ForwardResponse]
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     """`describe` gives the node's facts now, `make_session` a plan's session (see server.py).
 
-    A stream whose first message does not come within `silence_seconds` ends: it holds a thread.
+    `files`: of `--kv-cache disk`. A stream whose first message does not come within
+    `silence_seconds` ends: it holds a thread.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         leaving: Leaving,
         instance: str,
         silence_seconds: float,
+        files: PageFiles | None = None,
     ) -> None:
         self._silence_seconds = silence_seconds
+        self._files = files
         self._mesh = mesh
         self._leaving = leaving
         self._tenancy = tenancy
@@ -88,6 +92,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             instance=self._instance,
             mesh_ciphers=[MESH_CIPHER[name] for name in _native.mesh_ciphers()],
             ending=ending,
+            stores_pages=self._files is not None,
         )
 
     def LoadWeights(  # noqa: N802
@@ -167,6 +172,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 self._mesh,
                 self._leaving,
                 root_host=stream.peer[0],
+                files=self._files,
             )
             stream.on_close(partial(_abort, weakref.ref(loop)))
             loop.run()

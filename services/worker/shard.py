@@ -103,6 +103,51 @@ class NodeShard:
         """Copies a sequence's state after `position` positions to a snapshot."""
         self._copy_state(slot, self._snapshot_slot(snapshot), position)
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one KV page on this node."""
+        return int(self._shard.page_bytes)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one sequence's recurrent state on this node; 0 where there is none."""
+        return int(self._shard.state_bytes)
+
+    def read_page(self, page: int) -> npt.NDArray[np.uint8]:
+        """The content of a KV page: u8 [page_bytes]. Raises HearthError BAD_STEP."""
+        try:
+            return self._shard.read_page(page)
+        except ValueError as error:
+            raise HearthError(Reason.BAD_STEP, f"invalid page to store: {error}") from None
+
+    def write_page(self, page: int, data: Buffer) -> None:
+        """Replaces the content of a KV page. Raises HearthError BAD_STEP."""
+        try:
+            self._shard.write_page(page, data)
+        except ValueError as error:
+            raise HearthError(Reason.BAD_STEP, f"invalid page to fetch: {error}") from None
+        except MemoryError as error:
+            raise _no_memory("pages of KV cache", error) from None
+
+    def read_snapshot(self, snapshot: int, position: int) -> npt.NDArray[np.uint8]:
+        """A snapshot of the state after `position` positions: u8 [state_bytes].
+
+        Raises HearthError BAD_STEP.
+        """
+        try:
+            return self._shard.read_state(self._snapshot_slot(snapshot), position)
+        except ValueError as error:
+            raise HearthError(Reason.BAD_STEP, f"invalid snapshot to store: {error}") from None
+
+    def write_snapshot(self, snapshot: int, position: int, data: Buffer) -> None:
+        """Replaces a snapshot. Raises HearthError BAD_STEP."""
+        try:
+            self._shard.write_state(self._snapshot_slot(snapshot), position, data)
+        except ValueError as error:
+            raise HearthError(Reason.BAD_STEP, f"invalid snapshot to fetch: {error}") from None
+        except MemoryError as error:
+            raise _no_memory("a state", error) from None
+
     def _copy_state(self, source: int, target: int, position: int) -> None:
         try:
             self._shard.copy_state(source, target, position)

@@ -71,7 +71,7 @@ def test_answers_do_not_depend_on_company(addresses: list[str], tmp_path: Path) 
 
 
 def test_prefixes_are_continued_from_snapshots(addresses: list[str], tmp_path: Path) -> None:
-    """The text is the same, and the state behind a prompt's last full page is found again."""
+    """The text is the same; the states behind the last full page of prompt and answer are found."""
     path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
     ids = np.random.default_rng(6).integers(3, 300, 45).tolist()
     with perplexity.formed(str(path), addresses, "f32", context=256, page_size=8, sequences=4) as (
@@ -98,7 +98,8 @@ def test_prefixes_are_continued_from_snapshots(addresses: list[str], tmp_path: P
                 (wanted, 40),
             ]
             turn = [*ids, *wanted, 5, 6, 7]
-            assert answer(turn, True) == (answer(turn, False)[0], 40)
+            # The snapshot of the answer.
+            assert answer(turn, True) == (answer(turn, False)[0], 64)
             assert answer(turn, True)[1] == 64
         finally:
             engine.stop(finish=False)

@@ -234,9 +234,9 @@ RECURRENT = replace(LIMITS, drafts=False, snapshots=2)
 def test_a_state_that_cannot_go_back_begins_from_a_snapshot() -> None:
     scheduler = Scheduler(RECURRENT)
     assert run(scheduler, Request(1, prompt(300), max_tokens=40)) == {1: 339}
-    # The answer's pages are found, but a snapshot was taken behind the prompt's last full page.
+    # Of the answer too there is a snapshot, behind its last full page.
     turn = (*prompt(300), *[7] * 40, *prompt(50, 9000))
-    assert run(scheduler, Request(2, turn, max_tokens=1)) == {2: 390 - 288}
+    assert run(scheduler, Request(2, turn, max_tokens=1)) == {2: 390 - 320}
     assert run(scheduler, Request(3, turn, max_tokens=1)) == {3: 390 - 384}
     # Without a snapshot nothing is found, though there are pages.
     assert run(scheduler, Request(4, prompt(200), max_tokens=1)) == {4: 200}

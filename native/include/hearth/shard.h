@@ -77,6 +77,16 @@ class Shard {
   // Throws std::invalid_argument if `from` does not hold the state after that many positions.
   void copy_state(uint32_t from, uint32_t to, size_t position);
 
+  // The content of a KV page, and of a slot's state after `position` positions: to keep elsewhere,
+  // and to bring back. The bytes have a meaning only for the same config on a CPU with the same
+  // kernels. Throw std::invalid_argument for what has no such content, or another size.
+  size_t page_bytes() const;
+  size_t state_bytes() const;
+  void read_page(uint32_t page, std::span<uint8_t> out) const;
+  void write_page(uint32_t page, std::span<const uint8_t> bytes);
+  void read_state(uint32_t slot, size_t position, std::span<uint8_t> out) const;
+  void write_state(uint32_t slot, size_t position, std::span<const uint8_t> bytes);
+
   // The first stage's input: scaled rows of the embedding, plus those of learned positions.
   // positions: one for each token; read only by models that have learned positions, and may be
   // empty for others. out: [tokens.size(), row_size], see ShardConfig::row_size

@@ -67,6 +67,23 @@ void KvCache::ensure(uint32_t number) {
   ++allocated_;
 }
 
+std::span<const uint8_t> KvCache::content(uint32_t number) const {
+  if (page_bytes() == 0) return {};
+  const bool known = number < shape_.max_pages && leaves_[number / kLeafPages] != nullptr;
+  if (!known || page(number).size() != page_bytes())
+    throw std::invalid_argument("page " + std::to_string(number) + " has no content");
+  return {page(number).data(), page_bytes()};
+}
+
+void KvCache::replace(uint32_t number, std::span<const uint8_t> bytes) {
+  if (bytes.size() != page_bytes()) {
+    throw std::invalid_argument(std::to_string(bytes.size()) + " bytes for a page of " +
+                                std::to_string(page_bytes()));
+  }
+  ensure(number);
+  std::copy(bytes.begin(), bytes.end(), page(number).data());
+}
+
 void KvCache::release_from(size_t first) {
   for (size_t leaf = first / kLeafPages; leaf < leaves_.size(); ++leaf) {
     if (leaves_[leaf] == nullptr) continue;

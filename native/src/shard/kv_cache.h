@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "hearth/kernels.h"
@@ -38,6 +39,12 @@ class KvCache {
   // Gives the page memory if it has none. Throws std::invalid_argument for a number out of range,
   // std::bad_alloc when there is no memory.
   void ensure(uint32_t number);
+  // The bytes of a page, page_bytes of them. Throws std::invalid_argument for a page without
+  // memory.
+  std::span<const uint8_t> content(uint32_t number) const;
+  // Replaces the bytes of a page, and gives it memory if it has none. Throws std::invalid_argument
+  // for a number out of range or another size, std::bad_alloc.
+  void replace(uint32_t number, std::span<const uint8_t> bytes);
   // Gives the memory of page `first` and those after it back to the system; their content is lost.
   void release_from(size_t first);
 

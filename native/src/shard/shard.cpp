@@ -75,6 +75,12 @@ void reserve_experts(const ShardConfig& config, size_t rows, ExpertRows& expert_
   expert_rows.reserve(experts, rows * used);
 }
 
+void check_size(size_t given, size_t needed) {
+  if (given == needed) return;
+  throw std::invalid_argument("room for " + std::to_string(given) + " bytes of " +
+                              std::to_string(needed));
+}
+
 }  // namespace
 
 struct Shard::State {
@@ -168,6 +174,34 @@ void Shard::release_pages(size_t first) {
 void Shard::copy_state(uint32_t from, uint32_t to, size_t position) {
   const std::lock_guard lock(state_->stepping);
   state_->states.copy(from, to, position);
+}
+
+size_t Shard::page_bytes() const { return state_->kv.page_bytes(); }
+
+size_t Shard::state_bytes() const { return state_->states.slot_bytes(); }
+
+void Shard::read_page(uint32_t page, std::span<uint8_t> out) const {
+  const std::lock_guard lock(state_->stepping);
+  const std::span<const uint8_t> content = state_->kv.content(page);
+  check_size(out.size(), content.size());
+  std::copy(content.begin(), content.end(), out.begin());
+}
+
+void Shard::write_page(uint32_t page, std::span<const uint8_t> bytes) {
+  const std::lock_guard lock(state_->stepping);
+  state_->kv.replace(page, bytes);
+}
+
+void Shard::read_state(uint32_t slot, size_t position, std::span<uint8_t> out) const {
+  const std::lock_guard lock(state_->stepping);
+  const std::span<const uint8_t> content = state_->states.content(slot, position);
+  check_size(out.size(), content.size());
+  std::copy(content.begin(), content.end(), out.begin());
+}
+
+void Shard::write_state(uint32_t slot, size_t position, std::span<const uint8_t> bytes) {
+  const std::lock_guard lock(state_->stepping);
+  state_->states.replace(slot, position, bytes);
 }
 
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,

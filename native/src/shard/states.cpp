@@ -65,13 +65,42 @@ void SequenceStates::copy(uint32_t from, uint32_t to, size_t position) {
                                 std::to_string(position) + " positions");
   }
   if (from == to) return;
-  Slot& slot = slots_[to];
+  Slot& slot = with_memory(to);
+  std::memcpy(slot.memory.data(), slots_[from].memory.data(), slot_bytes());
+  slot.position = position;
+}
+
+std::span<const uint8_t> SequenceStates::content(uint32_t slot, size_t position) const {
+  if (floats_ == 0) return {};
+  if (slot >= slots_.size() || slots_[slot].position != position) {
+    throw std::invalid_argument("slot " + std::to_string(slot) + " does not hold the state after " +
+                                std::to_string(position) + " positions");
+  }
+  return {slots_[slot].memory.data(), slot_bytes()};
+}
+
+void SequenceStates::replace(uint32_t slot, size_t position, std::span<const uint8_t> bytes) {
+  if (bytes.size() != slot_bytes()) {
+    throw std::invalid_argument(std::to_string(bytes.size()) + " bytes for a state of " +
+                                std::to_string(slot_bytes()));
+  }
+  if (floats_ == 0) return;
+  Slot& target = with_memory(slot);
+  std::memcpy(target.memory.data(), bytes.data(), bytes.size());
+  target.position = position;
+}
+
+SequenceStates::Slot& SequenceStates::with_memory(uint32_t number) {
+  if (number >= slots_.size()) {
+    throw std::invalid_argument("slot " + std::to_string(number) + " of " +
+                                std::to_string(slots_.size()));
+  }
+  Slot& slot = slots_[number];
   if (slot.memory.size() == 0) {
     slot.memory = Buffer(slot_bytes());
     ++allocated_;
   }
-  std::memcpy(slot.memory.data(), slots_[from].memory.data(), slot_bytes());
-  slot.position = position;
+  return slot;
 }
 
 void SequenceStates::release() {

@@ -37,6 +37,12 @@ class SequenceStates {
   // Copies the state after `position` positions. Throws std::invalid_argument for slots out of
   // range, or if `from` does not hold that state; std::bad_alloc.
   void copy(uint32_t from, uint32_t to, size_t position);
+  // The state of a slot after `position` positions, slot_bytes of them. Throws
+  // std::invalid_argument if it does not hold that.
+  std::span<const uint8_t> content(uint32_t slot, size_t position) const;
+  // Replaces a slot's state. Throws std::invalid_argument for a slot out of range or another size,
+  // std::bad_alloc.
+  void replace(uint32_t slot, size_t position, std::span<const uint8_t> bytes);
   // Gives the memory of all slots back; their content is lost.
   void release();
 
@@ -52,6 +58,9 @@ class SequenceStates {
     size_t position = kUnknown;  // of the next row
   };
   std::vector<size_t> offsets_;
+  // A slot with memory. Throws std::invalid_argument, std::bad_alloc.
+  Slot& with_memory(uint32_t number);
+
   size_t floats_ = 0;
   std::vector<Slot> slots_;
   size_t allocated_ = 0;

@@ -23,13 +23,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from hearth import _native
 from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.metrics import RootMetrics, phase_of
 from hearth.converter import Model
 from hearth.root.cluster import blame, state
+from hearth.root.cluster.archive import Archive
 from hearth.root.cluster.formation import Formation
 from hearth.root.cluster.forming import Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
@@ -48,6 +49,8 @@ from hearth.v1 import root_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _WATCHDOG_GRACE = 2.0
 # A formation has worked once its steps with logits took so long together: some request went on.
@@ -106,6 +109,12 @@ class Cluster:
         self._step_began = 0.0
         self._watchdog: threading.Thread | None = None
         self._suspicion = Suspicion()
+        # KV pages on disk (--kv-cache disk).
+        self.archive = (
+            Archive(settings.page_dir, settings.page_limit, self._metrics, self._between)
+            if settings.page_dir is not None and settings.prefix_cache
+            else None
+        )
         with self._board.change() as status:
             status.CopyFrom(self._forming_status(settings.workers))
 
@@ -173,6 +182,7 @@ class Cluster:
             self._metrics,
             self._on_load,
             self._stream_ended,
+            self.archive,
         )
         self._state.begin(forming)
         if self._interrupted.is_set():
@@ -190,6 +200,8 @@ class Cluster:
         if not self._state.serve(formation):
             formation.release(self._lease())
             raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
+        if self.archive is not None:
+            self.archive.use(formation.pages)
         self._metrics.page_bytes(self._page_bytes())
         if self._watchdog is None and formation.links:
             self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -293,6 +305,24 @@ class Cluster:
                 listener.cluster_worked(tuple(link.address for link in formation.links))
         return output
 
+    def _between(self, act: Callable[[], T]) -> T:
+        """Calls `act` between two steps. Raises HearthError as a step does."""
+        with self._stepping:
+            phase = self._state.phase
+            if not isinstance(phase, state.Serving):
+                raise phase.error.copy()
+            formation = phase.formation
+            if formation.links:
+                self._deadline = time.monotonic() + self.settings.step_seconds
+            try:
+                return act()
+            except HearthError as error:
+                if not formation.links:
+                    raise
+                raise self._lose(formation, error) from None
+            finally:
+                self._deadline = None
+
     def release_pages(self, first: int) -> None:
         """Lets every node give the memory of KV pages from `first` on back; no step may run."""
         with self._stepping:
@@ -313,6 +343,8 @@ class Cluster:
         self._closed.set()
         closed = HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
         self._release(self._state.close(closed), closed)
+        if self.archive is not None:
+            self.archive.close()
 
     def dissolve(self) -> None:
         """Ends the formation, after the step that may be running on it, and gives leases back."""
@@ -320,6 +352,8 @@ class Cluster:
         self._release(self._state.dissolve(again), again)
 
     def _release(self, formation: Formation | None, error: HearthError) -> None:
+        if self.archive is not None:
+            self.archive.use(None)
         if formation is not None:
             formation.reports.settle(error)
             formation.fail(error)

@@ -12,6 +12,7 @@ from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster import logits as parts
 from hearth.root.cluster import wire as plans
+from hearth.root.cluster.archive import PlanPages
 from hearth.root.cluster.finite import LOGITS, sources
 from hearth.root.cluster.lanes import HubLane
 from hearth.root.cluster.links import WorkerLink, expect_result, violation
@@ -45,8 +46,10 @@ class Formation:
         self._lane = lane
         self._sync_type = sync_type
         self._step_id = 0
-        # Page tables of the root's own shard.
-        self._tables = page_tables(shard.config)
+        # Of the root's own shard.
+        self.tables = page_tables(shard.config)
+        # Its KV pages on disk, if any are kept there.
+        self.pages: PlanPages | None = None
         self._worked_seconds = 0.0
         # Address of the worker that caused the failure.
         self._culprit = ""
@@ -76,12 +79,12 @@ class Formation:
         start = time.perf_counter()
         links, lane = self.links, self._lane
         x = self._shard.embed(np.array(batch.tokens, np.uint32), self._positions(batch))
-        self._tables.forget(batch.reset, batch.ended)
+        self.tables.forget(batch.reset, batch.ended)
         sequences = [
             (
                 len(s.tokens),
                 s.position,
-                self._tables.step(s.seq_id, s.position, len(s.tokens), s.kept_pages, s.new_pages),
+                self.tables.step(s.seq_id, s.position, len(s.tokens), s.kept_pages, s.new_pages),
             )
             for s in batch.sequences
         ]
@@ -98,7 +101,7 @@ class Formation:
                 link.send(request)
             lane.begin(self._step_id)
             sent = len(data) * len(links)
-        slots = [self._tables.slot(s.seq_id) for s in batch.sequences]
+        slots = [self.tables.slot(s.seq_id) for s in batch.sequences]
         for s, slot in zip(batch.sequences, slots, strict=True):
             if s.restore is not None:
                 self._shard.restore(s.restore, slot, s.position)
@@ -152,7 +155,7 @@ class Formation:
         release = worker_pb2.PageRelease(first_page=first)
         for link in self.links:
             link.send(worker_pb2.ForwardRequest(page_release=release))
-        self._tables.release(first)
+        self.tables.release(first)
         self._shard.release_pages(first)
 
     def _collect(

@@ -13,6 +13,7 @@ from hearth.common.metrics import RootMetrics
 from hearth.common.types import SYNC
 from hearth.converter import ModelError
 from hearth.root.cluster import blame, wire
+from hearth.root.cluster.archive import Archive, PlanPages, identity_of, stores_pages
 from hearth.root.cluster.formation import Formation, close_all
 from hearth.root.cluster.lanes import HubLane, choose_cipher, open_mesh
 from hearth.root.cluster.limits import limits_for
@@ -27,6 +28,7 @@ from hearth.root.scheduling.batch import Limits
 from hearth.root.status import describe
 from hearth.root.status.board import Board
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
+from hearth.worker.page_mover import node_context
 from hearth.worker.shard import NodeShard
 
 log = logging.getLogger(__name__)
@@ -51,11 +53,12 @@ class Forming:
         metrics: RootMetrics,
         on_load: LoadListener,
         on_end: Callable[[WorkerLink, HearthError], None],
+        archive: Archive | None = None,
     ) -> None:
         """workers: addresses in rank order. shard: the root's own, if it is already loaded.
 
-        on_end: called when a Forward stream has ended. Raises HearthError if the model cannot be
-        divided this way, and for a plan of several stages.
+        on_end: called when a Forward stream has ended. archive: of KV pages on disk. Raises
+        HearthError if the model cannot be divided this way, and for a plan of several stages.
         """
         self.shard = shard
         self._blueprint = blueprint
@@ -71,6 +74,7 @@ class Forming:
         self._metrics = metrics
         self._on_load = on_load
         self._on_end = on_end
+        self._archive = archive
         self._links = [
             WorkerLink(address, blueprint.settings.security, node.place)
             for address, node in zip(workers, self._plan.nodes[1:], strict=True)
@@ -96,6 +100,8 @@ class Forming:
             self.check()
             shard = self._load(limits)
             self.check()
+            identity = self._identity(limits)
+            self.check()
             lane = self._open_lane()
             self.check()
         except BaseException as error:
@@ -106,6 +112,7 @@ class Forming:
         formation = Formation(
             self._plan, shard, self._links, lane, settings.sync_type, self._reports
         )
+        formation.pages = self._pages(formation, shard, identity)
         return formation, limits
 
     def check(self) -> None:
@@ -267,6 +274,25 @@ class Forming:
         finally:
             self._loading = None
         return self.shard
+
+    def _identity(self, limits: Limits) -> bytes | None:
+        """The identity of the plan's KV pages; None where none are kept on disk."""
+        model, settings = self._blueprint.model, self._blueprint.settings
+        if self._archive is None or not stores_pages(self._links):
+            return None
+        nodes = self._plan.nodes
+        shards = [wire.shard_config(model.spec, node, settings, limits) for node in nodes]
+        return identity_of(model, self._plan, shards, settings.sync_type, self._interrupted.is_set)
+
+    def _pages(
+        self, formation: Formation, shard: NodeShard, identity: bytes | None
+    ) -> PlanPages | None:
+        if self._archive is None or identity is None:
+            return None
+        context = node_context(shard.config, describe.placement(self._plan.nodes[0].place), ())
+        return PlanPages(
+            self._archive.files, identity, context, shard, formation.tables, self._links
+        )
 
     def _open_stream(self, link: WorkerLink) -> None:
         """Opens the Forward stream of a loaded worker.

@@ -56,6 +56,8 @@ class WorkerLink:
         self.mesh_address = ""
         # Names of the ciphers that the worker can encrypt a mesh with; set by `describe`.
         self.mesh_ciphers: list[str] = []
+        # True if the worker keeps KV pages on disk; set by `describe`.
+        self.stores_pages = False
         # True while a thread is in `receive`.
         self.waiting = False
         # True once the worker has reported that it is shutting down.
@@ -117,6 +119,7 @@ class WorkerLink:
         self.name = f"{answer.node.name} ({self.address})"
         host = self.address.rpartition(":")[0]
         self.mesh_address = f"{host}:{answer.mesh_port}" if answer.mesh_port else ""
+        self.stores_pages = answer.stores_pages
         self.mesh_ciphers = [
             name for number in answer.mesh_ciphers if (name := name_of(MESH_CIPHER, number))
         ]

@@ -34,6 +34,7 @@ from hearth.root.engine.interfaces import (
     native_sampler,
 )
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox, Sink
+from hearth.root.engine.paging import Archive, Paging
 from hearth.root.engine.params import GenerateParams, check_ids
 from hearth.root.engine.pooling import Pooler
 from hearth.root.engine.request import Active, RequestHandle
@@ -73,11 +74,13 @@ class Engine:
         sampler_factory: SamplerFactory = native_sampler,
         pause_seconds: float = 0.0,
         on_unused_pages: Callable[[int], object] = lambda first: None,
+        archive: Archive | None = None,
     ) -> None:
         """vocab_size: the model's, if it has more rows than the tokenizer has tokens.
 
         pause_seconds: how long requests wait while the cluster is not ready; 0: they end at once.
         on_unused_pages: gives the memory of KV pages from a number on back; between two steps.
+        archive: keeps KV pages on disk.
         """
         self.tokenizer = tokenizer
         self.limits = limits
@@ -85,7 +88,8 @@ class Engine:
         self._metrics = metrics
         self._sampler_factory = sampler_factory
         self._structures = Structures(tokenizer, self._vocab_size)
-        self._scheduler = Scheduler(limits)
+        self._paging = Paging(archive)
+        self._scheduler = Scheduler(limits, self._paging.disk)
         self._on_unused_pages = on_unused_pages
         self._residency = Residency(_RESIDENT_SECONDS, _PREFIX_PERIODS)
         self._requests = Delivery(metrics, lambda seq_id: self._scheduler.cancel(seq_id))
@@ -317,7 +321,7 @@ class Engine:
                 except Exception as error:
                     # A bug in Hearth: fail all requests and start from an empty state.
                     log.exception("engine: unexpected error")
-                    self._scheduler = Scheduler(self.limits)
+                    self._scheduler = Scheduler(self.limits, self._paging.disk)
                     self._counted = (0, 0, 0, 0)
                     self._fail_all(errors.internal(error))
         finally:
@@ -460,26 +464,50 @@ class Engine:
         """Submits the next batch; False if there is none, or if enough are in flight."""
         if self._suspended is not None or self._flights.full:
             return False
+        if self._scheduler.sharing.moves.busy:
+            # Nodes read messages about pages between two steps.
+            self._finish_all()
+            if not self._move_pages():
+                return False
         batch = self._scheduler.schedule()
         if batch is None:
-            return False
+            return not self._flights and self._move_pages(wait=True)
         self._flights.begin(batch)
         if len(self._flights) == 1 and self._flights.done:
             # The step was computed in this thread. Commands received meanwhile follow it.
             self._finish()
         return True
 
+    def _move_pages(self, wait: bool = False) -> bool:
+        """Moves pages from and to the disks.
+
+        False: the cluster was lost in that, or (`wait`) there is nothing to wait for.
+        """
+        if self._suspended is not None:
+            return False
+        try:
+            fetching = self._paging.fetch(self._scheduler, wait)
+            storing = self._paging.store(self._scheduler, wait and not fetching)
+        except HearthError as error:
+            self._lost(error)
+            return False
+        return fetching or storing or not wait
+
+    def _lost(self, error: HearthError) -> None:
+        """The KV cache was lost in a step, or between two."""
+        log.warning("engine: step failed: %s", error.message)
+        self._flights.drop()
+        if error.code is Code.UNAVAILABLE:
+            self._on_suspend(error)
+        else:
+            self._fail_all(error)
+
     def _finish(self) -> None:
         """Waits for the oldest step in flight, ends it, and delivers its tokens."""
         try:
             batch, tokens = self._flights.finish()
         except HearthError as error:
-            log.warning("engine: step failed: %s", error.message)
-            self._flights.drop()
-            if error.code is Code.UNAVAILABLE:
-                self._on_suspend(error)
-            else:
-                self._fail_all(error)
+            self._lost(error)
             return
         now = time.perf_counter()
         for sampled in self._scheduler.step_finished(batch, tokens):

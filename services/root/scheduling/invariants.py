@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 
 from hearth.root.scheduling.batch import Batch, Limits
+from hearth.root.scheduling.disk import DiskMoves
 from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.sequence import Sequence
 
@@ -17,6 +18,7 @@ def check(
     known: Mapping[int, Sequence],
     zombies: Mapping[int, Sequence],
     flights: Iterable[Batch],
+    moves: DiskMoves,
 ) -> None:
     """Raises RuntimeError naming the first inconsistency.
 
@@ -27,8 +29,9 @@ def check(
     holders = {**known, **zombies}
     if len(holders) != len(known) + len(zombies):
         raise RuntimeError(f"ended sequences are still known: {sorted({*known} & {*zombies})}")
-    pool.check({seq_id: s.pages for seq_id, s in holders.items()})
-    pool.prefix.snapshots.check(sum(s.save is not None for s in holders.values()))
+    pool.check({seq_id: s.pages for seq_id, s in holders.items()} | dict(moves.held))
+    taken = sum(s.save is not None for s in holders.values())
+    pool.prefix.snapshots.check(taken + moves.taken)
     shared = Counter(page for s in holders.values() for page in s.pages)
     for s in holders.values():
         for page in s.pages[s.computed // limits.page_size :]:

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from hearth.root.scheduling.snapshots import Snapshots
 
 _KEY_BYTES = 16
+_NAME_BYTES = 32
 
 
 def new_secret() -> bytes:
@@ -62,6 +63,11 @@ class PrefixIndex:
         """The key of a full page of `tokens` after the prefix `before`."""
         data = before + array("I", tokens).tobytes()
         return blake2b(data, key=self._secret, digest_size=_KEY_BYTES).digest()
+
+    def name(self, before: bytes, tokens: Tokens[int]) -> bytes:
+        """The name of such a page on disk: 256 bits, because its tokens are not compared there."""
+        data = before + array("I", tokens).tobytes()
+        return blake2b(data, key=self._secret, digest_size=_NAME_BYTES, person=b"disk").digest()
 
     def find(self, key: bytes, before: bytes, tokens: Tokens[int]) -> int | None:
         """The page with this prefix; None if there is none."""

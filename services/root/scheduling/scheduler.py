@@ -43,6 +43,7 @@ from hearth.root.scheduling.batch import (
     Sampled,
     SequenceStep,
 )
+from hearth.root.scheduling.disk import Disk
 from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.sequence import Sequence
 from hearth.root.scheduling.sharing import Sharing
@@ -53,6 +54,8 @@ class Scheduler:
     """See the module's docstring. Not thread-safe: it belongs to the engine's thread."""
 
     limits: Limits
+    # Where pages are kept beside the memory.
+    disk: Disk | None = None
     preemptions: int = 0
     sharing: Sharing = field(init=False)
     # By arrival, oldest first.
@@ -69,7 +72,7 @@ class Scheduler:
     _reset: bool = True
 
     def __post_init__(self) -> None:
-        self.sharing = Sharing(self.limits)
+        self.sharing = Sharing(self.limits, self.disk)
 
     @property
     def pool(self) -> PagePool:
@@ -135,10 +138,7 @@ class Scheduler:
         if sequence is None:
             return False
         if distrust:
-            self.pool.forget(sequence.pages)
-            # Its state may be the snapshot of a prefix whose pages another sequence computed.
-            for key in sequence.keys:
-                self.pool.prefix.snapshots.drop(key)
+            self.sharing.distrust(sequence)
         self._end(sequence)
         return True
 
@@ -161,7 +161,9 @@ class Scheduler:
         self._admit()
         for sequence in self._running:
             self.sharing.adopt(sequence, self.sharing.found(sequence))
-        awaiting = self.sharing.awaiting(self._running)
+        fetching = self.sharing.fetching(self._running)
+        computing = [s for s in self._running if s.seq_id not in fetching]
+        awaiting = fetching | self.sharing.awaiting(computing)
         # Rows of each sequence in this step; preemption removes entries again.
         rows: dict[int, int] = {}
         budget = self.limits.max_step_tokens
@@ -269,7 +271,13 @@ class Scheduler:
             self._by_id,
             self._zombies,
             self._flights,
+            self.sharing.moves,
         )
+
+    def take_reset(self) -> bool:
+        """True if the nodes have to reset their page tables first; the caller then lets them."""
+        reset, self._reset = self._reset, False
+        return reset
 
     def _known(self, seq_id: int) -> Sequence:
         return self._by_id[seq_id] if seq_id in self._by_id else self._zombies[seq_id]
@@ -365,8 +373,14 @@ class Scheduler:
             output_rows += range(len(tokens) - step.outputs, len(tokens))
             decode_rows += count if seq_id in decoding else 0
         ended, self._ended = tuple(self._ended), []
-        reset, self._reset = self._reset, False
-        return Batch(tuple(steps), tuple(tokens), tuple(output_rows), decode_rows, ended, reset)
+        return Batch(
+            tuple(steps),
+            tuple(tokens),
+            tuple(output_rows),
+            decode_rows,
+            ended,
+            self.take_reset(),
+        )
 
     def _append(self, sequence: Sequence, tokens: Tokens[int]) -> list[Sampled]:
         """Appends new tokens to a sequence, up to the one that ends it."""
@@ -434,7 +448,7 @@ class Scheduler:
         """Makes the next batch reset all page tables on the nodes: no page holds anything."""
         self._ended.clear()
         self._reset = True
-        self.pool.forget_all()
+        self.sharing.forget_all()
 
     def _story(self, batch: Batch) -> str:
         """The batches in flight and the place of `batch` among them, for an error."""

@@ -37,6 +37,10 @@ class Sequence:
     # The snapshot to begin from; the one to take, and the position after which it is taken.
     restore: int | None = None
     save: tuple[int, int] | None = None
+    # The key of the last snapshot behind its prompt, which the next one replaces.
+    answered: bytes | None = None
+    # Pages before the snapshot that it fetches from disk; None: not looked for yet.
+    on_disk: int | None = None
     # Full pages that were found in the index, or offered to it.
     indexed: int = 0
     # Prompt tokens whose pages were found there before anything was computed for them.

@@ -2,13 +2,15 @@
 
 A sequence at a page's border takes over the pages that hold its next tokens. If an older sequence
 is about to compute such a page, it waits for that: several answers to one prompt, submitted
-together, prefill it once. Only full pages are shared, so none is written again. The last known
+together, prefill it once. If the page is only on disk, the sequence waits until it is fetched (see
+disk.py). Only full pages are shared, so none is written again. The last known
 token is always computed, because its row gives the logits.
 """
 
 from collections.abc import Iterable
 
 from hearth.root.scheduling.batch import Limits
+from hearth.root.scheduling.disk import Disk, DiskMoves, Move
 from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.prefix import new_secret
 from hearth.root.scheduling.sequence import Sequence
@@ -17,8 +19,8 @@ from hearth.root.scheduling.sequence import Sequence
 class Sharing:
     """The prefix cache as the scheduler uses it, and the pool of pages."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._secret = new_secret()
+    def __init__(self, limits: Limits, disk: Disk | None = None) -> None:
+        self._secret = new_secret() if disk is None else disk.secret
         # By key: the sequence that computes a page with this key now.
         self._claims: dict[bytes, Sequence] = {}
         # Prompt tokens that were searched, and those found before anything was computed for them.
@@ -27,6 +29,7 @@ class Sharing:
         # Of pools before `pool`.
         self._evictions = 0
         self.pool = self._new_pool(limits)
+        self.moves = DiskMoves(disk, self.pool)
         self._set(limits)
 
     def reset(self, limits: Limits) -> None:
@@ -34,7 +37,13 @@ class Sharing:
         self._claims.clear()
         self._evictions += self.pool.evictions
         self.pool = self._new_pool(limits)
+        self.moves = DiskMoves(self.moves.disk, self.pool)
         self._set(limits)
+
+    def forget_all(self) -> None:
+        """The content of all pages is lost."""
+        self.moves.clear()
+        self.pool.forget_all()
 
     def _new_pool(self, limits: Limits) -> PagePool:
         return PagePool(limits.max_pages, self._secret, limits.snapshots)
@@ -64,19 +73,103 @@ class Sharing:
         pages: list[int] = []
         if sequence.in_flight or sequence.scheduled % self._page_size:
             return pages
-        if self._stateful and sequence.scheduled:
-            return pages
-        for number in range(sequence.scheduled // self._page_size, self._most(sequence)):
+        most = self._most(sequence)
+        if self._stateful:
+            most = 0 if sequence.scheduled else self._snapshot_border(sequence, most)
+        for number in range(sequence.scheduled // self._page_size, most):
             before, key = self._keys(sequence, number)
             page = self.pool.prefix.find(key, before, self._tokens(sequence, number))
             if page is None:
                 break
             pages.append(page)
-        if self._stateful:
-            snapshots = self.pool.prefix.snapshots
-            while pages and sequence.keys[len(pages)] not in snapshots:
-                pages.pop()
-        return pages
+        return pages if not self._stateful or len(pages) == most else []
+
+    def _snapshot_border(self, sequence: Sequence, most: int) -> int:
+        """The most full pages, up to `most`, that end at a snapshot and are all there; else 0."""
+        if not most:
+            return 0
+        self._keys(sequence, most - 1)
+        prefix, keys = self.pool.prefix, sequence.keys
+        for border in range(most, 0, -1):
+            # Few have one: only there it is worth looking at the pages.
+            if keys[border] in prefix.snapshots and all(map(prefix.has, keys[1 : border + 1])):
+                return border
+        return 0
+
+    def fetching(self, running: Iterable[Sequence]) -> set[int]:
+        """Ids of the sequences whose next pages come from disk; begins to fetch these."""
+        waiting: set[int] = set()
+        for sequence in running:
+            if sequence.in_flight or not sequence.keys or sequence.scheduled % self._page_size:
+                continue
+            if self._fetch_state(sequence) if self._stateful else self._fetch_pages(sequence):
+                waiting.add(sequence.seq_id)
+        return waiting
+
+    def _fetch_pages(self, sequence: Sequence) -> bool:
+        """True if the sequence's next page is on disk; fetches it, and those after it."""
+        waiting = False
+        for number in range(sequence.scheduled // self._page_size, self._most(sequence)):
+            if self.pool.prefix.has(self._keys(sequence, number)[1]):
+                continue
+            move = self._move(sequence, number)
+            if not self.moves.can_fetch(move.name):
+                break
+            waiting = True
+            if not self.moves.fetch(move):
+                break
+        return waiting
+
+    def _fetch_state(self, sequence: Sequence) -> bool:
+        """True if the sequence can begin from a snapshot on disk; fetches its pages, then it."""
+        if sequence.scheduled:
+            return False
+        if sequence.on_disk is None:
+            sequence.on_disk = self._disk_border(sequence)
+        for number in range(sequence.on_disk):
+            if self.pool.prefix.has(self._keys(sequence, number)[1]):
+                continue
+            move = self._move(sequence, number)
+            if not self.moves.can_fetch(move.name):
+                sequence.on_disk = 0
+                return False
+            if not self.moves.fetch(move):
+                return True
+        if not sequence.on_disk or self.moves.fetching_pages:
+            return sequence.on_disk > 0
+        move = self._move(sequence, sequence.on_disk - 1)
+        # Not twice: one that came and was replaced at once would come for ever.
+        began = self.moves.can_fetch(move.name, True) and self.moves.fetch(move, True)
+        if not began or move.key in self.pool.prefix.snapshots:
+            sequence.on_disk = 0
+        return began
+
+    def _disk_border(self, sequence: Sequence) -> int:
+        """The most full pages up to a snapshot on disk that are all there or in memory; else 0."""
+        prefix, moves = self.pool.prefix, self.moves
+        made = [self._move(sequence, number) for number in range(self._most(sequence))]
+        there = 0
+        while there < len(made) and (
+            prefix.has(made[there].key) or moves.can_fetch(made[there].name)
+        ):
+            there += 1
+        borders = range(there, 0, -1)
+        return next((b for b in borders if moves.can_fetch(made[b - 1].name, True)), 0)
+
+    def _move(self, sequence: Sequence, number: int, snapshot: int | None = None) -> Move:
+        before, key = self._keys(sequence, number)
+        tokens = self._tokens(sequence, number)
+        name = self.pool.prefix.name(before, tokens)
+        page = sequence.pages[number] if number < len(sequence.pages) else None
+        return Move(
+            name,
+            key,
+            before,
+            tuple(tokens),
+            page if snapshot is None else None,
+            snapshot,
+            (number + 1) * self._page_size,
+        )
 
     def adopt(self, sequence: Sequence, pages: list[int]) -> None:
         """Lets the sequence hold pages that `found` returned, and go on after them."""
@@ -119,14 +212,23 @@ class Sharing:
 
     def begin_step(self, sequence: Sequence, rows: int) -> None:
         """Chooses the snapshot to take after the next `rows` rows of the sequence, if any."""
-        border = self._border(sequence)
-        if not border or sequence.scheduled + rows != border * self._page_size:
+        after = sequence.scheduled + rows
+        if not self._stateful or not sequence.keys or after % self._page_size or sequence.save:
             return
+        border = after // self._page_size
+        # Behind the prompt the end is not known before it comes: at every page's border.
+        answer = after == len(sequence.tokens)
         snapshots = self.pool.prefix.snapshots
-        if self._keys(sequence, border - 1)[1] not in snapshots:
-            number = snapshots.take()
-            if number is not None:
-                sequence.save = (number, border * self._page_size)
+        if not answer and border != self._border(sequence):
+            return
+        if self._keys(sequence, border - 1)[1] in snapshots:
+            return
+        if answer and sequence.answered is not None:
+            snapshots.drop(sequence.answered)
+            sequence.answered = None
+        number = snapshots.take()
+        if number is not None:
+            sequence.save = (number, after)
 
     def begun(self, sequence: Sequence) -> None:
         """A step of the sequence was made: nodes begin from its snapshot before any later step."""
@@ -143,24 +245,50 @@ class Sharing:
         for number in range(sequence.indexed, full):
             before, key = self._keys(sequence, number)
             tokens = self._tokens(sequence, number)
-            self.pool.prefix.add(sequence.pages[number], key, before, tokens)
+            if self.pool.prefix.add(sequence.pages[number], key, before, tokens):
+                self.moves.offer(self._move(sequence, number))
             self._claims.pop(key, None)
         sequence.indexed = max(sequence.indexed, full)
         if sequence.save is not None and sequence.save[1] == sequence.computed:
-            key = sequence.keys[sequence.computed // self._page_size]
+            border = sequence.computed // self._page_size
+            key = sequence.keys[border]
             if self.pool.prefix.has(key):
                 self.pool.prefix.snapshots.keep(sequence.save[0], key)
                 sequence.save = None
+                if sequence.computed >= len(sequence.request.prompt):
+                    sequence.answered = key
+                else:
+                    self._offer_snapshot(sequence, border)
             else:
                 self._drop_save(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         """Drops the claims of a sequence that ends, or is queued again."""
+        if sequence.answered is not None:
+            self._offer_snapshot(sequence, sequence.keys.index(sequence.answered))
+            sequence.answered = None
         sequence.indexed = 0
+        sequence.on_disk = None
         self.begun(sequence)
         self._drop_save(sequence)
         for key in [key for key, owner in self._claims.items() if owner is sequence]:
             del self._claims[key]
+
+    def distrust(self, sequence: Sequence) -> None:
+        """Lets no later sequence find what a sequence computed or took over."""
+        self.pool.forget(sequence.pages)
+        # Its state may be the snapshot of a prefix whose pages another sequence computed.
+        for key in sequence.keys:
+            self.pool.prefix.snapshots.drop(key)
+        if sequence.keys:
+            full = range(len(sequence.tokens) // self._page_size)
+            self.moves.distrust(self._move(sequence, number).name for number in full)
+
+    def _offer_snapshot(self, sequence: Sequence, border: int) -> None:
+        """Lets the snapshot behind so many full pages be stored, if it is still there."""
+        number = self.pool.prefix.snapshots.of(sequence.keys[border])
+        if number is not None:
+            self.moves.offer(self._move(sequence, border - 1, number))
 
     def _drop_save(self, sequence: Sequence) -> None:
         # A step in flight may still take it: before any later one in its place.

@@ -24,6 +24,10 @@ class Snapshots:
     def __contains__(self, key: bytes) -> bool:
         return key in self._numbers
 
+    def of(self, key: bytes) -> int | None:
+        """The snapshot of a prefix; None if there is none."""
+        return self._numbers.get(key)
+
     def pin(self, key: bytes) -> int:
         """The snapshot of a prefix, which stays until `unpin`. KeyError if there is none."""
         self._numbers.move_to_end(key)
