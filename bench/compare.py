@@ -124,7 +124,8 @@ def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -
         older = [str(environment("venv-avx2", AVX2)), *theirs[1:], "--threads", str(threads)]
         found.insert(1, Side(f"llama.cpp, AVX2, {threads} threads", older))
     if threads > 1:
-        nodes = ["--nodes", str(threads), "--threads", "1"]
+        # A node has its cores, as it has on machines of its own.
+        nodes = ["--nodes", str(threads), "--threads", "1", "--pin"]
         found.append(Side(f"Hearth, {threads} nodes, mesh", [*hearth, *nodes]))
         found.append(
             Side(f"Hearth, {threads} nodes, mesh q80", [*hearth, *nodes, "--sync-type", "q80"])

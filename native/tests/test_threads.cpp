@@ -172,6 +172,32 @@ void test_pinning() {
     CHECK(CPU_EQUAL(&after, &before));
   }
 }
+
+// Threads that are not pinned may run wherever they could before, however often one moved to
+// another core; and where there is no other core, they share it.
+void test_keeping_apart() {
+  const cpu_set_t before = cores_of_this_thread();
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  int core = 0;
+  while (!CPU_ISSET(core, &before)) ++core;
+  CPU_SET(core, &one);
+  for (const cpu_set_t& allowed : {before, one}) {
+    const test::Case each(CPU_COUNT(&allowed), " cores");
+    CHECK_EQUAL(sched_setaffinity(0, sizeof allowed, &allowed), 0);
+    constexpr size_t kThreads = 3;
+    ThreadPool pool(kThreads);  // its threads may run where this one may
+    std::vector<int> wrong(kThreads, 0);
+    for (int run = 0; run < 200; ++run) {
+      pool.run([&](size_t thread) {
+        const cpu_set_t now = cores_of_this_thread();
+        wrong[thread] += !CPU_EQUAL(&now, &allowed);
+      });
+    }
+    for (int count : wrong) CHECK_EQUAL(count, 0);
+  }
+  CHECK_EQUAL(sched_setaffinity(0, sizeof before, &before), 0);
+}
 #endif
 
 // The barrier by itself, among threads outside a pool.
@@ -215,6 +241,7 @@ int main() {
   test_limits();
 #ifdef __linux__
   test_pinning();
+  test_keeping_apart();
 #endif
   test_barrier();
   return test::finish();

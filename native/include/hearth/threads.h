@@ -28,7 +28,8 @@ class Barrier {
 class ThreadPool {
  public:
   // threads counts the caller of `run`. pin: a core for each thread, or empty; the caller's thread
-  // is pinned while `run` lasts.
+  // is pinned while `run` lasts. Without cores to pin to, a thread that finds itself on another's
+  // core when a run begins moves to a free one, if there is one.
   // Throws std::invalid_argument for 0 or more than 1024 threads.
   explicit ThreadPool(size_t threads, std::vector<int> pin = {});
   ~ThreadPool();
@@ -47,8 +48,11 @@ class ThreadPool {
  private:
   void loop(size_t thread);
   void join();
+  void note_core(size_t thread);
+  void leave_shared_core(size_t thread);
 
   const std::vector<int> pin_;
+  std::unique_ptr<std::atomic<int>[]> cores_;  // of each thread, when its last run began
   Barrier barrier_;
   const std::function<void(size_t)>* work_ = nullptr;
   std::atomic<uint32_t> generation_{0};

@@ -12,6 +12,9 @@
 namespace hearth {
 namespace {
 
+// Up to so many rows are routed by one thread: that is faster than another barrier.
+constexpr size_t kRoutedByOne = 4;
+
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // e^x with the same bits on every machine: ranks must choose the same experts. The polynomial of
@@ -120,6 +123,28 @@ void choose(const ExpertsConfig& config, const std::vector<float>* bias,
   }
 }
 
+// Orders the pairs of row and expert expert by expert. choices: of `rows` rows, see Route.
+void group_by_expert(const Activations& choices, size_t rows, size_t count, size_t used,
+                     ExpertRows& groups) {
+  const auto expert = [&](size_t r, size_t k) { return static_cast<size_t>(choices.row(r)[k]); };
+  groups.offsets.resize(count + 1);
+  std::fill(groups.offsets.begin(), groups.offsets.end(), 0);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t k = 0; k < used; ++k) ++groups.offsets[expert(r, k) + 1];
+  }
+  for (size_t e = 0; e < count; ++e) groups.offsets[e + 1] += groups.offsets[e];
+  // Places of the pairs, row by row: offsets[e] moves to the end of e's, and then back.
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t k = 0; k < used; ++k) {
+      const uint32_t place = groups.offsets[expert(r, k)]++;
+      groups.rows[place] = static_cast<uint32_t>(r);
+      groups.pairs[r * used + k] = place;
+    }
+  }
+  for (size_t e = count; e > 0; --e) groups.offsets[e] = groups.offsets[e - 1];
+  groups.offsets[0] = 0;
+}
+
 // Calls visit(expert, first group, last group) for groups [begin, end) of all pairs' experts, of
 // `groups` each.
 template <typename Visit>
@@ -127,7 +152,7 @@ void visit_expert_groups(const ExpertRows& rows, size_t groups, size_t begin, si
                          Visit visit) {
   size_t at = 0;  // groups of the experts before this one
   for (size_t e = 0; e + 1 < rows.offsets.size() && at < end; ++e) {
-    if (rows.offsets[e] == rows.offsets[e + 1]) continue;
+    if (rows.count(e) == 0) continue;
     const size_t first = std::max(begin, at), last = std::min(end, at + groups);
     if (first < last) visit(e, first - at, last - at);
     at += groups;
@@ -136,8 +161,7 @@ void visit_expert_groups(const ExpertRows& rows, size_t groups, size_t begin, si
 
 size_t chosen_experts(const ExpertRows& rows) {
   size_t count = 0;
-  for (size_t e = 0; e + 1 < rows.offsets.size(); ++e)
-    count += rows.offsets[e] < rows.offsets[e + 1];
+  for (size_t e = 0; e + 1 < rows.offsets.size(); ++e) count += rows.count(e) > 0;
   return count;
 }
 
@@ -165,6 +189,11 @@ bool Experts::quantized() const {
          (!up.front().empty() && is_quantized(up.front().type()));
 }
 
+bool Experts::reads_floats() const {
+  return !is_quantized(gate.front().type()) ||
+         (!up.front().empty() && !is_quantized(up.front().type()));
+}
+
 void Experts::compile_router(const ExpertsConfig& config, Program& program) const {
   program.size_buffer(BufferId::router, config.count);
   program.size_buffer(BufferId::choices, 2 * config.used + config.count);
@@ -174,7 +203,6 @@ void Experts::compile_router(const ExpertsConfig& config, Program& program) cons
   program.add(Route{.config = config,
                     .choice_bias = config.choice_bias ? &choice_bias : nullptr,
                     .scales = config.expert_scales ? &scales : nullptr});
-  program.add(GroupByExpert{.count = config.count, .used = config.used});
 }
 
 void Experts::compile(const ExpertsConfig& config, Combine combine, Program& program) const {
@@ -184,8 +212,11 @@ void Experts::compile(const ExpertsConfig& config, Combine combine, Program& pro
   program.size_buffer(BufferId::expert_gate, used * units, quantize_gate);
   if (config.expert.gated) program.size_buffer(BufferId::expert_up, used * units);
   program.size_buffer(BufferId::expert_output, used * hidden);
-  program.add(GatherRows{.quantized = quantized()});
-  program.add(ExpertProducts{.experts = this, .config = config.expert, .quantize = quantize_gate});
+  program.add(ExpertProducts{.experts = this,
+                             .config = config.expert,
+                             .copy_floats = reads_floats(),
+                             .copy_quantized = quantized(),
+                             .quantize = quantize_gate});
   program.add(ExpertOutputs{.experts = this});
   combine.bias = config.expert.output_bias ? &down_bias : nullptr;
   combine.used = used;
@@ -195,76 +226,58 @@ void Experts::compile(const ExpertsConfig& config, Combine combine, Program& pro
 Access Route::access() const {
   return {.reads = {BufferId::router},
           .writes = {BufferId::router, BufferId::choices},
-          .division = Division::rows};
-}
-
-void Route::run(Pass& pass, size_t thread) const {
-  const Activations router = pass.buffers[BufferId::router].of_width(config.count);
-  const Activations choices =
-      pass.buffers[BufferId::choices].of_width(2 * config.used + config.count);
-  const auto [begin, end] = pass.rows_of(thread);
-  for (size_t r = begin; r < end; ++r) {
-    float* experts = choices.row(r);
-    float* weights = experts + config.used;
-    choose(config, choice_bias, scales, router.row(r), weights + config.used, experts, weights);
-  }
-}
-
-Access GroupByExpert::access() const {
-  return {.reads = {BufferId::choices}, .writes = {BufferId::choices}, .division = Division::other};
-}
-
-void GroupByExpert::run(Pass& pass, size_t thread) const {
-  if (thread != 0) return;
-  ExpertRows& groups = pass.expert_rows;
-  const Activations choices = pass.buffers[BufferId::choices].of_width(2 * used + count);
-  const size_t rows = pass.batch.rows().size();
-  const auto expert = [&](size_t r, size_t k) { return static_cast<size_t>(choices.row(r)[k]); };
-  groups.offsets.resize(count + 1);
-  std::fill(groups.offsets.begin(), groups.offsets.end(), 0);
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t k = 0; k < used; ++k) ++groups.offsets[expert(r, k) + 1];
-  }
-  for (size_t e = 0; e < count; ++e) groups.offsets[e + 1] += groups.offsets[e];
-  // Places of the pairs, row by row: offsets[e] moves to the end of e's, and then back.
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t k = 0; k < used; ++k) {
-      const uint32_t place = groups.offsets[expert(r, k)]++;
-      groups.rows[place] = static_cast<uint32_t>(r);
-      groups.pairs[r * used + k] = place;
-    }
-  }
-  for (size_t e = count; e > 0; --e) groups.offsets[e] = groups.offsets[e - 1];
-  groups.offsets[0] = 0;
-}
-
-Access GatherRows::access() const {
-  return {.reads = {BufferId::normed, BufferId::choices},
-          .writes = {BufferId::expert_input},
           .division = Division::other};
 }
 
-void GatherRows::run(Pass& pass, size_t thread) const {
-  const Activations& normed = pass.buffers[BufferId::normed];
-  const size_t columns = normed.columns, blocks = columns / kBlock;
-  const Activations input = pass.buffers[BufferId::expert_input].of_width(columns);
-  const auto [begin, end] = pass.part(pass.expert_rows.offsets.back(), thread);
-  for (size_t pair = begin; pair < end; ++pair) {
-    const size_t r = pass.expert_rows.rows[pair];
-    std::copy_n(normed.row(r), columns, input.row(pair));
-    if (!quantized) continue;
-    std::copy_n(normed.q + r * columns, columns, input.q + pair * columns);
-    std::copy_n(normed.scales + r * blocks, blocks, input.scales + pair * blocks);
-    std::copy_n(normed.sums + r * blocks, blocks, input.sums + pair * blocks);
+void Route::run(Pass& pass, size_t thread) const {
+  const size_t rows = pass.batch.rows().size();
+  const Activations router = pass.buffers[BufferId::router].of_width(config.count);
+  const Activations choices =
+      pass.buffers[BufferId::choices].of_width(2 * config.used + config.count);
+  const auto choose_rows = [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) {
+      float* experts = choices.row(r);
+      float* weights = experts + config.used;
+      choose(config, choice_bias, scales, router.row(r), weights + config.used, experts, weights);
+    }
+  };
+  if (rows > kRoutedByOne) {
+    const auto [begin, end] = pass.rows_of(thread);
+    choose_rows(begin, end);
+    pass.pool.barrier();
+  } else if (thread == 0) {
+    choose_rows(0, rows);
   }
+  if (thread == 0) group_by_expert(choices, rows, config.count, config.used, pass.expert_rows);
 }
 
 Access ExpertProducts::access() const {
-  BufferSet writes = {BufferId::expert_gate, BufferId::scratch};
+  BufferSet writes = {BufferId::expert_input, BufferId::expert_gate, BufferId::scratch};
   if (config.gated) writes = writes | BufferSet{BufferId::expert_up};
-  return {.reads = {BufferId::expert_input, BufferId::choices},
+  return {.reads = {BufferId::normed, BufferId::choices},
           .writes = writes,
           .division = Division::stealing};
+}
+
+// expert_input = the rows of experts with more than one.
+void ExpertProducts::gather(Pass& pass, size_t thread) const {
+  const ExpertRows& pairs = pass.expert_rows;
+  const Activations& normed = pass.buffers[BufferId::normed];
+  const size_t columns = normed.columns, blocks = columns / kBlock;
+  const Activations input = pass.buffers[BufferId::expert_input].of_width(columns);
+  const auto [begin, end] = pass.part(pairs.offsets.back(), thread);
+  for (size_t e = 0; e + 1 < pairs.offsets.size(); ++e) {
+    if (pairs.count(e) <= 1) continue;
+    const size_t last = std::min<size_t>(end, pairs.offsets[e + 1]);
+    for (size_t pair = std::max<size_t>(begin, pairs.offsets[e]); pair < last; ++pair) {
+      const size_t r = pairs.rows[pair];
+      if (copy_floats) std::copy_n(normed.row(r), columns, input.row(pair));
+      if (!copy_quantized) continue;
+      std::copy_n(normed.q + r * columns, columns, input.q + pair * columns);
+      std::copy_n(normed.scales + r * blocks, blocks, input.scales + pair * blocks);
+      std::copy_n(normed.sums + r * blocks, blocks, input.sums + pair * blocks);
+    }
+  }
 }
 
 void ExpertProducts::run(Pass& pass, size_t thread) const {
@@ -274,9 +287,15 @@ void ExpertProducts::run(Pass& pass, size_t thread) const {
   const size_t total = groups * chosen_experts(pairs);
   const size_t unit = std::max(kBlock / kGroupRows, unit_groups(pass.batch.rows().size()));
   void* scratch = pass.buffers[BufferId::scratch].row(thread);
+  if (pass.batch.rows().size() > 1) {  // else every expert has one
+    gather(pass, thread);
+    pass.pool.barrier();
+  }
   const auto work = [&](size_t e, size_t begin, size_t end) {
-    const size_t first_pair = pairs.offsets[e], count = pairs.offsets[e + 1] - first_pair;
-    const Activations input = pass.buffers[BufferId::expert_input].from_row(first_pair, hidden);
+    const size_t first_pair = pairs.offsets[e], count = pairs.count(e);
+    const Activations input =
+        count == 1 ? pass.buffers[BufferId::normed].from_row(pairs.rows[first_pair], hidden)
+                   : pass.buffers[BufferId::expert_input].from_row(first_pair, hidden);
     const Activations gated = pass.buffers[BufferId::expert_gate].from_row(first_pair, units);
     const size_t first = begin * kGroupRows, last = std::min(end * kGroupRows, units);
     const auto multiply = [&](const Matrix& matrix, const std::vector<float>& bias, float* y) {
@@ -320,7 +339,7 @@ void ExpertOutputs::run(Pass& pass, size_t thread) const {
   const size_t total = groups * chosen_experts(pairs);
   void* scratch = pass.buffers[BufferId::scratch].row(thread);
   const auto work = [&](size_t e, size_t begin, size_t end) {
-    const size_t first_pair = pairs.offsets[e], count = pairs.offsets[e + 1] - first_pair;
+    const size_t first_pair = pairs.offsets[e], count = pairs.count(e);
     const Activations input = pass.buffers[BufferId::expert_gate].from_row(first_pair, units);
     float* y = pass.buffers[BufferId::expert_output].x + first_pair * hidden;
     multiply_groups(pass.kernels, input, count, experts->down[e], hidden, begin, end, y, scratch);

@@ -30,6 +30,8 @@ struct Experts {
   // From `normed` and `choices` to what `combine` says, whose experts these are.
   void compile(const ExpertsConfig& config, Combine combine, Program& program) const;
   bool quantized() const;
+  // Whether a product of the experts' inputs has weights that are not quantized.
+  bool reads_floats() const;
 };
 
 // The pairs of row and expert of a step, in the order of the experts.
@@ -44,6 +46,8 @@ struct ExpertRows {
     rows.resize(count);
     pairs.resize(count);
   }
+  // The rows of an expert.
+  size_t count(size_t expert) const { return offsets[expert + 1] - offsets[expert]; }
 };
 
 }  // namespace hearth

@@ -237,7 +237,8 @@ struct ActivatedProducts {
   void run(Pass& pass, size_t thread) const;
 };
 
-// choices = the experts of each row and their weights, by the router's products.
+// choices = the experts of each row and their weights, by the router's products; and
+// Pass::expert_rows, the pairs of row and expert, expert by expert.
 struct Route {
   ExpertsConfig config;
   const std::vector<float>* choice_bias;  // nullptr: none
@@ -247,31 +248,20 @@ struct Route {
   void run(Pass& pass, size_t thread) const;
 };
 
-// Orders the chosen pairs of row and expert by expert: Pass::expert_rows.
-struct GroupByExpert {
-  size_t count, used;
-
-  Access access() const;
-  void run(Pass& pass, size_t thread) const;
-};
-
-// expert_input = the rows of `normed`, in that order.
-struct GatherRows {
-  bool quantized;
-
-  Access access() const;
-  void run(Pass& pass, size_t thread) const;
-};
-
 // expert_gate = activation(gate x) * (up x) of each pair, quantized where the next product needs
-// it. As ActivatedProducts, over all experts that were chosen.
+// it. As ActivatedProducts, over all experts that were chosen. The rows of experts with more than
+// one come first to expert_input, side by side.
 struct ExpertProducts {
   const Experts* experts;
   FeedForwardConfig config;
+  bool copy_floats, copy_quantized;  // of an input: what its products read
   bool quantize;
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;
+
+ private:
+  void gather(Pass& pass, size_t thread) const;
 };
 
 // expert_output = down expert_gate of each pair
@@ -352,10 +342,10 @@ struct FinishLogits {
   void run(Pass& pass, size_t thread) const;
 };
 
-using Operation = std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products,
-                               Quantize, RopeAndStore, Attend, DeltaRule, ActivatedProducts,
-                               RowNorm, SumSquares, LatentStore, HeadProducts, Route, GroupByExpert,
-                               GatherRows, ExpertProducts, ExpertOutputs, Combine, AllReduce,
-                               FinishLogits, AddTwoResults, JoinLayerInputs, GateLayerInput>;
+using Operation =
+    std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products, Quantize,
+                 RopeAndStore, Attend, DeltaRule, ActivatedProducts, RowNorm, SumSquares,
+                 LatentStore, HeadProducts, Route, ExpertProducts, ExpertOutputs, Combine,
+                 AllReduce, FinishLogits, AddTwoResults, JoinLayerInputs, GateLayerInput>;
 
 }  // namespace hearth

@@ -21,6 +21,8 @@ constexpr auto kSpin = std::chrono::microseconds(20);
 // Looks between two readings of the clock, which costs about as much as one of them.
 constexpr int kLooks = 16;
 
+constexpr int kNoCore = -1;
+
 void spin_hint() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -109,6 +111,8 @@ ThreadPool::ThreadPool(size_t threads, std::vector<int> pin)
       throw std::invalid_argument("pin: no core " + std::to_string(core));
   }
 #endif
+  cores_ = std::make_unique<std::atomic<int>[]>(threads);
+  for (size_t t = 0; t < threads; ++t) cores_[t].store(kNoCore, std::memory_order_relaxed);
   threads_.reserve(threads - 1);
   try {
     for (size_t t = 1; t < threads; ++t) threads_.emplace_back([this, t] { loop(t); });
@@ -129,6 +133,7 @@ void ThreadPool::join() {
 
 void ThreadPool::run(const std::function<void(size_t)>& work) {
   work_ = &work;
+  note_core(0);
   generation_.fetch_add(1, std::memory_order_acq_rel);
   generation_.notify_all();
   const CallerPin pinned(pin_);
@@ -143,9 +148,41 @@ void ThreadPool::loop(size_t thread) {
     wait_change(generation_, seen);
     seen = generation_.load(std::memory_order_acquire);
     if (stop_.load(std::memory_order_acquire)) return;
+    note_core(thread);
+    leave_shared_core(thread);
     (*work_)(thread);
     barrier_.wait();
   }
+}
+
+void ThreadPool::note_core([[maybe_unused]] size_t thread) {
+#ifdef __linux__
+  cores_[thread].store(sched_getcpu(), std::memory_order_relaxed);
+#endif
+}
+
+// The system may wake a thread on the core of the one that woke it, and leaves it there for many
+// steps: each waits for the other, and a step takes up to twice as long.
+void ThreadPool::leave_shared_core([[maybe_unused]] size_t thread) {
+#ifdef __linux__
+  if (!pin_.empty()) return;
+  const auto core_of = [&](size_t t) { return cores_[t].load(std::memory_order_relaxed); };
+  const int core = core_of(thread);
+  size_t sharer = 0;
+  while (sharer < thread && core_of(sharer) != core) ++sharer;
+  if (sharer == thread || core < 0) return;
+  cpu_set_t before;
+  if (pthread_getaffinity_np(pthread_self(), sizeof before, &before) != 0) return;
+  cpu_set_t free = before;
+  for (size_t t = 0; t < size(); ++t) {
+    if (t != thread && core_of(t) >= 0) CPU_CLR(static_cast<size_t>(core_of(t)), &free);
+  }
+  if (CPU_COUNT(&free) == 0) return;
+  // The first call moves the thread, and with the second it may run where it could before.
+  pthread_setaffinity_np(pthread_self(), sizeof free, &free);
+  pthread_setaffinity_np(pthread_self(), sizeof before, &before);
+  note_core(thread);
+#endif
 }
 
 // Memory orders are relaxed: the barriers around a phase order what the threads compute.
