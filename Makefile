@@ -12,6 +12,7 @@
 #   make clients         the clients that people have, unchanged, by HTTP (installs them; needs npm)
 #   make survival        three nodes that lose a machine in every way (as root also cut cables)
 #   make soak SECONDS=N  mixed load while a worker is lost every two minutes (default 3600)
+#   make many-clients    64 HTTP streams while a worker is killed every 30 s (MANY_SECONDS=600)
 #   make documents       valid JSON of a hot small model, and its cost: DOCUMENTS=1000 on NODES=3
 #   make floods          every flood at every port in 1 GiB (as root), FLOOD_SECONDS=60 each
 #   make lint            formatters, types, language, contract and workflows
@@ -28,7 +29,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -206,6 +207,10 @@ documents: $(DONE)/installed $(DONE)/test
 SECONDS ?= 3600
 soak: $(DONE)/installed $(DONE)/test
 	@$(BIN)/python tests/survival/soak.py $(SECONDS)
+
+MANY_SECONDS ?= 600
+many-clients: $(DONE)/installed $(DONE)/test
+	@$(BIN)/python tests/survival/many_clients.py $(MANY_SECONDS)
 
 FLOOD_SECONDS ?= 60
 floods: $(DONE)/installed $(DONE)/test

@@ -173,3 +173,24 @@ def test_a_stream_that_fails() -> None:
         runner.gate.set()
         with pytest.raises(ollama.ResponseError, match="numbers of x:1 are wrong"):
             list(stream)
+
+
+def test_log_probabilities() -> None:
+    with Root(http=True) as root:
+        client = ollama.Client(root.url)
+        options = {"num_predict": 3}
+        asked: Any = {"model": "tiny", "options": options, "logprobs": True, "top_logprobs": 2}
+        whole: Any = client.generate(prompt="hi", **asked).model_dump()
+        assert "".join(each["token"] for each in whole["logprobs"]) == whole["response"]
+        assert [len(each["top_logprobs"]) for each in whole["logprobs"]] == [2, 2, 2]
+        body = asked | {"messages": [{"role": "user", "content": "hi"}]}
+        with httpx.stream("POST", f"{root.url}/api/chat", json=body) as got:
+            lines = [json.loads(line) for line in got.iter_lines()]
+        entries = [entry for line in lines for entry in line.get("logprobs", [])]
+        text = "".join(line["message"]["content"] for line in lines)
+        assert "".join(entry["token"] for entry in entries) == text
+        del body["logprobs"]
+        assert (
+            "logprobs"
+            not in httpx.post(f"{root.url}/api/chat", json=body | {"stream": False}).json()
+        )

@@ -160,3 +160,49 @@ def test_a_stream_that_fails() -> None:
     assert last.type == "response.failed"
     assert last.response.error is not None
     assert last.response.error.message == "numbers of x:1 are wrong"
+
+
+def test_log_probabilities() -> None:
+    """By `include` or `top_logprobs`; a stream has the same, token by token."""
+    asked: Any = {"model": "tiny", "input": "hi", "max_output_tokens": 3, "top_logprobs": 2}
+    with Root(http=True) as root:
+        client = openai.OpenAI(base_url=f"{root.url}/v1", api_key="x", max_retries=0, timeout=20)
+        with client:
+            made: Any = client.responses.create(**asked)
+            scores = made.output[0].content[0].logprobs
+            assert "".join(score.token for score in scores) == made.output_text
+            assert [len(score.top_logprobs) for score in scores] == [2, 2, 2]
+            assert all(score.logprob == score.top_logprobs[0].logprob for score in scores)
+            with client.responses.stream(**asked) as stream:
+                events: Any = list(stream)
+            parts = [event for event in events if event.type == "response.output_text.delta"]
+            assert [entry.token for part in parts for entry in part.logprobs] == [
+                score.token for score in scores
+            ]
+            del asked["top_logprobs"]
+            assert client.responses.create(**asked).output[0].content[0].logprobs == []
+            made = client.responses.create(**asked, include=["message.output_text.logprobs"])
+            assert [score.top_logprobs for score in made.output[0].content[0].logprobs] == [[]] * 3
+
+
+def test_the_tokens_of_a_prompt_are_counted() -> None:
+    with Root(http=True) as root:
+        for prefix in ("", "/v1"):
+            asked = {"input": "hi", "max_output_tokens": 1}
+            made = httpx.post(f"{root.url}{prefix}/responses", json=asked).json()
+            counted = httpx.post(f"{root.url}{prefix}/responses/input_tokens", json=asked).json()
+            tokens = made["usage"]["input_tokens"]
+            assert counted == {"object": "response.input_tokens", "input_tokens": tokens}
+            chat = {"messages": [{"role": "user", "content": "hi"}]}
+            path = f"{root.url}{prefix}/chat/completions/input_tokens"
+            assert httpx.post(path, json=chat).json()["input_tokens"] == tokens
+
+
+@pytest.mark.parametrize(
+    "field", [{"previous_response_id": "resp_1"}, {"conversation": "c"}, {"prompt": {"id": "p"}}]
+)
+def test_what_would_have_been_stored_is_refused(field: Any) -> None:
+    with Root(http=True) as root:
+        got = httpx.post(f"{root.url}/v1/responses", json={"input": "hi", **field})
+    (name,) = field
+    assert (got.status_code, got.json()["error"]["param"]) == (400, name)

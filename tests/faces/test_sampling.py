@@ -167,3 +167,19 @@ def test_a_token_without_any_probability_has_a_finite_one(root: Root) -> None:
     assert made is not None
     assert made["token_logprobs"] == [-9999.0]
     assert made["top_logprobs"] == [{"c": -1.5, "b": -9999.0}]
+
+
+def test_a_list_of_biases_as_llama_cpp_has_it() -> None:
+    with Root(http=True, sampler_factory=None) as root:
+        for pairs, status in (
+            ([[97, -100], [98, False]], 200),
+            ([[97]], 400),
+            ([["a", 1]], 400),
+            ([[True, 1]], 400),
+            ([[97, 101]], 400),
+            ([[-1, 1]], 400),
+            ([97], 400),
+        ):
+            body = {"prompt": "a", "n_predict": 2, "logit_bias": pairs}
+            got = httpx.post(f"{root.url}/completion", json=body)
+            assert got.status_code == status, pairs

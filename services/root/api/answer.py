@@ -71,6 +71,11 @@ class Answer:
             return None
         return min(self._handle.prefilled(), self.prompt_tokens)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the prefix cache had, as far as is known."""
+        return self._handle.cached() if self._handle is not None else 0
+
     def cluster_waits(self, reason: str) -> None:
         """The cluster is not ready for this reason, or "": it is. In any thread."""
         if reason != self._waiting:

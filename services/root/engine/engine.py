@@ -204,6 +204,7 @@ class Engine:
             active.seq_id,
             partial(self._post, partial(self._on_cancel, active.seq_id)),
             lambda: active.prefilled,
+            lambda: active.cached,
         )
 
     def check(self, params: GenerateParams) -> None:

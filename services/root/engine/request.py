@@ -60,6 +60,8 @@ class RequestHandle:
     _cancel: Callable[[], object]
     # The positions of the prompt that were computed; of any thread.
     prefilled: Callable[[], int] = lambda: 0
+    # Those of them that the prefix cache had.
+    cached: Callable[[], int] = lambda: 0
 
     def cancel(self) -> None:
         """Ends the request with Failed(CANCELLED) before the next step, unless it has ended."""

@@ -47,13 +47,15 @@ Count = Callable[[str, int], object]
 # Path -> method -> handler. OpenAI's paths are served without /v1, too.
 _OPENAI: Mapping[str, tuple[str, Handler]] = {
     "/chat/completions": ("POST", openai.chat),
+    "/chat/completions/input_tokens": ("POST", openai.count_chat),
     "/completions": ("POST", openai.completions),
     "/embeddings": ("POST", embeddings.openai),
     "/models": ("GET", openai.models),
     "/models/{id:path}": ("GET", openai.model),
+    "/responses": ("POST", responses.create),
+    "/responses/input_tokens": ("POST", responses.count_tokens),
 }
 _OTHERS: Mapping[str, tuple[str, Handler]] = {
-    "/v1/responses": ("POST", responses.create),
     "/v1/messages": ("POST", anthropic.messages),
     "/v1/messages/count_tokens": ("POST", anthropic.count_tokens),
     **ollama.ROUTES,

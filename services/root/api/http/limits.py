@@ -29,6 +29,8 @@ READERS = 16
 READERS_OF_EACH = 8
 # While no token is made, an event of the face's protocol is sent this often.
 HEARTBEAT_SECONDS = 10.0
+# The progress of a prompt is sent this often, where it is asked for.
+PROGRESS_SECONDS = 0.25
 # A refused body is read on for so long, so that the client gets to read its answer.
 LINGER_SECONDS = 0.5
 # At the end of the root: for the last bytes of answers.

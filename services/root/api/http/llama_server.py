@@ -157,7 +157,8 @@ async def _complete(call: Call, services: Services, body: Fields, prompt: Input)
     shape = _Stream(services.frontend, LlamaLogprobs(services.frontend))
     async with running(call, services, [prompt], wanted) as answers:
         if body.flag("stream"):
-            await streams.send(call, answers, shape)
+            progress = shape.progress if body.flag("return_progress") else None
+            await streams.send(call, answers, shape, progress)
             return
         ((answer, done),) = await streams.collected(answers)
     await call.reply(shape.last(answer.text, answer.token_ids, done, answer.scores))
@@ -213,6 +214,10 @@ class _Stream:
 
     def failed(self, error: Mapping[str, Any]) -> bytes:
         return streams.event(error)
+
+    def progress(self, progress: Object) -> bytes:
+        """A part with the progress of the prompt."""
+        return streams.event({**self._part("", ()), "prompt_progress": progress})
 
     def _part(self, text: str, ids: tuple[int, ...]) -> Object:
         return {"index": 0, "content": text, "tokens": ids, "stop": False, "id_slot": 0}

@@ -14,6 +14,8 @@ from hearth.root.engine.params import MAX_TOP_LOGPROBS
 Object = dict[str, Any]
 
 _LEAST_LOGPROB = -9999.0
+# The word of a response's `include` that asks for them.
+_INCLUDED = "message.output_text.logprobs"
 
 
 def wanted_of_chat(body: Fields) -> int | None:
@@ -24,6 +26,18 @@ def wanted_of_chat(body: Fields) -> int | None:
     if top:
         raise bad_request(f"top_logprobs is {top}; it needs logprobs: true", "top_logprobs")
     return None
+
+
+def wanted_of_responses(body: Fields) -> int | None:
+    """The alternatives that a response asks for, by `include` or by `top_logprobs`; else None."""
+    top = body.count("top_logprobs", 0, MAX_TOP_LOGPROBS, 0)
+    return top if top or _INCLUDED in body.items("include") else None
+
+
+def wanted_of_ollama(body: Fields) -> int | None:
+    """The alternatives that Ollama's `logprobs` and `top_logprobs` ask for; else None."""
+    top = body.count("top_logprobs", 0, MAX_TOP_LOGPROBS, 0)
+    return top if body.flag("logprobs") else None
 
 
 def wanted_of_completion(body: Fields) -> int | None:
@@ -43,12 +57,15 @@ class ChatLogprobs:
         """Those of some tokens; None for none."""
         if not scores:
             return None
-        content = [
+        return {"content": self.entries(scores), "refusal": None}
+
+    def entries(self, scores: Sequence[TokenScore]) -> list[Object]:
+        """An entry for each token."""
+        return [
             self._entry(score.token, score.logprob)
             | {"top_logprobs": [self._entry(token, value) for token, value in score.top]}
             for score in scores
         ]
-        return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> Object:
         return {

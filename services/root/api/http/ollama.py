@@ -17,6 +17,7 @@ from hearth.root.api.http.conversations import Message, in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.formats import constraint_of_ollama
+from hearth.root.api.http.logprobs import ChatLogprobs, wanted_of_ollama
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
@@ -36,6 +37,7 @@ from hearth.root.api.spoken import Ended, Part
 
 if TYPE_CHECKING:
     from hearth.root.api.tools.events import ToolCall
+    from hearth.root.engine.mailbox import TokenScore
 
 Object = dict[str, Any]
 
@@ -60,7 +62,8 @@ async def chat(call: Call, services: Services) -> None:
         return
     conversation = Conversation(messages, tools.given, variables)
     wanted = replace(_wanted(services, body), tools=tools)
-    await _generate(call, services, body, conversation, _chat_part(model), wanted)
+    part = _Part(model, ChatLogprobs(services.frontend), chat=True)
+    await _generate(call, services, body, conversation, part, wanted)
 
 
 async def generate(call: Call, services: Services) -> None:
@@ -83,7 +86,8 @@ async def generate(call: Call, services: Services) -> None:
             messages.insert(0, {"role": "system", "content": system})
         prompt = Conversation(messages, variables=variables)
     wanted = _wanted(services, body)
-    await _generate(call, services, body, prompt, _generate_part(model), wanted)
+    part = _Part(model, ChatLogprobs(services.frontend), chat=False)
+    await _generate(call, services, body, prompt, part, wanted)
 
 
 async def tags(call: Call, services: Services) -> None:
@@ -232,6 +236,7 @@ def _wanted(services: Services, body: Fields) -> Wanted:
         chosen,
         limit if limit is not None and limit > 0 else None,  # -1 and -2: no limit
         stops(options),
+        top_logprobs=wanted_of_ollama(body),
     )
 
 
@@ -265,22 +270,25 @@ async def _loaded(call: Call, services: Services, body: Fields, empty: Object, m
 class _Part:
     """One line of an answer: of chat with a message, of generate with a response."""
 
-    def __init__(self, model: str, chat: bool) -> None:
+    def __init__(self, model: str, logprobs: ChatLogprobs, chat: bool) -> None:
         self._model = model
+        self._logprobs = logprobs
         self._chat = chat
         self._calls = 0
 
     def line(self, part: Part) -> Object:
         """New text, reasoning, or a call."""
         calls = [part.call] if part.call is not None else []
-        return self._object(part.text, part.reasoning, calls) | {"done": False}
+        made = self._object(part.text, part.reasoning, calls, part.scores)
+        return made | {"done": False}
 
     def last(self, answer: streams.Collected, done: Ended) -> Object:
         """The end, with what was not sent yet."""
         usage = done.usage
         long = done.finish_reason in ENDED_BY_LENGTH
         seconds = usage.queue_seconds + usage.prefill_seconds + usage.decode_seconds
-        return self._object(answer.text, answer.reasoning, answer.calls) | {
+        made = self._object(answer.text, answer.reasoning, answer.calls, answer.scores)
+        return made | {
             "done": True,
             "done_reason": "length" if long else "stop",
             "total_duration": round(seconds * _SECOND),
@@ -291,8 +299,12 @@ class _Part:
             "eval_duration": round(usage.decode_seconds * _SECOND),
         }
 
-    def _object(self, text: str, thought: str, calls: Sequence[ToolCall]) -> Object:
+    def _object(
+        self, text: str, thought: str, calls: Sequence[ToolCall], scores: Sequence[TokenScore]
+    ) -> Object:
         made: Object = {"model": self._model, "created_at": _time()}
+        if scores:
+            made["logprobs"] = self._logprobs.entries(scores)
         more: Object = {"thinking": thought} if thought else {}
         if not self._chat:
             return made | {"response": text} | more
@@ -304,14 +316,6 @@ class _Part:
         function = {"index": self._calls, "name": call.name, "arguments": loads(call.arguments)}
         self._calls += 1
         return {"id": new_call_id("call_"), "function": function}
-
-
-def _chat_part(model: str) -> _Part:
-    return _Part(model, chat=True)
-
-
-def _generate_part(model: str) -> _Part:
-    return _Part(model, chat=False)
 
 
 class _Stream:
@@ -327,7 +331,7 @@ class _Stream:
         return streams.line(self._part.line(Part("", ())))
 
     def delta(self, index: int, delta: Part) -> bytes:
-        if not delta.text and not delta.reasoning and delta.call is None:
+        if not (delta.text or delta.reasoning or delta.scores or delta.call):
             return b""
         return streams.line(self._part.line(delta))
 

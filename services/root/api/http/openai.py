@@ -21,6 +21,7 @@ from hearth.root.api.http.logprobs import (
     wanted_of_chat,
     wanted_of_completion,
 )
+from hearth.root.api.http.progress import Shown
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     MAX_CHOICES,
@@ -68,9 +69,8 @@ async def chat(call: Call, services: Services) -> None:
         if body.flag("stream"):
             usage = _include_usage(body)
             prompt = sum(answer.prompt_tokens for answer in answers[:1])
-            await streams.send(
-                call, answers, _ChatStream(head, logprobs, len(answers), prompt, usage)
-            )
+            shape = _ChatStream(head, logprobs, len(answers), prompt, usage)
+            await streams.send(call, answers, shape, _progress(body, shape))
             return
         found = await streams.collected(answers)
     choices = [
@@ -85,6 +85,16 @@ async def chat(call: Call, services: Services) -> None:
     usages = usage_of([found[0][1].usage.prompt_tokens], [done.usage for _, done in found])
     more = {"choices": choices, "usage": usages, "timings": timings_of(found[0][1].usage)}
     await call.reply(head.object("chat.completion") | more)
+
+
+async def count_chat(call: Call, services: Services) -> None:
+    """POST /v1/chat/completions/input_tokens, as llama.cpp's server has it."""
+    body = await call.json()
+    services, _ = await choose(services, body.text("model"))
+    messages = await in_turns(message_of(each) for each in body.objects("messages"))
+    conversation = Conversation(messages, tools_of(body).given, template_variables(body))
+    ids = await services.frontend.prompt_ids(conversation)
+    await call.reply({"object": "response.input_tokens", "input_tokens": len(ids)})
 
 
 async def completions(call: Call, services: Services) -> None:
@@ -106,9 +116,8 @@ async def completions(call: Call, services: Services) -> None:
         counts = [answer.prompt_tokens for answer in answers[:: wanted.choices]]
         if body.flag("stream"):
             usage = _include_usage(body)
-            await streams.send(
-                call, answers, _CompletionStream(head, logprobs, echoes, sum(counts), usage)
-            )
+            shape = _CompletionStream(head, logprobs, echoes, sum(counts), usage)
+            await streams.send(call, answers, shape, _progress(body, shape))
             return
         found = await streams.collected(answers)
     choices = [
@@ -225,6 +234,10 @@ def _include_usage(body: Fields) -> bool:
     return options is not None and options.flag("include_usage")
 
 
+def _progress(body: Fields, shape: _Stream) -> Shown | None:
+    return shape.progress if body.flag("return_progress") else None
+
+
 async def _echoes(
     body: Fields, services: Services, prompts: Sequence[Input], choices: int
 ) -> list[str]:
@@ -307,6 +320,10 @@ class _Stream(ABC):
 
     def failed(self, error: Mapping[str, Any]) -> bytes:
         return streams.event(error)
+
+    def progress(self, progress: Object) -> bytes:
+        """A chunk with the progress of the prompt: no choice has anything new."""
+        return streams.event({**self._base, "choices": [], "prompt_progress": progress})
 
     @abstractmethod
     def _nothing(self, index: int) -> bytes:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 MAX_CHOICES = 64
 # top_p of 0 keeps the most likely token; the sampler wants a number above 0.
 _LEAST_TOP_P = 1e-6
+# Bounds of token ids, and the bias of a token that is never chosen.
+_MOST_IDS = 10**9
+_NEVER = -100.0
 # A random seed of 64 bits; clients also send negative ones.
 _SEED_MASK = (1 << 64) - 1
 
@@ -191,7 +194,13 @@ def sampling(services: Services, body: Fields) -> Sampling:
 
 
 def _biases(body: Fields) -> tuple[tuple[int, float], ...]:
-    """OpenAI's logit_bias: an object of token ids and numbers."""
+    """logit_bias: OpenAI's object of token ids and numbers, or llama.cpp's list of pairs.
+
+    In a pair false instead of a number means never.
+    """
+    pairs = body.values.get("logit_bias")
+    if isinstance(pairs, list):
+        return tuple(_biased(pair) for pair in pairs)
     given = body.child("logit_bias")
     if given is None:
         return ()
@@ -205,6 +214,21 @@ def _biases(body: Fields) -> tuple[tuple[int, float], ...]:
             raise bad_request(f"{place} must be the id of a token", "logit_bias")
         found.append((int(name), bias))
     return tuple(found)
+
+
+def _biased(pair: object) -> tuple[int, float]:
+    """A pair of llama.cpp's logit_bias. Raises HttpError."""
+    match pair:
+        case [int() as token, bias] if not isinstance(token, bool) and 0 <= token < _MOST_IDS:
+            if bias is False:
+                return token, _NEVER
+            if isinstance(bias, int | float) and not isinstance(bias, bool) and abs(bias) <= 100:
+                return token, float(bias)
+    raise bad_request(
+        "logit_bias as a list must have pairs of a token's id and a number in [-100, 100], or "
+        "false for never",
+        "logit_bias",
+    )
 
 
 def seed_of(body: Fields) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hearth.root.api.http.logprobs import ChatLogprobs
 from hearth.root.api.http.tools import new_call_id
 from hearth.root.api.spoken import Part
 
@@ -20,9 +21,12 @@ Event = tuple[str, Object]
 class Output:
     """Items in order. A message or a piece of reasoning is open until something else follows."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, logprobs: ChatLogprobs) -> None:
         """id: of the request; those of items are made from it."""
         self._id = id
+        self._logprobs = logprobs
+        # Of the tokens of the open message.
+        self._scores: list[Object] = []
         # All items, those that have ended with their contents.
         self.items: list[Object] = []
         self._open = ""
@@ -31,7 +35,8 @@ class Output:
     def whole(self, answer: Collected) -> None:
         """The items of a whole answer."""
         calls = [Part("", (), call=call) for call in answer.calls]
-        for part in (Part("", (), reasoning=answer.reasoning), Part(answer.text, ()), *calls):
+        text = Part(answer.text, (), tuple(answer.scores))
+        for part in (Part("", (), reasoning=answer.reasoning), text, *calls):
             for _ in self.part(part):
                 pass
         long = answer.done is not None and answer.done.long
@@ -49,8 +54,10 @@ class Output:
             yield from self._call(part.call)
         elif part.text:
             yield from self._in_item("message")
-            yield self._of_text("response.output_text.delta", delta=part.text, logprobs=[])
+            scores = self._logprobs.entries(part.scores)
+            yield self._of_text("response.output_text.delta", delta=part.text, logprobs=scores)
             self._texts.append(part.text)
+            self._scores += scores
 
     def end(self, long: bool) -> Iterator[Event]:
         """The events at the end; an answer without contents has an empty message."""
@@ -67,7 +74,7 @@ class Output:
         self.items.append(self._item("in_progress"))
         yield self._added()
         if kind == "message":
-            yield self._of_text("response.content_part.added", part=_content(""))
+            yield self._of_text("response.content_part.added", part=_content("", []))
         else:
             yield self._of_text("response.reasoning_summary_part.added", part=_summary(""))
 
@@ -75,9 +82,11 @@ class Output:
         """Ends the item that is open, if one is."""
         text = "".join(self._texts)
         if self._open == "message":
-            self.items[-1] = {**self.items[-1], "status": status, "content": [_content(text)]}
-            yield self._of_text("response.output_text.done", text=text, logprobs=[])
-            yield self._of_text("response.content_part.done", part=_content(text))
+            scores, self._scores = self._scores, []
+            content = _content(text, scores)
+            self.items[-1] = {**self.items[-1], "status": status, "content": [content]}
+            yield self._of_text("response.output_text.done", text=text, logprobs=scores)
+            yield self._of_text("response.content_part.done", part=content)
         elif self._open == "reasoning":
             self.items[-1] = {**self.items[-1], "status": status, "summary": [_summary(text)]}
             yield self._of_text("response.reasoning_summary_text.done", text=text)
@@ -139,8 +148,8 @@ class Output:
         return kind, {"item_id": self.items[-1]["id"], "output_index": number, part: 0, **fields}
 
 
-def _content(text: str) -> Object:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _content(text: str, scores: Sequence[Object]) -> Object:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": scores}
 
 
 def _summary(text: str) -> Object:

@@ -12,6 +12,7 @@ from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.conversations import Message, call_of, in_turns, message_of, text_of
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.logprobs import ChatLogprobs, wanted_of_responses
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     Services,
@@ -22,7 +23,7 @@ from hearth.root.api.http.requests import (
     sampling,
 )
 from hearth.root.api.http.response_items import Output
-from hearth.root.api.http.tools import template_variables, thinking, tools_of
+from hearth.root.api.http.tools import Tools, template_variables, thinking, tools_of
 from hearth.root.api.prompt import Conversation
 from hearth.root.api.spoken import Ended, Part
 
@@ -30,6 +31,8 @@ Object = dict[str, Any]
 
 # Metadata: pairs, characters of a name and of a value.
 _MAX_PAIRS, _MAX_NAME, _MAX_VALUE = 16, 64, 512
+# Fields that name something which OpenAI's service would have stored.
+_STORED = ("previous_response_id", "conversation", "prompt")
 _CALLS = ("function_call", "custom_tool_call")
 _RESULTS = ("function_call_output", "custom_tool_call_output")
 
@@ -38,28 +41,16 @@ async def create(call: Call, services: Services) -> None:
     """POST /v1/responses."""
     body = await call.json()
     services, model = await choose(services, body.text("model"))
-    if body.text("previous_response_id"):
-        raise bad_request(
-            "previous_response_id is given, and this root stores no responses: send the whole "
-            "conversation as input",
-            "previous_response_id",
-        )
     tools = tools_of(body)
-    messages = await in_turns(_messages(body))
-    if not messages:
-        raise bad_request("input is an empty list; give a text or at least one message", "input")
-    variables = dict(template_variables(body))
-    wish = body.child("reasoning")
-    if wish is not None and wish.has("effort"):
-        variables = {**thinking(wish.text("effort")), **variables}
-    conversation = Conversation(messages, tools.given, variables)
+    conversation = await _conversation(body, tools)
     wanted = Wanted(
         sampling(services, body),
         max_tokens(body, "max_output_tokens"),
         tools=tools,
+        top_logprobs=wanted_of_responses(body),
     )
     made = _Response(call.id, model, body)
-    output = Output(call.id)
+    output = Output(call.id, ChatLogprobs(services.frontend))
     async with running(call, services, [conversation], wanted) as answers:
         if body.flag("stream"):
             await streams.send(call, answers, _Stream(made, output))
@@ -67,6 +58,32 @@ async def create(call: Call, services: Services) -> None:
         ((answer, done),) = await streams.collected(answers)
     output.whole(answer)
     await call.reply(made.ended(output, done))
+
+
+async def count_tokens(call: Call, services: Services) -> None:
+    """POST /v1/responses/input_tokens: the tokens that a prompt would have."""
+    body = await call.json()
+    services, _ = await choose(services, body.text("model"))
+    ids = await services.frontend.prompt_ids(await _conversation(body, tools_of(body)))
+    await call.reply({"object": "response.input_tokens", "input_tokens": len(ids)})
+
+
+async def _conversation(body: Fields, tools: Tools) -> Conversation:
+    for name in _STORED:
+        if body.raw(name):
+            raise bad_request(
+                f"{name} is given, and this root stores nothing: send the whole conversation as "
+                "input",
+                name,
+            )
+    messages = await in_turns(_messages(body))
+    if not messages:
+        raise bad_request("input is an empty list; give a text or at least one message", "input")
+    variables = dict(template_variables(body))
+    wish = body.child("reasoning")
+    if wish is not None and wish.has("effort"):
+        variables = {**thinking(wish.text("effort")), **variables}
+    return Conversation(messages, tools.given, variables)
 
 
 def _messages(body: Fields) -> Iterator[Message]:

@@ -12,6 +12,7 @@ from hearth.root.api.answer import Answer
 from hearth.root.api.http import limits
 from hearth.root.api.http.call import Call, encode
 from hearth.root.api.http.errors import http_error
+from hearth.root.api.http.progress import Progress, Shown
 from hearth.root.api.spoken import Ended, Listener, Part
 from hearth.root.engine.mailbox import Delta, Done, TokenScore, Waiting
 
@@ -58,19 +59,30 @@ def line(value: object) -> bytes:
     return encode(value) + b"\n"
 
 
-async def send(call: Call, answers: Sequence[Answer], shape: Shape) -> None:
+async def send(
+    call: Call, answers: Sequence[Answer], shape: Shape, progress: Shown | None = None
+) -> None:
     """Sends the events of all answers until the last has ended, or one has failed.
 
-    The caller closes the answers.
+    progress: makes the events of the prompt's progress. The caller closes the answers.
     """
     await call.begin_stream(shape.content_type)
     await call.write(shape.begin())
+    reading = Progress(answers[0], progress) if progress is not None and answers else None
+    silence = limits.PROGRESS_SECONDS if reading is not None else None
     try:
         clock = asyncio.get_running_loop().time
         written = clock()
-        async with aclosing(spoken(answers)) as events:
+        async with aclosing(spoken(answers, silence)) as events:
             async for each in events:
+                if reading is not None and (data := reading(each is not None)):
+                    await call.write(data)
+                    written = clock()
+                if each is not None:
+                    reading = None
                 match each:
+                    case None if silence and clock() - written < limits.HEARTBEAT_SECONDS:
+                        continue
                     case None:
                         data = shape.heartbeat()
                     case index, Ended() as done:
@@ -128,10 +140,12 @@ async def merged(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def spoken(answers: Sequence[Answer]) -> AsyncGenerator[Spoken, None]:
+async def spoken(
+    answers: Sequence[Answer], silence: float | None = None
+) -> AsyncGenerator[Spoken, None]:
     """`merged`, with each answer taken apart. Raises as it does."""
     listeners = [Listener(each.expected, one_call=each.one_call) for each in answers]
-    async with aclosing(merged(answers)) as events:
+    async with aclosing(merged(answers, silence)) as events:
         async for each in events:
             if each is None:
                 yield None
