@@ -6,6 +6,8 @@
 #   make dev             the tools for tests and lint, in .venv
 #   make testdata        download public models and vocabularies that some tests read
 #   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated
+#   make test-windows    native tests for Windows, built by mingw-w64 and run by wine
+#   make test-libcxx     native tests by clang with libc++, under sanitizers
 #   make fuzz            fuzzing of everything that reads input (needs clang)
 #   make chart-test      the Helm chart alone (part of make test)
 #   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
@@ -29,7 +31,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm test-windows test-libcxx fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -97,6 +99,27 @@ test-arm:
 	  echo "hearth: native tests, $$preset"; \
 	  $(BIN)/ctest --preset $$preset --progress; \
 	done
+
+# The core as Windows would run it: its sockets, memory, affinity, waiting and libraries.
+test-windows:
+	@missing=(); \
+	command -v x86_64-w64-mingw32-g++-posix >/dev/null || missing+=(g++-mingw-w64-x86-64-posix); \
+	command -v wine >/dev/null || missing+=(wine wine64); \
+	[[ $${#missing[@]} -eq 0 ]] || { echo "hearth: the tests for Windows lack $${missing[*]}:" \
+	  "apt-get install $${missing[*]}" >&2; exit 1; }
+	@$(MAKE) build/native-mingw/build.ninja
+	@$(call quietly,build-mingw,$(BIN)/cmake --build --preset mingw)
+	@$(BIN)/ctest --preset mingw --progress
+
+test-libcxx:
+	@missing=(); \
+	command -v clang++ >/dev/null || missing+=(clang); \
+	[[ -n $$(compgen -G '/usr/lib/llvm-*/include/c++/v1') ]] || missing+=(libc++-dev libc++abi-dev); \
+	[[ $${#missing[@]} -eq 0 ]] || { echo "hearth: the tests with libc++ lack $${missing[*]}:" \
+	  "apt-get install $${missing[*]}" >&2; exit 1; }
+	@$(MAKE) build/native-libcxx/build.ninja
+	@$(call quietly,build-libcxx,$(BIN)/cmake --build --preset libcxx)
+	@$(BIN)/ctest --preset libcxx --progress
 
 # FUZZ_RUNS executions over the C++ targets, FUZZ_EXAMPLES or more over the Python readers and services.
 FUZZ_RUNS ?= 1000000

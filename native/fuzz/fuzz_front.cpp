@@ -2,20 +2,13 @@
 // order. What either side receives is a prefix of what the other sent; a stranger's bytes are
 // bounded; whatever happens, every descriptor is closed. Also the readers of the first bytes: their
 // answer does not depend on the pieces in which the bytes come.
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <chrono>
 #include <deque>
-#include <system_error>
 
 #include "front/frames.h"
 #include "hearth/front.h"
 #include "input.h"
+#include "mesh_peers.h"
 
 using namespace hearth;
 
@@ -26,48 +19,32 @@ constexpr size_t kMostPeers = 6;
 constexpr int kMilliseconds = 2;  // for the front's thread
 constexpr auto kMostSeconds = std::chrono::seconds(5);
 
-int listening(uint16_t& port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  fuzz::demand(bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 && listen(fd, 64) == 0 &&
-                   getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0,
-               "the loopback has a free port");
-  port = ntohs(address.sin_port);
-  return fd;
-}
-
-bool readable(int fd) {
-  pollfd one{fd, POLLIN, 0};
-  return poll(&one, 1, kMilliseconds) == 1;
-}
+bool readable(int fd) { return test::readable(fd, kMilliseconds); }
 
 // One connection: of the peer and, once the front has made it, of the server.
 struct Conversation {
   int peer = -1, server = -1;
-  uint16_t key = 0;
+  uint16_t port = 0, key = 0;  // of the peer; of the front towards the server
   bool admitted = false;
   std::string up, down, taken, answered;  // sent by the peer and by the server; received by them
 };
 
 void send_some(int fd, const std::vector<uint8_t>& bytes, std::string& sent) {
-  const ssize_t count = send(fd, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  const long count = send_now(fd, bytes.data(), bytes.size());
   if (count > 0) sent.append(bytes.begin(), bytes.begin() + count);
 }
 
 void receive_some(int fd, std::string& received) {
-  char part[4096];
+  uint8_t part[4096];
   while (readable(fd)) {
-    const ssize_t count = recv(fd, part, sizeof part, MSG_DONTWAIT);
+    const long count = receive_now(fd, part, sizeof part);
     if (count <= 0) return;
-    received.append(part, static_cast<size_t>(count));
+    received.append(part, part + count);
   }
 }
 
 void close_one(int& fd) {
-  if (fd >= 0) close(fd);
+  if (fd >= 0) close_socket(fd);
   fd = -1;
 }
 
@@ -93,9 +70,8 @@ std::vector<uint8_t> opening(fuzz::Input& in, bool tls) {
 void talk(fuzz::Input& in) {
   FrontConfig config;
   uint16_t port = 0;
-  config.listeners = {listening(port)};
-  const int server = listening(config.backend);
-  fcntl(server, F_SETFL, O_NONBLOCK);
+  config.listeners = {test::listening(port)};
+  const int server = test::listening(config.backend);
   config.tls = in.upto(1) == 1;
   config.connections = 1 + in.upto(3);
   config.strangers = 1 + in.upto(3);
@@ -105,45 +81,27 @@ void talk(fuzz::Input& in) {
   config.silence_seconds = in.upto(7) == 0 ? 0.0 : 10.0;
   config.settle_seconds = in.upto(1) == 0 ? 0.0 : 10.0;
   Front front(config);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(port);
   std::deque<Conversation> all;
   const auto accept_all = [&] {
-    sockaddr_in from{};
-    socklen_t size = sizeof from;
     while (readable(server)) {
-      const int fd = accept4(server, reinterpret_cast<sockaddr*>(&from), &size, SOCK_CLOEXEC);
-      if (fd < 0) return;
-      const uint16_t key = ntohs(from.sin_port);
-      const auto who = front.peer(key);
+      Accepted made = accept_connection(server);
+      if (!made.socket.open()) return;
+      const auto who = front.peer(made.port);
       Conversation* found = nullptr;
       for (Conversation& each : all) {
-        sockaddr_in own{};
-        socklen_t length = sizeof own;
-        if (each.peer >= 0 && who && each.server < 0 &&
-            getsockname(each.peer, reinterpret_cast<sockaddr*>(&own), &length) == 0 &&
-            ntohs(own.sin_port) == who->second)
-          found = &each;
+        if (each.peer >= 0 && who && each.server < 0 && each.port == who->second) found = &each;
       }
-      if (found == nullptr) {
-        close(fd);  // its peer has gone
-        continue;
-      }
-      found->server = fd;
-      found->key = key;
+      if (found == nullptr || !prepare_socket(made.socket.get())) continue;  // its peer has gone
+      found->server = made.socket.release();
+      found->key = made.port;
     }
   };
   for (size_t turn = 0; turn < 40 && !in.empty(); ++turn) {
     const size_t action = in.upto(9);
     if (action == 0 && all.size() < kMostPeers) {
       Conversation& made = all.emplace_back();
-      made.peer = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-      if (connect(made.peer, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0)
-        close_one(made.peer);
-      else
-        send_some(made.peer, opening(in, config.tls), made.up);
+      made.peer = connect_loopback(port, made.port).release();
+      if (made.peer >= 0) send_some(made.peer, opening(in, config.tls), made.up);
       continue;
     }
     if (action == 1) front.called(in.take<uint16_t>());
@@ -164,7 +122,7 @@ void talk(fuzz::Input& in) {
       one.admitted = front.admit(one.key, in.upto(1) == 1) || one.admitted;
     }
     if (action == 8) in.upto(1) == 1 ? close_one(one.peer) : close_one(one.server);
-    if (action == 9 && one.peer >= 0) shutdown(one.peer, SHUT_WR);
+    if (action == 9 && one.peer >= 0) shut_down_socket_for_sending(one.peer);
     fuzz::demand(one.up.starts_with(one.taken), "the server reads what the peer sent");
     fuzz::demand(one.down.starts_with(one.answered), "the peer reads what the server sent");
     fuzz::demand(one.admitted || one.taken.size() <= kStrangerBytes, "a stranger sends little");
@@ -175,7 +133,7 @@ void talk(fuzz::Input& in) {
     close_one(one.peer);
     close_one(one.server);
   }
-  close(server);
+  close_socket(server);
 }
 
 // The answer of a reader to bytes in pieces, and to all at once.
@@ -215,12 +173,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     read_openings(in);
     return 0;
   }
-  const int free_before = dup(0);
-  close(free_before);
+  const int free_before = fuzz::lowest_free_descriptor();
   talk(in);
-  const int free_after = dup(0);
-  close(free_after);
-  fuzz::demand(free_before == free_after, "every descriptor is closed");
+  fuzz::demand(fuzz::lowest_free_descriptor() == free_before, "every descriptor is closed");
   fuzz::demand(std::chrono::steady_clock::now() - start < kMostSeconds, "the front ends in time");
   return 0;
 }

@@ -48,7 +48,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       for (uint32_t last = 0; last < kLastNumbers && whole; ++last)
         whole = fuzz::add_frame(in, out, writer, 0, index++, sizeof(uint64_t));
       good = fuzz::sent_all(peer, out) && whole && good;
-      if (in.upto(3) != 0) shutdown(peer, SHUT_WR);
+      if (in.upto(3) != 0) shut_down_socket_for_sending(peer);
     }
     const auto start = std::chrono::steady_clock::now();
     bool done = false;
@@ -71,7 +71,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     fuzz::demand(!done || good, "a frame that is not due ends the measuring");
     fuzz::demand(std::chrono::steady_clock::now() - start < kMostSeconds,
                  "measuring ends by its deadline");
-    for (int peer : ends.theirs) close(peer);
+    for (int peer : ends.theirs) close_socket(peer);
   }
   fuzz::demand(fuzz::lowest_free_descriptor() == free_before, "every descriptor is closed");
   return 0;

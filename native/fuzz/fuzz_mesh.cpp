@@ -55,7 +55,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         good = good && whole;
       }
       good = fuzz::sent_all(peer, out) && good;
-      if (closes) shutdown(peer, SHUT_WR);
+      if (closes) shut_down_socket_for_sending(peer);
     }
     std::vector<float> x = in.reals(numbers);
     const auto start = std::chrono::steady_clock::now();
@@ -85,7 +85,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     fuzz::demand(!done || good || raw || !direct, "a frame that is not due ends the sync");
     fuzz::demand(std::chrono::steady_clock::now() - start < kMostSeconds,
                  "a sync ends by its deadline");
-    for (int peer : ends.theirs) close(peer);
+    for (int peer : ends.theirs) close_socket(peer);
   }
   fuzz::demand(fuzz::lowest_free_descriptor() == free_before, "every descriptor is closed");
   return 0;

@@ -1,11 +1,12 @@
 // Peers of a mesh that the fuzzer plays: connections, and frames that it may change.
 #pragma once
 
-#include <fcntl.h>
-#include <sys/socket.h>
+#ifndef _WIN32
 #include <unistd.h>
+#endif
 
 #include "../tests/mesh_frames.h"
+#include "../tests/sockets.h"
 #include "input.h"
 
 namespace hearth::fuzz {
@@ -19,10 +20,9 @@ inline Ends connect(size_t ranks, size_t rank) {
   Ends ends{std::vector<int>(ranks, -1), {}};
   for (size_t r = 0; r < ranks; ++r) {
     if (r == rank) continue;
-    int pair[2];
-    demand(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0, "there are descriptors left");
-    ends.own[r] = pair[0];
-    ends.theirs.push_back(pair[1]);
+    const auto [own, theirs] = test::pair();
+    ends.own[r] = own;
+    ends.theirs.push_back(theirs);
   }
   return ends;
 }
@@ -69,14 +69,18 @@ inline bool add_frame(Input& in, std::vector<uint8_t>& out, test::FrameWriter& w
 
 // What does not fit the socket's buffer is not sent: nobody reads meanwhile.
 inline bool sent_all(int socket, const std::vector<uint8_t>& bytes) {
-  const ssize_t sent = send(socket, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-  return sent == static_cast<ssize_t>(bytes.size());
+  return send_now(socket, bytes.data(), bytes.size()) == static_cast<long>(bytes.size());
 }
 
+// Grows with every descriptor that is not closed. (Windows' handles have no order: 0 there.)
 inline int lowest_free_descriptor() {
+#ifdef _WIN32
+  return 0;
+#else
   const int found = dup(0);
-  close(found);
+  ::close(found);
   return found;
+#endif
 }
 
 }  // namespace hearth::fuzz

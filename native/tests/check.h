@@ -62,8 +62,8 @@ void equal(const A& a, const B& b, const char* file, int line, const char* text)
   record(good, file, line, good ? "" : std::string(text) + ": " + show(a) + " is not " + show(b));
 }
 
-inline void near(double a, double b, double tolerance, const char* file, int line,
-                 const char* text) {
+inline void nearly(double a, double b, double tolerance, const char* file, int line,
+                   const char* text) {
   const bool good = std::abs(a - b) <= tolerance;
   record(good, file, line,
          good ? ""
@@ -118,7 +118,7 @@ inline int finish() {
 #define CHECK(condition) ::hearth::test::record((condition), __FILE__, __LINE__, #condition)
 #define CHECK_EQUAL(a, b) ::hearth::test::equal((a), (b), __FILE__, __LINE__, #a " == " #b)
 #define CHECK_NEAR(a, b, tolerance) \
-  ::hearth::test::near((a), (b), (tolerance), __FILE__, __LINE__, #a " near " #b)
+  ::hearth::test::nearly((a), (b), (tolerance), __FILE__, __LINE__, #a " near " #b)
 // Vectors of floats, bit for bit.
 #define CHECK_SAME(a, b) ::hearth::test::same((a), (b), __FILE__, __LINE__, #a " same as " #b)
 // `part` is in the message.

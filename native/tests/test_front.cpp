@@ -1,10 +1,4 @@
 // The front between two ends of this test: what it forwards, whom it admits, whom it closes.
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -15,6 +9,7 @@
 #include "check.h"
 #include "front/frames.h"
 #include "hearth/front.h"
+#include "sockets.h"
 
 using namespace hearth;
 
@@ -24,37 +19,12 @@ constexpr char kPreface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const std::string kAck("\0\0\0\4\1\0\0\0\0", 9);
 const std::string kSettings("\0\0\0\4\0\0\0\0\0", 9);
 
-sockaddr_in loopback(uint16_t port) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(port);
-  return address;
-}
-
-int listening(uint16_t& port) {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = loopback(0);
-  CHECK_EQUAL(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  CHECK_EQUAL(listen(fd, 64), 0);
-  socklen_t size = sizeof address;
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  port = ntohs(address.sin_port);
-  return fd;
-}
-
-// True if something can be read, or the connection has ended, within the time.
-bool readable(int fd, int milliseconds) {
-  pollfd one{fd, POLLIN, 0};
-  return poll(&one, 1, milliseconds) == 1;
-}
-
 // Everything that comes, until `size` bytes, the end of the connection, or silence.
 std::string read_all(int fd, size_t size, int milliseconds = 5000) {
   std::string found;
   std::vector<char> part(1 << 16);
-  while (found.size() < size && readable(fd, milliseconds)) {
-    const ssize_t count = recv(fd, part.data(), std::min(part.size(), size - found.size()), 0);
+  while (found.size() < size && test::readable(fd, milliseconds)) {
+    const long count = test::receive(fd, part.data(), std::min(part.size(), size - found.size()));
     if (count <= 0) break;
     found.append(part.data(), static_cast<size_t>(count));
   }
@@ -63,38 +33,31 @@ std::string read_all(int fd, size_t size, int milliseconds = 5000) {
 
 bool ended(int fd) {
   char byte;
-  return readable(fd, 5000) && recv(fd, &byte, 1, 0) <= 0;
+  return test::readable(fd, 5000) && test::receive(fd, &byte, 1) <= 0;
 }
 
-void send_all(int fd, const std::string& data) {
-  size_t done = 0;
-  while (done < data.size()) {
-    const ssize_t count = send(fd, data.data() + done, data.size() - done, MSG_NOSIGNAL);
-    if (count <= 0) return;
-    done += static_cast<size_t>(count);
-  }
-}
+void send_all(int fd, const std::string& data) { test::send_all(fd, data.data(), data.size()); }
 
 // A front, the server behind it, and its peers.
 class Scene {
  public:
   explicit Scene(const std::function<void(FrontConfig&)>& change = [](FrontConfig&) {}) {
     FrontConfig config;
-    config.listeners = {listening(port_)};
-    server_ = listening(config.backend);
+    config.listeners = {test::listening(port_)};
+    server_ = test::listening(config.backend);
     change(config);
     front = std::make_unique<Front>(config);
   }
   ~Scene() {
     front.reset();
-    for (const int fd : open_) ::close(fd);
-    ::close(server_);
+    for (const int fd : open_) close_socket(fd);
+    close_socket(server_);
   }
 
   int peer(const std::string& first = kPreface + kSettings) {
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address = loopback(port_);
-    CHECK_EQUAL(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    uint16_t own_port = 0;
+    const int fd = connect_loopback(port_, own_port).release();
+    CHECK(fd >= 0);
     open_.push_back(fd);
     send_all(fd, first);
     return fd;
@@ -102,16 +65,16 @@ class Scene {
 
   // The server's end of the next connection; its key.
   int served(uint16_t& key) {
-    if (!readable(server_, 5000)) return -1;
-    sockaddr_in from{};
-    socklen_t size = sizeof from;
-    const int fd = accept(server_, reinterpret_cast<sockaddr*>(&from), &size);
-    key = ntohs(from.sin_port);
+    if (!test::readable(server_, 5000)) return -1;
+    Accepted found = accept_connection(server_);
+    key = found.port;
+    const int fd = found.socket.release();
+    CHECK(prepare_socket(fd));
     open_.push_back(fd);
     return fd;
   }
 
-  bool serves_another() const { return readable(server_, 200); }
+  bool serves_another() const { return test::readable(server_, 200); }
 
   Refusal cause() {
     const auto found = front->refused(5.0);
@@ -177,7 +140,7 @@ void test_forwards_both_ways() {
   std::thread down([&] { send_all(server, much); });
   CHECK(read_all(peer, much.size()) == much);
   down.join();
-  shutdown(peer, SHUT_WR);
+  shut_down_socket_for_sending(peer);
   CHECK(ended(server));
   send_all(server, "last");
   CHECK_EQUAL(read_all(peer, 4), std::string("last"));
@@ -227,7 +190,7 @@ void test_what_is_refused() {
   const int hello = secured.peer(record);
   uint16_t key = 0;
   const int server = secured.served(key);
-  shutdown(hello, SHUT_RDWR);
+  shut_down_socket(hello);
   CHECK(secured.cause() == Refusal::handshake);
   CHECK_EQUAL(read_all(server, 100), record);
   Scene hasty([](FrontConfig& config) { config.silence_seconds = 0.3; });
@@ -269,7 +232,7 @@ void test_a_newcomer_gets_a_place() {
   scene.peer();
   CHECK(scene.cause() == Refusal::crowded);
   CHECK_EQUAL(scene.front->counts()[2], size_t{1});
-  CHECK(!readable(peers[0], 200));  // never the admitted one
+  CHECK(!test::readable(peers[0], 200));  // never the admitted one
 }
 
 // A flood of connections without a whole ClientHello takes no place of those that have sent one.
@@ -300,7 +263,7 @@ void test_silent_ones_make_room() {
   std::vector<int> peers;
   for (int i = 0; i < 40; ++i) peers.push_back(scene.peer(""));
   for (int i = 0; i < 30; ++i) CHECK(ended(peers[static_cast<size_t>(i)]));
-  CHECK(!readable(peers[39], 100));
+  CHECK(!test::readable(peers[39], 100));
   uint16_t key = 0;
   scene.peer();
   CHECK(scene.served(key) >= 0);
@@ -325,7 +288,7 @@ void test_the_end() {
   const int server = scene.served(key);
   scene.front->stop_listening();
   send_all(server, "bye");
-  ::shutdown(server, SHUT_RDWR);
+  shut_down_socket(server);
   scene.front->close(5.0);
   CHECK_EQUAL(read_all(peer, 100), std::string("bye"));
   CHECK(!scene.front->admit(key, true));

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numbers>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -19,6 +20,7 @@
 #include "hearth/cpu.h"
 #include "hearth/kernels.h"
 #include "hearth/quant.h"
+#include "platform/fused.h"
 #include "platform/memory.h"
 
 using namespace hearth;
@@ -419,7 +421,8 @@ double activated(Activation activation, double x) {
       return x / (1.0 + std::exp(-x));
     case Activation::gelu_tanh:
       // (1 + tanh(u)) / 2, written so that it does not cancel.
-      return x / (1.0 + std::exp(-2.0 * std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+      return x / (1.0 +
+                  std::exp(-2.0 * std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
     case Activation::gelu:
       return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
     case Activation::relu_squared:
@@ -687,9 +690,30 @@ void test_choice() {
   use_kernels(first);
 }
 
+// Numbers of all sizes: products that cancel with what is added, ties, denormals, infinities, NaN.
+[[maybe_unused]] void test_fused() {
+  std::mt19937 random(9);
+  const auto bits = [&] { return std::bit_cast<float>(static_cast<uint32_t>(random())); };
+  std::uniform_real_distribution<float> near_one(0.5f, 2.0f);
+  for (int i = 0; i < 1'000'000; ++i) {
+    const bool plain = i % 2 == 0;
+    const float a = plain ? near_one(random) : bits(), b = plain ? near_one(random) : bits();
+    const float c = i % 3 == 0 ? -(a * b) : plain ? near_one(random) * 0x1p-24f : bits();
+    const float expected = std::fma(a, b, c), found = fused_by_doubles(a, b, c);
+    if (std::isnan(expected)) {
+      CHECK(std::isnan(found));
+    } else {
+      CHECK_EQUAL(std::bit_cast<uint32_t>(found), std::bit_cast<uint32_t>(expected));
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+#ifndef _WIN32  // where std::fma rounds twice
+  test_fused();
+#endif
   test_offer();
   test_choice();
   for (const auto& name : instruction_sets()) {

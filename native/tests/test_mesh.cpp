@@ -1,11 +1,7 @@
 // The mesh lane between threads of one process, over socket pairs: sums, equal bits on all ranks,
 // and ranks that leave, keep silent, speak out of turn, or are stopped.
 // tests/unit/test_native_mesh.py does the same over TCP; this runs under sanitizers.
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <functional>
@@ -13,11 +9,13 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "check.h"
 #include "hearth/mesh.h"
 #include "mesh_frames.h"
+#include "sockets.h"
 
 using namespace hearth;
 
@@ -30,10 +28,7 @@ std::vector<std::vector<int>> connect(size_t ranks) {
   std::vector<std::vector<int>> ends(ranks, std::vector<int>(ranks, -1));
   for (size_t a = 0; a < ranks; ++a) {
     for (size_t b = a + 1; b < ranks; ++b) {
-      int pair[2];
-      CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
-      ends[a][b] = pair[0];
-      ends[b][a] = pair[1];
+      std::tie(ends[a][b], ends[b][a]) = test::pair();
     }
   }
   return ends;
@@ -189,7 +184,7 @@ void against(const std::string& part, const std::function<void(int, MeshLane&)>&
   CHECK_THROWS(work(*mine), LaneError, part);
   CHECK(Clock::now() - start < std::chrono::seconds(10));
   other.join();
-  close(ends[1][0]);
+  close_socket(ends[1][0]);
 }
 
 // All ranks measure, and come to the same; then they go on with syncs.
@@ -227,7 +222,8 @@ void test_measuring_a_liar() {
       test::FrameWriter writer(MeshCipher::plain, 1, 0);
       const auto say = [&](uint32_t index, const std::vector<uint8_t>& body) {
         const auto frame = writer.frame(0, index, body);
-        CHECK_EQUAL(send(ends[1][0], frame.data(), frame.size(), 0), ssize_t(frame.size()));
+        CHECK_EQUAL(test::send_all(ends[1][0], frame.data(), frame.size()),
+                    static_cast<long>(frame.size()));
       };
       const std::vector<uint8_t> number(8, static_cast<uint8_t>(value)), slow(8, 0x7f);
       uint32_t index = 0;
@@ -245,7 +241,7 @@ void test_measuring_a_liar() {
     if (value > 0) CHECK_EQUAL(costs.latency_ns, 10'000'000'000u);  // the limit
     // At any latency, no more than twice the speed of a round: 16 KiB in 10 s, the limit.
     CHECK(costs.byte_ps >= 5'000'000'000u / (16u << 10) * 1000u);
-    close(ends[1][0]);
+    close_socket(ends[1][0]);
   }
 }
 
@@ -275,7 +271,7 @@ void sync(MeshLane& mine, size_t numbers) {
 
 void say(int end, const std::vector<uint32_t>& header) {
   const size_t size = header.size() * 4;
-  CHECK_EQUAL(send(end, header.data(), size, MSG_NOSIGNAL), static_cast<ssize_t>(size));
+  CHECK_EQUAL(test::send_all(end, header.data(), size), static_cast<long>(size));
 }
 
 void test_bad_peers() {
@@ -294,7 +290,7 @@ void test_bad_peers() {
     const std::string due =
         std::to_string(bytes) + " bytes for sync 0 of step " + std::to_string(step);
     const uint32_t magic = 0x48525448;
-    against("rank 1 is lost", [](int end, MeshLane&) { shutdown(end, SHUT_RDWR); }, work);
+    against("rank 1 is lost", [](int end, MeshLane&) { shut_down_socket(end); }, work);
     against(
         "rank 1 is out of step",
         [](int end, MeshLane&) { say(end, std::vector<uint32_t>(64, 0xa5a5a5a5)); }, work);
@@ -333,7 +329,7 @@ void test_bad_peers() {
         const auto* at = reinterpret_cast<const uint8_t*>(header);
         for (size_t i = 0; i < 280; ++i) {
           const uint8_t byte = i < sizeof header ? at[i] : 0;
-          if (i >= 120 || send(end, &byte, 1, MSG_NOSIGNAL) != 1) break;
+          if (i >= 120 || test::send_all(end, &byte, 1) != 1) break;
           std::this_thread::sleep_for(std::chrono::milliseconds(2));
         }
       },
@@ -344,7 +340,8 @@ void test_bad_peers() {
       [](int end, MeshLane&) {
         test::FrameWriter writer(MeshCipher::plain, 1, 0);
         const auto first = writer.frame(7, 0, std::vector<uint8_t>(128));
-        CHECK_EQUAL(send(end, first.data(), first.size(), MSG_NOSIGNAL), ssize_t(first.size()));
+        CHECK_EQUAL(test::send_all(end, first.data(), first.size()),
+                    static_cast<long>(first.size()));
         say(end, {0x48525448, 7, 1, 128});
       },
       short_sync);
@@ -354,19 +351,22 @@ void test_limits() {
   // A descriptor of its own each time: the lane closes it, whether it comes to be or not.
   const auto make = [](size_t rank, std::vector<int> sockets, double deadline = 1.0,
                        std::vector<MeshKeys> keys = test::keys(2, 0)) {
-    int pair[2];
-    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    const auto [own, other] = test::pair();
     for (int& socket : sockets) {
-      if (socket >= 0) socket = pair[0];
+      if (socket >= 0) socket = own;
     }
-    const bool given = std::count(sockets.begin(), sockets.end(), pair[0]) > 0;
-    const std::unique_ptr<int, void (*)(int*)> check(pair, [](int* both) {
-      uint8_t byte;
-      // The other end sees that this one was closed.
-      CHECK_EQUAL(recv(both[1], &byte, 1, MSG_DONTWAIT), 0);
-      close(both[1]);
-    });
-    if (!given) close(pair[0]);
+    const bool given = std::count(sockets.begin(), sockets.end(), own) > 0;
+    struct Check {
+      ~Check() {
+        uint8_t byte;
+        // The other end sees that this one was closed.
+        CHECK(test::readable(end, 5000));
+        CHECK_EQUAL(receive_now(end, &byte, 1), 0);
+        close_socket(end);
+      }
+      int end;
+    } const check{other};
+    if (!given) close_socket(own);
     MeshLane(MeshConfig{.rank = rank,
                         .sockets = std::move(sockets),
                         .wire = WireType::f32,
@@ -416,8 +416,7 @@ void test_closing_during_a_sync() {
     std::vector<float> x(64);
     CHECK_THROWS(mine->all_reduce(x.data(), 1, 64), std::logic_error, "the lane is closed");
     uint8_t byte;
-    CHECK_EQUAL(recv(ends[0][1], &byte, 1, MSG_DONTWAIT), ssize_t{-1});
-    CHECK_EQUAL(errno, EBADF);
+    CHECK_EQUAL(receive_now(ends[0][1], &byte, 1), kSocketFailed);  // closed
   }
 }
 

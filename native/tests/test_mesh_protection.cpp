@@ -1,18 +1,17 @@
 // Protection of the mesh's frames against every bit of a frame changed, records repeated,
 // left out, swapped, cut off, sent back. With every cipher that this machine has, and the check.
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <functional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "check.h"
 #include "hearth/mesh.h"
 #include "mesh_frames.h"
+#include "sockets.h"
 
 using namespace hearth;
 
@@ -25,11 +24,10 @@ constexpr uint32_t kStep = 7;
 // A connection; rank 0 has a lane on one end, the test the other.
 struct Pair {
   explicit Pair(MeshCipher cipher, uint64_t direct_bytes = ~uint64_t{0}) {
-    int both[2];
-    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM, 0, both), 0);
-    peer = both[1];
+    int own;
+    std::tie(own, peer) = test::pair();
     lane = std::make_unique<MeshLane>(MeshConfig{.rank = 0,
-                                                 .sockets = {-1, both[0]},
+                                                 .sockets = {-1, own},
                                                  .wire = WireType::f32,
                                                  .deadline_seconds = 60.0,
                                                  .direct_bytes = direct_bytes,
@@ -37,19 +35,15 @@ struct Pair {
                                                  .keys = test::keys(2, 0)});
     lane->begin(kStep);
   }
-  ~Pair() { close(peer); }
+  ~Pair() { close_socket(peer); }
 
   // One sync of `elements` zeros against `bytes`; the sums.
   std::vector<float> sync(size_t elements, const Bytes& bytes, bool end = true) {
     std::thread writer([&] {
-      for (size_t at = 0; at < bytes.size();) {
-        const ssize_t sent = send(peer, bytes.data() + at, bytes.size() - at, MSG_NOSIGNAL);
-        if (sent <= 0) break;
-        at += static_cast<size_t>(sent);
-      }
-      if (end) shutdown(peer, SHUT_WR);
+      test::send_all(peer, bytes.data(), bytes.size());
+      if (end) shut_down_socket_for_sending(peer);
       Bytes sink(1 << 16);
-      while (end && recv(peer, sink.data(), sink.size(), 0) > 0) {
+      while (end && test::receive(peer, sink.data(), sink.size()) > 0) {
       }
     });
     std::vector<float> x(elements);
@@ -159,11 +153,11 @@ void test_reflection(MeshCipher cipher) {
     Bytes frame(16 + kElements * 4 + 16);
     size_t at = 0;
     while (at < frame.size()) {
-      const ssize_t got = recv(pair.peer, frame.data() + at, frame.size() - at, 0);
+      const long got = test::receive(pair.peer, frame.data() + at, frame.size() - at);
       if (got <= 0) return;
       at += static_cast<size_t>(got);
     }
-    send(pair.peer, frame.data(), frame.size(), MSG_NOSIGNAL);
+    test::send_all(pair.peer, frame.data(), frame.size());
   });
   std::vector<float> x(kElements, 1.0f);
   CHECK_THROWS(pair.lane->all_reduce(x.data(), 1, kElements), LaneError, "arrived changed");

@@ -1,15 +1,6 @@
 #include "hearth/front.h"
 
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <system_error>
 #include <tuple>
 
 #include "front/loop.h"
@@ -36,54 +27,13 @@ std::chrono::nanoseconds seconds_of(double seconds) {
   return std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
 }
 
-[[noreturn]] void fail(const char* what) {
-  throw std::system_error(errno, std::generic_category(), std::string("front: ") + what);
-}
-
-// Makes a descriptor non-blocking, and closed in child processes.
-bool set_up(int fd) {
-  const int flags = fcntl(fd, F_GETFL);
-  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return false;
-  fcntl(fd, F_SETFD, FD_CLOEXEC);
-#ifdef SO_NOSIGPIPE
-  const int quiet = 1;
-  setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &quiet, sizeof quiet);
-#endif
-  return true;
-}
-
-void set_no_delay(int fd) {
-  const int on = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-}
-
-// Host and port of an address, IPv4 in IPv6 as IPv4.
-std::pair<std::string, uint16_t> named(const sockaddr_storage& address) {
-  char text[INET6_ADDRSTRLEN] = "";
-  if (address.ss_family == AF_INET) {
-    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
-    inet_ntop(AF_INET, &v4.sin_addr, text, sizeof text);
-    return {text, ntohs(v4.sin_port)};
-  }
-  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address);
-  if (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) {
-    inet_ntop(AF_INET, v6.sin6_addr.s6_addr + 12, text, sizeof text);
-  } else {
-    inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof text);
-  }
-  return {text, ntohs(v6.sin6_port)};
-}
-
 }  // namespace
 
 Front::Loop::Loop(const FrontConfig& config) : config_(config), scratch_(kScratch) {
-  int ends[2];
-  if (pipe(ends) != 0) fail("pipe");
-  wake_out_.reset(ends[0]);
-  wake_in_.reset(ends[1]);
-  bool good = set_up(ends[0]) && set_up(ends[1]);
-  for (const int fd : config.listeners) good = good && set_up(fd);
-  if (!good) fail("O_NONBLOCK");
+  std::tie(wake_out_, wake_in_) = socket_pair();
+  for (const int fd : config.listeners) {
+    if (!prepare_socket(fd)) throw_socket_error("front: O_NONBLOCK");
+  }
   thread_ = std::thread([this] { run(); });
   // From here on nothing throws: the listeners are the front's.
   const std::lock_guard lock(mutex_);
@@ -94,9 +44,8 @@ Front::Loop::Loop(const FrontConfig& config) : config_(config), scratch_(kScratc
 Front::Loop::~Loop() { close(0.0); }
 
 void Front::Loop::wake() {
-  const char any = 0;
-  // A full pipe wakes as well.
-  [[maybe_unused]] const ssize_t written = write(wake_in_.get(), &any, 1);
+  const uint8_t any = 0;
+  send_now(wake_in_.get(), &any, 1);  // a full buffer wakes as well
 }
 
 void Front::Loop::stop_listening() {
@@ -130,11 +79,10 @@ void Front::Loop::run() {
                            return link.stage != Stage::settled;
                          });
     lock.unlock();
-    const int ready =
-        poll(polled_.data(), static_cast<nfds_t>(polled_.size()), ticking ? kTickMilliseconds : -1);
+    const int ready = poll_sockets(polled_, ticking ? kTickMilliseconds : -1);
     lock.lock();
     if (ready < 0)
-      for (pollfd& each : polled_) each.revents = 0;
+      for (PollEntry& each : polled_) each.revents = 0;
     turn();
     if (links_.empty()) drained_.notify_all();
   }
@@ -142,19 +90,19 @@ void Front::Loop::run() {
 
 void Front::Loop::prepare() {
   polled_.clear();
-  polled_.push_back({wake_out_.get(), POLLIN, 0});
+  polled_.push_back({wake_out_.get(), kReadable, 0});
   for (Link& link : links_) {
     short client = 0, server = 0;
-    if (reads(link)) client |= POLLIN;
-    if (!link.down.empty()) client |= POLLOUT;
-    if (!link.server_ended && link.down.empty()) server |= POLLIN;
-    if (!link.up.empty() || !link.conveyor.empty()) server |= POLLOUT;
+    if (reads(link)) client |= kReadable;
+    if (!link.down.empty()) client |= kWritable;
+    if (!link.server_ended && link.down.empty()) server |= kReadable;
+    if (!link.up.empty() || !link.conveyor.empty()) server |= kWritable;
     // A socket without events is left out: poll would report its errors at once, again and again.
     polled_.push_back({client != 0 ? link.client.get() : -1, client, 0});
     polled_.push_back({server != 0 ? link.server.get() : -1, server, 0});
   }
   if (full_) return;
-  for (const Socket& listener : listeners_) polled_.push_back({listener.get(), POLLIN, 0});
+  for (const Socket& listener : listeners_) polled_.push_back({listener.get(), kReadable, 0});
 }
 
 bool Front::Loop::reads(const Link& link) const {
@@ -165,16 +113,16 @@ bool Front::Loop::reads(const Link& link) const {
 
 void Front::Loop::turn() {
   uint8_t bytes[64];
-  while (read(wake_out_.get(), bytes, sizeof bytes) == sizeof bytes) {
+  while (receive_now(wake_out_.get(), bytes, sizeof bytes) == sizeof bytes) {
   }
   // Links are added and removed here only, after this: each still has its two places.
-  const pollfd* at = polled_.data() + 1;
+  const PollEntry* at = polled_.data() + 1;
   for (Link& link : links_) {
     serve(link, at[0].revents, at[1].revents);
     at += 2;
   }
   std::vector<int> ready;
-  for (const pollfd* end = polled_.data() + polled_.size(); at < end; ++at)
+  for (const PollEntry* end = polled_.data() + polled_.size(); at < end; ++at)
     if (at->revents != 0) ready.push_back(at->fd);
   full_ = false;
   for (const Socket& listener : listeners_)
@@ -206,28 +154,24 @@ void Front::Loop::forget(const Link& link) {
 
 void Front::Loop::accept_from(int listener) {
   for (int i = 0; i < kAccepts; ++i) {
-    sockaddr_storage address{};
-    socklen_t size = sizeof address;
-    const int fd = accept(listener, reinterpret_cast<sockaddr*>(&address), &size);
-    if (fd < 0) {
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+    Accepted found = accept_connection(listener);
+    if (!found.socket.open()) {
+      if (found.exhausted) {
         // Pending connections would wake the thread at once, again and again.
         full_ = true;
         drop_oldest(Stage::silent);
       }
       return;
     }
-    Socket client(fd);
-    const auto [host, port] = named(address);
-    if (!set_up(fd)) continue;
-    set_no_delay(fd);
+    if (!prepare_socket(found.socket.get())) continue;
+    set_no_delay(found.socket.get());
     Link& link = links_.emplace_back();
-    link.client = std::move(client);
-    link.host = host;
-    link.port = port;
+    link.client = std::move(found.socket);
+    link.host = found.host;
+    link.port = found.port;
     link.deadline = FrontClock::now() + seconds_of(config_.silence_seconds);
-    ++per_host_[host];
-    if (lacks_place(host)) refuse(link, Refusal::full);
+    ++per_host_[link.host];
+    if (lacks_place(link.host)) refuse(link, Refusal::full);
     limit_silent(Stage::silent);
   }
 }
@@ -265,25 +209,24 @@ void Front::Loop::serve(Link& link, short client, short server) {
     begin(link);
     return;
   }
-  if (server & (POLLOUT | POLLERR | POLLHUP) &&
+  if (server & (kWritable | kBroken) &&
       !(link.up.flush(link.server.get()) && link.conveyor.flush(link.server.get()))) {
     link.server_ended = true;
     link.up.clear();
     link.conveyor.clear();
   }
-  if (client & (POLLOUT | POLLERR | POLLHUP) && !link.down.empty() &&
-      !link.down.flush(link.client.get()))
+  if (client & (kWritable | kBroken) && !link.down.empty() && !link.down.flush(link.client.get()))
     hang_up(link);
-  if (client & (POLLIN | POLLERR | POLLHUP)) pump_up(link);
-  if (server & (POLLIN | POLLERR | POLLHUP)) pump_down(link);
+  if (client & (kReadable | kBroken)) pump_up(link);
+  if (server & (kReadable | kBroken)) pump_down(link);
 }
 
 // Reads the opening of a silent link: the ClientHello, or HTTP/2's preface and more. Only a whole
 // one takes a place among the strangers, for then the server owes the answer.
 void Front::Loop::begin(Link& link) {
   const size_t most = std::min(kCautious, config_.stranger_bytes - link.taken);
-  const long count = read_some(link.client.get(), scratch_.data(), most);
-  if (count == -1) return;
+  const long count = receive_now(link.client.get(), scratch_.data(), most);
+  if (count == kWouldBlock) return;
   if (count <= 0) {
     if (config_.tls) note(link, Refusal::handshake);
     hang_up(link);
@@ -327,8 +270,8 @@ bool Front::Loop::convey(Link& link) {
   }
   for (int i = 0; i < kTurns && reads(link); ++i) {
     const long count = link.conveyor.take(link.client.get());
-    if (count == -1) return true;
-    if (count == -2) {
+    if (count == kWouldBlock) return true;
+    if (count == kSocketFailed) {
       hang_up(link);
       return true;
     }
@@ -350,9 +293,9 @@ void Front::Loop::pump_up(Link& link) {
   if (convey(link)) return;
   for (int i = 0; i < kTurns && reads(link); ++i) {
     const size_t most = allowance(link);
-    const long count = read_some(link.client.get(), scratch_.data(), most);
-    if (count == -1) return;
-    if (count == -2) {
+    const long count = receive_now(link.client.get(), scratch_.data(), most);
+    if (count == kWouldBlock) return;
+    if (count == kSocketFailed) {
       hang_up(link);
       return;
     }
@@ -383,8 +326,8 @@ void Front::Loop::pump_up(Link& link) {
 void Front::Loop::pump_down(Link& link) {
   for (int i = 0; i < kTurns && link.down.empty() && !link.server_ended; ++i) {
     const size_t most = link.stage == Stage::settled ? kScratch : kCautious;
-    const long count = read_some(link.server.get(), scratch_.data(), most);
-    if (count == -1) return;
+    const long count = receive_now(link.server.get(), scratch_.data(), most);
+    if (count == kWouldBlock) return;
     if (count <= 0) {
       link.server_ended = true;
       return;
@@ -448,26 +391,16 @@ Link* Front::Loop::crowding() {
 }
 
 bool Front::Loop::connect(Link& link) {
-  Socket server(socket(AF_INET, SOCK_STREAM, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(config_.backend);
-  sockaddr_in own{};
-  socklen_t size = sizeof own;
-  // Over the loopback this hardly waits: the kernel answers for the server. In no case for long.
-  const timeval patience{1, 0};
-  if (!server.open() ||
-      setsockopt(server.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0 ||
-      ::connect(server.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      getsockname(server.get(), reinterpret_cast<sockaddr*>(&own), &size) != 0 ||
-      !set_up(server.get())) {
+  uint16_t own_port = 0;
+  // Over the loopback this hardly waits: the kernel answers for the server.
+  Socket server = connect_loopback(config_.backend, own_port);
+  if (!server.open()) {
     refuse(link, Refusal::full);
     return false;
   }
   set_no_delay(server.get());
   link.server = std::move(server);
-  link.key = ntohs(own.sin_port);
+  link.key = own_port;
   by_key_[link.key] = &link;
   link.stage = Stage::stranger;
   if (!link.up.flush(link.server.get())) link.server_ended = true;
@@ -541,7 +474,7 @@ void Front::Loop::leave(Link& link) {
 void Front::Loop::end_server(Link& link) {
   const bool pending = !link.up.empty() || !link.conveyor.empty();
   if (link.server_shut || !link.server.open() || pending) return;
-  shutdown(link.server.get(), SHUT_WR);
+  shut_down_socket_for_sending(link.server.get());
   link.server_shut = true;
 }
 

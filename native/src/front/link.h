@@ -8,33 +8,12 @@
 #include <vector>
 
 #include "front/frames.h"
+#include "platform/sockets.h"
+#include "platform/splice.h"
 
 namespace hearth {
 
 using FrontClock = std::chrono::steady_clock;
-
-// A descriptor that is closed with its owner.
-class Socket {
- public:
-  explicit Socket(int fd = -1) : fd_(fd) {}
-  ~Socket() { reset(); }
-  Socket(Socket&& other) noexcept : fd_(other.release()) {}
-  Socket& operator=(Socket&& other) noexcept {
-    if (this != &other) reset(other.release());
-    return *this;
-  }
-  int get() const { return fd_; }
-  bool open() const { return fd_ >= 0; }
-  int release() {
-    const int fd = fd_;
-    fd_ = -1;
-    return fd;
-  }
-  void reset(int fd = -1);
-
- private:
-  int fd_;
-};
 
 // Bytes that could not be written yet.
 class Backlog {
@@ -48,25 +27,6 @@ class Backlog {
  private:
   std::vector<uint8_t> bytes_;
   size_t begin_ = 0;
-};
-
-// A pipe that carries bytes from one socket to another inside the kernel: no copies (splice,
-// Linux).
-class Conveyor {
- public:
-  // False where the system has none, or no descriptors are left.
-  bool open();
-  bool is_open() const { return out_.open(); }
-  bool empty() const { return held_ == 0; }
-  // As read_some, into the pipe.
-  long take(int from);
-  // Writes to a non-blocking socket. False if the socket failed.
-  bool flush(int to);
-  void clear();
-
- private:
-  Socket out_, in_;
-  size_t held_ = 0;
 };
 
 enum class Stage {
@@ -102,9 +62,6 @@ struct Link {
   Conveyor conveyor;  // from the peer, once it has sent much
 };
 
-// Reads at most `size` bytes from a non-blocking socket: the count, 0 at its end, -1 if it would
-// block, -2 if it failed.
-long read_some(int fd, uint8_t* data, size_t size);
 // Writes what a non-blocking socket takes: the count (0 if it would block), -1 if it failed.
 long write_some(int fd, const uint8_t* data, size_t size);
 

@@ -1,8 +1,6 @@
 // The front's thread and its connections.
 #pragma once
 
-#include <poll.h>
-
 #include <condition_variable>
 #include <deque>
 #include <list>
@@ -38,7 +36,7 @@ class Front::Loop {
 
   void run();
   void wake();
-  // Poll's descriptors: the pipe, client and server of each link, the listeners.
+  // Poll's descriptors: the waking socket, client and server of each link, the listeners.
   void prepare();
   void turn();
   void accept_from(int listener);
@@ -85,7 +83,7 @@ class Front::Loop {
   std::condition_variable news_, drained_;
   std::minstd_rand random_{std::random_device{}()};
   std::vector<uint8_t> scratch_;
-  std::vector<pollfd> polled_;
+  std::vector<PollEntry> polled_;
   std::thread thread_;
 };
 

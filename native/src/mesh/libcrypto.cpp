@@ -1,6 +1,6 @@
 #include "mesh/libcrypto.h"
 
-#include <dlfcn.h>
+#include "platform/library.h"
 
 namespace hearth::libcrypto {
 namespace {
@@ -8,7 +8,9 @@ namespace {
 // A library that the process has loaded already, such as Python's, is found by its name first.
 // (Never macOS's own libcrypto.dylib: it ends the process that loads it.)
 constexpr const char* kNames[] = {
-#ifdef __APPLE__
+#if defined(_WIN32)
+    "libcrypto-3.dll", "libcrypto-3-x64.dll", "libcrypto-3-arm64.dll", "libcrypto-1_1.dll"
+#elif defined(__APPLE__)
     "libcrypto.3.dylib", "/opt/homebrew/opt/openssl@3/lib/libcrypto.3.dylib",
     "/usr/local/opt/openssl@3/lib/libcrypto.3.dylib"
 #else
@@ -18,13 +20,13 @@ constexpr const char* kNames[] = {
 
 template <typename Function>
 bool find(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
+  function = reinterpret_cast<Function>(find_symbol(library, name));
   return function != nullptr;
 }
 
 bool load(Functions& f) {
   for (const char* name : kNames) {
-    void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    void* library = open_library(name);
     if (library == nullptr) continue;
     if (find(library, "EVP_CIPHER_CTX_new", f.new_context) &&
         find(library, "EVP_CIPHER_CTX_free", f.free_context) &&
@@ -38,7 +40,7 @@ bool load(Functions& f) {
         find(library, "EVP_DecryptFinal_ex", f.decrypt_final) &&
         find(library, "EVP_CIPHER_CTX_ctrl", f.control))
       return true;  // stays loaded until the process ends
-    dlclose(library);
+    close_library(library);
   }
   return false;
 }

@@ -1,49 +1,21 @@
 #include "hearth/mesh.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstring>
-#include <system_error>
 
 #include "hearth/cpu.h"
 #include "hearth/quant.h"
 #include "mesh/mesh_exchange.h"
+#include "platform/sockets.h"
 
 namespace hearth {
 namespace {
 
-bool is_loopback(int socket) {
-  sockaddr_storage peer{};
-  socklen_t size = sizeof peer;
-  if (getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &size) != 0) return false;
-  if (peer.ss_family == AF_INET) {
-    const auto& address = reinterpret_cast<const sockaddr_in&>(peer).sin_addr;
-    return ntohl(address.s_addr) >> 24 == IN_LOOPBACKNET;
-  }
-  if (peer.ss_family != AF_INET6) return false;
-  const auto& address = reinterpret_cast<const sockaddr_in6&>(peer).sin6_addr;
-  return IN6_IS_ADDR_LOOPBACK(&address) ||
-         (IN6_IS_ADDR_V4MAPPED(&address) && address.s6_addr[12] == IN_LOOPBACKNET);
-}
-
 void settle(int socket) {
-  const int on = 1;
-  // A pair of Unix sockets, in tests, has no delay to turn off.
-  if (setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0 && errno != EOPNOTSUPP &&
-      errno != ENOPROTOOPT)
-    throw std::system_error(errno, std::generic_category(), "mesh: TCP_NODELAY");
-#ifdef TCP_CONGESTION
+  if (!prepare_socket(socket)) throw_socket_error("mesh: O_NONBLOCK");
+  if (!set_no_delay(socket)) throw_socket_error("mesh: TCP_NODELAY");
   // Loopback has no congestion: a control that paces packets (bbr) only makes large sums take twice
-  // as long. Every Linux has reno; where it cannot be set, nothing is lost.
-  constexpr char kPlain[] = "reno";
-  if (is_loopback(socket))
-    setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, kPlain, sizeof kPlain - 1);
-#endif
+  // as long.
+  set_loopback_congestion(socket);
 }
 
 }  // namespace
@@ -98,7 +70,7 @@ void MeshLane::Sockets::close() {
   if (closed_) return;
   closed_ = true;
   for (int socket : all) {
-    if (socket >= 0) shutdown(socket, SHUT_RDWR);
+    if (socket >= 0) shut_down_socket(socket);
   }
   if (users_ == 0) free();
 }
@@ -110,7 +82,7 @@ bool MeshLane::Sockets::closed() {
 
 void MeshLane::Sockets::free() {
   for (int& socket : all) {
-    if (socket >= 0) ::close(socket);
+    if (socket >= 0) close_socket(socket);
     socket = -1;
   }
 }

@@ -1,15 +1,12 @@
 // Frames between this rank and the others: sending, receiving, comparing headers, waiting.
 #include "mesh/mesh_exchange.h"
 
-#include <poll.h>
-#include <sys/socket.h>
-
-#include <cerrno>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "hearth/mesh.h"
+#include "platform/sockets.h"
 
 namespace hearth {
 namespace {
@@ -20,11 +17,11 @@ constexpr auto kLongWait = std::chrono::microseconds(200);
 // The longest time until an abort is seen.
 constexpr int kPollMilliseconds = 100;
 
-// Bytes that a system call moved; 0 when it would block.
-size_t moved(ssize_t result, size_t rank) {
-  if (result >= 0) return static_cast<size_t>(result);
-  if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) return 0;
-  throw LaneError(rank, std::string("is lost: ") + std::strerror(errno));
+// Bytes that a call moved; 0 when it would block.
+size_t moved(long count, size_t rank) {
+  if (count >= 0) return static_cast<size_t>(count);
+  if (count == kWouldBlock) return 0;
+  throw LaneError(rank, "is lost: " + socket_error());
 }
 
 }  // namespace
@@ -63,9 +60,8 @@ void Transfer::seal() {
 bool Transfer::send() {
   if (!can_send()) return false;
   if (out_at_ == out_end_) seal();
-  const size_t size = moved(
-      ::send(socket_, link_.out.data() + out_at_, out_end_ - out_at_, MSG_DONTWAIT | MSG_NOSIGNAL),
-      rank_);
+  const size_t size =
+      moved(send_now(socket_, link_.out.data() + out_at_, out_end_ - out_at_), rank_);
   out_at_ += size;
   return size > 0;
 }
@@ -74,7 +70,7 @@ bool Transfer::receive() {
   if (!receiving()) return false;
   const size_t head = in_started_ ? 0 : kHeaderBytes;
   const size_t end = head + record(received_, in_size_) + RecordCipher::kTagBytes;
-  const ssize_t result = recv(socket_, link_.in.data() + in_at_, end - in_at_, MSG_DONTWAIT);
+  const long result = receive_now(socket_, link_.in.data() + in_at_, end - in_at_);
   if (result == 0) throw LaneError(rank_, "is lost: it closed its connection");
   const size_t size = moved(result, rank_);
   // Compared before the payload is here: two ranks that are out of step do not wait for more.
@@ -161,15 +157,15 @@ void MeshLane::wait_to_move(const Wait& wait, std::span<const Transfer> transfer
   // after kPollMilliseconds.
   const bool all_sent = std::none_of(transfers.begin(), transfers.end(),
                                      [](const Transfer& each) { return each.can_send(); });
-  std::vector<pollfd> waiting;
+  std::vector<PollEntry> waiting;
   for (auto each = slow; each != transfers.end(); ++each) {
     if (each->done()) continue;
-    const int events = (each->can_send() ? POLLOUT : 0) | (each->receiving() ? POLLIN : 0);
+    const int events = (each->can_send() ? kWritable : 0) | (each->receiving() ? kReadable : 0);
     waiting.push_back({each->socket(), static_cast<short>(events), 0});
     if (all_sent) break;
   }
   const double milliseconds = std::min<double>(kPollMilliseconds, left * 1000.0 + 1.0);
-  poll(waiting.data(), waiting.size(), static_cast<int>(milliseconds));
+  poll_sockets(waiting, static_cast<int>(milliseconds));
 }
 
 // Spinning helps when the other ranks are nearly done. When they are not, as with more ranks than

@@ -5,25 +5,15 @@
 #include <stdexcept>
 
 #include "hearth/kernels.h"
+#include "platform/cpu_features.h"
 #ifdef HEARTH_HAVE_AVX2
 #include <cpuid.h>
-#endif
-#ifdef HEARTH_HAVE_NEON
-#ifdef __linux__
-#include <sys/auxv.h>
-#endif
 #endif
 
 namespace hearth {
 namespace {
 
 constexpr char kInstructionSetVariable[] = "HEARTH_INSTRUCTION_SET";
-
-#if defined(HEARTH_HAVE_NEON) && defined(__linux__)
-bool runs_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-// The i8mm kernels call those of dotprod for small products.
-bool runs_i8mm() { return runs_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
-#endif
 
 #ifdef HEARTH_HAVE_AVX2
 // __builtin_cpu_supports also asks whether the system keeps the registers. Not every compiler's
@@ -57,10 +47,9 @@ std::vector<const Kernels*> runnable_kernels() {
   }
 #endif
 #ifdef HEARTH_HAVE_NEON
-#ifdef __linux__
-  if (runs_i8mm()) kernels.push_back(&kI8mmKernels);
-  if (runs_dotprod()) kernels.push_back(&kDotprodKernels);
-#endif
+  // The i8mm kernels call those of dotprod for small products.
+  if (has_dotprod() && has_i8mm()) kernels.push_back(&kI8mmKernels);
+  if (has_dotprod()) kernels.push_back(&kDotprodKernels);
   kernels.push_back(&kNeonKernels);
 #endif
   kernels.push_back(&kScalarKernels);

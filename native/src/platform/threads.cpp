@@ -1,14 +1,12 @@
 #include "hearth/threads.h"
 
-#ifdef __linux__
-#include <pthread.h>
-#include <sched.h>
-#endif
-
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <string>
+
+#include "platform/affinity.h"
+#include "platform/wait.h"
 
 namespace hearth {
 namespace {
@@ -20,8 +18,6 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(20);
 // Looks between two readings of the clock, which costs about as much as one of them.
 constexpr int kLooks = 16;
-
-constexpr int kNoCore = -1;
 
 void spin_hint() {
 #if defined(__x86_64__)
@@ -47,46 +43,13 @@ bool spin_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
 // Waits until `value` differs from `old`.
 void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
   if (spin_for_change(value, old)) return;
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+  while (value.load(std::memory_order_acquire) == old) sleep_while(value, old);
 }
 
-void pin_this_thread([[maybe_unused]] const std::vector<int>& cores,
-                     [[maybe_unused]] size_t thread) {
-#ifdef __linux__
-  if (cores.empty()) return;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(static_cast<size_t>(cores[thread % cores.size()]), &set);
-  // A core that this process may not use is not an error: the thread then runs where it may.
-  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-#endif
+// The core of a pool's thread; nullptr if the pool is not pinned.
+const int* core_of(const std::vector<int>& cores, size_t thread) {
+  return cores.empty() ? nullptr : &cores[thread % cores.size()];
 }
-
-// Pins the calling thread while it works as thread 0 of a pool; then it may run where it could
-// before, and so may the threads that it makes.
-class CallerPin {
- public:
-  explicit CallerPin([[maybe_unused]] const std::vector<int>& cores) {
-#ifdef __linux__
-    if (cores.empty()) return;
-    pinned_ = pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) == 0;
-    if (pinned_) pin_this_thread(cores, 0);
-#endif
-  }
-  ~CallerPin() {
-#ifdef __linux__
-    if (pinned_) pthread_setaffinity_np(pthread_self(), sizeof before_, &before_);
-#endif
-  }
-  CallerPin(const CallerPin&) = delete;
-  CallerPin& operator=(const CallerPin&) = delete;
-
-#ifdef __linux__
- private:
-  cpu_set_t before_;
-  bool pinned_ = false;
-#endif
-};
 
 }  // namespace
 
@@ -95,7 +58,7 @@ void Barrier::wait() {
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
     arrived_.store(0, std::memory_order_relaxed);
     round_.fetch_add(1, std::memory_order_acq_rel);
-    round_.notify_all();
+    wake_sleepers(round_);
     return;
   }
   wait_change(round_, round);
@@ -105,12 +68,10 @@ ThreadPool::ThreadPool(size_t threads, std::vector<int> pin)
     : pin_(std::move(pin)), barrier_(threads) {
   if (threads == 0 || threads > 1024)
     throw std::invalid_argument("threads: " + std::to_string(threads) + " is not in 1 .. 1024");
-#ifdef __linux__
   for (int core : pin_) {
-    if (core < 0 || core >= CPU_SETSIZE)
+    if (most_cores() > 0 && (core < 0 || core >= most_cores()))
       throw std::invalid_argument("pin: no core " + std::to_string(core));
   }
-#endif
   cores_ = std::make_unique<std::atomic<int>[]>(threads);
   for (size_t t = 0; t < threads; ++t) cores_[t].store(kNoCore, std::memory_order_relaxed);
   threads_.reserve(threads - 1);
@@ -127,7 +88,7 @@ ThreadPool::~ThreadPool() { join(); }
 void ThreadPool::join() {
   stop_.store(true, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_acq_rel);
-  generation_.notify_all();
+  wake_sleepers(generation_);
   for (auto& thread : threads_) thread.join();
 }
 
@@ -135,14 +96,14 @@ void ThreadPool::run(const std::function<void(size_t)>& work) {
   work_ = &work;
   note_core(0);
   generation_.fetch_add(1, std::memory_order_acq_rel);
-  generation_.notify_all();
-  const CallerPin pinned(pin_);
+  wake_sleepers(generation_);
+  const PinnedHere pinned(core_of(pin_, 0));  // the threads that the caller makes stay free
   work(0);
   barrier_.wait();
 }
 
 void ThreadPool::loop(size_t thread) {
-  pin_this_thread(pin_, thread);
+  if (const int* core = core_of(pin_, thread)) pin_this_thread(*core);
   uint32_t seen = 0;
   while (true) {
     wait_change(generation_, seen);
@@ -155,34 +116,25 @@ void ThreadPool::loop(size_t thread) {
   }
 }
 
-void ThreadPool::note_core([[maybe_unused]] size_t thread) {
-#ifdef __linux__
-  cores_[thread].store(sched_getcpu(), std::memory_order_relaxed);
-#endif
+void ThreadPool::note_core(size_t thread) {
+  cores_[thread].store(current_core(), std::memory_order_relaxed);
 }
 
 // The system may wake a thread on the core of the one that woke it, and leaves it there for many
 // steps: each waits for the other, and a step takes up to twice as long.
-void ThreadPool::leave_shared_core([[maybe_unused]] size_t thread) {
-#ifdef __linux__
+void ThreadPool::leave_shared_core(size_t thread) {
   if (!pin_.empty()) return;
   const auto core_of = [&](size_t t) { return cores_[t].load(std::memory_order_relaxed); };
   const int core = core_of(thread);
   size_t sharer = 0;
   while (sharer < thread && core_of(sharer) != core) ++sharer;
-  if (sharer == thread || core < 0) return;
-  cpu_set_t before;
-  if (pthread_getaffinity_np(pthread_self(), sizeof before, &before) != 0) return;
-  cpu_set_t free = before;
+  if (sharer == thread || core == kNoCore) return;
+  std::vector<int> taken;
   for (size_t t = 0; t < size(); ++t) {
-    if (t != thread && core_of(t) >= 0) CPU_CLR(static_cast<size_t>(core_of(t)), &free);
+    if (t != thread && core_of(t) != kNoCore) taken.push_back(core_of(t));
   }
-  if (CPU_COUNT(&free) == 0) return;
-  // The first call moves the thread, and with the second it may run where it could before.
-  pthread_setaffinity_np(pthread_self(), sizeof free, &free);
-  pthread_setaffinity_np(pthread_self(), sizeof before, &before);
+  leave_cores(taken);
   note_core(thread);
-#endif
 }
 
 // Memory orders are relaxed: the barriers around a phase order what the threads compute.

@@ -10,6 +10,7 @@
 
 #include "formats/block_codecs.h"
 #include "hearth/quant.h"
+#include "platform/fused.h"
 
 namespace hearth {
 namespace {
@@ -55,7 +56,7 @@ void matmul_floats(const MatmulArgs& a, const float* activations, size_t bytes, 
       const float* x = activations + t * a.columns;
       float sums[2] = {0.0f, 0.0f};
       for (size_t c = 0; c < a.columns; ++c) {
-        sums[c % 2] = std::fma(load(group + c * kGroupRows * bytes), x[c], sums[c % 2]);
+        sums[c % 2] = fused(load(group + c * kGroupRows * bytes), x[c], sums[c % 2]);
       }
       a.y[t * a.y_stride + r] = sums[0] + sums[1];
     }
@@ -91,16 +92,16 @@ float part_value(const BlockPart& part, const int8_t* q) {
 template <bool kMinimum>
 float add_small_block(const BlockPart& part, const int8_t* q, float x_scale, HalfSums sums,
                       float y) {
-  y = std::fma(part_value(part, q), part.scale * x_scale, y);
+  y = fused(part_value(part, q), part.scale * x_scale, y);
   if (!kMinimum) return y;
-  return std::fma(part.minimum, x_scale * static_cast<float>(sums.first + sums.second), y);
+  return fused(part.minimum, x_scale * static_cast<float>(sums.first + sums.second), y);
 }
 
 // The minima of a part, times the sums of the activations: one, or one of each half.
 template <bool kHalves>
 float add_minima(const BlockPart& part, float x_scale, HalfSums sums, float least) {
   const auto add = [&](int32_t minimum, int sum) {
-    least = std::fma(static_cast<float>(minimum), x_scale * static_cast<float>(sum), least);
+    least = fused(static_cast<float>(minimum), x_scale * static_cast<float>(sum), least);
   };
   if (!kHalves) {
     add(part.minima[0], sums.first + sums.second);
@@ -137,12 +138,12 @@ void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x) {
         float products = 0.0f, least = 0.0f;
         for (size_t p = 0; p < kParts; ++p) {
           const float x_scale = x.scales[at + p];
-          products = std::fma(part_value(block[p], x.q + (at + p) * kBlock), x_scale, products);
+          products = fused(part_value(block[p], x.q + (at + p) * kBlock), x_scale, products);
           if (kMinimum)
             least = add_minima<kType == Type::q2_k>(block[p], x_scale, x.sums[at + p], least);
         }
-        y = std::fma(block[0].scale, products, y);
-        if (kMinimum) y = std::fma(block[0].minimum, least, y);
+        y = fused(block[0].scale, products, y);
+        if (kMinimum) y = fused(block[0].minimum, least, y);
       }
     }
   }
@@ -151,7 +152,7 @@ void matmul_blocks(const MatmulArgs& a, const QuantizedRows& x) {
 void rms_norm(const float* x, const float* weight, size_t size, float epsilon, float* y) {
   // Eight sums, as a vector of eight floats has them, then in order.
   float sums[8] = {};
-  for (size_t i = 0; i < size; ++i) sums[i % 8] = std::fma(x[i], x[i], sums[i % 8]);
+  for (size_t i = 0; i < size; ++i) sums[i % 8] = fused(x[i], x[i], sums[i % 8]);
   float sum = 0.0f;
   for (float each : sums) sum += each;
   const float scale = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon);
@@ -171,10 +172,10 @@ void layer_norm(const float* x, const float* weight, const float* bias, size_t s
   for (float each : sums) mean += each;
   mean /= static_cast<float>(size);
   for (size_t i = 0; i < size; ++i)
-    squares[i % 8] = std::fma(x[i] - mean, x[i] - mean, squares[i % 8]);
+    squares[i % 8] = fused(x[i] - mean, x[i] - mean, squares[i % 8]);
   for (float each : squares) variance += each;
   const float scale = 1.0f / std::sqrt(variance / static_cast<float>(size) + epsilon);
-  for (size_t i = 0; i < size; ++i) y[i] = std::fma((x[i] - mean) * scale, weight[i], bias[i]);
+  for (size_t i = 0; i < size; ++i) y[i] = fused((x[i] - mean) * scale, weight[i], bias[i]);
 }
 
 template <typename Function>
@@ -191,7 +192,7 @@ void silu(float* gate, const float* up, size_t size) {
 
 void gelu_tanh(float* gate, const float* up, size_t size) {
   activate(gate, up, size, [](float x) {
-    const float inner = x * std::fma(x * x, kGeluCubic, 1.0f);
+    const float inner = x * fused(x * x, kGeluCubic, 1.0f);
     return x / (1.0f + std::exp(-kGeluFactor * inner));
   });
 }
@@ -221,14 +222,14 @@ void delta_rule(const DeltaArgs& a) {
     for (size_t column = 0; column < a.value_size; ++column) {
       float* state = a.state + column;
       float sum = 0.0f;
-      for (size_t i = 0; i < a.key_size; ++i) sum = std::fma(key[i], state[i * a.value_size], sum);
+      for (size_t i = 0; i < a.key_size; ++i) sum = fused(key[i], state[i * a.value_size], sum);
       const size_t at = t * a.value_size + column;
-      const float delta = a.beta[t] * std::fma(-a.decay[t], sum, a.values[at]);
+      const float delta = a.beta[t] * fused(-a.decay[t], sum, a.values[at]);
       float out = 0.0f;
       for (size_t i = 0; i < a.key_size; ++i) {
         float& each = state[i * a.value_size];
-        each = std::fma(key[i], delta, a.decay[t] * each);
-        out = std::fma(query[i], each, out);
+        each = fused(key[i], delta, a.decay[t] * each);
+        out = fused(query[i], each, out);
       }
       a.out[at] = out;
     }
