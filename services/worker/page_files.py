@@ -44,7 +44,7 @@ _HEADER = struct.Struct("<8sQ16s32s")
 _MAGIC = b"HEARTHP1"
 _SUFFIX, _PART = ".page", ".part"
 # Memory for pages that wait to be written, and for those that were read; at least one page each.
-_QUEUE_BYTES = 64 << 20
+_QUEUE_BYTES = 32 << 20
 # Left free on the disk for other programs.
 _SPARE_BYTES = 64 << 20
 # A full folder is emptied to this part of its limit: removing files one by one needs a look at all.

@@ -6,7 +6,7 @@ Counts of cached tokens decide, never times.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ import family_models
 import numpy as np
 import perplexity
 import pytest
+from harness import ServiceProcess
 
+from hearth.client import Client
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta, Done
 from hearth.root.engine.params import GenerateParams
 from hearth.worker.server import WorkerServer
+
+Start = Callable[..., ServiceProcess]
 
 VOCAB = 320
 NEW_TOKENS = 24
@@ -211,3 +215,46 @@ def test_a_worker_that_keeps_no_pages_turns_the_disk_off(
         server.stop()
     assert not files(tmp_path / "pages")
     assert "runs without --kv-cache disk" in caplog.text
+
+
+def test_killed_in_the_middle_of_an_answer(
+    start_worker: Start, start_root: Start, tmp_path: Path
+) -> None:
+    """kill -9 of all nodes loses the last pages at most; the same request finds the others."""
+    text = "Once upon a time there was " * 16
+
+    def start() -> tuple[ServiceProcess, list[ServiceProcess]]:
+        kept = ("--kv-cache", "disk", "--cache-dir")
+        workers = [start_worker(*kept, str(tmp_path / f"node{n}")) for n in (1, 2)]
+        addresses = [worker.address for worker in workers]
+        root = start_root(
+            *("--model", "demo", *kept, str(tmp_path / "node0"), "--workers", *addresses)
+        )
+        return root, workers
+
+    root, workers = start()
+    with Client(root.address) as client:
+        full = (len(client.tokenize(text)) - 1) // 32
+        assert full > 1
+        with client.generate(text, max_tokens=100, ignore_eos=True, timeout=60) as stream:
+            for _ in stream:
+                # The pages of the prompt are on the disks of all nodes soon after the first token.
+                if all(len(files(tmp_path / f"node{n}" / "pages")) >= full for n in range(3)):
+                    break
+            for service in (root, *workers):
+                service.kill()
+    assert all(len(files(tmp_path / f"node{n}" / "pages")) >= full for n in range(3))
+    root, workers = start()
+    texts, cached = [], []
+    with Client(root.address) as client:
+        for _ in range(2):
+            with client.generate(text, max_tokens=20, ignore_eos=True, timeout=60) as stream:
+                for _ in stream:
+                    pass
+            texts.append(stream.token_ids)
+            assert stream.usage is not None
+            cached.append(stream.usage.cached_tokens)
+    assert cached == [full * 32, full * 32]
+    assert texts[0] == texts[1]
+    for service in (root, *workers):
+        assert service.end() == 0

@@ -457,3 +457,79 @@ def test_forward_without_a_plan_is_refused(start_worker: Start) -> None:
         with pytest.raises(grpc.RpcError) as error:
             next(stub.Forward(iter([opening]), timeout=10))
     assert from_rpc_error(error.value).reason == Reason.NOT_LOADED
+
+
+def page(number: int, page: int = 0) -> worker_pb2.StoredPage:
+    return worker_pb2.StoredPage(name=bytes([number]) * 32, page=page)
+
+
+def fetched(root: Root, *items: worker_pb2.StoredPage) -> list[int]:
+    """The states of pages, once none is pending."""
+    states = {item.name: 0 for item in items}
+    waited: list[worker_pb2.StoredPage] = list(items)
+    while waited:
+        fetch = worker_pb2.PageFetch(items=waited, wait_ms=1000)
+        root.send(page_fetch=fetch)
+        for item, state in zip(waited, root.receive().pages_fetched.states, strict=True):
+            states[item.name] = state
+        waited = [item for item in waited if states[item.name] == worker_pb2.PAGE_STATE_PENDING]
+    return [states[item.name] for item in items]
+
+
+def test_pages_are_stored_and_fetched_between_steps(start_worker: Start, tmp_path: Any) -> None:
+    """A second worker process goes on after the pages that the first one stored."""
+    ready, missing = worker_pb2.PAGE_STATE_READY, worker_pb2.PAGE_STATE_MISSING
+    plan, x = Plan(), rows(30)
+    size = plan.begin.shard.page_size
+    results = []
+    for run in range(2):
+        worker = start_worker("--kv-cache", "disk", "--cache-dir", str(tmp_path / "cache"))
+        root = Root(worker, plan)
+        described = root.stub.Describe(
+            worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+        )
+        assert described.stores_pages
+        if run == 0:
+            assert fetched(root, page(1), page(2, 1)) == [missing, missing]
+            root.begin_step(x[:size], [(size, 0, [0])], [])
+            root.finish_step()
+            root.send(page_store=worker_pb2.PageStore(items=[page(1)]))
+            # It can be fetched as soon as it was stored, to another page.
+            assert fetched(root, page(1, 1)) == [ready]
+        else:
+            assert fetched(root, page(1), page(2, 1)) == [ready, missing]
+        root.begin_step(x[size:], [(30 - size, size, [0, 2])], [29 - size])
+        results.append(root.finish_step().logits)
+        root.close()
+        assert worker.end() == 0
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({"page_store": worker_pb2.PageStore(items=[page(1, 9)])}, "page 9 has no content"),
+        ({"page_store": worker_pb2.PageStore(items=[page(1)] * 65)}, "65 pages to move at once"),
+        ({"page_fetch": worker_pb2.PageFetch(items=[page(1)] * 65)}, "65 pages to move at once"),
+        (
+            {"page_fetch": worker_pb2.PageFetch(items=[worker_pb2.StoredPage(name=b"short")])},
+            "a page's name has 5 bytes, not 32",
+        ),
+    ],
+)
+def test_pages_that_cannot_be_are_refused(
+    message: dict[str, Any], problem: str, start_worker: Start, tmp_path: Any
+) -> None:
+    root = Root(start_worker("--kv-cache", "disk", "--cache-dir", str(tmp_path / "c")), Plan())
+    root.send(**message)
+    error = root.refused()
+    assert error.reason == Reason.BAD_STEP
+    assert problem in error.message
+    root.close()
+
+
+def test_a_worker_without_a_disk_has_no_pages(root: Root) -> None:
+    root.begin_step(rows(4), [(4, 0, [0])], [])
+    root.finish_step()
+    root.send(page_store=worker_pb2.PageStore(items=[page(1)]))
+    assert fetched(root, page(1, 1)) == [worker_pb2.PAGE_STATE_MISSING]

@@ -515,3 +515,47 @@ def test_bad_shapes_are_refused(change: dict[str, object], message: str) -> None
             ),
             threads=1,
         )
+
+
+def test_pages_and_states_go_on_where_they_are_brought_back() -> None:
+    """As after a restart: another shard of the same config gets the bytes of pages and state."""
+    ranks = CASES["plain"]
+    weights = ranks.weights(2)
+    shard, other = ranks.loaded(weights), ranks.loaded(weights)
+    expected = computed(ranks.loaded(weights), TOKENS)
+    x = shard.embed(np.array(TOKENS, np.uint32), NO_POSITIONS)
+    shard.step(x[: 2 * PAGE], [(2 * PAGE, 0, [0, 1])], [], None, [0])
+    assert shard.state_bytes == slot_bytes(ranks)
+    state = shard.read_state(0, 2 * PAGE)
+    assert (state.dtype, state.shape) == (np.uint8, (shard.state_bytes,))
+    other.write_state(1, 2 * PAGE, state)
+    for page in (0, 1):
+        content = shard.read_page(page)
+        assert (content.dtype, content.shape) == (np.uint8, (shard.page_bytes,))
+        other.write_page(page + 3, content.tobytes())
+    rows = len(TOKENS) - 2 * PAGE
+    pages = [3, 4, 0, 1, 2, 5]
+    spans = [(rows, 2 * PAGE, pages)]
+    got = other.step(x[2 * PAGE :], spans, list(range(rows)), None, [1]).logits
+    np.testing.assert_array_equal(got, expected[2 * PAGE :])
+
+
+def test_pages_and_states_that_are_not_there_are_refused() -> None:
+    ranks = CASES["plain"]
+    shard = ranks.loaded(ranks.weights(2))
+    computed(shard, TOKENS)
+    for page in (7, 1 << 20):
+        with pytest.raises(ValueError, match=f"page {page} has no content"):
+            shard.read_page(page)
+    with pytest.raises(ValueError, match="of a KV cache of"):
+        shard.write_page(1 << 20, np.zeros(shard.page_bytes, np.uint8))
+    with pytest.raises(ValueError, match=f"3 bytes for a page of {shard.page_bytes}"):
+        shard.write_page(0, b"abc")
+    with pytest.raises(ValueError, match="does not hold the state after 5 positions"):
+        shard.read_state(0, 5)
+    with pytest.raises(ValueError, match="does not hold the state"):
+        shard.read_state(1 << 20, 5)
+    with pytest.raises(ValueError, match=f"3 bytes for a state of {shard.state_bytes}"):
+        shard.write_state(0, 5, b"abc")
+    with pytest.raises(ValueError, match="slot 1048576 of"):
+        shard.write_state(1 << 20, 5, np.zeros(shard.state_bytes, np.uint8))

@@ -1,6 +1,7 @@
 """The prefix cache as pure state: which rows are computed, and which pages are shared and kept."""
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Tokens
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -249,6 +250,29 @@ def test_samples_of_one_prompt_wait_for_its_snapshot() -> None:
     scheduler = Scheduler(RECURRENT)
     requests = [Request(seq_id, prompt(1000), max_tokens=20) for seq_id in range(4)]
     assert run(scheduler, *requests) == {0: 1019, 1: 27, 2: 27, 3: 27}
+
+
+def test_a_sequence_that_waits_for_a_snapshot_does_not_search_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = Scheduler(replace(RECURRENT, max_pages=400))
+    for seq_id in range(2):
+        scheduler.submit(Request(seq_id, prompt(4000), max_tokens=2))
+    searched: list[bytes] = []
+    find = PrefixIndex.find
+
+    def counted(index: PrefixIndex, key: bytes, before: bytes, tokens: Tokens[int]) -> int | None:
+        searched.append(key)
+        return find(index, key, before, tokens)
+
+    monkeypatch.setattr(PrefixIndex, "find", counted)
+    while not scheduler.idle:
+        batch = step(scheduler)
+        waiting = {s.seq_id for s in batch.sequences} == {0}
+        if waiting and batch.sequences[0].position < 3968:
+            assert not searched
+    # Once, when there was a snapshot.
+    assert len(searched) == 124
 
 
 def test_the_snapshot_unused_for_longest_is_replaced() -> None:

@@ -325,6 +325,10 @@ class Engine:
                     self._scheduler = Scheduler(self.limits, self._paging.disk)
                     self._counted = (0, 0, 0, 0)
                     self._fail_all(errors.internal(error))
+            if self._suspended is None:
+                self._paging.store_rest(self._scheduler)
+        except HearthError as error:
+            log.info("engine: the last KV pages were not stored: %s", error.message)
         finally:
             # However the thread ends: an open inbox would keep clients waiting for ever.
             self._close()

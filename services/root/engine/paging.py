@@ -15,6 +15,8 @@ from hearth.root.scheduling.scheduler import Scheduler
 _STORES = 8
 # Nodes wait so long for the first page, and the engine for room to store, where nothing else runs.
 _WAIT_SECONDS = 0.05
+# How long the last pages may take when the engine ends.
+_END_SECONDS = 5.0
 # A page that does not come for so long after the last one that came is computed.
 _FETCH_SECONDS = 10.0
 
@@ -82,3 +84,9 @@ class Paging:
         if self._archive.room(_WAIT_SECONDS if wait else 0.0):
             self._archive.store(moves.stores(_STORES))
         return moves.storing
+
+    def store_rest(self, scheduler: Scheduler) -> None:
+        """Stores what is due, for a few seconds at most: the engine ends. Raises HearthError."""
+        until = time.monotonic() + _END_SECONDS
+        while self.store(scheduler, wait=True) and time.monotonic() < until:
+            pass
