@@ -99,6 +99,8 @@ class Sharing:
     def fetching(self, running: Iterable[Sequence]) -> set[int]:
         """Ids of the sequences whose next pages come from disk; begins to fetch these."""
         waiting: set[int] = set()
+        if self.moves.disk is None:
+            return waiting
         for sequence in running:
             if sequence.in_flight or not sequence.keys or sequence.scheduled % self._page_size:
                 continue
