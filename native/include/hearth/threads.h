@@ -28,8 +28,8 @@ class Barrier {
 class ThreadPool {
  public:
   // threads counts the caller of `run`. pin: a core for each thread, or empty; the caller's thread
-  // is pinned while `run` lasts. Without these, a thread that begins a run on another's core moves
-  // to a free one.
+  // is pinned while `run` lasts. In a pool that is not pinned, a thread that begins on another's
+  // core moves to a free one, if there is one.
   // Throws std::invalid_argument for 0 or more than 1024 threads.
   explicit ThreadPool(size_t threads, std::vector<int> pin = {});
   ~ThreadPool();
