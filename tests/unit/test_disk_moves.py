@@ -20,7 +20,7 @@ from hearth.root.scheduling.scheduler import Scheduler
 
 PAGE = 4
 LIMITS = Limits(
-    context_size=64, max_pages=24, page_size=PAGE, max_step_tokens=12, max_running=3, max_waiting=50
+    context_size=64, max_pages=16, page_size=PAGE, max_step_tokens=12, max_running=3, max_waiting=50
 )
 RECURRENT = replace(LIMITS, drafts=False, snapshots=2)
 Tokens = tuple[int, ...]
@@ -111,7 +111,9 @@ class Nodes:
 
     def store(self, most: int = 8) -> None:
         for move in self.scheduler.sharing.moves.stores(most):
-            self.disk.index[move.name, move.snapshot is not None] = self.content(move)
+            content = self.content(move)
+            assert content[-PAGE:] == move.tokens
+            self.disk.index[move.name, move.snapshot is not None] = content
             self.disk.lost.discard((move.name, move.snapshot is not None))
 
     def content(self, move: Move) -> Tokens:
@@ -167,18 +169,21 @@ def ask(seq_id: int, seed: int, length: int, answer: int = 3) -> Request:
 
 
 ACTIONS = st.one_of(
-    st.tuples(st.just("submit"), st.integers(0, 2), st.integers(1, 40)),
+    st.tuples(st.just("submit"), st.integers(0, 1), st.integers(1, 40)),
+    st.tuples(st.just("submit"), st.integers(0, 1), st.integers(20, 40)),
+    st.tuples(st.just("restart"), st.just(0), st.just(0)),
     st.tuples(st.just("step"), st.integers(1, 4), st.just(0)),
     st.tuples(st.just("store"), st.integers(1, 4), st.just(0)),
     st.tuples(st.just("fetch"), st.integers(0, 7), st.just(0)),
     st.tuples(st.just("cancel"), st.integers(0, 20), st.booleans()),
-    st.tuples(st.just("lose"), st.integers(0, 20), st.booleans()),
-    st.tuples(st.sampled_from(["rewind", "restart", "refit"]), st.just(0), st.just(0)),
+    st.tuples(st.just("lose"), st.integers(1, 4), st.booleans()),
+    st.tuples(st.just("lose snapshots"), st.just(0), st.just(0)),
+    st.tuples(st.sampled_from(["rewind", "refit"]), st.just(0), st.just(0)),
 )
 
 
 @pytest.mark.parametrize("limits", [LIMITS, RECURRENT])
-@given(actions=st.lists(ACTIONS, max_size=40))
+@given(actions=st.lists(ACTIONS, min_size=15, max_size=40))
 @settings(deadline=None, max_examples=150)
 def test_what_is_found_is_what_was_computed(
     limits: Limits, actions: list[tuple[str, int, int]]
@@ -200,18 +205,20 @@ def test_what_is_found_is_what_was_computed(
         elif what == "cancel" and first in requests:
             nodes.scheduler.cancel(first, distrust=bool(second))
             del requests[first]
-        elif what == "lose" and disk.index:
-            name = sorted(disk.index)[first % len(disk.index)]
-            if second:
-                disk.lost.add(name)
-            else:
-                del disk.index[name]
+        elif what == "lose":
+            for name in sorted(disk.index)[::first]:
+                if second:
+                    disk.lost.add(name)
+                else:
+                    del disk.index[name]
+        elif what == "lose snapshots":
+            disk.lost |= {name for name in disk.index if name[1]}
         elif what == "rewind":
             nodes.scheduler.rewind()
             nodes.pages.clear()
             nodes.snapshots.clear()
         elif what == "refit":
-            for misfit, _ in nodes.scheduler.refit(replace(limits, max_pages=20)):
+            for misfit, _ in nodes.scheduler.refit(replace(limits, max_pages=18)):
                 del requests[misfit]
             nodes.pages.clear()
             nodes.snapshots.clear()
