@@ -392,7 +392,9 @@ void test_bad_slices() {
 void test_loading_by_rows() {
   for (Type type : {Type::f32, Type::q40}) {
     Shard shard(whole(), 2);
-    for (const auto& [name, shape] : shard.expected()) {
+    for (const auto& each : shard.expected()) {
+      const auto& name = each.first;
+      const auto& shape = each.second;
       const Type used = type_of(name, type);
       const std::vector<uint8_t> data = slice(whole(), name, used);
       const size_t rows = shape.first, stride = data.size() / rows;
@@ -481,11 +483,11 @@ void test_bad_configs() {
   bad_latent([](auto& a) { a.norm_epsilon = std::nanf(""); }, "epsilon of latent attention");
   bad_latent([](auto& a) { a.rope = 3; }, "rope 3 of 1");
   bad_latent([](auto& a) { a.scale = 0.0f; }, "scale of attention");
-  bad([](auto& c) { c.kinds[0].feed_forward.clamp = {.limit = 0.0f}; }, "the limit");
-  bad([](auto& c) { c.kinds[0].feed_forward.clamp = {.limit = 1.0f, .factor = 0.0f}; }, "factor");
+  bad([](auto& c) { c.kinds[0].feed_forward.clamp = GateClamp{.limit = 0.0f}; }, "the limit");
+  bad([](auto& c) { c.kinds[0].feed_forward.clamp = GateClamp{.limit = 1.0f, .factor = 0.0f}; }, "factor");
   bad(
       [](auto& c) {
-        c.kinds[0].feed_forward.clamp = {.limit = 1.0f};
+        c.kinds[0].feed_forward.clamp = GateClamp{.limit = 1.0f};
         c.kinds[0].feed_forward.gated = false;
       },
       "not gated");
