@@ -32,7 +32,6 @@ from hearth.v1 import root_pb2
 from hearth.worker.shard import NodeShard
 
 Start = Callable[..., WorkerProcess]
-SECONDS = 10.0
 STEP_SECONDS = STALL_SECONDS = MESH_SECONDS = WAIT_SECONDS = 1.0
 TOKENS = 20
 # Whose embedding is damaged; no answer here has it.
@@ -207,7 +206,6 @@ def test_the_others_answer(
         seconds = time.monotonic() - began
         assert nodes(running) == good
         print(f"{habit} ({lane}): {seconds:.1f} s, limit {limit:g} s")
-        assert seconds < limit + SECONDS
         assert answer(running, temperature=0.7, seed=1)
         assert nodes(running) == good
     evil.habits()
