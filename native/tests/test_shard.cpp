@@ -484,7 +484,8 @@ void test_bad_configs() {
   bad_latent([](auto& a) { a.rope = 3; }, "rope 3 of 1");
   bad_latent([](auto& a) { a.scale = 0.0f; }, "scale of attention");
   bad([](auto& c) { c.kinds[0].feed_forward.clamp = GateClamp{.limit = 0.0f}; }, "the limit");
-  bad([](auto& c) { c.kinds[0].feed_forward.clamp = GateClamp{.limit = 1.0f, .factor = 0.0f}; }, "factor");
+  bad([](auto& c) { c.kinds[0].feed_forward.clamp = GateClamp{.limit = 1.0f, .factor = 0.0f}; },
+      "factor");
   bad(
       [](auto& c) {
         c.kinds[0].feed_forward.clamp = GateClamp{.limit = 1.0f};
