@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import TestData
 from installed_clients import INSTALLED, says
 from serving_fakes import TOOL_TEMPLATE, FakeRunner, Root
 
@@ -47,7 +46,7 @@ CHECKS = (
 # - the stateful phase: the document has no links between these paths.
 
 
-def test_the_document_of_openai(testdata: TestData, tmp_path: Path) -> None:
+def test_the_document_of_openai(testdata: Path, tmp_path: Path) -> None:
     document = testdata / "openai/openapi.yaml"
     with Root(
         FakeRunner(says),
