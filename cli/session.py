@@ -53,6 +53,20 @@ class Session:
         return self.core.engine
 
 
+def _local_workers(
+    options: Options, planned: ClusterSettings, pin: list[list[int]], count: int
+) -> LocalWorkers:
+    """The workers that --nodes starts here. pin: cores of each, or empty."""
+    return LocalWorkers(
+        count,
+        options.threads,
+        options.cache_dir,
+        pin,
+        keeps_pages=planned.page_dir is not None,
+        page_limit=planned.page_limit,
+    )
+
+
 def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
     """The cluster that the options ask for."""
     return ClusterSettings(
@@ -122,16 +136,7 @@ def open_several(options: Options) -> Iterator[Several]:
     system.trim_memory()
     with ExitStack() as stack:
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
-        workers = stack.enter_context(
-            LocalWorkers(
-                count,
-                options.threads,
-                options.cache_dir,
-                pin[1:],
-                keeps_pages=planned.page_dir is not None,
-                page_limit=planned.page_limit,
-            )
-        )
+        workers = stack.enter_context(_local_workers(options, planned, pin[1:], count))
         settings = dataclasses.replace(
             planned,
             workers=tuple(options.workers) + workers.addresses,
@@ -191,16 +196,7 @@ def open_session(
         system.trim_memory()  # what it was made of: up to 100 MiB, before there are weights
         started = time.perf_counter()
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
-        workers = stack.enter_context(
-            LocalWorkers(
-                count,
-                options.threads,
-                options.cache_dir,
-                pin[1:],
-                keeps_pages=planned.page_dir is not None,
-                page_limit=planned.page_limit,
-            )
-        )
+        workers = stack.enter_context(_local_workers(options, planned, pin[1:], count))
         settings = dataclasses.replace(
             settings_of(options, tuple(options.workers) + workers.addresses),
             sequences=sequences,

@@ -125,9 +125,7 @@ class SliceCache:
         self._refused: set[str] = set()
         try:
             self._folder = OwnFolder(folder)
-            probe = f".probe-{os.getpid()}-{secrets.token_hex(4)}"
-            os.close(self._folder.create(probe))
-            self._folder.unlink(probe)
+            self._folder.check_writable()
         except OSError as error:
             problem = (
                 f"cannot use cache folder {folder}: {error.strerror or error}; "

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import stat
 import weakref
 from pathlib import Path
@@ -67,6 +68,12 @@ class OwnFolder:
         """A descriptor to read and write a new file."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
         return os.open(name, flags, 0o600, dir_fd=self._descriptor)
+
+    def check_writable(self) -> None:
+        """Make a file, and remove it."""
+        name = f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+        os.close(self.create(name))
+        self.unlink(name)
 
     def unlink(self, name: str) -> None:
         os.unlink(name, dir_fd=self._descriptor)

@@ -88,9 +88,7 @@ class PageFiles:
         self._rate = bytes_per_second
         try:
             self._folder = OwnFolder(folder)
-            probe = f".probe-{os.getpid()}-{secrets.token_hex(4)}"
-            os.close(self._folder.create(probe))
-            self._folder.unlink(probe)
+            self._folder.check_writable()
         except OSError as error:
             problem = (
                 f"cannot keep KV pages in {folder}: {error.strerror or error}; "

@@ -15,20 +15,18 @@ import family_models
 import numpy as np
 import perplexity
 import pytest
+from engine_answers import NEW_TOKENS, answer
 from harness import ServiceProcess
 
 from hearth.client import Client
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.engine.engine import Engine
-from hearth.root.engine.mailbox import Delta, Done
-from hearth.root.engine.params import GenerateParams
 from hearth.worker.server import WorkerServer
 
 Start = Callable[..., ServiceProcess]
 
 VOCAB = 320
-NEW_TOKENS = 24
 PAGE = 8
 
 
@@ -63,18 +61,6 @@ def nodes(
         engine.start()
         stack.callback(engine.stop, finish=False)
         yield cluster, engine
-
-
-def answer(engine: Engine, ids: Sequence[int], cache: bool = True) -> tuple[list[int], int]:
-    """The greedy answer, and the number of cached tokens of the prompt."""
-    params = GenerateParams(tuple(ids), NEW_TOKENS, ignore_eos=True, prefix_cache=cache)
-    tokens: list[int] = []
-    for event in engine.generate(params):
-        if isinstance(event, Delta):
-            tokens += event.token_ids
-        elif isinstance(event, Done):
-            return tokens, event.usage.cached_tokens
-    raise AssertionError("the answer has no end")
 
 
 def prompt(seed: int, length: int = 60) -> list[int]:

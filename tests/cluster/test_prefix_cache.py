@@ -12,15 +12,13 @@ import family_parity
 import numpy as np
 import perplexity
 import pytest
+from engine_answers import answer
 
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.engine.engine import Engine
-from hearth.root.engine.mailbox import Delta, Done
-from hearth.root.engine.params import GenerateParams
 
 VOCAB = 320
-NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +37,6 @@ def serving(path: Path, addresses: Sequence[str]) -> Iterator[tuple[Cluster, Eng
             yield cluster, engine
         finally:
             engine.stop(finish=False)
-
-
-def answer(engine: Engine, ids: Sequence[int], cache: bool) -> tuple[list[int], int]:
-    """The greedy answer, and the number of cached tokens of the prompt."""
-    params = GenerateParams(tuple(ids), NEW_TOKENS, ignore_eos=True, prefix_cache=cache)
-    tokens: list[int] = []
-    for event in engine.generate(params):
-        if isinstance(event, Delta):
-            tokens += event.token_ids
-        elif isinstance(event, Done):
-            return tokens, event.usage.cached_tokens
-    raise AssertionError("the answer has no end")
 
 
 # The last has a sliding window, shorter than the prompts.

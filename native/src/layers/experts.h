@@ -30,7 +30,7 @@ struct Experts {
   // From `normed` and `choices` to what `combine` says, whose experts these are.
   void compile(const ExpertsConfig& config, Combine combine, Program& program) const;
   bool quantized() const;
-  // Whether a product of the experts' inputs has weights that are not quantized.
+  // True if a product of the experts' inputs has weights that are not quantized.
   bool reads_floats() const;
 };
 
