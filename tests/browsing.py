@@ -29,7 +29,7 @@ _ATTRIBUTES = {
 }
 _CLASSES = {"block", "code", "code-head", "quiet small", "table"}
 
-# visit(root, path="/", expected=(...), **context): a page.
+# visit(root, path="/", expected=(...), outlives=False, **context): a page.
 Visit = Callable[..., Page]
 
 

@@ -381,6 +381,8 @@ class Root:
         beside = [self.http] if self.http is not None else []
         self.server = RootServer("127.0.0.1:0", self.frontend, beside=beside, **server_options)
         self.address = self.url = ""
+        # Calls made before the root stops, such as the end of a page that asks it things.
+        self.before_stop: list[Callable[[], object]] = []
 
     def __enter__(self) -> "Root":
         self.engine.start()
@@ -391,6 +393,8 @@ class Root:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for call in self.before_stop:
+            call()
         if self.runner.gate is not None:
             self.runner.gate.set()
         self.server.stop(0)

@@ -33,12 +33,24 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """visit(root, path="/", expected=(...), **context): a page; its complaints fail the test."""
+    """Opens pages; a page's complaints fail the test.
+
+    A page closes before its root stops, or its next look at the cluster would be a complaint.
+    One that `outlives` the root closes at the end of the test.
+    """
     watched: list[Watched] = []
     contexts: list[BrowserContext] = []
 
-    def make(root: Root, path: str = "/", expected: tuple[str, ...] = (), **options: Any) -> Page:
+    def make(
+        root: Root,
+        path: str = "/",
+        expected: tuple[str, ...] = (),
+        outlives: bool = False,
+        **options: Any,
+    ) -> Page:
         context = browser.new_context(**options)
+        if not outlives:
+            root.before_stop.append(context.close)
         context.set_default_timeout(20_000)
         contexts.append(context)
         page = context.new_page()

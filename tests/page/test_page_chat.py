@@ -281,9 +281,8 @@ def test_an_error_is_shown_in_words_and_repeated(root: Root, visit: Visit) -> No
 
 def test_a_lost_connection_is_an_error_with_a_way_on(visit: Visit) -> None:
     with speaking("word " * 700, seconds=0.01) as root:
-        page = visit(
-            root, expected=("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED", "an answer failed")
-        )
+        complaints = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED", "an answer failed")
+        page = visit(root, expected=complaints, outlives=True)
         send(page, "go on")
         expect(page.locator(".markdown")).to_contain_text("word word")
     expect(page.locator(".notice.error")).to_be_visible()
