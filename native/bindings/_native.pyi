@@ -71,6 +71,14 @@ def best(
     ValueError when a row has fewer than `count`.
     """
 
+def masked(
+    logits: NDArray[np.float32], allowed: NDArray[np.bool_], value: float
+) -> NDArray[np.float32]:
+    """A copy of [n] logits, with `value` for tokens that are not allowed.
+
+    ValueError for another number of flags.
+    """
+
 def not_finite_rows(values: NDArray[np.float32]) -> list[int]:
     """The rows of f32 [rows, n] that hold an infinity or NaN."""
 

@@ -37,6 +37,20 @@ py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
   return py::make_tuple(values, ids);
 }
 
+Floats masked(const Floats& logits, const py::array_t<bool, py::array::c_style>& allowed,
+              float value) {
+  if (logits.ndim() != 1 || allowed.ndim() != 1 || allowed.size() != logits.size())
+    throw std::invalid_argument("masked takes [n] logits, and as many flags of tokens");
+  static_assert(sizeof(bool) == 1);
+  Floats made(logits.size());
+  const std::span<const float> row(logits.data(), static_cast<size_t>(logits.size()));
+  const auto* flags = static_cast<const uint8_t*>(static_cast<const void*>(allowed.data()));
+  float* out = made.mutable_data();
+  const WithoutGil released;
+  masked_logits(row, flags, value, out);
+  return made;
+}
+
 std::vector<size_t> not_finite_rows(const Floats& values) {
   if (values.ndim() != 2) throw std::invalid_argument("not_finite_rows takes [rows, n] values");
   const size_t rows = values.shape(0), columns = values.shape(1);
@@ -55,6 +69,8 @@ void bind_sampler(py::module_& module) {
   using namespace py::literals;
   module.def("best", &best, "logits"_a, "count"_a, "first_id"_a,
              "The best of each row: f32 [rows, count] and u32 [rows, count] ids.");
+  module.def("masked", &masked, "logits"_a, "allowed"_a, "value"_a,
+             "f32 [n] logits, with `value` for tokens that are not allowed: bool [n].");
   module.def("not_finite_rows", &not_finite_rows, "values"_a,
              "The rows of f32 [rows, n] that hold an infinity or NaN.");
   py::class_<Sampler>(module, "Sampler", "Chooses tokens; one for each sequence.")

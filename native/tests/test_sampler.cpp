@@ -344,6 +344,18 @@ void test_candidates_of_rows() {
   }
 }
 
+void test_masked_logits() {
+  std::mt19937 random(6);
+  for (const size_t size : {size_t{0}, size_t{1}, size_t{31}, size_t{300}}) {
+    Logits logits(size), made(size);
+    std::vector<uint8_t> allowed(size);
+    for (float& each : logits) each = static_cast<float>(random() % 9) - 4.0f;
+    for (uint8_t& each : allowed) each = random() % 2;
+    masked_logits(logits, allowed.data(), -kInfinity, made.data());
+    for (size_t i = 0; i < size; ++i) CHECK_EQUAL(made[i], allowed[i] ? logits[i] : -kInfinity);
+  }
+}
+
 void test_limits() {
   for (float bad : {-0.1f, 101.0f, kNan, kInfinity})
     CHECK_THROWS(Sampler({.temperature = bad}), std::invalid_argument, "temperature");
@@ -369,6 +381,7 @@ int main() {
   test_repetition_penalty();
   test_candidates();
   test_candidates_of_rows();
+  test_masked_logits();
   test_limits();
   return test::finish();
 }

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from hearth._native import masked
+
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 # The logit of a token that is not allowed: finite, since an infinite one means damaged weights.
-LOWEST = np.finfo(np.float32).min
+LOWEST = float(np.finfo(np.float32).min)
 
 
 def encode(mask: Mask) -> bytes:
@@ -37,7 +39,8 @@ def only(logits: F32, allowed: Mapping[int, Mask], first_id: int) -> F32:
     """
     if not allowed:
         return logits
-    masked = logits.copy()
+    limited = logits.copy()
     for row, mask in allowed.items():
-        masked[row, ~mask[first_id : first_id + logits.shape[1]]] = LOWEST
-    return masked
+        own = mask[first_id : first_id + logits.shape[1]]
+        limited[row] = masked(logits[row], own, LOWEST)
+    return limited

@@ -400,6 +400,29 @@ def test_strict_arguments() -> None:
     assert json.loads(call.function.arguments)["city"] in ("Bern", "Rome")
 
 
+def test_strict_arguments_of_tools_in_a_namespace() -> None:
+    text = '<tool_call>{"name": "home.weather", "arguments": {"town": 5}}</tool_call>'
+    inner = {"type": "function", **ENUM_TOOLS[0]["function"], "strict": True}
+    tools = [{"type": "namespace", "name": "home", "tools": [inner]}]
+    with root_of(text) as root:
+        body = {"model": "tiny", "input": "How warm?", "tools": tools, "max_output_tokens": 300}
+        made = httpx.post(f"{root.url}/v1/responses", json=body, timeout=60).json()
+    (call,) = (item for item in made["output"] if item["type"] == "function_call")
+    assert json.loads(call["arguments"])["city"] in ("Bern", "Rome")
+
+
+def test_strict_tools_are_accepted_where_the_form_of_calls_cannot_be_forced() -> None:
+    """As other servers have it: the call is read as the model writes it."""
+    text = '<|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>'
+    template = "{# <|tool_call>call: #}" + TOOL_TEMPLATE
+    tools = [{"type": "function", "function": {**ENUM_TOOLS[0]["function"], "strict": True}}]
+    with root_of(text, template) as root, openai_client(root) as client:
+        options: Any = {"tools": tools, "max_tokens": 300}
+        made: Any = client.chat.completions.create(model="tiny", messages=QUESTION, **options)
+    (call,) = made.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Oslo"}
+
+
 def test_a_long_call_comes_whole_and_the_client_hears_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -201,7 +201,7 @@ def test_drafts_do_not_change_a_constrained_answer() -> None:
     def sampler() -> tuple[ConstrainedSampler, Any]:
         matcher = structures.matcher(constraint)
         inner = native_sampler(Sampling(temperature=1.0), 5)
-        return ConstrainedSampler(inner, matcher, False), matcher
+        return ConstrainedSampler(inner, matcher), matcher
 
     one, matcher = sampler()
     alone: list[int] = []
@@ -231,7 +231,7 @@ def test_candidates_give_the_same_token_as_whole_rows() -> None:
             for cut in (False, True):
                 matcher = structures.matcher(Constraint(Kind.REGEX, "[a-m]+"))
                 inner = native_sampler(Sampling(temperature=1.0, top_k=top_k), seed)
-                chosen = ConstrainedSampler(inner, matcher, False)
+                chosen = ConstrainedSampler(inner, matcher)
                 if cut:
                     masked = np.where(matcher.mask(), row, -np.inf).astype(np.float32)
                     ids = np.argsort(-masked)[:20].astype(np.uint32)  # some are not allowed

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from constraints import ToolTokenizer, accepts, lark
 from hypothesis import given
 from hypothesis import strategies as st
 from serving_fakes import BOS, EOS, VOCAB, ByteTokenizer
@@ -28,18 +29,6 @@ SCHEMA = {
 }
 
 
-class ToolTokenizer(ByteTokenizer):
-    """A byte a token, and two control tokens more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vocab_size = VOCAB + 2
-        self.control_ids = {**self.control_ids, "<|tool|>": VOCAB, "<|end|>": VOCAB + 1}
-
-    def _name(self, token: int) -> str:
-        return {VOCAB: "<|tool|>", VOCAB + 1: "<|end|>"}.get(token) or super()._name(token)
-
-
 @pytest.fixture(scope="module")
 def structures() -> Iterator[Structures]:
     made = Structures(ToolTokenizer())
@@ -49,20 +38,6 @@ def structures() -> Iterator[Structures]:
 
 def schema(value: object) -> Constraint:
     return Constraint(Kind.JSON_SCHEMA, json.dumps(value))
-
-
-def lark(text: str) -> Constraint:
-    return Constraint(Kind.GRAMMAR, text)
-
-
-def accepts(matcher: Matcher, text: str | list[int]) -> bool:
-    """True if an answer may be `text`, and end there."""
-    tokens = list(text.encode()) if isinstance(text, str) else text
-    for token in tokens:
-        if not matcher.mask()[token]:
-            return False
-        matcher.accept(token)
-    return matcher.length is not None or bool(matcher.mask()[EOS])
 
 
 def written(matcher: Matcher, seed: int, most: int = 4000) -> str | None:
@@ -197,8 +172,8 @@ def test_tags_in_free_text(structures: Structures, control: bool) -> None:
     """The trigger of a tag, once it is written, must be followed by the tag."""
     trigger = "<|tool|>" if control else "<call"
     tags = [
-        Tag(trigger, f"{trigger}=add>", grammar.json_rule({"type": "integer"}), "</call>"),
-        Tag(trigger, f"{trigger}=say>", "/[a-z]+/", "</call>"),
+        Tag(trigger, f"{trigger}=add>", [grammar.json_rule({"type": "integer"})], "</call>"),
+        Tag(trigger, f"{trigger}=say>", ["/[a-z]+/"], "</call>"),
     ]
     controls = ToolTokenizer().control_ids
     head = [VOCAB] if control else list(b"<call")
@@ -237,7 +212,7 @@ def test_literal_text_in_grammars(text: str) -> None:
 
 def test_a_tag_begins_with_its_trigger() -> None:
     with pytest.raises(ValueError, match="does not begin with"):
-        Tag("<a", "<b", "")
+        Tag("<a", "<b")
 
 
 @pytest.mark.parametrize(

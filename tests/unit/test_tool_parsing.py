@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from call_formats import CODER, DSML, GLM, MINIMAX
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from hearth.root.api.tools.formats.gemma import GemmaCalls
 from hearth.root.api.tools.formats.json_calls import PLAIN, JsonCalls
 from hearth.root.api.tools.formats.named import ID, NamedCalls
 from hearth.root.api.tools.formats.pythonic import PythonicCalls
-from hearth.root.api.tools.formats.tagged import TaggedCalls
 from hearth.root.api.tools.parser import AnswerParser, Form, joined
 from hearth.root.api.tools.reasoning import Marks
 from hearth.root.api.tools.values import value_of
@@ -31,43 +31,6 @@ DEEPSEEK = NamedCalls(
     "<|calls end|>",
 )
 KIMI = NamedCalls("<|begin|>functions.", ":0<|args|>", "<|end|>", "<|section|>", "<|section end|>")
-CODER = TaggedCalls(
-    "<tool_call>\n<function=",
-    ">",
-    "<parameter=",
-    ">\n",
-    "\n</parameter>\n",
-    "</function>\n</tool_call>",
-)
-GLM = TaggedCalls(
-    "<tool_call>",
-    "",
-    "<arg_key>",
-    "</arg_key>\n<arg_value>",
-    "</arg_value>\n",
-    "</tool_call>",
-)
-MINIMAX = TaggedCalls(
-    '<invoke name="',
-    '">',
-    '<parameter name="',
-    '">',
-    "</parameter>\n",
-    "</invoke>",
-    "<calls>",
-    "</calls>",
-)
-DSML = TaggedCalls(
-    '<invoke name="',
-    '">',
-    '<parameter name="',
-    '" string="true">',
-    "</parameter>\n",
-    "</invoke>",
-    "<calls>",
-    "</calls>",
-    '" string="false">',
-)
 GEMMA = GemmaCalls()
 PYTHON = PythonicCalls("<|call|>", "<|end call|>")
 BARE_PYTHON = PythonicCalls()

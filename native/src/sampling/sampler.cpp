@@ -297,4 +297,8 @@ void best_candidates(std::span<const float> logits, size_t count, uint32_t first
   }
 }
 
+void masked_logits(std::span<const float> logits, const uint8_t* allowed, float value, float* out) {
+  for (size_t i = 0; i < logits.size(); ++i) out[i] = allowed[i] != 0 ? logits[i] : value;
+}
+
 }  // namespace hearth

@@ -43,6 +43,7 @@ from hearth.root.scheduling.batch import Limits
 from hearth.root.status.describe import waiting_reason
 
 if TYPE_CHECKING:
+    from hearth.root.api.tools.choice import Tools
     from hearth.root.api.tools.expected import Expected
     from hearth.v1.root_pb2 import ClusterStatus
 
@@ -340,6 +341,17 @@ class Frontend:
 
         tokenizer = self._engine.tokenizer
         return await self._in_thread(self._renderers, expected_of, tokenizer, given.tools, ids)
+
+    async def constrained(
+        self, sampling: Sampling, tools: "Tools", expected: "Expected | None"
+    ) -> Sampling:
+        """The sampling with the constraint that tools need. Raises HearthError."""
+        if expected is None:
+            return sampling
+        from hearth.root.api.tools.choice import constrained
+
+        # Grammars of 512 tools take a while.
+        return await self._in_thread(self._renderers, constrained, sampling, tools, expected)
 
     async def reasons(self) -> bool:
         """True if the model reasons before it answers."""

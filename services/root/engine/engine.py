@@ -172,7 +172,7 @@ class Engine:
             # The text is what the constraint allowed, also after half of a character.
             decoder = self.tokenizer.stream(visible=params.visible, strip_space=False)
             matcher = matcher or self.matcher(constraint)
-            sampler = ConstrainedSampler(sampler, matcher, params.sampling.adjusts)
+            sampler = ConstrainedSampler(sampler, matcher)
 
         def counted(event: Event) -> None:
             over = not isinstance(event, Delta)

@@ -6,14 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 
-import numpy as np
-import numpy.typing as npt
-
 from hearth.common.errors import HearthError
 from hearth.root.engine import errors, sampling
 from hearth.root.engine.delivery import Delivery
 from hearth.root.engine.interfaces import NO_LIMITS, Allowed, StepRunner
 from hearth.root.engine.request import Active
+from hearth.root.engine.structure.matching import Masks, Matcher
 from hearth.root.scheduling.batch import Batch, StepOutput
 
 log = logging.getLogger(__name__)
@@ -77,35 +75,25 @@ class Flights:
                 wanted.append(0 if several else active.params.candidates)
         # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
-        allowed = self._allowed(batch, candidates)
-        if allowed is None:
-            candidates, allowed = 0, NO_LIMITS
-        step = self._runner.submit(batch, candidates, hidden, allowed)
+        step = self._runner.submit(batch, candidates, hidden, self._allowed(batch, candidates))
         self._steps.append((batch, step))
         if not step.done():
             step.add_done_callback(lambda _: self._wake())
 
-    def _allowed(self, batch: Batch, candidates: int) -> Allowed | None:
-        """The allowed tokens of constrained rows; None where a constraint fails.
+    def _allowed(self, batch: Batch, candidates: int) -> Allowed:
+        """The allowed tokens of constrained rows; of whole rows none, which the sampler limits.
 
-        With whole rows they are found while the step is computed, and applied by the sampler. There
-        an error of a constraint ends its request.
+        They are computed in another thread, beside the step where its runner has one node.
         """
-        allowed: dict[int, npt.NDArray[np.bool_]] = {}
+        matchers: dict[int, Matcher] = {}
         row = 0
         for part in batch.sequences:
             active = self._requests.get(part.seq_id)
-            matcher = active.matcher if active is not None else None
-            if matcher is not None and part.outputs:
-                if not candidates:
-                    matcher.prepare()
-                else:
-                    try:
-                        allowed[row] = matcher.mask()
-                    except HearthError:
-                        return None
+            if active is not None and active.matcher is not None and part.outputs:
+                active.matcher.prepare()
+                matchers[row] = active.matcher
             row += part.outputs
-        return allowed
+        return Masks(matchers) if matchers and candidates else NO_LIMITS
 
     def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]]]:
         """Waits for the oldest step; returns its batch and the new tokens of its sequences.

@@ -20,16 +20,11 @@ from hearth.root.api.http.requests import (
     sampling,
     stops,
 )
-from hearth.root.api.http.tools import (
-    Tools,
-    claude_tools,
-    new_call_id,
-    template_variables,
-    thinking,
-)
+from hearth.root.api.http.tools import claude_tools, new_call_id, template_variables
 from hearth.root.api.json_text import loads
 from hearth.root.api.prompt import Conversation
 from hearth.root.api.spoken import Ended, Part
+from hearth.root.api.tools.choice import Tools, thinking
 from hearth.root.engine.mailbox import Done, Usage
 from hearth.root.scheduling.batch import FinishReason
 

@@ -29,11 +29,12 @@ from hearth.root.api.http.requests import (
     sampling,
     stops,
 )
-from hearth.root.api.http.tools import new_call_id, thinking, tools_of
+from hearth.root.api.http.tools import new_call_id, tools_of
 from hearth.root.api.infill import Infill
 from hearth.root.api.json_text import loads
 from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
 from hearth.root.api.spoken import Ended, Part
+from hearth.root.api.tools.choice import thinking
 
 if TYPE_CHECKING:
     from hearth.root.api.tools.events import ToolCall

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from hearth.converter.names import plain
 from hearth.root.api.answer import Answer
@@ -17,17 +16,14 @@ from hearth.root.api.http.call import Call
 from hearth.root.api.http.errors import bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.formats import constraint_of
-from hearth.root.api.http.tools import Tools
 from hearth.root.api.models import Models
 from hearth.root.api.prompt import Conversation, Input, TokenIds
+from hearth.root.api.tools.choice import Tools, stops_of
 from hearth.root.engine.mailbox import Usage
-from hearth.root.engine.params import MAX_STOPS, Sampling
+from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import FinishReason
 from hearth.root.status.activity import Activity
 from hearth.root.status.history import History
-
-if TYPE_CHECKING:
-    from hearth.root.api.tools.expected import Expected
 
 # Answers to one request. More than the root's places are refused there.
 MAX_CHOICES = 64
@@ -275,14 +271,14 @@ async def running(
             expected = None
             if isinstance(prompt, Conversation):
                 expected = await frontend.expected(prompt, ids)
-            chosen = _constrained(wanted, expected)
+            chosen = await frontend.constrained(wanted.sampling, wanted.tools, expected)
             room = frontend.room(len(ids))
             limit = wanted.max_tokens
             generation = Generation(
                 TokenIds(ids),
                 max_tokens=limit if limit is not None and limit <= room else 0,
                 sampling=chosen,
-                stop=_stops(wanted, expected),
+                stop=stops_of(wanted.stop, expected),
                 request_id=call.id,
                 top_logprobs=wanted.top_logprobs,
                 prefix_cache=wanted.prefix_cache,
@@ -294,28 +290,6 @@ async def running(
                 answer.expected, answer.one_call = expected, wanted.tools.one_call
                 answers.append(answer)
         yield answers
-
-
-def _stops(wanted: Wanted, expected: Expected | None) -> tuple[str, ...]:
-    """The request's stop texts, and those after which the model waits for a tool's result."""
-    own = expected.form.stops if expected is not None else ()
-    found = (*wanted.stop, *own)
-    return found if len(found) <= MAX_STOPS else wanted.stop
-
-
-def _constrained(wanted: Wanted, expected: Expected | None) -> Sampling:
-    """The sampling with the constraint that tools need. Raises HearthError."""
-    sampling, tools = wanted.sampling, wanted.tools
-    if expected is None:
-        return sampling
-    found = sampling.constraint
-    if tools.forced:
-        found = expected.forcing(tools.forced, tools.one_call)
-    elif found is None and tools.strict:
-        found = expected.checking()
-    elif found is not None and not found.after:
-        found = replace(found, after=expected.after)
-    return sampling if found is sampling.constraint else replace(sampling, constraint=found)
 
 
 def _numbered(sampling: Sampling, number: int) -> Sampling:

@@ -23,9 +23,10 @@ from hearth.root.api.http.requests import (
     sampling,
 )
 from hearth.root.api.http.response_items import Output
-from hearth.root.api.http.tools import Tools, template_variables, thinking, tools_of
+from hearth.root.api.http.tools import template_variables, tools_of
 from hearth.root.api.prompt import Conversation
 from hearth.root.api.spoken import Ended, Part
+from hearth.root.api.tools.choice import Tools, thinking
 
 Object = dict[str, Any]
 

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.tools.choice import MAX_TOOLS, Object, Tools, function, thinking
 from hearth.root.api.tools.values import MAX_NAME, is_name
 
-Object = dict[str, Any]
-
-MAX_TOOLS = 512
 # Names that templates have for other things.
 _RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
-_EFFORTS = {
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "high",
-    "max": "high",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The tools of a request. given: as templates take them; none where none may be called.
-
-    one_call: at most one call is wanted. forced: the answer must call one of these. strict:
-    arguments must have the form that their schemas describe.
-    """
-
-    given: Sequence[Object] = field(default_factory=list)
-    one_call: bool = False
-    forced: tuple[str, ...] = ()
-    strict: bool = False
 
 
 def tools_of(body: Fields) -> Tools:
@@ -47,9 +22,7 @@ def tools_of(body: Fields) -> Tools:
     """
     given = [*_functions(body, "")]
     _check_count(given)
-    strict = any(
-        (each.child("function") or each).raw("strict") is True for each in body.objects("tools")
-    )
+    strict = _strict(body)
     one = body.values.get("parallel_tool_calls") is False
     names = tuple(tool["function"]["name"] for tool in given)
     choice = body.raw("tool_choice")
@@ -112,14 +85,24 @@ def _known(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return (name,)
 
 
-def _functions(owner: Fields, space: str) -> Iterator[Object]:
-    for each in owner.objects("tools"):
+def _functions(body: Fields, space: str) -> Iterator[Object]:
+    for each in body.objects("tools"):
         kind = each.text("type", "function")
         if kind == "namespace":
             yield from _functions(each, f"{each.text('name')}.")
         elif kind == "function":
-            function = each.child("function") or each
-            yield _tool(function, space, function.child("parameters"))
+            owner = each.child("function") or each
+            yield _tool(owner, space, owner.child("parameters"))
+
+
+def _strict(body: Fields) -> bool:
+    """True if a tool, or one in a namespace, wants its schema kept."""
+    return any(
+        _strict(each)
+        if each.text("type", "function") == "namespace"
+        else (each.child("function") or each).raw("strict") is True
+        for each in body.objects("tools")
+    )
 
 
 def new_call_id(prefix: str) -> str:
@@ -127,24 +110,17 @@ def new_call_id(prefix: str) -> str:
     return prefix + secrets.token_hex(12)
 
 
-def _tool(function: Fields, space: str, parameters: Fields | None) -> Object:
-    name = space + function.text("name")
+def _tool(owner: Fields, space: str, parameters: Fields | None) -> Object:
+    name = space + owner.text("name")
     if not is_name(name):
-        place = function.place("name")
+        place = owner.place("name")
         raise bad_request(
             f"{place} is {name[:40]!r}; a tool's name has 1 to {MAX_NAME} characters, without "
             "spaces, quotes and brackets",
             place,
         )
     schema: Mapping[str, Any] = parameters.values if parameters is not None else {}
-    return {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": function.text("description"),
-            "parameters": dict(schema) or {"type": "object", "properties": {}},
-        },
-    }
+    return function(name, owner.text("description"), schema)
 
 
 def _check_count(given: Sequence[Object]) -> None:
@@ -160,11 +136,3 @@ def template_variables(body: Fields) -> Mapping[str, Any]:
         if name not in _RESERVED:
             found[name] = value
     return found
-
-
-def thinking(wish: bool | str) -> Object:
-    """Names by which templates switch reasoning; wish: on, off, or an effort."""
-    if isinstance(wish, str) and wish in _EFFORTS:
-        return {**thinking(True), "reasoning_effort": _EFFORTS[wish]}
-    on = wish not in (False, "none", "")
-    return {"enable_thinking": on, "thinking": on}

@@ -40,26 +40,34 @@ class Expected:
         Raises HearthError INVALID_ARGUMENT where the form of the model's calls cannot be forced.
         """
         most = 1 if one_call else MAX_FORCED_CALLS
-        tags = self._tags(names, "tool_choice")
+        tags = self._tags(names)
+        if tags is None:
+            raise invalid(
+                "tool_choice cannot be kept: this model writes calls in a form that is not "
+                "enforced; leave the choice to the model",
+                field="tool_choice",
+            )
         text = tagged(tags, self.control_ids, free=False, least=1, most=most)
         return Constraint(Kind.GRAMMAR, text, self.after, field="tools")
 
-    def checking(self) -> Constraint:
-        """The constraint under which calls have the arguments that their schemas describe."""
-        tags = self._tags([*self.tools], "strict")
+    def checking(self) -> Constraint | None:
+        """The constraint under which calls have the arguments that their schemas describe.
+
+        None where the form of the model's calls cannot be enforced.
+        """
+        tags = self._tags([*self.tools])
+        if tags is None:
+            return None
         text = tagged(tags, self.control_ids)
         return Constraint(Kind.GRAMMAR, text, self.after, field="tools")
 
-    def _tags(self, names: Sequence[str], field: str) -> list[Tag]:
+    def _tags(self, names: Sequence[str]) -> list[Tag] | None:
+        """The tools' calls; None where one of them has no tag."""
         tags: list[Tag] = []
         for name in names:
             tag = self.form.tag(name, _closed(self.tools[name]))
             if tag is None:
-                raise invalid(
-                    f"{field} cannot be kept: this model writes calls in a form that is not "
-                    "enforced; leave the choice to the model",
-                    field=field,
-                )
+                return None
             tags.append(tag)
         return tags
 

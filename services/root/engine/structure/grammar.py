@@ -1,7 +1,7 @@
 """Constraints as llguidance's grammars: JSON with one Lark grammar or JSON Schema for each part.
 
 Lark's rules, `%json`, special tokens as `<[id]>` and lazy rules are described in llguidance's
-docs/syntax.md. Grammars of code are written with `literal`, `json_rule` and `tagged`.
+docs/syntax.md. Grammars of code are written with `json_rule` and `tagged`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from hearth.converter.tokenizers.base import any_of
 from hearth.root.engine.structure.constraint import Constraint, Kind
@@ -29,16 +29,34 @@ _LARK = re.compile(r"^[ \t]*(%llguidance\b|start[ \t]*:(?!:))", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
+class Fixed:
+    """A text that must follow; names of control tokens in it stand for these."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpTo:
+    """Free text up to and with `end`, where it is met first."""
+
+    end: str
+
+
+# Lark, the right side of a rule, in pieces; texts are Lark as it stands.
+Piece: TypeAlias = str | Fixed | UpTo
+
+
+@dataclass(frozen=True, slots=True)
 class Tag:
     """A marked part of an answer, as a tool call is: `begin`, then `rule`, then `end`.
 
     trigger: the first part of `begin`; once free text has it, the rest of the tag must follow.
-    rule: Lark, the right side of a rule ("" for nothing).
+    rule: Lark, the right side of a rule (nothing for none).
     """
 
     trigger: str
     begin: str
-    rule: str
+    rule: Sequence[Piece] = ()
     end: str = ""
 
     def __post_init__(self) -> None:
@@ -46,28 +64,55 @@ class Tag:
             raise ValueError(f"the tag {self.begin!r} does not begin with {self.trigger!r}")
 
 
+class _Writer:
+    """Lark of a grammar's pieces, with the rules that they need. For one vocabulary."""
+
+    def __init__(self, control_ids: Mapping[str, int]) -> None:
+        self._control_ids = control_ids
+        self._names = any_of(control_ids)  # once: there may be a thousand names, and tools
+        self.rules: dict[str, str] = {}
+        self._ends: dict[str, str] = {}
+
+    def literal(self, text: str) -> str:
+        parts: list[str] = []
+        place = 0
+        for found in self._names.finditer(text) if self._names is not None else ():
+            id = self._control_ids[found.group()]
+            parts += [_quoted(text[place : found.start()]), f"<[{id}]>"]
+            place = found.end()
+        return _joined(*parts, _quoted(text[place:]))
+
+    def up_to(self, end: str) -> str:
+        """The name of a rule for free text up to and with `end`."""
+        name = self._ends.setdefault(end, f"up_to_{len(self._ends)}")
+        if name not in self.rules:
+            rule = self.literal(end)
+            # A control token is never a part of free text.
+            lazy = "[lazy]" if rule == _quoted(end) else ""
+            self.rules[name] = f"{name}{lazy}: {_FREE} {rule}"
+        return name
+
+    def written(self, pieces: Sequence[Piece]) -> str:
+        found: list[str] = []
+        for piece in pieces:
+            match piece:
+                case Fixed(text):
+                    found.append(self.literal(text))
+                case UpTo(end):
+                    found.append(self.up_to(end))
+                case _:
+                    found.append(piece)
+        return _joined(*found)
+
+
 def literal(text: str, control_ids: Mapping[str, int]) -> str:
     """Lark for a text, in which names of control tokens stand for these; "" for no text."""
-    names = any_of(control_ids)
-    parts: list[str] = []
-    place = 0
-    for found in names.finditer(text) if names is not None else ():
-        parts += [_quoted(text[place : found.start()]), f"<[{control_ids[found.group()]}]>"]
-        place = found.end()
-    return _joined(*parts, _quoted(text[place:]))
+    return _Writer(control_ids).literal(text)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """Lark for a document that a JSON Schema accepts."""
     return "%json " + json.dumps(_bounded(schema))
-
-
-def until(name: str, end: str, control_ids: Mapping[str, int]) -> str:
-    """A Lark rule for free text up to and with `end`, where it is met first."""
-    rule = literal(end, control_ids)
-    if rule == _quoted(end):
-        return f"{name}[lazy]: {_FREE} {rule}"
-    return f"{name}: {_FREE} {rule}"
 
 
 def tagged(
@@ -83,21 +128,21 @@ def tagged(
     free: any text may stand before, between and after the tags. In it the trigger of a tag begins
     one, as long as more tags are allowed.
     """
+    writer = _Writer(control_ids)
     groups: dict[str, list[str]] = {}
     for tag in tags:
         trigger = tag.trigger if free else ""
-        begin, end = (literal(x, control_ids) for x in (tag.begin[len(trigger) :], tag.end))
-        groups.setdefault(trigger, []).append(_joined(begin, tag.rule, end) or '""')
+        begin, end = (writer.literal(x) for x in (tag.begin[len(trigger) :], tag.end))
+        body = _joined(begin, writer.written(tag.rule), end) or '""'
+        groups.setdefault(trigger, []).append(body)
     rules: list[str] = []
     for number, (trigger, bodies) in enumerate(groups.items()):
-        if trigger:
-            rules.append(until(f"head_{number}", trigger, control_ids))
-        head = f"head_{number} " if trigger else ""
+        head = f"{writer.up_to(trigger)} " if trigger else ""
         rules.append(f"tag_{number}: {head}({' | '.join(bodies)})")
     choice = " | ".join(f"tag_{number}" for number in range(len(groups)))
     times = f"{{{least},{'' if most is None else most}}}"
     start = _joined(f"start: ({choice}){times}", _FREE if free else "")
-    return HEADER + "\n".join([start, *rules]) + "\n"
+    return HEADER + "\n".join([start, *rules, *writer.rules.values()]) + "\n"
 
 
 def of(constraint: Constraint, control_ids: Mapping[str, int]) -> str:
@@ -115,8 +160,9 @@ def of(constraint: Constraint, control_ids: Mapping[str, int]) -> str:
             body = {"lark_grammar": f"{HEADER}start: /{regex_to_lark(constraint.text, '')}/\n"}
         case Kind.GRAMMAR:
             body = {"lark_grammar": HEADER + _lark(constraint)}
-    before = until("before", constraint.after, control_ids) if constraint.after else ""
-    whole = f"{HEADER}start: {'before ' if before else ''}@body\n{before}\n"
+    writer = _Writer(control_ids)
+    before = f"{writer.up_to(constraint.after)} " if constraint.after else ""
+    whole = "\n".join([f"{HEADER}start: {before}@body", *writer.rules.values()]) + "\n"
     return json.dumps({"grammars": [{"lark_grammar": whole}, body | {"name": "body"}]})
 
 

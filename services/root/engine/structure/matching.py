@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -62,16 +62,22 @@ class Matcher:
         INVALID_ARGUMENT where the constraint needs more time or memory than it may.
         """
         if isinstance(self._mask, Future):
-            self._mask = self._mask.result()
+            # What the other thread has not begun is done sooner here.
+            self._mask = None if self._mask.cancel() else self._mask.result()
         if self._mask is None:
             self._mask = self._compute()
         return self._mask
 
     def prepare(self) -> None:
-        """Computes the mask in another thread, for `mask` to wait for."""
+        """Begins to compute the mask in another thread."""
         if self._mask is None:
             with suppress(RuntimeError):  # its model left memory meanwhile: `mask` computes
                 self._mask = self._threads.submit(self._compute)
+
+    @property
+    def every(self) -> Mask:
+        """A mask that allows every token: [vocab_size]."""
+        return np.ones(self._vocab_size, np.bool_)
 
     def accept(self, token: int) -> None:
         """Adds a token to the answer. Raises HearthError for one that is not allowed."""
@@ -97,6 +103,28 @@ class Matcher:
         if self._matcher.is_error():
             problem = f"after {self._count} tokens: {_line(self._matcher.get_error())}"
             raise self._constraint.refused(problem, {"tokens": self._count})
+
+
+class Masks(Mapping[int, Mask]):
+    """The allowed tokens of a step's output rows: [vocab_size] each, computed until it is read."""
+
+    def __init__(self, matchers: Mapping[int, Matcher]) -> None:
+        """matchers: by row."""
+        self._matchers = matchers
+
+    def __getitem__(self, row: int) -> Mask:
+        matcher = self._matchers[row]
+        try:
+            return matcher.mask()
+        except HearthError:
+            # Its request alone fails, when a token is sampled. The step is also that of others.
+            return matcher.every
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._matchers)
+
+    def __len__(self) -> int:
+        return len(self._matchers)
 
 
 class Structures:

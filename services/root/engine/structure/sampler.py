@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hearth._native import masked
 from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
 from hearth.root.engine.structure.matching import Matcher
 
@@ -11,11 +12,9 @@ from hearth.root.engine.structure.matching import Matcher
 class ConstrainedSampler:
     """A sampler of allowed tokens: the others count as impossible before anything is chosen."""
 
-    def __init__(self, inner: TokenSampler, matcher: Matcher, whole: bool) -> None:
-        """whole: `inner` needs whole rows of logits."""
+    def __init__(self, inner: TokenSampler, matcher: Matcher) -> None:
         self._inner = inner
         self._matcher = matcher
-        self._whole = whole
 
     def sample(self, logits: Logits, ids: Ids | None = None) -> int:
         """An allowed token of f32 [vocabulary] logits, or of candidates that are all allowed.
@@ -29,12 +28,10 @@ class ConstrainedSampler:
                 raise ValueError("none of the candidates is allowed by the constraint")
             return self._inner.sample(logits[keep], ids[keep])
         mask = mask[: len(logits)]
-        if self._whole:
-            return self._inner.sample(np.where(mask, logits, np.float32(-np.inf)))
-        allowed = np.flatnonzero(mask).astype(np.uint32)
-        if not allowed.size:
+        if not mask.any():
             raise ValueError("the constraint allows no token of this vocabulary")
-        return self._inner.sample(logits[allowed], allowed)
+        # A row with gaps, not a list of ids: the sampler would sort thousands of these.
+        return self._inner.sample(masked(logits, mask, -np.inf))
 
     def accept(self, token: int) -> None:
         """A token of the answer."""

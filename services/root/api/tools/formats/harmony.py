@@ -49,7 +49,7 @@ def tag(name: str, schema: Schema) -> Tag:
     """The part of an answer that is a call, to force it."""
     trigger = "<|channel|>commentary to=functions."
     begin = f"{trigger}{name} <|constrain|>json<|message|>"
-    return Tag(trigger, begin, json_rule(schema))
+    return Tag(trigger, begin, [json_rule(schema)])
 
 
 def _as_text(emit: Callable[[Event], None]) -> Callable[[Event], None]:

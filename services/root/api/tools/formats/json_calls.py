@@ -82,7 +82,7 @@ class JsonCalls(CallFormat):
     def tag(self, name: str, schema: Schema) -> Tag | None:
         before, after = self._around(name)
         trigger = self.section_open or self.open or before
-        return Tag(trigger, before, json_rule(schema), after)
+        return Tag(trigger, before, [json_rule(schema)], after)
 
     def _around(self, name: str) -> tuple[str, str]:
         """The texts before and after the arguments of a call."""

@@ -79,7 +79,7 @@ class NamedCalls(CallFormat):
     def tag(self, name: str, schema: Schema) -> Tag | None:
         before, after = self._around(name)
         trigger = self.section_open or self.open.partition(ID)[0]
-        return Tag(trigger, before, json_rule(schema), after) if trigger else None
+        return Tag(trigger, before, [json_rule(schema)], after) if trigger else None
 
     def _around(self, name: str) -> tuple[str, str]:
         """The texts before and after the arguments of a call."""

@@ -13,7 +13,7 @@ from hearth.root.api.tools.events import ToolCall, Tools
 from hearth.root.api.tools.formats.base import CallFormat, Schema
 from hearth.root.api.tools.source import Reading, Source
 from hearth.root.api.tools.values import arguments_text, is_name, object_of, value_of
-from hearth.root.engine.structure.grammar import Tag, json_rule
+from hearth.root.engine.structure.grammar import Fixed, Piece, Tag, UpTo, json_rule
 
 _MAX_NAME = 256
 _NAME_END = re.compile(r"[\s<\[]")
@@ -148,24 +148,24 @@ class TaggedCalls(CallFormat):
         return closed or not _tags(self.close)
 
     def tag(self, name: str, schema: Schema) -> Tag | None:
-        """A call whose arguments come in the schema's order; strings in it have no "<"."""
+        """A call whose arguments come in the schema's order."""
         begin = "".join([self.section_open, self.open, name, self.named])
         properties = schema.get("properties")
         if schema.keys() & {"$ref", "anyOf", "oneOf", "allOf"} and not properties:
             return None
         required = schema.get("required")
-        rules: list[str] = []
+        rule: list[Piece] = []
         for key, given in properties.items() if isinstance(properties, Mapping) else ():
-            rule = self._argument(key, given if isinstance(given, Mapping) else {}, schema)
+            argument = self._argument(key, given if isinstance(given, Mapping) else {}, schema)
             needed = isinstance(required, Sequence) and key in required
-            rules.append(rule if needed else f"({rule})?")
+            rule += argument if needed else ["(", *argument, ")?"]
         trigger = (self.section_open or self.open).strip()
         if not begin.startswith(trigger):
             return None
-        return Tag(trigger, begin, " ".join(rules), f"{self.close}{self.section_close}")
+        return Tag(trigger, begin, rule, f"{self.close}{self.section_close}")
 
-    def _argument(self, key: str, given: Schema, schema: Schema) -> str:
-        """Lark for one argument. Texts of tags are not control tokens here."""
+    def _argument(self, key: str, given: Schema, schema: Schema) -> list[Piece]:
+        """Lark for one argument."""
         choices = given.get("enum")
         close, after = self.key_close, self.value_close
         if given.get("type") != "string":
@@ -173,14 +173,16 @@ class TaggedCalls(CallFormat):
             definitions = {
                 name: schema[name] for name in ("$defs", "definitions") if name in schema
             }
-            rule = json_rule({**given, **definitions})
+            value: list[Piece] = [json_rule({**given, **definitions}), Fixed(after)]
         elif isinstance(choices, Sequence) and all(isinstance(each, str) for each in choices):
-            rule = "(" + " | ".join(json.dumps(each) for each in choices) + ")"
+            listed = " | ".join(json.dumps(each) for each in choices)
+            value = [f"({listed})", Fixed(after)]
         else:
-            # The pattern takes the end of the line before the closing tag, too.
-            rule, after = "/[^<]*/", after.lstrip()
-        before = f"{self.key_open}{key}{close}"
-        return f"{json.dumps(before)} {rule} {json.dumps(after)}"
+            # Any text without the closing tag, with which the reader ends it too. A line break
+            # before the tag is a part of that text.
+            tag = after.strip()
+            value = [UpTo(tag), Fixed(after[after.index(tag) + len(tag) :])]
+        return [Fixed(f"{self.key_open}{key}{close}"), *value]
 
     def written(self, name: str, arguments: str) -> str:
         parts = [self.section_open, self.open, name, self.named]
