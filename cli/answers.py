@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from hearth.cli.command import Options
+from hearth.cli.forms import Form, form_of
 
 if TYPE_CHECKING:
     from hearth.cli.session import Session
     from hearth.client import Client
     from hearth.client.client import GenerateStream
     from hearth.root.engine.mailbox import Delta, Done
+    from hearth.root.engine.structure.constraint import Constraint
 
 Messages = Sequence[dict[str, str]]
 
@@ -26,6 +28,8 @@ class Question:
     messages: Messages = ()
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    # Called with each piece of reasoning, which then is not part of the text; with messages.
+    on_reasoning: Callable[[str], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,19 @@ def open_model(options: Options, quiet: bool = False) -> Iterator[Model]:
         yield local
 
 
+def _constraint(form: Form) -> Constraint | None:
+    """The constraint of a form; None for any text."""
+    from hearth.root.engine.structure.constraint import Constraint, Kind
+
+    for name, text in form.items():
+        return Constraint(Kind(name), str(text), field=f"--{name.replace('_', '-')}")
+    return None
+
+
+def _ignore(text: str) -> None:
+    """A piece of reasoning that nobody wants."""
+
+
 class _LocalModel:
     """A model that runs in this process."""
 
@@ -102,7 +119,7 @@ class _LocalModel:
         self.context_size = 0
         self.has_chat_template = False
         self.load_seconds = 0.0
-        self._sampling = sampling_of(options)
+        self._sampling = replace(sampling_of(options), constraint=_constraint(form_of(options)))
         self._max_tokens = options.max_tokens
         stop = tuple(getattr(options, "stop", ()))
         GenerateParams((), self._max_tokens, self._sampling, stop)
@@ -116,30 +133,44 @@ class _LocalModel:
 
     def ask(self, question: Question) -> Answer:
         """Begin an answer. Errors come when it is read."""
-        return _LocalAnswer(self._events(question))
+        return _LocalAnswer(self._events(question), question.on_reasoning)
 
     def _events(self, question: Question) -> Iterator[Delta | Done]:
         from hearth.root.api.prompt import Conversation, Prompt, input_ids
+        from hearth.root.api.spoken import Listener
+        from hearth.root.api.tools.choice import Tools, constrained, stops_of
+        from hearth.root.api.tools.expected import expected_of
+        from hearth.root.engine.mailbox import Done
         from hearth.root.engine.params import GenerateParams
 
         engine = self._session.engine
         given = Conversation(question.messages) if question.messages else Prompt(question.text)
+        ids = input_ids(engine.tokenizer, given, self.context_size)
+        expected = None
+        if question.messages and question.on_reasoning is not None:
+            expected = expected_of(engine.tokenizer, None, ids)
         params = GenerateParams(
-            prompt=input_ids(engine.tokenizer, given, self.context_size),
+            prompt=ids,
             max_tokens=self._max_tokens,
-            sampling=self._sampling,
-            stop=tuple(question.stop),
+            sampling=constrained(self._sampling, Tools(), expected),
+            stop=stops_of(tuple(question.stop), expected),
             ignore_eos=question.ignore_eos,
+            visible=expected.visible if expected is not None else frozenset(),
         )
-        yield from engine.generate(params)
+        listener = Listener(expected)
+        for event in engine.generate(params):
+            yield from listener.done(event) if isinstance(event, Done) else listener.delta(event)
 
 
 class _LocalAnswer:
     """An answer of the engine in this process."""
 
-    def __init__(self, events: Iterator[Delta | Done]) -> None:
+    def __init__(
+        self, events: Iterator[Delta | Done], on_reasoning: Callable[[str], object] | None
+    ) -> None:
         self.ended: Ended | None = None
         self._events = events
+        self._on_reasoning = on_reasoning
 
     def __iter__(self) -> Iterator[str]:
         from hearth.root.engine.mailbox import Done
@@ -157,7 +188,10 @@ class _LocalAnswer:
                 )
             else:
                 ids.extend(event.token_ids)
-                yield event.text
+                if self._on_reasoning is not None and (thought := getattr(event, "reasoning", "")):
+                    self._on_reasoning(thought)
+                if event.text:
+                    yield event.text
 
     def cancel(self) -> None:
         """End the request: closing the engine's iterator does."""
@@ -172,6 +206,7 @@ class _RemoteModel:
     def __init__(self, client: Client, options: Options) -> None:
         self._client = client
         self._options = options
+        self._form = form_of(options)
         self._facts: tuple[str, int, bool] | None = None
         self.load_seconds = 0.0
 
@@ -215,6 +250,9 @@ class _RemoteModel:
             stop=question.stop,
             ignore_eos=question.ignore_eos,
             on_waiting=show_waiting,
+            separate_reasoning=question.on_reasoning is not None and bool(question.messages),
+            on_reasoning=question.on_reasoning or _ignore,
+            **self._form,
         )
         return _RemoteAnswer(stream)
 

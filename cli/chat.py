@@ -16,6 +16,7 @@ _COMMANDS = {
     "/system": "TEXT: instructions for the model from now on; without TEXT, show them",
     "/clear": "forget the conversation; the system message stays",
     "/retry": "ask the last question again",
+    "/reasoning": "show the model's reasoning, or fold it",
 }
 # Words that people type to leave; alone, they are not sent to the model.
 _LEAVING = {"exit", "quit", "bye", "/quit", "/bye", "/q", ":q"}
@@ -42,7 +43,7 @@ def command() -> Command:
         common.generation(params, temperature=0.7, top_p=0.9),
         help="Talk with a model in the terminal. Without a terminal, every line of standard input "
         "is a message.",
-        one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY),
+        one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY, common.FORMS),
         needed=(common.NEEDS_SOURCE,),
     )
 
@@ -51,7 +52,7 @@ def run(options: Options) -> int:
     """Read messages until the input ends; 0. Without a terminal an error ends it."""
     interactive = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     with open_model(options) as model:
-        chat = Chat(model, options.system or "")
+        chat = Chat(model, options.system or "", show_reasoning=interactive)
         if not model.has_chat_template:
             output.note("This model has no chat template: it continues your text.")
         if interactive:
@@ -65,8 +66,10 @@ def run(options: Options) -> int:
 class Chat:
     """A conversation with a model: asks, prints the answers, remembers the turns."""
 
-    def __init__(self, model: Model, system: str = "") -> None:
+    def __init__(self, model: Model, system: str = "", show_reasoning: bool = False) -> None:
         self.model = model
+        # Shown dim, before the answer; else folded to a note.
+        self.show_reasoning = show_reasoning
         self.conversation = Conversation(model.context_size, system)
         # The last message, for /retry.
         self.question = ""
@@ -97,19 +100,26 @@ class Chat:
         self.ask(self.question)
 
     def _answer(self, question: str, dropped: int) -> None:
+        thoughts: list[str] = []
+
+        def think(text: str) -> None:
+            thoughts.append(text)
+            if self.show_reasoning:
+                output.dim(text)
+
         asked = (
-            Question(messages=self.conversation.messages(question))
+            Question(messages=self.conversation.messages(question), on_reasoning=think)
             if self.model.has_chat_template
             else Question(self.conversation.text(question))
         )
         answer = self.model.ask(asked)
         texts: list[str] = []
         try:
-            self._print(answer, texts, dropped)
+            self._print(answer, texts, dropped, thoughts)
         except KeyboardInterrupt:
             answer.cancel()
         except Exception:
-            if texts:
+            if texts or (thoughts and self.show_reasoning):
                 output.line()  # the error gets a line of its own
             raise
         output.line()
@@ -123,8 +133,10 @@ class Chat:
                 )
         self.conversation.add(question, "".join(texts), used)
 
-    def _print(self, answer: Answer, texts: list[str], dropped: int) -> None:
+    def _print(self, answer: Answer, texts: list[str], dropped: int, thoughts: list[str]) -> None:
         for text in answer:
+            if not texts and thoughts:
+                self._end_reasoning(thoughts)
             if not texts and dropped:
                 turns = "turn" if dropped == 1 else f"{dropped} turns"
                 output.note(
@@ -133,6 +145,13 @@ class Chat:
                 )
             texts.append(text)
             output.write(text)
+
+    def _end_reasoning(self, thoughts: list[str]) -> None:
+        if self.show_reasoning:
+            output.write("\n\n")
+        else:
+            words = len("".join(thoughts).split())
+            output.note(f"(reasoning of {words} words; /reasoning shows it)")
 
 
 def talk(chat: Chat) -> int:
@@ -177,7 +196,7 @@ def _obey(chat: Chat, line: str) -> None:
     name, text = name.lower(), text.strip()
     if name == "/help":
         for command_name, meaning in _COMMANDS.items():
-            output.note(f"{command_name:8} {meaning}")
+            output.note(f"{command_name:10} {meaning}")
         output.note(_KEYS)
     elif name == "/system" and text:
         chat.conversation.system = text
@@ -187,6 +206,9 @@ def _obey(chat: Chat, line: str) -> None:
     elif name == "/clear":
         chat.conversation.clear()
         output.note("(the conversation is forgotten)")
+    elif name == "/reasoning":
+        chat.show_reasoning = not chat.show_reasoning
+        output.note(f"(reasoning is {'shown' if chat.show_reasoning else 'folded'} from now on)")
     elif name == "/retry" and chat.question:
         chat.retry()
     elif name == "/retry":

@@ -59,7 +59,7 @@ def command() -> Command:
         run,
         common.generation(params),
         help="Print the text that a model makes from a prompt.",
-        one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY),
+        one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY, common.FORMS),
         needed=(common.NEEDS_SOURCE,),
         too_many="; a prompt follows --prompt (-p), in quotes",
     )

@@ -158,6 +158,7 @@ def generation(
     return [
         *source(),
         *own,
+        *form(),
         *sampling(temperature, top_p),
         *cluster(by_root=True),
         *local_nodes(by_root=True),
@@ -559,6 +560,34 @@ def max_tokens(text: str) -> Option:
         group=TEXT,
         help=text,
     )
+
+
+# Of these, one at most.
+FORMS = ("json_schema", "grammar", "regex")
+
+
+def form() -> Params:
+    """The form of an answer, which no token leaves."""
+    return [
+        Option(
+            "--json-schema",
+            metavar="FILE|JSON",
+            group=TEXT,
+            help="the answer is a JSON document that this JSON Schema accepts",
+        ),
+        Option(
+            "--grammar",
+            metavar="FILE",
+            group=TEXT,
+            help="the answer follows this grammar: llama.cpp's GBNF, or llguidance's Lark",
+        ),
+        Option(
+            "--regex",
+            metavar="REGEX",
+            group=TEXT,
+            help="the whole answer matches this regular expression",
+        ),
+    ]
 
 
 def sampling(temperature: float = 0.0, top_p: float = 1.0) -> Params:

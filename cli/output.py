@@ -46,6 +46,17 @@ def write(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {reason}") from None
 
 
+def dim(text: str) -> None:
+    """Write text that is less important: dim, where the terminal can. Raises as `write` does."""
+    written = for_stdout(text)
+    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        write(text)
+        return
+    with suppress(OSError, ValueError):
+        sys.stdout.write(f"\x1b[2m{written}\x1b[0m")
+    write("")
+
+
 def line(text: str = "") -> None:
     """Write a line of a result. Raises OutputError, BrokenPipeError."""
     write(f"{text}\n")

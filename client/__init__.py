@@ -26,7 +26,7 @@ from hearth.client.errors import (
     Unreachable,
     WorkerLost,
 )
-from hearth.client.messages import FinishReason, Usage
+from hearth.client.messages import FinishReason, ToolCall, Usage
 
 __all__ = [
     "AsyncClient",
@@ -44,6 +44,7 @@ __all__ = [
     "PermissionDenied",
     "QueueFull",
     "ShuttingDown",
+    "ToolCall",
     "Unauthenticated",
     "Unreachable",
     "Usage",

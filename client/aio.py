@@ -1,7 +1,7 @@
 """The asyncio client: the methods of `Client`, as coroutines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -12,6 +12,7 @@ from hearth.client.connection import Options, Reconnecting
 from hearth.client.errors import cancelled, from_rpc_error
 from hearth.client.messages import (
     GenerateOptions,
+    Message,
     detokenize_request,
     embed_request,
     tokenize_request,
@@ -82,7 +83,7 @@ class AsyncClient(BaseClient[AsyncGenerateStream]):
         prompt: str | None = None,
         *,
         tokens: Iterable[int] | None = None,
-        messages: Iterable[Mapping[str, str]] | None = None,
+        messages: Iterable[Message] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> str:
         """Return the whole text of `generate`."""

@@ -1,10 +1,10 @@
 """Settings, requests and progress, shared by the synchronous and the asyncio client."""
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, Generic, Literal, TypeVar, Unpack
 
 import grpc
 
@@ -19,7 +19,9 @@ from hearth.client.connection import (
 from hearth.client.messages import (
     FinishReason,
     GenerateOptions,
+    Message,
     Progress,
+    ToolCall,
     Usage,
     generate_request,
 )
@@ -27,6 +29,7 @@ from hearth.v1 import root_pb2, root_pb2_grpc
 
 # Metadata of Generate: the request's name in the root's log.
 _REQUEST_ID = "hearth-request-id"
+_HOOKS: tuple[Literal["on_waiting", "on_reasoning"], ...] = ("on_waiting", "on_reasoning")
 
 
 class BaseStream:
@@ -59,6 +62,26 @@ class BaseStream:
     def usage(self) -> Usage | None:
         """Tokens and seconds used; None until the iteration has ended."""
         return self._progress.usage
+
+    @property
+    def reasoning(self) -> str:
+        """Reasoning received so far, where it was asked for apart from the text."""
+        return "".join(self._progress.reasoning)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """Calls of tools received so far, each of them whole."""
+        return self._progress.tool_calls
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer so far as a message, to continue the conversation with."""
+        made: dict[str, Any] = {"role": "assistant", "content": "".join(self._progress.texts)}
+        if self.reasoning:
+            made["reasoning"] = self.reasoning
+        if self.tool_calls:
+            made["tool_calls"] = list(self.tool_calls)
+        return made
 
     def cancel(self) -> None:
         """Stop the work on the cluster within one step; the iteration raises Cancelled."""
@@ -117,7 +140,7 @@ class BaseClient(Generic[Stream]):
         prompt: str | None = None,
         *,
         tokens: Iterable[int] | None = None,
-        messages: Iterable[Mapping[str, str]] | None = None,
+        messages: Iterable[Message] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream:
         """Stream text after a prompt, token ids, or a conversation of {"role", "content"}.
@@ -126,11 +149,19 @@ class BaseClient(Generic[Stream]):
         """
         request = generate_request(prompt, tokens, messages, options)
         limit = options.get("timeout")
-        on_waiting = [options["on_waiting"]] if "on_waiting" in options else []
+        hooks = {name: options[name] for name in _HOOKS if name in options}
         request_id = options.get("request_id") or secrets.token_hex(6)
         metadata = (*(self._metadata or ()), (_REQUEST_ID, request_id))
         start = partial(self._stub.Generate, request, timeout=limit, metadata=metadata)
-        return self._stream_type(start, self.address, Progress(*on_waiting), request_id)
+        return self._stream_type(start, self.address, Progress(**hooks), request_id)
+
+    def chat(self, messages: Iterable[Message], **options: Unpack[GenerateOptions]) -> Stream:
+        """Stream the answer to a conversation, without its reasoning; see `generate`.
+
+        The stream's `tool_calls`, `reasoning` and `message` are complete when its iteration ends.
+        """
+        options.setdefault("separate_reasoning", True)
+        return self.generate(messages=messages, **options)
 
     def _open(
         self, address: str, credentials: grpc.ChannelCredentials | None, options: Options

@@ -1,7 +1,7 @@
 """The synchronous client."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -12,6 +12,7 @@ from hearth.client.connection import Options, Reconnecting
 from hearth.client.errors import from_rpc_error
 from hearth.client.messages import (
     GenerateOptions,
+    Message,
     detokenize_request,
     embed_request,
     tokenize_request,
@@ -77,7 +78,7 @@ class Client(BaseClient[GenerateStream]):
         prompt: str | None = None,
         *,
         tokens: Iterable[int] | None = None,
-        messages: Iterable[Mapping[str, str]] | None = None,
+        messages: Iterable[Message] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> str:
         """Return the whole text of `generate`."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import grpc
 
@@ -36,6 +36,21 @@ class Usage:
     cached_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made. arguments: a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The arguments as Python values."""
+        found: dict[str, Any] = json.loads(self.arguments)
+        return found
+
+
 class GenerateOptions(TypedDict, total=False):
     """Options of `generate`; the root has defaults for all of them.
 
@@ -50,6 +65,13 @@ class GenerateOptions(TypedDict, total=False):
 
     One of these gives the text a form, which no token leaves: json_object (True), json_schema (a
     mapping, or JSON), regex, grammar (llama.cpp's GBNF, or llguidance's Lark).
+
+    With messages: tools are functions that the model may call. Each is a mapping with name,
+    description and parameters (a JSON Schema), alone or in OpenAI's form under "function". strict
+    (True) in one holds its arguments to the schema. tool_choice: "auto", "none", "required", or
+    the name of a tool. one_call: at most one call. separate_reasoning: reasoning is not part of
+    the text; with tools it never is. thinking: switches reasoning on or off where the model's
+    template can. on_reasoning: called with each piece of it.
     """
 
     max_tokens: int
@@ -69,7 +91,17 @@ class GenerateOptions(TypedDict, total=False):
     json_schema: Mapping[str, object] | str | None
     regex: str | None
     grammar: str | None
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str
+    one_call: bool
+    separate_reasoning: bool
+    thinking: bool | None
+    on_reasoning: Callable[[str], object]
 
+
+# A message of a conversation: role and content; of an assistant also "tool_calls" (of ToolCall, or
+# in OpenAI's form) and "reasoning"; of a tool also "tool_call_id" and "name".
+Message = Mapping[str, Any]
 
 _POOLINGS = {
     "": root_pb2.POOLING_UNSPECIFIED,
@@ -83,7 +115,7 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "se
 def generate_request(
     prompt: str | None,
     tokens: Iterable[int] | None,
-    messages: Iterable[Mapping[str, str]] | None,
+    messages: Iterable[Message] | None,
     options: GenerateOptions,
 ) -> root_pb2.GenerateRequest:
     """The message. Raises TypeError unless one input is given, InvalidArgument for bad values."""
@@ -99,12 +131,13 @@ def generate_request(
         elif messages is not None:
             request.conversation.SetInParent()
             for message in messages:
-                request.conversation.messages.add(**message)
+                _add_message(request.conversation, message)
         stop = options.get("stop", ())
         request.stop.extend([stop] if isinstance(stop, str) else stop)
         request.max_tokens = options.get("max_tokens", 0)
         request.ignore_eos = options.get("ignore_eos", False)
         request.model = options.get("model", "")
+        _add_tools(request, options)
     except (ValueError, TypeError) as error:
         # Numbers out of a field's range and text that is not UTF-8 never reach the root.
         raise _invalid(str(error)) from error
@@ -120,6 +153,48 @@ def generate_request(
     if unknown:
         raise TypeError(f"generate() has no option {', '.join(sorted(unknown))}")
     return request
+
+
+def _add_message(conversation: root_pb2.Conversation, message: Message) -> None:
+    """Adds a message. Raises TypeError and ValueError for what the message cannot hold."""
+    given = {name: value for name, value in message.items() if value is not None}
+    calls = given.pop("tool_calls", ())
+    added = conversation.messages.add(**given)
+    for call in calls:
+        if isinstance(call, ToolCall):
+            added.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
+            continue
+        function = call.get("function", call)
+        arguments = function.get("arguments", "")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        added.tool_calls.add(id=call.get("id", ""), name=function["name"], arguments=text)
+
+
+def _add_tools(request: root_pb2.GenerateRequest, options: GenerateOptions) -> None:
+    """Sets tools and reasoning. Raises TypeError and ValueError."""
+    for tool in options.get("tools", ()):
+        function = tool.get("function", tool)
+        parameters = function.get("parameters") or {}
+        request.tools.add(
+            name=function.get("name", ""),
+            description=function.get("description") or "",
+            parameters=parameters if isinstance(parameters, str) else json.dumps(parameters),
+            strict=bool(function.get("strict", tool.get("strict"))),
+        )
+    match options.get("tool_choice", "auto"):
+        case "auto":
+            pass
+        case "none":
+            request.tool_choice.none = True
+        case "required":
+            request.tool_choice.required = True
+        case name:
+            request.tool_choice.name = name
+    request.one_call = options.get("one_call", False)
+    request.separate_reasoning = options.get("separate_reasoning", False)
+    thinking = options.get("thinking")
+    if thinking is not None:
+        request.thinking = thinking
 
 
 def embed_request(
@@ -188,17 +263,33 @@ def detokenize_request(ids: Iterable[int]) -> root_pb2.DetokenizeRequest:
 class Progress:
     """The received part of one generation."""
 
-    def __init__(self, on_waiting: Callable[[str], object] = lambda reason: None) -> None:
+    def __init__(
+        self,
+        on_waiting: Callable[[str], object] = lambda reason: None,
+        on_reasoning: Callable[[str], object] = lambda text: None,
+    ) -> None:
         self._on_waiting = on_waiting
+        self._on_reasoning = on_reasoning
         self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.tool_calls: list[ToolCall] = []
         self.finish_reason: FinishReason | None = None
         self.usage: Usage | None = None
 
     def add(self, response: root_pb2.GenerateResponse) -> str:
         """Add a message; returns its text, which may be empty."""
         if response.HasField("delta"):
-            self.token_ids.extend(response.delta.token_ids)
-            return response.delta.text
+            delta = response.delta
+            self.token_ids.extend(delta.token_ids)
+            for call in delta.tool_calls:
+                self.tool_calls.append(ToolCall(call.id, call.name, call.arguments))
+            if delta.reasoning:
+                self.reasoning.append(delta.reasoning)
+                self._on_reasoning(delta.reasoning)
+            if delta.text:
+                self.texts.append(delta.text)
+            return delta.text
         if response.HasField("waiting"):
             self._on_waiting(response.waiting.reason)
         if response.HasField("done"):

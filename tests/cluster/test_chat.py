@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import stat
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import clean_environ
-from serving_fakes import EOS, FakeRunner, Root
+from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, Root
 from terminals import CTRL_C, CTRL_D, ENTER, HEARTH, LEFT, UP, TerminalCommand, press
 
 SECONDS = 60
@@ -160,3 +162,54 @@ def test_an_error_ends_a_pipe(root: Root) -> None:
     done = piped(root, "y" * 500 + "\none\n")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("hearth: the prompt has ")
+
+
+THINKING = "<think>Well then.</think>Hello."
+
+
+def thinking(history: tuple[int, ...]) -> int:
+    """Answers THINKING."""
+    said = bytes(token for token in history if token < 256)
+    place = len(said) - said.rindex(b"[assistant]") - len(b"[assistant]")
+    return THINKING.encode()[place] if place < len(THINKING) else EOS
+
+
+@pytest.fixture
+def thinker() -> Iterator[Root]:
+    with Root(FakeRunner(thinking), chat_template=TOOL_TEMPLATE, context_size=400) as root:
+        yield root
+
+
+def test_reasoning_is_shown_or_folded(thinker: Root, chat: Chat) -> None:
+    child = chat(thinker)
+    press(child, "hi", ENTER)
+    child.expect("Well then[.]")
+    child.expect("Hello[.]")
+    press(child, "/reasoning", ENTER)
+    child.expect("folded from now on")
+    press(child, "hi", ENTER)
+    child.expect("reasoning of 2 words")
+    child.expect("Hello[.]")
+    press(child, "/reasoning", ENTER)
+    child.expect("shown from now on")
+
+
+def test_reasoning_is_not_part_of_piped_answers(thinker: Root) -> None:
+    done = piped(thinker, "hi\n")
+    assert (done.returncode, done.stdout) == (0, "Hello.\n")
+
+
+def test_forms_of_answers(thinker: Root, tmp_path: Path) -> None:
+    def answer(*options: str) -> str:
+        done = piped(thinker, "hi\n", *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": ["red", "green"]}))
+    for given in (str(schema), json.dumps({"enum": ["red", "green"]})):
+        assert json.loads(answer("--json-schema", given)) in ("red", "green")
+    grammar = tmp_path / "answer.gbnf"
+    grammar.write_text('root ::= "yes" | "no"\n')
+    assert answer("--grammar", str(grammar)) in ("yes\n", "no\n")
+    assert re.fullmatch("[0-9]{3}\n", answer("--regex", "[0-9]{3}"))

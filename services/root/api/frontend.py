@@ -326,19 +326,25 @@ class Frontend:
             async for event in answer:
                 yield event
 
-    async def prompt_ids(self, given: Input) -> tuple[int, ...]:
+    async def prompt_ids(self, given: Input, deadline: float | None = None) -> tuple[int, ...]:
         """Token ids of an input, for several requests of the same. Raises HearthError."""
         if self._shutting_down:
             raise errors.shutting_down()
-        return await self._input_ids(given, None)
+        return await self._input_ids(given, deadline)
 
-    async def expected(self, given: Conversation, ids: Sequence[int]) -> "Expected | None":
-        """The form of the answers to a conversation whose prompt has these ids; None: plain text.
+    def check(self, request: Generation, ids: tuple[int, ...]) -> None:
+        """Raise HearthError for what `submit` would refuse of a prompt with these ids."""
+        self._engine.check(request.params(ids))
+
+    async def expected(self, given: Input, ids: Sequence[int]) -> "Expected | None":
+        """The form of the answers to an input whose prompt has these ids; None: plain text.
 
         Raises HearthError.
         """
         from hearth.root.api.tools.expected import expected_of
 
+        if not isinstance(given, Conversation):
+            return None
         tokenizer = self._engine.tokenizer
         return await self._in_thread(self._renderers, expected_of, tokenizer, given.tools, ids)
 

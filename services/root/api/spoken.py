@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hearth.root.engine.mailbox import Delta, Done
+from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.scheduling.batch import FinishReason
 
 if TYPE_CHECKING:
@@ -45,6 +45,16 @@ class Listener:
         self._one_call = one_call
         self._called = False
         self._reasoning_tokens = 0
+
+    def heard(self, event: Delta | Waiting | Done) -> Iterator[Part | Waiting | Ended]:
+        """The parts of any event."""
+        match event:
+            case Waiting():
+                yield event
+            case Done():
+                yield from self.done(event)
+            case _:
+                yield from self.delta(event)
 
     def delta(self, delta: Delta) -> Iterator[Part]:
         """The parts of new text. The first has the tokens and scores; there is one at least."""

@@ -14,9 +14,17 @@ from typing import Any
 from hearth.common.errors import HearthError, Reason
 from hearth.common.types import WEIGHT
 from hearth.converter.names import plain
+from hearth.root.api.conversing import converse
 from hearth.root.api.frontend import Frontend, Generation
+from hearth.root.api.grpc.conversations import (
+    conversation_of,
+    delta_of,
+    talks,
+    tools_of,
+)
 from hearth.root.api.models import Models
-from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
+from hearth.root.api.prompt import Input, Prompt, TokenIds
+from hearth.root.api.spoken import Listener
 from hearth.root.engine.mailbox import Delta, Done, Waiting
 from hearth.root.engine.params import Sampling
 from hearth.root.engine.structure.constraint import Constraint, Kind
@@ -64,12 +72,21 @@ class RootService(root_pb2_grpc.RootServiceServicer):
         remaining = context.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         generation = replace(_generation(request), request_id=_request_id(context))
-        frontend = await self._of(request.model)
-        with await frontend.submit(generation, deadline=deadline) as answer:
+        if talks(request):
+            tools = await asyncio.to_thread(tools_of, request)  # schemas may be megabytes
+            generation = replace(generation, input=conversation_of(request, tools))
+            frontend = await self._of(request.model)
+            answer = await converse(frontend, generation, tools, deadline=deadline)
+        else:
+            frontend = await self._of(request.model)
+            answer = await frontend.submit(generation, deadline=deadline)
+        with answer:
             await context.send_initial_metadata(((REQUEST_ID, answer.request_id),))
+            listener = Listener(answer.expected, one_call=answer.one_call)
             async for event in answer:
                 # Waits while the client is slow; deltas made meanwhile are merged.
-                await context.write(_response(event))
+                for part in listener.heard(event):
+                    await context.write(_response(part))
 
     async def Tokenize(  # noqa: N802
         self, request: root_pb2.TokenizeRequest, context: Context
@@ -212,8 +229,7 @@ def _input(request: root_pb2.GenerateRequest) -> Input:
         case "tokens":
             return TokenIds(request.tokens.ids)
         case "conversation":
-            messages = request.conversation.messages
-            return Conversation({"role": m.role, "content": m.content} for m in messages)
+            return conversation_of(request)
         case "prompt":
             return Prompt(request.prompt)
     raise HearthError(
@@ -236,8 +252,7 @@ def _response(event: Delta | Waiting | Done) -> root_pb2.GenerateResponse:
         waiting = root_pb2.GenerateWaiting(reason=event.reason)
         return root_pb2.GenerateResponse(waiting=waiting)
     if isinstance(event, Delta):
-        delta = root_pb2.GenerateDelta(text=event.text, token_ids=event.token_ids)
-        return root_pb2.GenerateResponse(delta=delta)
+        return root_pb2.GenerateResponse(delta=delta_of(event))
     usage = event.usage
     return root_pb2.GenerateResponse(
         done=root_pb2.GenerateDone(
