@@ -12,6 +12,7 @@ from typing import Any
 from hearth.converter.errors import ModelError
 from hearth.converter.families import family_of_config
 from hearth.converter.families.base import Family
+from hearth.converter.families.neutral import refuse_flags, refuse_unread
 from hearth.converter.families.settings import Settings
 from hearth.converter.files import check_pointer
 from hearth.converter.quantized import quantization
@@ -103,6 +104,7 @@ def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
     """
     config = Settings(raw)
     family = family_of_config(config)
+    refuse_flags(config, family)
     text = raw.get("text_config")
     if isinstance(text, dict):
         kind = text.get("model_type", family.model_types[0])
@@ -120,6 +122,7 @@ def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
             "or a GGUF file of it"
         )
     quantization(raw)
+    refuse_unread(config, family)
     assert family.config is not None
     return family, family.config(config, name)
 

@@ -169,6 +169,8 @@ class Family:
     classes: tuple[str, ...] = ()
     # (config.json, the model's name) -> its shape.
     config: Callable[[Settings, str], ModelSpec] | None = None
+    # Settings of config.json that it reads, of those that neutral.py refuses otherwise.
+    reads: tuple[str, ...] = ()
     tensors: Names = field(default_factory=dict)
     # Before the names of all tensors but the head's; some files leave it out.
     prefix: str = "model."

@@ -348,6 +348,7 @@ FAMILIES = (
         name="GLM-4.7-Flash",
         model_types=("glm4_moe_lite",),
         classes=("Glm4MoeLiteForCausalLM",),
+        reads=("partial_rotary_factor",),
         config=_glm,
         tensors=_NAMES,
         further_layers=1,

@@ -66,8 +66,6 @@ def _softcap(config: Settings, key: str, usual: float) -> float:
 
 
 def _mixer(config: Settings, **more: Any) -> AttentionSpec:
-    if config.get("use_bidirectional_attention"):
-        raise ModelError("use_bidirectional_attention is true; Hearth runs models that make text")
     scalar = config.number("query_pre_attn_scalar")
     if not 0 < scalar <= 1e9:
         raise ModelError(f"query_pre_attn_scalar is {scalar}; it must be above 0")
@@ -182,6 +180,7 @@ FAMILIES = (
         name="Gemma 2",
         model_types=("gemma2",),
         classes=("Gemma2ForCausalLM",),
+        reads=("layer_types", "sliding_window"),
         config=_gemma2,
         tensors=_STORED,
         architectures=("gemma2",),
@@ -192,6 +191,7 @@ FAMILIES = (
         name="Gemma 3",
         model_types=("gemma3", "gemma3_text"),
         classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        reads=("layer_types", "sliding_window"),
         config=_gemma3,
         tensors=_STORED,
         unused=IMAGE_PARTS,

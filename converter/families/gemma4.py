@@ -234,9 +234,18 @@ def _full_sizes(config: Settings, windowed: Sequence[bool], as_values: bool) -> 
         key = "num_global_key_value_heads"
         kv_heads = config.integer(key, usual) if as_values else usual
         return config.integer("global_head_dim"), kv_heads
+    # transformers writes the numbers at one width: "05" beside "11".
+    names = {
+        int(key): key for key in by_layer.values if key.isascii() and key.isdigit() and len(key) < 9
+    }
+    if len(names) != len(by_layer.values) or any(layer >= len(windowed) for layer in names):
+        raise ModelError(
+            f"per_layer_config has {shown(sorted(by_layer.values))}; it needs the numbers of "
+            f"layers, 0 to {len(windowed) - 1}, each once"
+        )
     found = set()
     for layer, has_window in enumerate(windowed):
-        own = by_layer.section(str(layer))
+        own = by_layer.section(names.get(layer, str(layer)))
         unknown = sorted(own.values.keys() - {"head_dim", "num_key_value_heads"})
         if unknown:
             raise ModelError(f"{own.name(unknown[0])}: this family's layers have no such setting")
@@ -466,6 +475,13 @@ FAMILIES = (
         name="Gemma 4",
         model_types=("gemma4", "gemma4_text"),
         classes=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+        reads=(
+            "layer_types",
+            "sliding_window",
+            "partial_rotary_factor",
+            "use_bidirectional_attention",
+            "per_layer_config",
+        ),
         config=_config,
         tensors=_STORED,
         unused=_OTHER_PARTS,
@@ -477,6 +493,13 @@ FAMILIES = (
         name="Gemma 4 12B",
         model_types=("gemma4_unified", "gemma4_unified_text"),
         classes=("Gemma4UnifiedForCausalLM", "Gemma4UnifiedForConditionalGeneration"),
+        reads=(
+            "layer_types",
+            "sliding_window",
+            "partial_rotary_factor",
+            "use_bidirectional_attention",
+            "per_layer_config",
+        ),
         config=_unified,
         tensors=_STORED,
         unused=_OTHER_PARTS,

@@ -39,7 +39,6 @@ def gpt2_spec(config: Settings, name: str, bias: bool = True) -> ModelSpec:
     size = check_size("head_size", hidden // heads)
     layers = layer_count(config, "n_layer")
     scale = attention_scale(size) if config.boolean("scale_attn_weights", True) else 1.0
-    config.refuse("add_cross_attention", False, why="Hearth runs models of text alone")
     feed_forward = FeedForwardSpec(
         config.integer("n_inner", 4 * hidden),
         activation(config, "activation_function", "gelu_new"),

@@ -170,6 +170,7 @@ FAMILY = Family(
     name="gpt-oss",
     model_types=("gpt_oss",),
     classes=("GptOssForCausalLM",),
+    reads=("layer_types", "sliding_window"),
     config=_config,
     tensors=_STORED,
     architectures=("gpt-oss",),

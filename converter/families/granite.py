@@ -169,6 +169,7 @@ FAMILIES = (
         name="Granite 4",
         model_types=("granitemoehybrid",),
         classes=("GraniteMoeHybridForCausalLM",),
+        reads=("layer_types",),
         config=_granite_hybrid,
         tensors=_SHARED,
     ),

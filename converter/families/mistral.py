@@ -130,6 +130,7 @@ FAMILIES = (
             "Ministral3ForCausalLM",
             "Mistral3ForConditionalGeneration",
         ),
+        reads=("layer_types", "sliding_window"),
         config=_config,
         tensors=TENSORS,
         unused=IMAGE_PARTS,
@@ -141,6 +142,7 @@ FAMILIES = (
         name="Mixtral",
         model_types=("mixtral",),
         classes=("MixtralForCausalLM",),
+        reads=("sliding_window",),
         config=_mixtral,
         tensors={
             **TENSORS,

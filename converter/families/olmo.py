@@ -102,6 +102,7 @@ FAMILIES = (
         name="OLMo 3",
         model_types=("olmo3",),
         classes=("Olmo3ForCausalLM",),
+        reads=("layer_types", "sliding_window"),
         config=_olmo3,
         tensors=_STORED,
     ),

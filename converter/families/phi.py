@@ -50,6 +50,7 @@ FAMILY = Family(
     name="Phi-3",
     model_types=("phi3",),
     classes=("Phi3ForCausalLM",),
+    reads=("sliding_window", "partial_rotary_factor"),
     config=_config,
     tensors={
         **TENSORS,

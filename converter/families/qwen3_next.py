@@ -496,6 +496,7 @@ def _family(
         name=name,
         model_types=model_types,
         classes=classes,
+        reads=("layer_types", "partial_rotary_factor"),
         config=lambda config, model_name: _config(config, model_name, architecture),
         tensors=tensors,
         unused=_UNUSED,

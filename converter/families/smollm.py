@@ -79,6 +79,7 @@ FAMILY = Family(
     name="SmolLM3",
     model_types=("smollm3",),
     classes=("SmolLM3ForCausalLM",),
+    reads=("layer_types", "sliding_window"),
     config=_config,
     tensors=TENSORS,
     architectures=("smollm3",),

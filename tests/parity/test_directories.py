@@ -69,8 +69,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
     "biases": {"attention_bias": True},
     "gelu": {"hidden_act": "gelu"},
+    "causal, as it says": {"is_causal": True},
+    "not causal": {"is_causal": False},
+    "window that holds the context": {"sliding_window": 64},
+    "window": {"sliding_window": 16},
+    "kinds of layers": {"layer_types": ["full_attention", "full_attention"]},
+    "decoder, as older files say": {"is_decoder": False, "pretraining_tp": 2},
 }
 REFUSED = {
+    "not causal": "is_causal is False",
+    "window": "sliding_window is 16",
     "KV heads null": "shape",
     "theta that rope_scaling drops": "which rope_scaling replaces",
     "biases": "q_proj.bias is missing",

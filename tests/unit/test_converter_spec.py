@@ -380,7 +380,7 @@ def test_generation_config_adds_its_ends_of_text(tmp_path: Path) -> None:
             {"rope_parameters": {"full_attention": {"rope_theta": 5e5}}},
             "full_attention has settings of its own",
         ),
-        ({"rope_parameters": {"partial_rotary_factor": 0.1}}, "positions of 1 elements"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.1}}, "Llama models rotate whole heads"),
         (
             {"rope_scaling": LLAMA3, "original_max_position_embeddings": 4096},
             "original_max_position_embeddings is 4096, but 8192 in rope_scaling",

@@ -113,6 +113,7 @@ def test_layers_without_a_window_have_other_heads() -> None:
     own = {"head_dim": 32, "num_key_value_heads": 1}
     newer = {key: value for key, value in EXPERTS.items() if "global" not in key}
     assert read(newer | {"per_layer_config": {"4": own, "9": own}}) == read(EXPERTS)
+    assert read(newer | {"per_layer_config": {"04": own, "09": own}}) == read(EXPERTS)
 
 
 def test_a_quarter_of_the_pairs_turns_without_a_window() -> None:
@@ -189,6 +190,9 @@ def test_layers_that_share_keys_have_no_pages() -> None:
         (SMALL | {"per_layer_config": {"0": {"head_dim": 32}}}, "for full_attention layers alone"),
         (SMALL | {"per_layer_config": {"4": {"hidden_size": 3}}}, "have no such setting"),
         (SMALL | {"per_layer_config": {"4": {"head_dim": 8}}}, "have 2 sizes of heads"),
+        (SMALL | {"per_layer_config": {"4": {}, "04": {"head_dim": 32}}}, "each once"),
+        (SMALL | {"per_layer_config": {"400": {"head_dim": 32}}}, "numbers of layers, 0 to"),
+        (SMALL | {"per_layer_config": {"all": {"head_dim": 32}}}, "numbers of layers, 0 to"),
         (SMALL | {"sliding_window": 0}, "sliding_window is 0"),
         (EXPERTS | {"num_experts": None}, "num_experts is missing"),
         (EXPERTS | {"top_k_experts": 7}, "7 of 6 experts"),
