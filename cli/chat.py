@@ -9,6 +9,7 @@ from hearth.cli import output
 from hearth.cli.answers import Answer, Model, Question, open_model
 from hearth.cli.command import Command, Option, Options, nearest
 from hearth.cli.conversation import Conversation
+from hearth.common.terminal import one_line
 
 _COMMANDS = {
     "/help": "show this",
@@ -161,8 +162,8 @@ def talk(chat: Chat) -> int:
 
     terminal = Terminal(tuple(_COMMANDS))
     output.note(
-        f"{chat.model.name}, context of {chat.model.context_size} positions. /help shows the "
-        "commands; /exit or Ctrl-D leaves."
+        f"{one_line(chat.model.name)}, context of {chat.model.context_size} positions. /help shows "
+        "the commands; /exit or Ctrl-D leaves."
     )
     while True:
         try:

@@ -11,7 +11,7 @@ import click
 from hearth.cli import options as common
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
-from hearth.common.terminal import safe
+from hearth.common.terminal import one_line
 
 if TYPE_CHECKING:
     from hearth.v1 import root_pb2
@@ -86,12 +86,14 @@ def _show(options: Options, status: root_pb2.ClusterStatus) -> None:
 
         output.line(MessageToJson(status, preserving_proto_field_name=True))
     else:
-        # Names are a peer's: escaped also where a file or a pager shows them later.
-        output.line(safe("\n".join(describe(status))))
+        output.line("\n".join(describe(status)))
 
 
 def describe(status: root_pb2.ClusterStatus) -> list[str]:
-    """The status as lines for people."""
+    """The status as lines for people.
+
+    Names and reasons are a peer's: escaped also where a file or a pager shows them later.
+    """
     from hearth.v1 import common_pb2
 
     lane = common_pb2.Lane.Name(status.lane).removeprefix("LANE_").lower()
@@ -109,7 +111,8 @@ def describe(status: root_pb2.ClusterStatus) -> list[str]:
         if node.reason and node.address not in known  # whose own line has the reason
     ]
     lines += _peers(status)
-    return lines + [f"note: {note}" for note in status.notes]
+    lines += [f"note: {note}" for note in status.notes]
+    return [one_line(line) for line in lines]
 
 
 def _state(status: root_pb2.ClusterStatus) -> str:
@@ -158,7 +161,11 @@ def _rows(status: root_pb2.ClusterStatus) -> list[tuple[str, ...]]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Aligned columns; the middle ones are left out where a terminal is too narrow for all."""
+    """Aligned columns, each cell on one line.
+
+    The middle columns are left out where a terminal is too narrow for all.
+    """
+    rows = [tuple(map(one_line, row)) for row in rows]
     columns = list(range(len(rows[0])))
     widths = [max(len(row[i]) for row in rows) for i in columns]
     most = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

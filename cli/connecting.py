@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hearth.cli import output
 from hearth.cli.command import Options
+from hearth.common.terminal import one_line
 
 if TYPE_CHECKING:
     from hearth.client import Client
@@ -31,7 +32,7 @@ def show_waiting(reason: str) -> None:
     """Says on standard error why no text comes; for `on_waiting` of `generate`."""
     text = reason if reason.startswith("waiting ") else f"waiting: {reason}"
     text = text if reason else "the cluster is ready again"
-    output.note(f"\n[{text}]")
+    output.note(f"\n[{one_line(text)}]")
 
 
 def _api_key(options: Options) -> str | None:

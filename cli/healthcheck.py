@@ -10,6 +10,7 @@ from contextlib import suppress
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Option, Options
 from hearth.cli.options import number
+from hearth.common.terminal import one_line
 
 _MAX_ANSWER_BYTES = 1024
 # Of an error's text, which quotes what came.
@@ -72,7 +73,7 @@ def run(options: Options) -> int:
         raise HearthError(Reason.UNREACHABLE, problem) from None
     if status != http.HTTPStatus.OK:
         raise HearthError(Reason.CLUSTER_NOT_READY, f"{target} answers {status}: {state}")
-    output.line(state)
+    output.line(one_line(state))
     return 0
 
 

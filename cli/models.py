@@ -9,6 +9,7 @@ from pathlib import Path
 from hearth.cli import options as common
 from hearth.cli import output
 from hearth.cli.command import Command, Option, Options
+from hearth.common.terminal import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ def _served(options: Options) -> int:
     return 0
 
 
-def _table(rows: Sequence[tuple[str, str, str, str]]) -> None:
+def _table(given: Sequence[tuple[str, str, str, str]]) -> None:
+    """Aligned columns; names are of a root or of folders, so each cell is kept on one line."""
+    rows = [tuple(map(one_line, row)) for row in given]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hearth.cli import output
 from hearth.common.sizes import format_size
+from hearth.common.terminal import one_line
 
 if TYPE_CHECKING:
     from hearth.root.cluster.streaming import LoadEvent
@@ -102,7 +103,7 @@ def conversion_progress() -> Iterator[Callable[[str, int, int], None]]:
         tenth = 10 * done // total
         if tenth != shown:
             shown = tenth
-            output.note(f"{10 * tenth}% {done} of {total} bytes, {name}")
+            output.note(f"{10 * tenth}% {done} of {total} bytes, {one_line(name)}")
 
     yield write
 

@@ -8,6 +8,7 @@ from hearth.cli.convert import run_conversion
 from hearth.cli.options import split_rules, weights
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
+from hearth.common.terminal import one_line
 
 
 def command() -> Command:
@@ -64,7 +65,7 @@ def run(options: Options) -> int:
         return _finish(options, options.name.split("/")[1].partition(":")[0], path)
     files = f"{len(download.files)} file{'s' * (len(download.files) != 1)}"
     output.note(f"{options.name}: {files}, {format_size(download.size)}")
-    path = fetch(download, lambda file, size: output.note(f"{file}: {format_size(size)}"))
+    path = fetch(download, lambda file, size: output.note(f"{one_line(file)}: {format_size(size)}"))
     return _finish(options, download.repository.split("/")[1], path)
 
 

@@ -16,7 +16,9 @@ from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
+from hearth.common.logging import printable
 from hearth.common.metrics import RootMetrics
+from hearth.common.terminal import one_line
 from hearth.converter import Model, open_model
 from hearth.converter.tokenizers.confined import confined
 from hearth.root.app import Core, core, metrics_port
@@ -83,7 +85,7 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         step_seconds=options.step_seconds,
         stall_seconds=options.stall_seconds,
         memory_limit=options.memory_limit,
-        name=platform.node() or "root",
+        name=printable(platform.node()) or "root",
         page_dir=common.page_dir(options),
         page_limit=getattr(options, "kv_cache_size", None),
     )
@@ -212,7 +214,7 @@ def open_session(
         stack.callback(progress.close)
         if not quiet:
             for note in notes:
-                output.note(f"note: {note}")
+                output.note(f"note: {one_line(note)}")
         running = stack.enter_context(
             core(
                 model,

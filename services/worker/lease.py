@@ -116,5 +116,8 @@ def _check(lease: LeaseId) -> None:
     if not lease.root_id or len(lease.root_id) > _MAX_TEXT or len(lease.root_name) > _MAX_TEXT:
         problem = f"a lease needs a root_id and names of at most {_MAX_TEXT} characters"
         raise HearthError(Reason.INVALID_ARGUMENT, problem)
+    if not lease.root_name.isprintable() or not lease.root_id.isprintable():
+        problem = "a lease's root_id and root_name have printable characters alone"
+        raise HearthError(Reason.INVALID_ARGUMENT, problem)
     if lease.epoch < 1:
         raise HearthError(Reason.INVALID_ARGUMENT, "a lease's epoch counts from 1")

@@ -20,6 +20,7 @@ from hearth.common.channels import MAX_NAME_BYTES
 from hearth.common.errors import HearthError, Reason
 from hearth.common.front import BEHIND, Front
 from hearth.common.health import HealthPort
+from hearth.common.logging import printable
 from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.node_info import instruction_set, node_info
@@ -87,9 +88,12 @@ class WorkerServer:
         self._silence_seconds = silence_seconds
         self._threads = threads or system.cores()
         self._pin = tuple(pin)
-        self._name = name or platform.node() or "worker"
+        self._name = name or printable(platform.node()) or "worker"
         if len(self._name.encode()) > MAX_NAME_BYTES:
             problem = f"--name has {len(self._name.encode())} bytes; at most {MAX_NAME_BYTES}"
+            raise HearthError(Reason.BAD_SETTING, problem)
+        if not self._name.isprintable():
+            problem = f"--name is {self._name!a}; a name has printable characters alone"
             raise HearthError(Reason.BAD_SETTING, problem)
         self._memory_limit = memory_limit
         self._metrics = metrics or WorkerMetrics()

@@ -6,13 +6,16 @@ import datetime
 import ipaddress
 import json
 import logging
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hearth.cli.cluster import describe
 from hearth.common.logging import setup
 from hearth.common.rpc_errors import short_cause
-from hearth.common.terminal import safe
+from hearth.common.terminal import one_line, safe
 from hearth.root.cluster.asking import without_name
 from hearth.v1 import common_pb2, root_pb2
 from hearth.worker import load_log
@@ -94,6 +97,14 @@ def test_nothing_moves_the_cursor(text: str, shown: str) -> None:
     assert "".join(map(safe, text)) == shown  # also where a sequence comes in pieces
 
 
+@given(st.text())
+def test_a_peers_words_stay_on_their_line(text: str) -> None:
+    shown = one_line(text)
+    assert len(f"a{shown}b".splitlines()) == 1
+    assert "\t" not in shown
+    assert one_line(shown) == shown == safe(shown)
+
+
 def _info(name: str = "pi") -> common_pb2.NodeInfo:
     return common_pb2.NodeInfo(name=name, threads=4, cores=8, memory_available_bytes=3 << 30)
 
@@ -169,6 +180,35 @@ def test_the_picture_of_a_cluster_that_loads() -> None:
     assert [line for line in lines if "pi2:7717" in line][1:] == [
         "worker pi2:7717 [static]: out, unspecified: cannot be reached"
     ]
+
+
+@pytest.mark.parametrize("mark", ["\n", "\r\n", "\t", "\x0b", "\x85", "\u2028"])
+def test_no_field_of_a_status_forges_a_line(mark: str) -> None:
+    """Every text of the message, also in lists, holds a line of its own."""
+    status = _status(root_pb2.CLUSTER_STATE_SERVING, 1)
+    status.notes.append("a note")
+    honest = describe(status)
+    forged = f"x{mark}worker evil (10.0.0.9:7717) [static]: in"
+
+    def forge(message: Any) -> None:
+        for field in message.DESCRIPTOR.fields:
+            repeated = field.is_repeated
+            if field.type == field.TYPE_STRING:
+                if repeated:
+                    getattr(message, field.name).append(forged)
+                else:
+                    setattr(message, field.name, forged)
+            elif field.type == field.TYPE_MESSAGE and not field.message_type.GetOptions().map_entry:
+                value = getattr(message, field.name)
+                for each in value if repeated else [value] if message.HasField(field.name) else []:
+                    forge(each)
+
+    forge(status)
+    lines = describe(status)
+    # A reason for each node and another note are lines of their own.
+    assert len(lines) <= len(honest) + len(status.nodes) + 1
+    assert all(len(line.splitlines()) == 1 and "\t" not in line for line in lines)
+    assert not [line for line in lines if line.startswith("worker evil")]
 
 
 def test_a_cluster_that_was_never_formed_waits() -> None:

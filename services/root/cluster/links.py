@@ -105,7 +105,7 @@ class WorkerLink:
                 )
                 raise self._named(HearthError(Reason.WORKER_UNREACHABLE, problem)) from None
             raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
-        problem = _too_long(answer)
+        problem = _unfit_names(answer)
         if problem:
             problem = f"worker {self.address} cannot be used: {problem}"
             raise self._named(HearthError(Reason.INVALID_ARGUMENT, problem))
@@ -322,8 +322,12 @@ class WorkerLink:
         return error.copy(worker=self.address)
 
 
-def _too_long(answer: worker_pb2.DescribeResponse) -> str:
-    """Complaint about names in an answer, or empty; they reach logs, metrics and every client."""
+def _unfit_names(answer: worker_pb2.DescribeResponse) -> str:
+    """Complaint about names in an answer, or empty; they reach logs, metrics and every client.
+
+    The holder's name is another root's: it is escaped where it is shown, so that no root can make
+    others refuse the workers that it holds.
+    """
     node = answer.node
     named = {
         "name": node.name,
@@ -337,6 +341,8 @@ def _too_long(answer: worker_pb2.DescribeResponse) -> str:
         size = len(text.encode())
         if size > MAX_NAME_BYTES:
             return f"its {what} has {size} bytes, and at most {MAX_NAME_BYTES} are allowed"
+        if not text.isprintable() and what != "holder's name":
+            return f"its {what} has characters that are not printable: {text!a}"
     return ""
 
 
