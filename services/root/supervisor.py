@@ -216,6 +216,9 @@ class Supervisor:
         self._queue.put(_Posted(events.Found(events.PENDING, source, tuple(addresses))))
 
     def _answered(self, event: events.Event, error: HearthError | None) -> None:
+        if isinstance(event, events.Described | events.Refused | events.Unreachable):
+            for source in self._sources:
+                source.tried(event.address, isinstance(event, events.Described))
         self._queue.put(_Posted(event, error))
 
     # In the one thread.

@@ -97,5 +97,5 @@ def test_announced_workers_come_and_go() -> None:
 
 
 def test_nothing_to_announce_on() -> None:
-    with pytest.raises(HearthError, match="--announce"):
-        Announcement("[::1]:7001", 7001, "pi", "0123")
+    with pytest.raises(HearthError, match=r"--announce: nothing\.invalid has no address"):
+        Announcement("nothing.invalid:7001", 7001, "pi", "0123")

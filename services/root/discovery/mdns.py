@@ -1,14 +1,33 @@
-"""Workers that announce themselves by mDNS on the LAN."""
+"""Workers that announce themselves by mDNS on the LAN, over IPv4 and IPv6.
+
+Most announcements hold all that is needed. A name without an address is looked up in threads of its
+own, so that names without one hold nobody up. Which names have a place: announced.py.
+"""
 
 from __future__ import annotations
 
-from zeroconf import IPVersion, ServiceBrowser, ServiceListener, Zeroconf
+import ipaddress
+import logging
+import random
+import threading
+import time
 
-from hearth.root.discovery.sources import MAX_WORKERS, Found
-from hearth.worker.announce import SERVICE_TYPE
+from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+
+from hearth.common.channels import format_address
+from hearth.root.discovery.announced import Announced
+from hearth.root.discovery.sources import Found
+from hearth.worker.announce import SERVICE_TYPE, open_zeroconf
+
+log = logging.getLogger(__name__)
 
 # How long a service that was seen may take to send its address.
 _ADDRESS_MS = 3_000
+# Names that wait to be looked up, and how many are looked up at once.
+_MAX_WAITING = 64
+_THREADS = 4
+# Between two searches for names that found no place before.
+_AGAIN_SECONDS = 1.0
 
 
 class MdnsSource(ServiceListener):
@@ -18,38 +37,150 @@ class MdnsSource(ServiceListener):
         """interfaces: addresses of those to listen on; None for all."""
         self._found = found
         self._interfaces = interfaces
-        self._known: dict[str, str] = {}
         self._zeroconf: Zeroconf | None = None
+        # Guards all below.
+        self._changed = threading.Condition()
+        self._announced = Announced()
+        self._reported: list[str] = []
+        self._waiting: list[str] = []
+        self._refused_some = False
+        self._searched_at = float("-inf")
+        self._stopping = False
+        # Reports in the order of the listings.
+        self._reporting = threading.Lock()
 
     def start(self) -> None:
         """Raises OSError where there is no network at all."""
-        if self._interfaces is None:
-            self._zeroconf = Zeroconf(ip_version=IPVersion.V4Only)
-        else:
-            self._zeroconf = Zeroconf(self._interfaces, ip_version=IPVersion.V4Only)
+        self._zeroconf = open_zeroconf(self._interfaces)
+        for _ in range(_THREADS):
+            threading.Thread(target=self._run, name="hearth-mdns", daemon=True).start()
         ServiceBrowser(self._zeroconf, SERVICE_TYPE, self)
 
     def stop(self) -> None:
+        """Returns at once, even while a name is looked up."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if self._zeroconf is not None:
             self._zeroconf.close()
 
-    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: a service was seen."""
-        info = zc.get_service_info(type_, name, timeout=_ADDRESS_MS)
-        addresses = info.parsed_addresses(IPVersion.V4Only) if info is not None else []
-        if info is None or not addresses or not info.port or len(self._known) >= MAX_WORKERS:
-            return
-        self._known[name] = f"{addresses[0]}:{info.port}"
+    def tried(self, address: str, good: bool) -> None:
+        """A worker answered at this address, or none that can be used."""
+        with self._changed:
+            self._announced.tried(address, good, time.monotonic())
+            self._changed.notify_all()
         self._report()
+
+    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        """zeroconf's: a service was seen. Returns at once."""
+        self._see(zc, name)
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         """zeroconf's: its announcement changed."""
-        self.add_service(zc, type_, name)
+        self._see(zc, name)
 
     def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         """zeroconf's: it has left."""
-        if self._known.pop(name, None) is not None:
-            self._report()
+        with self._changed:
+            self._announced.withdraw(name)
+            self._changed.notify_all()
+        self._report()
+
+    def _see(self, zc: Zeroconf, name: str) -> None:
+        """Take in a name: now, if its announcement is whole, else once it was looked up."""
+        try:
+            info = ServiceInfo(SERVICE_TYPE, name)
+            whole = info.load_from_cache(zc)
+        except Exception as error:  # anyone can send anything
+            log.debug("mDNS: %s: %s", name, error)
+            return
+        if whole:
+            self._take(info)
+            return
+        with self._changed:
+            if name in self._waiting:
+                return
+            if len(self._waiting) >= _MAX_WAITING:
+                self._waiting.pop(random.randrange(_MAX_WAITING))
+            self._waiting.append(name)
+            self._changed.notify()
+
+    def _take(self, info: ServiceInfo) -> None:
+        addresses = addresses_of(info)
+        if not addresses:
+            return
+        with self._changed:
+            if not self._announced.offer(info.name, addresses, time.monotonic()):
+                self._refused_some = True
+        self._report()
 
     def _report(self) -> None:
-        self._found("mdns", sorted(set(self._known.values())))
+        with self._reporting:
+            with self._changed:
+                listing = self._announced.listing()
+                if listing == self._reported or self._stopping:
+                    return
+                self._reported = listing
+            self._found("mdns", listing)
+
+    def _run(self) -> None:
+        """One of the threads that look names up."""
+        assert self._zeroconf is not None
+        while True:
+            with self._changed:
+                while not self._waiting and not self._due() and not self._stopping:
+                    self._changed.wait(_AGAIN_SECONDS if self._refused_some else None)
+                if self._stopping:
+                    return
+                search = self._due()
+                if search:
+                    self._searched_at, self._refused_some = time.monotonic(), False
+                name = self._waiting.pop(random.randrange(len(self._waiting))) if not search else ""
+            try:
+                if search:
+                    self._search(self._zeroconf)
+                    continue
+                info = self._zeroconf.get_service_info(SERVICE_TYPE, name, timeout=_ADDRESS_MS)
+            except Exception as error:  # anyone can send anything; or the source was stopped
+                log.debug("mDNS: %s: %s", name, error)
+                continue
+            if info is not None:
+                self._take(info)
+
+    def _due(self) -> bool:
+        """True if names without a place may be tried again."""
+        return self._refused_some and time.monotonic() - self._searched_at >= _AGAIN_SECONDS
+
+    def _search(self, zc: Zeroconf) -> None:
+        """Offer names that zeroconf still knows and that have no place, in any order."""
+        names = [
+            alias
+            for record in zc.cache.entries_with_name(SERVICE_TYPE)
+            if isinstance(alias := getattr(record, "alias", None), str)
+        ]
+        random.shuffle(names)
+        for name in names:
+            with self._changed:
+                if self._stopping:
+                    return
+                may_come = self._announced.may_come(name, time.monotonic())
+            if may_come:
+                self._see(zc, name)
+                with self._changed:
+                    if self._refused_some:
+                        return
+
+
+def addresses_of(info: ServiceInfo) -> list[str]:
+    """All "host:port" of a service, best first: IPv4, IPv6, IPv6 of one link with its interface."""
+    if not info.port:
+        return []
+    found = []
+    for text in info.parsed_scoped_addresses(IPVersion.All):
+        address = ipaddress.ip_address(text)
+        scope = address.scope_id if isinstance(address, ipaddress.IPv6Address) else None
+        local = address.version == 6 and address.is_link_local
+        if address.is_unspecified or address.is_multicast or local != bool(scope):
+            continue
+        found.append((address.version, local, format_address(text, info.port)))
+    return [text for *_, text in sorted(found)]

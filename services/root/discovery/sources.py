@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # Between two look-ups of a DNS name. Resolvers of containers answer from memory.
 _DNS_SECONDS = 3.0
-# Anyone on a LAN can announce names: no more than these are kept.
+# Addresses of a DNS name that are listed.
 MAX_WORKERS = 256
 
 # (name of the source, all addresses that it lists now); called in the source's thread.
@@ -33,6 +33,9 @@ class Source(Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+    def tried(self, address: str, good: bool) -> None:
+        """A worker answered at this address, or none that can be used. In any thread."""
 
 
 def sources(joining: Joining, found: Found) -> list[Source]:
@@ -66,6 +69,9 @@ class DnsSource:
     def stop(self) -> None:
         """Returns at once, even while a look-up is under way."""
         self._stopping.set()
+
+    def tried(self, address: str, good: bool) -> None:
+        """Whoever controls the DNS name decides: all its addresses stay listed."""
 
     def _run(self) -> None:
         while not self._stopping.is_set():
