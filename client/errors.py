@@ -3,14 +3,18 @@
 A root's errors carry google.rpc.ErrorInfo of domain "hearth"; its reason chooses the class.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 _DOMAIN = "hearth"
 _STATUS_TRAILER = "grpc-status-details-bin"
+# gRPC writes [fe80::1%eth0]:7717 as ipv6:%5Bfe80::1%25eth0%5D:7717.
+_QUOTED = re.compile(r"ipv6:(%5B[0-9A-Za-z:.%]{1,80}%5D)")
 
 
 class HearthError(Exception):
@@ -101,7 +105,8 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HearthError:
     call: Any = error  # an RpcError of a call has the call's status, which its type lacks
     code: grpc.StatusCode = call.code()
     # On one line: gRPC quotes the bytes that the peer sent, control characters included.
-    details = "".join(c if c.isprintable() else " " for c in call.details() or code.name)
+    told = _QUOTED.sub(lambda match: unquote(match.group(1)), call.details() or code.name)
+    details = "".join(c if c.isprintable() else " " for c in told)
     info = _error_info(call.trailing_metadata() or ())
     if info is not None:
         kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, HearthError)

@@ -81,20 +81,25 @@ def read_config(directory: Path) -> HfConfig:
 
 
 def token_ids(directory: Path, raw: dict[str, Any]) -> tuple[int | None, frozenset[int]]:
-    """The ids that a config.json and the generation_config.json beside it name: BOS, and EOS."""
-    try:
-        bos_id, eos_ids = _ids(raw, "bos_token_id"), _ids(raw, "eos_token_id")
-    except ModelError as error:
-        raise ModelError(f"{directory / 'config.json'}: {error}") from error
-    generation_path = directory / "generation_config.json"
-    if generation_path.is_file():
-        generation = read_json(generation_path)
+    """The ids that a config.json and the generation_config.json beside it name: BOS, and EOS.
+
+    As in transformers' generation, the BOS of generation_config.json comes first; any EOS ends an
+    answer.
+    """
+    files = [(directory / "config.json", raw)]
+    generation = directory / "generation_config.json"
+    if generation.is_file():
+        files.insert(0, (generation, read_json(generation)))
+    bos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    for path, values in files:
         try:
-            eos_ids = eos_ids | _ids(generation, "eos_token_id")
-            bos_id = bos_id or _ids(generation, "bos_token_id")
+            found, ends = _ids(values, "bos_token_id"), _ids(values, "eos_token_id")
         except ModelError as error:
-            raise ModelError(f"{generation_path}: {error}") from error
-    return min(bos_id) if bos_id else None, eos_ids
+            raise ModelError(f"{path}: {error}") from error
+        bos_id = min(found) if bos_id is None and found else bos_id
+        eos_ids |= ends
+    return bos_id, eos_ids
 
 
 def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hearth.common.admission import Peer, Refusals, peer_address
-from hearth.common.channels import split_address
+from hearth.common.channels import format_address, split_address
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh_handshake import (
     HELLO_BYTES,
@@ -64,7 +64,9 @@ def _listening(host: str, port: int) -> socket.socket:
                 raise
             # IPv6 is switched off
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    # Resolved, so that the interface of an address of one link (fe80::1%eth0) counts.
+    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return socket.create_server(found[0][4], family=family, backlog=_BACKLOG)
 
 
 class MeshListener:
@@ -75,7 +77,7 @@ class MeshListener:
         try:
             self._socket = _listening(host, port)
         except (OSError, UnicodeError) as error:
-            problem = f"cannot listen for the mesh on {host}:{port}: {error}"
+            problem = f"cannot listen for the mesh on {format_address(host, port)}: {error}"
             raise HearthError(Reason.PORT_IN_USE, problem) from None
         self._socket.setblocking(False)
         self.port = int(self._socket.getsockname()[1])

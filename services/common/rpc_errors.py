@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import any_pb2
@@ -47,6 +48,8 @@ _CAUSES = (
     (re.compile(r"(?:DNS resolution failed for|errors resolving) ([^:,\s]+)"), r"unknown name \1"),
     (re.compile(r"Socket closed|Stream removed|Broken pipe"), "the connection broke"),
 )
+# gRPC writes [fe80::1%eth0]:7717 as ipv6:%5Bfe80::1%25eth0%5D:7717.
+_QUOTED = re.compile(r"ipv6:(%5B[0-9A-Za-z:.%]{1,80}%5D)")
 # Words in gRPC's message if only one end speaks TLS, or does not trust the other.
 _TLS_SIGNS = ("handshake", "socket closed")
 
@@ -86,7 +89,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
     status: grpc.StatusCode = call.code() if hasattr(call, "code") else _C.UNKNOWN
     message = (call.details() if hasattr(call, "details") else str(error)) or status.name
     # gRPC's own message quotes the bytes of whatever answered at the address.
-    message = printable(message[:_MESSAGE_LIMIT])
+    message = _QUOTED.sub(lambda match: unquote(match.group(1)), message[:_MESSAGE_LIMIT])
+    message = printable(message)
     reason: str = _FOREIGN.get(status, Reason.INTERNAL)
     metadata: dict[str, str] = {}
     info = _error_info(error)

@@ -20,6 +20,7 @@ from hearth.converter.readers.random import random_spec
 from hearth.converter.readers.shapes import SHAPES
 from hearth.converter.spec import LIMITS
 from hearth.converter.spec_json import spec_from_json, spec_to_json
+from hearth.converter.tokenizers.files import read_settings
 from hearth.worker import shape
 
 # From the models' cards and files.
@@ -353,7 +354,31 @@ def test_generation_config_adds_its_ends_of_text(tmp_path: Path) -> None:
     write(tmp_path, hf_config(tiny_spec()) | {"bos_token_id": 1, "eos_token_id": 2})
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4], "bos_token_id": 9}')
     config = read_config(tmp_path)
-    assert (config.bos_id, config.eos_ids) == (1, {2, 3, 4})
+    assert (config.bos_id, config.eos_ids) == (9, {2, 3, 4})
+
+
+@pytest.mark.parametrize(
+    ("generation", "model", "bos_id"),
+    [
+        ({"bos_token_id": 9}, {"bos_token_id": 1}, 9),
+        ({"bos_token_id": 0}, {"bos_token_id": 1}, 0),
+        ({"bos_token_id": None}, {"bos_token_id": 1}, 1),
+        ({}, {"bos_token_id": 1}, 1),
+        (None, {"bos_token_id": 1}, 1),
+        ({"bos_token_id": [9, 8]}, {}, 8),
+        ({"eos_token_id": 3}, {}, None),
+    ],
+)
+def test_the_begin_of_a_text_has_one_order(
+    tmp_path: Path, generation: dict[str, Any] | None, model: dict[str, Any], bos_id: int | None
+) -> None:
+    """As transformers' generation: of the model's reader, and of the tokenizer opened alone."""
+    kept = {k: v for k, v in hf_config(tiny_spec()).items() if k != "bos_token_id"}
+    write(tmp_path, kept | model)
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert read_config(tmp_path).bos_id == bos_id
+    assert read_settings(tmp_path, None, frozenset()).bos_id == bos_id
 
 
 @pytest.mark.parametrize(

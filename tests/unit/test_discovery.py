@@ -56,8 +56,8 @@ def test_a_name_is_looked_up_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
     source.start()
     try:
         found.wait("dns", ["10.0.0.1:7717", "10.0.0.2:7717"])
-        answers["now"] = [v4("10.0.0.2"), v6("fd00::5"), v6("fe80::1%eth0")]
-        found.wait("dns", ["10.0.0.2:7717", "[fd00::5]:7717"])
+        answers["now"] = [v4("10.0.0.2"), v6("fd00::5"), v6("fe80::1%eth0"), v6("fe80::2")]
+        found.wait("dns", ["10.0.0.2:7717", "[fd00::5]:7717", "[fe80::1%eth0]:7717"])
         # A resolver that fails says nothing of the workers; a name that is gone does.
         told = len(found.told)
         answers["now"] = OSError(socket.EAI_AGAIN, "try again")

@@ -84,6 +84,39 @@ def test_what_a_stranger_says_is_shown_on_one_line() -> None:
         server.stop(0).wait()
 
 
+def test_an_address_of_one_link_is_shown_as_it_was_given() -> None:
+    address = "[fe80::1%nothing0]:7717"
+    with channels.dial(address) as channel:
+        with pytest.raises(grpc.RpcError) as raised:
+            _raw_call(channel)
+    for message in (
+        from_rpc_error(raised.value, f"worker {address}").message,
+        client_errors.from_rpc_error(raised.value, address).message,
+    ):
+        assert address in message
+        assert "%25" not in message
+        assert "%5B" not in message
+    quoted = "last error: UNKNOWN: ipv6:%5Bfe80::1%254%5D:1: Connection refused"
+    call = _Failed(grpc.StatusCode.UNAVAILABLE, quoted)
+    assert "UNKNOWN: [fe80::1%4]:1: " in client_errors.from_rpc_error(call, address).message
+
+
+class _Failed(grpc.RpcError):
+    """An error of gRPC with these words."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self._code, self._details = code, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
 def test_long_messages_fit_the_trailers() -> None:
     got = _call(HearthError(Reason.BAD_SHARD, "x" * 50_000, {"y": "z" * 50_000}))
     assert got.reason == "BAD_SHARD"

@@ -11,9 +11,9 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from hearth.common.channels import split_address
+from hearth.common.channels import format_address, split_address
 from hearth.root.settings import Joining
 
 log = logging.getLogger(__name__)
@@ -104,9 +104,23 @@ class DnsSource:
                 log.warning("looking up workers: %s", problem)
 
 
-def _address(where: tuple[object, ...]) -> str:
-    """ "host:port" of a socket address; "" for one that only means something on one machine."""
-    host, port = str(where[0]), where[1]
-    if "%" in host:
-        return ""
-    return f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"
+def _address(where: tuple[Any, ...]) -> str:
+    """ "host:port" of a socket address, with the interface of one that is of a link.
+
+    "" where that interface is not known.
+    """
+    host, _, scope = str(where[0]).partition("%")
+    address = ipaddress.ip_address(host)
+    if address.version == 6 and address.is_link_local:
+        number = where[3] if len(where) > 3 else 0
+        if not scope and not number:
+            return ""
+        host += f"%{scope or _interface_name(number)}"
+    return format_address(host, where[1])
+
+
+def _interface_name(number: int) -> str:
+    try:
+        return socket.if_indextoname(number)
+    except OSError:
+        return str(number)
