@@ -368,20 +368,23 @@ def gguf_rope(
     theta: float = 10000.0,
     base: str = "freq_base",
     truncate: bool = True,
+    betas: bool = False,
 ) -> RopeSpec:
     """The rope that llama.cpp applies to heads of `size`.
 
-    base: the key of the base, beneath "rope.". truncate: as RopeScaling's.
+    base: the key of the base, beneath "rope.". truncate: as RopeScaling's. betas: whether the file
+    sets the ends of YaRN's ramp; llama.cpp reads yarn_beta_fast and yarn_beta_slow for Mistral 3
+    alone, and yarn_ext_factor and yarn_attn_factor for no architecture that Hearth runs.
     """
     rotated = metadata.integer("rope.dimension_count", size)
-    scaling = _gguf_scaling(metadata, facts)
+    scaling = _gguf_scaling(metadata, facts, betas)
     if scaling is not None:
         scaling = replace(scaling, truncate=truncate)
     factors = facts.rope_factors.get("rope_freqs")
     return make_rope(rotated, metadata.number(f"rope.{base}", theta), scaling, factors)
 
 
-def _gguf_scaling(metadata: Settings, facts: GgufFacts) -> RopeScaling | None:
+def _gguf_scaling(metadata: Settings, facts: GgufFacts, betas: bool) -> RopeScaling | None:
     """Linear where a factor comes without a type."""
     # The second key is the spelling in files of 2023.
     keys = ("rope.scaling.factor", "rope.scale_linear")
@@ -405,8 +408,8 @@ def _gguf_scaling(metadata: Settings, facts: GgufFacts) -> RopeScaling | None:
             "yarn",
             factor,
             original_context=original,
-            beta_fast=metadata.number("rope.scaling.yarn_beta_fast", 32.0),
-            beta_slow=metadata.number("rope.scaling.yarn_beta_slow", 1.0),
+            beta_fast=metadata.number("rope.scaling.yarn_beta_fast", 32.0) if betas else 32.0,
+            beta_slow=metadata.number("rope.scaling.yarn_beta_slow", 1.0) if betas else 1.0,
             magnitude=magnitude * yarn_magnitude(factor),
         )
     if kind == "longrope":

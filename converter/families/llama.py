@@ -39,7 +39,7 @@ def gguf_llama(
         block = BlockSpec(mixer, None, gguf_experts(metadata))
     else:
         block = BlockSpec(mixer, FeedForwardSpec(metadata.integer("feed_forward_length")))
-    ropes = [gguf_rope(metadata, mixer.key_size, facts)]
+    ropes = [gguf_rope(metadata, mixer.key_size, facts, betas=architecture == "mistral3")]
     return gguf_model(metadata, name, architecture, facts, [block], ropes)
 
 

@@ -14,6 +14,7 @@ from converter_builders import gguf_bytes
 
 from hearth.converter import ModelError, open_model
 from hearth.converter.blocks import AttentionSpec
+from hearth.converter.families.rope import RopeScaling, make_rope
 from hearth.converter.spec import ModelSpec
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -189,6 +190,23 @@ def test_metadata_that_cannot_be(
 ) -> None:
     with pytest.raises(ModelError, match=words):
         read(tmp_path / "m.gguf", *changed(name, **changes))
+
+
+def test_ends_of_yarns_ramp_count_for_mistral3_alone(tmp_path: Path) -> None:
+    """As in llama.cpp, whose other keys of YaRN no architecture here reads."""
+    ends = {"rope__scaling__yarn_beta_fast": 0.3, "rope__scaling__yarn_beta_slow": 0.001}
+    more = {"rope__scaling__yarn_ext_factor": 0.5, "rope__scaling__yarn_attn_factor": 3.0}
+    for name in ("mistral3", "llama, tied, yarn", "deepseek2, sigmoid, groups, yarn"):
+        plain = read(tmp_path / "a.gguf", *drawn(name))
+        assert read(tmp_path / "b.gguf", *changed(name, **more)) == plain
+        moved = read(tmp_path / "c.gguf", *changed(name, **ends))[0]
+        assert (moved == plain[0]) == (name != "mistral3")
+    spec, _ = read(tmp_path / "d.gguf", *changed("mistral3", **ends))
+    metadata, _ = drawn("mistral3")
+    size = len(spec.ropes[0].frequencies) * 2
+    scaling = RopeScaling("yarn", 4.0, original_context=4, beta_fast=0.3, beta_slow=0.001)
+    theta = metadata.get("mistral3.rope.freq_base", 10000.0)
+    assert spec.ropes[0].frequencies == make_rope(size, theta, scaling).frequencies
 
 
 def test_a_wrong_shape_is_refused_before_its_order_is_made(
