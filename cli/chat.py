@@ -7,8 +7,9 @@ import sys
 from hearth.cli import options as common
 from hearth.cli import output
 from hearth.cli.answers import Answer, Model, Question, open_model
-from hearth.cli.command import Command, Option, Options, nearest
+from hearth.cli.command import Command, Option, Options
 from hearth.cli.conversation import Conversation
+from hearth.common.spelling import nearest
 from hearth.common.terminal import one_line
 
 _COMMANDS = {

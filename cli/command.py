@@ -5,7 +5,6 @@ An option says its name, type, default, help and group once; its variable follow
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from hearth.cli import output
+from hearth.cli.variables import complaint, suspects
 from hearth.common.cpu import check_cpu
 from hearth.common.errors import HearthError, Reason
 from hearth.common.settings import (
@@ -26,6 +26,8 @@ from hearth.common.settings import (
     variable,
     words,
 )
+from hearth.common.spelling import nearest
+from hearth.common.terminal import one_line
 
 _FILES = "hearth.settings_files"
 _COMMON = "Other options"
@@ -59,15 +61,15 @@ class Choice(click.Choice):  # type: ignore[type-arg] # generic in click 8.2 and
 
     def __init__(self, choices: Sequence[str], aliases: Mapping[str, str]) -> None:
         super().__init__(choices)
-        self._aliases = aliases
+        self.aliases = aliases
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(self._aliases.get(value, value), param, ctx)
+        return super().convert(self.aliases.get(value, value), param, ctx)
 
     @property
     def text(self) -> str:
         """All words: "one of f16, q8_0 (or q80)"."""
-        others = {name: f"{name} (or {alias})" for alias, name in self._aliases.items()}
+        others = {name: f"{name} (or {alias})" for alias, name in self.aliases.items()}
         words = [others.get(name, name) for name in self.choices]
         return f"{'one of ' * (len(words) > 1)}{', '.join(words)}"
 
@@ -174,7 +176,7 @@ class Option(click.Option):
                 value = [part for word in value for part in words(word)]
             found = super().process_value(ctx, value)
         except (ValueError, click.BadParameter) as error:
-            problem = _problem(self, error)
+            problem = _problem(self, error, value)
             if self._setting is None:
                 raise click.UsageError(f"{self.long_name} is {value!r}; {problem}", ctx) from None
             shown = f"{self._setting.origin}={self._setting.text!r}"
@@ -390,7 +392,7 @@ class Argument(click.Argument):
         except click.MissingParameter:
             raise click.UsageError(f"{self.spelled} is missing: {self.summary}", ctx) from None
         except click.BadParameter as error:
-            problem = _problem(self, error)
+            problem = _problem(self, error, value)
             raise click.UsageError(f"{self.spelled} is {value!r}; {problem}", ctx) from None
 
 
@@ -405,7 +407,20 @@ def _read_files(ctx: click.Context, _param: click.Parameter, value: str | None) 
             for file in files:
                 file.check(known)
         ctx.meta[_FILES] = files
+        _warn_of_variables(ctx.command)
     return value
+
+
+def _warn_of_variables(command: click.Command) -> None:
+    """Name variables that look like Hearth's and set nothing."""
+    own = [param for param in command.params if isinstance(param, Option)]
+    if not suspects(os.environ, [variable(name) for param in own for name in param.setting_names]):
+        return  # without a look at the other commands
+    from hearth.cli.commands import known_variables
+
+    known = known_variables()
+    for name in suspects(os.environ, known):
+        output.note(f"warning: {one_line(complaint(name, known))}")
 
 
 def _common() -> list[click.Option]:
@@ -423,13 +438,15 @@ def _common() -> list[click.Option]:
     ]
 
 
-def _problem(param: click.Parameter, error: Exception) -> str:
-    """The reason why a value is refused."""
-    if isinstance(param.type, Choice):
-        return f"it must be {param.type.text}"
-    if isinstance(param.type, click.Choice):  # of an argument
+def _problem(param: click.Parameter, error: Exception, value: Any) -> str:
+    """The reason why a value is refused, with the nearest word of those that it may be."""
+    if isinstance(param.type, click.Choice):
         words = list(param.type.choices)
-        return f"it must be {'one of ' * (len(words) > 1)}{', '.join(words)}"
+        known = [*words, *(param.type.aliases if isinstance(param.type, Choice) else ())]
+        hint = nearest(value, known) if isinstance(value, str) else ""
+        if isinstance(param.type, Choice):
+            return f"it must be {param.type.text}{hint}"
+        return f"it must be {'one of ' * (len(words) > 1)}{', '.join(words)}{hint}"
     return error.message if isinstance(error, click.BadParameter) else str(error)
 
 
@@ -445,12 +462,6 @@ def described(option: click.Option | None) -> click.Option | None:
         option.help = "show this help and exit"
         option.callback = show
     return option
-
-
-def nearest(word: str, known: Collection[str]) -> str:
-    """ "; did you mean ...?" for a misspelled word; "" where nothing is close."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def usage_lines(error: click.UsageError) -> list[str]:

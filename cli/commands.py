@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from hearth.common.settings import variable
+
 if TYPE_CHECKING:
     from hearth.cli.command import Command
 
@@ -49,3 +51,8 @@ def known_settings() -> dict[str, frozenset[str]]:
         )
         for name in COMMANDS
     }
+
+
+def known_variables() -> frozenset[str]:
+    """The environment variables of the options of all commands."""
+    return frozenset(variable(name) for names in known_settings().values() for name in names)

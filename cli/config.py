@@ -8,8 +8,10 @@ import click
 
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Options
-from hearth.cli.commands import COMMANDS, load
+from hearth.cli.commands import COMMANDS, known_variables, load
+from hearth.cli.variables import complaint, suspects
 from hearth.common.settings import SYSTEM_FILE, from_environment, settings_files, user_file
+from hearth.common.terminal import one_line
 
 # Settings whose value is not shown.
 _SECRET = ("--api-key",)
@@ -42,6 +44,9 @@ def run(options: Options) -> int:
         output.line(f"file {path}")
     if not files:
         output.line(f"no settings file: {user_file(os.environ)} and {SYSTEM_FILE} do not exist")
+    known = known_variables()
+    for name in suspects(os.environ, known):
+        output.line(one_line(complaint(name, known)))
     for name in [options.name] if options.name else COMMANDS:
         for option in load(name).settings():
             found = from_environment(option.setting_names, os.environ)

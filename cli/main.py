@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import click
 
 from hearth.cli import output
-from hearth.cli.command import described, nearest, usage_lines
+from hearth.cli.command import described, usage_lines
 from hearth.cli.commands import COMMANDS, SECTIONS, load
+from hearth.common.spelling import nearest
 
 # Before gRPC is imported: it would write a line of its own for every failed TLS handshake. Ours
 # name the peer, and a scanner cannot fill the log with them (common/admission.py).

@@ -1,10 +1,11 @@
 """Readers of model formats, and `open_model`, which chooses among them."""
 
+import difflib
 from pathlib import Path
 
 from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
-from hearth.converter.hub import cached_model, parse_name
+from hearth.converter.hub import cached_model, cached_names, parse_name
 from hearth.converter.model import Model
 from hearth.converter.packaged import NAMES, packaged_model
 from hearth.converter.readers.dllama import MAGICS, SUFFIX, open_dllama
@@ -83,6 +84,13 @@ def _path_of(source: str) -> Path:
 
 def _hint(source: str) -> str:
     """Advice for a model that is not there."""
+    names = [*NAMES, *(name for name, _ in cached_names())]
+    close = difflib.get_close_matches(source, names, 1)
+    return (f"did you mean {close[0]}? Else " if close else "") + _advice(source)
+
+
+def _advice(source: str) -> str:
+    """The names that a model may have, or how to download it."""
     try:
         parse_name(source)
     except ModelError:

@@ -4,6 +4,7 @@ For measuring speed and memory without a download. A cut is generated alone and 
 as that part of the whole, so nodes agree although none holds the whole model.
 """
 
+import difflib
 import hashlib
 import math
 
@@ -44,7 +45,11 @@ def open_random(source: str, weights: str | None) -> "RandomModel":
     """Open `random:SHAPE[:SEED]`. Raises ModelError for an unknown shape or a bad seed."""
     shape, _, seed = source.removeprefix(PREFIX).partition(":")
     if shape not in SHAPES:
-        raise ModelError(f"random shape {shape!r} is unknown; choose one of {', '.join(SHAPES)}")
+        close = difflib.get_close_matches(shape, SHAPES, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ModelError(
+            f"random shape {shape!r} is unknown{hint}; choose one of {', '.join(SHAPES)}"
+        )
     if seed and not (seed.isascii() and seed.isdecimal() and int(seed) < 1 << 64):
         raise ModelError(f"random seed {seed!r} is not a whole number of 0 to {(1 << 64) - 1}")
     return RandomModel(random_spec(shape), int(seed or 0), weights)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hearth.common.errors import HearthError, Reason
+from hearth.common.spelling import nearest
 
 PREFIX = "HEARTH_"
 CONFIG_VARIABLE = "HEARTH_CONFIG"
@@ -88,15 +89,18 @@ class SettingsFile:
         for key, value in self.tables.items():
             if isinstance(value, dict):
                 if key not in known:
-                    raise _bad(f"{self.path}: there is no command [{key}]; {_list(known)}")
+                    raise _bad(
+                        f"{self.path}: there is no command [{key}]{nearest(key, known)}; "
+                        f"{_list(known)}"
+                    )
                 for name in value:
                     if _dashed(name) not in known[key]:
                         raise _bad(
                             f"{self.path}: hearth {key} has no option {name}"
-                            f"; see `hearth {key} --help`"
+                            f"{nearest(name, known[key])}; see `hearth {key} --help`"
                         )
             elif _dashed(key) not in everywhere:
-                raise _bad(f"{self.path}: no command has an option {key}")
+                raise _bad(f"{self.path}: no command has an option {key}{nearest(key, everywhere)}")
 
 
 def user_file(environ: Mapping[str, str]) -> Path:

@@ -254,6 +254,14 @@ def test_misspelled_words_have_a_suggestion(capsys: pytest.CaptureFixture[str]) 
         "root demo --context many": "--context is 'many'; it must be a whole number",
         "certs init": "DIR is missing",
         "cluster dance": "ACTION is 'dance'; it must be drain",
+        "cluster drian x": "did you mean drain?",
+        "certs int d": "did you mean init?",
+        "certs rewoke d n": "did you mean revoke?",
+        "completion bsah": "did you mean bash?",
+        "config genrate": "did you mean generate?",
+        "root demo --weights q4o": "did you mean q40?",
+        "root demo --lane mseh": "did you mean mesh?",
+        "certs add d n --role opreator": "did you mean operator?",
     }
     for line, hint in wrong.items():
         assert main(line.split()) == 2
@@ -261,6 +269,39 @@ def test_misspelled_words_have_a_suggestion(capsys: pytest.CaptureFixture[str]) 
         assert hint in printed.err.splitlines()[0]
         assert len(printed.err.splitlines()) == 2
         assert printed.out == ""
+
+
+def test_nothing_is_suggested_where_nothing_is_close(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ("certs init d --nmaes x", "root demo --lane xyz", "cluster xyz", "qqq"):
+        assert main(line.split()) == 2
+        assert "did you mean" not in capsys.readouterr().err
+
+
+def test_names_of_models_have_a_suggestion(generate: Command) -> None:
+    assert "did you mean demo?" in generate.refused("--model", "dmeo")
+    assert "did you mean smollm2?" in generate.refused("--model", "smolm2")
+    assert "did you mean llama-3-8b?" in generate.refused("--model", "random:lama-3-8b")
+
+
+def test_unknown_variables_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTH_THREDS", "2")
+    monkeypatch.setenv("HEARTH_QQQ\n", "2")
+    monkeypatch.setenv("HEARTH_MESH_SERVICE_HOST", "10.0.0.1")  # set by Kubernetes
+    monkeypatch.setenv("HEARTH_PORT_7716_TCP", "tcp://10.0.0.1:7716")
+    monkeypatch.setenv("HEARTH_LISTEN", "127.0.0.1:0")  # of another command
+    assert main(["models"]) == 0
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == ("warning: HEARTH_QQQ\\n is not the variable of an option, and has no effect")
+    assert second == (
+        "warning: HEARTH_THREDS is not the variable of an option, and has no effect; did you mean "
+        "HEARTH_THREADS?"
+    )
+    assert main(["config"]) == 0
+    shown = capsys.readouterr().out
+    assert "HEARTH_THREDS is not the variable of an option" in shown
+    assert "_SERVICE_HOST" not in shown
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zeroconf import DNSAddress, DNSCache, DNSPointer, DNSService, DNSText, ServiceInfo
+from zeroconf import ServiceInfo
 from zeroconf import current_time_millis as now_ms
+from zeroconf._cache import DNSCache
+from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
 
-from hearth.root.discovery import mdns
+from hearth.root.discovery import announced, mdns
 from hearth.root.discovery.announced import (
     MAX_ADDRESSES,
     PROVEN,
@@ -134,6 +137,11 @@ class Lan:
         self.cache.async_add_records(records)
         return name
 
+    def leave(self, name: str) -> None:
+        """zeroconf forgets the record before it says so."""
+        records = list(self.cache.entries_with_name(SERVICE_TYPE))
+        self.cache.async_remove_records([r for r in records if getattr(r, "alias", "") == name])
+
     def get_service_info(self, type_: str, name: str, timeout: int) -> None:
         self.asked.append(name)
         self.closed.wait(20)
@@ -157,7 +165,8 @@ class Workers:
             self.changed.notify_all()
 
     def answer_until_found(self, source: MdnsSource) -> bool:
-        for _ in range(400):
+        end = time.monotonic() + 60  # for a test that would hang
+        while time.monotonic() < end:
             with self.changed:
                 listed = list(self.listed)
             if WORKER in listed:
@@ -165,7 +174,8 @@ class Workers:
             for address in listed:
                 source.tried(address, False)
             with self.changed:
-                self.changed.wait_for(lambda now=listed: self.listed != now, 0.2)
+                if self.listed == listed:
+                    self.changed.wait(0.2)
         return False
 
 
@@ -204,9 +214,35 @@ def test_a_worker_is_found_among_invented_names(lan: Lan) -> None:
             source.tried(f"10.9.{number // 250}.{number % 250}:7717", False)
         with found.changed:
             assert WORKER in found.listed
+        lan.leave(worker)
         source.remove_service(zc, SERVICE_TYPE, worker)
         with found.changed:
             assert WORKER not in found.listed
+    finally:
+        source.stop()
+
+
+def test_a_name_that_gave_its_place_up_comes_again(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was off while strangers came, and that does not announce itself again."""
+    monkeypatch.setattr(announced, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(announced, "STRANGERS", 1)
+    found = Workers()
+    source = MdnsSource(found)
+    source.start()
+    zc: Any = lan
+    try:
+        source.add_service(zc, SERVICE_TYPE, lan.announce("pi", "192.168.1.20"))
+        source.tried(WORKER, False)
+        stranger = lan.announce("stranger", "10.0.0.1")
+        source.add_service(zc, SERVICE_TYPE, stranger)
+        with found.changed:
+            assert found.changed.wait_for(lambda: "10.0.0.1:7717" in found.seen, 20)
+        lan.leave(stranger)
+        source.remove_service(zc, SERVICE_TYPE, stranger)
+        with found.changed:
+            assert found.changed.wait_for(lambda: found.listed == [WORKER], 20)
     finally:
         source.stop()
 

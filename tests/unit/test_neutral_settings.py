@@ -71,7 +71,7 @@ def test_refused_beside_a_text_config(name: str, key: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in WITH_KINDS])
 def test_kinds_of_layers(name: str) -> None:
-    count = CONFIGS[name].get("num_hidden_layers", CONFIGS[name].get("n_layer"))
+    count: int = CONFIGS[name].get("num_hidden_layers") or CONFIGS[name].get("n_layer") or 0
     same = read_spec(CONFIGS[name], "model")[1]
     assert read_spec(changed(name, {"layer_types": [FULL] * count}), "model")[1] == same
     for kinds in (
@@ -86,7 +86,8 @@ def test_kinds_of_layers(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in WITH_WINDOW | WITH_KINDS])
 def test_windows(name: str) -> None:
-    context = CONFIGS[name].get("max_position_embeddings", CONFIGS[name].get("n_positions"))
+    own = CONFIGS[name]
+    context: int = own.get("max_position_embeddings") or own.get("n_positions") or 0
     same = read_spec(CONFIGS[name], "model")[1]
     for neutral in (None, context, 10 * context):
         assert read_spec(changed(name, {"sliding_window": neutral}), "model")[1] == same
@@ -108,7 +109,7 @@ def test_parts_of_heads(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_older_neutral_settings(name: str) -> None:
     """Settings of real files that change nothing."""
-    neutral = {
+    neutral: dict[str, Any] = {
         "is_causal": True, "is_decoder": False, "is_encoder_decoder": False,
         "add_cross_attention": False, "pretraining_tp": 2, "use_bidirectional_attention": False,
         "chunk_size_feed_forward": 0, "attention_chunk_size": None, "per_layer_config": {},

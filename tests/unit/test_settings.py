@@ -181,7 +181,10 @@ def test_files_are_below_the_environment(tmp_path: Path) -> None:
     [
         ("threads = 'many'", "threads='many' is not a value for --threads"),
         ("[generate]\nthreads = 0", "it must be in 1 to 1024"),
-        ("thread = 1", "no command has an option thread"),
+        ("thread = 1", "no command has an option thread; did you mean threads?"),
+        ("[generate]\nmodle = 'x'", "hearth generate has no option modle; did you mean model?"),
+        ("[generate]\ncache_dri = 'x'", "no option cache_dri; did you mean cache-dir?"),
+        ("[genrate]\nthreads = 1", "there is no command [genrate]; did you mean generate?"),
         ("[generate]\nlease-grace = 1", "hearth generate has no option lease-grace"),
         ("[generat]\nthreads = 1", "there is no command [generat]"),
         ("threads = 2000-01-01", "must be a text, a number"),

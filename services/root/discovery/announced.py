@@ -52,6 +52,11 @@ class Announced:
         """The address of each name that has a place, sorted."""
         return sorted({entry.addresses[0] for entry in self._entries.values()})
 
+    @property
+    def some_gave_up(self) -> bool:
+        """True if a name that is still announced gave its place up, and may come again later."""
+        return bool(self._gave_up)
+
     def may_come(self, name: str, now: float) -> bool:
         """False for a name that has a place, or that gave one up a short time ago."""
         gave_up = self._gave_up.get(name)
@@ -82,6 +87,7 @@ class Announced:
         if len(strangers) >= STRANGERS and not self._make_room(strangers, now):
             return False
         self._entries[name] = new
+        self._gave_up.pop(name, None)
         return True
 
     def tried(self, address: str, good: bool, now: float) -> None:

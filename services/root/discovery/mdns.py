@@ -26,6 +26,7 @@ _ADDRESS_MS = 3_000
 # Names that wait to be looked up, and how many are looked up at once.
 _MAX_WAITING = 64
 _THREADS = 4
+_MAX_LEFT = 4096
 # Between two searches for names that found no place before.
 _AGAIN_SECONDS = 1.0
 
@@ -44,7 +45,8 @@ class MdnsSource(ServiceListener):
         self._reported: list[str] = []
         self._waiting: list[str] = []
         self._refused_some = False
-        self._searched_at = float("-inf")
+        # Names that left while a search or a look-up may still hold them.
+        self._left: set[str] = set()
         self._stopping = False
         # Reports in the order of the listings.
         self._reporting = threading.Lock()
@@ -52,8 +54,8 @@ class MdnsSource(ServiceListener):
     def start(self) -> None:
         """Raises OSError where there is no network at all."""
         self._zeroconf = open_zeroconf(self._interfaces)
-        for _ in range(_THREADS):
-            threading.Thread(target=self._run, name="hearth-mdns", daemon=True).start()
+        for work in (self._search_again, *[self._look_up] * _THREADS):
+            threading.Thread(target=work, name="hearth-mdns", daemon=True).start()
         ServiceBrowser(self._zeroconf, SERVICE_TYPE, self)
 
     def stop(self) -> None:
@@ -73,6 +75,8 @@ class MdnsSource(ServiceListener):
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         """zeroconf's: a service was seen. Returns at once."""
+        with self._changed:
+            self._left.discard(name)
         self._see(zc, name)
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
@@ -83,36 +87,48 @@ class MdnsSource(ServiceListener):
         """zeroconf's: it has left."""
         with self._changed:
             self._announced.withdraw(name)
+            if len(self._left) >= _MAX_LEFT:
+                self._left.clear()
+            self._left.add(name)
             self._changed.notify_all()
         self._report()
 
-    def _see(self, zc: Zeroconf, name: str) -> None:
-        """Take in a name: now, if its announcement is whole, else once it was looked up."""
+    def _see(self, zc: Zeroconf, name: str) -> bool:
+        """Take in a name: now, if its announcement is whole, else once it was looked up.
+
+        False if there is no place for it now.
+        """
         try:
             info = ServiceInfo(SERVICE_TYPE, name)
             whole = info.load_from_cache(zc)
         except Exception as error:  # anyone can send anything
             log.debug("mDNS: %s: %s", name, error)
-            return
+            return True
         if whole:
-            self._take(info)
-            return
+            return self._take(info)
         with self._changed:
             if name in self._waiting:
-                return
+                return True
             if len(self._waiting) >= _MAX_WAITING:
                 self._waiting.pop(random.randrange(_MAX_WAITING))
             self._waiting.append(name)
-            self._changed.notify()
+            self._changed.notify_all()
+        return True
 
-    def _take(self, info: ServiceInfo) -> None:
+    def _take(self, info: ServiceInfo) -> bool:
+        """Offer a name with its addresses; False if there is no place for it now."""
         addresses = addresses_of(info)
         if not addresses:
-            return
+            return True
         with self._changed:
-            if not self._announced.offer(info.name, addresses, time.monotonic()):
+            if info.name in self._left:
+                return True
+            taken = self._announced.offer(info.name, addresses, time.monotonic())
+            if not taken or self._announced.some_gave_up:
                 self._refused_some = True
+                self._changed.notify_all()
         self._report()
+        return taken
 
     def _report(self) -> None:
         with self._reporting:
@@ -123,23 +139,16 @@ class MdnsSource(ServiceListener):
                 self._reported = listing
             self._found("mdns", listing)
 
-    def _run(self) -> None:
+    def _look_up(self) -> None:
         """One of the threads that look names up."""
         assert self._zeroconf is not None
         while True:
             with self._changed:
-                while not self._waiting and not self._due() and not self._stopping:
-                    self._changed.wait(_AGAIN_SECONDS if self._refused_some else None)
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
                 if self._stopping:
                     return
-                search = self._due()
-                if search:
-                    self._searched_at, self._refused_some = time.monotonic(), False
-                name = self._waiting.pop(random.randrange(len(self._waiting))) if not search else ""
+                name = self._waiting.pop(random.randrange(len(self._waiting)))
             try:
-                if search:
-                    self._search(self._zeroconf)
-                    continue
                 info = self._zeroconf.get_service_info(SERVICE_TYPE, name, timeout=_ADDRESS_MS)
             except Exception as error:  # anyone can send anything; or the source was stopped
                 log.debug("mDNS: %s: %s", name, error)
@@ -147,9 +156,23 @@ class MdnsSource(ServiceListener):
             if info is not None:
                 self._take(info)
 
-    def _due(self) -> bool:
-        """True if names without a place may be tried again."""
-        return self._refused_some and time.monotonic() - self._searched_at >= _AGAIN_SECONDS
+    def _search_again(self) -> None:
+        """The thread that gives names a place once others have given theirs up."""
+        assert self._zeroconf is not None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._refused_some or self._stopping)
+                self._changed.wait_for(lambda: self._stopping, _AGAIN_SECONDS)
+                if self._stopping:
+                    return
+                self._refused_some = False
+                self._left.clear()
+            try:
+                self._search(self._zeroconf)
+            except Exception as error:  # the source was stopped meanwhile
+                log.debug("mDNS: %s", error)
+            with self._changed:
+                self._refused_some = self._refused_some or self._announced.some_gave_up
 
     def _search(self, zc: Zeroconf) -> None:
         """Offer names that zeroconf still knows and that have no place, in any order."""
@@ -164,11 +187,8 @@ class MdnsSource(ServiceListener):
                 if self._stopping:
                     return
                 may_come = self._announced.may_come(name, time.monotonic())
-            if may_come:
-                self._see(zc, name)
-                with self._changed:
-                    if self._refused_some:
-                        return
+            if may_come and not self._see(zc, name):
+                return
 
 
 def addresses_of(info: ServiceInfo) -> list[str]:

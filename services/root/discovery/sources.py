@@ -71,7 +71,7 @@ class DnsSource:
         self._stopping.set()
 
     def tried(self, address: str, good: bool) -> None:
-        """Whoever controls the DNS name decides: all its addresses stay listed."""
+        """Nothing changes: the DNS name decides which addresses are listed."""
 
     def _run(self) -> None:
         while not self._stopping.is_set():
