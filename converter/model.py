@@ -10,8 +10,8 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,13 @@ class Model(ABC):
         self.sampling_defaults: Mapping[str, float] = {}
         # How its hidden states become the vector of a text.
         self.pooling = Pooling()
+        # Names besides the spec's that mean it, too.
+        self.aliases: Sequence[str] = ()
+
+    def name(self, names: Sequence[str]) -> None:
+        """Call the model by the first of `names`; the others mean it too."""
+        self.spec = replace(self.spec, name=names[0])
+        self.aliases = names[1:]
 
     @property
     def requested_type(self) -> str | None:

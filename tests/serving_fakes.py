@@ -283,6 +283,7 @@ class FakeModel:
     spec: ModelSpec
     weight_type: str = "q4_0"
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    aliases: Sequence[str] = ()
     pooling: Pooling = field(default_factory=Pooling)
 
 

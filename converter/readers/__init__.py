@@ -7,6 +7,7 @@ from hearth.converter.errors import ModelError
 from hearth.converter.hf_config import read_json
 from hearth.converter.hub import cached_model, cached_names, parse_name
 from hearth.converter.model import Model
+from hearth.converter.names import names_of
 from hearth.converter.packaged import NAMES, packaged_model
 from hearth.converter.readers.dllama import MAGICS, SUFFIX, open_dllama
 from hearth.converter.readers.gguf_file import MAGIC
@@ -46,6 +47,14 @@ def open_model(
         _no_tokenizer(tokenizer, source)
         return open_random(source, weights)
     path = _path_of(source)
+    model = _open(source, path, weights, pre, tokenizer)
+    model.name(names_of(source, path.absolute(), model.spec.name))
+    return model
+
+
+def _open(
+    source: str, path: Path, weights: str | None, pre: str | None, tokenizer: str | None
+) -> Model:
     if path.is_dir():
         path = _file_in(path)
     if path.is_dir() or path.suffix in _CHECKPOINT_SUFFIXES:

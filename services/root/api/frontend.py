@@ -73,6 +73,8 @@ class ServedModel(Protocol):
 
     @property
     def sampling_defaults(self) -> Mapping[str, float]: ...
+    @property
+    def aliases(self) -> Sequence[str]: ...
 
     @property
     def pooling(self) -> Pooling: ...
@@ -173,6 +175,8 @@ class ModelFacts:
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     # The pooling of its vectors that its files name; "" where they name none.
     pooling: str = ""
+    # Names besides `name` that mean it.
+    aliases: Sequence[str] = ()
 
 
 class _Threads:
@@ -456,6 +460,7 @@ class Frontend:
             has_chat_template=self._engine.tokenizer.chat_template is not None,
             sampling_defaults=self._model.sampling_defaults,
             pooling=self._model.pooling.kind,
+            aliases=self._model.aliases,
         )
 
     def cluster(self) -> "ClusterStatus":

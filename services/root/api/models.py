@@ -52,12 +52,16 @@ class Models:
     def named(self, name: str, any_model: bool = False) -> str | None:
         """The model that a request means, by its exact name; None for an unknown one.
 
-        Case, the tag ":latest" and an owner ("owner/") make no difference. No name, or with
+        Case, the tag ":latest" and an owner ("owner/") make no difference. What else a model is
+        called (ModelFacts.aliases) means it too. No name, or with
         `any_model` an unknown one, is the model in memory, else the first.
         """
         if name:
             wanted = plain(name)
             found = next((each for each in self._frontends if plain(each) == wanted), None)
+            for each, frontend in self._frontends.items() if found is None else ():
+                if wanted in map(plain, frontend.model().aliases):
+                    found = each
             if found is not None or not any_model:
                 return found
         return self.shelf.loaded or next(iter(self._frontends))

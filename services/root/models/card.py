@@ -42,11 +42,18 @@ class Card:
     pooling: Pooling
     # What requests may need, if every node has enough memory.
     limits: Limits
+    # Names besides the spec's that mean it and no other model.
+    aliases: Sequence[str] = ()
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.spec.name
+
+    @property
+    def called(self) -> Sequence[str]:
+        """All names of the model."""
+        return [self.name, *self.aliases]
 
     def renamed(self, name: str) -> Card:
         """The same by another name."""
@@ -93,7 +100,14 @@ def _named_apart(cards: Sequence[Card]) -> list[Card]:
         if other is not card:
             problem = f"--models: {other.source} and {card.source} are both named {card.name!r}"
             raise HearthError(Reason.BAD_SETTING, problem)
-    return named
+    uses = Counter(name for card in cards for name in {plain(each) for each in card.called})
+    return [
+        replace(
+            card,
+            aliases=[each for each in old.called if uses[plain(each)] == 1 and each != card.name],
+        )
+        for card, old in zip(named, cards, strict=True)
+    ]
 
 
 def _expanded(sources: Sequence[str]) -> list[tuple[str, bool]]:
@@ -145,6 +159,7 @@ def _read(source: str, weights: str | None, settings: ClusterSettings) -> Card:
             sampling_defaults=model.sampling_defaults,
             pooling=model.pooling,
             limits=limits_for(blueprint, blueprint.expected_room()),
+            aliases=model.aliases,
         )
 
 

@@ -100,10 +100,11 @@ async def choose(services: Services, name: str) -> tuple[Services, str]:
     """
     models = services.models
     if models is None:
-        served = services.frontend.model().name
-        if not name or services.any_model or plain(name) == plain(served):
-            return services, served
-        raise unknown_model(name, [served])
+        facts = services.frontend.model()
+        known = map(plain, (facts.name, *facts.aliases))
+        if not name or services.any_model or plain(name) in known:
+            return services, facts.name
+        raise unknown_model(name, [facts.name])
     found = models.named(name, services.any_model)
     if found is None:
         raise unknown_model(name, models.names)
