@@ -82,7 +82,8 @@ class Model(ABC):
 
     def name(self, names: Sequence[str]) -> None:
         """Call the model by the first of `names`; the others mean it too."""
-        self.spec = replace(self.spec, name=names[0])
+        if names[0] != self.spec.name:
+            self.spec = replace(self.spec, name=names[0])
         self.aliases = names[1:]
 
     @property
