@@ -75,6 +75,12 @@ def root_for(runner: FakeRunner, context_size: int = 200_000, **options: Any) ->
     return Root(runner, http=True, chat_template=TOOL_TEMPLATE, **(limits | options))
 
 
+def prompts(root: Root) -> str:
+    """The text of all tokens that were computed."""
+    tokens = (token for batch in root.runner.batches for token in batch.tokens)
+    return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+
 @contextmanager
 def formed_again(root: Root, runner: Lossy) -> Iterator[None]:
     """Lets the cluster of a Lossy run again once it is lost; it must be lost within the block.

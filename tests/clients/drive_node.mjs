@@ -16,7 +16,51 @@ const openai = async () => {
   return new OpenAI({ baseURL: `${url}/v1`, apiKey: "any", maxRetries: 0 });
 };
 
+// Two calls of this tool, then the answer behind their results.
+const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+const tool = { name: "weather", description: "The weather.", parameters };
+const weather = ({ city }) => `warm in ${city}`;
+
 const clients = {
+  openai_node_tools: async () => {
+    const client = await openai();
+    const said = [];
+    const call = (given) => {
+      said.push(`weather ${given.city}`);
+      return weather(given);
+    };
+    const runner = client.chat.completions.runTools({
+      model,
+      messages,
+      stream: mode === "stream",
+      tools: [{ type: "function", function: { ...tool, function: call, parse: JSON.parse } }],
+    });
+    const answer = await runner.finalContent();
+    return [...said, answer].join(", ");
+  },
+  ollama_js_tools: async () => {
+    const { Ollama } = await load("ollama");
+    const client = new Ollama({ host: url });
+    const asked = { model, tools: [{ type: "function", function: tool }] };
+    const history = [...messages];
+    const said = [];
+    const read = (message) => {
+      if (!message.tool_calls) return;
+      history.push(message);
+      for (const call of message.tool_calls) said.push(call.function);
+    };
+    if (mode === "stream") {
+      for await (const part of await client.chat({ ...asked, messages, stream: true })) read(part.message);
+    } else {
+      read((await client.chat({ ...asked, messages })).message);
+    }
+    for (const call of said) {
+      history.push({ role: "tool", tool_name: call.name, content: weather(call.arguments) });
+    }
+    const done = await client.chat({ ...asked, messages: history });
+    const calls = said.map((call) => `${call.name} ${call.arguments.city}`);
+    return [...calls, done.message.content].join(", ");
+  },
   openai_node: async () => {
     const client = await openai();
     if (mode === "text") {

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import documented
 import pytest
-from installed_clients import ANSWER, NODE, PYTHON, Lossy, formed_again, root_for, says
+from installed_clients import (
+    ANSWER,
+    NODE,
+    PYTHON,
+    Lossy,
+    calls,
+    formed_again,
+    prompts,
+    root_for,
+    says,
+)
 from serving_fakes import FakeRunner
 
 HERE = Path(__file__).parent
@@ -27,6 +37,7 @@ PYTHON_CLIENTS = (
     "litellm_ollama",
 )
 NODE_CLIENTS = ("openai_node", "openai_node_responses", "ollama_js")
+NODE_TOOLS = ("openai_node_tools", "ollama_js_tools")
 CLIENTS = (*PYTHON_CLIENTS, *NODE_CLIENTS)
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="`make clients` installs the clients")
@@ -45,11 +56,11 @@ def url() -> Iterator[str]:
         yield root.url
 
 
-def call(client: str, mode: str, url: str) -> str:
-    if client in NODE_CLIENTS:
+def call(client: str, mode: str, url: str, program: str = "drive_python.py") -> str:
+    if client in (*NODE_CLIENTS, *NODE_TOOLS):
         words = ["node", str(HERE / "drive_node.mjs")]
     else:
-        words = [str(PYTHON), str(HERE / "drive_python.py")]
+        words = [str(PYTHON), str(HERE / program)]
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     ran = subprocess.run(
         [*words, client, mode, url],
@@ -71,6 +82,18 @@ def test_an_answer(client: str, url: str) -> None:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_stream(client: str, url: str) -> None:
     assert call(client, "stream", url) == ANSWER
+
+
+@pytest.mark.parametrize("mode", ["text", "stream"])
+@pytest.mark.parametrize("client", [*PYTHON_CLIENTS, *NODE_TOOLS])
+def test_parallel_calls_and_their_results(client: str, mode: str) -> None:
+    script = calls(("weather", {"city": "Bern"}), ("weather", {"city": "Rome"}))
+    with root_for(FakeRunner(script), 4096) as root:
+        said = call(client, mode, root.url, "drive_tools.py")
+        assert said == f"weather Bern, weather Rome, {ANSWER}"
+        seen = prompts(root)
+    assert "warm in Bern" in seen
+    assert "warm in Rome" in seen
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -14,8 +14,18 @@ from typing import Any
 
 import documented
 import pytest
-from installed_clients import ANSWER, INSTALLED, NODE, Lossy, calls, formed_again, root_for, says
-from serving_fakes import FakeRunner, Root
+from installed_clients import (
+    ANSWER,
+    INSTALLED,
+    NODE,
+    Lossy,
+    calls,
+    formed_again,
+    prompts,
+    root_for,
+    says,
+)
+from serving_fakes import FakeRunner
 
 QUESTION = "Who are you?"
 # What the tool's command prints, and the command does not have.
@@ -166,12 +176,6 @@ def test_a_tool_is_called_and_its_result_read(agent: Agent, tmp_path: Path) -> N
     with root_for(FakeRunner(calls(agent.call))) as root:
         assert ANSWER in agent.run(root.url, tmp_path)
         assert PRINTED in prompts(root)
-
-
-def prompts(root: Root) -> str:
-    """The text of all tokens that were computed."""
-    tokens = (token for batch in root.runner.batches for token in batch.tokens)
-    return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
 
 @every

@@ -314,9 +314,11 @@ class _Part:
         return made | {"message": {"role": "assistant", "content": text, **more}}
 
     def _call(self, call: ToolCall) -> Object:
-        function = {"index": self._calls, "name": call.name, "arguments": loads(call.arguments)}
+        index = self._calls
         self._calls += 1
-        return {"id": new_call_id("call_"), "function": function}
+        function = {"index": index, "name": call.name, "arguments": loads(call.arguments)}
+        # Beside the function too: there LiteLLM reads which call of a stream it is.
+        return {"id": new_call_id("call_"), "index": index, "function": function}
 
 
 class _Stream:
