@@ -40,9 +40,12 @@ def run_conversion(
     # Late, as in `pull`: it imports NumPy, which not every CPU runs (Command.invoke looks first).
     from hearth.converter.convert import convert
 
+    def note(line: str) -> None:
+        output.note(f"note: {line}")
+
     try:
         with terminate_as_interrupt(), conversion_progress() as progress:
-            convert(source, dest, weights, progress, pre, tokenizer)
+            convert(source, dest, weights, progress, pre, tokenizer, note)
     except KeyboardInterrupt:
         output.note(f"hearth: interrupted; {dest} was not written")
         return 130

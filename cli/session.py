@@ -135,6 +135,8 @@ def open_several(options: Options) -> Iterator[Several]:
         planned, sequences=options.sequences, prefix_cache=not options.no_prefix_cache
     )
     cards = read_cards(options.models, options.weights, planned)
+    for note in (note for card in cards for note in card.notes):
+        output.note(f"note: {note}")
     system.trim_memory()
     with ExitStack() as stack:
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []

@@ -27,12 +27,15 @@ class RopeSpec:
     frequencies: radians per position of each pair. magnitude: factor of cos and sin.
     long, long_context: frequencies used instead where the cluster's context has more tokens than
     long_context (LongRoPE).
+    most_positions: contexts beyond it need frequencies that grow with each sequence (dynamic
+    scaling), which Hearth does not compute; 0: there is no such bound.
     """
 
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
     long: tuple[float, ...] = ()
     long_context: int = 0
+    most_positions: int = 0
 
     def for_context(self, tokens: int) -> tuple[float, ...]:
         """The frequencies for a context of so many tokens."""

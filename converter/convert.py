@@ -42,12 +42,13 @@ def convert(
     progress: Progress | None = None,
     pre: str | None = None,
     tokenizer: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Convert a model (anything `open_model` takes) to a Hearth directory; returns `dest`.
 
     weights: the type of the matrices, or a mix. Matrices whose rows do not divide into its blocks
     get the type's fallback.
-    pre, tokenizer: see open_model.
+    pre, tokenizer: see open_model. note: receives each of the model's notes.
 
     Raises:
         ModelError: the source cannot be read, the destination exists, or the disk is too small.
@@ -60,6 +61,8 @@ def convert(
     if not parent.is_dir():
         raise ModelError(f"{parent} is not a directory; create it first")
     with open_model(source, weights, pre, tokenizer) as model:
+        for line in model.notes:
+            note(line)
         files = model.tokenizer_source.files()
         if files:
             model.tokenizer()  # report it now, not when the converted model is first used

@@ -75,6 +75,9 @@ class Model(ABC):
         self._types: dict[str, str] = {}
         # Sampling that the model's makers recommend: temperature, top_k, top_p and so on.
         self.sampling_defaults: Mapping[str, float] = {}
+        # What people should know of how it is read: types that are converted, parts that do not
+        # run. Without the model's name.
+        self.remarks: list[str] = []
         # How its hidden states become the vector of a text.
         self.pooling = Pooling()
         # Names besides the spec's that mean it, too.
@@ -85,6 +88,11 @@ class Model(ABC):
         if names[0] != self.spec.name:
             self.spec = replace(self.spec, name=names[0])
         self.aliases = names[1:]
+
+    @property
+    def notes(self) -> list[str]:
+        """The remarks, each a line that begins with the model's name."""
+        return [f"{self.spec.name}: {remark}" for remark in self.remarks]
 
     @property
     def requested_type(self) -> str | None:

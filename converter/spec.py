@@ -258,6 +258,8 @@ def _check_frequencies(rope: RopeSpec) -> None:
             raise ModelError(f"a rotary frequency is {frequency}; it must be a finite number")
     if not 0 <= rope.long_context <= LIMITS["context_size"]:
         raise ModelError(f"contexts are long from {rope.long_context} tokens")
+    if not 0 <= rope.most_positions <= LIMITS["context_size"]:
+        raise ModelError(f"rotary positions hold for {rope.most_positions} positions")
 
 
 def _check_block(block: BlockSpec, ropes: tuple[RopeSpec, ...]) -> None:

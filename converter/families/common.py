@@ -300,8 +300,9 @@ def rope_scaling(used: Settings, config: Settings) -> RopeScaling | None:
             short_factors=used.numbers("short_factor"),
             long_factors=used.numbers("long_factor"),
         )
-    # Of another kind: RopeScaling names those that are supported.
-    return RopeScaling(kind, used.number("factor", 1.0))
+    # transformers scales dynamically from max_position_embeddings on, whatever else is named. Of
+    # another kind: RopeScaling names those that are supported.
+    return RopeScaling(kind, used.number("factor", 1.0), original_context=context)
 
 
 def gguf_attention(metadata: Settings, **more: Any) -> AttentionSpec:

@@ -20,8 +20,9 @@ F64 = npt.NDArray[np.float64]
 class RopeScaling:
     """Stretching of rotary frequencies for contexts longer than the model was trained on.
 
-    kind "linear" divides every frequency by `factor`. "dynamic" changes nothing within the model's
-    own context. "llama3" divides only the slow ones, with a ramp between `original_context /
+    kind "linear" divides every frequency by `factor`. "dynamic" changes nothing within
+    `original_context`; beyond it the base grows with each sequence, which Hearth does not do.
+    "llama3" divides only the slow ones, with a ramp between `original_context /
     low_freq_factor` and `original_context / high_freq_factor` positions of wavelength (Llama 3.1).
     "yarn" (Peng et al., 2023) has its ramp between beta_fast and beta_slow turns in the original
     context. "longrope" (Ding et al., 2024) divides each frequency by a factor of its own.
@@ -101,7 +102,10 @@ def make_rope(
     if scaling is not None and scaling.kind == "longrope":
         return _longrope(frequencies, scaling)
     scaled = _scaled(frequencies, size, theta, scaling) / divisor
-    return RopeSpec(_as_f32(scaled), 1.0 if scaling is None else scaling.magnitude)
+    if scaling is None:
+        return RopeSpec(_as_f32(scaled))
+    bound = scaling.original_context if scaling.kind == "dynamic" else 0
+    return RopeSpec(_as_f32(scaled), scaling.magnitude, most_positions=bound)
 
 
 def _scaled(frequencies: F64, size: int, theta: float, scaling: RopeScaling | None) -> F64:

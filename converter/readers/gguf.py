@@ -1,8 +1,6 @@
 """GGUF files: shape, tensors and tokenizer from one file, or its parts."""
 
-import logging
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from hearth.converter.files import OpenFile
 from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.pooling import pooling_of_gguf
 from hearth.converter.quantized import Multiplied, Raw
+from hearth.converter.readers.conversions import conversion_remarks
 from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, string_pair
 from hearth.converter.readers.gguf_parts import GgufParts, open_parts, parse_open
 from hearth.converter.shown import shown
@@ -27,9 +26,7 @@ from hearth.converter.tokenizers.gguf import (
     load_gguf_tokenizer,
     vocabulary_size,
 )
-from hearth.converter.weights import FORMATS, row_bytes
-
-log = logging.getLogger(__name__)
+from hearth.converter.weights import FORMATS
 
 ROPE_FACTORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 _EMBEDDING = "token_embd.weight"
@@ -70,7 +67,7 @@ def open_gguf(path: Path, weights: str | None, pre: str | None = None) -> FileMo
     model = FileModel(spec, weights, tensors, parts.files, source)
     architecture = parts.first.values.get("general.architecture")
     model.pooling = pooling_of_gguf(parts.first.values.get(f"{architecture}.pooling_type"))
-    _log_conversion(path, parts, model, tensors)
+    model.remarks.extend(conversion_remarks(model, tensors, str.upper))
     return model
 
 
@@ -81,32 +78,6 @@ def read_gguf(path: Path) -> GgufFile:
         return parse_open(file)
     finally:
         file.close()
-
-
-def _log_conversion(
-    path: Path, parts: GgufParts, model: FileModel, tensors: Mapping[str, Stored]
-) -> None:
-    """One line for a file whose types are not held as they are."""
-    kinds: dict[str, set[str]] = {}
-    stored = loaded = 0
-    for name, tensor in tensors.items():
-        kind = model.tensor_type(name)
-        entry = model.spec.tensor(name)
-        if kind != tensor.kind and not (entry.vector or entry.exact):
-            kinds.setdefault(kind, set()).add(tensor.kind.upper())
-        stored += tensor.rows * tensor.row_bytes
-        loaded += tensor.rows * row_bytes(kind, tensor.columns)
-    if kinds:
-        log.info(
-            "%s: tensors in %s while loading (%.1f GiB become %.1f)",
-            path.name,
-            ", ".join(
-                f"{', '.join(sorted(each))} are converted to {kind}"
-                for kind, each in sorted(kinds.items())
-            ),
-            stored / (1 << 30),
-            loaded / (1 << 30),
-        )
 
 
 def _tokenizer_file(pairs: dict[str, bytes], pre: str | None) -> bytes:

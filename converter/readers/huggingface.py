@@ -1,6 +1,5 @@
 """A Hugging Face directory: config.json, one or several safetensors files, a tokenizer."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
 from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.pooling import pooling_of_directory
+from hearth.converter.quantized import quantization
+from hearth.converter.readers.conversions import conversion_remarks
 from hearth.converter.readers.quantization import merge
 from hearth.converter.readers.safetensors_file import Header, TensorEntry, read_header
 from hearth.converter.recommended import recommended_sampling
@@ -22,11 +23,11 @@ from hearth.converter.spec import ModelSpec
 from hearth.converter.stored import Stored
 from hearth.converter.tokenizers import load_tokenizer, tokenizer_files
 
-log = logging.getLogger(__name__)
-
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+# Types of tensors that no method of quantization made, and of those that a family reads itself.
+_AS_THEY_ARE = (*_KINDS.values(), "mxfp4")
 _MAX_SHARDS = 4096
 _MOST_FURTHER_LAYERS = 64
 
@@ -62,8 +63,6 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
     except BaseException:
         close_all(files)
         raise
-    if config.text_part:
-        log.info("%s also reads images or sound; Hearth runs its text part", directory.name)
     source = TokenizerSource(
         load=lambda: load_tokenizer(directory, config.bos_id, config.eos_ids),
         files=lambda: dict(tokenizer_files(directory)),
@@ -73,6 +72,15 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
     model = FileModel(config.spec, weights, tensors, files, source, config.raw)
     model.sampling_defaults = recommended_sampling(directory)
     model.pooling = pooling_of_directory(directory)
+    if config.text_part:
+        model.remarks.append("it also reads images or sound; Hearth runs its text part")
+    quantized = quantization(config.raw)
+    method = str(quantized["quant_method"]) if quantized is not None else ""
+
+    def label(kind: str) -> str:
+        return "" if kind in _AS_THEY_ARE else method
+
+    model.remarks.extend(conversion_remarks(model, tensors, label, sizes=False))
     return model
 
 

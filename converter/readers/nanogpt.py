@@ -4,7 +4,6 @@ The vocabulary is character-level, in the file `meta.pkl` of its data, or GPT-2'
 """
 
 import hashlib
-import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from hearth.converter.families.base import Files, FileTensor, Names, find
 from hearth.converter.families.gpt2 import FAMILY, VECTORS, gpt2_spec, third
 from hearth.converter.families.settings import Settings
 from hearth.converter.files import OpenFile
+from hearth.converter.hf_config import read_json
 from hearth.converter.hub import cached_snapshot
 from hearth.converter.model import FileModel, TokenizerSource
 from hearth.converter.readers.pickled import MAX_BYTES, read_pickle
@@ -26,16 +26,14 @@ from hearth.converter.tokenizers import load_pair, load_tokenizer, tokenizer_fil
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.converter.tokenizers.characters import FILE, CharacterTokenizer
 
-log = logging.getLogger(__name__)
-
 _META = "meta.pkl"
 # What torch.compile and DistributedDataParallel put before names.
 _WRAPPERS = ("_orig_mod.", "module.")
 _LAYER = "transformer.h.{layer}."
 _EMBEDDING, _HEAD = "transformer.wte.weight", "lm_head.weight"
 _READABLE = ("f32", "f16", "bf16")
-# Of all its published configurations and of GPT-2's.
-_HEAD_SIZE = 64
+# Beside tensors alone: what train.py would have saved with them.
+_ARGS = "model_args.json"
 _MATRICES: Names = {
     "wo": _LAYER + "attn.c_proj.weight",
     "w1": _LAYER + "mlp.c_fc.weight",
@@ -123,19 +121,21 @@ def _spec(path: Path, value: Any, entries: Mapping[str, FileTensor]) -> ModelSpe
 
 
 def _args_of(path: Path, entries: Mapping[str, FileTensor]) -> dict[str, Any]:
-    """The sizes of a model that was saved without them, by its tensors."""
+    """The sizes of a model that was saved without them, by its tensors; heads by a file beside."""
     vocab, hidden = _matrix(entries, _EMBEDDING)
-    if hidden % _HEAD_SIZE:
+    beside = path.with_name(_ARGS)
+    heads = read_json(beside).get("n_head") if beside.is_file() else None
+    if heads is None:
         raise ModelError(
-            f"{path} holds tensors alone, and does not say the number of heads (model_args): save "
-            "it as nanoGPT's train.py does"
+            f"{path} holds tensors alone, which do not say the number of heads: put {_ARGS} with "
+            '{"n_head": COUNT} beside it, or save {"model": tensors, "model_args": arguments} as '
+            "nanoGPT's train.py does"
         )
-    log.info("%s does not say its number of heads: %d, of %d each", path, hidden // 64, _HEAD_SIZE)
     layers = {name.split(".")[2] for name in entries if name.startswith("transformer.h.")}
     return {
         "n_embd": hidden,
         "n_layer": len(layers),
-        "n_head": hidden // _HEAD_SIZE,
+        "n_head": heads,
         "block_size": _matrix(entries, "transformer.wpe.weight")[0],
         "vocab_size": vocab,
     }

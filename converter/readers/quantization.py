@@ -4,7 +4,6 @@ config.json's `quantization_config` names the method. Every matrix that is store
 one entry under the name that it has in models that are not quantized.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,8 +24,6 @@ from hearth.converter.quantized import (
 )
 from hearth.converter.shown import shown
 from hearth.converter.stored import Stored
-
-log = logging.getLogger(__name__)
 
 Entries = dict[str, FileTensor]
 
@@ -59,7 +56,6 @@ def merge(source: str, config: Config, entries: Entries) -> Entries:
     }
     make = makers[method]
     merged = {name: entry for name, entry in entries.items() if not name.endswith(_UNUSED)}
-    kinds: set[str] = set()
     stems = [name.rpartition(".")[0] for name in merged if name.endswith(_CODES)]
     for stem in stems:
         pieces = _Pieces(source, stem, merged)
@@ -71,14 +67,6 @@ def merge(source: str, config: Config, entries: Entries) -> Entries:
             del merged[name]
         merged[f"{stem}.weight"] = replace(
             last, kind=made.kind, shape=(made.rows, made.columns), made=made
-        )
-        kinds.add(made.kind)
-    if kinds:
-        log.info(
-            "%s: %s tensors are converted to %s while loading",
-            source,
-            method,
-            " and ".join(sorted("q4_1" if kind == "q4_1" else "q8_0" for kind in kinds)),
         )
     return merged
 

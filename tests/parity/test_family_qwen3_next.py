@@ -14,6 +14,7 @@ from converter_builders import GGUF_TYPES, gguf_bytes, spm_metadata
 from family_parity import Case
 
 from hearth import _native
+from hearth.converter import open_model
 
 pytestmark = pytest.mark.parity
 
@@ -269,9 +270,7 @@ def _logits(model: Any, texts: tuple[list[int], list[int]]) -> list[F32]:
         return [model(torch.tensor([ids])).logits[0].numpy() for ids in texts]
 
 
-def test_the_text_part_of_a_model_that_reads_images(
-    addresses: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_text_part_of_a_model_that_reads_images(addresses: list[str], tmp_path: Path) -> None:
     """Its three axes of positions are equal in a text."""
     pytest.importorskip("transformers", reason="make test PARITY=1 installs transformers")
     import torch
@@ -299,11 +298,11 @@ def test_the_text_part_of_a_model_that_reads_images(
     model.save_pretrained(tmp_path / "model")
     random = np.random.default_rng(3)
     texts = tuple(random.integers(0, 128, count).tolist() for count in family_parity.TEXTS)
-    caplog.set_level("INFO")
     found = family_parity.hearth_logits(
         tmp_path / "model", (texts[0], texts[1]), addresses[:1], "mesh"
     )
-    assert "also reads images or sound; Hearth runs its text part" in caplog.text
+    with open_model(str(tmp_path / "model")) as read:
+        assert read.notes == ["model: it also reads images or sound; Hearth runs its text part"]
     for rows, wanted in zip(found, _logits(model, (texts[0], texts[1])), strict=True):
         assert wanted.std() > 0.5
         assert np.abs(rows - wanted).max() < family_parity.LARGEST_DIFFERENCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -139,17 +140,33 @@ def test_meta_in_the_folder_of_its_data(tmp_path: Path) -> None:
         assert model.tokenizer().vocab_size == len(CHARACTERS)
 
 
-def test_tensors_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A state_dict: sizes by the tensors, heads of 64 as everywhere in nanoGPT."""
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_tensors_alone(tmp_path: Path, heads: int) -> None:
+    """A state_dict: sizes by the tensors, heads by a file beside it."""
     files.write_checkpoint(tmp_path / "model.pt", gpt(hidden=128))
-    with open_model(str(tmp_path / "model.pt")) as model:
-        assert (model.spec.heads, model.spec.layers, model.spec.context_size) == (
-            2,
-            LAYERS,
-            CONTEXT,
-        )
-    files.write_checkpoint(tmp_path / "model.pt", gpt())
-    with pytest.raises(ModelError, match="number of heads"):
+    with pytest.raises(ModelError, match=r"the number of heads: put model_args\.json with"):
+        open_model(str(tmp_path / "model.pt"))
+    (tmp_path / "model_args.json").write_text(json.dumps({"n_head": heads}))
+    for path in (tmp_path, tmp_path / "model.pt"):
+        with open_model(str(path)) as model:
+            spec = model.spec
+            assert (spec.heads, spec.layers, spec.context_size) == (heads, LAYERS, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{}", "do not say the number of heads"),
+        ("[]", "holds a JSON list"),
+        ('{"n_head": 3}', "not a multiple|n_embd|heads"),
+        ('{"n_head": 0}', "n_head"),
+        ('{"n_head": "4"}', "model_args.n_head is '4'; a whole number is needed"),
+    ],
+)
+def test_a_bad_number_of_heads(tmp_path: Path, content: str, problem: str) -> None:
+    files.write_checkpoint(tmp_path / "model.pt", gpt(hidden=128))
+    (tmp_path / "model_args.json").write_text(content)
+    with pytest.raises(ModelError, match=problem):
         open_model(str(tmp_path / "model.pt"))
 
 

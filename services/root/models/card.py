@@ -44,6 +44,8 @@ class Card:
     limits: Limits
     # Names besides the spec's that mean it and no other model.
     aliases: Sequence[str] = ()
+    # Model.notes.
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -158,6 +160,7 @@ def _read(source: str, weights: str | None, settings: ClusterSettings) -> Card:
             weight_bytes=_weight_bytes(model),
             sampling_defaults=model.sampling_defaults,
             pooling=model.pooling,
+            notes=tuple(model.notes),
             limits=limits_for(blueprint, blueprint.expected_room()),
             aliases=model.aliases,
         )

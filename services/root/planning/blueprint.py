@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from hearth.common import system
 from hearth.common.errors import HearthError
 from hearth.converter import Model
-from hearth.root.planning.choices import check
+from hearth.root.planning.choices import check, check_context
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import layout_of
 from hearth.root.planning.memory import Room, needed_bytes, room_for
@@ -56,6 +56,7 @@ class Blueprint:
             spec = self.model.spec
             layout = layout_of(self.settings.parallel, 1 + len(workers))
             plan = make_plan(spec, self.model.tensor_type, layout, shares)
+            plan = replace(plan, notes=(*self.model.notes, *plan.notes))
             if self.context > spec.context_size:
                 note = (
                     f"a context of {self.context} positions is more than the {spec.context_size} "
@@ -160,6 +161,7 @@ def draw(model: Model, settings: ClusterSettings) -> Blueprint:
     check(settings.lane, settings.sync_type, settings.kv_type, spec)
     check_shares(1 + len(settings.workers), settings.shares)
     context = settings.context or min(spec.context_size, 4096)
+    check_context(context, spec)
     room = system.memory_for_model(settings.memory_limit)
     blueprint = Blueprint(model, settings, context, room)
     blueprint.plan(settings.workers)

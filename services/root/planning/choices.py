@@ -30,3 +30,24 @@ def check(lane: str, sync_type: str, kv_type: str, spec: ModelSpec) -> None:
             f"sync type q80 needs a hidden size that is a multiple of 32; {spec.name} has "
             f"{spec.hidden_size}: use --sync-type f16",
         )
+
+
+def check_context(context: int, spec: ModelSpec) -> None:
+    """Raises HearthError BAD_SETTING for a context beyond the positions that the model can have.
+
+    Beyond the context it was trained for, a model with other rotary positions makes poor text only.
+    """
+    bounds = [rope.most_positions for rope in spec.ropes if rope.most_positions]
+    if bounds and context > min(bounds):
+        raise HearthError(
+            Reason.BAD_SETTING,
+            f"--context {context} is more than the {min(bounds)} positions of {spec.name}: its "
+            "rope scaling is dynamic, and beyond them frequencies would change with the length of "
+            f"each sequence, which Hearth does not compute; give --context {min(bounds)} or less",
+        )
+    if spec.learned_positions and context > spec.learned_positions:
+        raise HearthError(
+            Reason.BAD_SETTING,
+            f"--context {context} is more than the {spec.learned_positions} positions that "
+            f"{spec.name} has learned; give --context {spec.learned_positions} or less",
+        )
