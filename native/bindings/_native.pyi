@@ -72,11 +72,12 @@ def best(
     """
 
 def masked(
-    logits: NDArray[np.float32], allowed: NDArray[np.bool_], value: float
+    logits: NDArray[np.float32], allowed: NDArray[np.uint8], value: float, first_id: int = 0
 ) -> NDArray[np.float32]:
-    """A copy of [n] logits, with `value` for tokens that are not allowed.
+    """A copy of [n] logits of the tokens from first_id on, with `value` for some of them.
 
-    ValueError for another number of flags.
+    These are the tokens whose bit in `allowed` is 0, the lowest of a byte first. ValueError for too
+    few bits.
     """
 
 def not_finite_rows(values: NDArray[np.float32]) -> list[int]:

@@ -37,17 +37,23 @@ py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
   return py::make_tuple(values, ids);
 }
 
-Floats masked(const Floats& logits, const py::array_t<bool, py::array::c_style>& allowed,
-              float value) {
-  if (logits.ndim() != 1 || allowed.ndim() != 1 || allowed.size() != logits.size())
-    throw std::invalid_argument("masked takes [n] logits, and as many flags of tokens");
-  static_assert(sizeof(bool) == 1);
+Floats masked(const Floats& logits, const py::array_t<uint8_t, py::array::c_style>& allowed,
+              float value, size_t first_id) {
+  if (logits.ndim() != 1 || allowed.ndim() != 1)
+    throw std::invalid_argument("masked takes [n] logits, and [m] bytes with a bit for each token");
+  const auto count = static_cast<size_t>(logits.size());
+  const size_t bits = static_cast<size_t>(allowed.size()) * 8;
+  if (count > bits || first_id > bits - count) {
+    throw std::invalid_argument(std::to_string(count) + " logits from token " +
+                                std::to_string(first_id) + " on, and bits of " +
+                                std::to_string(bits) + " tokens");
+  }
   Floats made(logits.size());
-  const std::span<const float> row(logits.data(), static_cast<size_t>(logits.size()));
-  const auto* flags = static_cast<const uint8_t*>(static_cast<const void*>(allowed.data()));
+  const std::span<const float> row(logits.data(), count);
+  const uint8_t* flags = allowed.data();
   float* out = made.mutable_data();
   const WithoutGil released;
-  masked_logits(row, flags, value, out);
+  masked_logits(row, flags, first_id, value, out);
   return made;
 }
 
@@ -69,8 +75,9 @@ void bind_sampler(py::module_& module) {
   using namespace py::literals;
   module.def("best", &best, "logits"_a, "count"_a, "first_id"_a,
              "The best of each row: f32 [rows, count] and u32 [rows, count] ids.");
-  module.def("masked", &masked, "logits"_a, "allowed"_a, "value"_a,
-             "f32 [n] logits, with `value` for tokens that are not allowed: bool [n].");
+  module.def("masked", &masked, "logits"_a, "allowed"_a, "value"_a, "first_id"_a = 0,
+             "f32 [n] logits of the tokens from first_id on, with `value` for those whose bit in "
+             "`allowed` is 0: u8 [m], the lowest bit of a byte first.");
   module.def("not_finite_rows", &not_finite_rows, "values"_a,
              "The rows of f32 [rows, n] that hold an infinity or NaN.");
   py::class_<Sampler>(module, "Sampler", "Chooses tokens; one for each sequence.")

@@ -348,11 +348,20 @@ void test_masked_logits() {
   std::mt19937 random(6);
   for (const size_t size : {size_t{0}, size_t{1}, size_t{31}, size_t{300}}) {
     Logits logits(size), made(size);
-    std::vector<uint8_t> allowed(size);
     for (float& each : logits) each = static_cast<float>(random() % 9) - 4.0f;
-    for (uint8_t& each : allowed) each = random() % 2;
-    masked_logits(logits, allowed.data(), -kInfinity, made.data());
-    for (size_t i = 0; i < size; ++i) CHECK_EQUAL(made[i], allowed[i] ? logits[i] : -kInfinity);
+    for (const size_t first : {size_t{0}, size_t{3}, size_t{16}, size_t{61}}) {
+      // As many bytes as are needed; some allow all of their tokens, some none.
+      std::vector<uint8_t> allowed((first + size + 7) / 8);
+      for (uint8_t& each : allowed) {
+        const auto kind = random() % 3;
+        each = static_cast<uint8_t>(kind == 0 ? 0 : kind == 1 ? 0xff : random());
+      }
+      masked_logits(logits, allowed.data(), first, -kInfinity, made.data());
+      for (size_t i = 0; i < size; ++i) {
+        const bool may = (allowed[(first + i) / 8] >> ((first + i) % 8) & 1) != 0;
+        CHECK_EQUAL(made[i], may ? logits[i] : -kInfinity);
+      }
+    }
   }
 }
 

@@ -14,7 +14,7 @@ import pytest
 from harness import Plan, WorkerProcess, free_port, shard_config
 
 from hearth.common import wire
-from hearth.common.allowed import LOWEST, encode
+from hearth.common.allowed import LOWEST
 from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import from_rpc_error
@@ -201,6 +201,7 @@ def test_candidates_are_among_the_allowed_tokens(root: Root) -> None:
     whole = wire.decode(root.finish_step().logits, F32, 2, 256)
     mask = np.zeros(256, np.bool_)
     mask[[3, 70, 200]] = True
+    bits = np.packbits(mask, bitorder="little").tobytes()
     root.step_id += 1
     step = worker_pb2.Step(
         step_id=root.step_id,
@@ -208,7 +209,7 @@ def test_candidates_are_among_the_allowed_tokens(root: Root) -> None:
         activation_type=F32,
         output_rows=[0, 2],
         candidates=worker_pb2.Candidates(
-            count=5, allowed=[worker_pb2.AllowedTokens(row=1, bits=encode(mask))]
+            count=5, allowed=[worker_pb2.AllowedTokens(row=1, bits=bits)]
         ),
     )
     step.sequences.add(rows=3, position=0, sequence_id=0, new_pages=[0])

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from constraints import flags
 from serving_fakes import BOS, EOS, VOCAB, ByteTokenizer, NoisyRunner
 
 from hearth.common.errors import HearthError, Reason
@@ -218,7 +219,6 @@ def test_drafts_do_not_change_a_constrained_answer() -> None:
     step = SequenceStep(1, (65, *alone, ord("x")), 0, 0, (0,), outputs=6)
     more = np.concatenate((rows, rows[:2]))
     assert list(sample(step, more, None, ended, matcher)) == alone
-    structures.close()
 
 
 def test_candidates_give_the_same_token_as_whole_rows() -> None:
@@ -233,10 +233,30 @@ def test_candidates_give_the_same_token_as_whole_rows() -> None:
                 inner = native_sampler(Sampling(temperature=1.0, top_k=top_k), seed)
                 chosen = ConstrainedSampler(inner, matcher)
                 if cut:
-                    masked = np.where(matcher.mask(), row, -np.inf).astype(np.float32)
+                    masked = np.where(flags(matcher)[:VOCAB], row, -np.inf).astype(np.float32)
                     ids = np.argsort(-masked)[:20].astype(np.uint32)  # some are not allowed
                     found.append(chosen.sample(masked[ids], ids))
                 else:
                     found.append(chosen.sample(row))
             assert found[0] == found[1]
-    structures.close()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_the_best_allowed_token_is_chosen_with_and_without_a_mask(penalty: float) -> None:
+    """The best of all is an allowed one, or is not."""
+    structures = Structures(ByteTokenizer())
+    random = np.random.default_rng(4)
+    for seed in range(30):
+        answers = []
+        rows = random.normal(size=(12, VOCAB)).astype(np.float32)
+        rows[:, ord("a") : ord("n")] += seed / 10
+        for greedy in (False, True):
+            matcher = structures.matcher(Constraint(Kind.REGEX, "[a-m]{1,9}[xy]z"))
+            inner = native_sampler(Sampling(repetition_penalty=penalty), seed)
+            chosen = ConstrainedSampler(inner, matcher, greedy)
+            tokens: list[int] = []
+            while matcher.length is None:
+                tokens.append(chosen.sample(rows[len(tokens)]))
+                chosen.accept(tokens[-1])
+            answers.append(tokens)
+        assert answers[0] == answers[1]

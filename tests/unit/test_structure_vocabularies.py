@@ -1,11 +1,13 @@
 """Constraints over real vocabularies: each token stands for the bytes that the tokenizer gives."""
 
 import codecs
+import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from constraints import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +32,20 @@ PATHS = [
     "plain",
 ]
 ANY = Constraint(Kind.REGEX, r"(.|\n)*")
+# Numbers and strings may go on, or end; documents may end, or be followed by blanks.
+RECORDS = Constraint(
+    Kind.JSON_SCHEMA,
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {
+                "a": {"type": "number"},
+                "b": {"type": "string"},
+                "c": {"enum": [1, "x"]},
+            },
+        }
+    ),
+)
 
 
 @cache
@@ -54,7 +70,7 @@ def begins_a_text(data: bytes) -> bool:
 @pytest.mark.parametrize("path", PATHS)
 def test_every_token_that_begins_a_text_is_allowed_and_no_other(testdata: Path, path: str) -> None:
     tokenizer, structures = load_any(testdata, path)
-    mask = structures.matcher(ANY).mask()
+    mask = flags(structures.matcher(ANY))[: tokenizer.vocab_size]
     controls = {*tokenizer.control_ids.values()} - tokenizer.eos_ids
     expected = np.array(
         [
@@ -82,6 +98,28 @@ def test_a_text_is_accepted_token_by_token(testdata: Path, path: str, text: str)
     rule = grammar.literal(written, {})
     matcher = structures.matcher(Constraint(Kind.GRAMMAR, f"start: {rule}\n"))
     for token in filter(tokenizer.token_bytes, ids):
-        assert matcher.mask()[token], tokenizer.token_bytes(token)
+        assert matcher.allows(token), tokenizer.token_bytes(token)
         matcher.accept(token)
     assert matcher.length is not None
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_a_token_alone_is_judged_as_by_the_mask(testdata: Path, path: str, seed: int) -> None:
+    tokenizer, structures = load_any(testdata, path)
+    size = tokenizer.vocab_size
+    random = np.random.default_rng(seed)
+    matcher = structures.matcher(RECORDS)
+    for _ in range(30):
+        mask = flags(matcher)
+        assert not mask[size:].any()
+        tried = {*random.integers(size, size=20).tolist(), *tokenizer.eos_ids}
+        allowed = np.flatnonzero(mask)
+        tried.update(random.choice(allowed, min(20, len(allowed))).tolist())
+        for token in tried:
+            assert matcher.allows(token) == mask[token], (token, tokenizer.token_bytes(token))
+        token = int(random.choice(allowed))
+        matcher.accept(token)
+        if token in tokenizer.eos_ids or matcher.length is not None:
+            break

@@ -57,8 +57,9 @@ class Sampler {
 void best_candidates(std::span<const float> logits, size_t count, uint32_t first_id, float* best,
                      uint32_t* ids);
 
-// Copies a row of logits to `out`, with `value` for each token whose flag in `allowed` is 0.
-// All three have the row's size.
-void masked_logits(std::span<const float> logits, const uint8_t* allowed, float value, float* out);
+// Copies a row of logits to `out` (of its size), with `value` for tokens whose bit in `allowed` is
+// 0. The row's tokens begin at first_id, the bits at token 0, the lowest of a byte first.
+void masked_logits(std::span<const float> logits, const uint8_t* allowed, size_t first_id,
+                   float value, float* out);
 
 }  // namespace hearth

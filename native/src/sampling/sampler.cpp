@@ -297,8 +297,22 @@ void best_candidates(std::span<const float> logits, size_t count, uint32_t first
   }
 }
 
-void masked_logits(std::span<const float> logits, const uint8_t* allowed, float value, float* out) {
-  for (size_t i = 0; i < logits.size(); ++i) out[i] = allowed[i] != 0 ? logits[i] : value;
+void masked_logits(std::span<const float> logits, const uint8_t* allowed, size_t first_id,
+                   float value, float* out) {
+  for (size_t i = 0; i < logits.size();) {
+    const size_t id = first_id + i, bit = id % 8;
+    const size_t count = std::min(8 - bit, logits.size() - i);
+    const unsigned bits = static_cast<unsigned>(allowed[id / 8]) >> bit;
+    // Most bytes allow all of their tokens, or none.
+    if (bits == 0) {
+      std::fill_n(out + i, count, value);
+    } else if (bits == 0xff) {
+      std::copy_n(logits.data() + i, count, out + i);
+    } else {
+      for (size_t j = 0; j < count; ++j) out[i + j] = (bits >> j & 1) != 0 ? logits[i + j] : value;
+    }
+    i += count;
+  }
 }
 
 }  // namespace hearth

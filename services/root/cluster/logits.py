@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
-from hearth.common.allowed import LOWEST, only
+from hearth.common.allowed import LOWEST, among, only
 from hearth.root.cluster.links import WorkerLink, violation
 from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.v1 import worker_pb2
@@ -53,7 +53,7 @@ def logits(
     if rows and not (vocab[0] <= int(ids.min()) and int(ids.max()) < vocab[1]):
         raise violation(link, f"token ids outside its vocabulary rows {vocab[0]} to {vocab[1]}")
     for row, mask in allowed.items() if count else ():
-        if (values[row][~mask[ids[row]]] > LOWEST).any():
+        if (values[row][~among(ids[row], mask)] > LOWEST).any():
             raise violation(link, "candidates that are not among the allowed tokens")
     return values, ids
 

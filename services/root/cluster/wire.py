@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from hearth.common import channels
-from hearth.common.allowed import encode
 from hearth.common.types import ACTIVATION, KV, LANE, NORM, ROUTER, SYNC, WEIGHT
 from hearth.converter import Model, ModelSpec
 from hearth.converter.blocks import (
@@ -260,7 +259,7 @@ def step(
             candidates=worker_pb2.Candidates(
                 count=candidates,
                 allowed=[
-                    worker_pb2.AllowedTokens(row=row, bits=encode(mask))
+                    worker_pb2.AllowedTokens(row=row, bits=mask.tobytes())
                     for row, mask in allowed.items()
                 ],
             ),

@@ -172,7 +172,8 @@ class Engine:
             # The text is what the constraint allowed, also after half of a character.
             decoder = self.tokenizer.stream(visible=params.visible, strip_space=False)
             matcher = matcher or self.matcher(constraint)
-            sampler = ConstrainedSampler(sampler, matcher)
+            greedy = params.sampling.temperature == 0
+            sampler = ConstrainedSampler(sampler, matcher, greedy)
 
         def counted(event: Event) -> None:
             over = not isinstance(event, Delta)
@@ -368,7 +369,6 @@ class Engine:
             except Exception:
                 log.exception("engine: a command failed at the end")
         self._fail_all(errors.shutting_down())
-        self._structures.close()
 
     def _on_submit(self, active: Active) -> None:
         params = active.params

@@ -81,19 +81,17 @@ class Flights:
             step.add_done_callback(lambda _: self._wake())
 
     def _allowed(self, batch: Batch, candidates: int) -> Allowed:
-        """The allowed tokens of constrained rows; of whole rows none, which the sampler limits.
-
-        They are computed in another thread, beside the step where its runner has one node.
-        """
+        """The allowed tokens of constrained rows; of whole rows none, which the sampler limits."""
+        if not candidates:
+            return NO_LIMITS
         matchers: dict[int, Matcher] = {}
         row = 0
         for part in batch.sequences:
             active = self._requests.get(part.seq_id)
             if active is not None and active.matcher is not None and part.outputs:
-                active.matcher.prepare()
                 matchers[row] = active.matcher
             row += part.outputs
-        return Masks(matchers) if matchers and candidates else NO_LIMITS
+        return Masks(matchers) if matchers else NO_LIMITS
 
     def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]]]:
         """Waits for the oldest step; returns its batch and the new tokens of its sequences.

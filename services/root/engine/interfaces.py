@@ -8,13 +8,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hearth.common.allowed import Mask
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import Batch, StepOutput
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
-# Output rows whose candidates are limited, and the tokens that they may be: [vocabulary].
-Allowed = Mapping[int, npt.NDArray[np.bool_]]
+# Output rows whose candidates are limited, and the tokens that they may be.
+Allowed = Mapping[int, Mask]
 NO_LIMITS: Allowed = MappingProxyType({})
 
 

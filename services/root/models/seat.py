@@ -211,11 +211,7 @@ class Seat:
         """The model leaves memory; the engine has no requests."""
         with self._lock:
             self._engine, self._leaving = None, False
-            structures = self._structures
-            if not self._waiting:  # their matchers need it
-                self._structures = Structures(self._tokenizer)
-        if structures is not self._structures:
-            structures.close()
+            self._structures = Structures(self._tokenizer)  # without the tables of this one
         self.rest(why)
         tokenizer = self._tokenizer
         if isinstance(tokenizer, ConfinedTokenizer):
@@ -259,7 +255,6 @@ class Seat:
         with self._lock:
             self._closed = True
         self.fail(errors.shutting_down())
-        self._structures.close()
         self._stack.close()
 
     def _usable(self) -> Engine | None:

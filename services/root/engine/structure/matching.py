@@ -9,13 +9,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from hearth.common.allowed import Mask
 from hearth.common.errors import HearthError
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.engine.structure import grammar
@@ -23,8 +22,6 @@ from hearth.root.engine.structure.constraint import Constraint
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-
-Mask = npt.NDArray[np.bool_]
 
 # Compiled constraints that are kept for the next request with the same.
 _KEPT = 8
@@ -44,44 +41,41 @@ class Matcher:
         constraint: Constraint,
         matcher: LLMatcher,
         vocab_size: int,
-        threads: ThreadPoolExecutor,
     ) -> None:
         self._constraint = constraint
         self._matcher = matcher
         self._vocab_size = vocab_size
-        self._threads = threads
-        self._mask: Mask | Future[Mask] | None = None
+        self._mask: Mask | None = None
         self._count = 0
         # Tokens after which the constraint allows no more; None while it does.
         self.length: int | None = None
 
     def mask(self) -> Mask:
-        """The tokens that may come next: [vocab_size].
+        """The tokens that may come next.
 
         Tokens that end a sequence are among them where the answer may end. Raises HearthError
         INVALID_ARGUMENT where the constraint needs more time or memory than it may.
         """
-        if isinstance(self._mask, Future):
-            # What the other thread has not begun is done sooner here.
-            self._mask = None if self._mask.cancel() else self._mask.result()
         if self._mask is None:
-            self._mask = self._compute()
+            with self._errors():
+                bits = self._matcher.compute_bitmask()
+            self._mask = self._own(np.frombuffer(bits, np.uint8))
         return self._mask
 
-    def prepare(self) -> None:
-        """Begins to compute the mask in another thread."""
-        if self._mask is None:
-            with suppress(RuntimeError):  # its model left memory meanwhile: `mask` computes
-                self._mask = self._threads.submit(self._compute)
+    def allows(self, token: int) -> bool:
+        """True if a token may come next: far cheaper than `mask`, and with its errors."""
+        if token >= self._vocab_size:
+            return False
+        with self._errors():
+            return self._matcher.validate_tokens([token]) == 1
 
     @property
     def every(self) -> Mask:
-        """A mask that allows every token: [vocab_size]."""
-        return np.ones(self._vocab_size, np.bool_)
+        """A mask that allows every token."""
+        return self._own(np.full(-(-self._vocab_size // 8), 0xFF, np.uint8))
 
     def accept(self, token: int) -> None:
         """Adds a token to the answer. Raises HearthError for one that is not allowed."""
-        self.mask()
         self._mask = None
         with self._errors():
             self._matcher.consume_token(token)
@@ -89,11 +83,13 @@ class Matcher:
         if self._matcher.is_stopped():
             self.length = self._count
 
-    def _compute(self) -> Mask:
-        with self._errors():
-            bits = self._matcher.compute_bitmask()
-        found = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-        return found[: self._vocab_size].view(np.bool_)
+    def _own(self, bits: Mask) -> Mask:
+        """The bits of this vocabulary's tokens; those after the last are 0."""
+        whole, rest = divmod(self._vocab_size, 8)
+        mask = bits[: whole + (rest > 0)].copy()
+        if rest:
+            mask[-1] &= (1 << rest) - 1
+        return mask
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -106,7 +102,7 @@ class Matcher:
 
 
 class Masks(Mapping[int, Mask]):
-    """The allowed tokens of a step's output rows: [vocab_size] each, computed until it is read."""
+    """The allowed tokens of a step's output rows, each computed when it is first read."""
 
     def __init__(self, matchers: Mapping[int, Matcher]) -> None:
         """matchers: by row."""
@@ -136,7 +132,6 @@ class Structures:
         self._size = min(tokenizer.vocab_size, tokenizer.vocab_size if rows is None else rows)
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
-        self._threads: ThreadPoolExecutor | None = None
         # Without a token, and never advanced.
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
@@ -146,10 +141,9 @@ class Structures:
         Raises HearthError INVALID_ARGUMENT for what is not valid, too large or not supported.
         """
         with self._lock:
-            if self._vocabulary is None or self._threads is None:
+            if self._vocabulary is None:
                 self._vocabulary = _vocabulary(self._tokenizer)
-                self._threads = ThreadPoolExecutor(1, "hearth-masks")
-            vocabulary, threads = self._vocabulary, self._threads
+            vocabulary = self._vocabulary
             compiled = self._compiled.get(constraint)
         if compiled is None:
             compiled = self._compile(constraint, vocabulary)
@@ -159,13 +153,7 @@ class Structures:
             while len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
             own = compiled.deep_copy()
-        return Matcher(constraint, own, self._size, threads)
-
-    def close(self) -> None:
-        """Ends the threads."""
-        with self._lock:
-            if self._threads is not None:
-                self._threads.shutdown(cancel_futures=True)
+        return Matcher(constraint, own, self._size)
 
     def _compile(self, constraint: Constraint, vocabulary: LLTokenizer) -> LLMatcher:
         from llguidance import LLMatcher

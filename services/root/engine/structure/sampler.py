@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hearth._native import masked
+from hearth.common.allowed import among
 from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
 from hearth.root.engine.structure.matching import Matcher
 
@@ -12,22 +13,28 @@ from hearth.root.engine.structure.matching import Matcher
 class ConstrainedSampler:
     """A sampler of allowed tokens: the others count as impossible before anything is chosen."""
 
-    def __init__(self, inner: TokenSampler, matcher: Matcher) -> None:
+    def __init__(self, inner: TokenSampler, matcher: Matcher, greedy: bool = False) -> None:
+        """greedy: `inner` chooses the best token, and nothing is drawn."""
         self._inner = inner
         self._matcher = matcher
+        self._greedy = greedy
 
     def sample(self, logits: Logits, ids: Ids | None = None) -> int:
         """An allowed token of f32 [vocabulary] logits, or of candidates that are all allowed.
 
         Raises HearthError for a constraint that fails, ValueError where no token is allowed.
         """
+        if self._greedy and ids is None:
+            # Mostly the best token is an allowed one: then no mask is needed.
+            best = self._inner.sample(logits)
+            if self._matcher.allows(best):
+                return best
         mask = self._matcher.mask()
         if ids is not None:
-            keep = np.flatnonzero(mask[ids])
+            keep = np.flatnonzero(among(ids, mask))
             if not keep.size:
                 raise ValueError("none of the candidates is allowed by the constraint")
             return self._inner.sample(logits[keep], ids[keep])
-        mask = mask[: len(logits)]
         if not mask.any():
             raise ValueError("the constraint allows no token of this vocabulary")
         # A row with gaps, not a list of ids: the sampler would sort thousands of these.
