@@ -100,6 +100,29 @@ def shares(text: str) -> tuple[float, ...]:
         raise ValueError("it must be a list of numbers like 3,1") from None
 
 
+def parallel(text: str) -> str:
+    """The value of --parallel, if it can be one."""
+    from hearth.common.errors import HearthError
+    from hearth.root.planning.layout import ranks_of
+
+    try:
+        ranks_of(text)
+    except HearthError as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+def stages(text: str) -> tuple[int, ...]:
+    """(16, 6, 10) of "16,6,10"."""
+    try:
+        layers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        layers = ()
+    if not layers or min(layers) < 1:
+        raise ValueError("it must be a list of layers like 16,6,10, at least 1 each")
+    return layers
+
+
 def cores(text: str) -> list[int]:
     """[0, 1, 4] of "0-1,4"; only cores that this process may use."""
     chosen: list[int] = []
@@ -323,11 +346,23 @@ def cluster(by_root: bool = False) -> Params:
         ),
         Option(
             "--parallel",
-            choices=("auto", "tensor"),
+            read=parallel,
+            metavar="HOW",
             default="auto",
             by_root=by_root,
             group=CLUSTER,
-            help="how to split the model; auto picks tensor parallelism",
+            help="how to split the model: tensor divides every layer over all nodes; pipeline "
+            "gives each node a range of layers, a stage; 2x3 is 2 stages of 3 nodes each, 2x1+1x2 "
+            "2 stages of one node and one of two; auto is tensor",
+        ),
+        Option(
+            "--stages",
+            read=stages,
+            metavar="N,N,...",
+            by_root=by_root,
+            group=CLUSTER,
+            help="layers of each stage, the root's first; else in proportion to the shares of its "
+            "nodes",
         ),
         Option(
             "--max-step-tokens",

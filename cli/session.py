@@ -75,6 +75,7 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         workers=workers,
         shares=options.shares,
         parallel=options.parallel,
+        stages=options.stages,
         threads=options.threads,
         lane=options.lane,
         mesh_plain=options.mesh_plain,

@@ -63,3 +63,11 @@ def decode(data: bytes, sync_type: int, rows: int, columns: int) -> F32:
         return np.frombuffer(data, dtype="<f2").astype(np.float32).reshape(rows, columns)
     blocks = np.frombuffer(data, dtype=np.uint8).reshape(rows, columns // 32 * 34)
     return _native.dequantize(blocks, "q80", columns)
+
+
+def decode_flat(data: bytes, sync_type: int) -> F32:
+    """Bytes of `encode` whose shape is not known, as float32 [1, n]. Raises BAD_STEP."""
+    name = type_name(sync_type)
+    if name == "q80":
+        return decode(data, sync_type, 1, len(data) // 34 * 32)
+    return decode(data, sync_type, 1, len(data) // (4 if name == "f32" else 2))

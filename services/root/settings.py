@@ -17,8 +17,11 @@ class ClusterSettings:
 
     workers: tuple[str, ...] = ()
     shares: tuple[float, ...] | None = None
-    # How the model is divided: "auto", "tensor" (one stage).
+    # How the model is divided: "auto", "tensor" (one stage), "pipeline" (stages of one rank), or
+    # stages x ranks such as "2x3" or "2x1+1x2".
     parallel: str = "auto"
+    # Layers of each stage; None: in proportion to the shares of its nodes.
+    stages: tuple[int, ...] | None = None
     threads: int | None = None
     pin: tuple[int, ...] = ()
     lane: str = "mesh"

@@ -63,6 +63,8 @@ class ForwardLoop:
         self._row_size = row_size(shard.config)
         self._last_stage = shard.config.vocab.end > shard.config.vocab.begin
         self._first_rank = begin.placement.rank == 0
+        # A stage's output goes to the root.
+        self._relayed = begin.lane == common_pb2.LANE_GRPC and not self._last_stage
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
         self._tables = page_tables(shard.config)
@@ -269,10 +271,13 @@ class ForwardLoop:
             result.not_finite.add(row=row, sync=sync)
         payload = b""
         if not self._last_stage:
-            if self._first_rank:
+            if self._first_rank and self._relayed:
                 payload = wire.encode(output.activations, step.activation_type)
                 result.activations = payload
             return response, len(payload)
+        if step.hidden and self._first_rank:
+            states = self._shard.final_norm(output.activations)
+            result.activations = wire.encode(states, common_pb2.SYNC_TYPE_F32)
         if not len(step.output_rows):
             return response, 0
         logits = output.logits

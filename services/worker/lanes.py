@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hearth.common import wire
 from hearth.common.errors import HearthError, Reason
 from hearth.common.lanes import StreamLane
-from hearth.v1 import worker_pb2
+from hearth.v1 import common_pb2, worker_pb2
 
 
 class StreamEnded(Exception):  # noqa: N818 (an event, not an error)
@@ -39,7 +39,10 @@ class GrpcLane(StreamLane):
         Raises StreamEnded, or HearthError BAD_STEP for a message that is not the next sync.
         """
         frame = worker_pb2.SyncFrame(
-            step_id=self._step_id, index=self._index, data=wire.encode(x, sync_type)
+            step_id=self._step_id,
+            index=self._index,
+            data=wire.encode(x, sync_type),
+            sync_type=common_pb2.SyncType.ValueType(sync_type),
         )
         self._send(worker_pb2.ForwardResponse(sync=frame))
         self.sent_bytes += len(frame.data)

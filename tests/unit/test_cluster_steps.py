@@ -58,6 +58,7 @@ class BrokenFormation:
     def __init__(self) -> None:
         self.links: tuple[str, ...] = ("a worker",)
         self.reports = Reports(())
+        self.pipeline = self.waiting_since = self.oldest = None
         self.steps = 0
         self.failure: HearthError | None = None
 

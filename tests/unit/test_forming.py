@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -13,7 +12,6 @@ from hearth.converter import open_model
 from hearth.root.cluster.forming import Forming
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.planning import blueprint as blueprints
-from hearth.root.planning.layout import Layout
 from hearth.root.settings import ClusterSettings
 from hearth.root.status.board import Board
 from hearth.v1 import worker_pb2
@@ -103,21 +101,3 @@ def test_a_stream_that_the_root_ended_is_not_a_reason(
     with pytest.raises(HearthError) as raised:
         forming.run()
     assert raised.value is LOST
-
-
-def test_a_plan_of_several_stages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = open_model("demo")
-    blueprint = blueprints.draw(model, ClusterSettings())
-    monkeypatch.setattr(blueprints, "layout_of", lambda parallel, nodes: Layout((1,) * nodes))
-    with pytest.raises(HearthError, match="a plan of 2 stages: this version runs one") as error:
-        forming_of(blueprint)
-    assert error.value.reason == Reason.INVALID_ARGUMENT
-    model.close()
-
-
-@pytest.mark.parametrize("parallel", ["pipeline", "2x1", "diagonal"])
-def test_a_layout_that_does_not_run_is_an_error_before_anything_is_dialled(parallel: str) -> None:
-    with open_model("demo") as model:
-        settings = replace(ClusterSettings(), parallel=parallel)
-        with pytest.raises(HearthError, match=f"--parallel '?{parallel}'?: .*use auto or tensor"):
-            blueprints.draw(model, settings)

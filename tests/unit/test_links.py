@@ -11,9 +11,10 @@ import pytest
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster.formation import Formation
+from hearth.root.cluster.lanes import Lanes
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.reports import Reports
-from hearth.root.planning.plan import Plan
+from hearth.root.planning.plan import NodePlan, Plan, Stage
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.shard import NodeShard
 
@@ -38,7 +39,9 @@ def links() -> Iterator[list[WorkerLink]]:
 
 def formation(links: list[WorkerLink]) -> Formation:
     shard = cast("NodeShard", IdleShard())
-    return Formation(cast("Plan", None), shard, links, None, "f32", Reports(()))
+    nodes = cast("tuple[NodePlan, ...]", (None,) * (1 + len(links)))
+    plan = Plan((Stage((0, 1), nodes),), ())
+    return Formation(plan, shard, links, Lanes(None, relayed=True), "f32", Reports(()))
 
 
 def failure_of(link: WorkerLink) -> HearthError:

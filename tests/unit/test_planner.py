@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hearth.common.errors import HearthError
+from hearth.common.errors import HearthError, Reason
 from hearth.converter.blocks import ExpertsSpec, FeedForwardSpec
 from hearth.converter.spec import ModelSpec
 from hearth.converter.weights import FORMATS, effective_type
@@ -443,13 +444,59 @@ def test_notes_of_several_stages_name_the_stage() -> None:
     assert (kinds["layers.0.wo"], kinds["layers.1.wo"]) == ("q4_0", "f16")
 
 
-def test_only_one_stage_can_be_asked_for() -> None:
-    assert layout_of("auto", 3) == layout_of("tensor", 3) == Layout((3,))
-    for parallel in ("pipeline", "2x2"):
-        with pytest.raises(HearthError, match=f"--parallel {parallel}: this version runs one"):
-            layout_of(parallel, 4)
-    with pytest.raises(HearthError, match="unknown --parallel 'both'"):
-        layout_of("both", 2)
+@pytest.mark.parametrize(
+    ("parallel", "nodes", "layers", "ranks"),
+    [
+        ("auto", 3, None, (3,)),
+        ("tensor", 3, None, (3,)),
+        ("tensor", 3, (5,), (3,)),
+        ("pipeline", 3, None, (1, 1, 1)),
+        ("pipeline", 1, None, (1,)),
+        ("auto", 3, (2, 2, 1), (1, 1, 1)),
+        ("2x3", 6, None, (3, 3)),
+        ("2x1+1x2", 4, (2, 2, 1), (1, 1, 2)),
+    ],
+)
+def test_layouts_by_name(
+    parallel: str, nodes: int, layers: tuple[int, ...] | None, ranks: tuple[int, ...]
+) -> None:
+    assert layout_of(parallel, nodes, layers) == Layout(ranks, layers)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "nodes", "layers", "message"),
+    [
+        ("both", 2, None, "unknown --parallel 'both': use auto, tensor, pipeline"),
+        ("2x2", 3, None, "--parallel 2x2 is for 4 nodes, and there are 3"),
+        ("2x0", 1, None, "2x0 is not 1 to 4096 stages of at least one rank"),
+        ("5000x1", 1, None, "5000x1 is not 1 to 4096 stages"),
+        ("pipeline", 3, (2, 3), "--stages 2,3 is for 2 nodes, and there are 3"),
+        ("2x2", 4, (1, 1, 3), "--stages 1,1,3 has 3 stages, --parallel 2x2 has 2"),
+        ("tensor", 2, (2, 3), "--stages 2,3 with --parallel tensor, which is one stage"),
+    ],
+)
+def test_layouts_that_contradict_themselves(
+    parallel: str, nodes: int, layers: tuple[int, ...] | None, message: str
+) -> None:
+    with pytest.raises(HearthError, match=re.escape(message)) as error:
+        layout_of(parallel, nodes, layers)
+    assert error.value.reason == Reason.INVALID_ARGUMENT
+
+
+@given(
+    ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    nodes=st.integers(1, 20),
+)
+def test_a_layout_for_other_nodes_is_similar(ranks: list[int], nodes: int) -> None:
+    """A worker is missing: as many stages as before, as far as there are nodes."""
+    parallel = "+".join(f"1x{each}" for each in ranks)
+    found = layout_of(parallel, nodes, exact=False)
+    assert found.nodes == nodes
+    assert len(found.ranks) == min(len(ranks), nodes)
+    assert min(found.ranks) >= 1
+    assert bool(found.notes) == (nodes != sum(ranks))
+    if nodes == sum(ranks):
+        assert found.ranks == tuple(ranks)
 
 
 def test_unequal_heads_are_made_up_for_by_the_feed_forward() -> None:

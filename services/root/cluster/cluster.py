@@ -9,10 +9,10 @@ A root that serves for long calls `form` through its Supervisor, which also form
 loss. A command that runs one request calls `form` itself; a lost worker ends the command.
 
 Locks, in the order in which a thread may take them:
-1. `Cluster._stepping`: held for the length of a step.
-2. `State`'s, `Reports`', `Board`'s and `WorkerLink`'s own locks: held inside one method each, and
-   `Board`'s for a whole `with board.change()` block. No thread holds two of them: such a block
-   takes no lock and calls nothing that waits (`Cluster.lost` takes none).
+1. `Cluster._stepping`: held for the length of a step; with several stages, of the root's part.
+2. `State`'s, `Reports`', `Board`'s, `Pipeline`'s and `WorkerLink`'s own locks: held inside one
+   method each, and `Board`'s for a whole `with board.change()` block. No thread holds two of them:
+   such a block takes no lock and calls nothing that waits (`Cluster.lost` takes none).
 Subscribers and listeners are called without the second kind. The thread that runs steps calls them
 too, while it holds `_stepping`: they must not wait for a step.
 """
@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Protocol, TypeVar
 
 from hearth import _native
@@ -35,7 +36,9 @@ from hearth.root.cluster.formation import Formation
 from hearth.root.cluster.forming import Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
+from hearth.root.cluster.pipeline import Pipeline
 from hearth.root.cluster.reports import refine
+from hearth.root.cluster.stepping import StepRun
 from hearth.root.cluster.suspicion import Suspicion
 from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.membership.peers import Peer
@@ -197,6 +200,12 @@ class Cluster:
         finally:
             self._shard = forming.shard
             self.plan = forming.plan
+        if formation.stages > 1:
+            formation.pipeline = Pipeline(
+                formation.legs(),
+                partial(self._ended, formation),
+                partial(self._failed, formation),
+            )
         if not self._state.serve(formation):
             formation.release(self._lease())
             raise HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
@@ -230,7 +239,7 @@ class Cluster:
     @property
     def depth(self) -> int:
         """Batches worth keeping in flight: as many as the plan has stages."""
-        return 1
+        return len(self.plan.stages)
 
     def submit(
         self,
@@ -244,54 +253,111 @@ class Cluster:
         candidates: how many of each row's best tokens are enough; 0 means whole rows. hidden:
         return the final hidden states of all rows too. allowed: tokens that candidates of a row may
         be.
+
+        The root's own stage is computed in the calling thread: handing it to another and back would
+        cost tens of microseconds a token. With one stage that is the whole step.
         """
-        # With one stage nothing could overlap with this step. So it is computed in the calling
-        # thread: handing it to another and back would cost tens of microseconds a token.
         step: Future[StepOutput] = Future()
         try:
-            step.set_result(self._run(batch, candidates, hidden, allowed))
+            with self._stepping:
+                phase = self._state.phase
+                if not isinstance(phase, state.Serving):
+                    raise phase.error.copy()
+                formation = phase.formation
+                if formation.pipeline is not None:
+                    return self._begin(formation, batch, candidates, hidden, allowed)
+                output = self._run(formation, batch, candidates, hidden, allowed)
+            self._completed(formation, batch, output)
+            step.set_result(output)
         except Exception as error:
             step.set_exception(error)
         return step
 
-    def _run(self, batch: Batch, candidates: int, hidden: bool, allowed: Allowed) -> StepOutput:
-        with self._stepping:
-            phase = self._state.phase
-            if not isinstance(phase, state.Serving):
-                raise phase.error.copy()
-            formation = phase.formation
-            self._step_began = time.monotonic()
-            if formation.links:
-                # A lane that waits too long says so itself, and better: this is for the rest.
-                grace = _WATCHDOG_GRACE if self.settings.lane == "mesh" else 0.0
-                self._deadline = self._step_began + self.settings.step_seconds + grace
-            try:
-                output = formation.step(batch, candidates, hidden, allowed)
-            except _native.LaneError as error:
-                formation.reports.unheard(error.rank)
-                raise self._mesh_broke(formation, 0, error.rank, str(error)) from None
-            except HearthError as error:
-                if not formation.links:
-                    raise
-                if error.reason == Reason.PEER_LOST:
-                    raise self._peer_lost(formation, error) from None
-                raise self._lose(formation, error) from None
-            except Exception as error:
-                if not formation.links:
-                    raise
-                # The workers may have received the step: the next one would not match theirs.
-                log.exception("a step failed in the root")
-                problem = f"a step failed in the root: {type(error).__name__}: {error}"
-                raise self._lose(formation, HearthError(Reason.INTERNAL, problem)) from None
-            finally:
-                self._deadline = None
-            if output.not_finite:
-                blamed = self._suspicion.judge(batch, output.not_finite)
-                if blamed is not None:
-                    raise self._lose(formation, blamed)
-                for address in self._suspicion.cleared():
-                    for listener in self._listeners:
-                        listener.worker_cleared(address)
+    def _run(
+        self,
+        formation: Formation,
+        batch: Batch,
+        candidates: int,
+        hidden: bool,
+        allowed: Allowed,
+    ) -> StepOutput:
+        """A step of a plan of one stage."""
+        self._step_began = time.monotonic()
+        if formation.links:
+            self._deadline = self._step_began + self._step_seconds
+        try:
+            output = formation.step(batch, candidates, hidden, allowed)
+        except Exception as error:
+            raise self._failed(formation, error) from None
+        finally:
+            self._deadline = None
+        self._judge(formation, batch, output)
+        return output
+
+    def _begin(
+        self,
+        formation: Formation,
+        batch: Batch,
+        candidates: int,
+        hidden: bool,
+        allowed: Allowed,
+    ) -> Future[StepOutput]:
+        """A step of a plan of several stages: the root's, after which others may begin."""
+        assert formation.pipeline is not None
+        run = formation.new_run(batch, candidates, hidden, allowed)
+        formation.pipeline.begin(run)
+        try:
+            formation.pipeline.push(run, formation.first_stage(run))
+        except Exception as error:
+            formation.pipeline.drop(run, self._failed(formation, error))
+        return run.future
+
+    def _ended(self, formation: Formation, run: StepRun) -> StepOutput:
+        """A step has been through all stages; in a thread of the pipeline's."""
+        output = formation.finish(run)
+        self._judge(formation, run.batch, output)
+        self._completed(formation, run.batch, output)
+        return output
+
+    @property
+    def _step_seconds(self) -> float:
+        """Time limit of a step, after which the watchdog ends it."""
+        # A lane that waits too long says so itself, and better: this is for the rest.
+        grace = _WATCHDOG_GRACE if self.settings.lane == "mesh" else 0.0
+        return self.settings.step_seconds + grace
+
+    def _failed(self, formation: Formation, error: Exception) -> Exception:
+        """The error of a step that failed with `error`; the formation is lost after, if it can be.
+
+        Without workers only the step has failed.
+        """
+        if isinstance(error, _native.LaneError):
+            formation.reports.unheard(error.rank)
+            return self._mesh_broke(formation, 0, error.rank, str(error))
+        if not formation.links:
+            return error
+        if isinstance(error, HearthError):
+            if error.reason == Reason.PEER_LOST:
+                return self._peer_lost(formation, error)
+            return self._lose(formation, error)
+        # The workers may have received the step: the next one would not match theirs.
+        log.error("a step failed in the root", exc_info=error)
+        problem = f"a step failed in the root: {type(error).__name__}: {error}"
+        return self._lose(formation, HearthError(Reason.INTERNAL, problem))
+
+    def _judge(self, formation: Formation, batch: Batch, output: StepOutput) -> None:
+        """Raises HearthError where a worker is at fault for rows that are not finite."""
+        if not output.not_finite:
+            return
+        blamed = self._suspicion.judge(batch, output.not_finite)
+        if blamed is not None:
+            raise self._lose(formation, blamed)
+        for address in self._suspicion.cleared():
+            for listener in self._listeners:
+                listener.worker_cleared(address)
+
+    def _completed(self, formation: Formation, batch: Batch, output: StepOutput) -> None:
+        """Counts a step, and calls the listeners for what it showed."""
         phase_name = phase_of(batch.rows, len(batch.output_rows))
         sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
         self._metrics.step(phase_name, output.wall_seconds, sync)
@@ -303,7 +369,6 @@ class Cluster:
         if batch.output_rows and formation.worked(output.wall_seconds, _WORKED_SECONDS):
             for listener in self._listeners:
                 listener.cluster_worked(tuple(link.address for link in formation.links))
-        return output
 
     def _between(self, act: Callable[[], T]) -> T:
         """Calls `act` between two steps. Raises HearthError as a step does."""
@@ -399,7 +464,8 @@ class Cluster:
 
     def _mesh_broke(self, formation: Formation, by: int, rank: int, problem: str) -> HearthError:
         """The cause of a mesh that broke between `by` and `rank`; the formation is lost after."""
-        late = time.monotonic() - self._step_began >= self.settings.step_seconds
+        began = formation.oldest or self._step_began
+        late = time.monotonic() - began >= self.settings.step_seconds
         cause = formation.reports.cause(by, rank, problem)
         limit = self.settings.step_seconds if late else None
         cause = refine(formation.links, formation.reports, cause, problem, limit)
@@ -432,11 +498,14 @@ class Cluster:
         """Ends the streams of a step that takes too long; wakes up once a second."""
         while not self._closed.wait(1.0):
             deadline, phase = self._deadline, self._state.phase
-            if deadline is None or time.monotonic() < deadline:
-                continue
             if not isinstance(phase, state.Serving):
                 continue
             formation = phase.formation
+            since = formation.waiting_since
+            if deadline is None and since is not None:
+                deadline = since + self._step_seconds
+            if deadline is None or time.monotonic() < deadline:
+                continue
             self._deadline = None
             seconds = self.settings.step_seconds
             # The one that is waited for; where none is, the root's own computing takes that long.

@@ -20,3 +20,21 @@ def sources(seen: Sequence[Mapping[int, int]]) -> dict[int, int | None]:
         ranks = [number for number, rank in enumerate(seen) if rank.get(row) == first]
         found[row] = ranks[0] if len(ranks) == 1 and len(seen) > 1 else None
     return found
+
+
+def of_stages(
+    stages: Sequence[Sequence[Mapping[int, int]]],
+) -> dict[int, tuple[int, int] | None]:
+    """The stage and rank that each row which is not finite comes from; None: of no one rank.
+
+    stages: for each stage, as `sources` has it. The first stage that saw a row is the source: the
+    stage before gave it finite values. Of the first stage's input nothing is known, so a rank that
+    is alone there is not the source.
+    """
+    found: dict[int, tuple[int, int] | None] = {}
+    for stage, seen in enumerate(stages):
+        alone = stage > 0 and len(seen) == 1
+        for row, rank in sources(seen).items():
+            source = 0 if alone else rank
+            found.setdefault(row, None if source is None else (stage, source))
+    return found

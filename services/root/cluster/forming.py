@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from hearth import _native
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
@@ -15,7 +14,7 @@ from hearth.converter import ModelError
 from hearth.root.cluster import blame, wire
 from hearth.root.cluster.archive import Archive, PlanPages, identity_of, stores_pages
 from hearth.root.cluster.formation import Formation, close_all
-from hearth.root.cluster.lanes import HubLane, choose_cipher, open_mesh
+from hearth.root.cluster.lanes import HubLane, Lanes, choose_cipher, open_mesh
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.loading import Loading
@@ -58,17 +57,11 @@ class Forming:
         """workers: addresses in rank order. shard: the root's own, if it is already loaded.
 
         on_end: called when a Forward stream has ended. archive: of KV pages on disk. Raises
-        HearthError if the model cannot be divided this way, and for a plan of several stages.
+        HearthError if the model cannot be divided this way.
         """
         self.shard = shard
         self._blueprint = blueprint
         self._plan = blueprint.plan(workers)
-        if len(self._plan.stages) > 1:
-            problem = (
-                f"a plan of {len(self._plan.stages)} stages: this version runs one stage; use "
-                "--parallel tensor"
-            )
-            raise HearthError(Reason.INVALID_ARGUMENT, problem)
         self._lease = lease
         self._board = board
         self._metrics = metrics
@@ -95,14 +88,17 @@ class Forming:
             self.check()
             limits = self._limits(self._describe())
             self._reports = Reports(
-                [blame.Worker(link.place.rank, link.address, link.name) for link in self._links]
+                [
+                    blame.Worker(number, link.address, link.name)
+                    for number, link in enumerate(self._links, 1)
+                ]
             )
             self.check()
             shard = self._load(limits)
             self.check()
             identity = self._identity(limits)
             self.check()
-            lane = self._open_lane()
+            lanes = self._open_lanes()
             self.check()
         except BaseException as error:
             reason = self._reason(error)
@@ -110,7 +106,7 @@ class Forming:
             close_all(links, self._lease)
             raise reason from None
         formation = Formation(
-            self._plan, shard, self._links, lane, settings.sync_type, self._reports
+            self._plan, shard, self._links, lanes, settings.sync_type, self._reports
         )
         formation.pages = self._pages(formation, shard, identity)
         return formation, limits
@@ -310,11 +306,15 @@ class Forming:
             address = node.address
         self._on_load(address, event)
 
-    def _open_lane(self) -> HubLane | _native.MeshLane | None:
-        if not self._links:
-            return None
+    def _open_lanes(self) -> Lanes:
         settings = self._blueprint.settings
+        mates = self._links[: len(self._plan.stages[0].ranks) - 1]
         sync_type = SYNC[settings.sync_type]
+        if not self._links:
+            return Lanes(None, relayed=True)
+        if settings.lane == "mesh" and len(self._plan.stages) > 1:
+            problem = "several stages run on --lane grpc only, in this version"
+            raise HearthError(Reason.INVALID_ARGUMENT, problem)
         if settings.lane == "mesh":
             encrypted = settings.security is not None and not settings.mesh_plain
             cipher = choose_cipher(self._links) if encrypted else "plain"
@@ -329,5 +329,5 @@ class Forming:
             with self._board.change() as status:
                 status.notes.extend(notes)
                 describe.measured(status, costs, round_trips)
-            return lane
-        return HubLane(self._links, sync_type)
+            return Lanes(lane, relayed=len(self._plan.stages) == 1)
+        return Lanes(HubLane(mates, sync_type) if mates else None, relayed=True)

@@ -27,6 +27,38 @@ from hearth.v1 import worker_pb2
 MESH_SECONDS = 15.0
 
 
+class Lanes:
+    """The root's part in the ways of activations and syncs of a formation."""
+
+    def __init__(
+        self,
+        syncs: "HubLane | _native.MeshLane | None",
+        *,
+        relayed: bool,
+    ) -> None:
+        """syncs: of the root's stage; None if the root is alone there.
+
+        relayed: activations go from stage to stage through the root.
+        """
+        self.syncs = syncs
+        self.relayed = relayed
+
+    def send_on(self, step_id: int, activations: bytes) -> int:
+        """Sends the output of the root's stage to the next one; the bytes that were sent."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Ends a sync that is under way, from any thread."""
+        if isinstance(self.syncs, _native.MeshLane):
+            self.syncs.abort()
+
+    def close(self) -> None:
+        """Ends the connections of the mesh."""
+        if isinstance(self.syncs, _native.MeshLane):
+            self.syncs.close()
+        self.syncs = None
+
+
 class HubLane(StreamLane):
     """All-reduce over the Forward streams, with the root as hub.
 

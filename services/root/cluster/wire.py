@@ -235,7 +235,15 @@ def step(
     activation_type: common_pb2.SyncType.ValueType,
     candidates: int,
     allowed: Allowed = NO_LIMITS,
+    *,
+    last: bool = True,
+    hidden: bool = False,
 ) -> worker_pb2.ForwardRequest:
+    """A step for the ranks of one stage.
+
+    activations: encoded in `activation_type`. last: it is the stage that makes logits. hidden: and
+    returns the final hidden states.
+    """
     return worker_pb2.ForwardRequest(
         step=worker_pb2.Step(
             step_id=step_id,
@@ -254,9 +262,12 @@ def step(
             ended=batch.ended,
             reset=batch.reset,
             activations=activations,
-            output_rows=batch.output_rows,
+            output_rows=batch.output_rows if last else (),
             activation_type=activation_type,
-            candidates=worker_pb2.Candidates(
+            hidden=last and hidden,
+            candidates=None
+            if not last
+            else worker_pb2.Candidates(
                 count=candidates,
                 allowed=[
                     worker_pb2.AllowedTokens(row=row, bits=mask.tobytes())

@@ -11,10 +11,10 @@ from hearth.common.errors import HearthError
 from hearth.converter import Model
 from hearth.root.planning.choices import check, check_context
 from hearth.root.planning.facts import NodeFacts
-from hearth.root.planning.layout import layout_of
+from hearth.root.planning.layout import Layout, layout_of, ranks_of
 from hearth.root.planning.memory import Room, needed_bytes, room_for
 from hearth.root.planning.plan import Plan
-from hearth.root.planning.planner import check_shares, make_plan, most_nodes
+from hearth.root.planning.planner import check_shares, make_plan, most_nodes, most_stages
 from hearth.root.planning.shares import shares_by_memory
 from hearth.root.settings import ClusterSettings
 
@@ -33,8 +33,8 @@ class Blueprint:
     context: int
     # Bytes available on the root for weights and KV cache.
     room: int
-    # Plans by shares, kept because making one takes a while.
-    _plans: dict[tuple[float, ...], Plan] = field(default_factory=dict)
+    # Plans by layout and shares, kept because making one takes a while.
+    _plans: dict[tuple[Layout, tuple[float, ...]], Plan] = field(default_factory=dict)
     # Shares chosen by memory, by the workers' addresses.
     _chosen: dict[tuple[str, ...], tuple[float, ...]] = field(default_factory=dict)
     # Workers for which no shares were found, with their memory.
@@ -43,20 +43,34 @@ class Blueprint:
     @property
     def most_workers(self) -> int:
         """Maximum number of workers the model can be divided over, besides the root."""
+        parallel, layers = self.settings.parallel, self.settings.stages
+        ranks = ranks_of(parallel)
+        if ranks is not None:
+            return sum(ranks) - 1
+        if layers is not None and parallel != "tensor":
+            return len(layers) - 1
+        if parallel == "pipeline":
+            return most_stages(self.model.spec) - 1
         return most_nodes(self.model.spec) - 1
+
+    def layout(self, workers: Sequence[str]) -> Layout:
+        """The layout for the root and these workers. Raises HearthError INVALID_ARGUMENT."""
+        settings = self.settings
+        # Fewer workers than are listed, or found ones: the options may be for other numbers.
+        exact = bool(settings.workers) and tuple(workers) == settings.workers
+        return layout_of(settings.parallel, 1 + len(workers), settings.stages, exact=exact)
 
     def plan(self, workers: Sequence[str]) -> Plan:
         """The plan for the root and the workers at these addresses.
 
         Raises HearthError INVALID_ARGUMENT if the model cannot be cut that way.
         """
-        shares = self._shares(workers)
-        plan = self._plans.get(shares)
+        shares, layout = self._shares(workers), self.layout(workers)
+        plan = self._plans.get((layout, shares))
         if plan is None:
             spec = self.model.spec
-            layout = layout_of(self.settings.parallel, 1 + len(workers))
             plan = make_plan(spec, self.model.tensor_type, layout, shares)
-            plan = replace(plan, notes=(*self.model.notes, *plan.notes))
+            plan = replace(plan, notes=(*self.model.notes, *layout.notes, *plan.notes))
             if self.context > spec.context_size:
                 note = (
                     f"a context of {self.context} positions is more than the {spec.context_size} "
@@ -67,7 +81,7 @@ class Blueprint:
                 shown = ",".join(f"{share:g}" for share in shares)
                 note = f"--shares {shown} by the nodes' memory: equal ones do not fit"
                 plan = replace(plan, notes=(*plan.notes, note))
-            self._plans[shares] = plan
+            self._plans[layout, shares] = plan
         return plan
 
     def cache_room(self, plan: Plan, workers: Sequence[NodeFacts]) -> Room:
@@ -122,7 +136,7 @@ class Blueprint:
         addresses = tuple(worker.address for worker in workers)
         rooms = [self.room, *(worker.memory_bytes for worker in workers)]
         spec, settings = self.model.spec, self.settings
-        layout = layout_of(settings.parallel, len(rooms))
+        layout = self.layout(addresses)
 
         def needs(shares: tuple[float, ...]) -> list[int]:
             plan = make_plan(spec, self.model.tensor_type, layout, shares)

@@ -70,6 +70,12 @@ def most_nodes(spec: ModelSpec) -> int:
     return min(counts)
 
 
+def most_stages(spec: ModelSpec) -> int:
+    """Maximum number of stages of this model."""
+    # Borders are moved before layers that one stage must hold.
+    return spec.layers if spec.kept_together is None else spec.kept_together[0] + 1
+
+
 def make_plan(
     spec: ModelSpec,
     tensor_type: Callable[[str], str],
