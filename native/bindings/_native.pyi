@@ -137,12 +137,14 @@ class MeshLane(Lane):
         cipher: str,
         keys: Sequence[tuple[bytes, bytes]],
         direct_bytes: int = 0,
+        first_rank: int = 0,
     ) -> None:
         """sockets: the descriptor of each rank's connection, -1 for oneself; the lane's own.
 
         cipher: one of mesh_ciphers, or "plain" for a keyed check alone. keys: 32 bytes to send with
         and 32 to receive with, for each rank's connection. direct_bytes: parts of up to so many go
-        direct, until it is measured. ValueError, or RuntimeError without libcrypto.
+        direct, until it is measured. first_rank: added to ranks in errors. ValueError, or
+        RuntimeError without libcrypto.
         """
 
     def measure(self, seconds: float) -> LinkCosts:
@@ -169,6 +171,39 @@ class MeshLane(Lane):
 
     @property
     def received_bytes(self) -> int: ...
+
+class StageLink:
+    """A connection to a node of the next stage, or of the one before: activations go one way."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        peer: int,
+        socket: int,
+        deadline_seconds: float,
+        cipher: str,
+        keys: tuple[bytes, bytes],
+    ) -> None:
+        """rank, peer: in the mesh, as LaneErrors name them. socket: a descriptor, the link's own.
+
+        cipher, keys: see MeshLane. ValueError, or RuntimeError without libcrypto.
+        """
+
+    def send(self, step_id: int, payload: bytes) -> None:
+        """Sends a step's activations; a large frame goes on while the caller computes.
+
+        Raises LaneError, also for an earlier frame.
+        """
+
+    def receive(self, step_id: int, size: int) -> NDArray[np.uint8]:
+        """Waits for a step's activations: u8 [size]. Raises LaneError."""
+
+    def abort(self) -> None:
+        """Ends a wait that is under way, from any thread, with LaneError."""
+
+    def close(self) -> None:
+        """Ends the connection, from any thread."""
 
 class StepOutput:
     """Output of a step: logits on the last stage, activations on the others."""

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <exception>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include "bindings.h"
 #include "hearth/lane.h"
 #include "hearth/mesh.h"
+#include "hearth/stage_link.h"
 
 namespace py = pybind11;
 
@@ -81,9 +83,10 @@ void bind_link_costs(py::module_& module) {
              "The largest part that is to go direct, in bytes.");
 }
 
-// Pairs of keys, to send and to receive with, by rank; empty ones at the rank's own place.
-std::vector<MeshKeys> mesh_keys(size_t rank,
-                                const std::vector<std::pair<py::bytes, py::bytes>>& pairs) {
+using KeyPair = std::pair<py::bytes, py::bytes>;
+
+// Keys to send and to receive with.
+MeshKeys mesh_keys(const KeyPair& pair) {
   const auto copied = [](const py::bytes& from, MeshKey& to) {
     const std::string_view bytes = from;
     if (bytes.size() != to.size())
@@ -91,11 +94,17 @@ std::vector<MeshKeys> mesh_keys(size_t rank,
                                   " bytes, expected " + std::to_string(to.size()));
     std::copy(bytes.begin(), bytes.end(), to.begin());
   };
+  MeshKeys keys;
+  copied(pair.first, keys.send);
+  copied(pair.second, keys.receive);
+  return keys;
+}
+
+// Of each rank; empty ones at the rank's own place.
+std::vector<MeshKeys> mesh_keys(size_t rank, const std::vector<KeyPair>& pairs) {
   std::vector<MeshKeys> keys(pairs.size());
   for (size_t r = 0; r < pairs.size(); ++r) {
-    if (r == rank) continue;
-    copied(pairs[r].first, keys[r].send);
-    copied(pairs[r].second, keys[r].receive);
+    if (r != rank) keys[r] = mesh_keys(pairs[r]);
   }
   return keys;
 }
@@ -106,14 +115,13 @@ void bind_mesh_lane(py::module_& module) {
                                                "Syncs over the ranks' own TCP connections.")
       .def(py::init([](size_t rank, const std::vector<int>& sockets, const std::string& wire,
                        double deadline_seconds, const std::string& cipher,
-                       const std::vector<std::pair<py::bytes, py::bytes>>& keys,
-                       uint64_t direct_bytes) {
+                       const std::vector<KeyPair>& keys, uint64_t direct_bytes, size_t first_rank) {
              return std::make_unique<MeshLane>(
                  MeshConfig{rank, sockets, parse_wire_type(wire), deadline_seconds, direct_bytes,
-                            parse_mesh_cipher(cipher), mesh_keys(rank, keys)});
+                            parse_mesh_cipher(cipher), mesh_keys(rank, keys), first_rank});
            }),
            py::kw_only(), "rank"_a, "sockets"_a, "wire"_a, "deadline_seconds"_a, "cipher"_a,
-           "keys"_a, "direct_bytes"_a = uint64_t{0})
+           "keys"_a, "direct_bytes"_a = uint64_t{0}, "first_rank"_a = size_t{0})
       .def(
           "measure",
           [](MeshLane& lane, double seconds) {
@@ -130,6 +138,39 @@ void bind_mesh_lane(py::module_& module) {
       .def_property_readonly("received_bytes", &MeshLane::received_bytes);
 }
 
+void bind_stage_link(py::module_& module) {
+  using namespace py::literals;
+  py::class_<StageLink, py::smart_holder>(module, "StageLink",
+                                          "Activations on their way to the next stage.")
+      .def(py::init([](size_t rank, size_t peer, int socket, double deadline_seconds,
+                       const std::string& cipher, const KeyPair& keys) {
+             return std::make_unique<StageLink>(StageLinkConfig{
+                 rank, peer, socket, deadline_seconds, parse_mesh_cipher(cipher), mesh_keys(keys)});
+           }),
+           py::kw_only(), "rank"_a, "peer"_a, "socket"_a, "deadline_seconds"_a, "cipher"_a,
+           "keys"_a)
+      .def(
+          "send",
+          [](StageLink& link, uint32_t step, const py::bytes& payload) {
+            const std::string_view bytes = payload;
+            const WithoutGil released;
+            link.send(step, {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+          },
+          "step_id"_a, "payload"_a, "Sends a step's activations, a large frame in the background.")
+      .def(
+          "receive",
+          [](StageLink& link, uint32_t step, size_t size) {
+            py::array_t<uint8_t> payload(static_cast<py::ssize_t>(size));
+            const std::span<uint8_t> bytes{payload.mutable_data(), size};
+            const WithoutGil released;
+            link.receive(step, bytes);
+            return payload;
+          },
+          "step_id"_a, "size"_a, "Waits for a step's activations, of so many bytes.")
+      .def("abort", &StageLink::abort, "Ends a wait that is under way, from any thread.")
+      .def("close", &StageLink::close, "Ends the connection, from any thread.");
+}
+
 }  // namespace
 
 void bind_lanes(py::module_& module) {
@@ -142,6 +183,7 @@ void bind_lanes(py::module_& module) {
   bind_lane_error(module);
   bind_link_costs(module);
   bind_mesh_lane(module);
+  bind_stage_link(module);
   module.def("mesh_ciphers", &mesh_ciphers,
              "Ciphers that this machine can encrypt a mesh with, the faster first.");
 }

@@ -18,30 +18,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
-#include <stdexcept>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "hearth/kernels.h"
 #include "hearth/lane.h"
+#include "hearth/lane_error.h"
 #include "hearth/mesh_cipher.h"
 #include "hearth/mesh_costs.h"
+#include "hearth/mesh_sockets.h"
 
 namespace hearth {
-
-// A rank that is lost, silent or out of step, or whose frames arrive changed.
-class LaneError : public std::runtime_error {
- public:
-  LaneError(size_t rank, const std::string& what)
-      : std::runtime_error("rank " + std::to_string(rank) + " " + what), rank_(rank) {}
-  size_t rank() const { return rank_; }
-
- private:
-  size_t rank_;
-};
 
 struct MeshLink;
 class Transfer;
@@ -56,6 +44,8 @@ struct MeshConfig {
   MeshCipher cipher;  // the same on all ranks
   // Of the connection to each rank; what stands at this rank's own place is not used.
   std::vector<MeshKeys> keys;
+  // Added to ranks in errors: the nodes of the stages before.
+  size_t first_rank = 0;
 };
 
 class MeshLane : public Lane {
@@ -100,6 +90,8 @@ class MeshLane : public Lane {
   };
 
   size_t ranks() const { return sockets_.all.size(); }
+  // A rank as errors name it.
+  size_t named(size_t rank) const { return config_.first_rank + rank; }
   // Bytes of `elements` on the wire; elements % 32 == 0 for q80.
   size_t wire_bytes(size_t elements) const;
   void encode(const float* x, size_t elements, uint8_t* out);
@@ -129,34 +121,9 @@ class MeshLane : public Lane {
   // After an exchange: see spin_.
   void adapt(const Wait& wait);
 
-  // The sockets: closed by `close`, but not while they are in use, because the system may give a
-  // descriptor that is closed to another file at once. A member of its own, so that they are closed
-  // when the constructor throws.
-  class Sockets {
-   public:
-    explicit Sockets(const std::vector<int>& sockets) : all(sockets) {}
-    ~Sockets() { close(); }
-    Sockets(const Sockets&) = delete;
-    Sockets& operator=(const Sockets&) = delete;
-    void begin_use();  // throws std::logic_error once closed
-    void end_use();
-    void close();
-    bool closed();
-    std::vector<int> all;  // -1 in one's own place, and everywhere once closed
-
-   private:
-    void free();  // with mutex_ held
-    std::mutex mutex_;
-    size_t users_ = 0;
-    bool closed_ = false;
-  };
-  // Runs `work`, which uses the sockets. Throws what it throws, and std::logic_error once closed.
-  template <typename Work>
-  void use_sockets(const Work& work);
-
   MeshConfig config_;
   WireType wire_;  // of the sync under way
-  Sockets sockets_;
+  MeshSockets sockets_;
   std::vector<std::unique_ptr<MeshLink>> links_;  // nullptr at one's own place
   const Kernels& kernels_;
   double patience_;  // seconds: the deadline of exchanges

@@ -5,20 +5,10 @@
 #include "hearth/cpu.h"
 #include "hearth/quant.h"
 #include "mesh/mesh_exchange.h"
+#include "mesh/settle.h"
 #include "platform/sockets.h"
 
 namespace hearth {
-namespace {
-
-void settle(int socket) {
-  if (!prepare_socket(socket)) throw_socket_error("mesh: O_NONBLOCK");
-  if (!set_no_delay(socket)) throw_socket_error("mesh: TCP_NODELAY");
-  // Loopback has no congestion: a control that paces packets (bbr) only makes large sums take twice
-  // as long.
-  set_loopback_congestion(socket);
-}
-
-}  // namespace
 
 MeshLane::MeshLane(MeshConfig config)
     : config_(std::move(config)),
@@ -45,7 +35,7 @@ MeshLane::MeshLane(MeshConfig config)
     if (config_.keys[r].send == config_.keys[r].receive)  // a frame could be sent back
       throw std::invalid_argument("mesh: rank " + std::to_string(r) +
                                   " has one key for both directions");
-    settle(sockets_.all[r]);
+    settle_mesh_socket(sockets_.all[r]);
     links_[r] = std::make_unique<MeshLink>(config_.cipher, config_.keys[r]);
   }
   outgoing_.resize(count);
@@ -54,58 +44,9 @@ MeshLane::MeshLane(MeshConfig config)
 
 MeshLane::~MeshLane() = default;
 
-void MeshLane::Sockets::begin_use() {
-  const std::lock_guard lock(mutex_);
-  if (closed_) throw std::logic_error("mesh: the lane is closed");
-  ++users_;
-}
-
-void MeshLane::Sockets::end_use() {
-  const std::lock_guard lock(mutex_);
-  if (--users_ == 0 && closed_) free();
-}
-
-void MeshLane::Sockets::close() {
-  const std::lock_guard lock(mutex_);
-  if (closed_) return;
-  closed_ = true;
-  for (int socket : all) {
-    if (socket >= 0) shut_down_socket(socket);
-  }
-  if (users_ == 0) free();
-}
-
-bool MeshLane::Sockets::closed() {
-  const std::lock_guard lock(mutex_);
-  return closed_;
-}
-
-void MeshLane::Sockets::free() {
-  for (int& socket : all) {
-    if (socket >= 0) close_socket(socket);
-    socket = -1;
-  }
-}
-
 void MeshLane::close() {
   abort();
   sockets_.close();
-}
-
-template <typename Work>
-void MeshLane::use_sockets(const Work& work) {
-  sockets_.begin_use();
-  struct Use {
-    ~Use() { sockets.end_use(); }
-    Sockets& sockets;
-  } const use{sockets_};
-  try {
-    work();
-  } catch (const LaneError&) {
-    // The peers are not to blame for connections that were shut down here.
-    if (!sockets_.closed()) throw;
-    throw LaneError(config_.rank, "closed its lane during a sync");
-  }
 }
 
 void MeshLane::begin(uint32_t step) {
@@ -178,13 +119,13 @@ void MeshLane::all_reduce(float* x, size_t rows, size_t columns, bool exact) {
     throw std::invalid_argument("mesh: q80 needs whole blocks of 32");
   if (elements == 0) throw std::invalid_argument("mesh: a sync of no elements");
   if (elements > (size_t{1} << 29)) throw std::invalid_argument("mesh: a sync is too large");
-  use_sockets([&] { reduce(x, elements); });
+  sockets_.use(named(config_.rank), [&] { reduce(x, elements); });
 }
 
 LinkCosts MeshLane::measure(double seconds) {
   LinkCosts costs{};
   wire_ = config_.wire;
-  use_sockets([&] { costs = measure_links(seconds); });
+  sockets_.use(named(config_.rank), [&] { costs = measure_links(seconds); });
   return costs;
 }
 

@@ -27,7 +27,8 @@ size_t moved(long count, size_t rank) {
 }  // namespace
 
 Transfer::Transfer(size_t rank, int socket, MeshLink& link, uint32_t step, uint32_t index,
-                   const uint8_t* out, size_t out_size, uint8_t* in, size_t in_size, size_t window)
+                   const uint8_t* out, size_t out_size, uint8_t* in, size_t in_size, size_t window,
+                   TransferWay way)
     : rank_(rank),
       socket_(socket),
       link_(link),
@@ -38,7 +39,9 @@ Transfer::Transfer(size_t rank, int socket, MeshLink& link, uint32_t step, uint3
       offered_(out_size),
       in_(in),
       in_size_(in_size),
-      window_(window) {
+      window_(window),
+      out_started_(way == TransferWay::in),
+      in_started_(way == TransferWay::out) {
   if (window == 0 || (window < in_size && window % kRecordBytes != 0))
     throw std::logic_error("mesh: the room to receive a frame in is not of whole records");
   constexpr size_t kLargest = kHeaderBytes + kRecordBytes + RecordCipher::kTagBytes;
@@ -107,8 +110,8 @@ void Transfer::check_header() const {
 Transfer MeshLane::transfer(size_t rank, Outgoing out, Incoming in, size_t window) {
   sent_ += frame_bytes(out.second);
   received_ += frame_bytes(in.second);
-  return {rank,      sockets_.all[rank], *links_[rank], step_,     index_,
-          out.first, out.second,         in.first,      in.second, window};
+  return {named(rank), sockets_.all[rank], *links_[rank], step_,     index_,
+          out.first,   out.second,         in.first,      in.second, window};
 }
 
 void MeshLane::exchange(const std::vector<Outgoing>& out, const std::vector<Incoming>& in) {
@@ -143,7 +146,7 @@ void MeshLane::note_move(Wait& wait) {
 }
 
 void MeshLane::wait_to_move(const Wait& wait, std::span<const Transfer> transfers) {
-  if (aborted_.load()) throw LaneError(config_.rank, "was told to give the step up");
+  if (aborted_.load()) throw LaneError(named(config_.rank), "was told to give the step up");
   const auto now = Clock::now();
   const double left = patience_ - std::chrono::duration<double>(now - wait.start).count();
   // (A rank that sends a byte now and then keeps us spinning, but not beyond the deadline.)

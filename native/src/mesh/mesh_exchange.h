@@ -34,13 +34,17 @@ struct MeshLink {
   std::vector<uint8_t> out, in;
 };
 
+// Frames of a transfer: one each way, or one only.
+enum class TransferWay : uint8_t { both, out, in };
+
 class Transfer {
  public:
   // out, in: the payloads. `in` may be smaller than in_size: a window of whole records that is
   // written again from its start, so the caller must have used what `received` counts. Throws
-  // std::logic_error for another window.
+  // std::logic_error for another window. Of the way that has no frame, the payload is empty.
   Transfer(size_t rank, int socket, MeshLink& link, uint32_t step, uint32_t index,
-           const uint8_t* out, size_t out_size, uint8_t* in, size_t in_size, size_t window);
+           const uint8_t* out, size_t out_size, uint8_t* in, size_t in_size, size_t window,
+           TransferWay way = TransferWay::both);
 
   size_t rank() const { return rank_; }
   int socket() const { return socket_; }
@@ -82,7 +86,7 @@ class Transfer {
   uint8_t* in_;
   // Of `in`: its size, the window's, what was opened. Of the record that arrives: received.
   size_t in_size_, window_, received_ = 0, in_at_ = 0;
-  bool out_started_ = false, in_started_ = false;
+  bool out_started_, in_started_;
 };
 
 }  // namespace hearth
