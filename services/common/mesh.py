@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from hearth import _native
@@ -34,7 +34,10 @@ _LARGEST_SUM = 1 << 40
 
 
 class Connections(NamedTuple):
-    """Descriptors and frame keys (to send, to receive) by rank; -1 and empty for the own rank."""
+    """Descriptors and frame keys (to send, to receive) by rank.
+
+    -1 and empty for the own rank, and where there is no connection.
+    """
 
     sockets: list[int]
     keys: list[tuple[bytes, bytes]]
@@ -80,8 +83,9 @@ def connect_all(
     seconds: float,
     cipher: str,
     stop: threading.Event | None = None,
+    peers: Collection[int] | None = None,
 ) -> Connections:
-    """Connections to every rank; the caller owns the descriptors.
+    """Connections to every rank, or to `peers`; the caller owns the descriptors.
 
     lower: returns the connections of the lower ranks, which dial this one. cipher: a name of
     `_native.mesh_ciphers`, or "plain". stop: see `connect`. Raises HearthError PEER_LOST.
@@ -90,6 +94,8 @@ def connect_all(
     links: dict[int, Link] = {}
     try:
         for peer in range(rank + 1, len(addresses)):
+            if peers is not None and peer not in peers:
+                continue
             links[peer] = connect(addresses[peer], key, rank, peer, deadline, stop)
         links.update(lower(deadline))
     except BaseException:
@@ -98,7 +104,7 @@ def connect_all(
         raise
     connections = Connections([], [])
     for peer in range(len(addresses)):
-        if peer == rank:
+        if peer not in links:
             connections.sockets.append(-1)
             connections.keys.append((b"", b""))
             continue
@@ -123,6 +129,25 @@ def measure(lane: _native.MeshLane, seconds: float) -> LinkCosts:
         latency_seconds=costs.latency_ns / 1e9,
         bytes_per_second=1e12 / max(1, costs.byte_ps),
         direct_bytes=lane.direct_bytes if lane.direct_bytes <= _LARGEST_SUM else None,
+    )
+
+
+def stage_link(
+    connections: Connections, rank: int, peer: int, deadline_seconds: float, cipher: str
+) -> _native.StageLink:
+    """A connection on which activations go from one of two stages' ranks to the other."""
+    # A peer that computes for long takes nothing meanwhile: that is not a broken connection. The
+    # receiver, which has nothing under way, finds out about that.
+    if hasattr(socket, "TCP_USER_TIMEOUT") and peer > rank:
+        with socket.socket(fileno=os.dup(connections.sockets[peer])) as duplicate:
+            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+    return _native.StageLink(
+        rank=rank,
+        peer=peer,
+        socket=connections.sockets[peer],
+        deadline_seconds=deadline_seconds,
+        cipher=cipher,
+        keys=connections.keys[peer],
     )
 
 

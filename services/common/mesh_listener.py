@@ -70,7 +70,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 class MeshListener:
-    """Accepts connections of lower ranks. A node is in one mesh at a time, its stage's."""
+    """Accepts connections of lower ranks. A node is in one mesh at a time."""
 
     def __init__(self, host: str, port: int = 0) -> None:
         """Listens on host:port, 0 for any free one. Raises HearthError PORT_IN_USE."""
@@ -86,6 +86,7 @@ class MeshListener:
         # are known, and the connected ranks.
         self._key: bytes | None = None
         self._rank = 0
+        self._lower: frozenset[int] = frozenset()
         self._given_up = False
         self._hosts: frozenset[str] = frozenset()
         self._arrived: dict[int, Link] = {}
@@ -101,14 +102,22 @@ class MeshListener:
         self._thread = threading.Thread(target=self._serve, name="mesh-listener", daemon=True)
         self._thread.start()
 
-    def expect(self, key: bytes, rank: int, addresses: Iterable[str] = ()) -> None:
+    def expect(
+        self,
+        key: bytes,
+        rank: int,
+        addresses: Iterable[str] = (),
+        lower: Iterable[int] | None = None,
+    ) -> None:
         """Accepts lower ranks that prove `key` from now on; closes earlier connections.
 
+        lower: the ranks that connect; None: all below `rank`.
         addresses: of lower ranks, "host" or "host:port"; strangers do not take their room.
         """
         with self._changed:
             self._drop()
             self._key, self._rank = key, rank
+            self._lower = frozenset(range(rank) if lower is None else lower)
             self._hosts = frozenset()
             self._given_up = False
         names = [_host(address) for address in addresses]
@@ -126,10 +135,10 @@ class MeshListener:
         after `give_up`.
         """
         with self._changed:
-            while len(self._arrived) < self._rank:
+            while len(self._arrived) < len(self._lower):
                 left = deadline - time.monotonic()
                 if self._given_up or left <= 0 or not self._changed.wait(left):
-                    absent = min(set(range(self._rank)) - set(self._arrived))
+                    absent = min(self._lower - set(self._arrived))
                     raise unreachable(absent, "it did not connect in time")
             arrived, self._arrived = self._arrived, {}
             self._key = None
@@ -284,6 +293,8 @@ class MeshListener:
         if not proves(handshake, key, proof):
             return "it did not prove the epoch's key"
         rank, peer = handshake.dialler, handshake.listener
+        if peer == self._rank and rank < self._rank and rank not in self._lower:
+            return f"rank {rank} dialled rank {peer}, which is not connected to it"
         if peer != self._rank or rank >= self._rank:
             return f"rank {rank} dialled rank {peer}, and this is rank {self._rank}"
         if rank in self._arrived:

@@ -16,9 +16,10 @@ from hearth import _native
 from hearth.common import wire
 from hearth.common.allowed import Mask, decode, only
 from hearth.common.errors import HearthError, Reason
-from hearth.common.mesh import connect_all, measure
+from hearth.common.mesh import Connections, connect_all, measure, stage_link
 from hearth.common.mesh_handshake import KEY_BYTES
 from hearth.common.mesh_listener import MeshListener
+from hearth.common.mesh_place import MeshPlace, place_of
 from hearth.common.metrics import WorkerMetrics, phase_of
 from hearth.common.types import MESH_CIPHER, name_of
 from hearth.v1 import common_pb2, worker_pb2
@@ -78,8 +79,13 @@ class ForwardLoop:
         # Set once the stream has ended.
         self._ended = threading.Event()
         self._lane: GrpcLane | _native.MeshLane | None = None
-        self._needs_mesh = begin.placement.ranks > 1 and begin.lane == common_pb2.LANE_MESH
-        if begin.placement.ranks > 1 and not self._needs_mesh:
+        # On the mesh lane: where activations come from and go to, in a plan of several stages.
+        self._before: _native.StageLink | None = None
+        self._behind: list[_native.StageLink] = []
+        place = begin.placement
+        mesh_lane = begin.lane == common_pb2.LANE_MESH
+        self._needs_mesh = mesh_lane and (place.ranks > 1 or place.stages > 1)
+        if place.ranks > 1 and not mesh_lane:
             self._lane = GrpcLane(send, receive, begin.sync_type)
 
     def run(self) -> None:
@@ -108,8 +114,17 @@ class ForwardLoop:
             return
         finally:
             # Closed here because errors and their frames may hold the last reference for long.
-            if isinstance(self._lane, _native.MeshLane):
-                self._lane.close()
+            for link in self._mesh_links():
+                link.close()
+
+    def _mesh_links(self) -> list[_native.MeshLane | _native.StageLink]:
+        """All connections to other nodes."""
+        links: list[_native.MeshLane | _native.StageLink] = [*self._behind]
+        if self._before is not None:
+            links.append(self._before)
+        if isinstance(self._lane, _native.MeshLane):
+            links.append(self._lane)
+        return links
 
     def _fetch(self, fetch: worker_pb2.PageFetch) -> None:
         if fetch.reset:
@@ -121,19 +136,22 @@ class ForwardLoop:
     def abort(self) -> None:
         """Ends a wait for other ranks; called by any thread, after the stream's end."""
         self._ended.set()
-        lane = self._lane
-        if isinstance(lane, _native.MeshLane):
-            lane.abort()
-        elif self._opening:
+        for link in self._mesh_links():
+            link.abort()
+        if self._opening:
             self._mesh.give_up()
 
     def _open_mesh(self, request: worker_pb2.MeshOpen) -> None:
-        """Connects to every other rank of the stage and measures the links. Raises HearthError."""
-        place = self._placement
-        if len(request.addresses) != place.ranks or len(request.session_key) != KEY_BYTES:
+        """Connects to the other ranks and measures the stage's links. Raises HearthError."""
+        placed = self._placement
+        place = place_of(
+            request.stage_ranks, placed.stage, placed.stages, placed.rank, placed.ranks
+        )
+        nodes = sum(place.stage_ranks)
+        if len(request.addresses) != nodes or len(request.session_key) != KEY_BYTES:
             problem = (
                 f"a mesh of {len(request.addresses)} ranks with a key of "
-                f"{len(request.session_key)} bytes, expected {place.ranks} and {KEY_BYTES}"
+                f"{len(request.session_key)} bytes, expected {nodes} and {KEY_BYTES}"
             )
             raise HearthError(Reason.INVALID_ARGUMENT, problem)
         if not 0 < request.deadline_seconds <= MAX_DEADLINE_SECONDS:
@@ -142,35 +160,55 @@ class ForwardLoop:
         # These may raise: before any socket is open.
         name = wire.type_name(self._sync_type)
         cipher = self._cipher(request.cipher)
-        lower = [self._root_host, *request.addresses[1 : place.rank]]
-        self._mesh.expect(request.session_key, place.rank, lower)
+        lower = sorted(peer for peer in place.peers if peer < place.own)
+        hosts = [request.addresses[peer] if peer else self._root_host for peer in lower]
+        self._mesh.expect(request.session_key, place.own, hosts, lower)
         self._opening = True
         try:
             connections = connect_all(
                 list(request.addresses),
                 request.session_key,
-                place.rank,
+                place.own,
                 self._mesh.take,
                 MESH_SECONDS,
                 cipher,
                 self._ended,
+                place.peers,
             )
-            lane = self._lane = _native.MeshLane(
-                rank=place.rank,
-                sockets=connections.sockets,
-                wire=name,
-                deadline_seconds=request.deadline_seconds,
-                cipher=cipher,
-                keys=connections.keys,
-            )
-            measure(lane, MESH_SECONDS)
+            self._open_links(place, connections, name, request.deadline_seconds, cipher)
+            if isinstance(self._lane, _native.MeshLane):
+                measure(self._lane, MESH_SECONDS)
         except HearthError as error:
-            error.metadata.setdefault("stage", str(place.stage))
+            error.metadata.setdefault("stage", str(placed.stage))
             raise
         finally:
             self._opening = False
         self._needs_mesh = False
         self._send(worker_pb2.ForwardResponse(mesh_ready=worker_pb2.MeshReady()))
+
+    def _open_links(
+        self,
+        place: MeshPlace,
+        connections: Connections,
+        wire_type: str,
+        deadline: float,
+        cipher: str,
+    ) -> None:
+        if place.before is not None:
+            self._before = stage_link(connections, place.own, place.before, deadline, cipher)
+        for peer in place.behind:
+            self._behind.append(stage_link(connections, place.own, peer, deadline, cipher))
+        if len(place.mates) > 1:
+            mates = slice(place.mates.start, place.mates.stop)
+            self._lane = _native.MeshLane(
+                rank=place.rank,
+                sockets=connections.sockets[mates],
+                wire=wire_type,
+                deadline_seconds=deadline,
+                cipher=cipher,
+                keys=connections.keys[mates],
+                first_rank=place.first,
+            )
 
     @staticmethod
     def _cipher(number: int) -> str:
@@ -188,11 +226,11 @@ class ForwardLoop:
         self._step_id = step.step_id
         self._check_sizes(step)
         allowed = self._allowed(step)
-        activations = self._activations(step)
         sequences, slots = self._sequences(step)
         if self._lane is not None:
             self._lane.begin(step.step_id)
         try:
+            activations = self._activations(step)
             for item, slot in zip(step.sequences, slots, strict=True):
                 if item.HasField("restore"):
                     self._shard.restore(item.restore, slot, item.position)
@@ -200,6 +238,7 @@ class ForwardLoop:
             for item, slot in zip(step.sequences, slots, strict=True):
                 if item.HasField("save"):
                     self._shard.save(slot, item.save, item.position + item.rows)
+            onward = self._send_on(step, output)
         except _native.LaneError as error:
             # By rank: only the root can map a rank to a worker.
             place = {"stage": self._placement.stage, "rank": error.rank}
@@ -210,7 +249,16 @@ class ForwardLoop:
         del output  # its logits are in the response
         self._send(response)
         received = wire.encoded_bytes(step.activation_type, *activations.shape)
-        self._observe(step, wall, sync, sent, received)
+        self._observe(step, wall, sync, sent + onward, received)
+
+    def _send_on(self, step: worker_pb2.Step, output: _native.StepOutput) -> int:
+        """Sends the stage's output to the next one over the mesh; the bytes that were sent."""
+        if not self._behind:
+            return 0
+        data = wire.encode(output.activations, step.activation_type)
+        for link in self._behind:
+            link.send(step.step_id, data)
+        return len(data) * len(self._behind)
 
     def _check_sizes(self, step: worker_pb2.Step) -> None:
         """Checks counts before lists of these sizes are made. Raises HearthError BAD_STEP."""
@@ -254,7 +302,14 @@ class ForwardLoop:
                 f"a step of {rows} rows, the plan allows 1 to {self._shard.config.max_step_tokens}"
             )
             raise HearthError(Reason.BAD_STEP, problem)
-        return wire.decode(step.activations, step.activation_type, rows, self._row_size)
+        if self._before is None:
+            return wire.decode(step.activations, step.activation_type, rows, self._row_size)
+        if step.activations:
+            problem = f"{len(step.activations)} bytes of activations, which come over the mesh"
+            raise HearthError(Reason.BAD_STEP, problem)
+        size = wire.encoded_bytes(step.activation_type, rows, self._row_size)
+        data = self._before.receive(step.step_id, size).tobytes()
+        return wire.decode(data, step.activation_type, rows, self._row_size)
 
     def _response(
         self, step: worker_pb2.Step, output: _native.StepOutput, allowed: Mapping[int, Mask]

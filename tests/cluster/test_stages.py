@@ -24,7 +24,7 @@ from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.settings import ClusterSettings
 from hearth.worker.server import WorkerServer
 
-LANES = ["grpc"]
+LANES = ["mesh", "grpc"]
 # Nodes and how they are arranged; the demo model has 5 layers.
 LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (2, {"parallel": "pipeline"}),
@@ -54,7 +54,7 @@ def addresses() -> Iterator[list[str]]:
 
 @contextmanager
 def engine_on(
-    addresses: list[str], nodes: int, lane: str = "grpc", **settings: Any
+    addresses: list[str], nodes: int, lane: str = "mesh", **settings: Any
 ) -> Iterator[Engine]:
     """An engine of the demo model, on a cluster of so many nodes."""
     given = {"context": 256, "sequences": 4, "lane": lane, **settings}

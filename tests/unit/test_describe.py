@@ -27,9 +27,15 @@ from hearth.root.status import describe
     ],
 )
 def test_the_note_of_a_mesh_has_its_numbers(cipher: str, costs: LinkCosts, note: str) -> None:
-    assert describe.mesh_note(3, cipher, costs) == note
+    assert describe.mesh_note([3], cipher, costs) == note
 
 
 def test_a_placement_is_the_same_as_a_message() -> None:
     message = describe.placement(Placement(stage=1, stages=3, rank=2, ranks=4))
     assert (message.stage, message.stages, message.rank, message.ranks) == (1, 3, 2, 4)
+
+
+def test_the_note_of_a_mesh_of_stages() -> None:
+    """The root alone in its stage measures no sync."""
+    note = describe.mesh_note([1, 2], "plain", None)
+    assert note == "mesh of 3 ranks in 2 stages, plain text"

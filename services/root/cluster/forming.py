@@ -312,16 +312,14 @@ class Forming:
         sync_type = SYNC[settings.sync_type]
         if not self._links:
             return Lanes(None, relayed=True)
-        if settings.lane == "mesh" and len(self._plan.stages) > 1:
-            problem = "several stages run on --lane grpc only, in this version"
-            raise HearthError(Reason.INVALID_ARGUMENT, problem)
         if settings.lane == "mesh":
             encrypted = settings.security is not None and not settings.mesh_plain
             cipher = choose_cipher(self._links) if encrypted else "plain"
-            lane, costs, round_trips = open_mesh(
-                self._links, sync_type, settings.step_seconds, cipher
+            stage_ranks = [len(stage.ranks) for stage in self._plan.stages]
+            lanes, costs, round_trips = open_mesh(
+                self._links, stage_ranks, sync_type, settings.step_seconds, cipher
             )
-            notes = [describe.mesh_note(len(self._links) + 1, cipher, costs)]
+            notes = [describe.mesh_note(stage_ranks, cipher, costs)]
             log.info("%s", notes[0])
             if settings.security is not None and not encrypted:
                 notes.append(describe.MESH_PLAIN_NOTE)
@@ -329,5 +327,5 @@ class Forming:
             with self._board.change() as status:
                 status.notes.extend(notes)
                 describe.measured(status, costs, round_trips)
-            return Lanes(lane, relayed=len(self._plan.stages) == 1)
+            return lanes
         return Lanes(HubLane(mates, sync_type) if mates else None, relayed=True)

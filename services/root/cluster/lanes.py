@@ -16,8 +16,9 @@ from hearth.common.channels import is_loopback
 from hearth.common.errors import HearthError, Reason
 from hearth.common.lanes import StreamLane
 from hearth.common.link_costs import LinkCosts
-from hearth.common.mesh import connect_all, measure, round_trip
+from hearth.common.mesh import connect_all, measure, round_trip, stage_link
 from hearth.common.mesh_handshake import KEY_BYTES
+from hearth.common.mesh_place import MeshPlace
 from hearth.common.types import MESH_CIPHER
 from hearth.root.cluster.links import WorkerLink, expect_sync, violation
 from hearth.v1 import worker_pb2
@@ -35,25 +36,34 @@ class Lanes:
         syncs: "HubLane | _native.MeshLane | None",
         *,
         relayed: bool,
+        behind: Sequence[_native.StageLink] = (),
     ) -> None:
         """syncs: of the root's stage; None if the root is alone there.
 
-        relayed: activations go from stage to stage through the root.
+        relayed: activations go from stage to stage through the root. Else behind: the root's
+        connections to the next stage.
         """
         self.syncs = syncs
         self.relayed = relayed
+        self._behind = tuple(behind)
 
     def send_on(self, step_id: int, activations: bytes) -> int:
         """Sends the output of the root's stage to the next one; the bytes that were sent."""
-        raise NotImplementedError
+        for link in self._behind:
+            link.send(step_id, activations)
+        return len(activations) * len(self._behind)
 
     def abort(self) -> None:
         """Ends a sync that is under way, from any thread."""
+        for link in self._behind:
+            link.abort()
         if isinstance(self.syncs, _native.MeshLane):
             self.syncs.abort()
 
     def close(self) -> None:
         """Ends the connections of the mesh."""
+        for link in self._behind:
+            link.close()
         if isinstance(self.syncs, _native.MeshLane):
             self.syncs.close()
         self.syncs = None
@@ -115,16 +125,21 @@ def choose_cipher(links: Sequence[WorkerLink]) -> str:
 
 
 def open_mesh(
-    links: Sequence[WorkerLink], sync_type: int, deadline_seconds: float, cipher: str
-) -> tuple[_native.MeshLane, LinkCosts, list[float]]:
-    """Connects the ranks of the root's stage to each other and measures their links.
+    links: Sequence[WorkerLink],
+    stage_ranks: Sequence[int],
+    sync_type: int,
+    deadline_seconds: float,
+    cipher: str,
+) -> tuple[Lanes, LinkCosts | None, list[float]]:
+    """Connects the ranks of all stages and measures the links of each stage.
 
-    Returns the lane, the costs of its slowest link, and the round trip to each worker in seconds,
-    0 where the system does not say.
+    Returns the root's lanes, the costs of the slowest link of its stage (None: it is alone there),
+    and the round trip to each worker in seconds, 0 where it is not known.
 
-    links: all ranks of the stage except the root, in rank order. cipher: see `choose_cipher`, or
-    "plain". Raises HearthError.
+    links: all workers, stage by stage. stage_ranks: the number of ranks of each stage. cipher: see
+    `choose_cipher`, or "plain". Raises HearthError.
     """
+    place = MeshPlace(tuple(stage_ranks), 0, 0)
     for link in links:
         if not link.mesh_address:
             problem = f"worker {link.name} has no mesh port: use --lane grpc"
@@ -144,37 +159,50 @@ def open_mesh(
             session_key=key,
             deadline_seconds=deadline_seconds,
             cipher=MESH_CIPHER[cipher],
+            stage_ranks=stage_ranks if len(stage_ranks) > 1 else (),
         )
     )
     for link in links:
         link.send(request)
     try:
-        connections = connect_all(addresses, key, 0, lambda _: {}, MESH_SECONDS, cipher)
+        connections = connect_all(
+            addresses, key, 0, lambda _: {}, MESH_SECONDS, cipher, peers=place.peers
+        )
     except HearthError as error:
         raise _lost(links, error) from None
-    lane = _native.MeshLane(
-        rank=0,
-        sockets=connections.sockets,
-        wire=wire.type_name(sync_type),
-        deadline_seconds=deadline_seconds,
-        cipher=cipher,
-        keys=connections.keys,
-    )
+    # Before the lanes own them.
+    round_trips = [round_trip(each) if each >= 0 else 0.0 for each in connections.sockets[1:]]
+    behind = [stage_link(connections, 0, peer, deadline_seconds, cipher) for peer in place.behind]
+    lane: _native.MeshLane | None = None
+    if len(place.mates) > 1:
+        mates = slice(0, place.mates.stop)
+        lane = _native.MeshLane(
+            rank=0,
+            sockets=connections.sockets[mates],
+            wire=wire.type_name(sync_type),
+            deadline_seconds=deadline_seconds,
+            cipher=cipher,
+            keys=connections.keys[mates],
+        )
+    lanes = Lanes(lane, relayed=False, behind=behind)
     try:
-        try:
-            costs = measure(lane, MESH_SECONDS)
-        except HearthError as error:
-            raise _lost(links, error) from None
-        round_trips = [round_trip(connections.sockets[link.place.rank]) for link in links]
+        costs: LinkCosts | None = None
+        if lane is not None:
+            try:
+                costs = measure(lane, MESH_SECONDS)
+            except HearthError as error:
+                raise _lost(links, error) from None
+            for number in place.mates[1:]:
+                round_trips[number - 1] = round_trip(connections.sockets[number])
         for link in links:
             answer = link.receive_within(MESH_SECONDS, "join the mesh")
             if answer.WhichOneof("message") != "mesh_ready":
                 kind = answer.WhichOneof("message")
                 raise violation(link, f"it replied {kind!r} to mesh_open")
     except BaseException:
-        lane.close()
+        lanes.close()
         raise
-    return lane, costs, round_trips
+    return lanes, costs, round_trips
 
 
 def _cannot_encrypt(name: str, ciphers: Sequence[str]) -> str:
@@ -192,6 +220,6 @@ def _cannot_encrypt(name: str, ciphers: Sequence[str]) -> str:
 def _lost(links: Sequence[WorkerLink], error: HearthError) -> HearthError:
     """Converts the root's own report of a lost rank to an error that names the worker."""
     rank = int(error.metadata["rank"])
-    link = next(link for link in links if link.place.rank == rank)
+    link = links[rank - 1]
     facts = {"worker": link.address, "stage": link.place.stage, "rank": rank}
     return HearthError(Reason.WORKER_LOST, f"worker {link.name}: {error.message}", facts)

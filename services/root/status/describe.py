@@ -150,25 +150,33 @@ MESH_PLAIN_NOTE = (
 )
 
 
-def mesh_note(ranks: int, cipher: str, costs: LinkCosts) -> str:
-    """The cipher and the measured links of a mesh, for people."""
+def mesh_note(stage_ranks: Sequence[int], cipher: str, costs: LinkCosts | None) -> str:
+    """The cipher and the measured links of a mesh, for people.
+
+    stage_ranks: of each stage. costs: of the root's stage, None if the root is alone there.
+    """
+    stages = f" in {len(stage_ranks)} stages" if len(stage_ranks) > 1 else ""
+    note = f"mesh of {sum(stage_ranks)} ranks{stages}, {_CIPHER_TEXT[cipher]}"
+    if costs is None:
+        return note
     ways = "all sums go direct"
     if costs.direct_bytes is not None:
         size = format_size(costs.direct_bytes)
         ways = f"sums of up to {size} go direct, larger ones scattered"
     latency = f"latency {costs.latency_seconds * 1e6:.0f} us"
-    return (
-        f"mesh of {ranks} ranks, {_CIPHER_TEXT[cipher]}: {latency}, "
-        f"{costs.bytes_per_second / 1e6:.0f} MB/s a rank; {ways}"
-    )
+    return f"{note}: {latency}, {costs.bytes_per_second / 1e6:.0f} MB/s a rank; {ways}"
 
 
 def measured(
-    status: root_pb2.ClusterStatus, costs: LinkCosts, round_trips: Sequence[float]
+    status: root_pb2.ClusterStatus, costs: LinkCosts | None, round_trips: Sequence[float]
 ) -> None:
-    """Show the measured links of a mesh; round_trips: seconds, of each worker in rank order."""
-    status.mesh.latency_seconds = costs.latency_seconds
-    status.mesh.bytes_per_second = costs.bytes_per_second
+    """Show the measured links of a mesh; round_trips: seconds, of each worker in the plan's order.
+
+    costs: see `mesh_note`.
+    """
+    if costs is not None:
+        status.mesh.latency_seconds = costs.latency_seconds
+        status.mesh.bytes_per_second = costs.bytes_per_second
     for node, seconds in zip(status.nodes[1:], round_trips, strict=True):
         node.round_trip_seconds = seconds
 
