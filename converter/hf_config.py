@@ -14,6 +14,7 @@ from hearth.converter.families import family_of_config
 from hearth.converter.families.base import Family
 from hearth.converter.families.neutral import refuse_flags, refuse_unread
 from hearth.converter.families.settings import Settings
+from hearth.converter.families.text_parts import text_settings
 from hearth.converter.files import check_pointer
 from hearth.converter.quantized import quantization
 from hearth.converter.shown import shown
@@ -74,8 +75,8 @@ def read_config(directory: Path) -> HfConfig:
         family, spec = read_spec(raw, directory.resolve().name)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    text = raw.get("text_config")
-    used = raw | text if isinstance(text, dict) else raw
+    text = text_settings(raw) or raw.get("text_config")
+    used = {**raw, **text} if isinstance(text, dict) else raw
     bos_id, eos_ids = token_ids(directory, used)
     return HfConfig(family, spec, bos_id, eos_ids, raw, isinstance(text, dict))
 
@@ -105,13 +106,14 @@ def token_ids(directory: Path, raw: dict[str, Any]) -> tuple[int | None, frozens
 def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
     """The family and the shape of a model, from its config.json. Raises ModelError.
 
-    The text part of a model that also reads images: its settings are in text_config.
+    Of a model that also reads images, those of its text part.
     """
-    config = Settings(raw)
+    part = text_settings(raw)
+    config = Settings(raw if part is None else part)
     family = family_of_config(config)
-    refuse_flags(config, family)
+    refuse_flags(Settings(raw), family)
     text = raw.get("text_config")
-    if isinstance(text, dict):
+    if part is None and isinstance(text, dict):
         kind = text.get("model_type", family.model_types[0])
         if kind not in family.model_types:
             raise ModelError(

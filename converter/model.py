@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 _MOST_UNUSED_TOKENS = 256
 _BLOCK_NUMBERS = 1 << 20  # elements in a block of rows under conversion: 4 MiB as f32
 
+# The remark on a model that is more than its text part.
+TEXT_PART = "it also reads images or sound; Hearth runs its text part"
+
 Span = tuple[int, int]
 
 

@@ -2,12 +2,13 @@
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from hearth import _native
 from hearth.converter.blocks import AttentionSpec, BlockSpec, FeedForwardSpec, attention_scale
@@ -320,3 +321,13 @@ def write_gguf(path: Path, spec: ModelSpec, tensors: Tensors, kind: str = "f32")
     values = gguf_metadata(spec) | spm_metadata(spec.vocab_size)
     path.write_bytes(gguf_bytes(values, gguf_tensors(spec, tensors, kind)))
     return path
+
+
+def rename_tensors(path: Path, prefixes: Mapping[str, str]) -> None:
+    """Rewrite a safetensors file with other beginnings of names: the first that fits each."""
+    tensors = load_file(path)
+    renamed = {}
+    for name, values in tensors.items():
+        old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        renamed[prefixes.get(old, "") + name.removeprefix(old)] = values
+    save_file(renamed, path, {"format": "pt"})

@@ -7,6 +7,7 @@ from importlib import import_module
 from hearth.converter.errors import ModelError
 from hearth.converter.families.base import Family
 from hearth.converter.families.settings import Settings
+from hearth.converter.families.text_parts import whole_kinds
 from hearth.converter.shown import shown
 
 # One for each file, in the order that errors list them.
@@ -51,7 +52,7 @@ def family_of_config(config: Settings) -> Family:
         of_class = lower in (each.lower() for each in family.classes)
         if (kind in family.model_types and text) or (kind is None and of_class):
             return family
-    known = [each for family in families() for each in family.model_types]
+    known = [each for family in families() for each in family.model_types] + [*whole_kinds()]
     found = name if kind in known or kind is None else kind
     raise ModelError(
         f"architecture {shown(found)} is not supported; Hearth runs {', '.join(known)}"

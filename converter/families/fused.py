@@ -7,7 +7,7 @@ import numpy as np
 from hearth.converter.blocks import AttentionSpec
 from hearth.converter.families.base import Files, Names, Recipe, find, rows_of
 from hearth.converter.spec import ModelSpec
-from hearth.converter.stored import Indices, PickedRows, Stored
+from hearth.converter.stored import Indices, PickedRows, Stacked, Stored, Transposed
 from hearth.converter.tensors import TensorSpec
 
 
@@ -39,6 +39,31 @@ def fused_experts(name: str, half: int, otherwise: Recipe | None = None) -> Reci
         return PickedRows(stored, (first + np.arange(each)).reshape(-1))
 
     return recipe if otherwise is None else where(name, recipe, otherwise)
+
+
+def turned_experts(name: str, parts: int, part: int, otherwise: Recipe) -> Recipe:
+    """One of `parts` equal parts of all experts' rows, stored as [experts, columns, rows].
+
+    Rows may also be stored before columns: as in transformers, where the shape is that of both
+    ways, they are. otherwise: as of fused_experts.
+    """
+
+    def recipe(files: Files, spec: ModelSpec, tensor: TensorSpec) -> Stored:
+        stored = name.replace("{layer}", str(tensor.layer))
+        rows, columns = tensor.shape
+        each = rows // tensor.parts
+        if files.shape(stored)[1:] == (parts * each, columns):
+            whole = files.matrix(stored, parts * rows, columns)
+            first = (parts * np.arange(tensor.parts)[:, None] + part) * each
+            return PickedRows(whole, (first + np.arange(each)).reshape(-1))
+        whole = files.matrix(stored, tensor.parts * columns, parts * each)
+        experts: list[Stored] = []
+        for expert in range(tensor.parts):
+            one = PickedRows(whole, np.arange(expert * columns, (expert + 1) * columns))
+            experts.append(PickedRows(Transposed(one), np.arange(part * each, (part + 1) * each)))
+        return Stacked(experts)
+
+    return where(name, recipe, otherwise)
 
 
 def reordered(recipe: Recipe, order: Callable[[ModelSpec, TensorSpec], Indices]) -> Recipe:

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from hearth.converter.blocks import BlockSpec, ExpertsSpec, FeedForwardSpec
-from hearth.converter.families.base import Family, GgufFacts
+from hearth.converter.families.base import Family, GgufFacts, Names
 from hearth.converter.families.common import (
     GGUF_TENSORS,
     TENSORS,
@@ -20,6 +20,7 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
+from hearth.converter.families.fused import turned_experts
 from hearth.converter.families.layers import (
     needed_window,
     window_size,
@@ -107,6 +108,15 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) ->
     return gguf_model(metadata, name, architecture, facts, [block], ropes)
 
 
+_EXPERTS = "model.layers.{layer}.mlp.experts."
+# Fused in Qwen3-VL-MoE.
+_QWEN3_MOE_TENSORS: Names = {
+    **TENSORS,
+    "experts_w1": turned_experts(_EXPERTS + "gate_up_proj", 2, 0, TENSORS["experts_w1"]),
+    "experts_w3": turned_experts(_EXPERTS + "gate_up_proj", 2, 1, TENSORS["experts_w3"]),
+    "experts_w2": turned_experts(_EXPERTS + "down_proj", 1, 0, TENSORS["experts_w2"]),
+}
+
 FAMILIES = (
     Family(
         name="Qwen2",
@@ -115,7 +125,7 @@ FAMILIES = (
         reads=("layer_types", "sliding_window"),
         config=_qwen2,
         tensors=TENSORS,
-        architectures=("qwen2",),
+        architectures=("qwen2", "qwen2vl"),
         gguf=partial(_gguf, architecture="qwen2"),
         gguf_tensors=GGUF_TENSORS,
     ),
@@ -126,7 +136,7 @@ FAMILIES = (
         reads=("layer_types", "sliding_window"),
         config=_qwen3,
         tensors=TENSORS,
-        architectures=("qwen3",),
+        architectures=("qwen3", "qwen3vl"),
         gguf=partial(_gguf, architecture="qwen3"),
         gguf_tensors=GGUF_TENSORS,
     ),
@@ -136,8 +146,8 @@ FAMILIES = (
         classes=("Qwen3MoeForCausalLM",),
         reads=("sliding_window",),
         config=_qwen3_moe,
-        tensors=TENSORS,
-        architectures=("qwen3moe",),
+        tensors=_QWEN3_MOE_TENSORS,
+        architectures=("qwen3moe", "qwen3vlmoe"),
         gguf=partial(_gguf, architecture="qwen3moe"),
         gguf_tensors=GGUF_TENSORS,
     ),

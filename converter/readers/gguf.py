@@ -9,7 +9,7 @@ from hearth.converter.families import family_of_gguf
 from hearth.converter.families.base import Family, Files, FileTensor, GgufFacts, find
 from hearth.converter.families.settings import GgufSettings, Settings
 from hearth.converter.files import OpenFile
-from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.model import TEXT_PART, FileModel, TokenizerSource
 from hearth.converter.pooling import pooling_of_gguf
 from hearth.converter.quantized import Multiplied, Raw
 from hearth.converter.readers.conversions import conversion_remarks
@@ -67,6 +67,10 @@ def open_gguf(path: Path, weights: str | None, pre: str | None = None) -> FileMo
     model = FileModel(spec, weights, tensors, parts.files, source)
     architecture = parts.first.values.get("general.architecture")
     model.pooling = pooling_of_gguf(parts.first.values.get(f"{architecture}.pooling_type"))
+    # Several axes of positions, which are equal in a text, are those of images.
+    sections = parts.first.values.get(f"{architecture}.rope.dimension_sections")
+    if isinstance(sections, list) and sum(map(bool, sections)) > 1:
+        model.remarks.append(TEXT_PART)
     model.remarks.extend(conversion_remarks(model, tensors, str.upper))
     return model
 

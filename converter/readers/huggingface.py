@@ -9,9 +9,10 @@ import numpy as np
 from hearth.converter.errors import ModelError
 from hearth.converter.families.base import Family, Files, FileTensor, Recipe, find
 from hearth.converter.families.settings import Settings
+from hearth.converter.families.text_parts import OTHER_PARTS
 from hearth.converter.files import OpenFile, check_pointer
 from hearth.converter.hf_config import read_config, read_json
-from hearth.converter.model import FileModel, TokenizerSource
+from hearth.converter.model import TEXT_PART, FileModel, TokenizerSource
 from hearth.converter.pooling import pooling_of_directory
 from hearth.converter.quantized import quantization
 from hearth.converter.readers.conversions import conversion_remarks
@@ -35,7 +36,14 @@ _MOST_FURTHER_LAYERS = 64
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 # The text part of a model that also reads images is beneath one of these.
-_TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
+_TEXT_PREFIXES = (
+    "model.language_model.",
+    "model.language_model.model.",
+    "language_model.model.",
+    "language_model.",
+    "model.text_model.",
+    "text_model.",
+)
 _HEAD = "lm_head.weight"
 _COMPARED_BYTES = 4 << 20
 
@@ -59,6 +67,8 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
     try:
         entries = merge(str(directory), config.raw, entries)
         unused = further_layers(config.family, config.spec, config.raw)
+        if config.text_part:
+            unused += OTHER_PARTS
         tensors = match(directory, config.spec, config.family, entries, unused)
     except BaseException:
         close_all(files)
@@ -73,7 +83,7 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
     model.sampling_defaults = recommended_sampling(directory)
     model.pooling = pooling_of_directory(directory)
     if config.text_part:
-        model.remarks.append("it also reads images or sound; Hearth runs its text part")
+        model.remarks.append(TEXT_PART)
     quantized = quantization(config.raw)
     method = str(quantized["quant_method"]) if quantized is not None else ""
 
