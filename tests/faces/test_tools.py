@@ -412,15 +412,18 @@ def test_strict_arguments_of_tools_in_a_namespace() -> None:
 
 
 def test_strict_tools_are_accepted_where_the_form_of_calls_cannot_be_forced() -> None:
-    """As other servers have it: the call is read as the model writes it."""
+    """As other servers have it: the call is read as the model writes it, else as it must be."""
     text = '<|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>'
     template = "{# <|tool_call>call: #}" + TOOL_TEMPLATE
     tools = [{"type": "function", "function": {**ENUM_TOOLS[0]["function"], "strict": True}}]
+    either = {"anyOf": [{"type": "object"}, {"type": "object", "required": ["a"]}]}
+    unclear = {"type": "function", "function": {"name": "either", "parameters": either}}
     with root_of(text, template) as root, openai_client(root) as client:
-        options: Any = {"tools": tools, "max_tokens": 300}
-        made: Any = client.chat.completions.create(model="tiny", messages=QUESTION, **options)
-    (call,) = made.choices[0].message.tool_calls
-    assert json.loads(call.function.arguments) == {"city": "Oslo"}
+        for given, city in ((tools, "Bern"), ([*tools, unclear], "Oslo")):
+            options: Any = {"tools": given, "max_tokens": 300}
+            made: Any = client.chat.completions.create(model="tiny", messages=QUESTION, **options)
+            (call,) = made.choices[0].message.tool_calls
+            assert json.loads(call.function.arguments) == {"city": city}
 
 
 def test_a_long_call_comes_whole_and_the_client_hears_of_it(

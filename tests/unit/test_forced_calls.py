@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 from call_formats import CODER, DSML, GLM, MINIMAX
-from constraints import ToolTokenizer, accepts, lark
-from hypothesis import given
+from constraints import ToolTokenizer, accepts, flags, lark
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving_fakes import EOS, VOCAB
 
 from hearth.converter.tokenizers.base import any_of
+from hearth.root.api.tools.events import ToolCall
 from hearth.root.api.tools.expected import Expected
-from hearth.root.api.tools.formats.tagged import TaggedCalls
+from hearth.root.api.tools.formats.base import CallFormat
+from hearth.root.api.tools.formats.gemma import GemmaCalls
+from hearth.root.api.tools.formats.pythonic import PythonicCalls
 from hearth.root.api.tools.parser import AnswerParser, Form
 from hearth.root.engine.structure import grammar
 from hearth.root.engine.structure.matching import Structures
@@ -29,6 +35,41 @@ SCHEMA: dict[str, Any] = {
     "required": ["code", "lines", "mode"],
 }
 TAGGED = {"coder": CODER, "glm": GLM, "minimax": MINIMAX, "dsml": DSML}
+# Texts around calls and strings are control tokens, as in the models.
+GEMMA = GemmaCalls(quote="<|tool|>", close="<|end|>")
+COMMAS = {
+    "gemma": GEMMA,
+    "python": PythonicCalls("<|tool|>", "<|end|>"),
+    "bare python": PythonicCalls(),
+}
+NESTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "note": {"type": "string", "description": "free text"},
+        "city": {"type": "string", "minLength": 2, "maxLength": 5},
+        "unit": {"type": "string", "enum": ["\u00b0C", "it's"]},
+        "days": {"type": "array", "items": {"type": "string"}},
+        "few": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+        "place": {
+            "type": "object",
+            "properties": {"x": {"type": "number"}, "a b": {"type": "boolean"}},
+            "required": ["a b"],
+            "additionalProperties": False,
+        },
+        "any": {"$ref": "#/$defs/pair"},
+        "sure": {"type": "boolean"},
+        "level": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "null"}]},
+    },
+    "$defs": {
+        "pair": {
+            "type": "object",
+            "properties": {"next": {"anyOf": [{"$ref": "#/$defs/pair"}, {"enum": ["{", "]"]}]}},
+            "required": ["next"],
+            "additionalProperties": False,
+        }
+    },
+    "additionalProperties": False,
+}
 STRUCTURES = Structures(ToolTokenizer())
 
 # Values that look like the tags around them.
@@ -38,15 +79,15 @@ pieces = st.sampled_from(
 values = st.lists(pieces, max_size=8).map("".join)
 
 
-def allowed(call_format: TaggedCalls, text: str) -> bool:
-    tag = call_format.tag("f", SCHEMA)
+def allowed(call_format: CallFormat, text: str, schema: dict[str, Any] = SCHEMA) -> bool:
+    tag = call_format.tag("f", schema)
     assert tag is not None
     rules = grammar.tagged([tag], {}, free=False, least=1, most=1)
     return accepts(STRUCTURES.matcher(lark(rules)), text)
 
 
-def read(call_format: TaggedCalls, text: str) -> list[Any]:
-    parser = AnswerParser(Form(call_format), {"f": SCHEMA})
+def read(call_format: CallFormat, text: str, schema: dict[str, Any] = SCHEMA) -> list[Any]:
+    parser = AnswerParser(Form(call_format), {"f": schema})
     return [*parser.feed(text), *parser.end()]
 
 
@@ -100,3 +141,75 @@ def test_many_tools_read_the_names_of_control_tokens_once(
     expected = Expected(Form(CODER), tools, control_ids=controls)
     expected.forcing([*tools], one_call=True)
     assert made == [1000]
+
+
+def random_call(call_format: CallFormat, schema: dict[str, Any], seed: int) -> str:
+    """A call that the grammar allows: random tokens, with a liking for those that end something."""
+    tokenizer = ToolTokenizer()
+    tag = call_format.tag("f", schema)
+    assert tag is not None
+    rules = grammar.tagged([tag], tokenizer.control_ids, free=False, least=1, most=1)
+    matcher = STRUCTURES.matcher(lark(rules))
+    random = np.random.default_rng(seed)
+    ids: list[int] = []
+    while matcher.length is None:
+        choices = np.flatnonzero(flags(matcher))
+        ends = [id for id in choices if id >= VOCAB or (id < 128 and chr(id) in "\"',:)]}")]
+        if EOS in choices:
+            break
+        ids.append(int(random.choice(ends if ends and random.random() < 0.6 else choices)))
+        matcher.accept(ids[-1])
+        assert len(ids) < 5000
+    stream = tokenizer.stream(visible=frozenset(tokenizer.control_ids.values()))
+    return "".join([*map(stream.push, ids), stream.flush()])
+
+
+@pytest.mark.parametrize("required", [[], ["city", "level"], sorted(NESTED["properties"])], ids=len)
+@pytest.mark.parametrize("name", COMMAS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1 << 32))
+def test_every_forced_call_with_commas_is_read_and_fits_its_schema(
+    name: str, required: list[str], seed: int
+) -> None:
+    schema = {**NESTED, "required": required}
+    text = random_call(COMMAS[name], schema, seed)
+    (call,) = read(COMMAS[name], text, schema)
+    assert call.name == "f", text
+    jsonschema.validate(json.loads(call.arguments), schema)
+
+
+@pytest.mark.parametrize("name", COMMAS)
+@given(note=values, days=st.lists(values, max_size=2), sure=st.booleans(), x=st.floats(-9, 9))
+def test_calls_as_models_write_them_are_allowed(
+    name: str, note: str, days: list[str], sure: bool, x: float
+) -> None:
+    place = {"a b": True, "x": round(x, 2)}
+    arguments = {"note": note, "days": days, "place": place, "sure": sure}
+    if name != "gemma":
+        # Only strings and truth values are allowed as `repr` writes them.
+        del arguments["days"], arguments["place"]
+    text = COMMAS[name].written("f", json.dumps(arguments))
+    assert allowed(COMMAS[name], text, NESTED), text
+    (call,) = read(COMMAS[name], text, NESTED)
+    assert json.loads(call.arguments) == arguments
+
+
+@pytest.mark.parametrize("key", ["content-type", "class", "a.b", "\ufb01"])
+def test_keys_that_python_does_not_take_are_not_forced_in_its_syntax(key: str) -> None:
+    assert PythonicCalls().tag("f", {"properties": {key: {}}}) is None
+
+
+@pytest.mark.parametrize("name", ["get-weather", "class", "get-weather-2", "1st", "f.get-all"])
+def test_tools_with_names_that_python_does_not_take_are_called_in_its_syntax(name: str) -> None:
+    call_format = PythonicCalls()
+    tools = {"get-weather": SCHEMA, "get": SCHEMA, name: SCHEMA}
+    tag = call_format.tag(name, SCHEMA)
+    assert tag is not None
+    arguments = {"code": f"{name}(1)", "lines": 3, "mode": "b"}
+    text = call_format.written(name, json.dumps(arguments))
+    rules = grammar.tagged([tag], {}, free=False, least=1, most=1)
+    assert accepts(STRUCTURES.matcher(lark(rules)), text.replace("'b'", '"b"'))
+    parser = AnswerParser(Form(call_format), tools)
+    (call,) = [*parser.feed(text), *parser.end()]
+    assert isinstance(call, ToolCall)
+    assert (call.name, json.loads(call.arguments)) == (name, arguments)

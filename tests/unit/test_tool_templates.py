@@ -312,11 +312,16 @@ def test_markers_that_are_control_tokens_are_visible_and_forced_by_id() -> None:
 
 
 def test_forms_that_cannot_be_forced_are_refused_where_a_call_must_come() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    alternatives = {"anyOf": [{"type": "object"}, {"type": "object", "required": ["a"]}]}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}}
+        for name, parameters in (("f", {}), ("either", alternatives))
+    ]
     for source in (GEMMA, LFM):
-        expected = expected_of(ByteTokenizer(source), [tool], ())
+        expected = expected_of(ByteTokenizer(source), tools, ())
         assert expected is not None
-        with pytest.raises(HearthError, match="tool_choice cannot be kept"):
-            expected.forcing(["f"], one_call=False)
+        assert expected.forcing(["f"], one_call=True).text
+        with pytest.raises(HearthError, match="calls of 'either' cannot be forced"):
+            expected.forcing(["f", "either"], one_call=False)
         # Where the model has the choice, its calls are read as they come.
         assert expected.checking() is None

@@ -37,14 +37,14 @@ class Expected:
     def forcing(self, names: Sequence[str], one_call: bool) -> Constraint:
         """The constraint that makes an answer one or several calls of these tools.
 
-        Raises HearthError INVALID_ARGUMENT where the form of the model's calls cannot be forced.
+        Raises HearthError INVALID_ARGUMENT for a tool whose calls cannot be forced in their form.
         """
         most = 1 if one_call else MAX_FORCED_CALLS
         tags = self._tags(names)
-        if tags is None:
+        if len(tags) < len(names):
             raise invalid(
-                "tool_choice cannot be kept: this model writes calls in a form that is not "
-                "enforced; leave the choice to the model",
+                f"tool_choice cannot be kept: calls of {names[len(tags)]!r} cannot be forced in "
+                "the form in which this model writes calls; leave the choice to the model",
                 field="tool_choice",
             )
         text = tagged(tags, self.control_ids, free=False, least=1, most=most)
@@ -53,21 +53,21 @@ class Expected:
     def checking(self) -> Constraint | None:
         """The constraint under which calls have the arguments that their schemas describe.
 
-        None where the form of the model's calls cannot be enforced.
+        None where one of the tools has arguments that the form of calls cannot keep to a schema.
         """
         tags = self._tags([*self.tools])
-        if tags is None:
+        if len(tags) < len(self.tools):
             return None
         text = tagged(tags, self.control_ids)
         return Constraint(Kind.GRAMMAR, text, self.after, field="tools")
 
-    def _tags(self, names: Sequence[str]) -> list[Tag] | None:
-        """The tools' calls; None where one of them has no tag."""
+    def _tags(self, names: Sequence[str]) -> list[Tag]:
+        """The tools' calls, up to the first tool that has none."""
         tags: list[Tag] = []
         for name in names:
             tag = self.form.tag(name, _closed(self.tools[name]))
             if tag is None:
-                return None
+                break
             tags.append(tag)
         return tags
 

@@ -42,8 +42,15 @@ class UpTo:
     end: str
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Pieces that may stand in many places: they are written once, as a rule."""
+
+    rule: tuple[Piece, ...]
+
+
 # Lark, the right side of a rule, in pieces; texts are Lark as it stands.
-Piece: TypeAlias = str | Fixed | UpTo
+Piece: TypeAlias = "str | Fixed | UpTo | Shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class _Writer:
         self._names = any_of(control_ids)  # once: there may be a thousand names, and tools
         self.rules: dict[str, str] = {}
         self._ends: dict[str, str] = {}
+        self._shared: dict[str, str] = {}
 
     def literal(self, text: str) -> str:
         parts: list[str] = []
@@ -92,6 +100,13 @@ class _Writer:
             self.rules[name] = f"{name}{lazy}: {_FREE} {rule}"
         return name
 
+    def shared(self, piece: Shared) -> str:
+        """The name of a rule for shared pieces."""
+        text = self.written(piece.rule)
+        name = self._shared.setdefault(text, f"part_{len(self._shared)}")
+        self.rules[name] = f"{name}: {text}"
+        return name
+
     def written(self, pieces: Sequence[Piece]) -> str:
         found: list[str] = []
         for piece in pieces:
@@ -100,6 +115,8 @@ class _Writer:
                     found.append(self.literal(text))
                 case UpTo(end):
                     found.append(self.up_to(end))
+                case Shared():
+                    found.append(self.shared(piece))
                 case _:
                     found.append(piece)
         return _joined(*found)

@@ -2,18 +2,31 @@
 
 import ast
 import json
+import keyword
+import re
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hearth.root.api.json_text import loads
 from hearth.root.api.tools.events import ToolCall, Tools
-from hearth.root.api.tools.formats.base import CallFormat
+from hearth.root.api.tools.formats.arguments import (
+    is_plain,
+    properties_of,
+    with_commas,
+    with_definitions,
+)
+from hearth.root.api.tools.formats.base import CallFormat, Schema
 from hearth.root.api.tools.source import Reading, Source
 from hearth.root.api.tools.values import arguments_text, calls_of, is_name, object_of
+from hearth.root.engine.structure.grammar import Fixed, Piece, Tag, json_rule
 
 # Longer calls are not parsed: the time of Python's parser grows with them.
 _MAX_CALLS = 1 << 18
 _WORDS = {"true": True, "false": False, "null": None}
+# A string in single quotes, of characters that Python and JSON read alike.
+_SINGLE = r"/'([^'\\\x00-\x1f\x7f]|\\[\\'\"nrt])*'/"
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,19 @@ class PythonicCalls(CallFormat):
             return None
         return (yield from source.brackets("\"'"))
 
+    def tag(self, name: str, schema: Schema) -> Tag | None:
+        """A call with the required arguments first. None for keys that Python does not take."""
+        properties = properties_of(schema)
+        if properties is None or not all(_is_word(key) for part in properties for key in part):
+            return None
+        needed, others = (
+            [[Fixed(f"{key}="), *_value_rule(given, schema)] for key, given in part.items()]
+            for part in properties
+        )
+        begin = f"{self.open}[{name}("
+        rule = with_commas(needed, others, "/, ?/")
+        return Tag(self.open or begin, begin, rule, f")]{self.close}")
+
     def written(self, name: str, arguments: str) -> str:
         given = (object_of(arguments) or {}).items()
         listed = ", ".join(f"{key}={value!r}" for key, value in given)
@@ -73,18 +99,29 @@ def _parsed(text: str) -> list[ast.expr] | None:
 
 
 def _calls_of(text: str, tools: Tools, known: bool) -> list[ToolCall] | None:
-    listed = _parsed(text) if len(text) <= _MAX_CALLS else None
+    words = {f"hearth_{number}_": name for number, name in enumerate(tools) if not _is_path(name)}
+    listed = _parsed(_with_words(text, words)) if len(text) <= _MAX_CALLS else None
     if not listed:
         return calls_of(text, tools, known=known)
-    calls = [_call_of(each) for each in listed if isinstance(each, ast.Call)]
+    calls = [_call_of(each, words) for each in listed if isinstance(each, ast.Call)]
     if any(call is None or (known and call.name not in tools) for call in calls):
         return None
     return [call for call in calls if call is not None]
 
 
-def _call_of(node: ast.Call) -> ToolCall | None:
+def _with_words(text: str, words: Mapping[str, str]) -> str:
+    """The text with words that Python takes for names of tools that it does not take."""
+    if not words or any(word in text for word in words):
+        return text
+    of = {name: word for word, name in words.items()}
+    longest_first = "|".join(map(re.escape, sorted(of, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w.])(?:{longest_first})(?=\()", lambda found: of[found[0]], text)
+
+
+def _call_of(node: ast.Call, words: Mapping[str, str]) -> ToolCall | None:
     try:
         name = ast.unparse(node.func)
+        name = words.get(name, name)
         if node.args or not is_name(name):
             return None
         found: dict[str, Any] = {}
@@ -92,7 +129,10 @@ def _call_of(node: ast.Call) -> ToolCall | None:
             if each.arg is None:
                 return None
             found[each.arg] = _value_of(each.value)
-        return ToolCall(name, arguments_text(loads(json.dumps(found))))
+        arguments = arguments_text(loads(json.dumps(found)))
+        for word, own in words.items():  # in strings too
+            arguments = arguments.replace(word, json.dumps(own, ensure_ascii=False)[1:-1])
+        return ToolCall(name, arguments)
     except (ValueError, TypeError, RecursionError):
         return None
 
@@ -107,3 +147,23 @@ def _value_of(node: ast.expr) -> Any:
             pairs = zip(keys, values, strict=True)
             return {_value_of(key): _value_of(value) for key, value in pairs if key is not None}
     return ast.literal_eval(node)
+
+
+def _is_path(name: str) -> bool:
+    return all(map(_is_word, name.split(".")))
+
+
+def _is_word(text: str) -> bool:
+    """Test whether Python reads a text as a name, and that name."""
+    same = unicodedata.normalize("NFKC", text) == text
+    return text.isidentifier() and same and not keyword.iskeyword(text)
+
+
+def _value_rule(given: Schema, schema: Schema) -> list[Piece]:
+    """Lark for a value, in JSON's syntax or in Python's."""
+    choices = [json_rule(with_definitions(given, schema))]
+    if is_plain(given, "string"):
+        choices.append(_SINGLE)
+    elif is_plain(given, "boolean"):
+        choices += ['"True"', '"False"']
+    return [f"({' | '.join(choices)})"]
