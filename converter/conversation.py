@@ -34,6 +34,7 @@ def conversation_pieces(
     *,
     variables: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    turn: bool = True,
     renderer: Renderer | None = None,
 ) -> str | list[str | int]:
     """The prompt of a conversation, up to the assistant's turn.
@@ -42,7 +43,7 @@ def conversation_pieces(
     always if no message holds one; else pieces for `Tokenizer.encode_pieces`. System messages that
     the template refuses or leaves out are merged into the user message after them. variables:
     further names for the template, with values from outside. limit: the most bytes that the
-    template may make.
+    template may make. turn: false leaves the beginning of the assistant's turn out.
 
     Raises:
         ModelError: no chat template, or it refuses the conversation; the message says why.
@@ -50,7 +51,7 @@ def conversation_pieces(
     template = tokenizer.template_for(tools is not None)
     if template is None:
         raise ModelError("this model has no chat template")
-    run = _Run(template, tokenizer.special_tokens, variables or {}, limit, renderer)
+    run = _Run(template, tokenizer.special_tokens, variables or {}, limit, turn, renderer)
     messages = _accepted(messages, tools, run)
     return _pieces(template, tokenizer.control_ids, messages, tools, run)
 
@@ -64,12 +65,14 @@ class _Run:
         special_tokens: Mapping[str, str | list[str]],
         variables: Mapping[str, Any],
         limit: int | None,
+        turn: bool,
         renderer: Renderer | None,
     ) -> None:
         self._template = template
         self._special_tokens = special_tokens
         self.variables = variables
         self._limit = limit
+        self._turn = turn
         self._renderer = renderer
         self._last: tuple[Messages, str] | None = None
 
@@ -81,6 +84,7 @@ class _Run:
                 messages,
                 bos_token=None,
                 eos_token=None,
+                add_generation_prompt=self._turn,
                 tools=tools,
                 variables={**(variables or self.variables), **self._special_tokens},
                 limit=self._limit,

@@ -122,7 +122,11 @@ def test_a_model_whose_vectors_need_more() -> None:
         ({}, "input"),
         ({"input": 3}, "input"),
         ({"input": [1.5]}, "input[0]"),
-        ({"input": ["a", 3]}, "input[1]"),
+        ({"input": ["a", True]}, "input[1]"),
+        ({"input": [3, True]}, "input"),
+        ({"input": [{"content": "a"}]}, "input[0].content"),
+        ({"input": [{"content": [{"type": "image_url"}]}]}, "content[0]"),
+        ({"input": []}, "input"),
         ({"input": [[]]}, "input[0]"),
         ({"input": ["a"] * 2049}, "input"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
@@ -138,8 +142,8 @@ def test_bad_requests(root: Root, body: dict[str, Any], field: str | None) -> No
 
 
 def test_no_texts_have_no_vectors(root: Root) -> None:
-    got = httpx.post(f"{root.url}/v1/embeddings", json={"input": []})
-    assert got.json()["data"] == []
+    got = httpx.post(f"{root.url}/api/embed", json={"model": "tiny", "input": []})
+    assert got.json()["embeddings"] == []
 
 
 def test_ollama(root: Root) -> None:

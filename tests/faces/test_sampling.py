@@ -52,6 +52,10 @@ def test_biases_and_penalties(client: openai.OpenAI) -> None:
     assert text(client) == "a" * 12
     assert text(client, logit_bias={"97": -100}) == "b" * 12
     assert text(client, logit_bias={"100": 100}) == "d" * 12
+    # By a text, and as llama.cpp's list: in both the numbers of a token add up.
+    assert text(client, logit_bias={"d": 60, "100": 40}) == "d" * 12
+    listed = {"logit_bias": [["a", False], ["ab", -100], [100, 1000]]}
+    assert text(client, extra_body=listed) == "d" * 12
     assert text(client, frequency_penalty=0.4) != "a" * 12
     assert set(text(client, presence_penalty=1.0)[:2]) == {"a", "b"}
 
@@ -98,14 +102,16 @@ def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
 
 def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
     body: dict[str, Any] = {"model": "tiny", "prompt": "xy", "max_tokens": 3, "temperature": 0}
-    logprobs = client.completions.create(**body, logprobs=2, echo=True).choices[0].logprobs
+    logprobs = client.completions.create(**body, logprobs=2).choices[0].logprobs
     assert logprobs is not None
     assert logprobs.tokens == ["a", "a", "a"]
-    assert logprobs.text_offset == [2, 3, 4]
+    assert logprobs.text_offset == [0, 1, 2]
     assert logprobs.top_logprobs is not None
     assert set(logprobs.top_logprobs[0]) == {"a", "b"}
     assert logprobs.token_logprobs is not None
     assert logprobs.top_logprobs[0]["a"] == logprobs.token_logprobs[0]
+    with pytest.raises(openai.BadRequestError, match="ask without echo"):
+        client.completions.create(**body, logprobs=2, echo=True)
 
 
 def test_an_end_of_sequence_has_no_log_probability(client: openai.OpenAI) -> None:
@@ -120,10 +126,13 @@ def test_an_end_of_sequence_has_no_log_probability(client: openai.OpenAI) -> Non
     [
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 1}, "top_logprobs"),
-        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"x": True}}, "logit_bias"),
+        ({"logit_bias": {"1" * 10: 1}}, "logit_bias"),
+        ({"logit_bias": 3}, "logit_bias"),
         ({"logit_bias": {"97": 101}}, "logit_bias"),
         ({"logit_bias": {"258": 1}}, None),
         ({"presence_penalty": 3}, "presence_penalty"),
+        ({"logprobs": 21}, "logprobs"),
         ({"n": 0}, "n"),
     ],
 )
@@ -173,10 +182,16 @@ def test_a_list_of_biases_as_llama_cpp_has_it() -> None:
     with Root(http=True, sampler_factory=None) as root:
         for pairs, status in (
             ([[97, -100], [98, False]], 200),
+            ([["a", 1], ["xy", False]], 200),
+            ([[97, 1000]], 200),
+            ([], 200),
+            (False, 200),
+            ({"a": -1, "97": False}, 200),
             ([[97]], 400),
-            ([["a", 1]], 400),
+            ([[97, True]], 400),
             ([[True, 1]], 400),
-            ([[97, 101]], 400),
+            (["ab"], 400),
+            ({"a": "b"}, 400),
             ([[-1, 1]], 400),
             ([97], 400),
         ):

@@ -444,3 +444,47 @@ def test_a_long_call_comes_whole_and_the_client_hears_of_it(
     assert named["function"] == {"name": "weather", "arguments": ""}
     assert (named["index"], named["type"]) == (0, "function")
     assert arguments == {"index": 0, "function": {"arguments": BERN}}
+
+
+def test_functions_from_before_tools() -> None:
+    """`functions` and `function_call`, with the answer in their shape, and a result."""
+    body: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "functions": [FUNCTION]}
+    with root_of() as root, openai_client(root) as client:
+        made: Any = client.chat.completions.create(**body, function_call="auto")
+        (choice,) = made.choices
+        assert choice.finish_reason == "function_call"
+        assert choice.message.tool_calls is None
+        assert choice.message.function_call.name == "weather"
+        assert json.loads(choice.message.function_call.arguments) == {"city": "Bern"}
+        assert "weather" in prompt_of(root)
+        arguments, finish = "", ""
+        for part in client.chat.completions.create(**body, stream=True):
+            call = part.choices[0].delta.function_call
+            arguments += (call.arguments or "") if call else ""
+            finish = part.choices[0].finish_reason or finish
+        assert json.loads(arguments) == {"city": "Bern"}
+        assert finish == "function_call"
+        answered = [
+            *QUESTION,
+            choice.message.model_dump(exclude_none=True),
+            {"role": "function", "name": "weather", "content": "dry in Bern"},
+        ]
+        client.chat.completions.create(**(body | {"messages": answered}))
+        tokens = [token for batch in root.runner.batches for token in batch.tokens]
+        assert b"dry in Bern" in bytes(token for token in tokens if token < 256)
+        none: Any = client.chat.completions.create(**body, function_call="none")
+        assert none.choices[0].message.function_call is None
+        wrongs: list[Any] = [{"name": "other"}, "often"]
+        for wrong in wrongs:
+            with pytest.raises(openai.BadRequestError, match="function_call"):
+                client.chat.completions.create(**body, function_call=wrong)
+
+
+def test_calls_in_ollama_s_streams_are_numbered() -> None:
+    """As LiteLLM reads them: beside the function."""
+    body = {"model": "tiny", "messages": QUESTION, "tools": TOOLS}
+    with root_of() as root:
+        lines = httpx.post(f"{root.url}/api/chat", json=body, timeout=20).text.splitlines()
+    calls = [c for line in lines for c in json.loads(line)["message"].get("tool_calls", ())]
+    assert [call["index"] for call in calls] == [0, 1]
+    assert [call["function"]["index"] for call in calls] == [0, 1]

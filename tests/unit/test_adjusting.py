@@ -121,8 +121,8 @@ def test_scores_are_logarithms_of_softmax(
 
 def test_out_of_range() -> None:
     for bad in (
-        {"presence_penalty": 2.5},
-        {"frequency_penalty": -2.5},
+        {"presence_penalty": 100.5},
+        {"frequency_penalty": -100.5},
         {"frequency_penalty": math.nan},
         {"logit_bias": ((1, 101.0),)},
         {"logit_bias": tuple((id, 1.0) for id in range(1025))},

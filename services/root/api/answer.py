@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.root.api.signals import Signal
 from hearth.root.engine.mailbox import Delta, Done, Failed, Mailbox, Waiting
 from hearth.root.engine.request import RequestHandle
+from hearth.root.scheduling.batch import FinishReason
 
 if TYPE_CHECKING:
     from hearth.root.api.tools.expected import Expected
@@ -41,6 +43,8 @@ class Answer:
         self.expected: Expected | None = None
         # Further tool calls are left out.
         self.one_call = False
+        # The request is for no token: the one that the engine makes is left out.
+        self.only_reads = False
         self.deadline = deadline
         self._on_close = on_close
         self._signal = Signal()
@@ -123,13 +127,13 @@ class Answer:
             await self._wait()
             delta, end = self.mailbox.take()
             self._end = self._end or end
-            if delta is not None:
+            if delta is not None and not self.only_reads:
                 self._made += len(delta.token_ids)
                 return delta
         self._read = True
         if isinstance(self._end, Failed):
             raise self._end.error
-        return self._end
+        return _without_tokens(self._end) if self.only_reads else self._end
 
     async def _wait(self) -> None:
         try:
@@ -179,6 +183,12 @@ class Answer:
             outcome,
             extra={"fields": fields},
         )
+
+
+def _without_tokens(done: Done) -> Done:
+    """The end of a request whose prompt was only read."""
+    usage = replace(done.usage, completion_tokens=0, decode_seconds=0.0)
+    return replace(done, finish_reason=FinishReason.LENGTH, usage=usage, stop=None)
 
 
 def past_deadline(progress: str) -> HearthError:

@@ -35,20 +35,30 @@ class TokenIds:
 
 
 @dataclass(frozen=True, slots=True)
+class Pieces:
+    """Texts and tokens to continue, one after the other. A text in front has the model's BOS."""
+
+    pieces: Sequence[str | int]
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages to answer; JSON values as chat templates expect them.
 
     messages: read once, in a tokenizing thread; each has at least "role" and "content".
     tools: functions that the model may call, each {"type": "function", "function": {"name",
-    "description", "parameters"}}. variables: further names for the template.
+    "description", "parameters"}}. variables: further names for the template. turn: the prompt opens
+    the assistant's turn. continued: the answer goes on with the last message, without a turn.
     """
 
     messages: Iterable[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    turn: bool = True
+    continued: bool = False
 
 
-Input: TypeAlias = Prompt | TokenIds | Conversation | Infill
+Input: TypeAlias = Prompt | TokenIds | Pieces | Conversation | Infill
 
 
 def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[int, ...]:
@@ -60,12 +70,26 @@ def input_ids(tokenizer: Tokenizer, given: Input, context_size: int) -> tuple[in
         case TokenIds(ids):
             check_count(len(ids), context_size)
             return tuple(ids)
+        case Pieces(pieces):
+            texts = [piece for piece in pieces if isinstance(piece, str)]
+            size = sum(len(check_text("prompt", text).encode()) for text in texts)
+            check_size("prompt", size, context_size)
+            check_count(len(pieces) - len(texts), context_size)
+            return piece_ids(tokenizer, pieces)
         case Infill():
             check_size("text around the gap", check_texts(given), context_size)
             return infill_ids(tokenizer, given)
         case Conversation():
             messages = checked(given, context_size)
-            return conversation_ids(tokenizer, messages, given.tools, context_size, given.variables)
+            return conversation_ids(
+                tokenizer,
+                messages,
+                given.tools,
+                context_size,
+                given.variables,
+                turn=given.turn,
+                continued=given.continued,
+            )
 
 
 def checked(given: Conversation, context_size: int) -> Sequence[Mapping[str, Any]]:
@@ -116,21 +140,38 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def piece_ids(tokenizer: Tokenizer, pieces: Sequence[str | int]) -> tuple[int, ...]:
+    """Token ids of texts and token ids, one after the other; names in texts as in `prompt_ids`."""
+    ids: list[int] = []
+    for number, piece in enumerate(pieces):
+        if isinstance(piece, int):
+            ids.append(piece)
+            continue
+        if not number and tokenizer.add_bos and tokenizer.bos_id is not None:
+            ids.append(tokenizer.bos_id)
+        ids += tokenizer.encode(piece, add_special=False)
+    return tuple(ids)
+
+
 def conversation_ids(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
     context_size: int | None = None,
     variables: Mapping[str, Any] | None = None,
+    *,
+    turn: bool = True,
+    continued: bool = False,
 ) -> tuple[int, ...]:
     """Token ids of a conversation up to the assistant's turn.
 
-    context_size: bounds the prompt that the template makes, as it bounds other prompts.
+    context_size: bounds the prompt that the template makes, as it bounds other prompts. turn,
+    continued: see `Conversation`.
 
     Names of control tokens in the messages are text: only the template makes control tokens.
     HearthError when the model has no chat template, or when the template refuses the messages.
     """
-    prompt = _rendered(tokenizer, messages, tools, context_size, variables)
+    prompt = _rendered(tokenizer, messages, tools, context_size, variables, turn, continued)
     try:
         if isinstance(prompt, str):
             ids = tokenizer.encode(prompt, add_special=False)
@@ -147,7 +188,15 @@ def conversation_ids(
 def conversation_text(tokenizer: Tokenizer, given: Conversation, context_size: int) -> str:
     """The prompt of a conversation as text. Raises HearthError as `conversation_ids` does."""
     messages = checked(given, context_size)
-    prompt = _rendered(tokenizer, messages, given.tools, context_size, given.variables)
+    prompt = _rendered(
+        tokenizer,
+        messages,
+        given.tools,
+        context_size,
+        given.variables,
+        given.turn,
+        given.continued,
+    )
     pieces = [prompt] if isinstance(prompt, str) else prompt
     return "".join(
         tokenizer.token_text(piece) if isinstance(piece, int) else piece for piece in pieces
@@ -160,6 +209,8 @@ def _rendered(
     tools: Sequence[Mapping[str, Any]] | None,
     context_size: int | None,
     variables: Mapping[str, Any] | None,
+    turn: bool,
+    continued: bool,
 ) -> str | Sequence[str | int]:
     """The prompt that the chat template makes, as text or in pieces. Raises HearthError."""
     from hearth.converter.conversation import conversation_pieces
@@ -189,7 +240,10 @@ def _rendered(
             made.tools,
             variables={**(variables or {}), **made.variables},
             limit=limit,
+            turn=turn and not continued,
         )
+        if continued:
+            prompt = _up_to(prompt, made.messages[-1])
         pieces = [prompt] if isinstance(prompt, str) else prompt
         size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
     except RecursionError:
@@ -200,6 +254,28 @@ def _rendered(
     if context_size is not None:
         check_size("prompt made by the chat template", size, context_size)
     return prompt
+
+
+def _up_to(prompt: str | Sequence[str | int], last: Mapping[str, Any]) -> list[str | int]:
+    """The prompt up to the end of the last message's text. Raises HearthError."""
+    said = last["content"] if isinstance(last["content"], str) else ""
+    if last["role"] != "assistant" or not said.strip():
+        raise invalid(
+            "continue_final_message is true; then the last message must be the assistant's, with a "
+            "text to go on with",
+            field="continue_final_message",
+        )
+    pieces = [prompt] if isinstance(prompt, str) else [*prompt]
+    for place in range(len(pieces) - 1, -1, -1):
+        piece = pieces[place]
+        # Many templates leave the spaces around a text out.
+        for text in (said, said.strip()):
+            if isinstance(piece, str) and (found := piece.rfind(text)) >= 0:
+                return [*pieces[:place], piece[: found + len(text)]]
+    raise invalid(
+        "the last message cannot be continued: this model's chat template changes its text",
+        field="continue_final_message",
+    )
 
 
 def _rendered_limit(context_size: int) -> int:

@@ -70,7 +70,7 @@ class Sampling:
         _check("min_p", self.min_p, "[0, 1]", lambda v: 0 <= v <= 1)
         _check("repetition_penalty", self.repetition_penalty, "(0, 10]", lambda v: 0 < v <= 10)
         for name in ("presence_penalty", "frequency_penalty"):
-            _check(name, getattr(self, name), "[-2, 2]", lambda v: -2 <= v <= 2)
+            _check(name, getattr(self, name), "[-100, 100]", lambda v: -100 <= v <= 100)
         if len(self.logit_bias) > MAX_BIASES:
             raise invalid(
                 f"logit_bias has {len(self.logit_bias)} tokens; at most {MAX_BIASES} are allowed",

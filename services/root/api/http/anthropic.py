@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
-from hearth.root.api.http.conversations import Message, call_of, in_turns, text_of
+from hearth.root.api.http.conversations import Message, call_of, document_of, in_turns, text_of
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.requests import (
@@ -17,9 +17,9 @@ from hearth.root.api.http.requests import (
     choose,
     max_tokens,
     running,
-    sampling,
     stops,
 )
+from hearth.root.api.http.sampling import sampling
 from hearth.root.api.http.tools import claude_tools, new_call_id, template_variables
 from hearth.root.api.json_text import loads
 from hearth.root.api.prompt import Conversation
@@ -43,7 +43,7 @@ async def messages(call: Call, services: Services) -> None:
     services, model = await choose(services, body.text("model"))
     conversation, tools = await _conversation(body)
     wanted = Wanted(
-        sampling(services, body),
+        await sampling(services, body),
         max_tokens(body, "max_tokens"),
         stops(body, "stop_sequences"),
         tools=tools,
@@ -122,6 +122,8 @@ def _messages_of(message: Fields) -> Iterator[Message]:
         match block.text("type"):
             case "text":
                 texts.append(block.text("text"))
+            case "document":
+                texts.append(document_of(block))
             case "tool_use":
                 given = block.child("input")
                 arguments = given.values if given is not None else {}

@@ -48,6 +48,9 @@ def text_of(owner: Fields, name: str = "content") -> str:
             raise bad_request(f"{place} must be a string or an object with a type", place)
         fields = Fields(part, place)
         kind = fields.text("type", "text")
+        if kind == "document":
+            texts.append(document_of(fields))
+            continue
         if kind not in _TEXT_PARTS:
             raise bad_request(
                 f"{place} is of type {kind[:40]!r}: this model reads text only, no images, "
@@ -56,6 +59,21 @@ def text_of(owner: Fields, name: str = "content") -> str:
             )
         texts.append(fields.text(_TEXT_PARTS[kind]))
     return "\n".join(texts)
+
+
+def document_of(fields: Fields) -> str:
+    """The text of Anthropic's document, behind its title and context. Raises HttpError."""
+    source = fields.child("source")
+    if source is None:
+        raise bad_request(f"{fields.place('source')} is missing", fields.place("source"))
+    kind = source.text("type")
+    if kind not in ("text", "content"):
+        place = source.place("type")
+        raise bad_request(
+            f"{place} is {kind[:40]!r}: this model reads documents of plain text only", place
+        )
+    text = source.text("data") if kind == "text" else text_of(source)
+    return "\n".join(each for each in (fields.text("title"), fields.text("context"), text) if each)
 
 
 def message_of(fields: Fields) -> Message:
@@ -69,6 +87,8 @@ def message_of(fields: Fields) -> Message:
     message: Message = {"role": _ROLES[role], "content": text_of(fields)}
     if message["role"] == "assistant":
         calls = [_tool_call(each) for each in fields.objects("tool_calls")]
+        if old := fields.child("function_call"):
+            calls.append(_called(old))
         if calls:
             message["tool_calls"] = calls
         if reasoning := fields.text("reasoning_content"):
@@ -100,10 +120,14 @@ def _tool_call(fields: Fields) -> dict[str, Any]:
     if function is None:
         place = fields.place("function")
         raise bad_request(f"{place} is missing; a tool call needs a function", place)
+    return _called(function, fields.text("id"))
+
+
+def _called(function: Fields, id: str = "") -> dict[str, Any]:
     arguments = function.raw("arguments")
     if arguments is not None and not isinstance(arguments, str | dict):
         raise function.wrong("arguments", arguments, "a string of JSON or an object")
-    return call_of(function.text("name"), arguments or {}, fields.text("id"))
+    return call_of(function.text("name"), arguments or {}, id)
 
 
 async def in_turns(messages: Iterable[Message]) -> Sequence[Message]:

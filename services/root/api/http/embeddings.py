@@ -12,8 +12,9 @@ from hearth.root.api.embedding import F32, MAX_INPUTS, Vector
 from hearth.root.api.http.call import JSON, Call, encode
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.http.prompts import prompts_of
 from hearth.root.api.http.requests import Services, choose, keep
-from hearth.root.api.prompt import Input, Prompt, TokenIds
+from hearth.root.api.prompt import Input, Prompt
 
 Object = dict[str, Any]
 
@@ -31,7 +32,7 @@ async def openai(call: Call, services: Services) -> None:
         raise bad_request(
             f"encoding_format is {form[:40]!r}; it must be float or base64", "encoding_format"
         )
-    inputs = _inputs(body, "content" if body.has("content") else "input")
+    inputs = prompts_of(body, "content" if body.has("content") else "input", MAX_INPUTS)
     made = await _embed(services, body, inputs, "dimensions")
     vectors = [each.normalised() for each in made]
     tokens = sum(each.tokens for each in made)
@@ -56,7 +57,8 @@ async def ollama(call: Call, services: Services) -> None:
     began = time.perf_counter()
     body = await call.json()
     services, model = await _named(body, services)
-    inputs = _inputs(body, "input")
+    given = body.values.get("input")
+    inputs = prompts_of(body, "input", MAX_INPUTS) if given != [] else []
     made = await _embed(services, body, inputs, "dimensions", body.flag("truncate", True))
     vectors = [each.normalised() for each in made]
 
@@ -87,7 +89,7 @@ async def llama_server(call: Call, services: Services) -> None:
     order = body.count("embd_normalize", -1, 32, 2)
     if order == 0:
         raise bad_request("embd_normalize is 0; it must be -1, or the order of a norm", "content")
-    inputs = _inputs(body, "content" if body.has("content") else "input")
+    inputs = prompts_of(body, "content" if body.has("content") else "input", MAX_INPUTS)
     made = await _embed(services, body, inputs, "")
     vectors = [each.normalised(order) for each in made]
 
@@ -118,33 +120,6 @@ async def _embed(
         )
     made = await frontend.embed(inputs, truncate=truncate)
     return [each.cut(wanted) for each in made]
-
-
-def _inputs(body: Fields, name: str) -> list[Input]:
-    """A text, texts, token ids, or lists of token ids. Raises HttpError."""
-    given = body.values.get(name)
-    if isinstance(given, str):
-        return [Prompt(given)]
-    if not isinstance(given, list):
-        raise body.wrong(name, given, "a string, token ids, or a list of them")
-    if given and all(_is_id(each) for each in given):
-        return [TokenIds(tuple(given))]
-    if len(given) > MAX_INPUTS:
-        raise bad_request(f"{name} has {len(given)} texts; at most {MAX_INPUTS} are allowed", name)
-    found: list[Input] = []
-    for index, each in enumerate(given):
-        if isinstance(each, str):
-            found.append(Prompt(each))
-        elif isinstance(each, list) and each and all(map(_is_id, each)):
-            found.append(TokenIds(tuple(each)))
-        else:
-            place = f"{name}[{index}]"
-            raise bad_request(f"{place} must be a string or a list of token ids", place)
-    return found
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 async def _named(body: Fields, services: Services) -> tuple[Services, str]:

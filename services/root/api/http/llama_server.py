@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hearth.common import system
+from hearth.root.api.answer import Answer
 from hearth.root.api.frontend import Frontend
 from hearth.root.api.http import embeddings, streams
 from hearth.root.api.http.call import EVENTS, Call
@@ -14,20 +16,21 @@ from hearth.root.api.http.conversations import in_turns, message_of
 from hearth.root.api.http.errors import HttpError, bad_request
 from hearth.root.api.http.fields import Fields
 from hearth.root.api.http.logprobs import LlamaLogprobs
-from hearth.root.api.http.openai import prompts_of
+from hearth.root.api.http.openai import completion_prompts
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
+    MAX_CHOICES,
     Services,
     Wanted,
     choose,
     running,
-    sampling,
     stops,
-    timings_of,
 )
-from hearth.root.api.http.tools import template_variables, tools_of
+from hearth.root.api.http.sampling import sampling
+from hearth.root.api.http.timings import Timings, timings_of
+from hearth.root.api.http.tools import opened, tools_of
 from hearth.root.api.infill import Infill, no_gaps
-from hearth.root.api.prompt import Conversation, Input
+from hearth.root.api.prompt import Input
 from hearth.root.engine.mailbox import Delta, Done, TokenScore
 from hearth.root.engine.params import MAX_TOP_LOGPROBS
 from hearth.root.scheduling.batch import FinishReason
@@ -106,7 +109,7 @@ async def apply_template(call: Call, services: Services) -> None:
     body = await call.json()
     services, _ = await choose(services, body.text("model"))
     messages = await in_turns(message_of(each) for each in body.objects("messages"))
-    conversation = Conversation(messages, tools_of(body).given, template_variables(body))
+    conversation = replace(opened(body), messages=messages, tools=tools_of(body).given)
     await call.reply({"prompt": await services.frontend.render(conversation)})
 
 
@@ -114,10 +117,7 @@ async def completion(call: Call, services: Services) -> None:
     """POST /completion."""
     body = await call.json()
     services, _ = await choose(services, body.text("model"))
-    prompts = prompts_of(body)
-    if len(prompts) != 1:
-        raise bad_request(f"{len(prompts)} prompts were given; /completion takes one", "prompt")
-    await _complete(call, services, body, prompts[0])
+    await _complete(call, services, body, completion_prompts(body))
 
 
 async def infill(call: Call, services: Services) -> None:
@@ -130,7 +130,8 @@ async def infill(call: Call, services: Services) -> None:
         (each.text("filename", "tmp"), each.text("text")) for each in body.objects("input_extra")
     )
     before, after = body.text("input_prefix"), body.text("input_suffix")
-    await _complete(call, services, body, Infill(before, after, body.text("prompt"), files))
+    gap = Infill(before, after, body.text("prompt"), files)
+    await _complete(call, services, body, [gap])
 
 
 async def metrics(call: Call, services: Services) -> None:
@@ -139,7 +140,7 @@ async def metrics(call: Call, services: Services) -> None:
     await call.reply_bytes(data, METRICS)
 
 
-async def _complete(call: Call, services: Services, body: Fields, prompt: Input) -> None:
+async def _complete(call: Call, services: Services, body: Fields, prompts: Sequence[Input]) -> None:
     limit = body.whole("n_predict", "max_tokens")
     probabilities = body.count("n_probs", 0, MAX_TOP_LOGPROBS, 0)
     if body.flag("post_sampling_probs") and probabilities:
@@ -148,20 +149,27 @@ async def _complete(call: Call, services: Services, body: Fields, prompt: Input)
             "post_sampling_probs",
         )
     wanted = Wanted(
-        sampling(services, body),
-        limit if limit is not None and limit > 0 else None,
+        await sampling(services, body, as_llama=True),
+        limit if limit is not None and limit >= 0 else None,
         stops(body),
+        choices=body.count("n_cmpl" if body.has("n_cmpl") else "n", 1, MAX_CHOICES, 1),
         top_logprobs=probabilities or None,
         prefix_cache=body.flag("cache_prompt", True),
+        ignore_eos=body.flag("ignore_eos"),
     )
-    shape = _Stream(services.frontend, LlamaLogprobs(services.frontend))
-    async with running(call, services, [prompt], wanted) as answers:
+    async with running(call, services, prompts, wanted) as answers:
+        timed = answers if body.flag("timings_per_token") else ()
+        shape = _Stream(services.frontend, LlamaLogprobs(services.frontend), timed)
         if body.flag("stream"):
             progress = shape.progress if body.flag("return_progress") else None
             await streams.send(call, answers, shape, progress)
             return
-        ((answer, done),) = await streams.collected(answers)
-    await call.reply(shape.last(answer.text, answer.token_ids, done, answer.scores))
+        found = await streams.collected(answers)
+    made = [
+        shape.last(index, answer.text, answer.token_ids, done, answer.scores)
+        for index, (answer, done) in enumerate(found)
+    ]
+    await call.reply(made[0] if len(made) == 1 else made)
 
 
 ROUTES = {
@@ -188,26 +196,32 @@ def _piece(data: bytes) -> str | list[int]:
 
 
 class _Stream:
-    """Events of one completion."""
+    """Events of one completion, or of several."""
 
     content_type = EVENTS
 
-    def __init__(self, frontend: Frontend, logprobs: LlamaLogprobs) -> None:
+    def __init__(
+        self, frontend: Frontend, logprobs: LlamaLogprobs, timed: Sequence[Answer] = ()
+    ) -> None:
+        """timed: the answers whose parts have their times."""
         self._model = frontend.model().name
         self._logprobs = logprobs
+        self._timings = [Timings(answer) for answer in timed]
 
     def begin(self) -> bytes:
         return self.heartbeat()
 
     def heartbeat(self) -> bytes:
-        return streams.event(self._part("", ()))
+        return streams.event(self._part(0, "", ()))
 
     def delta(self, index: int, delta: Delta) -> bytes:
-        part = self._part(delta.text, delta.token_ids)
+        part = self._part(index, delta.text, delta.token_ids)
+        if self._timings and delta.token_ids:
+            part["timings"] = self._timings[index](len(delta.token_ids))
         return streams.event(part | self._logprobs(delta.scores))
 
     def done(self, index: int, done: Done) -> bytes:
-        return streams.event(self.last("", [], done))
+        return streams.event(self.last(index, "", [], done))
 
     def end(self) -> bytes:
         return b""
@@ -217,13 +231,18 @@ class _Stream:
 
     def progress(self, progress: Object) -> bytes:
         """A part with the progress of the prompt."""
-        return streams.event({**self._part("", ()), "prompt_progress": progress})
+        return streams.event({**self._part(0, "", ()), "prompt_progress": progress})
 
-    def _part(self, text: str, ids: tuple[int, ...]) -> Object:
-        return {"index": 0, "content": text, "tokens": ids, "stop": False, "id_slot": 0}
+    def _part(self, index: int, text: str, ids: tuple[int, ...]) -> Object:
+        return {"index": index, "content": text, "tokens": ids, "stop": False, "id_slot": 0}
 
     def last(
-        self, text: str, ids: list[int], done: Done, scores: Sequence[TokenScore] = ()
+        self,
+        index: int,
+        text: str,
+        ids: list[int],
+        done: Done,
+        scores: Sequence[TokenScore] = (),
     ) -> Object:
         """The end of a completion."""
         kind = "eos"
@@ -232,7 +251,7 @@ class _Stream:
         elif done.finish_reason is FinishReason.STOP:
             kind = "word"
         return {
-            "index": 0,
+            "index": index,
             "content": text,
             "tokens": ids,
             "id_slot": 0,

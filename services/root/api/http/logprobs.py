@@ -21,6 +21,11 @@ _INCLUDED = "message.output_text.logprobs"
 def wanted_of_chat(body: Fields) -> int | None:
     """The alternatives that a chat asks for; None where it asks for no log probabilities."""
     top = body.count("top_logprobs", 0, MAX_TOP_LOGPROBS, 0)
+    given = body.raw("logprobs")
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        # The number of completions, as some clients send it here too.
+        number = body.count("logprobs", 0, MAX_TOP_LOGPROBS, 0)
+        return top or number
     if body.flag("logprobs"):
         return top
     if top:

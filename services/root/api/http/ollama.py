@@ -26,9 +26,9 @@ from hearth.root.api.http.requests import (
     keep,
     keep_seconds,
     running,
-    sampling,
     stops,
 )
+from hearth.root.api.http.sampling import sampling
 from hearth.root.api.http.tools import new_call_id, tools_of
 from hearth.root.api.infill import Infill
 from hearth.root.api.json_text import loads
@@ -62,7 +62,7 @@ async def chat(call: Call, services: Services) -> None:
         await _loaded(call, services, body, empty, model)
         return
     conversation = Conversation(messages, tools.given, variables)
-    wanted = replace(_wanted(services, body), tools=tools)
+    wanted = replace(await _wanted(services, body), tools=tools)
     part = _Part(model, ChatLogprobs(services.frontend), chat=True)
     await _generate(call, services, body, conversation, part, wanted)
 
@@ -86,7 +86,7 @@ async def generate(call: Call, services: Services) -> None:
         if system := body.text("system"):
             messages.insert(0, {"role": "system", "content": system})
         prompt = Conversation(messages, variables=variables)
-    wanted = _wanted(services, body)
+    wanted = await _wanted(services, body)
     part = _Part(model, ChatLogprobs(services.frontend), chat=False)
     await _generate(call, services, body, prompt, part, wanted)
 
@@ -228,14 +228,14 @@ async def _abilities(services: Services) -> list[str]:
     return found
 
 
-def _wanted(services: Services, body: Fields) -> Wanted:
+async def _wanted(services: Services, body: Fields) -> Wanted:
     """Sampling of `options`; those that choose how a model is loaded have no effect."""
     options = body.child("options") or Fields({})
     limit = options.whole("num_predict")
-    chosen = replace(sampling(services, options), constraint=constraint_of_ollama(body))
+    chosen = await sampling(services, options, as_llama=True)
     return Wanted(
-        chosen,
-        limit if limit is not None and limit > 0 else None,  # -1 and -2: no limit
+        replace(chosen, constraint=constraint_of_ollama(body)),
+        limit if limit is not None and limit > 0 else None,  # 0, -1 and -2: no limit
         stops(options),
         top_logprobs=wanted_of_ollama(body),
     )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hearth.common import system
+from hearth.root.api.answer import Answer
 from hearth.root.api.http import streams
 from hearth.root.api.http.call import EVENTS, Call
 from hearth.root.api.http.conversations import in_turns, message_of
@@ -22,6 +23,7 @@ from hearth.root.api.http.logprobs import (
     wanted_of_completion,
 )
 from hearth.root.api.http.progress import Shown
+from hearth.root.api.http.prompts import prompts_of
 from hearth.root.api.http.requests import (
     ENDED_BY_LENGTH,
     MAX_CHOICES,
@@ -30,13 +32,13 @@ from hearth.root.api.http.requests import (
     choose,
     max_tokens,
     running,
-    sampling,
     stops,
-    timings_of,
 )
-from hearth.root.api.http.tools import new_call_id, template_variables, tools_of
+from hearth.root.api.http.sampling import sampling
+from hearth.root.api.http.timings import Timings, timings_of
+from hearth.root.api.http.tools import new_call_id, opened, tools_of
 from hearth.root.api.infill import Infill
-from hearth.root.api.prompt import Conversation, Input, Prompt, TokenIds
+from hearth.root.api.prompt import Input, Pieces, Prompt, TokenIds
 from hearth.root.api.spoken import Ended, Part
 from hearth.root.engine.mailbox import Delta, Done, Usage
 
@@ -61,24 +63,26 @@ async def chat(call: Call, services: Services) -> None:
     if not messages:
         raise bad_request("messages is empty; give at least one message", "messages")
     limit = max_tokens(body, "max_completion_tokens", "max_tokens")
-    wanted = replace(_wanted(services, body, limit, wanted_of_chat(body)), tools=tools)
-    conversation = Conversation(messages, tools.given, template_variables(body))
+    wanted = replace(await _wanted(services, body, limit, wanted_of_chat(body)), tools=tools)
+    conversation = replace(opened(body), messages=messages, tools=tools.given)
     logprobs = ChatLogprobs(services.frontend)
     head = _Head(f"chatcmpl-{call.id}", int(time.time()), model)
+    old = _is_old(body)
     async with running(call, services, [conversation], wanted) as answers:
         if body.flag("stream"):
             usage = _include_usage(body)
             prompt = sum(answer.prompt_tokens for answer in answers[:1])
-            shape = _ChatStream(head, logprobs, len(answers), prompt, usage)
+            timed = answers if body.flag("timings_per_token") else ()
+            shape = _ChatStream(head, logprobs, len(answers), prompt, usage, timed, old)
             await streams.send(call, answers, shape, _progress(body, shape))
             return
         found = await streams.collected(answers)
     choices = [
         {
             "index": index,
-            "message": message_of_answer(answer),
+            "message": message_of_answer(answer, old),
             "logprobs": logprobs(answer.scores),
-            "finish_reason": finish_of(done),
+            "finish_reason": finish_of(done, old),
         }
         for index, (answer, done) in enumerate(found)
     ]
@@ -92,7 +96,7 @@ async def count_chat(call: Call, services: Services) -> None:
     body = await call.json()
     services, _ = await choose(services, body.text("model"))
     messages = await in_turns(message_of(each) for each in body.objects("messages"))
-    conversation = Conversation(messages, tools_of(body).given, template_variables(body))
+    conversation = replace(opened(body), messages=messages, tools=tools_of(body).given)
     ids = await services.frontend.prompt_ids(conversation)
     await call.reply({"object": "response.input_tokens", "input_tokens": len(ids)})
 
@@ -101,14 +105,20 @@ async def completions(call: Call, services: Services) -> None:
     """POST /v1/completions."""
     body = await call.json()
     services, model = await choose(services, body.text("model"))
-    prompts = prompts_of(body)
+    prompts = completion_prompts(body)
     if suffix := body.text("suffix"):
         prompts = [_around(prompt, suffix) for prompt in prompts]
     best_of = body.whole("best_of")
     if best_of and best_of != (body.whole("n") or 1):
         raise bad_request(f"best_of is {best_of}; it must be equal to n", "best_of")
     limit = max_tokens(body, "max_tokens") if body.has("max_tokens") else _COMPLETION_TOKENS
-    wanted = _wanted(services, body, limit, wanted_of_completion(body))
+    wanted = await _wanted(services, body, limit, wanted_of_completion(body))
+    if body.flag("echo") and wanted.top_logprobs is not None:
+        raise bad_request(
+            "echo and logprobs are given, and this root has log probabilities of the answer only; "
+            "ask without echo",
+            "logprobs",
+        )
     echoes = await _echoes(body, services, prompts, wanted.choices)
     logprobs = [CompletionLogprobs(services.frontend, len(echo)) for echo in echoes]
     head = _Head(f"cmpl-{call.id}", int(time.time()), model)
@@ -146,13 +156,17 @@ async def model(call: Call, services: Services) -> None:
     await call.reply(_model(services))
 
 
-def message_of_answer(answer: streams.Collected) -> Object:
-    """The message of a whole answer."""
+def message_of_answer(answer: streams.Collected, old: bool = False) -> Object:
+    """The message of a whole answer. old: a call as `function_call`."""
     message: Object = {"role": "assistant", "content": answer.text, "refusal": None}
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
     if answer.calls:
         message["content"] = answer.text or None
+    if answer.calls and old:
+        call = answer.calls[0]
+        message["function_call"] = {"name": call.name, "arguments": call.arguments}
+    elif answer.calls:
         message["tool_calls"] = [_call_object(call) for call in answer.calls]
     return message
 
@@ -163,11 +177,13 @@ def _call_object(call: ToolCall) -> Object:
     return {"id": new_call_id("call_"), "type": "function", "function": function}
 
 
-def finish_of(done: Done) -> str:
-    """OpenAI's finish_reason."""
+def finish_of(done: Done, old: bool = False) -> str:
+    """OpenAI's finish_reason. old: calls are `function_call`."""
     if done.finish_reason in ENDED_BY_LENGTH:
         return "length"
-    return "tool_calls" if isinstance(done, Ended) and done.called else "stop"
+    if isinstance(done, Ended) and done.called:
+        return "function_call" if old else "tool_calls"
+    return "stop"
 
 
 def usage_of(prompts: Sequence[int], usages: Sequence[Usage]) -> Object:
@@ -188,27 +204,9 @@ def usage_of(prompts: Sequence[int], usages: Sequence[Usage]) -> Object:
     }
 
 
-def prompts_of(body: Fields) -> list[Input]:
-    """The prompts of a completion: text, texts, token ids, or lists of token ids."""
-    given = body.values.get("prompt")
-    if given is None or isinstance(given, str):
-        return [Prompt(given or "")]
-    if not isinstance(given, list) or not given:
-        raise body.wrong("prompt", given, "a string, token ids, or a list of them")
-    if _are_ids(given):
-        return [TokenIds(tuple(given))]
-    if len(given) > MAX_CHOICES:
-        raise bad_request(f"{len(given)} prompts were given; at most {MAX_CHOICES} are", "prompt")
-    prompts: list[Input] = []
-    for index, each in enumerate(given):
-        if isinstance(each, str):
-            prompts.append(Prompt(each))
-        elif isinstance(each, list) and _are_ids(each):
-            prompts.append(TokenIds(tuple(each)))
-        else:
-            place = f"prompt[{index}]"
-            raise bad_request(f"{place} must be a string or a list of token ids", place)
-    return prompts
+def completion_prompts(body: Fields) -> list[Input]:
+    """The prompts of a completion; without any, one of no text. Raises HttpError."""
+    return prompts_of(body, "prompt", MAX_CHOICES) if body.has("prompt") else [Prompt("")]
 
 
 def _around(prompt: Input, suffix: str) -> Input:
@@ -218,15 +216,16 @@ def _around(prompt: Input, suffix: str) -> Input:
     return Infill(prompt.text, suffix)
 
 
-def _are_ids(values: list[Any]) -> bool:
-    return all(isinstance(each, int) and not isinstance(each, bool) for each in values)
-
-
-def _wanted(
+async def _wanted(
     services: Services, body: Fields, limit: int | None, top_logprobs: int | None
 ) -> Wanted:
     choices = body.count("n", 1, MAX_CHOICES, 1)
-    return Wanted(sampling(services, body), limit, stops(body), choices, top_logprobs)
+    return Wanted(await sampling(services, body), limit, stops(body), choices, top_logprobs)
+
+
+def _is_old(body: Fields) -> bool:
+    """True for a request with `functions`, which came before `tools`."""
+    return body.has("functions") and not body.has("tools")
 
 
 def _include_usage(body: Fields) -> bool:
@@ -251,6 +250,12 @@ async def _echoes(
                     text = given
                 case TokenIds(ids):
                     text = await services.frontend.detokenize(ids)
+                case Pieces(pieces):
+                    for piece in pieces:
+                        if isinstance(piece, int):
+                            text += await services.frontend.detokenize([piece])
+                        else:
+                            text += piece
         texts += [text] * choices
     return texts
 
@@ -316,7 +321,8 @@ class _Stream(ABC):
             return _DONE
         usages = [self._usages[index] for index in sorted(self._usages)]
         usage = usage_of([self._prompt_tokens], usages)
-        return streams.event({**self._base, "choices": [], "usage": usage}) + _DONE
+        more = {"usage": usage, "timings": timings_of(usages[0])}
+        return streams.event({**self._base, "choices": [], **more}) + _DONE
 
     def failed(self, error: Mapping[str, Any]) -> bytes:
         return streams.event(error)
@@ -344,11 +350,21 @@ class _ChatStream(_Stream):
     _kind = "chat.completion.chunk"
 
     def __init__(
-        self, head: _Head, logprobs: ChatLogprobs, choices: int, prompt_tokens: int, usage: bool
+        self,
+        head: _Head,
+        logprobs: ChatLogprobs,
+        choices: int,
+        prompt_tokens: int,
+        usage: bool,
+        timed: Sequence[Answer] = (),
+        old: bool = False,
     ) -> None:
+        """timed: the answers whose parts have their times. old: calls are `function_call`."""
         super().__init__(head, choices, prompt_tokens, usage)
         self._logprobs = logprobs
         self._choices = choices
+        self._timings = [Timings(answer) for answer in timed]
+        self._old = old
         # Calls of each choice so far.
         self._calls: dict[int, int] = {}
 
@@ -361,33 +377,46 @@ class _ChatStream(_Stream):
 
     def delta(self, index: int, delta: Part) -> bytes:
         logprobs = self._logprobs(delta.scores)
+        timings = self._timings[index](len(delta.token_ids)) if self._timings else None
         if delta.call is not None:
-            return self._call(index, delta.call, logprobs)
+            return self._call(index, delta.call, logprobs, timings)
         if delta.reasoning:
-            return self._part(index, {"reasoning_content": delta.reasoning}, logprobs)
+            return self._part(index, {"reasoning_content": delta.reasoning}, logprobs, timings)
         if not delta.text and not delta.scores:
             return b""
-        return self._part(index, {"content": delta.text}, logprobs)
+        return self._part(index, {"content": delta.text}, logprobs, timings)
 
-    def _call(self, index: int, call: ToolCall, logprobs: Object | None) -> bytes:
+    def _call(
+        self, index: int, call: ToolCall, logprobs: Object | None, timings: Object | None
+    ) -> bytes:
         """A call: its name first, then its arguments."""
+        if self._old:
+            first: Object = {"function_call": {"name": call.name, "arguments": ""}}
+            more: Object = {"function_call": {"arguments": call.arguments}}
+            return self._part(index, first, logprobs, timings) + self._part(index, more)
         number = self._calls.get(index, 0)
         self._calls[index] = number + 1
         made = _call_object(call)
         named = {**made, "function": {"name": call.name, "arguments": ""}}
         arguments = {"index": number, "function": {"arguments": call.arguments}}
         return self._part(
-            index, {"tool_calls": [{"index": number, **named}]}, logprobs
+            index, {"tool_calls": [{"index": number, **named}]}, logprobs, timings
         ) + self._part(index, {"tool_calls": [arguments]})
 
     def _last(self, index: int, done: Done) -> bytes:
-        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": finish_of(done)}
+        finish = finish_of(done, self._old)
+        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": finish}
         return self._chunk(choice, {"timings": timings_of(done.usage)})
 
-    def _part(self, index: int, delta: Object, logprobs: Object | None = None) -> bytes:
-        return self._chunk(
-            {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        )
+    def _part(
+        self,
+        index: int,
+        delta: Object,
+        logprobs: Object | None = None,
+        timings: Object | None = None,
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return self._chunk(choice, None if timings is None else {"timings": timings})
 
 
 class _CompletionStream(_Stream):

@@ -15,11 +15,10 @@ from hearth.root.api.frontend import Frontend, Generation
 from hearth.root.api.http.call import Call
 from hearth.root.api.http.errors import bad_request, unknown_model
 from hearth.root.api.http.fields import Fields
-from hearth.root.api.http.formats import constraint_of
+from hearth.root.api.http.sampling import SEED_MASK
 from hearth.root.api.models import Models
 from hearth.root.api.prompt import Conversation, Input, TokenIds
 from hearth.root.api.tools.choice import Tools, stops_of
-from hearth.root.engine.mailbox import Usage
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import FinishReason
 from hearth.root.status.activity import Activity
@@ -27,13 +26,6 @@ from hearth.root.status.history import History
 
 # Answers to one request. More than the root's places are refused there.
 MAX_CHOICES = 64
-# top_p of 0 keeps the most likely token; the sampler wants a number above 0.
-_LEAST_TOP_P = 1e-6
-# Bounds of token ids, and the bias of a token that is never chosen.
-_MOST_IDS = 10**9
-_NEVER = -100.0
-# A random seed of 64 bits; clients also send negative ones.
-_SEED_MASK = (1 << 64) - 1
 
 ENDED_BY_LENGTH = (FinishReason.LENGTH, FinishReason.CONTEXT)
 
@@ -81,7 +73,10 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The wishes of a request besides its prompt. max_tokens: None for as many as fit."""
+    """The wishes of a request besides its prompt.
+
+    max_tokens: None for as many as fit; 0 to read the prompt only.
+    """
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
@@ -89,6 +84,7 @@ class Wanted:
     choices: int = 1
     top_logprobs: int | None = None
     prefix_cache: bool = True
+    ignore_eos: bool = False
     tools: Tools = field(default_factory=Tools)
 
 
@@ -148,112 +144,19 @@ def keep(services: Services, body: Fields) -> None:
 
 
 def max_tokens(body: Fields, *names: str) -> int | None:
-    """The first of these fields; None for as many as fit, which some write as -1.
-
-    An answer has one token at least, also where 0 are asked for.
-    """
+    """The first of these fields; None for as many as fit, which some write as -1."""
     given = body.whole(*names)
     if given is None or given == -1:
         return None
     if given < 0:
         name = next(name for name in names if body.has(name))
         raise bad_request(f"{name} is {given}; it must be at least 0, or -1 for no limit", name)
-    return max(1, given)
-
-
-def sampling(services: Services, body: Fields) -> Sampling:
-    """Sampling by the fields that all faces share. Raises HttpError, HearthError.
-
-    Where the request says nothing, the model's own defaults (generation_config.json) count; where
-    it has none, a temperature of 1.
-    """
-    defaults = services.frontend.model().sampling_defaults
-
-    def number(default: float, *names: str) -> float:
-        given = (body.number(name) for name in names)
-        found = next((value for value in given if value is not None), None)
-        return defaults.get(names[0], default) if found is None else found
-
-    top_k = body.whole("top_k")
-    return Sampling(
-        temperature=number(1.0, "temperature"),
-        # -1, too, keeps all.
-        top_k=max(0, int(defaults.get("top_k", 0)) if top_k is None else top_k),
-        top_p=number(1.0, "top_p") or _LEAST_TOP_P,
-        min_p=number(0.0, "min_p"),
-        repetition_penalty=number(1.0, "repetition_penalty", "repeat_penalty"),
-        seed=seed_of(body),
-        presence_penalty=number(0.0, "presence_penalty"),
-        frequency_penalty=number(0.0, "frequency_penalty"),
-        logit_bias=_biases(body),
-        constraint=constraint_of(body),
-    )
-
-
-def _biases(body: Fields) -> tuple[tuple[int, float], ...]:
-    """logit_bias: OpenAI's object of token ids and numbers, or llama.cpp's list of pairs.
-
-    In a pair false instead of a number means never.
-    """
-    pairs = body.values.get("logit_bias")
-    if isinstance(pairs, list):
-        return tuple(_biased(pair) for pair in pairs)
-    given = body.child("logit_bias")
-    if given is None:
-        return ()
-    found: list[tuple[int, float]] = []
-    for name in given.values:
-        bias = given.number(name)
-        if not bias:
-            continue
-        if not name.isascii() or not name.isdigit() or len(name) > 9:
-            place = given.place(name[:40])
-            raise bad_request(f"{place} must be the id of a token", "logit_bias")
-        found.append((int(name), bias))
-    return tuple(found)
-
-
-def _biased(pair: object) -> tuple[int, float]:
-    """A pair of llama.cpp's logit_bias. Raises HttpError."""
-    match pair:
-        case [int() as token, bias] if not isinstance(token, bool) and 0 <= token < _MOST_IDS:
-            if bias is False:
-                return token, _NEVER
-            if isinstance(bias, int | float) and not isinstance(bias, bool) and abs(bias) <= 100:
-                return token, float(bias)
-    raise bad_request(
-        "logit_bias as a list must have pairs of a token's id and a number in [-100, 100], or "
-        "false for never",
-        "logit_bias",
-    )
-
-
-def seed_of(body: Fields) -> int | None:
-    """The seed; any whole number is one."""
-    given = body.whole("seed")
-    return None if given is None else given & _SEED_MASK
+    return given
 
 
 def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
     """Stop texts; empty ones stop nothing."""
     return tuple(text for text in body.texts(name) if text)
-
-
-def timings_of(usage: Usage) -> dict[str, float]:
-    """The times of an answer as llama.cpp's server gives them."""
-    prompt, made = usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
-    prefill, decode = usage.prefill_seconds * 1000, usage.decode_seconds * 1000
-    return {
-        "cache_n": usage.cached_tokens,
-        "prompt_n": prompt,
-        "prompt_ms": prefill,
-        "prompt_per_token_ms": prefill / max(1, prompt),
-        "prompt_per_second": prompt / max(prefill / 1000, 1e-6),
-        "predicted_n": made,
-        "predicted_ms": decode,
-        "predicted_per_token_ms": decode / max(1, made),
-        "predicted_per_second": made / max(decode / 1000, 1e-6),
-    }
 
 
 @asynccontextmanager
@@ -274,7 +177,8 @@ async def running(
                 expected = await frontend.expected(prompt, ids)
             chosen = await frontend.constrained(wanted.sampling, wanted.tools, expected)
             room = frontend.room(len(ids))
-            limit = wanted.max_tokens
+            # The engine makes one token at least; of 0 its reader sees none.
+            limit = wanted.max_tokens if wanted.max_tokens != 0 else 1
             generation = Generation(
                 TokenIds(ids),
                 max_tokens=limit if limit is not None and limit <= room else 0,
@@ -282,6 +186,7 @@ async def running(
                 stop=stops_of(wanted.stop, expected),
                 request_id=call.id,
                 top_logprobs=wanted.top_logprobs,
+                ignore_eos=wanted.ignore_eos,
                 prefix_cache=wanted.prefix_cache,
                 visible=expected.visible if expected is not None else frozenset(),
             )
@@ -289,6 +194,7 @@ async def running(
                 each = replace(generation, sampling=_numbered(chosen, number))
                 answer = stack.enter_context(await frontend.submit(each))
                 answer.expected, answer.one_call = expected, wanted.tools.one_call
+                answer.only_reads = wanted.max_tokens == 0
                 answers.append(answer)
         yield answers
 
@@ -297,4 +203,4 @@ def _numbered(sampling: Sampling, number: int) -> Sampling:
     """The sampling of one of several answers to a prompt: each with a seed of its own."""
     if sampling.seed is None or not number:
         return sampling
-    return replace(sampling, seed=(sampling.seed + number) & _SEED_MASK)
+    return replace(sampling, seed=(sampling.seed + number) & SEED_MASK)

@@ -20,9 +20,9 @@ from hearth.root.api.http.requests import (
     choose,
     max_tokens,
     running,
-    sampling,
 )
 from hearth.root.api.http.response_items import Output
+from hearth.root.api.http.sampling import sampling
 from hearth.root.api.http.tools import template_variables, tools_of
 from hearth.root.api.prompt import Conversation
 from hearth.root.api.spoken import Ended, Part
@@ -45,7 +45,7 @@ async def create(call: Call, services: Services) -> None:
     tools = tools_of(body)
     conversation = await _conversation(body, tools)
     wanted = Wanted(
-        sampling(services, body),
+        await sampling(services, body),
         max_tokens(body, "max_output_tokens"),
         tools=tools,
         top_logprobs=wanted_of_responses(body),

@@ -8,6 +8,7 @@ from typing import Any
 
 from hearth.root.api.http.errors import bad_request
 from hearth.root.api.http.fields import Fields
+from hearth.root.api.prompt import Conversation
 from hearth.root.api.tools.choice import MAX_TOOLS, Object, Tools, function, thinking
 from hearth.root.api.tools.values import MAX_NAME, is_name
 
@@ -20,6 +21,8 @@ def tools_of(body: Fields) -> Tools:
 
     Tools of other types run on OpenAI's own machines, and are left out.
     """
+    if body.has("functions") and not body.has("tools"):
+        return _old_functions(body)
     given = [*_functions(body, "")]
     _check_count(given)
     strict = _strict(body)
@@ -41,6 +44,22 @@ def tools_of(body: Fields) -> Tools:
         else:
             choice = kind
     return _chosen(choice, given, names, one, strict)
+
+
+def _old_functions(body: Fields) -> Tools:
+    """`functions` and `function_call`, which were before tools: one call, auto, none or named."""
+    given = [_tool(each, "", each.child("parameters")) for each in body.objects("functions")]
+    _check_count(given)
+    names = tuple(tool["function"]["name"] for tool in given)
+    choice = body.raw("function_call")
+    if isinstance(choice, Mapping):
+        wish = Fields(choice, "function_call")
+        return Tools(given, True, _known(wish.text("name"), names, "function_call"))
+    if choice == "none":
+        return Tools()
+    if choice not in (None, "auto"):
+        raise body.wrong("function_call", choice, '"auto", "none" or {"name": a function}')
+    return Tools(given, True)
 
 
 def claude_tools(body: Fields) -> Tools:
@@ -78,10 +97,10 @@ def _chosen(
     return Tools(given, one, strict=strict and bool(given))
 
 
-def _known(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+def _known(name: str, names: tuple[str, ...], field: str = "tool_choice") -> tuple[str, ...]:
     if name not in names:
-        problem = f"tool_choice asks for {name[:40]!r}, which is not among the tools"
-        raise bad_request(problem, "tool_choice")
+        problem = f"{field} asks for {name[:40]!r}, which is not among the tools"
+        raise bad_request(problem, field)
     return (name,)
 
 
@@ -126,6 +145,23 @@ def _tool(owner: Fields, space: str, parameters: Fields | None) -> Object:
 def _check_count(given: Sequence[Object]) -> None:
     if len(given) > MAX_TOOLS:
         raise bad_request(f"{len(given)} tools were given; at most {MAX_TOOLS} are", "tools")
+
+
+def opened(body: Fields) -> Conversation:
+    """A conversation without messages, as the fields about its template have it. HttpError.
+
+    `add_generation_prompt` false leaves the answer's turn out; `continue_final_message` goes on
+    with the last message.
+    """
+    continued = body.flag("continue_final_message")
+    if continued and body.flag("add_generation_prompt"):
+        raise bad_request(
+            "continue_final_message and add_generation_prompt are both true; an answer either goes "
+            "on with the last message or has a turn of its own",
+            "continue_final_message",
+        )
+    turn = body.flag("add_generation_prompt", not continued)
+    return Conversation((), None, template_variables(body), turn=turn, continued=continued)
 
 
 def template_variables(body: Fields) -> Mapping[str, Any]:
