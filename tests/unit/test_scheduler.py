@@ -69,6 +69,36 @@ def test_prefill_in_chunks_then_decode() -> None:
     assert scheduler.pool.available == 64
 
 
+def test_each_of_several_batches_takes_its_part_of_the_decoding_sequences() -> None:
+    scheduler = Scheduler(limits(max_running=8, batches=3, page_size=8))
+    for number in range(8):
+        scheduler.submit(Request(number, prompt(1, 100 + number), max_tokens=3))
+    begun = [scheduler.schedule() for _ in range(3)]
+    parts = [sorted(rows(batch)) for batch in begun if batch is not None]
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert scheduler.schedule() is None
+    # Formed again every round: those that end leave no gap.
+    for batch in begun:
+        assert batch is not None
+        scheduler.step_finished(batch, {s.seq_id: (1,) for s in batch.sequences})
+    for number in (0, 1, 2):
+        scheduler.cancel(number)
+    sizes = [len(batch.sequences) for batch in iter(scheduler.schedule, None)]
+    assert sizes == [2, 2, 1]
+
+
+def test_a_prompt_is_cut_for_several_batches() -> None:
+    """Into halves as long as they are long enough: the last steps are the shortest."""
+    sizes = {"max_step_tokens": 128, "context_size": 1024, "page_size": 16}
+    scheduler = Scheduler(limits(batches=2, **sizes))
+    scheduler.submit(Request(1, prompt(400, 0), max_tokens=1))
+    chunks = [batch.rows for batch in iter(scheduler.schedule, None)]
+    assert chunks == [128, 128, 72, 36, 32, 4]
+    one = Scheduler(limits(**sizes))
+    one.submit(Request(1, prompt(400, 0), max_tokens=1))
+    assert [batch.rows for batch in iter(one.schedule, None)] == [128, 128, 128, 16]
+
+
 def test_decode_comes_before_prefill_and_is_not_held_up() -> None:
     scheduler = Scheduler(limits())
     scheduler.submit(Request(1, prompt(2), max_tokens=20))
@@ -462,10 +492,16 @@ class Histories(RuleBasedStateMachine):
         # Positions scheduled since the sequence last began: contiguous, or from 0 again.
         self.scheduled: dict[int, int] = {}
 
-    @initialize(depth=st.integers(1, 4), snapshots=st.sampled_from([None, None, 0, 1, 3]))
-    def choose(self, depth: int, snapshots: int | None) -> None:
+    @initialize(
+        depth=st.integers(1, 4),
+        batches=st.integers(1, 4),
+        snapshots=st.sampled_from([None, None, 0, 1, 3]),
+    )
+    def choose(self, depth: int, batches: int, snapshots: int | None) -> None:
         """snapshots: of a state that cannot go back; None for a model without such a state."""
         self.depth = depth
+        self.limits = replace(self.limits, batches=batches)
+        self.scheduler = Scheduler(self.limits)
         if snapshots is not None:
             self.limits = replace(self.limits, drafts=False, snapshots=snapshots)
             self.scheduler = Scheduler(self.limits)

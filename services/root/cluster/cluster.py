@@ -142,7 +142,8 @@ class Cluster:
 
     def expected_limits(self) -> Limits:
         """The limits that `form` returns when no node is short of memory."""
-        return limits_for(self.blueprint, self.blueprint.expected_room())
+        room = self.blueprint.expected_room()
+        return limits_for(self.blueprint, room, len(self.plan.stages))
 
     @property
     def root_id(self) -> str:

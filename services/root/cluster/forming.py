@@ -210,14 +210,14 @@ class Forming:
         try:
             room = self._blueprint.cache_room(self._plan, facts)
         except HearthError as error:
-            if self._blueprint.misfit(facts) is None:
-                self._change_shares([worker.address for worker in facts])
-                return limits_for(self._blueprint, self._blueprint.cache_room(self._plan, facts))
-            node = int(error.metadata["node"])
-            if node:
-                error.metadata["worker"] = self._links[node - 1].address
-            raise
-        return limits_for(self._blueprint, room)
+            if self._blueprint.misfit(facts) is not None:
+                node = int(error.metadata["node"])
+                if node:
+                    error.metadata["worker"] = self._links[node - 1].address
+                raise
+            self._change_shares([worker.address for worker in facts])
+            room = self._blueprint.cache_room(self._plan, facts)
+        return limits_for(self._blueprint, room, len(self._plan.stages))
 
     def _change_shares(self, workers: Sequence[str]) -> None:
         """Take the shares that fit the nodes' memory; places in the plan stay."""

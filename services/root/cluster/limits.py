@@ -9,8 +9,8 @@ from hearth.root.scheduling.batch import Limits
 _MOST_SNAPSHOTS = 4
 
 
-def limits_for(blueprint: Blueprint, room: Room) -> Limits:
-    """The limits of a cluster with this room."""
+def limits_for(blueprint: Blueprint, room: Room, stages: int = 1) -> Limits:
+    """The limits of a cluster with this room, and so many stages."""
     settings = blueprint.settings
     kinds = blueprint.model.spec.kinds
     recurrent = any(isinstance(kind.mixer, GatedDeltaSpec) for kind in kinds)
@@ -24,6 +24,7 @@ def limits_for(blueprint: Blueprint, room: Room) -> Limits:
         drafts=not recurrent,
         prefix_cache=settings.prefix_cache,
         snapshots=snapshots,
+        batches=stages,
     )
 
 

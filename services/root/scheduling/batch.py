@@ -38,9 +38,18 @@ class Limits:
     # Snapshots that nodes keep of a state that cannot go back; without, such prefixes are not
     # shared.
     snapshots: int = 0
+    # Batches that are to be in flight at once.
+    batches: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("context_size", "max_pages", "page_size", "max_step_tokens", "max_running"):
+        for name in (
+            "context_size",
+            "max_pages",
+            "page_size",
+            "max_step_tokens",
+            "max_running",
+            "batches",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.max_waiting < 0:

@@ -15,7 +15,9 @@ The rules, in order:
 2. A step takes decode tokens first: one for each sequence with only its last position left. The
    rest of `max_step_tokens` goes to prefill chunks, evenly over the sequences in prefill. A long
    prompt therefore never delays decoding, nor a short prompt behind it. Draft tokens get the rows
-   and pages that remain, because they are only a guess.
+   and pages that remain, because they are only a guess. With several batches in flight each takes
+   its part of the decoding sequences, and prompts are cut into a chunk for each: otherwise stages
+   would wait for each other.
 3. Pages are allocated when a step needs them. A waiting sequence starts when there are pages for
    its known tokens, and for those that running sequences still have to compute. Pages of the same
    tokens are shared (sharing.py); those that no sequence holds are kept until they are needed.
@@ -47,6 +49,10 @@ from hearth.root.scheduling.disk import Disk
 from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.sequence import Sequence
 from hearth.root.scheduling.sharing import Sharing
+
+# Prompts are not cut to fewer rows than these for the sake of several batches: every step reads all
+# weights of a stage.
+_LEAST_CHUNK = 32
 
 
 @dataclass(slots=True)
@@ -167,11 +173,12 @@ class Scheduler:
         # Rows of each sequence in this step; preemption removes entries again.
         rows: dict[int, int] = {}
         budget = self.limits.max_step_tokens
+        most = self._most_decoding()
         for sequence in self._running.copy():
-            if sequence.pending == 1 and self._make_room(sequence, 1, rows):
+            if len(rows) < most and sequence.pending == 1 and self._make_room(sequence, 1, rows):
                 rows[sequence.seq_id] = 1
         decoding = set(rows)
-        budget -= len(rows)
+        budget = min(budget - len(rows), self._chunk(awaiting))
         for sequence, share in self._share(budget, awaiting):
             if granted := self._make_room(sequence, self.sharing.cut(sequence, share), rows):
                 rows[sequence.seq_id] = granted
@@ -302,6 +309,18 @@ class Scheduler:
             spare -= needed
             self._running.append(self._waiting.popleft())
             self.sharing.adopt(sequence, found)
+
+    def _most_decoding(self) -> int:
+        """Sequences that may decode in this step: an equal part for each batch in flight."""
+        decoding = sum(sequence.pending <= 1 for sequence in self._running)
+        return -(-decoding // self.limits.batches)
+
+    def _chunk(self, awaiting: set[int]) -> int:
+        """Rows of prefill that this step may have, so that as many batches have some."""
+        pending = sum(
+            s.pending for s in self._running if s.pending > 1 and s.seq_id not in awaiting
+        )
+        return max(_LEAST_CHUNK, -(-pending // self.limits.batches))
 
     def _share(self, budget: int, awaiting: set[int]) -> list[tuple[Sequence, int]]:
         """Divides `budget` rows evenly over the sequences in prefill; the oldest get the rest.
