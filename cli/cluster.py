@@ -136,8 +136,12 @@ def _rows(status: root_pb2.ClusterStatus) -> list[tuple[str, ...]]:
     from hearth.v1 import root_pb2
 
     total = max(1, sum(node.weight_bytes for node in status.nodes))
+    staged = any(node.placement.stages > 1 for node in status.nodes)
     rows: list[tuple[str, ...]] = [
-        ("rank", "node", "address", "state", "threads", "kernels", "weights", "share")
+        (
+            *("stage.rank (layers)" if staged else "rank", "node", "address", "state"),
+            *("threads", "kernels", "weights", "share"),
+        )
     ]
     for node in status.nodes:
         weights = format_size(node.weight_bytes)
@@ -147,7 +151,7 @@ def _rows(status: root_pb2.ClusterStatus) -> list[tuple[str, ...]]:
         answered = bool(node.info.name)
         rows.append(
             (
-                str(node.placement.rank),
+                _place(node) if staged else str(node.placement.rank),
                 node.info.name,
                 node.address,
                 state if answered or state != "lost" else "absent",
@@ -158,6 +162,13 @@ def _rows(status: root_pb2.ClusterStatus) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _place(node: root_pb2.ClusterNode) -> str:
+    """Stage and rank of a node, and the stage's layers once they are known: "1.0 (5-9)"."""
+    place, layers = node.placement, node.shard.layers
+    shown = f" ({layers.begin}-{layers.end - 1})" if layers.end else ""
+    return f"{place.stage}.{place.rank}{shown}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -58,6 +58,8 @@ OPTIONS: dict[str, Object] = {
             "pauseSeconds": 120,
             "context": 1000000,
             "sequences": 2,
+            "parallel": "2x2",
+            "stages": "3,2",
             "lane": "grpc",
             "syncType": "q80",
             "kvType": "q80",
@@ -83,7 +85,7 @@ OPTIONS: dict[str, Object] = {
             "podLabels": {"team": "home"},
             "podAnnotations": {"note": "root"},
             "extraArgs": ["--cache-dir", "none"],
-            "extraEnv": [{"name": "HEARTH_PARALLEL", "value": "tensor"}],
+            "extraEnv": [{"name": "HEARTH_SHARES", "value": "3,1"}],
         },
         "worker": {
             "replicas": 4,

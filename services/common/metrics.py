@@ -274,6 +274,10 @@ class RootMetrics(Metrics):
         self._node_sync = self._counter(
             "hearth_node_sync_seconds", "Time that a node waited in syncs, by its own clock.", *node
         )
+        self._busy = self._counter(
+            "hearth_busy_seconds",
+            "Time in which steps ran, by the root's clock; a node's computing is a part of it.",
+        )
         self._node_weights = self._gauge(
             "hearth_node_weight_bytes", "Weight bytes that a node holds.", *node
         )
@@ -388,6 +392,10 @@ class RootMetrics(Metrics):
         for label, (compute, sync) in zip(self._nodes, seconds, strict=False):
             self._node_compute.labels(*label).inc(max(0.0, compute))
             self._node_sync.labels(*label).inc(max(0.0, sync))
+
+    def busy(self, seconds: float) -> None:
+        """Time since the last call in which at least one step ran."""
+        self._busy.inc(max(0.0, seconds))
 
     def queue(self, waiting: int, running: int) -> None:
         """Requests that wait for a place, and sequences in the batch, now."""

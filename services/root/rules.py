@@ -33,8 +33,8 @@ def rules_of(joining: Joining, static: tuple[str, ...], most: int) -> Rules:
         raise HearthError(Reason.BAD_SETTING, f"--min-workers {needed} is less than 0")
     if needed > most:
         problem = (
-            f"--min-workers {needed} is more than the {most} workers that the model's KV heads "
-            "allow beside the root"
+            f"--min-workers {needed} is more than the {most} workers that the model's heads, or "
+            "its layers in a pipeline, allow beside the root"
         )
         raise HearthError(Reason.BAD_SETTING, problem)
     return Rules(most, needed, static, joining.wait_seconds)

@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import family_models
 import known_answers
 import numpy as np
 import perplexity
 import pytest
 
 from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import NodeFacts, RootMetrics
 from hearth.converter import open_model
+from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.root.cluster.cluster import Cluster
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta
@@ -70,7 +74,7 @@ def engine_on(
 
 def answer(engine: Engine, prompt: list[int], count: int) -> list[int]:
     """So many greedy tokens."""
-    params = GenerateParams(tuple(prompt), count, Sampling(temperature=0.0))
+    params = GenerateParams(tuple(prompt), count, Sampling(temperature=0.0), ignore_eos=True)
     events = [event for event in engine.generate(params) if isinstance(event, Delta)]
     return [token for event in events for token in event.token_ids]
 
@@ -147,3 +151,77 @@ def test_layouts_that_cannot_be(nodes: int, options: dict[str, Any], message: st
         Cluster(model, ClusterSettings(workers=workers, **options))
     assert error.value.reason == Reason.INVALID_ARGUMENT
     assert message in error.value.message
+
+
+@pytest.mark.parametrize("family", sorted(family_models.CONFIGS))
+def test_families(addresses: list[str], tmp_path: Path, family: str) -> None:
+    """Experts, windows, states: texts in company, twice, are those of one node.
+
+    The second time the beginnings are in the prefix cache of every stage.
+    """
+    path = str(family_models.write_model(tmp_path / "model", family))
+    random = np.random.default_rng(3)
+    system = random.integers(3, 300, 40).tolist()
+    prompts = [[*system, *random.integers(3, 300, count).tolist()] for count in (3, 20, 11)]
+
+    def texts(nodes: int, parallel: str) -> list[list[int]]:
+        settings = {"context": 256, "page_size": 8, "sequences": 4, "parallel": parallel}
+        with perplexity.formed(path, addresses[: nodes - 1], "f32", **settings) as formed:
+            engine = Engine(formed[0], PlainTokenizer(320), formed[1], vocab_size=320)
+            engine.start()
+            try:
+                with ThreadPoolExecutor(3) as pool:
+                    found = list(pool.map(lambda ids: answer(engine, ids, 24), prompts))
+                    again = list(pool.map(lambda ids: answer(engine, ids, 24), prompts))
+                assert found == again
+                assert engine._scheduler.sharing.hit_tokens > 0
+                return found
+            finally:
+                engine.stop(finish=False)
+
+    wanted = texts(1, "tensor")
+    assert len({token for text in wanted for token in text}) > 10
+    assert texts(3, "pipeline") == wanted
+    assert texts(4, "2x2") == wanted
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_final_hidden_states(addresses: list[str], lane: str) -> None:
+    """Of the last stage's first rank, for embeddings."""
+    ids = known_answers.read_stories()[0]["prompt_ids"]
+
+    def states(nodes: int, parallel: str) -> Any:
+        settings = {"context": 64, "lane": lane, "parallel": parallel}
+        with perplexity.formed("demo", addresses[: nodes - 1], "f32", **settings) as formed:
+            cluster, limits = formed
+            batch = perplexity.step(limits, [(range(8), 0, ids)])
+            return cluster.submit(batch, hidden=True).result().hidden
+
+    wanted = states(1, "tensor")
+    assert wanted.shape[0] == len(ids)
+    for nodes, parallel in ((2, "pipeline"), (4, "2x2")):
+        np.testing.assert_allclose(states(nodes, parallel), wanted, atol=1e-4)
+
+
+def test_the_busy_time_of_nodes(addresses: list[str]) -> None:
+    """No node computes for longer than steps ran."""
+    story = known_answers.read_stories()[0]
+    metrics = RootMetrics()
+    with open_model("demo", "f32") as model:
+        settings = ClusterSettings(workers=tuple(addresses[:1]), threads=1, parallel="pipeline")
+        cluster = Cluster(model, settings, metrics=metrics)
+        try:
+            limits = cluster.form()
+            metrics.nodes([NodeFacts("root", 1), NodeFacts("worker", 1)])
+            ids = story["prompt_ids"] + story["greedy_ids"]
+            perplexity.logits_of(cluster, limits, ids[:100])
+        finally:
+            cluster.close()
+    values = {
+        (sample.name, sample.labels.get("node", "")): sample.value
+        for metric in metrics.registry.collect()
+        for sample in metric.samples
+    }
+    busy = values["hearth_busy_seconds_total", ""]
+    for node in ("root", "worker"):
+        assert 0 < values["hearth_node_compute_seconds_total", node] <= busy

@@ -77,7 +77,8 @@ def test_values_arrive_as_options(installed: Look) -> None:
     assert (root.context, root.sequences, root.max_step_tokens) == (1_000_000, 2, 64)
     assert (root.lane, root.sync_type, root.kv_type, root.weights) == ("grpc", "q80", "q80", "q8_0")
     assert (root.step_seconds, root.pause_seconds, root.drain_seconds) == (300.0, 120.0, 90.5)
-    assert (root.threads, root.memory_limit, root.parallel) == (3, 700 << 20, "tensor")
+    assert (root.threads, root.memory_limit, root.shares) == (3, 700 << 20, (3.0, 1.0))
+    assert (root.parallel, root.stages) == ("2x2", (3, 2))
     assert (worker.threads, worker.memory_limit, worker.lease_grace) == (2, 3 << 29, 8.0)
     assert worker.cache_limit == 18 << 30
     assert worker.drain_seconds == 45.5

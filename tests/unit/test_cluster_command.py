@@ -7,6 +7,7 @@ import pytest
 
 from hearth.cli import cluster
 from hearth.cli.command import Options
+from hearth.v1 import common_pb2, root_pb2
 
 
 def parsed(line: str) -> Options:
@@ -38,3 +39,18 @@ def test_showing_the_cluster_needs_no_worker() -> None:
 def test_what_it_does_not_have_is_refused(line: str) -> None:
     with pytest.raises(click.UsageError):
         parsed(line)
+
+
+def test_stages_of_a_pipeline_are_shown_with_their_layers() -> None:
+    status = root_pb2.ClusterStatus(state=root_pb2.CLUSTER_STATE_SERVING)
+    for stage, rank, layers in ((0, 0, (0, 5)), (1, 0, (5, 9)), (1, 1, (5, 9))):
+        node = status.nodes.add(address=f"10.0.0.{stage}{rank}:7717")
+        node.placement.MergeFrom(common_pb2.Placement(stage=stage, stages=2, rank=rank, ranks=2))
+        node.shard.layers.MergeFrom(common_pb2.Range(begin=layers[0], end=layers[1]))
+    lines = cluster.describe(status)
+    head = next(number for number, line in enumerate(lines) if "stage.rank (layers)" in line)
+    assert [line.split("  ")[0] for line in lines[head + 1 : head + 4]] == [
+        "0.0 (0-4)",
+        "1.0 (5-8)",
+        "1.1 (5-8)",
+    ]

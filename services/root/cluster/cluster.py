@@ -108,8 +108,9 @@ class Cluster:
         self._interrupted = threading.Event()
         self._closed = threading.Event()
         self._deadline: float | None = None
-        # When the running, or the last, step began.
+        # When the running, or the last, step began; by time.perf_counter(), when one ended last.
         self._step_began = 0.0
+        self._busy_until = 0.0
         self._watchdog: threading.Thread | None = None
         self._suspicion = Suspicion()
         # KV pages on disk (--kv-cache disk).
@@ -363,6 +364,10 @@ class Cluster:
         sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
         self._metrics.step(phase_name, output.wall_seconds, sync)
         self._metrics.node_times(output.node_seconds)
+        # Steps in flight overlap: only the time since the last one ended is new.
+        now = time.perf_counter()
+        self._metrics.busy(min(output.wall_seconds, now - self._busy_until))
+        self._busy_until = now
         self._metrics.traffic(output.sent_bytes, output.received_bytes)
         for address in output.leaving:
             for listener in self._listeners:

@@ -108,7 +108,8 @@ class Chooser:
             for peer in ready:
                 if peer not in chosen and not peer.lacks_memory:
                     peer.reason = (
-                        f"not needed: the model's heads allow {self._most} workers beside the root"
+                        f"not needed: the model's heads allow {self._most} workers beside the "
+                        "root, or --parallel asks for no more"
                     )
 
 
