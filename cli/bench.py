@@ -69,7 +69,13 @@ def command() -> Command:
     return Command(
         "bench",
         run,
-        [*common.model(), *params, *common.cluster(), *common.local_nodes(), *common.security()],
+        [
+            *common.model(),
+            *params,
+            *common.cluster(speculate="off"),
+            *common.local_nodes(),
+            *common.security(),
+        ],
         help="Measure speed, network bytes and memory of a model on this machine, or with workers.",
         one_of=(common.SOURCES[:2], common.EXCLUSIVE_SECURITY),
         needed=(common.NEEDS_MODEL,),
@@ -172,6 +178,7 @@ def measure(
     peaks += [None] * (len(status.nodes) - len(peaks))  # unknown on other machines
     # Last: it takes memory of its own.
     bandwidth = _native.read_bandwidth(threads)
+    speculation = session.engine.speculation
     return {
         "model": options.model,
         "nodes": len(status.nodes),
@@ -182,6 +189,8 @@ def measure(
         "parallel": _parallel(session),
         "sequences": workload.sequences,
         "depth": workload.depth,
+        "draft_tokens": speculation.drafted if speculation else 0,
+        "accepted_draft_tokens": speculation.accepted if speculation else 0,
         "prefill_tokens_per_second": _round(statistics.median(prefill)),
         "prefill_spread": [_round(min(prefill)), _round(max(prefill))],
         "decode_tokens_per_second": _round(statistics.median(decode)),

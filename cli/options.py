@@ -269,10 +269,10 @@ def tokenizer() -> Option:
     )
 
 
-def cluster(by_root: bool = False) -> Params:
+def cluster(by_root: bool = False, speculate: str = "auto") -> Params:
     """The nodes of a model, and the division of the model over them.
 
-    by_root: they have no effect where --root names a running root.
+    by_root: they have no effect where --root names a running root. speculate: the default.
     """
     return [
         Option(
@@ -372,6 +372,15 @@ def cluster(by_root: bool = False) -> Params:
             by_root=by_root,
             group=CLUSTER,
             help="rows of one step; longer prompts are prefilled in chunks",
+        ),
+        Option(
+            "--speculate",
+            choices=("auto", "lookup", "off"),
+            default=speculate,
+            by_root=by_root,
+            group=CLUSTER,
+            help="guess tokens from what followed the same words earlier, and verify several in "
+            "one step; the text stays the same. auto: where it is faster, lookup: always",
         ),
         Option(
             "--step-seconds",

@@ -84,6 +84,7 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         context=options.context,
         max_step_tokens=options.max_step_tokens,
         step_seconds=options.step_seconds,
+        speculate=options.speculate,
         stall_seconds=options.stall_seconds,
         memory_limit=options.memory_limit,
         name=printable(platform.node()) or "root",

@@ -234,6 +234,12 @@ class RootMetrics(Metrics):
             "hearth_preemptions",
             "Sequences taken out of the batch because KV pages ran out; they are prefilled again.",
         )
+        self._drafted = self._counter(
+            "hearth_draft_tokens", "Draft tokens that speculation had verified."
+        )
+        self._accepted = self._counter(
+            "hearth_accepted_draft_tokens", "Draft tokens that the model would have made itself."
+        )
         self._prefix_lookups = self._counter(
             "hearth_prefix_lookup_tokens", "Prompt tokens that the prefix cache was searched for."
         )
@@ -336,6 +342,11 @@ class RootMetrics(Metrics):
     def preempted(self, count: int) -> None:
         """Sequences preempted since the last call."""
         self._preemptions.inc(count)
+
+    def speculated(self, drafted: int, accepted: int) -> None:
+        """Drafts of one step, and how many of them were right."""
+        self._drafted.inc(drafted)
+        self._accepted.inc(accepted)
 
     def prefix(self, lookup_tokens: int, hit_tokens: int, evicted_pages: int) -> None:
         """Tokens and pages of the prefix cache since the last call."""

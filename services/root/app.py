@@ -31,6 +31,7 @@ from hearth.root.engine.interfaces import StepRunner
 from hearth.root.models.card import Card
 from hearth.root.models.host import Host, HostShelf, Loaded
 from hearth.root.models.seat import Seat
+from hearth.root.scheduling.speculation import Speculation
 from hearth.root.settings import ClusterSettings, Serving
 from hearth.root.status.observing import Observer
 from hearth.root.supervisor import Supervisor
@@ -87,12 +88,17 @@ def core(
             pause_seconds=pause_seconds,
             on_unused_pages=cluster.release_pages,
             archive=cluster.archive,
+            speculation=_speculation(settings.speculate),
         )
         engine.start()
         stack.callback(engine.stop, finish=False)
         if cluster.lost is not None:
             engine.suspend(cluster.lost, refuse=True)
         yield Core(model, cluster, engine, metrics)
+
+
+def _speculation(kind: str) -> Speculation | None:
+    return None if kind == "off" else Speculation(always=kind == "lookup")
 
 
 @contextmanager

@@ -43,6 +43,8 @@ class ClusterSettings:
     security: Security | None = None
     # Do not encrypt the mesh, although there is security.
     mesh_plain: bool = False
+    # Draft tokens: "auto" (by lookup where they gain), "lookup" (wherever one is found), "off".
+    speculate: str = "off"
     # Keep KV pages for prompts that begin with the same tokens.
     prefix_cache: bool = True
     # Folder of the KV pages that are kept on disk, None for none; and the most bytes in it.

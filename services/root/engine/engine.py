@@ -45,6 +45,7 @@ from hearth.root.engine.structure.sampler import ConstrainedSampler
 from hearth.root.scheduling.batch import Limits, Request
 from hearth.root.scheduling.residency import Residency
 from hearth.root.scheduling.scheduler import Scheduler
+from hearth.root.scheduling.speculation import Speculation
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,13 @@ class Engine:
         pause_seconds: float = 0.0,
         on_unused_pages: Callable[[int], object] = lambda first: None,
         archive: Archive | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         """vocab_size: the model's, if it has more rows than the tokenizer has tokens.
 
         pause_seconds: how long requests wait while the cluster is not ready; 0: they end at once.
         on_unused_pages: gives the memory of KV pages from a number on back; between two steps.
-        archive: keeps KV pages on disk.
+        archive: keeps KV pages on disk. speculation: proposes draft tokens.
         """
         self.tokenizer = tokenizer
         self.limits = limits
@@ -89,6 +91,7 @@ class Engine:
         self._sampler_factory = sampler_factory
         self._structures = Structures(tokenizer, self._vocab_size)
         self._paging = Paging(archive)
+        self.speculation = speculation
         self._scheduler = Scheduler(limits, self._paging.disk)
         self._on_unused_pages = on_unused_pages
         self._residency = Residency(_RESIDENT_SECONDS, _PREFIX_PERIODS)
@@ -474,6 +477,8 @@ class Engine:
             self._finish_all()
             if not self._move_pages():
                 return False
+        if self.speculation is not None:
+            self.speculation.propose(self._scheduler)
         batch = self._scheduler.schedule()
         if batch is None:
             return not self._flights and self._move_pages(wait=True)
@@ -510,10 +515,14 @@ class Engine:
     def _finish(self) -> None:
         """Waits for the oldest step in flight, ends it, and delivers its tokens."""
         try:
-            batch, tokens = self._flights.finish()
+            batch, tokens, seconds = self._flights.finish()
         except HearthError as error:
             self._lost(error)
             return
+        if self.speculation is not None:
+            drafted, accepted = self.speculation.finished(batch, tokens, seconds)
+            if drafted and self._metrics is not None:
+                self._metrics.speculated(drafted, accepted)
         now = time.perf_counter()
         for sampled in self._scheduler.step_finished(batch, tokens):
             active = self._requests.get(sampled.seq_id)

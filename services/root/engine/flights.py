@@ -43,7 +43,8 @@ class Flights:
         self._distrust = distrust
         self._wake = wake
         self._columns = columns
-        self._steps: deque[tuple[Batch, futures.Future[StepOutput]]] = deque()
+        # With the time at which each began.
+        self._steps: deque[tuple[Batch, futures.Future[StepOutput], float]] = deque()
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -76,7 +77,7 @@ class Flights:
         # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
         step = self._runner.submit(batch, candidates, hidden, self._allowed(batch, candidates))
-        self._steps.append((batch, step))
+        self._steps.append((batch, step, begin))
         if not step.done():
             step.add_done_callback(lambda _: self._wake())
 
@@ -93,13 +94,13 @@ class Flights:
             row += part.outputs
         return Masks(matchers) if matchers else NO_LIMITS
 
-    def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]]]:
-        """Waits for the oldest step; returns its batch and the new tokens of its sequences.
+    def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]], float]:
+        """Waits for the oldest step; its batch, the new tokens of its sequences, and its seconds.
 
         Raises the runner's HearthError. If a sampler fails, or the rows of a sequence are not
         finite, only that sequence ends.
         """
-        batch, step = self._steps.popleft()
+        batch, step, begun = self._steps.popleft()
         output = step.result()
         if len(output.logits) != len(batch.output_rows):
             raise RuntimeError(
@@ -143,9 +144,9 @@ class Flights:
             except Exception as error:
                 log.exception("engine: sampling for request %d failed", active.seq_id)
                 self._fail(active, errors.not_sampled(error, active.made))
-        return batch, tokens
+        return batch, tokens, time.perf_counter() - begun
 
     def drop(self) -> None:
         """Waits for all steps and drops their results."""
-        futures.wait([step for _, step in self._steps])
+        futures.wait([step for _, step, _ in self._steps])
         self._steps.clear()

@@ -162,6 +162,14 @@ class Scheduler:
             sequence.drafts = tuple(tokens)
         return True
 
+    def knows(self, seq_id: int) -> bool:
+        """True for a sequence that has not ended."""
+        return seq_id in self._by_id
+
+    def decoding(self) -> list[Sequence]:
+        """The running sequences whose next row is a decode row, for `propose`."""
+        return [sequence for sequence in self._running if sequence.pending == 1]
+
     def schedule(self) -> Batch | None:
         """The next step; None if nothing can be scheduled before a batch in flight is done."""
         self._admit()
