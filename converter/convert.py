@@ -21,6 +21,7 @@ from hearth.converter.readers import open_model
 from hearth.converter.readers.hearth import VERSION
 from hearth.converter.readers.huggingface import SINGLE
 from hearth.converter.readers.safetensors_file import SafetensorsWriter
+from hearth.converter.recommended import FILE, sampling_file
 from hearth.converter.spec_json import spec_to_json
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.converter.weights import Bytes, is_quantized, row_bytes
@@ -66,6 +67,8 @@ def convert(
         files = model.tokenizer_source.files()
         if files:
             model.tokenizer()  # report it now, not when the converted model is first used
+        if model.sampling_defaults:
+            files = {**files, FILE: sampling_file(model.sampling_defaults)}
         partial = parent / f".{dest.name}.{os.getpid()}.partial"
         try:
             partial.mkdir()

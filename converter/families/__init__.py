@@ -15,8 +15,9 @@ _FILES = (
     "llama", "mistral", "qwen", "qwen3_next", "gpt2", "gemma", "gemma4", "gpt_oss", "phi", "glm",
     "deepseek", "smollm", "granite", "olmo",
 )  # fmt: skip
-# Endings of the names of classes that make text.
-_TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "lmheadmodel")
+# Endings of the names of classes that make text, or hidden states: these are models without a
+# head, as checkpoints for embeddings are.
+_TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "model")
 
 
 @cache

@@ -13,8 +13,8 @@ from hearth.converter.blocks import (
     attention_scale,
 )
 from hearth.converter.errors import ModelError
-from hearth.converter.families.base import GgufFacts, Names
-from hearth.converter.families.fused import fused_experts
+from hearth.converter.families.base import GgufFacts, Names, Recipe
+from hearth.converter.families.fused import fused_experts, fused_qkv, where
 from hearth.converter.families.rope import (
     RopeScaling,
     longrope_magnitude,
@@ -61,6 +61,15 @@ TENSORS: Names = {
 
 _BLOCK = "blk.{layer}."
 _GATE_UP = _BLOCK + "ffn_gate_up_exps.weight"
+_QKV = _BLOCK + "attn_qkv"
+
+
+def _experts(name: str) -> Recipe:
+    """Experts in one tensor, or each in its own as in files of 2023 (Mixtral)."""
+    each, together = f"{_BLOCK}{name}.{{expert}}.weight", f"{_BLOCK}{name}_exps.weight"
+    return where(f"{_BLOCK}{name}.0.weight", each, together)
+
+
 GGUF_TENSORS: Names = {
     "embedding": "token_embd.weight",
     "positions": "position_embd.weight",
@@ -71,13 +80,12 @@ GGUF_TENSORS: Names = {
     "attn_norm": _BLOCK + "attn_norm.weight",
     "attn_norm.bias": _BLOCK + "attn_norm.bias",
     "attn_out_norm": _BLOCK + "post_attention_norm.weight",
-    "wq": _BLOCK + "attn_q.weight",
-    "wk": _BLOCK + "attn_k.weight",
-    "wv": _BLOCK + "attn_v.weight",
+    **{
+        part: where(_QKV + ".weight", recipe, f"{_BLOCK}attn_{part[1]}.{ending}")
+        for part, recipe in fused_qkv(_QKV).items()
+        for ending in ("weight" if part[0] == "w" else "bias",)
+    },
     "wo": _BLOCK + "attn_output.weight",
-    "bq": _BLOCK + "attn_q.bias",
-    "bk": _BLOCK + "attn_k.bias",
-    "bv": _BLOCK + "attn_v.bias",
     "bo": _BLOCK + "attn_output.bias",
     "q_norm": _BLOCK + "attn_q_norm.weight",
     "k_norm": _BLOCK + "attn_k_norm.weight",
@@ -94,9 +102,9 @@ GGUF_TENSORS: Names = {
     "router": _BLOCK + "ffn_gate_inp.weight",
     "router_bias": _BLOCK + "ffn_gate_inp.bias",
     "choice_bias": _BLOCK + "exp_probs_b.bias",
-    "experts_w1": fused_experts(_GATE_UP, 0, _BLOCK + "ffn_gate_exps.weight"),
-    "experts_w2": _BLOCK + "ffn_down_exps.weight",
-    "experts_w3": fused_experts(_GATE_UP, 1, _BLOCK + "ffn_up_exps.weight"),
+    "experts_w1": fused_experts(_GATE_UP, 0, _experts("ffn_gate")),
+    "experts_w2": _experts("ffn_down"),
+    "experts_w3": fused_experts(_GATE_UP, 1, _experts("ffn_up")),
     "experts_b1": _BLOCK + "ffn_gate_exps.bias",
     "experts_b2": _BLOCK + "ffn_down_exps.bias",
     "experts_b3": _BLOCK + "ffn_up_exps.bias",
@@ -303,6 +311,11 @@ def rope_scaling(used: Settings, config: Settings) -> RopeScaling | None:
     # transformers scales dynamically from max_position_embeddings on, whatever else is named. Of
     # another kind: RopeScaling names those that are supported.
     return RopeScaling(kind, used.number("factor", 1.0), original_context=context)
+
+
+def gguf_has_bias(facts: GgufFacts) -> bool:
+    """True if queries, keys and values have biases, alone or in one tensor."""
+    return facts.has("blk.0.attn_q.bias") or facts.has("blk.0.attn_qkv.bias")
 
 
 def gguf_attention(metadata: Settings, **more: Any) -> AttentionSpec:

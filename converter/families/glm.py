@@ -11,13 +11,14 @@ from hearth.converter.families.common import (
     attention,
     feed_forward,
     gguf_attention,
+    gguf_has_bias,
     gguf_model,
     gguf_rope,
     head_size,
     model,
     rope,
 )
-from hearth.converter.families.fused import fused_gate_up, fused_qkv, reordered, where
+from hearth.converter.families.fused import fused_gate_up, reordered
 from hearth.converter.families.layers import with_defaults
 from hearth.converter.families.settings import Settings
 from hearth.converter.shown import shown
@@ -41,7 +42,7 @@ def _config(config: Settings, name: str, output_norms: bool) -> ModelSpec:
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts, output_norms: bool) -> ModelSpec:
-    bias = facts.has("blk.0.attn_q.bias") or facts.has("blk.0.attn_qkv.bias")
+    bias = gguf_has_bias(facts)
     mixer = gguf_attention(metadata, bias=bias)
     inner = FeedForwardSpec(metadata.integer("feed_forward_length"))
     ropes = [gguf_rope(metadata, mixer.key_size, facts)]
@@ -82,11 +83,7 @@ _STORED = _paired(
         "ffn_out_norm": _LAYER + "post_mlp_layernorm.weight",
     }
 )
-_GGUF_QKV = {
-    part: where(_BLOCK + "attn_qkv.weight", recipe, GGUF_TENSORS[part])
-    for part, recipe in fused_qkv(_BLOCK + "attn_qkv").items()
-}
-_GGUF_HALVES: Names = {**GGUF_TENSORS, **_GGUF_QKV, **fused_gate_up(_BLOCK + "ffn_up")}
+_GGUF_HALVES: Names = {**GGUF_TENSORS, **fused_gate_up(_BLOCK + "ffn_up")}
 _GGUF = _paired(_GGUF_HALVES)
 
 FAMILIES = (

@@ -19,6 +19,7 @@ from hearth.converter.families.common import (
     TENSORS,
     attention,
     gguf_attention,
+    gguf_has_bias,
     gguf_layer_count,
     gguf_model,
     gguf_rope,
@@ -94,7 +95,7 @@ def _kinds(mixer: AttentionSpec, experts: ExpertsSpec, window: int) -> list[Bloc
 def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
     layers = gguf_layer_count(metadata)
     windowed = gguf_windowed_layers(metadata, layers, _PERIOD)
-    bias = facts.has("blk.0.attn_q.bias")
+    bias = gguf_has_bias(facts)
     mixer = gguf_attention(metadata, sinks=True, bias=bias, output_bias=bias)
     own = "expert_feed_forward_length"
     experts = _experts(

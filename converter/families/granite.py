@@ -15,6 +15,7 @@ from hearth.converter.families.common import (
     feed_forward,
     gguf_attention,
     gguf_experts,
+    gguf_has_bias,
     gguf_model,
     gguf_rope,
     head_size,
@@ -101,7 +102,7 @@ def _inverse(config: Settings, key: str) -> float:
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
-    mixer = gguf_attention(metadata, bias=facts.has("blk.0.attn_q.bias"))
+    mixer = gguf_attention(metadata, bias=gguf_has_bias(facts))
     scale = metadata.number("attention.scale", mixer.scale)
     # Without this key all layers have rotary positions.
     rotated = bool(metadata.get("rope.scaling.finetuned", True))

@@ -1,7 +1,7 @@
 """Llama 2, 3, 3.1, 3.2, and models of the same shape under other names."""
 
 from hearth.converter.blocks import BlockSpec, FeedForwardSpec
-from hearth.converter.families.base import Family, GgufFacts, picked, rotary_pairs
+from hearth.converter.families.base import Family, GgufFacts, Names, rotary_pairs
 from hearth.converter.families.common import (
     GGUF_TENSORS,
     TENSORS,
@@ -9,12 +9,14 @@ from hearth.converter.families.common import (
     feed_forward,
     gguf_attention,
     gguf_experts,
+    gguf_has_bias,
     gguf_model,
     gguf_rope,
     head_size,
     model,
     rope,
 )
+from hearth.converter.families.fused import reordered
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
@@ -33,7 +35,7 @@ def gguf_llama(
     metadata: Settings, name: str, facts: GgufFacts, architecture: str = "llama"
 ) -> ModelSpec:
     """A Llama, Mistral or Mixtral of GGUF metadata."""
-    bias = facts.has("blk.0.attn_q.bias")
+    bias = gguf_has_bias(facts)
     mixer = gguf_attention(metadata, bias=bias, output_bias=facts.has("blk.0.attn_output.bias"))
     if metadata.integer("expert_count", 0):  # Mixtral
         block = BlockSpec(mixer, None, gguf_experts(metadata))
@@ -44,10 +46,8 @@ def gguf_llama(
 
 
 # llama.cpp's converter lays the two elements of each rotary pair side by side.
-PAIRED = {
-    part: picked(name, rotary_pairs)
-    for part in ("wq", "wk", "bq", "bk")
-    if isinstance(name := GGUF_TENSORS[part], str)
+PAIRED: Names = {
+    part: reordered(GGUF_TENSORS[part], rotary_pairs) for part in ("wq", "wk", "bq", "bk")
 }
 
 FAMILY = Family(

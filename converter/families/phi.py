@@ -16,7 +16,7 @@ from hearth.converter.families.common import (
     model,
     rope,
 )
-from hearth.converter.families.fused import fused_gate_up, fused_qkv, where
+from hearth.converter.families.fused import fused_gate_up, fused_qkv
 from hearth.converter.families.layers import window_size, with_defaults
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
@@ -40,11 +40,7 @@ def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
 
 
 _LAYER, _BLOCK = "model.layers.{layer}.", "blk.{layer}."
-_GGUF_QKV = {
-    part: where(_BLOCK + "attn_qkv.weight", recipe, GGUF_TENSORS[part])
-    for part, recipe in fused_qkv(_BLOCK + "attn_qkv").items()
-}
-_GGUF: Names = {**GGUF_TENSORS, **_GGUF_QKV, **fused_gate_up(_BLOCK + "ffn_up")}
+_GGUF: Names = {**GGUF_TENSORS, **fused_gate_up(_BLOCK + "ffn_up")}
 
 FAMILY = Family(
     name="Phi-3",

@@ -13,6 +13,7 @@ from hearth.converter.families.common import (
     feed_forward,
     gguf_attention,
     gguf_experts,
+    gguf_has_bias,
     gguf_model,
     gguf_rope,
     head_size,
@@ -96,7 +97,7 @@ def _qwen3_moe(config: Settings, name: str) -> ModelSpec:
 def _gguf(metadata: Settings, name: str, facts: GgufFacts, architecture: str) -> ModelSpec:
     mixer = gguf_attention(
         metadata,
-        bias=facts.has("blk.0.attn_q.bias"),
+        bias=gguf_has_bias(facts),
         output_bias=facts.has("blk.0.attn_output.bias"),
         head_norm=facts.has("blk.0.attn_q_norm.weight"),
     )

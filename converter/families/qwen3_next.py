@@ -439,7 +439,7 @@ _BLOCK = "blk.{layer}."
 
 def _gguf_names(order: Order) -> dict[str, Recipe]:
     """Names of llama.cpp; order: of the value heads."""
-    query = _name(GGUF_TENSORS, "wq")
+    query = _BLOCK + "attn_q.weight"
     qkv, conv, output = "attn_qkv.weight", "ssm_conv1d.weight", _BLOCK + "ssm_out.weight"
     return {
         **GGUF_TENSORS,

@@ -12,6 +12,7 @@ from hearth.converter.families.common import (
     attention,
     feed_forward,
     gguf_attention,
+    gguf_has_bias,
     gguf_layer_count,
     gguf_model,
     gguf_rope,
@@ -67,7 +68,7 @@ def _config(config: Settings, name: str) -> ModelSpec:
 
 
 def _gguf(metadata: Settings, name: str, facts: GgufFacts) -> ModelSpec:
-    mixer = gguf_attention(metadata, bias=facts.has("blk.0.attn_q.bias"))
+    mixer = gguf_attention(metadata, bias=gguf_has_bias(facts))
     inner = FeedForwardSpec(metadata.integer("feed_forward_length"))
     blocks = [BlockSpec(mixer, inner), BlockSpec(replace(mixer, rope=None), inner)]
     order = [int(not each) for each in every(_PERIOD, gguf_layer_count(metadata))]

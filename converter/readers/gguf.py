@@ -15,6 +15,7 @@ from hearth.converter.quantized import Multiplied, Raw
 from hearth.converter.readers.conversions import conversion_remarks
 from hearth.converter.readers.gguf_file import READABLE, GgufFile, metadata_only, string_pair
 from hearth.converter.readers.gguf_parts import GgufParts, open_parts, parse_open
+from hearth.converter.recommended import gguf_sampling
 from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 from hearth.converter.stored import Stored, StoredTensor
@@ -65,6 +66,7 @@ def open_gguf(path: Path, weights: str | None, pre: str | None = None) -> FileMo
         eos_ids=gguf_eos_ids(parts.first.values),
     )
     model = FileModel(spec, weights, tensors, parts.files, source)
+    model.sampling_defaults = gguf_sampling(parts.first.values)
     architecture = parts.first.values.get("general.architecture")
     model.pooling = pooling_of_gguf(parts.first.values.get(f"{architecture}.pooling_type"))
     # Several axes of positions, which are equal in a text, are those of images.

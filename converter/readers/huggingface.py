@@ -1,6 +1,7 @@
 """A Hugging Face directory: config.json, one or several safetensors files, a tokenizer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hearth.converter.families.base import Family, Files, FileTensor, Recipe, fi
 from hearth.converter.families.settings import Settings
 from hearth.converter.families.text_parts import OTHER_PARTS
 from hearth.converter.files import OpenFile, check_pointer
-from hearth.converter.hf_config import read_config, read_json
+from hearth.converter.hf_config import HfConfig, read_config, read_json
 from hearth.converter.model import TEXT_PART, FileModel, TokenizerSource
 from hearth.converter.pooling import pooling_of_directory
 from hearth.converter.quantized import quantization
@@ -69,7 +70,10 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
         unused = further_layers(config.family, config.spec, config.raw)
         if config.text_part:
             unused += OTHER_PARTS
-        tensors = match(directory, config.spec, config.family, entries, unused)
+        spec, headless = config.spec, False
+        if not spec.tied and _is_headless(config, entries):
+            spec, headless = replace(spec, tied=True), True
+        tensors = match(directory, spec, config.family, entries, unused)
     except BaseException:
         close_all(files)
         raise
@@ -79,9 +83,11 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
         bos_id=config.bos_id,
         eos_ids=config.eos_ids,
     )
-    model = FileModel(config.spec, weights, tensors, files, source, config.raw)
+    model = FileModel(spec, weights, tensors, files, source, config.raw)
     model.sampling_defaults = recommended_sampling(directory)
     model.pooling = pooling_of_directory(directory)
+    if headless:
+        model.remarks.append("it has no head: it makes vectors of texts, and generates noise")
     if config.text_part:
         model.remarks.append(TEXT_PART)
     quantized = quantization(config.raw)
@@ -186,6 +192,16 @@ def _recipe(family: Family, part: str) -> Recipe:
         return family.tensors[part]
     except KeyError:
         raise ModelError(f"Hearth does not know how {family.name} models store {part}") from None
+
+
+def _is_headless(config: HfConfig, entries: Entries) -> bool:
+    """True for a checkpoint of the model below the head, as those for embeddings are."""
+    if any(name.endswith(_HEAD) for name in entries):
+        return False
+    classes = config.raw.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else ""
+    below = str(name).endswith("Model") and not str(name).endswith("LMHeadModel")
+    return below or config.family.embedding.removeprefix(config.family.prefix) in entries
 
 
 def _with_prefix(family: Family, entries: Entries) -> Entries:

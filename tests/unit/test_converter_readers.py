@@ -255,6 +255,25 @@ def write_as(directory: Path, tensors: dict[str, np.ndarray], **changes: Any) ->
     return directory
 
 
+@pytest.mark.parametrize("architecture", ["LlamaModel", "LlamaForCausalLM"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_checkpoint_below_the_head(tmp_path: Path, architecture: str, prefix: str) -> None:
+    """Those for embeddings: AutoModel's names, or its class."""
+    shaped = {hf_name(n): values[0] if is_norm(n) else values for n, values in TENSORS.items()}
+    shaped.pop("lm_head.weight", None)
+    below = {prefix + name.removeprefix("model."): values for name, values in shaped.items()}
+    settings = {"tie_word_embeddings": False, "architectures": [architecture]}
+    path = str(write_as(tmp_path / "m", below, **settings))
+    if prefix and architecture != "LlamaModel":
+        with pytest.raises(ModelError, match=r"lm_head\.weight is missing"):
+            open_model(path)
+        return
+    with open_model(path) as model:
+        assert model.notes == ["m: it has no head: it makes vectors of texts, and generates noise"]
+        for name in model.spec.tensor_names():
+            assert (numbers(model, name) == TENSORS[name]).all(), name
+
+
 def test_a_tied_head_is_stored_as_either_or_both(tmp_path: Path) -> None:
     """transformers 5.24 loads the same from all four."""
     shaped = {hf_name(n): values[0] if is_norm(n) else values for n, values in TENSORS.items()}

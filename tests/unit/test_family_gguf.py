@@ -19,6 +19,10 @@ from hearth.converter.spec import ModelSpec
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 Read = tuple[ModelSpec, dict[str, bytes]]
+WITH_QKV = (
+    "llama", "llama, biases", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "glm4",
+    "smollm3", "granite",
+)  # fmt: skip
 WITH_EXPERTS = ("mixtral", "qwen3moe", "deepseek2, lite", "qwen35moe", "qwen3next")
 
 
@@ -60,6 +64,32 @@ def test_gate_and_up_of_experts_in_one_tensor(tmp_path: Path, name: str) -> None
         up = tensors.pop(gate.replace("gate", "up"))
         both = np.concatenate([tensors.pop(gate), up], axis=1)
         tensors[gate.replace("gate", "gate_up")] = both
+    assert read(tmp_path / "fused.gguf", metadata, tensors) == expected
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_experts_in_a_tensor_each(tmp_path: Path, name: str) -> None:
+    """As in Mixtral's files of 2023: blk.0.ffn_gate.3.weight."""
+    metadata, tensors = drawn(name)
+    expected = read(tmp_path / "together.gguf", metadata, tensors)
+    for together in [each for each in tensors if "_exps.weight" in each]:
+        for expert, values in enumerate(tensors.pop(together)):
+            tensors[together.replace("_exps", f".{expert}")] = values
+    assert read(tmp_path / "each.gguf", metadata, tensors) == expected
+    some = next(each for each in tensors if each.endswith("ffn_up.1.weight"))
+    tensors.pop(some)
+    with pytest.raises(ModelError, match=f"tensor {some} is missing".replace(".", r"\.")):
+        read(tmp_path / "fewer.gguf", metadata, tensors)
+
+
+@pytest.mark.parametrize("name", WITH_QKV)
+def test_queries_keys_and_values_in_one_tensor(tmp_path: Path, name: str) -> None:
+    """As some writers of files lay them, and llama.cpp reads them in these families."""
+    metadata, tensors = drawn(name)
+    expected = read(tmp_path / "apart.gguf", metadata, tensors)
+    for query in [each for each in tensors if ".attn_q." in each]:
+        parts = [tensors.pop(query.replace("_q.", f"_{part}.")) for part in "qkv"]
+        tensors[query.replace("_q.", "_qkv.")] = np.concatenate(parts)
     assert read(tmp_path / "fused.gguf", metadata, tensors) == expected
 
 
