@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ class ConfinedTokenizer(Tokenizer):
         self._connection: Connection | None = None
         # The process has its tables for texts in which control tokens are not read.
         self._has_literal = False
+        # When it had its last text, time.monotonic().
+        self._used = time.monotonic()
         # All that the first process said; another one must say the same.
         self._said: tuple[dict[str, Any], _Table, _Table] | None = None
         self._said = facts, self._names, self._texts = self._start()
@@ -85,6 +88,24 @@ class ConfinedTokenizer(Tokenizer):
         """End the process."""
         with self._lock:
             self._end()
+
+    def rest(self, seconds: float) -> float | None:
+        """End the process if it had no text for so long; the next text starts it again.
+
+        When it has been idle for that long, time.monotonic(); None where there is no process.
+        """
+        if not self._lock.acquire(blocking=False):
+            return time.monotonic() + seconds  # it has a text now
+        try:
+            if self._process is None:
+                return None
+            idle_at = self._used + seconds
+            if idle_at > time.monotonic():
+                return idle_at
+            self._end()
+            return None
+        finally:
+            self._lock.release()
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         return self._ask({"text": text, "parse_special": parse_special}, len(text.encode()))
@@ -122,6 +143,8 @@ class ConfinedTokenizer(Tokenizer):
             except BaseException:
                 self._end()  # an answer left unread would be taken for the next one
                 raise
+            finally:
+                self._used = time.monotonic()
         if kind != sandbox.IDS:
             raise ModelError(content.decode(errors="replace"))
         ids = array("i")

@@ -21,9 +21,11 @@ from harness import ServiceProcess, WorkerProcess, free_port, hearth
 from hearth.client import Client, HearthError, InvalidArgument
 from hearth.common import errors
 from hearth.converter import open_model
+from hearth.converter.tokenizers.confined import ConfinedTokenizer
 from hearth.root.api.http import limits
 from hearth.root.app import core, serving_models
 from hearth.root.engine.params import GenerateParams
+from hearth.root.models import host
 from hearth.root.models.card import read_cards
 from hearth.root.models.host import Host
 from hearth.root.settings import ClusterSettings, Joining, Serving
@@ -406,8 +408,33 @@ def test_workers_keep_slices_and_one_is_lost(
             # A worker taken out stays out when the model changes.
             sdk.drain_worker(workers[0].address)
             assert complete(url, "gamma") == texts["gamma"]
-            eventually(lambda: len(sdk.cluster().nodes) == 1)
+            # It got no slices of this model, not even before.
+            assert len(sdk.cluster().nodes) == 1
         assert complete(url, "gamma") == texts["gamma"]
+
+
+def test_the_tokenizer_of_a_model_that_is_not_in_memory_ends_its_process_after_a_while(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    end = ConfinedTokenizer._end
+
+    def counted(self: ConfinedTokenizer) -> int:
+        if self._process is not None:
+            ended.append(self._source)
+        return end(self)
+
+    monkeypatch.setattr(ConfinedTokenizer, "_end", counted)
+    monkeypatch.setattr(host, "_TOKENIZER_SECONDS", 0.05)
+    with served(shelf) as (_, url):
+        found: list[list[int]] = []
+        for _ in range(2):
+            answer = httpx.post(f"{url}/tokenize", json={"content": PROMPT, "model": "beta"})
+            found.append(answer.json()["tokens"])
+            eventually(lambda: len(ended) >= len(found))
+        assert found[0] == found[1]
+        assert found[0]
+        assert loaded(url) == []
 
 
 def test_the_command_line(shelf: Path, texts: dict[str, str], tmp_path: Path) -> None:

@@ -512,6 +512,20 @@ def test_one_drained_before_it_ever_answered_stays_out_until_it_is_restarted() -
     assert story.formed[1:] == [("a:1", "b:1")]
 
 
+@pytest.mark.parametrize("needed", [None, 1])
+def test_listed_workers_drained_before_the_start_are_neither_used_nor_waited_for(
+    needed: int | None,
+) -> None:
+    story = Story("a:1", "b:1", "c:1", needed=needed).start("a:1", "b:1", "c:1")
+    story.membership.handle(Drain(story.now, "b:1"))
+    story.run(20)
+    assert story.formed == [("a:1", "c:1")]
+    assert story.of("b:1") == (PeerState.DRAINED, "taken out on purpose")
+    story.membership.handle(Undrain(story.now, "b:1"))
+    story.run(20)
+    assert story.formed[1:] == [("a:1", "b:1", "c:1")]
+
+
 def test_one_about_to_stop_before_it_ever_answered_is_let_in_when_it_answers() -> None:
     story = serving("a:1")
     story.membership.handle(Found(story.now, "dns", ("b:1",)))

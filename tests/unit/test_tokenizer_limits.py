@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,21 @@ def test_threads_share_the_process(tokenizer: ConfinedTokenizer, own: Tokenizer)
     for thread in threads:
         thread.join()
     assert results == [expected] * 4
+
+
+def test_an_idle_process_ends_and_the_next_text_starts_another(tmp_path: Path) -> None:
+    with ConfinedTokenizer(hostile_model(tmp_path)) as tokenizer:
+        first = tokenizer._process
+        assert first is not None
+        due = tokenizer.rest(3600.0)
+        assert due is not None
+        assert due > time.monotonic()
+        assert first.poll() is None
+        assert tokenizer.rest(0.0) is None
+        assert first.poll() is not None
+        assert tokenizer.rest(0.0) is None  # there is none now
+        assert tokenizer.encode("b1") == [*b"b1"]
+        assert tokenizer._process is not first
 
 
 def hostile_model(folder: Path, **changes: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -38,6 +39,8 @@ class Models:
     def __init__(self, frontends: Mapping[str, Frontend], shelf: Shelf) -> None:
         self._frontends = frontends
         self.shelf = shelf
+        # Tokenizers that are being opened, by the names of their models.
+        self._opening: dict[str, asyncio.Future[None]] = {}
 
     @property
     def frontends(self) -> Sequence[Frontend]:
@@ -68,11 +71,22 @@ class Models:
 
     async def frontend(self, name: str) -> Frontend:
         """The frontend of a model, by its exact name, with its tokenizer. Raises HearthError."""
+        opening = self._opening.get(name)
+        if opening is None:
+            # One thread for all that ask: threads are few on small machines.
+            opening = asyncio.ensure_future(asyncio.to_thread(self.shelf.open, name))
+            self._opening[name] = opening
+            opening.add_done_callback(functools.partial(self._opened, name))
         try:
-            await asyncio.to_thread(self.shelf.open, name)
+            await asyncio.shield(opening)
         except ModelError as error:
             raise HearthError(Reason.MODEL_ERROR, f"{name} cannot be read: {error}") from error
         return self._frontends[name]
+
+    def _opened(self, name: str, opening: asyncio.Future[None]) -> None:
+        del self._opening[name]
+        if not opening.cancelled():
+            opening.exception()  # also where nobody waits for it any more
 
     def listed(self, name: str) -> Frontend:
         """The frontend of a model, for its facts."""

@@ -34,11 +34,14 @@ class Decider:
         rules = self._rules
         if not rules.static:
             self._roster.rank_by_name()
-        ready = self.ready(now, serving=False, least=rules.needed)
+        # A listed worker that was taken out is not waited for.
+        out = sum(peer.drained and peer.address in rules.static for peer in self._roster)
+        needed = max(0, rules.needed - out)
+        ready = self.ready(now, serving=False, least=needed)
         absent = [peer for peer in self._roster if peer not in ready and not peer.drained]
-        if len(ready) < rules.needed:
+        if len(ready) < needed:
             first = next((f": {peer.title}: {peer.reason}" for peer in absent), "")
-            why = f"{len(ready)} of {rules.needed} workers are there{first}"
+            why = f"{len(ready)} of {needed} workers are there{first}"
             return Wait(now + ASK_SECONDS, why)
         if self._enough_at is None:
             self._enough_at = now
@@ -59,9 +62,9 @@ class Decider:
             chosen, misfit = self._chooser.choose(ready, now, anyway=True)
         if misfit is not None:
             return Wait(now + ASK_SECONDS, misfit.problem)
-        if len(chosen) < min(rules.needed, rules.most):
-            out = next(peer for peer in (*ready, *absent) if peer not in chosen)
-            return Wait(now + ASK_SECONDS, f"{out.title}: {out.reason}")
+        if len(chosen) < min(needed, rules.most):
+            left = next(peer for peer in (*ready, *absent) if peer not in chosen)
+            return Wait(now + ASK_SECONDS, f"{left.title}: {left.reason}")
         self._chooser.spare(ready, chosen)
         return Form(addresses(chosen), f"{len(chosen)} workers are there")
 

@@ -33,6 +33,9 @@ from hearth.v1 import root_pb2
 
 log = logging.getLogger(__name__)
 
+# The tokenizer of a model that is not in memory keeps its process for so long after a text.
+_TOKENIZER_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -150,6 +153,7 @@ class Host:
     def _turn(self) -> float:
         """Acts on what there is to do; when to look again at the latest, time.monotonic()."""
         dues = [seat.expire(self._wait_seconds) for seat in self.seats]
+        dues += [seat.rest_tokenizer(_TOKENIZER_SECONDS) for seat in self.seats]
         due = min((each for each in dues if each is not None), default=math.inf)
         if self._loader is not None:
             if self._loader.is_alive():
@@ -216,11 +220,10 @@ class Host:
                 self._running = running
             seat.relay.follow(running.cluster)
             self.relay.follow(running.cluster)
+            self._take_out(running.supervisor)  # those listed, before they get slices
             running.supervisor.form_first()
             running.supervisor.start()
-            for worker in self._drained:
-                # Not waited for: it may be away.
-                running.supervisor.drain(worker)
+            self._take_out(running.supervisor)  # those discovered too, which are known now
             seat.attach(running.engine)
         except (HearthError, ModelError) as error:
             log.warning("%s was not loaded: %s", seat.card.name, error)
@@ -231,6 +234,10 @@ class Host:
         else:
             log.info("%s is in memory after %.1f s", seat.card.name, time.monotonic() - began)
         self.wake()
+
+    def _take_out(self, supervisor: Supervisor) -> None:
+        for worker in self._drained:
+            supervisor.drain(worker)  # not waited for: it may be away
 
     def _give_up(self, seat: Seat, error: Exception) -> None:
         if not isinstance(error, HearthError):
@@ -258,7 +265,10 @@ class HostShelf:
 
     def open(self, name: str) -> None:
         """Loads a model's tokenizer. Raises ModelError."""
-        self._seats[name].open()
+        seat = self._seats[name]
+        seat.open()
+        if seat is not self._host.current:
+            self._host.wake()  # its tokenizer has a process now, for a while
 
     def keep(self, name: str, seconds: float | None) -> None:
         """Sets how long a model stays in memory without a request."""

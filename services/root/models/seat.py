@@ -80,6 +80,8 @@ class Seat:
         self._open = 0
         # When the last of them ended, time.monotonic().
         self.idle_since = 0.0
+        # When a request came for the tokenizer, time.monotonic(); None: its process has ended.
+        self._asked_at: float | None = None
         self._ids = itertools.count(1)
         self._opening = threading.Lock()
         self._stack = ExitStack()
@@ -147,6 +149,7 @@ class Seat:
 
     def open(self) -> None:
         """Loads the tokenizer, which takes a while the first time. Raises ModelError."""
+        self._asked_at = time.monotonic()
         with self._opening:
             if not isinstance(self._tokenizer, _Unread):
                 return
@@ -156,6 +159,26 @@ class Seat:
             self._structures = Structures(self._tokenizer)
 
     # For the host.
+
+    def rest_tokenizer(self, seconds: float) -> float | None:
+        """Ends the tokenizer's process where the model is not in memory and not asked for.
+
+        When it may be so after `seconds` without a text, time.monotonic(); None: not before the
+        next request.
+        """
+        tokenizer = self._tokenizer
+        if self._asked_at is None or not isinstance(tokenizer, ConfinedTokenizer):
+            return None
+        with self._lock:
+            if self._engine is not None or self._waiting:
+                return None  # `detach` ends it
+        idle_at = self._asked_at + seconds
+        if idle_at <= time.monotonic():
+            idle_at = tokenizer.rest(seconds) or 0.0
+        if idle_at:
+            return idle_at
+        self._asked_at = None
+        return None
 
     @property
     def wanted_since(self) -> float | None:
