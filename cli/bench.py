@@ -102,7 +102,8 @@ class Recorder:
         allowed: Allowed = MappingProxyType({}),
     ) -> Future[StepOutput]:
         step = self._cluster.submit(batch, candidates, hidden, allowed)
-        if batch.decode_rows == batch.rows == self._sequences:
+        # With several stages each batch has its part of the sequences.
+        if batch.decode_rows == batch.rows == -(-self._sequences // self.depth):
             step.add_done_callback(self._record)
         return step
 

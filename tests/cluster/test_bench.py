@@ -13,3 +13,15 @@ def test_sequences_and_a_depth() -> None:
     assert (result["sequences"], result["depth"]) == (3, 70)
     assert result["prefill_tokens_per_second"] > 0
     assert result["decode_tokens_per_second"] > 0
+
+
+def test_stages() -> None:
+    """Costs of steps are recorded although each has a part of the sequences only."""
+    sizes = ("--sequences", "3", "--prompt-tokens", "8", "--new-tokens", "8")
+    nodes = ("--nodes", "2", "--parallel", "pipeline", "--threads", "1")
+    ran = hearth("bench", "demo", *sizes, *nodes, "--repeats", "1", "--json")
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert (result["parallel"], result["nodes"]) == ("pipeline", 2)
+    assert result["compute_ms_per_token"] > 0
+    assert result["decode_tokens_per_second"] > 0

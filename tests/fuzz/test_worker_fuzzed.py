@@ -473,6 +473,7 @@ def any_message(draw: Draw, worker: Worker) -> bytes:
         request.mesh_open.addresses.extend(draw(st.lists(st.text(max_size=9), max_size=3)))
         request.mesh_open.session_key = bytes(draw(st.sampled_from([0, 31, 32])))
         request.mesh_open.deadline_seconds = draw(st.floats())
+        request.mesh_open.stage_ranks.extend(draw(st.lists(st.integers(0, 3), max_size=3)))
     elif kind == "open":
         request.open.lease.CopyFrom(worker.lease)
     raw = request.SerializeToString()
