@@ -17,8 +17,10 @@ import numpy as np
 import perplexity
 import pytest
 
+from hearth.common import pki
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import NodeFacts, RootMetrics
+from hearth.common.security import Security
 from hearth.converter import open_model
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.root.cluster.cluster import Cluster
@@ -225,3 +227,21 @@ def test_the_busy_time_of_nodes(addresses: list[str]) -> None:
     busy = values["hearth_busy_seconds_total", ""]
     for node in ("root", "worker"):
         assert 0 < values["hearth_node_compute_seconds_total", node] <= busy
+
+
+def test_stages_with_certificates(tmp_path: Path) -> None:
+    """Activations between stages are encrypted like syncs; the text is the same."""
+    pki.make(tmp_path / "certs", (), days=2)
+    story = known_answers.read_stories()[0]
+    servers = [
+        WorkerServer("127.0.0.1:0", threads=1, security=Security(tmp_path / "certs" / "worker"))
+        for _ in range(3)
+    ]
+    addresses = [f"127.0.0.1:{server.start()}" for server in servers]
+    try:
+        root = {"security": Security(tmp_path / "certs" / "root"), "parallel": "2x1+1x2"}
+        with engine_on(addresses, 4, **root) as engine:
+            assert answer(engine, story["prompt_ids"], 100) == story["greedy_ids"][:100]
+    finally:
+        for server in servers:
+            server.stop()
