@@ -26,6 +26,8 @@ from hearth.v1 import root_pb2
 PROMPT = "Once upon a time"
 _WORKER_PORT = 7717
 _INSIDE = "SURVIVAL_NETWORK"
+# Environment variable: `--parallel` of every root.
+LAYOUT = "SURVIVAL_PARALLEL"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Scene:
         self._certificates = self._folder / "certs" if tls else None
         if self._certificates is not None:
             pki.make(self._certificates, (), days=2)
-        self._options = options
+        layout = os.environ.get(LAYOUT)
+        self._options = (*options, "--parallel", layout) if layout else options
         self._starts = 0
         self._workers: dict[int, WorkerProcess] = {}
         self._ports: dict[int, str] = {}

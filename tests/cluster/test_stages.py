@@ -239,7 +239,10 @@ def test_stages_with_certificates(tmp_path: Path) -> None:
     ]
     addresses = [f"127.0.0.1:{server.start()}" for server in servers]
     try:
-        root = {"security": Security(tmp_path / "certs" / "root"), "parallel": "2x1+1x2"}
+        root: dict[str, Any] = {
+            "security": Security(tmp_path / "certs" / "root"),
+            "parallel": "2x1+1x2",
+        }
         with engine_on(addresses, 4, **root) as engine:
             assert answer(engine, story["prompt_ids"], 100) == story["greedy_ids"][:100]
     finally:

@@ -1,6 +1,7 @@
 """`make survival`: a cluster of three nodes that loses a machine in every way, in mid-sentence.
 
-    python tests/survival/survive.py [STORY ...]      kill gone leave stop root cable
+    python tests/survival/survive.py [STORY ...]      kill gone leave stop root cable split
+    SURVIVAL_PARALLEL=pipeline python tests/survival/survive.py ...      in another layout
 
 Each story prints what it saw, and fails when a stream does not end with the undisturbed text. Cut
 cables need root, for network namespaces, iproute2 and iptables.
