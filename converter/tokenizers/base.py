@@ -54,7 +54,8 @@ class Tokenizer(ABC):
     tokens that end a generation. chat_template: Jinja source, where the model has one;
     named_templates: its templates for other uses, as "tool_use". special_tokens: the tokens that
     the model's files name, as chat templates see them ("eos_token", "image_token"). control_ids:
-    names of the control tokens, which have no text.
+    names of the control tokens, which have no text. gap_ids: of the tokens that the files name for
+    the parts of a text with a gap ("before", "after", "middle", "file").
     """
 
     vocab_size: int
@@ -67,6 +68,7 @@ class Tokenizer(ABC):
     named_templates: Mapping[str, str] = {}
     special_tokens: Mapping[str, str | list[str]] = {}
     control_ids: Mapping[str, int] = {}
+    gap_ids: Mapping[str, int] = {}
     # SentencePiece marks the start of a text with a space that is not part of it.
     strip_space: bool = False
 

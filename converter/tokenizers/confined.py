@@ -76,6 +76,7 @@ class ConfinedTokenizer(Tokenizer):
         self.named_templates = facts["named_templates"]
         self.special_tokens = facts["special_tokens"]
         self.control_ids = facts["control_ids"]
+        self.gap_ids = facts["gap_ids"]
         self.strip_space = facts["strip_space"]
 
     def __enter__(self) -> "ConfinedTokenizer":

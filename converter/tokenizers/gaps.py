@@ -1,7 +1,8 @@
-"""The tokens of models that fill a gap in a text (fill in the middle), found by their names.
+"""The tokens of models that fill a gap in a text (fill in the middle).
 
-The names are those that llama.cpp goes by (llama-vocab.cpp). Prompts follow its server: the text
-before the gap, the text after it, then what fills it.
+A GGUF file may name them by id (`Tokenizer.gap_ids`); else they are found by name. The names are
+those that llama.cpp goes by (llama-vocab.cpp). Prompts follow its server: the text before the gap,
+the text after it, then what fills it.
 """
 
 from __future__ import annotations
@@ -43,13 +44,18 @@ class GapTokens:
 
 def gap_tokens(tokenizer: Tokenizer) -> GapTokens | None:
     """The tokens; None for a model that fills no gaps. May encode a few texts."""
-    before, after = _token(tokenizer, _BEFORE), _token(tokenizer, _AFTER)
+    given = tokenizer.gap_ids
+    before, after = (
+        given[part] if part in given else _token(tokenizer, names)
+        for part, names in (("before", _BEFORE), ("after", _AFTER))
+    )
     if before is None or after is None:
         return None
-    middle = _token(tokenizer, _MIDDLE)
+    middle = given["middle"] if "middle" in given else _token(tokenizer, _MIDDLE)
     if middle is None and before != tokenizer.control_ids.get(_MISTRAL):
         return None
-    return GapTokens(before, after, middle, _token(tokenizer, _FILE))
+    file = given["file"] if "file" in given else _token(tokenizer, _FILE)
+    return GapTokens(before, after, middle, file)
 
 
 def _token(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:

@@ -29,6 +29,13 @@ _TEMPLATE_KEYS = {
     "pad_token": "padding_token_id",
     "mask_token": "mask_token_id",
 }
+# Of a text with a gap: each part's key, and those of files from before it.
+_GAP_KEYS = {
+    "before": ("fim_pre_token_id", "prefix_token_id"),
+    "after": ("fim_suf_token_id", "suffix_token_id"),
+    "middle": ("fim_mid_token_id", "middle_token_id"),
+    "file": ("fim_sep_token_id",),
+}
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _KINDS = range(1, 7)
 # What llama.cpp takes where a SentencePiece vocabulary names no token.
@@ -131,7 +138,7 @@ def _vocabulary(values: dict[str, Any]) -> Vocabulary:
     if markup is not None and kinds[markup] == NORMAL and not _is_pieces(values):
         del ends["</s>"]  # in byte-level vocabularies it closes HTML's <s>
     controls = {by_name[name] for name in COMPLETION_PARTS if name in by_name}
-    for id in controls.union(ends.values()):
+    for id in controls.union(ends.values(), _gap_ids(values).values()):
         kinds[id] = CONTROL
     stated = {id for _, id in _ids(values, _END_KEYS)} | _end_ids(values, len(texts))
     eos_ids = frozenset(stated | set(ends.values()) | set(given.values()))
@@ -158,6 +165,7 @@ def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> 
         add_bos=stated if isinstance(stated, bool) else add_bos,
         chat_template=template if isinstance(template, str) else None,
         special_tokens=special_tokens,
+        gap_ids=_gap_ids(values),
         eos_token=eos_token if isinstance(eos_token, str) else None,
         add_eos=values.get("tokenizer.ggml.add_eos_token") is True,
         named_templates={
@@ -166,6 +174,12 @@ def _settings(values: dict[str, Any], vocabulary: Vocabulary, add_bos: bool) -> 
             if key.startswith(_TEMPLATES) and isinstance(value, str)
         },
     )
+
+
+def _gap_ids(values: dict[str, Any]) -> dict[str, int]:
+    """The tokens that the file names for the parts of a text with a gap."""
+    found = {part: next(iter(_ids(values, keys)), None) for part, keys in _GAP_KEYS.items()}
+    return {part: named[1] for part, named in found.items() if named is not None}
 
 
 def _special_tokens(values: dict[str, Any]) -> dict[str, str | list[str]]:

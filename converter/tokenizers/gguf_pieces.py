@@ -75,6 +75,7 @@ class GgufPieceTokenizer(Tokenizer):
         self.chat_template = settings.chat_template
         self.named_templates = settings.named_templates
         self.special_tokens = settings.special_tokens
+        self.gap_ids = settings.gap_ids
         self.control_ids = hidden
         self.suffix = settings.suffix(dict(named))
 

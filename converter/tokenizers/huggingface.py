@@ -80,6 +80,7 @@ class LibraryTokenizer(Tokenizer):
         self.chat_template = settings.chat_template
         self.named_templates = settings.named_templates
         self.special_tokens = settings.special_tokens
+        self.gap_ids = settings.gap_ids
         if settings.is_bare:
             self.special_tokens = self._begin_and_end()
         self.control_ids = {

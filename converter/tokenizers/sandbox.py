@@ -55,6 +55,7 @@ def facts(tokenizer: Tokenizer) -> dict[str, Any]:
         "named_templates": dict(tokenizer.named_templates),
         "special_tokens": dict(tokenizer.special_tokens),
         "control_ids": dict(tokenizer.control_ids),
+        "gap_ids": dict(tokenizer.gap_ids),
         "strip_space": tokenizer.strip_space,
     }
 

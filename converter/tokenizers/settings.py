@@ -105,8 +105,8 @@ class Settings:
 
     bos_id, eos_ids: from the model's configuration. bos_token, eos_token: by name. add_bos,
     add_eos, legacy, add_prefix_space: None where no file decides. special_tokens: as chat templates
-    see them. added: in the order of their ids, then those without one. sources: for each field the
-    file that decided it.
+    see them. gap_ids: see Tokenizer. added: in the order of their ids, then those without one.
+    sources: for each field the file that decided it.
     """
 
     bos_id: int | None = None
@@ -122,6 +122,7 @@ class Settings:
     tokenizer_class: str | None = None
     model_type: str | None = None
     special_tokens: Mapping[str, str | list[str]] = field(default_factory=dict)
+    gap_ids: Mapping[str, int] = field(default_factory=dict)
     added: tuple[AddedToken, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,7 +1,7 @@
 // Answers: a request, its stream, and the message that grows by it.
 
 import { ApiError, events, request, sentence } from "./api.js";
-import { add, prompt, until } from "./conversation.js";
+import { add, merge, prompt, until } from "./conversation.js";
 import { fields } from "./settings.js";
 import { changed, signals, state } from "./state.js";
 import * as store from "./store.js";
@@ -56,7 +56,8 @@ export function stopAll(conversation) {
 export async function save(conversation) {
   state.conversations.set(conversation.id, conversation);
   try {
-    await store.put(structuredClone(conversation));
+    const whole = await store.put(conversation);
+    if (whole) merge(conversation, whole, (id) => state.running.has(id));
   } catch (error) {
     console.warn("the conversation is not kept:", error);
   }

@@ -1,6 +1,7 @@
 // Conversations as trees of messages: editing or repeating makes a branch beside the old one. No I/O.
 //
 // conversation: { id, title, named, made, changed, messages: {id: message}, chosen: {parent: id} }
+// renamed: when the person named it.
 // message: { id, parent, role, text, reasoning, files, state, error, ... }; the parent of the first is "".
 // chosen: of each parent, the branch that is shown.
 
@@ -64,6 +65,30 @@ export function until(conversation, id) {
   const found = [];
   for (let at = conversation.messages[id]; at; at = conversation.messages[at.parent]) found.unshift(at);
   return found;
+}
+
+const STATES = ["running", "stopped", "failed", "done"];
+
+/** Take in what another tab made of the same conversation. mine: true for the id of an answer that runs here. */
+export function merge(conversation, other, mine = () => false) {
+  for (const message of Object.values(other.messages)) {
+    const own = conversation.messages[message.id];
+    if (!own) conversation.messages[message.id] = message;
+    else if (!mine(message.id) && further(message, own) > 0) Object.assign(own, message);
+  }
+  conversation.chosen = { ...other.chosen, ...conversation.chosen };
+  if ((other.renamed ?? 0) > (conversation.renamed ?? 0)) {
+    const { title, named, renamed } = other;
+    Object.assign(conversation, { title, named, renamed });
+  }
+  conversation.title ||= other.title;
+  conversation.changed = Math.max(conversation.changed, other.changed);
+}
+
+/** How much further a message is than another state of it: answers grow until they end. */
+function further(message, other) {
+  const size = (each) => each.text.length + (each.reasoning ?? "").length;
+  return size(message) - size(other) || STATES.indexOf(message.state) - STATES.indexOf(other.state);
 }
 
 function titleOf(message) {

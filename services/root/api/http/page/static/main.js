@@ -2,6 +2,7 @@
 
 import { html, nothing, render } from "./vendor/lit-html.js";
 import { stopAll } from "./answer.js";
+import { merge } from "./conversation.js";
 import { chatView } from "./chat.js";
 import { clusterView } from "./cluster.js";
 import { connectView } from "./connect.js";
@@ -132,6 +133,28 @@ function typed(event) {
   }
 }
 
+/** Show what another tab did with a conversation. */
+async function followed(id) {
+  const own = state.conversations.get(id);
+  const kept = await store.get(id);
+  if (kept && own) {
+    merge(own, kept, (message) => state.running.has(message));
+  } else if (kept) {
+    state.conversations.set(id, kept);
+  } else if (own) {
+    stopAll(own);
+    state.conversations.delete(id);
+    if (state.conversation === own) location.hash = "#/chat";
+  }
+  changed();
+}
+
+function settled(event) {
+  if (event.key !== "hearth.settings") return;
+  restore();
+  changed();
+}
+
 async function start() {
   restore();
   try {
@@ -146,6 +169,8 @@ async function start() {
     console.warn("this browser keeps no conversations:", error);
   }
   onDraw(draw);
+  store.onOthers((id) => followed(id).catch((error) => console.warn("another tab's words are not shown:", error)));
+  addEventListener("storage", settled);
   addEventListener("hashchange", route);
   addEventListener("keydown", typed);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);

@@ -71,6 +71,7 @@ async function rename(conversation) {
   if (!title) return;
   conversation.title = title;
   conversation.named = true;
+  conversation.renamed = Date.now();
   await save(conversation);
   changed();
 }
