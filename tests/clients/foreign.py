@@ -57,17 +57,16 @@ _SAMPLED = "the text is that of llama.cpp's own sampler and random numbers"
 _SERVER = "starts llama.cpp's server with options of its own, or another model"
 _VERBOSE = "reads __verbose or generation_settings, the debugging of llama.cpp's server"
 _PROGRESS = "progress is sent four times a second at most, not after each of n_batch tokens"
-_MIXED = "lists that mix texts and tokens, or texts that are wrapped in objects"
 _FIRST = "the first event is sent before the prompt is read, without text or tokens"
 LLAMA_CPP = {
     r"multiple_addresses|server_(models|model_aliases|props|slots)|split_model|no_ui": _SERVER,
-    r"apply_chat_template|pooling_none|multimodal_model|thinking_|logit_bias": _SERVER,
+    r"apply_chat_template|pooling_none|multimodal_model|thinking_": _SERVER,
     r"embedding_usage|embedding_error|library_stops|telemetry": _SERVER,
     r"test_chat_completion\[|test_completion\[|completion_with_openai_library": _SAMPLED,
     r"responses_with_openai|stream_vs_non_stream|stream_with_openai_library": _SAMPLED,
     r"test_completion_stream\[|test_completion_prompt_cache|response_fields": _VERBOSE,
     r"test_chat_template|verbose": _VERBOSE,
-    r"json_prompt|tokens_input|mixed_input|content_text_same|invalid_input": _MIXED,
+    r"completion_with_tokens_input": _VERBOSE,
     r"completion_stream\[|timings_per_token|logprobs_stream|n_probs_stream": _FIRST,
     r"return_progress.64-4": _PROGRESS,
     r"n_probs_post": "log probabilities are those before sampling",
