@@ -1,5 +1,6 @@
 """Families of models, each a file of this folder: nothing else asks which family a model is of."""
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -15,9 +16,16 @@ _FILES = (
     "llama", "mistral", "qwen", "qwen3_next", "gpt2", "gemma", "gemma4", "gpt_oss", "phi", "glm",
     "deepseek", "smollm", "granite", "olmo",
 )  # fmt: skip
-# Endings of the names of classes that make text, or hidden states: these are models without a
-# head, as checkpoints for embeddings are.
-_TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "model")
+# Endings of the names of classes that make text; see also `_is_body`.
+_TEXT_CLASSES = ("forcausallm", "forconditionalgeneration")
+
+
+def _is_body(name: str) -> bool:
+    """True for a class without a head, as checkpoints for embeddings have: Qwen3Model.
+
+    Not for one with another head, such as Qwen2ForRewardModel.
+    """
+    return name.endswith("model") and re.search("for(?!mer)", name) is None
 
 
 @cache
@@ -48,7 +56,7 @@ def family_of_config(config: Settings) -> Family:
         )
     # "LLaMAForCausalLM" is in real files. Heads of other tasks do not make text.
     lower = name.lower() if isinstance(name, str) else ""
-    text = name is None or lower.endswith(_TEXT_CLASSES)
+    text = name is None or lower.endswith(_TEXT_CLASSES) or _is_body(lower)
     for family in families():
         of_class = lower in (each.lower() for each in family.classes)
         if (kind in family.model_types and text) or (kind is None and of_class):

@@ -42,6 +42,11 @@ def test_an_answer_that_goes_on(root: Root) -> None:
     body: dict[str, Any] = {"messages": continued("I say </s>"), "continue_final_message": True}
     made = post(root, "/apply-template", **body)
     assert made["prompt"] == "<s>[user]hi</s>[assistant]I say </s>"
+    # Texts that the template's own ending has, too; and spaces at the end.
+    for text in ("<", "s", "/s>", "a<b ", "</s>"):
+        given: dict[str, Any] = {"messages": continued(text), "continue_final_message": True}
+        made = post(root, "/apply-template", **given)
+        assert made["prompt"] == f"<s>[user]hi</s>[assistant]{text}"
     body["add_generation_prompt"] = False
     post(root, "/v1/chat/completions", **body, max_tokens=1)
     (first, *_) = root.runner.batches

@@ -215,3 +215,29 @@ def test_tools_with_names_that_python_does_not_take_are_called_in_its_syntax(nam
     (call,) = [*parser.feed(text), *parser.end()]
     assert isinstance(call, ToolCall)
     assert (call.name, json.loads(call.arguments)) == (name, arguments)
+
+
+@pytest.mark.parametrize("name", ["gemma", "python"])
+def test_many_optional_arguments_alone_are_not_forced(name: str) -> None:
+    form = COMMAS[name]
+    few: dict[str, Any] = {"properties": {f"a{i}": {} for i in range(32)}}
+    many: dict[str, Any] = {"properties": {f"a{i}": {} for i in range(33)}}
+    assert form.tag("f", few) is not None
+    assert form.tag("f", many) is None
+    # With a required one the rule grows with their number alone.
+    assert form.tag("f", many | {"required": ["a7"]}) is not None
+
+
+@pytest.mark.parametrize("name", ["gemma", "python", "coder"])
+def test_definitions_are_copied_for_references_and_within_bounds(name: str) -> None:
+    form = (COMMAS | TAGGED)[name]
+    definitions = {"$defs": {"long": {"enum": ["x" * 60_000]}}, "required": ["a0"]}
+    nulls = {f"a{i}": {"type": "null"} for i in range(9)}
+    plain = form.tag("f", definitions | {"properties": nulls})
+    assert plain is not None
+    assert len(str(plain)) < 2_000
+    reference = {"$ref": "#/$defs/long"}
+    few = {f"a{i}": reference for i in range(4)}
+    many = {f"a{i}": reference for i in range(5)}
+    assert form.tag("f", definitions | {"properties": few}) is not None
+    assert form.tag("f", definitions | {"properties": many}) is None

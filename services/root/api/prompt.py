@@ -16,6 +16,9 @@ from hearth.root.engine.params import check_text, invalid
 MAX_BYTES_PER_POSITION = 32
 # Bytes that a message counts for besides its texts: an empty one costs memory too.
 _MESSAGE_BYTES = 8
+# Behind the text that an answer goes on with, while the template renders it: characters of private
+# use, which no text means.
+_MARK = "\ue1f7\ue08d\ue5a3"
 # Messages with these fields alone need no change for any template.
 _PLAIN = frozenset({"role", "content"})
 
@@ -231,6 +234,8 @@ def _rendered(
         check_text(f"message of role {message['role']!r}", "".join(texts))
     try:
         limit = None if context_size is None else _rendered_limit(context_size)
+        if continued:
+            messages = _marked(messages)
         made = Adapted(messages, tools or None)
         if tools or any(m.keys() - _PLAIN or m["role"] == "tool" for m in messages):
             made = adapted(messages, tools, template, facts_of(tokenizer, bool(tools)))
@@ -243,7 +248,7 @@ def _rendered(
             turn=turn and not continued,
         )
         if continued:
-            prompt = _up_to(prompt, made.messages[-1])
+            prompt = _up_to_mark(prompt)
         pieces = [prompt] if isinstance(prompt, str) else prompt
         size = sum(len(piece.encode()) for piece in pieces if isinstance(piece, str))
     except RecursionError:
@@ -256,8 +261,9 @@ def _rendered(
     return prompt
 
 
-def _up_to(prompt: str | Sequence[str | int], last: Mapping[str, Any]) -> list[str | int]:
-    """The prompt up to the end of the last message's text. Raises HearthError."""
+def _marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with a mark behind the last one's text. Raises HearthError."""
+    last = messages[-1]
     said = last["content"] if isinstance(last["content"], str) else ""
     if last["role"] != "assistant" or not said.strip():
         raise invalid(
@@ -265,13 +271,22 @@ def _up_to(prompt: str | Sequence[str | int], last: Mapping[str, Any]) -> list[s
             "text to go on with",
             field="continue_final_message",
         )
+    return [*messages[:-1], {**last, "content": said + _MARK}]
+
+
+def _up_to_mark(prompt: str | Sequence[str | int]) -> list[str | int]:
+    """The prompt up to the mark, which is there once. Raises HearthError."""
     pieces = [prompt] if isinstance(prompt, str) else [*prompt]
-    for place in range(len(pieces) - 1, -1, -1):
-        piece = pieces[place]
-        # Many templates leave the spaces around a text out.
-        for text in (said, said.strip()):
-            if isinstance(piece, str) and (found := piece.rfind(text)) >= 0:
-                return [*pieces[:place], piece[: found + len(text)]]
+    places = [
+        (number, each.index(_MARK))
+        for number, each in enumerate(pieces)
+        if isinstance(each, str) and _MARK in each
+    ]
+    if len(places) == 1:
+        number, at = places[0]
+        piece = str(pieces[number])
+        if piece.count(_MARK) == 1:
+            return [*pieces[:number], piece[:at]]
     raise invalid(
         "the last message cannot be continued: this model's chat template changes its text",
         field="continue_final_message",

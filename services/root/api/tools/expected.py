@@ -65,7 +65,11 @@ class Expected:
         """The tools' calls, up to the first tool that has none."""
         tags: list[Tag] = []
         for name in names:
-            tag = self.form.tag(name, _closed(self.tools[name]))
+            try:
+                tag = self.form.tag(name, _closed(self.tools[name]))
+            except RecursionError:
+                problem = f"the arguments of tool {name!r} are nested too deeply"
+                raise invalid(problem, field="tools") from None
             if tag is None:
                 break
             tags.append(tag)

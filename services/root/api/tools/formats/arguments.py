@@ -1,14 +1,19 @@
 """Arguments of forced calls by their schema, for forms that put commas between them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hearth.root.api.tools.formats.base import Schema
+from hearth.root.engine.structure.constraint import MAX_BYTES
 from hearth.root.engine.structure.grammar import Piece, Shared
 
 # Keywords that limit nothing.
 _NOTES = {"type", "title", "description", "default", "examples", "deprecated"}
 _ALTERNATIVES = {"$ref", "anyOf", "oneOf", "allOf"}
+_REFERENCE = '"$ref"'
+# Optional properties of an object without required ones.
+_MOST_OPTIONAL = 32
 
 
 def is_plain(given: Schema, kind: str, *keywords: str) -> bool:
@@ -18,11 +23,25 @@ def is_plain(given: Schema, kind: str, *keywords: str) -> bool:
 
 def with_definitions(given: Schema, schema: Schema) -> dict[str, Any]:
     """The schema of one argument, with what its references name."""
-    return {**given, **{key: schema[key] for key in ("$defs", "definitions") if key in schema}}
+    return {**given, **(_definitions(schema) if _REFERENCE in json.dumps(given) else {})}
+
+
+def _definitions(schema: Schema) -> dict[str, Any]:
+    return {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+
+
+def copies_too_much(schema: Schema) -> bool:
+    """Test whether definitions, copied for each reference, would pass a constraint's size."""
+    copies = json.dumps(schema.get("properties")).count(_REFERENCE)
+    return copies * len(json.dumps(_definitions(schema))) > MAX_BYTES
 
 
 def properties_of(schema: Schema) -> tuple[dict[str, Schema], dict[str, Schema]] | None:
-    """The schemas of required properties and of the others; None where they are alternatives."""
+    """The schemas of required properties and of the others.
+
+    None where they are alternatives, or so many optional ones alone that `with_commas` would write
+    their square.
+    """
     properties = schema.get("properties")
     if schema.keys() & _ALTERNATIVES and not properties:
         return None
@@ -33,7 +52,7 @@ def properties_of(schema: Schema) -> tuple[dict[str, Schema], dict[str, Schema]]
     for key, given in properties.items() if isinstance(properties, Mapping) else ():
         kind = needed if key in listed else others
         kind[key] = given if isinstance(given, Mapping) else {}
-    return needed, others
+    return (needed, others) if needed or len(others) <= _MOST_OPTIONAL else None
 
 
 def with_commas(

@@ -12,6 +12,7 @@ from typing import Any
 from hearth.root.api.json_text import loads
 from hearth.root.api.tools.events import ToolCall, Tools
 from hearth.root.api.tools.formats.arguments import (
+    copies_too_much,
     is_plain,
     properties_of,
     with_commas,
@@ -126,7 +127,7 @@ class GemmaCalls(CallFormat):
 
     def tag(self, name: str, schema: Schema) -> Tag | None:
         """A call with the required arguments first."""
-        if properties_of(schema) is None:
+        if copies_too_much(schema) or properties_of(schema) is None:
             return None
         rule = self._object_rule(schema, schema)
         return Tag(self.open, f"{self.open}call:{name}", rule, self.close)
@@ -148,7 +149,8 @@ class GemmaCalls(CallFormat):
             return [Fixed(self.quote), f"({listed})", Fixed(self.quote)]
         if is_plain(given, "array", "items") and is_plain(_schema(given.get("items")), "string"):
             return ['"["', "(", *text, "(", _COMMA, *text, ")*", ")?", '"]"']
-        if "properties" in given and is_plain(given, "object", *_OBJECT):
+        plain_object = "properties" in given and is_plain(given, "object", *_OBJECT)
+        if plain_object and properties_of(given) is not None:
             return self._object_rule(given, schema)
         return [json_rule(with_definitions(given, schema))]
 

@@ -12,6 +12,7 @@ from typing import Any
 from hearth.root.api.json_text import loads
 from hearth.root.api.tools.events import ToolCall, Tools
 from hearth.root.api.tools.formats.arguments import (
+    copies_too_much,
     is_plain,
     properties_of,
     with_commas,
@@ -72,7 +73,7 @@ class PythonicCalls(CallFormat):
 
     def tag(self, name: str, schema: Schema) -> Tag | None:
         """A call with the required arguments first. None for keys that Python does not take."""
-        properties = properties_of(schema)
+        properties = None if copies_too_much(schema) else properties_of(schema)
         if properties is None or not all(_is_word(key) for part in properties for key in part):
             return None
         needed, others = (

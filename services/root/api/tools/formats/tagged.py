@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hearth.root.api.tools.events import ToolCall, Tools
+from hearth.root.api.tools.formats.arguments import copies_too_much, with_definitions
 from hearth.root.api.tools.formats.base import CallFormat, Schema
 from hearth.root.api.tools.source import Reading, Source
 from hearth.root.api.tools.values import arguments_text, is_name, object_of, value_of
@@ -153,6 +154,8 @@ class TaggedCalls(CallFormat):
         properties = schema.get("properties")
         if schema.keys() & {"$ref", "anyOf", "oneOf", "allOf"} and not properties:
             return None
+        if copies_too_much(schema):
+            return None
         required = schema.get("required")
         rule: list[Piece] = []
         for key, given in properties.items() if isinstance(properties, Mapping) else ():
@@ -170,10 +173,7 @@ class TaggedCalls(CallFormat):
         close, after = self.key_close, self.value_close
         if given.get("type") != "string":
             close = self.key_close_other or close
-            definitions = {
-                name: schema[name] for name in ("$defs", "definitions") if name in schema
-            }
-            value: list[Piece] = [json_rule({**given, **definitions}), Fixed(after)]
+            value: list[Piece] = [json_rule(with_definitions(given, schema)), Fixed(after)]
         elif isinstance(choices, Sequence) and all(isinstance(each, str) for each in choices):
             listed = " | ".join(json.dumps(each) for each in choices)
             value = [f"({listed})", Fixed(after)]
