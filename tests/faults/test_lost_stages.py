@@ -138,7 +138,7 @@ def test_a_killed_node_comes_back(
 @pytest.mark.parametrize("lane", ["mesh", "grpc"])
 def test_a_node_that_hangs_is_named(cluster: Cluster, lane: str) -> None:
     """The first of two: the one behind it waits for it, and is not to blame."""
-    cluster.begin(2, *PIPELINE, "--lane", lane, "--step-seconds", "1")
+    cluster.begin(2, *PIPELINE, "--lane", lane, "--step-seconds", "3")
     wanted = finish(cluster.streams())
     streams = cluster.streams()
     hanging = cluster.workers[0]

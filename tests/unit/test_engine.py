@@ -892,6 +892,44 @@ def test_as_many_batches_are_in_flight_as_the_runner_is_deep(depth: int) -> None
         assert other.wait().tokens == expected((BOS, *b"b"), 3)
 
 
+class Slow(Staged):
+    """Takes a while for each batch."""
+
+    def compute(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
+        time.sleep(0.01)
+        return super().compute(batch, tables)
+
+
+def test_unused_pages_are_given_back_between_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hearth.root.engine.engine._RESIDENT_SECONDS", 0.03)
+    runner = Slow(2)
+    in_flight: list[int] = []
+    made = Engine(
+        runner,
+        ByteTokenizer(),
+        LIMITS,
+        sampler_factory=Greedy,
+        on_unused_pages=lambda _: in_flight.append(runner.submitted - len(runner.batches)),
+    )
+    made.start()
+    try:
+        first = Sink()  # at its end the first period begins
+        made.submit(params("Once", 2), first)
+        first.wait()
+        # Two that go on without a pause, and four that end soon with pages behind theirs.
+        sinks = [Sink() for _ in range(6)]
+        for number, sink in enumerate(sinks):
+            text, count = ("Once", 50) if number < 2 else ("a" * 40, 2)
+            made.submit(params(text, count, prefix_cache=False), sink)
+        for sink in sinks:
+            sink.wait()
+    finally:
+        assert made.stop(finish=False)
+        runner.thread.shutdown()
+    assert in_flight, "no pages were given back"
+    assert set(in_flight) == {0}
+
+
 def test_cancelling_in_flight_takes_effect_at_once() -> None:
     runner = Staged(2, gate=threading.Event())
     with staged(runner) as e:

@@ -324,3 +324,11 @@ def answer_of(box: queue.SimpleQueue[Event]) -> list[int]:
         tokens += event.token_ids
     assert isinstance(event, Done)
     return tokens
+
+
+def test_a_text_of_one_token_is_compared_at_its_newest_places() -> None:
+    text = i32([7] * 5000)
+    assert longest_match(text[:-1], text) == (16, 4999)
+    # Older places are not looked at, though their match would be longer.
+    text = i32([1, 2, 7, 3, *[7] * 2000, 1, 2, 7])
+    assert longest_match(text[:-1], text) == (1, 2004)

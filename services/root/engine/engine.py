@@ -352,7 +352,7 @@ class Engine:
         Nor longer than until unused pages may be given back.
         """
         self._report_load()
-        dues = (self._paused_until, self._residency.due(self._scheduler.pool))
+        dues = (self._paused_until, None if self._flights else self._release_due)
         until = min((due for due in dues if due is not None), default=None)
         try:
             self._inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))()
@@ -361,7 +361,8 @@ class Engine:
             if paused_until is not None and paused_until <= time.monotonic():
                 assert self._suspended is not None
                 self._refuse(errors.waited_too_long(self._suspended, self._pause_seconds))
-            self._give_back()
+            if not self._flights:
+                self._give_back()
 
     def _close(self) -> None:
         with self._closing:
@@ -472,8 +473,11 @@ class Engine:
         """Submits the next batch; False if there is none, or if enough are in flight."""
         if self._suspended is not None or self._flights.full:
             return False
+        # Nodes read messages about pages between two steps.
+        due = self._release_due if self._flights else None
+        if due is not None and due <= time.monotonic() and not self._settle():
+            return False
         if self._scheduler.sharing.moves.busy:
-            # Nodes read messages about pages between two steps.
             self._finish_all()
             if not self._move_pages():
                 return False
@@ -534,7 +538,18 @@ class Engine:
         if not self._flights:
             self._give_back()
 
+    def _settle(self) -> bool:
+        """Ends all steps in flight and gives unused pages back; False if the cluster was lost."""
+        self._finish_all()
+        return self._suspended is None
+
+    @property
+    def _release_due(self) -> float | None:
+        """When to look for unused pages again."""
+        return self._residency.due(self._scheduler.pool)
+
     def _give_back(self) -> None:
+        """Has the nodes give the memory of unused pages back; no step may be in flight."""
         first = self._residency.look(time.monotonic(), self._scheduler.pool)
         if first is not None:
             self._on_unused_pages(first)

@@ -27,6 +27,8 @@ Tokens = npt.NDArray[np.int32]
 # Tokens of a match that are compared at most, and those below which it says nothing.
 _LONGEST = 16
 _LEAST = 2
+# Newest places that are compared: one token may fill a text.
+_PLACES = 1024
 # Most drafts of a sequence in one step.
 _MOST = 16
 # Drafts of a match under "lookup", which asks for them whatever they cost.
@@ -83,9 +85,9 @@ def longest_match(text: Tokens, tail: Tokens) -> tuple[int, int]:
     """(length, end) of the newest among the longest places in `text` that end as `tail` ends.
 
     text[end - length : end] equals the last `length` tokens of `tail`; (0, 0) if the last token is
-    nowhere. At most 16 tokens are compared.
+    nowhere. At most 16 tokens are compared, at the 1,024 newest places of the last token.
     """
-    ends = np.flatnonzero(text == tail[-1])
+    ends = np.flatnonzero(text == tail[-1])[-_PLACES:]
     if not len(ends):
         return 0, 0
     length = 1
@@ -234,6 +236,8 @@ class Speculation:
         if not scheduler.limits.drafts:
             return
         decoding = scheduler.decoding()
+        for sequence in decoding:  # what was proposed and not used
+            scheduler.propose(sequence.seq_id, ())
         rows = tokens = float(len(decoding))
         step = self._costs.of(len(decoding))
         if not self._always and (self._credit <= 0 or step < _SHORT_STEP):
