@@ -19,8 +19,12 @@ def peer(address: str, *sources: str, state: PeerState = PeerState.SEEN, reason:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The lines from INFO up since the last call."""
-    found = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    """The log's lines from INFO up since the last call; other loggers' do not count."""
+    found = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == LOGGER and record.levelno >= logging.INFO
+    ]
     caplog.clear()
     return found
 
