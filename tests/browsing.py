@@ -84,6 +84,12 @@ def says(answer: Callable[[str], str]) -> NextToken:
     return next_token
 
 
+def echo(prompt: str) -> str:
+    """The last text of the person, in capitals."""
+    texts: list[str] = re.findall(r"\[user\]([^\[]*)", prompt)
+    return texts[-1].upper()
+
+
 def speaking(answer: Callable[[str], str] | str, **options: Any) -> Root:
     """A root with a page, whose model gives this answer."""
     function = answer if callable(answer) else lambda _: answer

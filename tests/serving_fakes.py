@@ -71,6 +71,18 @@ def letters(history: tuple[int, ...]) -> int:
     return b"abcdefghijklmnopqrstuvwxyz "[zlib.crc32(repr(history).encode()) % 27]
 
 
+def says(text: str) -> NextToken:
+    """Next tokens that say a text after the last "[assistant]", then the end."""
+    data = text.encode()
+
+    def next_token(history: tuple[int, ...]) -> int:
+        said = bytes(token for token in history if token < 256)
+        place = len(said) - said.rindex(b"[assistant]") - len(b"[assistant]")
+        return data[place] if place < len(data) else EOS
+
+    return next_token
+
+
 def script(text: str | bytes, prompt: str = "") -> NextToken:
     """Next tokens that say `text` after BOS and `prompt`, then EOS."""
     data = text.encode() if isinstance(text, str) else text
@@ -409,3 +421,10 @@ class Root:
             if len(self.runner.batches) == before:
                 return before
         raise AssertionError("the engine never came to rest")
+
+
+def prompt_of(root: Root) -> str:
+    """The prompt of the first request."""
+    tokens = [token for batch in root.runner.batches for token in batch.tokens]
+    text = bytes(token for token in tokens if token < 256).decode()
+    return text[: text.rindex("[assistant]")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, NextToken, Root
+from serving_fakes import TOOL_TEMPLATE, FakeRunner, Root, prompt_of, says
 
 from hearth.client import AsyncClient, Client, FinishReason, InvalidArgument, ToolCall
 from hearth.v1 import root_pb2
@@ -22,28 +22,9 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_
 ANSWER = f"<think>\nI look.\n</think>\n\nOne moment.\n{CALL}\n{CALL}"
 
 
-def says(text: str) -> NextToken:
-    """Next tokens that say a text after the last "[assistant]", then the end."""
-    data = text.encode()
-
-    def next_token(history: tuple[int, ...]) -> int:
-        said = bytes(token for token in history if token < 256)
-        place = len(said) - said.rindex(b"[assistant]") - len(b"[assistant]")
-        return data[place] if place < len(data) else EOS
-
-    return next_token
-
-
 def root_of(text: str = ANSWER) -> Root:
     runner = FakeRunner(says(text))
     return Root(runner, chat_template=TOOL_TEMPLATE, context_size=2048, max_pages=2048)
-
-
-def prompt_of(root: Root) -> str:
-    """The prompt of the first request."""
-    tokens = [token for batch in root.runner.batches for token in batch.tokens]
-    text = bytes(token for token in tokens if token < 256).decode()
-    return text[: text.rindex("[assistant]")]
 
 
 def test_chat_gives_text_reasoning_and_calls_apart() -> None:

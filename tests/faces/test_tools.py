@@ -8,7 +8,7 @@ import httpx
 import ollama
 import openai
 import pytest
-from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, NextToken, Root
+from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, Root, prompt_of, says
 
 from hearth.root.api.http import limits
 
@@ -26,28 +26,9 @@ def call_text(arguments: str, name: str = "weather") -> str:
 ANSWER = f"<think>\nI look.\n</think>\n\nOne moment.\n{call_text(BERN)}\n{call_text(ROME)}"
 
 
-def says(text: str) -> NextToken:
-    """Next tokens that say a text after the last "[assistant]", then the end."""
-    data = text.encode()
-
-    def next_token(history: tuple[int, ...]) -> int:
-        said = bytes(token for token in history if token < 256)
-        place = len(said) - said.rindex(b"[assistant]") - len(b"[assistant]")
-        return data[place] if place < len(data) else EOS
-
-    return next_token
-
-
 def root_of(text: str = ANSWER, template: str = TOOL_TEMPLATE, **options: Any) -> Root:
     options = {"context_size": 2048, "max_pages": 2048} | options
     return Root(FakeRunner(says(text)), http=True, chat_template=template, **options)
-
-
-def prompt_of(root: Root) -> str:
-    """The prompt of the first request."""
-    tokens = [token for batch in root.runner.batches for token in batch.tokens]
-    text = bytes(token for token in tokens if token < 256).decode()
-    return text[: text.rindex("[assistant]")]
 
 
 def openai_client(root: Root) -> openai.OpenAI:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browsing import Visit, Watched
+from browsing import Visit, Watched, echo, speaking
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from serving_fakes import Root
 
@@ -29,6 +29,13 @@ def browser() -> Iterator[Browser]:
         running = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture
+def root() -> Iterator[Root]:
+    """A root whose model repeats the last text of the person, in capitals."""
+    with speaking(echo) as running:
+        yield running
 
 
 @pytest.fixture

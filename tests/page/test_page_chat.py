@@ -5,27 +5,13 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from browsing import Visit, accessible, answered, check_markdown, last, send, speaking
 from playwright.sync_api import Page, expect
 from serving_fakes import FakeRunner, Root, script
 
 from hearth.v1 import root_pb2
-
-
-def echo(prompt: str) -> str:
-    """The last text of the person, in capitals."""
-    texts: list[str] = re.findall(r"\[user\]([^\[]*)", prompt)
-    return texts[-1].upper()
-
-
-@pytest.fixture
-def root() -> Iterator[Root]:
-    with speaking(echo) as running:
-        yield running
 
 
 def test_an_answer_streams_in_and_is_kept(root: Root, visit: Visit) -> None:

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
 
-import pytest
-from browsing import Visit, answered, send, speaking
+from browsing import Visit, answered, send
 from playwright.sync_api import Page, expect
 from serving_fakes import Root
-
-
-def echo(prompt: str) -> str:
-    """The last text of the person, in capitals."""
-    texts: list[str] = re.findall(r"\[user\]([^\[]*)", prompt)
-    return texts[-1].upper()
-
-
-@pytest.fixture
-def root() -> Iterator[Root]:
-    with speaking(echo) as running:
-        yield running
 
 
 def beside(page: Page) -> Page:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import call_formats
 import pytest
 from serving_fakes import ByteTokenizer
 
@@ -16,7 +17,6 @@ from hearth.root.api.tools.formats.gemma import GemmaCalls
 from hearth.root.api.tools.formats.json_calls import JsonCalls
 from hearth.root.api.tools.formats.named import ID, NamedCalls
 from hearth.root.api.tools.formats.pythonic import PythonicCalls
-from hearth.root.api.tools.formats.tagged import TaggedCalls
 
 HEAD = "{% for t in tools or [] %}{{ t.function | tojson }}\n{% endfor %}"
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}"
@@ -100,42 +100,9 @@ FOUND = [
             "<|calls end|>",
         ),
     ),
-    (
-        CODER,
-        TaggedCalls(
-            "<tool_call>\n<function=",
-            ">",
-            "<parameter=",
-            ">\n",
-            "\n</parameter>\n",
-            "</function>\n</tool_call>",
-        ),
-    ),
-    (
-        GLM,
-        TaggedCalls(
-            "<tool_call>",
-            "",
-            "<arg_key>",
-            "</arg_key>\n<arg_value>",
-            "</arg_value>\n",
-            "</tool_call>",
-        ),
-    ),
-    (
-        FLAGGED,
-        TaggedCalls(
-            '<invoke name="',
-            '">',
-            '<parameter name="',
-            '" string="true">',
-            "</parameter>\n",
-            "</invoke>",
-            "<calls>",
-            "</calls>",
-            '" string="false">',
-        ),
-    ),
+    (CODER, call_formats.CODER),
+    (GLM, call_formats.GLM),
+    (FLAGGED, call_formats.DSML),
     (LLAMA, JsonCalls(others=("<|python_tag|>",), arguments_key="parameters")),
     (GEMMA, GemmaCalls()),
     (LFM, PythonicCalls("<|tool_call_start|>", "<|tool_call_end|>")),
