@@ -9,9 +9,6 @@ from typing import TypedDict
 from hearth.cli.command import Options
 from hearth.common.errors import HearthError, Reason
 
-# Larger ones are refused, as a root does.
-_MAX_BYTES = 256 << 10
-
 
 class Form(TypedDict, total=False):
     """A form by its language, as the client's options are named."""
@@ -43,14 +40,17 @@ def form_of(options: Options) -> Form:
 
 
 def _content(path: str, option: str, hint: str = "") -> str:
+    # Late: most commands need nothing of the root.
+    from hearth.root.engine.structure.constraint import MAX_BYTES
+
     try:
         with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _wrong(f"{option}: cannot read {path[:200]!r}: {reason}{hint}") from None
-    if len(content) > _MAX_BYTES:
-        raise _wrong(f"{option}: {path!r} has more than {_MAX_BYTES} bytes")
+    if len(content) > MAX_BYTES:
+        raise _wrong(f"{option}: {path!r} has more than {MAX_BYTES} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -16,16 +16,18 @@ _FILES = (
     "llama", "mistral", "qwen", "qwen3_next", "gpt2", "gemma", "gemma4", "gpt_oss", "phi", "glm",
     "deepseek", "smollm", "granite", "olmo",
 )  # fmt: skip
-# Endings of the names of classes that make text; see also `_is_body`.
-_TEXT_CLASSES = ("forcausallm", "forconditionalgeneration")
+# Endings of the names of classes that make text; see also `is_body`.
+_TEXT_CLASSES = ("forcausallm", "forconditionalgeneration", "lmheadmodel")
 
 
-def _is_body(name: str) -> bool:
-    """True for a class without a head, as checkpoints for embeddings have: Qwen3Model.
+def is_body(name: str) -> bool:
+    """True for the name of a class without a head, as checkpoints for embeddings have: Qwen3Model.
 
-    Not for one with another head, such as Qwen2ForRewardModel.
+    Not for one with a head: GPT2LMHeadModel, Qwen2ForRewardModel.
     """
-    return name.endswith("model") and re.search("for(?!mer)", name) is None
+    lower = name.lower()
+    headed = lower.endswith("lmheadmodel") or re.search("for(?!mer)", lower)
+    return lower.endswith("model") and not headed
 
 
 @cache
@@ -56,7 +58,7 @@ def family_of_config(config: Settings) -> Family:
         )
     # "LLaMAForCausalLM" is in real files. Heads of other tasks do not make text.
     lower = name.lower() if isinstance(name, str) else ""
-    text = name is None or lower.endswith(_TEXT_CLASSES) or _is_body(lower)
+    text = name is None or lower.endswith(_TEXT_CLASSES) or is_body(lower)
     for family in families():
         of_class = lower in (each.lower() for each in family.classes)
         if (kind in family.model_types and text) or (kind is None and of_class):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hearth.converter.errors import ModelError
+from hearth.converter.families import is_body
 from hearth.converter.families.base import Family, Files, FileTensor, Recipe, find
 from hearth.converter.families.settings import Settings
 from hearth.converter.families.text_parts import OTHER_PARTS
@@ -200,8 +201,9 @@ def _is_headless(config: HfConfig, entries: Entries) -> bool:
         return False
     classes = config.raw.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else ""
-    below = str(name).endswith("Model") and not str(name).endswith("LMHeadModel")
-    return below or config.family.embedding.removeprefix(config.family.prefix) in entries
+    return (
+        is_body(str(name)) or config.family.embedding.removeprefix(config.family.prefix) in entries
+    )
 
 
 def _with_prefix(family: Family, entries: Entries) -> Entries:

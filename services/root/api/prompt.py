@@ -277,20 +277,14 @@ def _marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _up_to_mark(prompt: str | Sequence[str | int]) -> list[str | int]:
     """The prompt up to the mark, which is there once. Raises HearthError."""
     pieces = [prompt] if isinstance(prompt, str) else [*prompt]
-    places = [
-        (number, each.index(_MARK))
-        for number, each in enumerate(pieces)
-        if isinstance(each, str) and _MARK in each
-    ]
-    if len(places) == 1:
-        number, at = places[0]
-        piece = str(pieces[number])
-        if piece.count(_MARK) == 1:
-            return [*pieces[:number], piece[:at]]
-    raise invalid(
-        "the last message cannot be continued: this model's chat template changes its text",
-        field="continue_final_message",
-    )
+    texts = [piece if isinstance(piece, str) else "" for piece in pieces]
+    if sum(text.count(_MARK) for text in texts) != 1:
+        raise invalid(
+            "the last message cannot be continued: this model's chat template changes its text",
+            field="continue_final_message",
+        )
+    number = next(number for number, text in enumerate(texts) if _MARK in text)
+    return [*pieces[:number], texts[number].partition(_MARK)[0]]
 
 
 def _rendered_limit(context_size: int) -> int:

@@ -39,7 +39,6 @@ class Pipeline:
         # By step: when it began, by time.monotonic(); oldest first.
         self._pending: dict[StepRun, float] = {}
         self._ended_at = 0.0
-        self._failure: HearthError | None = None
         self._queues: list[queue.SimpleQueue[tuple[StepRun, bytes] | None]] = [
             queue.SimpleQueue() for _ in legs
         ]

@@ -12,7 +12,7 @@ REPORT_SECONDS = 0.5
 
 
 class Reports:
-    """The reports about one stage's mesh. Thread-safe: holds only its own lock, makes no calls."""
+    """The reports about the mesh. Thread-safe: holds only its own lock, makes no calls."""
 
     def __init__(self, workers: Sequence[Worker], seconds: float = REPORT_SECONDS) -> None:
         """workers: of the stage. seconds: how long `cause` waits at most."""

@@ -238,8 +238,8 @@ class Speculation:
         decoding = scheduler.decoding()
         for sequence in decoding:  # what was proposed and not used
             scheduler.propose(sequence.seq_id, ())
-        rows = tokens = float(len(decoding))
-        step = self._costs.of(len(decoding))
+        rows, tokens = len(decoding), float(len(decoding))
+        step = self._costs.of(rows)
         if not self._always and (self._credit <= 0 or step < _SHORT_STEP):
             return
         for sequence in decoding:
@@ -310,7 +310,7 @@ class Speculation:
         return 0, ()
 
     def _count(
-        self, guess: _Guess, length: int, most: int, rows: float, tokens: float
+        self, guess: _Guess, length: int, most: int, rows: int, tokens: float
     ) -> tuple[int, float]:
         """The best number of drafts, up to `most`, and the tokens that they are expected to add.
 
@@ -319,12 +319,12 @@ class Speculation:
         if self._always:
             return min(most, _ALWAYS), 0.0
         part = guess.acceptance.part(length, self._acceptance.part(length))
-        best, count, gained = _MARGIN * tokens / self._costs.of(int(rows)), 0, 0.0
+        best, count, gained = _MARGIN * tokens / self._costs.of(rows), 0, 0.0
         expected, chance = 0.0, 1.0
         for drafts in range(1, most + 1):
             chance *= part
             expected += chance
-            speed = (tokens + expected) / self._costs.of(int(rows) + drafts)
+            speed = (tokens + expected) / self._costs.of(rows + drafts)
             if speed > best:
                 best, count, gained = speed, drafts, expected
         return count, gained
