@@ -16,7 +16,7 @@ from hearth.converter.families.neutral import refuse_flags, refuse_unread
 from hearth.converter.families.settings import Settings
 from hearth.converter.families.text_parts import text_settings
 from hearth.converter.files import check_pointer
-from hearth.converter.quantized import quantization
+from hearth.converter.quantized import QUANTIZATION_KEYS, quantization, quantization_beside
 from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 
@@ -71,6 +71,13 @@ def read_config(directory: Path) -> HfConfig:
     """
     path = directory / "config.json"
     raw = read_json(path)
+    if not any(raw.get(key) for key in QUANTIZATION_KEYS):
+
+        def beside(name: str) -> dict[str, Any] | None:
+            return read_json(directory / name) if (directory / name).is_file() else None
+
+        found = quantization_beside(beside)
+        raw = raw if found is None else {**raw, "quantization_config": dict(found)}
     try:
         family, spec = read_spec(raw, directory.resolve().name)
     except ModelError as error:

@@ -10,7 +10,7 @@ float-quantized.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ F32 = npt.NDArray[np.float32]
 _Q4_1_BLOCK = 32
 
 Config = Mapping[str, Any]
+# Keys of config.json for the settings of a method.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Methods of quantization_config that are read. Families read mxfp4 by themselves.
 METHODS = ("fp8", "gptq", "awq", "compressed-tensors", "mxfp4")
 
@@ -43,15 +45,18 @@ def quantization(config: Config) -> Config | None:
     """
     text = config.get("text_config")
     for place in (config, text if isinstance(text, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
+        for key in QUANTIZATION_KEYS:
             found = place.get(key)
             if not found:
                 continue
+            if isinstance(found, dict):
+                found = _by_usual_method(found)
             method = found.get("quant_method") if isinstance(found, dict) else found
             if method not in METHODS:
                 raise ModelError(
-                    f"{key} is of {shown(method)}; Hearth reads {', '.join(METHODS)}. Get the "
-                    "model in one of these, without quantization, or as GGUF"
+                    f"{key} is of {shown(method)}{_details(found)}; Hearth reads "
+                    f"{', '.join(METHODS)}. Get the model in one of these, without quantization, "
+                    "or as GGUF"
                 )
             if not isinstance(found, dict):
                 raise ModelError(
@@ -60,6 +65,48 @@ def quantization(config: Config) -> Config | None:
                 )
             return found
     return None
+
+
+# What other tools call the same; auto-round names the format that it packs in.
+_ALIKE = {"fbgemm_fp8": "fp8", "modelopt": "fp8"}
+_AUTO_ROUND = ("auto-round", "auto_round", "intel/auto-round")
+_PACKED_AS = {"auto_gptq": "gptq", "gptq": "gptq", "auto_awq": "awq", "awq": "awq"}
+
+
+def _by_usual_method(found: Config) -> Config:
+    """The same settings by the name of the method that stores tensors in the same way."""
+    method = found.get("quant_method")
+    if method == "modelopt" and found.get("quant_algo") != "FP8":
+        return found
+    if isinstance(method, str) and method in _ALIKE:
+        return {**found, "quant_method": _ALIKE[method]}
+    if method in _AUTO_ROUND:
+        packing = str(found.get("packing_format", "")).rpartition(":")[2]
+        if packing in _PACKED_AS:
+            return {**found, "quant_method": _PACKED_AS[packing]}
+    return found
+
+
+def _details(found: object) -> str:
+    """The form that a method was refused for, where it has several."""
+    given = found if isinstance(found, dict) else {}
+    keys = [key for key in ("quant_algo", "packing_format") if key in given]
+    return f" ({keys[0]} {shown(given[keys[0]])})" if keys else ""
+
+
+def quantization_beside(read: Callable[[str], Config | None]) -> Config | None:
+    """The quantization_config of a checkpoint that has it in a file of its own.
+
+    read: the JSON of a file beside config.json, None where it is absent.
+    """
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        found = read(name)
+        if found is not None:
+            spelled = {"bits": found["w_bit"]} if "w_bit" in found else {}
+            return {"quant_method": method, **spelled, **found}
+    whole = read("hf_quant_config.json")
+    found = whole.get("quantization") if whole is not None else None
+    return {"quant_method": "modelopt", **found} if isinstance(found, dict) else None
 
 
 def fp8_values() -> F32:

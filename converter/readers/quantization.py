@@ -34,8 +34,8 @@ _FP8 = "F8_E4M3"
 _MOST_COLUMNS = 1 << 20
 # Scales of activations, which stay in f32 here, and of a KV cache in FP8.
 _UNUSED = (
-    ".input_scale", ".activation_scale", ".input_zero_point", ".input_global_scale",
-    ".output_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale",
+    ".input_scale", ".input_scale_ub", ".activation_scale", ".input_zero_point",
+    ".input_global_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale",
 )  # fmt: skip
 
 

@@ -359,3 +359,94 @@ def test_fp8_numbers() -> None:
     for code, value in known.items():
         assert (values[code], values[code + 128]) == (value, -value)
     assert np.flatnonzero(np.isnan(values)).tolist() == [0x7F, 0xFF]
+
+
+# The form of the tensors, what config.json says of it instead, and where else it says it.
+SPELLINGS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "fbgemm_fp8": (
+        "fp8-row",
+        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
+        "config.json",
+    ),
+    "modelopt": ("fp8-one", {"quant_method": "modelopt", "quant_algo": "FP8"}, "config.json"),
+    "modelopt, beside": (
+        "fp8-one",
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}},
+        "hf_quant_config.json",
+    ),
+    "auto-round": (
+        "gptq",
+        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq"},
+        "config.json",
+    ),
+    "auto-round, awq": (
+        "awq",
+        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq"},
+        "config.json",
+    ),
+    "AutoGPTQ": (
+        "gptq",
+        {"bits": 4, "group_size": GROUP, "desc_act": False},
+        "quantize_config.json",
+    ),
+    "AutoGPTQ, 8 bits": ("gptq-8", {"bits": 8, "group_size": GROUP}, "quantize_config.json"),
+    "AutoAWQ": (
+        "awq",
+        {"zero_point": True, "q_group_size": GROUP, "w_bit": 4, "version": "GEMM"},
+        "quant_config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_other_spellings_of_a_method(tmp_path: Path, name: str) -> None:
+    form, settings, place = SPELLINGS[name]
+    expected = checkpoint(tmp_path / "m", form)
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("quantization_config")
+    if place == "config.json":
+        config["quantization_config"] = settings
+    else:
+        (tmp_path / "m" / place).write_text(json.dumps(settings))
+    path.write_text(json.dumps(config))
+    with open_model(str(tmp_path / "m")) as model:
+        assert len(model.notes) == 1
+        for tensor, values in expected.items():
+            got = model.read(tensor, "f32").view("<f4")
+            assert np.abs(got - values).max() <= 2.0**-11 * 16 * 0.021, tensor
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"'modelopt' \(quant_algo 'NVFP4'\)"),
+        ({"quant_method": "modelopt"}, "'modelopt'; Hearth reads fp8"),
+        (
+            {"quant_method": "auto-round", "packing_format": "auto_round:exllamav2"},
+            r"'auto-round' \(packing_format 'auto_round:exllamav2'\)",
+        ),
+        ({"quant_method": "auto-round", "packing_format": ["gptq"]}, "'auto-round'"),
+        ({"quant_method": ["gptq"]}, r"is of \['gptq'\]"),
+    ],
+)
+def test_other_forms_of_a_method_are_named(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    checkpoint(tmp_path / "m", "gptq")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text()) | {"quantization_config": settings}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=words):
+        open_model(str(tmp_path / "m"))
+
+
+def test_a_damaged_file_of_settings(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "m", "gptq")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("quantization_config")
+    path.write_text(json.dumps(config))
+    (tmp_path / "m" / "quantize_config.json").write_text("[4]")
+    with pytest.raises(ModelError, match=r"quantize_config\.json holds a JSON list"):
+        open_model(str(tmp_path / "m"))
