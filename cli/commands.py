@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Sections of `hearth --help`.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Use a model": ("chat", "generate", "bench"),
+    "Use a model": ("chat", "generate", "bench", "plan"),
     "Models": ("pull", "models", "convert"),
     "Several machines": ("root", "worker", "cluster", "certs", "healthcheck"),
     "This command": ("config", "completion"),
@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "root": "serve a model to clients, alone or with workers",
     "worker": "give this machine's memory and cores to a root",
     "bench": "measure tokens per second, bytes per token and memory",
+    "plan": "predict how fast a model will be on some machines",
     "cluster": "show a running cluster; take a worker out",
     "certs": "make the certificates and the join token of a cluster",
     "healthcheck": "check a service's health port, for container engines",

@@ -22,6 +22,7 @@ PAGES = {
     "The page": "page.md",
     "Operations": "operations.md",
     "Networking": "networking.md",
+    "Planning": "planning.md",
     "Troubleshooting": "troubleshooting.md",
     "Security": "security.md",
     "Benchmarks": "benchmarks.md",

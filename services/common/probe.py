@@ -1,0 +1,149 @@
+"""Measures what this machine computes and reads, in about half a second.
+
+The core itself is timed, on layers of zeros in q4_0: reading weights with one row, products with a
+few rows and with many, and the fixed work of layers that are too small to compute anything. So
+kernels, threads and barriers count as they do in a step.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hearth import _native
+
+_TYPE = "q4_0"
+# A layer of a 1B model, and how many: 90 MiB, more than caches hold.
+_HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS = 2048, 16, 128, 5632, 4
+_FEW, _MANY = 8, 64
+_SMALL_LAYERS = 16
+_DISK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What a machine does in a second, and the fixed work of a layer in a step."""
+
+    # Bytes of weights in a step of one row.
+    read_bandwidth: float
+    # Multiply-adds: with many rows, and with 8.
+    prefill_rate: float
+    few_rows_rate: float
+    layer_seconds: float
+    # Bytes read from the directory's disk; 0 where it could not be measured.
+    disk_bandwidth: float
+
+
+def measure(threads: int, directory: Path | None = None, pin: Sequence[int] = ()) -> Speeds:
+    """The speeds with so many threads. directory: on the disk of the slice cache."""
+    small = _Layers(64, 2, 32, 128, _SMALL_LAYERS, threads, pin)
+    fixed = small.seconds(1, 5) / _SMALL_LAYERS
+    del small
+    large = _Layers(_HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS, threads, pin)
+    beside = _LAYERS * fixed
+    one = _net(large.seconds(1, 4), beside)
+    few = _net(large.seconds(_FEW, 2), beside)
+    many = _net(large.seconds(_MANY, 1), beside)
+    return Speeds(
+        read_bandwidth=large.weight_bytes / one,
+        prefill_rate=_MANY * large.products / many,
+        few_rows_rate=_FEW * large.products / few,
+        layer_seconds=fixed,
+        disk_bandwidth=_disk_bandwidth(directory),
+    )
+
+
+def _net(seconds: float, fixed: float) -> float:
+    """The time without the layers' fixed work; at least half, where noise is larger."""
+    return max(seconds - fixed, seconds / 2)
+
+
+class _Layers:
+    """Layers of zeros on this machine's cores."""
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        head_size: int,
+        inner: int,
+        layers: int,
+        threads: int,
+        pin: Sequence[int],
+    ) -> None:
+        self._hidden = hidden
+        block = _native.BlockConfig(
+            mixer=_native.AttentionConfig(
+                heads=(0, heads),
+                kv_heads=(0, heads),
+                key_size=head_size,
+                value_size=head_size,
+                scale=1.0,
+                rope=None,
+            ),
+            feed_forward=_native.FeedForwardConfig(units=(0, inner)),
+        )
+        config = _native.ShardConfig(
+            hidden_size=hidden,
+            layers=(0, layers),
+            kinds=[block],
+            kind_of_layer=[0] * layers,
+            norm_epsilon=1e-5,
+            ropes=[],
+            kv_type="f16",
+            page_size=_MANY,
+            max_pages=1,
+            max_step_tokens=_MANY,
+            embedding=False,
+            vocab_size=32,
+            vocab=(0, 0),
+        )
+        self._shard = _native.Shard(config, threads=threads, pin=list(pin))
+        self.weight_bytes = 0
+        # Multiply-adds of a row.
+        self.products = 0
+        zeros = np.zeros(1 << 24, np.uint8)
+        for name, (rows, columns) in self._shard.expected().items():
+            kind = "f32" if name.endswith("norm") else _TYPE
+            size = rows * _native.row_bytes(kind, columns)
+            self._shard.load(name, kind, zeros[:size])
+            self.weight_bytes += size
+            self.products += 0 if kind == "f32" else rows * columns
+
+    def seconds(self, rows: int, repeats: int) -> float:
+        """The shortest time of a step of so many rows of one sequence."""
+        activations = np.ones((rows, self._hidden), np.float32)
+        best = float("inf")
+        for _ in range(1 + repeats):  # the first one warms up
+            started = time.perf_counter()
+            self._shard.step(activations, [(rows, 0, [0])], [], None)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+
+def _disk_bandwidth(directory: Path | None) -> float:
+    """Bytes per second of a file written, dropped from memory and read; 0 where that fails."""
+    if directory is None or not hasattr(os, "posix_fadvise"):
+        return 0.0
+    with suppress(OSError), tempfile.NamedTemporaryFile(dir=directory) as file:
+        file.write(os.urandom(1 << 20) * (_DISK_BYTES >> 20))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, _DISK_BYTES, os.POSIX_FADV_DONTNEED)
+        buffer = mmap.mmap(-1, 1 << 22)
+        started, done = time.perf_counter(), 0
+        while done < _DISK_BYTES:
+            count = os.preadv(file.fileno(), [buffer], done)
+            if count <= 0:
+                return 0.0
+            done += count
+        return done / max(time.perf_counter() - started, 1e-9)
+    return 0.0
