@@ -1,7 +1,7 @@
 """Measures what this machine computes and reads, in about half a second.
 
-The core itself is timed, on layers of zeros in q4_0: reading weights with one row, products with a
-few rows and with many, and the fixed work of layers that are too small to compute anything. So
+The core itself is timed on layers of zeros in q4_0. One row shows the reading of weights, a few
+rows and many show products. Tiny layers show the fixed work. So
 kernels, threads and barriers count as they do in a step.
 """
 
@@ -30,7 +30,7 @@ _DISK_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What a machine does in a second, and the fixed work of a layer in a step."""
+    """Speeds of a machine, and the fixed work of a layer in a step."""
 
     # Bytes of weights in a step of one row.
     read_bandwidth: float

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from converter_builders import llama_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,6 @@ from hearth.root.planning.machines import Machine
 from hearth.root.planning.planner import make_plan
 from hearth.root.planning.predict import Choices, Prediction
 from hearth.root.planning.search import Search, advice
-from converter_builders import llama_spec
 
 # Compute in ms per token, by the number of devices, of distributed-llama's published tables: Q40
 # weights. Only columns 1 and 2 are fitted.

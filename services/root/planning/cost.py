@@ -24,7 +24,7 @@ _FRAME_BYTES = 100
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a node's part of the model costs, whatever the machine."""
+    """Cost of a node's part of the model, on any machine."""
 
     # Bytes of weights that every row needs, and multiply-adds of one row.
     bytes: int

@@ -176,7 +176,7 @@ def _memory_advice(search: Search, machines: Sequence[Machine], smaller: Types |
 
 
 def _machines_needed(search: Search, machines: Sequence[Machine], more: Machine) -> int | None:
-    """How many more machines like `more` it takes until the model fits; None for over 256."""
+    """Number of machines like `more` to add until the model fits; None for over 256."""
 
     def fits(count: int) -> bool:
         added = [replace(more, name=f"more-{i}") for i in range(count)]
