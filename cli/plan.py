@@ -106,7 +106,8 @@ def run(options: Options) -> int:
             result = as_object(options.model, model.weight_type, search, found, help_lines)
             output.line(output.as_json(result, indent=2))
         else:
-            output.line("\n".join(describe(found, help_lines)))
+            title = f"{spec.name}, {model.weight_type} weights, context of {context} positions"
+            output.line("\n".join([one_line(title), *describe(found, help_lines)]))
     return 0 if found and found[0].fits else 3
 
 
@@ -212,9 +213,8 @@ def describe(found: Sequence[Prediction], help_lines: Sequence[str]) -> list[str
     from hearth.common.sizes import format_size
     from hearth.root.planning.predict import MANY, option_text
 
-    rows = [
-        ("NODES", "DECODE", f"OF {MANY}", "PREFILL", "COMPUTE", "SYNC", "MEMORY", "LIMIT", "LAYOUT")
-    ]
+    speeds = ("DECODE", f"{MANY} SEQ", "PREFILL")
+    rows = [("NODES", *speeds, "COMPUTE", "SYNC", "MEMORY", "LIMIT", "LAYOUT")]
     for each in _few(found):
         limit = _LIMITS[each.limit].format(each.slowest)
         if not each.fits:
@@ -226,9 +226,7 @@ def describe(found: Sequence[Prediction], help_lines: Sequence[str]) -> list[str
         rows.append(
             (
                 str(len(names)),
-                f"{each.decode:.3g}",
-                f"{each.decode_many:.3g}",
-                f"{each.prefill:.3g}",
+                *map(_speed, (each.decode, each.decode_many, each.prefill)),
                 f"{each.compute_seconds * 1e3:.0f} ms",
                 f"{each.transfer_seconds * 1e3:.1f} ms",
                 format_size(max(each.memory_bytes)),
@@ -242,16 +240,21 @@ def describe(found: Sequence[Prediction], help_lines: Sequence[str]) -> list[str
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     ]
-    lines.append(
-        "Predicted tokens/s of one sequence and of several together, and of a prompt; time of a "
-        "token; memory of the node that needs most; what limits."
-    )
+    lines += [
+        f"Predicted tokens/s: DECODE of one sequence, {MANY} SEQ of {MANY} together, PREFILL of a "
+        "prompt.",
+        "COMPUTE and SYNC are the parts of one token. MEMORY is of the node that needs most.",
+    ]
     return [*lines, *(f"advice: {one_line(line)}" for line in help_lines)]
 
 
+def _speed(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
 _LIMITS = {
-    "reading": "weights of {}",
-    "layers": "layers of {}",
+    "reading": "memory bandwidth of {}",
+    "layers": "fixed work of layers on {}",
     "latency": "latency of the links",
     "bandwidth": "bandwidth of the links",
 }

@@ -1,5 +1,6 @@
 """Predictions of every layout worth trying, best first, and what would help. Pure."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -23,6 +24,8 @@ _MOST_SETS = 12
 _MOST_COMBINED = 10
 # A change is worth its words from here on.
 _WORTH = 1.05
+# Machines that advice adds at most.
+_MOST_ADDED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +62,51 @@ class Search:
                     found += self._predict(layout, shares, machines)
         return found
 
+    def has_room(self, machines: Sequence[Machine]) -> bool:
+        """True if the model fits on exactly these machines in some layout."""
+        spec = self.spec
+        every = layouts(len(machines), most_nodes(spec), most_stages(spec))
+        return any(
+            self._fits(layout, shares, machines)
+            for layout in every
+            for shares in self._shares(layout, machines)
+        )
+
+    def whole_bytes(self) -> int:
+        """Bytes of memory that the model needs on one machine."""
+        return self._needs(Layout.tensor(1), (1.0,))[0]
+
     def _shares(self, layout: Layout, machines: Sequence[Machine]) -> Iterator[tuple[float, ...]]:
         """Equal shares, those by speed, and if neither fits those by memory."""
         equal, fast = (1.0,) * len(machines), speed_shares(machines)
         yield equal
-        yield fast
+        if fast != equal:
+            yield fast
         rooms = [machine.memory_bytes for machine in machines]
-
-        def needs(shares: tuple[float, ...]) -> list[int]:
-            plan = self._plan(layout, shares)
-            sizes = self.choices.kv_type, self.choices.page_size, self.choices.context
-            # What cannot be cut fits nowhere.
-            none = [1 << 62] * len(machines)
-            return (
-                none
-                if plan is None
-                else [needed_bytes(node, self.spec, *sizes) for node in plan.nodes]
-            )
-
-        def fits(shares: tuple[float, ...]) -> bool:
-            return all(need <= room for need, room in zip(needs(shares), rooms, strict=True))
-
-        if len(machines) < 2 or fits(equal) or fits(fast) or sum(needs(equal)) > sum(rooms):
+        if (
+            len(machines) < 2
+            or sum(self._needs(layout, equal)) > sum(rooms)
+            or self._fits(layout, equal, machines)
+            or self._fits(layout, fast, machines)
+        ):
             return
-        shares = shares_by_memory(rooms, needs)
+        shares = shares_by_memory(rooms, lambda shares: self._needs(layout, shares))
         if shares is not None:
             yield shares
+
+    def _needs(self, layout: Layout, shares: tuple[float, ...]) -> list[int]:
+        """Bytes that each machine needs; a layout that cannot be cut fits nowhere."""
+        plan = self._plan(layout, shares)
+        if plan is None:
+            return [1 << 62] * layout.nodes
+        sizes = self.choices.kv_type, self.choices.page_size, self.choices.context
+        return [needed_bytes(node, self.spec, *sizes) for node in plan.nodes]
+
+    def _fits(self, layout: Layout, shares: tuple[float, ...], machines: Sequence[Machine]) -> bool:
+        needs = self._needs(layout, shares)
+        return all(
+            need <= machine.memory_bytes for need, machine in zip(needs, machines, strict=True)
+        )
 
     def _predict(
         self, layout: Layout, shares: tuple[float, ...], machines: Sequence[Machine]
@@ -176,18 +198,22 @@ def _memory_advice(search: Search, machines: Sequence[Machine], smaller: Types |
 
 
 def _machines_needed(search: Search, machines: Sequence[Machine], more: Machine) -> int | None:
-    """Number of machines like `more` to add until the model fits; None for over 256."""
+    """Number of machines like `more` to add until the model fits; None if too many."""
 
     def fits(count: int) -> bool:
-        added = [replace(more, name=f"more-{i}") for i in range(count)]
-        every = [*machines, *added]
-        return any(each.fits for each in search.of(every))
+        return search.has_room(
+            [*machines, *(replace(more, name=f"more-{i}") for i in range(count))]
+        )
 
-    low, high = 0, 1
-    while not fits(high):
-        low, high = high, 2 * high
-        if high > 256:
+    lacking = search.whole_bytes() - sum(machine.memory_bytes for machine in machines)
+    # Fewer cannot hold the weights alone.
+    low = max(0, math.ceil(lacking / more.memory_bytes) - 1)
+    step = 1
+    while not fits(low + step):
+        low, step = low + step, 2 * step
+        if low + step > _MOST_ADDED:
             return None
+    high = low + step
     while low + 1 < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
