@@ -214,7 +214,9 @@ def describe(found: Sequence[Prediction], help_lines: Sequence[str]) -> list[str
     from hearth.root.planning.predict import MANY, option_text
 
     speeds = ("DECODE", f"{MANY} SEQ", "PREFILL")
-    rows = [("NODES", *speeds, "COMPUTE", "SYNC", "MEMORY", "LIMIT", "LAYOUT")]
+    rows: list[tuple[str, ...]] = [
+        ("NODES", *speeds, "COMPUTE", "SYNC", "MEMORY", "LIMIT", "LAYOUT")
+    ]
     for each in _few(found):
         limit = _LIMITS[each.limit].format(each.slowest)
         if not each.fits:
