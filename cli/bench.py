@@ -192,6 +192,11 @@ def measure(
         "depth": workload.depth,
         "draft_tokens": speculation.drafted if speculation else 0,
         "accepted_draft_tokens": speculation.accepted if speculation else 0,
+        # Per step of a sequence that had drafts; each such step adds one token more.
+        "accepted_per_step": _round(
+            speculation.accepted / max(1, speculation.steps) if speculation else 0.0
+        ),
+        "draft_seconds": _round(speculation.seconds if speculation else 0.0),
         "prefill_tokens_per_second": _round(statistics.median(prefill)),
         "prefill_spread": [_round(min(prefill)), _round(max(prefill))],
         "decode_tokens_per_second": _round(statistics.median(decode)),

@@ -375,12 +375,20 @@ def cluster(by_root: bool = False, speculate: str = "auto") -> Params:
         ),
         Option(
             "--speculate",
-            choices=("auto", "lookup", "off"),
+            choices=("auto", "lookup", "draft", "off"),
             default=speculate,
             by_root=by_root,
             group=CLUSTER,
-            help="guess tokens from what followed the same words earlier, and verify several in "
-            "one step; the text stays the same. auto: where it is faster, lookup: always",
+            help="guess tokens from what followed the same words earlier, or by the model of "
+            "--draft, and verify several in one step; the text stays the same. auto: where it is "
+            "faster, lookup and draft: always",
+        ),
+        Option(
+            "--draft",
+            metavar="MODEL",
+            by_root=by_root,
+            group=CLUSTER,
+            help="small model with the same vocabulary, which the root runs to guess tokens",
         ),
         Option(
             "--step-seconds",

@@ -23,6 +23,7 @@ from hearth.converter import Model, open_model
 from hearth.converter.tokenizers.confined import confined
 from hearth.root.app import Core, core, metrics_port
 from hearth.root.cluster.cluster import Cluster
+from hearth.root.drafts import with_draft
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import StepRunner
 from hearth.root.engine.params import Sampling
@@ -121,6 +122,9 @@ def open_several(options: Options) -> Iterator[Several]:
 
     Raises HearthError, or ModelError for a model that is named itself and cannot run.
     """
+    if options.draft:
+        problem = "--draft is for one model; give MODEL instead of --models"
+        raise HearthError(Reason.BAD_SETTING, problem)
     if options.pre or options.tokenizer:
         problem = "--pre and --tokenizer are for one model; give MODEL instead of --models"
         raise HearthError(Reason.BAD_SETTING, problem)
@@ -193,9 +197,12 @@ def open_session(
         model = stack.enter_context(
             open_model(options.model, options.weights, options.pre, options.tokenizer)
         )
+        draft = None
+        if options.draft:
+            draft = stack.enter_context(open_model(options.draft, options.weights))
         # Errors of the plan come before any worker is started.
         planned = settings_of(options, tuple(options.workers) or ("planned:1",) * count)
-        notes = draw(model, planned).plan(planned.workers).notes
+        notes = draw(model, with_draft(planned, model, draft)).plan(planned.workers).notes
         tokenizer = stack.enter_context(
             confined(model, options.model, options.pre, options.tokenizer)
         )
@@ -224,6 +231,7 @@ def open_session(
                 model,
                 settings,
                 tokenizer=tokenizer,
+                draft=draft,
                 form=form,
                 pause_seconds=pause_seconds,
                 metrics=metrics,

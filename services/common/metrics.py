@@ -240,6 +240,9 @@ class RootMetrics(Metrics):
         self._accepted = self._counter(
             "hearth_accepted_draft_tokens", "Draft tokens that the model would have made itself."
         )
+        self._draft_seconds = self._counter(
+            "hearth_draft_seconds", "Time that the draft model computed, by the root's clock."
+        )
         self._prefix_lookups = self._counter(
             "hearth_prefix_lookup_tokens", "Prompt tokens that the prefix cache was searched for."
         )
@@ -343,8 +346,9 @@ class RootMetrics(Metrics):
         """Sequences preempted since the last call."""
         self._preemptions.inc(count)
 
-    def speculated(self, drafted: int, accepted: int) -> None:
-        """Drafts of one step, and how many of them were right."""
+    def speculated(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Drafts of one step, how many of them were right, and the draft model's time."""
+        self._draft_seconds.inc(seconds)
         self._drafted.inc(drafted)
         self._accepted.inc(accepted)
 

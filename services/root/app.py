@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from hearth.common import system
+from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
 from hearth.common.node_info import instruction_set
 from hearth.common.security import Security
 from hearth.converter import Model, open_model
 from hearth.converter.tokenizers.base import Tokenizer
+from hearth.root import drafts
 from hearth.root.api.frontend import Frontend
 from hearth.root.api.grpc.server import Beside, RootServer
 from hearth.root.api.models import Models
@@ -31,6 +33,7 @@ from hearth.root.engine.interfaces import StepRunner
 from hearth.root.models.card import Card
 from hearth.root.models.host import Host, HostShelf, Loaded
 from hearth.root.models.seat import Seat
+from hearth.root.scheduling.drafter import Drafter
 from hearth.root.scheduling.speculation import Speculation
 from hearth.root.settings import ClusterSettings, Serving
 from hearth.root.status.observing import Observer
@@ -58,6 +61,7 @@ def core(
     settings: ClusterSettings,
     *,
     tokenizer: Tokenizer | None = None,
+    draft: Model | None = None,
     form: bool = True,
     pause_seconds: float = 0.0,
     metrics: RootMetrics | None = None,
@@ -66,7 +70,7 @@ def core(
 ) -> Iterator[Core]:
     """Run an engine until the block ends.
 
-    tokenizer: the model's; made here where it is not given.
+    tokenizer: the model's; made here where it is not given. draft: the model that drafts for it.
     form: form the cluster now. Otherwise the engine refuses requests until a supervisor has.
     pause_seconds: how long requests wait for a lost worker; 0 ends them at once.
     observe: may put another step runner between engine and cluster.
@@ -75,20 +79,29 @@ def core(
     with ExitStack() as stack:
         metrics = metrics or RootMetrics()
         metrics.build_info("root", system.version(), instruction_set(), system.architecture())
+        tokenizer = tokenizer or model.tokenizer()
+        if draft is not None:
+            drafts.check(draft, tokenizer, settings, model.spec.name)
+        settings = drafts.with_draft(settings, model, draft)
         cluster = Cluster(model, settings, metrics=metrics, on_load=on_load)
         stack.callback(cluster.close)
+        drafter = None
+        if draft is not None:
+            own = drafts.settings_of(draft, model, settings)
+            vocab_size = min(tokenizer.vocab_size, model.spec.vocab_size)
+            drafter = stack.enter_context(drafts.running(draft, own, vocab_size))
         cluster.subscribe(Observer(metrics, cluster.status))
         limits = cluster.form() if form else cluster.expected_limits()
         engine = Engine(
             observe(cluster),
-            tokenizer or model.tokenizer(),
+            tokenizer,
             limits,
             vocab_size=model.spec.vocab_size,
             metrics=metrics,
             pause_seconds=pause_seconds,
             on_unused_pages=cluster.release_pages,
             archive=cluster.archive,
-            speculation=_speculation(settings.speculate),
+            speculation=_speculation(settings.speculate, drafter),
         )
         engine.start()
         stack.callback(engine.stop, finish=False)
@@ -97,8 +110,12 @@ def core(
         yield Core(model, cluster, engine, metrics)
 
 
-def _speculation(kind: str) -> Speculation | None:
-    return None if kind == "off" else Speculation(always=kind == "lookup")
+def _speculation(kind: str, drafter: Drafter | None) -> Speculation | None:
+    """The speculation of --speculate. Raises HearthError BAD_SETTING."""
+    if kind == "draft" and drafter is None:
+        problem = "--speculate draft needs a draft model: give --draft MODEL"
+        raise HearthError(Reason.BAD_SETTING, problem)
+    return None if kind == "off" else Speculation(kind in ("lookup", "draft"), drafter)
 
 
 @contextmanager

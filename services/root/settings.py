@@ -12,6 +12,14 @@ if TYPE_CHECKING:  # it brings gRPC, which planning must not know
 
 
 @dataclass(frozen=True, slots=True)
+class DraftShare:
+    """The draft model that the root runs beside its part of the model: name, and its bytes."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """Settings of a cluster. Types by name: "f32", "f16", "q80"; lanes "mesh", "grpc"."""
 
@@ -43,8 +51,11 @@ class ClusterSettings:
     security: Security | None = None
     # Do not encrypt the mesh, although there is security.
     mesh_plain: bool = False
-    # Draft tokens: "auto" (by lookup where they gain), "lookup" (wherever one is found), "off".
+    # Draft tokens: "auto" (where they gain), "lookup" (wherever one is found), "draft" (always, by
+    # the draft model), "off".
     speculate: str = "off"
+    # The draft model, whose memory is the root's too.
+    draft: DraftShare | None = None
     # Keep KV pages for prompts that begin with the same tokens.
     prefix_cache: bool = True
     # Folder of the KV pages that are kept on disk, None for none; and the most bytes in it.

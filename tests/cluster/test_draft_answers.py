@@ -13,6 +13,7 @@ import pytest
 
 from hearth.converter.tokenizers.plain import PlainTokenizer
 from hearth.root.cluster.cluster import Cluster
+from hearth.root.engine.draft_model import DraftModel
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta, Done, TokenScore
 from hearth.root.engine.params import GenerateParams, Sampling
@@ -93,6 +94,21 @@ def test_drafts_change_no_answer(
                 assert speculation.drafted == 0
             elif always:
                 assert speculation.drafted >= speculation.accepted > 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_draft_model_changes_no_answer(workers: int) -> None:
+    with (
+        formed(Path("demo"), workers, weights="q8_0") as (cluster, limits),
+        formed(Path("demo"), 0, weights="q4_0") as (small, small_limits),
+    ):
+        plain = answers(cluster, limits, None)
+        for always in (True, False):
+            speculation = Speculation(always, DraftModel(small, small_limits, VOCAB))
+            assert answers(cluster, limits, speculation) == plain
+            if always:
+                # Coarser weights of the same model are mostly right.
+                assert speculation.accepted > speculation.drafted // 2 > 20
 
 
 @pytest.mark.parametrize("weights", ["q4_0", "q8_0", "q4_k_m"])

@@ -27,6 +27,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         {"cluster", "discovery", "draining", "engine", "membership", "rules", "settings", "status"}
     ),
     "api": frozenset({"engine", "scheduling", "status"}),
+    "drafts": frozenset({"cluster", "engine", "planning", "scheduling", "settings"}),
     "models": frozenset(
         {"cluster", "engine", "planning", "scheduling", "settings", "status", "supervisor"}
     ),
@@ -34,6 +35,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         {
             "api",
             "cluster",
+            "drafts",
             "engine",
             "models",
             "planning",

@@ -20,16 +20,12 @@ from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.engine.structure.constraint import Constraint, Kind
 from hearth.root.scheduling import speculation
 from hearth.root.scheduling.batch import Limits, Request
+from hearth.root.scheduling.drafter import Draft
+from hearth.root.scheduling.estimates import Acceptance, StepCosts, matched
+from hearth.root.scheduling.lookup import Recent, Text, continuation, longest_match
 from hearth.root.scheduling.scheduler import Scheduler
-from hearth.root.scheduling.speculation import (
-    Acceptance,
-    Recent,
-    Speculation,
-    StepCosts,
-    Text,
-    continuation,
-    longest_match,
-)
+from hearth.root.scheduling.sequence import Sequence as Running
+from hearth.root.scheduling.speculation import Speculation
 
 LIMITS = Limits(context_size=512, max_pages=1024, page_size=4, max_step_tokens=64, max_running=8)
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
@@ -102,19 +98,20 @@ def test_recent_texts_are_apart_by_salt_and_bounded() -> None:
 
 def test_acceptance_follows_what_was_observed_and_forgets() -> None:
     acceptance = Acceptance()
-    longer = [acceptance.part(length) for length in range(2, 12)]
+    longer = [acceptance.part(matched(length)) for length in range(2, 12)]
     assert longer == sorted(longer)
     for _ in range(50):
-        acceptance.observe(3, 4, 4)
-        acceptance.observe(6, 4, 0)
-    assert acceptance.part(3) > 0.9
-    assert acceptance.part(6) < 0.15
+        acceptance.observe(matched(3), 4, 4)
+        acceptance.observe(matched(6), 4, 0)
+    assert acceptance.part(matched(3)) > 0.9
+    bad = acceptance.part(matched(6))
+    assert bad < 0.15
     # Another length was not touched; a sequence's own begins where the server's is.
-    assert acceptance.part(4) == longer[2]
-    assert Acceptance().part(6, acceptance.part(6)) == pytest.approx(acceptance.part(6))
+    assert acceptance.part(matched(4)) == longer[2]
+    assert Acceptance().part(matched(6), bad) == pytest.approx(bad)
     for _ in range(1000):
-        acceptance.unused(6)
-    assert acceptance.part(6) == pytest.approx(longer[4], abs=0.01)
+        acceptance.unused(matched(6))
+    assert acceptance.part(matched(6)) == pytest.approx(longer[4], abs=0.01)
 
 
 @given(st.dictionaries(st.integers(1, 40), st.floats(1e-4, 1), min_size=1), st.integers(1, 60))
@@ -143,15 +140,49 @@ def test_one_step_that_was_held_up_hardly_changes_a_cost() -> None:
     assert costs.of(1) == pytest.approx(0.012)
 
 
+class Guesser:
+    """A drafter whose guesses are right by chance, and which knows how likely each is."""
+
+    def __init__(self, model: Model, right: float, cost: float) -> None:
+        self._model = model
+        self._right = right
+        self._cost = cost
+        self._random = random.Random(7)
+        self.forgotten: list[int] = []
+
+    def guess(
+        self, asked: Sequence[tuple[Running, Sequence[int]]]
+    ) -> tuple[list[Draft | None], float]:
+        found: list[Draft | None] = []
+        for sequence, drafts in asked:
+            token = self._model.token(sequence.seq_id, len(sequence.tokens) + len(drafts))
+            right = self._random.random() < self._right
+            found.append(Draft(token if right else token + 1, 0.9 * self._right))
+        return found, 0.01 * self._cost * (1 + 0.1 * (len(asked) - 1))
+
+    def forget(self, seq_id: int) -> None:
+        self.forgotten.append(seq_id)
+
+
 class Model:
     """A scheduler's steps of a model whose next token is a function of the tokens before."""
 
-    def __init__(self, row_cost: float, seed: int | None, always: bool = False) -> None:
-        """row_cost: of a step, for each further row. seed: of random tokens; None: a loop."""
+    def __init__(
+        self,
+        row_cost: float,
+        seed: int | None,
+        always: bool = False,
+        drafter: tuple[float, float] | None = None,
+    ) -> None:
+        """row_cost: of a step, for each further row. seed: of random tokens; None: a loop.
+
+        drafter: the part of its guesses that are right, and the cost of each.
+        """
         self.scheduler = Scheduler(
             Limits(context_size=4096, max_pages=600, max_step_tokens=256, max_running=4)
         )
-        self.speculation = Speculation(always)
+        self.drafter = None if drafter is None else Guesser(self, *drafter)
+        self.speculation = Speculation(always, self.drafter)
         self.seconds = 0.0
         self.plain_seconds = 0.0
         self._row_cost = row_cost
@@ -185,13 +216,18 @@ class Model:
             self.plain_seconds += 0.01 * made
         else:
             self.plain_seconds += seconds
-        self.speculation.finished(batch, tokens, seconds)
+        fate = self.speculation.finished(batch, tokens, seconds)
+        self.seconds += fate.seconds
         self.scheduler.step_finished(batch, tokens)
         return made
 
+    def start(self, seq_id: int, prompt: Sequence[int]) -> None:
+        """Notes the prompt of a sequence."""
+        self._made[seq_id] = list(prompt)
+
     def run(self, new_tokens: int, prompt: Sequence[int] = (1, 2, 3)) -> list[int]:
         seq_id = len(self._made) + 1
-        self._made[seq_id] = list(prompt)
+        self.start(seq_id, prompt)
         self.scheduler.submit(Request(seq_id, tuple(prompt), new_tokens))
         made = 0
         while not self.scheduler.idle:
@@ -215,6 +251,56 @@ def test_a_text_of_chance_loses_hardly_anything(row_cost: float, seed: int) -> N
     model.run(600, [random.Random(seed).randrange(12) for _ in range(50)])
     # The account: 2 tokens at the begin, and 1 %; a draft may go beyond it by its own cost.
     assert model.seconds < 1.03 * model.plain_seconds + 0.01 * (2 + 16 * row_cost)
+
+
+def chance(seed: int) -> list[int]:
+    """A prompt without anything that repeats."""
+    return random.Random(seed).sample(range(100, 1000), 50)
+
+
+@pytest.mark.parametrize(
+    ("right", "cost", "gain"), [(0.95, 0.03, 3.2), (0.7, 0.03, 1.6), (0.7, 0.1, 1.35)]
+)
+def test_a_good_drafter_gains(right: float, cost: float, gain: float) -> None:
+    model = Model(0.1, 1, drafter=(right, cost))
+    model.run(600, chance(1))
+    assert model.seconds < model.plain_seconds / gain
+
+
+@pytest.mark.parametrize("right", [0.0, 0.1, 0.3, 0.95])
+@pytest.mark.parametrize("cost", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize("row_cost", [0.02, 0.5, 1.0])
+def test_a_drafter_that_does_not_pay_loses_hardly_anything(
+    right: float, cost: float, row_cost: float
+) -> None:
+    model = Model(row_cost, 2, drafter=(right, cost))
+    model.run(600, chance(2))
+    # The account: 2 tokens at the begin, and 1 %; drafts of one step may go beyond it.
+    assert model.seconds < 1.03 * model.plain_seconds + 0.01 * (2 + 4 * (cost + row_cost))
+
+
+def test_of_several_sequences_each_gets_its_own_drafts_until_it_ends() -> None:
+    model = Model(0.05, 3, drafter=(0.8, 0.02))
+    for seq_id in (1, 2, 3):
+        prompt = chance(seq_id)
+        model.scheduler.submit(Request(seq_id, tuple(prompt), 50 * seq_id))
+        model.start(seq_id, prompt)
+    made = 0
+    while not model.scheduler.idle:
+        made += model.step()
+    assert made == 300
+    assert model.seconds < model.plain_seconds
+    model.run(2, chance(9))
+    assert model.drafter is not None
+    assert model.drafter.forgotten == [1, 2, 3]
+
+
+def test_drafts_of_a_drafter_are_always_taken_where_that_is_asked_for() -> None:
+    model = Model(1.0, 4, always=True, drafter=(0.0, 5.0))
+    model.run(20, chance(4))
+    # The last token but one leaves no room for a draft.
+    assert model.speculation.drafted == sum(min(4, left) for left in range(18, 0, -1))
+    assert model.speculation.accepted == 0
 
 
 def test_dear_rows_are_left_out() -> None:

@@ -524,9 +524,9 @@ class Engine:
             self._lost(error)
             return
         if self.speculation is not None:
-            drafted, accepted = self.speculation.finished(batch, tokens, seconds)
-            if drafted and self._metrics is not None:
-                self._metrics.speculated(drafted, accepted)
+            fate = self.speculation.finished(batch, tokens, seconds)
+            if self._metrics is not None and (fate.drafted or fate.seconds):
+                self._metrics.speculated(fate.drafted, fate.accepted, fate.seconds)
         now = time.perf_counter()
         for sampled in self._scheduler.step_finished(batch, tokens):
             active = self._requests.get(sampled.seq_id)

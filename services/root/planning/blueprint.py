@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from hearth.common import system
 from hearth.common.errors import HearthError
+from hearth.common.sizes import format_size
 from hearth.converter import Model
 from hearth.root.planning.choices import check, check_context
 from hearth.root.planning.facts import NodeFacts
@@ -71,6 +72,10 @@ class Blueprint:
             spec = self.model.spec
             plan = make_plan(spec, self.model.tensor_type, layout, shares)
             plan = replace(plan, notes=(*self.model.notes, *layout.notes, *plan.notes))
+            draft = self.settings.draft
+            if draft is not None:
+                note = f"drafts by {draft.name}: {format_size(draft.size_bytes)} of the root"
+                plan = replace(plan, notes=(*plan.notes, note))
             if self.context > spec.context_size:
                 note = (
                     f"a context of {self.context} positions is more than the {spec.context_size} "
@@ -177,6 +182,8 @@ def draw(model: Model, settings: ClusterSettings) -> Blueprint:
     context = settings.context or min(spec.context_size, 4096)
     check_context(context, spec)
     room = system.memory_for_model(settings.memory_limit)
+    if settings.draft is not None:
+        room = max(0, room - settings.draft.size_bytes)
     blueprint = Blueprint(model, settings, context, room)
     blueprint.plan(settings.workers)
     return blueprint

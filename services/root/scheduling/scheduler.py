@@ -167,8 +167,9 @@ class Scheduler:
         return seq_id in self._by_id
 
     def decoding(self) -> list[Sequence]:
-        """The running sequences whose next row is a decode row, for `propose`."""
-        return [sequence for sequence in self._running if sequence.pending == 1]
+        """The running sequences that have a decode row in the next step, for `propose`."""
+        decoding = [sequence for sequence in self._running if sequence.pending == 1]
+        return decoding[: self._most_decoding()]
 
     def schedule(self) -> Batch | None:
         """The next step; None if nothing can be scheduled before a batch in flight is done."""
