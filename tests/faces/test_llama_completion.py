@@ -68,13 +68,15 @@ def test_several_prompts_have_several_answers(root: Root) -> None:
 
 def test_mixed_prompts_of_completions(root: Root) -> None:
     body: dict[str, Any] = {
-        "prompt": [[97, "b"], {"prompt_string": "ab"}],
+        "prompt": [[97, "b"], {"prompt_string": "ab"}, ["a", 0xC3, 0xA9, "b"]],
         "max_tokens": 3,
         "echo": True,
     }
     made = post(root, "/v1/completions", **body)
     texts = [choice["text"] for choice in made["choices"]]
-    assert texts == ["ab" + bytes(expected(each, 3)).decode() for each in ((97, 98), TEXT)]
+    assert texts[:2] == ["ab" + bytes(expected(each, 3)).decode() for each in ((97, 98), TEXT)]
+    # A character in two tokens.
+    assert texts[2].startswith("a\u00e9b")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,10 @@ def test_random_seeds(root: Root, seen: list[Sampling]) -> None:
         options: dict[str, Any] = {"seed": seed, "num_predict": 1}
         post(root, "/api/chat", **chat, options=options, stream=False)
         post(root, "/v1/chat/completions", **chat, seed=seed, max_tokens=1)
-    assert [each.seed for each in seen] == [None, None, 5, None, (1 << 64) - 1, 5, 5]
+        post(root, "/v1/responses", input="a", seed=seed, max_output_tokens=1)
+    post(root, "/v1/completions", prompt="a", seed=-2, max_tokens=1)
+    seeds = [None, None, 5, None, None, None, 5, 5, 5, (1 << 64) - 2]
+    assert [each.seed for each in seen] == seeds
 
 
 def test_numbers_beyond_openai_s_ranges(root: Root, seen: list[Sampling]) -> None:
@@ -175,10 +180,28 @@ def test_times_with_each_part(root: Root) -> None:
     made = [part for part in parts if part["choices"][0]["delta"].get("content")]
     assert made[-1]["timings"]["predicted_n"] == 5
     assert "timings" not in parts[0]
+    parts = events(root, "/v1/completions", prompt="a", max_tokens=5, timings_per_token=True)
+    made = [part for part in parts if part["choices"][0]["text"]]
+    assert [made[-1]["timings"]["predicted_n"], parts[-1]["timings"]["predicted_n"]] == [5, 5]
+    assert "timings" not in parts[0]
     parts = events(root, "/v1/chat/completions", **body, stream_options={"include_usage": True})
     assert parts[-1]["choices"] == []
     assert parts[-1]["timings"]["predicted_n"] == 5
     assert not any("timings" in part for part in parts if part["choices"][:1] and _open(part))
+
+
+def test_times_in_responses(root: Root) -> None:
+    body: dict[str, Any] = {"input": "a", "max_output_tokens": 5}
+    made = post(root, "/v1/responses", **body)
+    assert made["timings"]["predicted_n"] == 5
+    for wanted in (True, False):
+        request = {**body, "timings_per_token": wanted, "stream": True}
+        got = httpx.post(f"{root.url}/v1/responses", json=request, timeout=20)
+        parts = [json.loads(line[6:]) for line in got.text.split("\n") if line[:6] == "data: "]
+        deltas = [part for part in parts if part["type"] == "response.output_text.delta"]
+        assert all(("timings" in part) is wanted for part in deltas)
+        assert parts[-1]["response"]["timings"]["predicted_n"] == 5
+    assert deltas
 
 
 def _open(part: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import jsonschema
@@ -19,6 +20,8 @@ from hearth.root.api.tools.events import ToolCall
 from hearth.root.api.tools.expected import Expected
 from hearth.root.api.tools.formats.base import CallFormat
 from hearth.root.api.tools.formats.gemma import GemmaCalls
+from hearth.root.api.tools.formats.json_calls import JsonCalls
+from hearth.root.api.tools.formats.named import NamedCalls
 from hearth.root.api.tools.formats.pythonic import PythonicCalls
 from hearth.root.api.tools.parser import AnswerParser, Form
 from hearth.root.engine.structure import grammar
@@ -42,7 +45,7 @@ COMMAS = {
     "python": PythonicCalls("<|tool|>", "<|end|>"),
     "bare python": PythonicCalls(),
 }
-# Without bounds a random exponent may be larger than a float takes; such a number is not read.
+# Of an answer that is read as its schema says: beyond a 64-bit float it is not.
 NUMBER = {"type": "number", "minimum": -1000, "maximum": 1000}
 NESTED: dict[str, Any] = {
     "type": "object",
@@ -196,9 +199,21 @@ def test_calls_as_models_write_them_are_allowed(
     assert json.loads(call.arguments) == arguments
 
 
-@pytest.mark.parametrize("key", ["content-type", "class", "a.b", "\ufb01"])
-def test_keys_that_python_does_not_take_are_not_forced_in_its_syntax(key: str) -> None:
+@pytest.mark.parametrize("key", ["a b", "a=b", "a,b", "a'b", "(a", ""])
+def test_keys_that_would_split_a_call_are_not_forced_in_python_s_syntax(key: str) -> None:
     assert PythonicCalls().tag("f", {"properties": {key: {}}}) is None
+
+
+@pytest.mark.parametrize("key", ["content-type", "class", "from", "a.b", "$top", "1st", "\ufb01"])
+@pytest.mark.parametrize("form", [PythonicCalls(), PythonicCalls("<|tool|>", "<|end|>")])
+def test_keys_that_python_does_not_take_are_forced_and_read(form: PythonicCalls, key: str) -> None:
+    schema = {"properties": {key: {"type": "string"}, "to": {"type": "string"}}, "required": [key]}
+    for value in (f"{key}=1, {key}", "x"):
+        arguments = {key: value, "to": f"({key}="}
+        text = form.written("f", json.dumps(arguments))
+        assert allowed(form, text, schema)
+        (call,) = read(form, text, schema)
+        assert json.loads(call.arguments) == arguments
 
 
 @pytest.mark.parametrize("name", ["get-weather", "class", "get-weather-2", "1st", "f.get-all"])
@@ -215,6 +230,33 @@ def test_tools_with_names_that_python_does_not_take_are_called_in_its_syntax(nam
     (call,) = [*parser.feed(text), *parser.end()]
     assert isinstance(call, ToolCall)
     assert (call.name, json.loads(call.arguments)) == (name, arguments)
+
+
+NUMBERS = {
+    "properties": {"x": {"type": "number"}, "many": {"type": "array"}},
+    "required": ["x"],
+}
+FORMS = {
+    **TAGGED,
+    **COMMAS,
+    "json": JsonCalls("<|tool|>", "<|end|>"),
+    "named": NamedCalls("<|tool|>", "(", ")"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("number", ["1e999", "9" * 400, "1.5E+9999", "17"])
+def test_numbers_beyond_a_float_are_the_largest(name: str, sign: str, number: str) -> None:
+    form = FORMS[name]
+    written = form.written("f", json.dumps({"x": 12345, "many": [12345]}))
+    text = written.replace("12345", sign + number)
+    if form.tag("f", NUMBERS) is not None:
+        assert allowed(form, text, NUMBERS), text
+    (call,) = read(form, text, NUMBERS)
+    most = 17 if number == "17" else sys.float_info.max
+    (x, (other,)) = json.loads(call.arguments).values()
+    assert x == other == (-most if sign else most)
 
 
 @pytest.mark.parametrize("name", ["gemma", "python"])

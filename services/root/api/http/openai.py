@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,8 @@ async def completions(call: Call, services: Services) -> None:
         counts = [answer.prompt_tokens for answer in answers[:: wanted.choices]]
         if body.flag("stream"):
             usage = _include_usage(body)
-            shape = _CompletionStream(head, logprobs, echoes, sum(counts), usage)
+            timed = answers if body.flag("timings_per_token") else ()
+            shape = _CompletionStream(head, logprobs, echoes, sum(counts), usage, timed)
             await streams.send(call, answers, shape, _progress(body, shape))
             return
         found = await streams.collected(answers)
@@ -140,7 +142,8 @@ async def completions(call: Call, services: Services) -> None:
         for index, (echo, (answer, done)) in enumerate(zip(echoes, found, strict=True))
     ]
     usages = usage_of(counts, [done.usage for _, done in found])
-    await call.reply(head.object("text_completion") | {"choices": choices, "usage": usages})
+    more = {"choices": choices, "usage": usages, "timings": timings_of(found[0][1].usage)}
+    await call.reply(head.object("text_completion") | more)
 
 
 async def models(call: Call, services: Services) -> None:
@@ -251,11 +254,14 @@ async def _echoes(
                 case TokenIds(ids):
                     text = await services.frontend.detokenize(ids)
                 case Pieces(pieces):
-                    for piece in pieces:
-                        if isinstance(piece, int):
-                            text += await services.frontend.detokenize([piece])
+                    # Ids in a row together: a character may lie in several tokens.
+                    for is_text, run in itertools.groupby(
+                        pieces, lambda each: isinstance(each, str)
+                    ):
+                        if is_text:
+                            text += "".join(map(str, run))
                         else:
-                            text += piece
+                            text += await services.frontend.detokenize([int(id) for id in run])
         texts += [text] * choices
     return texts
 
@@ -299,13 +305,22 @@ class _Stream(ABC):
     content_type = EVENTS
     _kind = ""
 
-    def __init__(self, head: _Head, choices: int, prompt_tokens: int, usage: bool) -> None:
+    def __init__(
+        self,
+        head: _Head,
+        choices: int,
+        prompt_tokens: int,
+        usage: bool,
+        timed: Sequence[Answer] = (),
+    ) -> None:
+        """timed: the answers whose parts have their times."""
         # Choices that have not ended, in order.
         self._open = dict.fromkeys(range(choices))
         self._base = head.object(self._kind)
         self._prompt_tokens = prompt_tokens
         self._usage = usage
         self._usages: dict[int, Usage] = {}
+        self._timings = [Timings(answer) for answer in timed]
 
     def heartbeat(self) -> bytes:
         first = next(iter(self._open), None)
@@ -330,6 +345,10 @@ class _Stream(ABC):
     def progress(self, progress: Object) -> bytes:
         """A chunk with the progress of the prompt: no choice has anything new."""
         return streams.event({**self._base, "choices": [], "prompt_progress": progress})
+
+    def _times(self, index: int, delta: Delta) -> Object | None:
+        """The times once a part was made, where they are wanted."""
+        return self._timings[index](len(delta.token_ids)) if self._timings else None
 
     @abstractmethod
     def _nothing(self, index: int) -> bytes:
@@ -359,11 +378,10 @@ class _ChatStream(_Stream):
         timed: Sequence[Answer] = (),
         old: bool = False,
     ) -> None:
-        """timed: the answers whose parts have their times. old: calls are `function_call`."""
-        super().__init__(head, choices, prompt_tokens, usage)
+        """old: calls are `function_call`."""
+        super().__init__(head, choices, prompt_tokens, usage, timed)
         self._logprobs = logprobs
         self._choices = choices
-        self._timings = [Timings(answer) for answer in timed]
         self._old = old
         # Calls of each choice so far.
         self._calls: dict[int, int] = {}
@@ -377,7 +395,7 @@ class _ChatStream(_Stream):
 
     def delta(self, index: int, delta: Part) -> bytes:
         logprobs = self._logprobs(delta.scores)
-        timings = self._timings[index](len(delta.token_ids)) if self._timings else None
+        timings = self._times(index, delta)
         if delta.call is not None:
             return self._call(index, delta.call, logprobs, timings)
         if delta.reasoning:
@@ -429,8 +447,9 @@ class _CompletionStream(_Stream):
         echoes: Sequence[str],
         prompt_tokens: int,
         usage: bool,
+        timed: Sequence[Answer] = (),
     ) -> None:
-        super().__init__(head, len(echoes), prompt_tokens, usage)
+        super().__init__(head, len(echoes), prompt_tokens, usage, timed)
         self._logprobs = logprobs
         self._echoes = echoes
 
@@ -441,16 +460,21 @@ class _CompletionStream(_Stream):
         return self._part(index, "")
 
     def delta(self, index: int, delta: Delta) -> bytes:
+        timings = self._times(index, delta)
         if not delta.text and not delta.scores:
             return b""
-        return self._part(index, delta.text, self._logprobs[index](delta.scores))
+        return self._part(index, delta.text, self._logprobs[index](delta.scores), timings=timings)
 
     def _last(self, index: int, done: Done) -> bytes:
-        return self._part(index, "", None, finish_of(done))
+        return self._part(index, "", None, finish_of(done), timings_of(done.usage))
 
     def _part(
-        self, index: int, text: str, logprobs: Object | None = None, finish: str | None = None
+        self,
+        index: int,
+        text: str,
+        logprobs: Object | None = None,
+        finish: str | None = None,
+        timings: Object | None = None,
     ) -> bytes:
-        return self._chunk(
-            {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        )
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return self._chunk(choice, None if timings is None else {"timings": timings})

@@ -23,10 +23,11 @@ from hearth.root.api.http.requests import (
 )
 from hearth.root.api.http.response_items import Output
 from hearth.root.api.http.sampling import sampling
+from hearth.root.api.http.timings import Timings, timings_of
 from hearth.root.api.http.tools import template_variables, tools_of
 from hearth.root.api.prompt import Conversation
 from hearth.root.api.spoken import Ended, Part
-from hearth.root.api.tools.choice import Tools, thinking
+from hearth.root.api.tools.choice import EFFORTS, Tools, thinking
 
 Object = dict[str, Any]
 
@@ -54,7 +55,8 @@ async def create(call: Call, services: Services) -> None:
     output = Output(call.id, ChatLogprobs(services.frontend))
     async with running(call, services, [conversation], wanted) as answers:
         if body.flag("stream"):
-            await streams.send(call, answers, _Stream(made, output))
+            timings = Timings(answers[0]) if body.flag("timings_per_token") else None
+            await streams.send(call, answers, _Stream(made, output, timings))
             return
         ((answer, done),) = await streams.collected(answers)
     output.whole(answer)
@@ -194,6 +196,7 @@ class _Response:
             "incomplete_details": {"reason": "max_output_tokens"} if long else None,
             "output": output.items,
             "usage": _usage_of(done),
+            "timings": timings_of(done.usage),
         }
 
     def failed(self, error: Mapping[str, Any]) -> Object:
@@ -205,8 +208,10 @@ class _Response:
 
 
 def _effort(body: Fields) -> str | None:
+    """The effort of the request, where it is one that OpenAI's document has."""
     wish = body.child("reasoning")
-    return wish.text("effort") or None if wish is not None else None
+    given = wish.text("effort") if wish is not None else ""
+    return given if given in EFFORTS else None
 
 
 def _usage_of(done: Ended) -> Object:
@@ -225,9 +230,11 @@ class _Stream:
 
     content_type = EVENTS
 
-    def __init__(self, response: _Response, output: Output) -> None:
+    def __init__(self, response: _Response, output: Output, timings: Timings | None = None) -> None:
+        """timings: of each part, where they are wanted."""
         self._response = response
         self._output = output
+        self._timings = timings
         self._numbers = itertools.count()
 
     def begin(self) -> bytes:
@@ -242,7 +249,11 @@ class _Stream:
         return self._event("response.in_progress", {"response": begun})
 
     def delta(self, index: int, delta: Part) -> bytes:
-        return self._events(self._output.part(delta))
+        timings = {} if self._timings is None else self._timings(len(delta.token_ids))
+        events = self._output.part(delta)
+        if not timings:
+            return self._events(events)
+        return self._events((kind, {**values, "timings": timings}) for kind, values in events)
 
     def done(self, index: int, done: Ended) -> bytes:
         closed = self._events(self._output.end(done.finish_reason in ENDED_BY_LENGTH))

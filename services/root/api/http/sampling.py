@@ -23,8 +23,10 @@ _MOST_PENALTY = 2.0
 # The bias of a token that is never chosen, and the bounds of token ids.
 _MOST_BIAS = 100.0
 _MOST_IDS = 10**9
-# Seeds of llama.cpp that ask for a random one: it reads 32 bits without a sign.
-_RANDOM_SEEDS = (-1, 0xFFFFFFFF)
+# The seed by which clients of every face ask for a random one, and llama.cpp's, which has 32 bits
+# without a sign.
+_RANDOM_SEED = -1
+_RANDOM_SEED_OF_LLAMA = 0xFFFFFFFF
 # The least and the most of numbers that llama.cpp takes however large they are.
 _BOUNDS = {
     "temperature": (0.0, 100.0),
@@ -40,8 +42,8 @@ async def sampling(services: Services, body: Fields, *, as_llama: bool = False) 
     """Sampling by the fields that all faces share. Raises HttpError, HearthError.
 
     Where the request says nothing, the model's own defaults (generation_config.json) count; where
-    it has none, a temperature of 1. as_llama: by the rules of llama.cpp and Ollama, where a seed of
-    -1 is random and no number is too large.
+    it has none, a temperature of 1. as_llama: by the rules of llama.cpp and Ollama, where no number
+    is too large.
     """
     frontend = services.frontend
     defaults = frontend.model().sampling_defaults
@@ -64,7 +66,7 @@ async def sampling(services: Services, body: Fields, *, as_llama: bool = False) 
 
     top_k = body.whole("top_k")
     seed = body.whole("seed")
-    if as_llama and seed in _RANDOM_SEEDS:
+    if seed == _RANDOM_SEED or (as_llama and seed == _RANDOM_SEED_OF_LLAMA):
         seed = None
     return Sampling(
         temperature=number(1.0, "temperature"),

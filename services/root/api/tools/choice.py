@@ -69,13 +69,14 @@ def stops_of(stop: tuple[str, ...], expected: Expected | None) -> tuple[str, ...
 
 def thinking(wish: bool | str) -> Object:
     """Names by which templates switch reasoning; wish: on, off, or an effort."""
-    if isinstance(wish, str) and wish in _EFFORTS:
-        return {**thinking(True), "reasoning_effort": _EFFORTS[wish]}
+    if isinstance(wish, str) and wish in _KNOWN_EFFORTS:
+        return {**thinking(True), "reasoning_effort": _KNOWN_EFFORTS[wish]}
     on = wish not in (False, "none", "")
     return {"enable_thinking": on, "thinking": on}
 
 
-_EFFORTS = {
+# OpenAI's efforts -> those that templates know.
+_KNOWN_EFFORTS = {
     "minimal": "low",
     "low": "low",
     "medium": "medium",
@@ -83,3 +84,4 @@ _EFFORTS = {
     "xhigh": "high",
     "max": "high",
 }
+EFFORTS = ("none", *_KNOWN_EFFORTS)

@@ -25,7 +25,7 @@ def calls_of(text: str, tools: Tools, *, known: bool = False) -> list[ToolCall] 
     known: only names of `tools` count. None where anything else is found.
     """
     try:
-        value = loads(text)
+        value = loads(text, nearest=True)
     except (ValueError, RecursionError):
         return None
     listed = value if isinstance(value, list) else [value]
@@ -61,7 +61,7 @@ def is_name(name: str) -> bool:
 def object_of(text: str) -> dict[str, Any] | None:
     """The object of a JSON text; an empty one for a blank text; None for anything else."""
     try:
-        value = loads(text) if text.strip() else {}
+        value = loads(text, nearest=True) if text.strip() else {}
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -75,7 +75,7 @@ def value_of(text: str, schema: Mapping[str, Any], key: str) -> Any:
     if kinds == ["string"]:
         return text
     try:
-        value = loads(text)
+        value = loads(text, nearest=kinds != [None])
     except (ValueError, RecursionError):
         value = _python_value(text)
     # {"type": ["string", "null"]}: 5 is the text "5", and "5" is it in quotes.

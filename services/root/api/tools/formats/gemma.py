@@ -92,7 +92,7 @@ class GemmaCalls(CallFormat):
         found = _PLAIN.match(text, at)
         plain = found[0].strip() if found else ""
         try:
-            return loads(plain), at + len(found[0] if found else "")
+            return loads(plain, nearest=True), at + len(found[0] if found else "")
         except ValueError:
             if not plain:
                 raise

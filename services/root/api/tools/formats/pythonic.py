@@ -5,11 +5,11 @@ import json
 import keyword
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hearth.root.api.json_text import loads
+from hearth.root.api.json_text import loads, nearest_finite
 from hearth.root.api.tools.events import ToolCall, Tools
 from hearth.root.api.tools.formats.arguments import (
     copies_too_much,
@@ -26,6 +26,8 @@ from hearth.root.engine.structure.grammar import Fixed, Piece, Tag, json_rule
 # Longer calls are not parsed: the time of Python's parser grows with them.
 _MAX_CALLS = 1 << 18
 _WORDS = {"true": True, "false": False, "null": None}
+# Keys that a call in Python's syntax may have, beyond those that Python itself takes.
+_KEY = re.compile(r"""[^\s"'`()\[\]{}=,\\]+""")
 # A string in single quotes, of characters that Python and JSON read alike.
 _SINGLE = r"/'([^'\\\x00-\x1f\x7f]|\\[\\'\"nrt])*'/"
 
@@ -72,9 +74,11 @@ class PythonicCalls(CallFormat):
         return (yield from source.brackets("\"'"))
 
     def tag(self, name: str, schema: Schema) -> Tag | None:
-        """A call with the required arguments first. None for keys that Python does not take."""
+        """A call with the required arguments first. None for keys that end or split a call."""
         properties = None if copies_too_much(schema) else properties_of(schema)
-        if properties is None or not all(_is_word(key) for part in properties for key in part):
+        if properties is None or not all(
+            _KEY.fullmatch(key) for part in properties for key in part
+        ):
             return None
         needed, others = (
             [[Fixed(f"{key}="), *_value_rule(given, schema)] for key, given in part.items()]
@@ -100,8 +104,13 @@ def _parsed(text: str) -> list[ast.expr] | None:
 
 
 def _calls_of(text: str, tools: Tools, known: bool) -> list[ToolCall] | None:
-    words = {f"hearth_{number}_": name for number, name in enumerate(tools) if not _is_path(name)}
-    listed = _parsed(_with_words(text, words)) if len(text) <= _MAX_CALLS else None
+    names = [name for name in tools if not _is_path(name)]
+    keys = [key for schema in tools.values() for key in _odd_keys(schema)]
+    words = _Words(text, dict.fromkeys((*names, *keys)))
+    listed = None
+    if len(text) <= _MAX_CALLS:
+        called = words.put(text, names, r"(?<![\w.])", r"(?=\()")
+        listed = _parsed(words.put(called, keys, r"(?<=[(,\s])", r"(?=\s*=)"))
     if not listed:
         return calls_of(text, tools, known=known)
     calls = [_call_of(each, words) for each in listed if isinstance(each, ast.Call)]
@@ -110,19 +119,45 @@ def _calls_of(text: str, tools: Tools, known: bool) -> list[ToolCall] | None:
     return [call for call in calls if call is not None]
 
 
-def _with_words(text: str, words: Mapping[str, str]) -> str:
-    """The text with words that Python takes for names of tools that it does not take."""
-    if not words or any(word in text for word in words):
+class _Words:
+    """Words that Python takes, for names of tools and arguments that it does not take."""
+
+    def __init__(self, text: str, names: Iterable[str]) -> None:
+        """text: where the names will be put; it must have none of the words, or none is used."""
+        of = {name: f"hearth_{number}_" for number, name in enumerate(names)}
+        self._of = {} if any(word in text for word in of.values()) else of
+
+    def put(self, text: str, names: Iterable[str], before: str, after: str) -> str:
+        """The text with words for these names. before, after: assertions of a pattern."""
+        known = [name for name in names if name in self._of]
+        if not known:
+            return text
+        longest_first = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+        pattern = f"{before}(?:{longest_first}){after}"
+        return re.sub(pattern, lambda found: self._of[found[0]], text)
+
+    def name(self, text: str) -> str:
+        """The name for which a text stands; else the text."""
+        return next((name for name, word in self._of.items() if word == text), text)
+
+    def taken_back(self, text: str) -> str:
+        """A text of JSON with the names again, also in strings."""
+        for name, word in self._of.items():
+            text = text.replace(word, json.dumps(name, ensure_ascii=False)[1:-1])
         return text
-    of = {name: word for word, name in words.items()}
-    longest_first = "|".join(map(re.escape, sorted(of, key=len, reverse=True)))
-    return re.sub(rf"(?<![\w.])(?:{longest_first})(?=\()", lambda found: of[found[0]], text)
 
 
-def _call_of(node: ast.Call, words: Mapping[str, str]) -> ToolCall | None:
+def _odd_keys(schema: Schema) -> Iterator[str]:
+    """The arguments of a tool whose names are not names for Python."""
+    properties = schema.get("properties")
+    for key in properties if isinstance(properties, Mapping) else ():
+        if isinstance(key, str) and _KEY.fullmatch(key) and not _is_word(key):
+            yield key
+
+
+def _call_of(node: ast.Call, words: _Words) -> ToolCall | None:
     try:
-        name = ast.unparse(node.func)
-        name = words.get(name, name)
+        name = words.name(ast.unparse(node.func))
         if node.args or not is_name(name):
             return None
         found: dict[str, Any] = {}
@@ -131,9 +166,7 @@ def _call_of(node: ast.Call, words: Mapping[str, str]) -> ToolCall | None:
                 return None
             found[each.arg] = _value_of(each.value)
         arguments = arguments_text(loads(json.dumps(found)))
-        for word, own in words.items():  # in strings too
-            arguments = arguments.replace(word, json.dumps(own, ensure_ascii=False)[1:-1])
-        return ToolCall(name, arguments)
+        return ToolCall(name, words.taken_back(arguments))
     except (ValueError, TypeError, RecursionError):
         return None
 
@@ -147,7 +180,8 @@ def _value_of(node: ast.expr) -> Any:
         case ast.Dict(keys=keys, values=values):
             pairs = zip(keys, values, strict=True)
             return {_value_of(key): _value_of(value) for key, value in pairs if key is not None}
-    return ast.literal_eval(node)
+    value = ast.literal_eval(node)
+    return nearest_finite(value) if isinstance(value, int | float) else value
 
 
 def _is_path(name: str) -> bool:
