@@ -207,7 +207,7 @@ clients: $(DONE)/installed $(DONE)/test $(CLIENTS)/installed
 	@echo "hearth: the clients that people have"
 	@$(BIN)/python -m pytest -q $(PARALLEL) tests/clients $(PYTEST_ARGS)
 
-$(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/aider.txt tests/clients/package.json
+$(CLIENTS)/installed: $(addprefix tests/clients/,requirements.txt aider.txt open-webui.txt package.json)
 	@command -v npm >/dev/null || { echo "hearth: npm is missing: apt-get install npm" >&2; exit 1; }
 	@echo "hearth: installing the clients"
 	@mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node/
@@ -215,6 +215,9 @@ $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/aider.txt tes
 	  $(CLIENTS)/venv/bin/pip install -q -r tests/clients/requirements.txt)
 	@$(call quietly,clients-aider,$(PYTHON) -m venv $(CLIENTS)/aider && \
 	  $(CLIENTS)/aider/bin/pip install -q -r tests/clients/aider.txt)
+	@$(call quietly,clients-webui,$(PYTHON) -m venv $(CLIENTS)/webui && \
+	  $(CLIENTS)/webui/bin/pip install -q --no-deps -r tests/clients/open-webui.txt && \
+	  $(CLIENTS)/webui/bin/pip install -q -r $(CLIENTS)/webui/lib/python*/site-packages/requirements-slim.txt)
 	@$(call quietly,clients-node,npm install --silent --no-audit --no-fund --prefix $(CLIENTS)/node)
 	@touch $@
 

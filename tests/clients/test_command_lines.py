@@ -6,14 +6,17 @@ scripted: it calls the agent's own tool that runs a command, and answers behind 
 
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import documented
 import pytest
+from harness import free_port
 from installed_clients import (
     ANSWER,
     INSTALLED,
@@ -40,7 +43,8 @@ class Agent:
     """A program, run as its page in docs/clients shows: settings, environment, command.
 
     settings: where the page's settings go, below HOME. call: its own tool that runs COMMAND.
-    more: further words of the command; environ: further variables.
+    more: further words of the command; environ: further variables. port: a variable with the
+    port of a server that the program starts for itself.
     """
 
     page: str
@@ -49,9 +53,16 @@ class Agent:
     call: tuple[str, Mapping[str, Any]] | None = None
     more: Sequence[str] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
+    port: str = ""
 
     def run(self, url: str, home: Path, model: str = "tiny") -> str:
-        """Its output for QUESTION, of both kinds."""
+        """Its output for QUESTION, of both kinds. Ends what it leaves behind."""
+        try:
+            return self._commands(url, home, model)
+        finally:
+            end_all_of(home)
+
+    def _commands(self, url: str, home: Path, model: str) -> str:
         text = (documented.CLIENTS / f"{self.page}.md").read_text()
         text = text.replace("http://localhost:7780", url).replace("smollm2", model)
         work = home / "work"
@@ -62,6 +73,8 @@ class Agent:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(settings)
         environ = {"PATH": os.environ["PATH"], "HOME": str(home), "NO_COLOR": "1", **self.environ}
+        if self.port:
+            environ[self.port] = str(free_port())
         said = ""
         for command in documented.commands(text):
             word, *rest = shlex.split(command)
@@ -89,6 +102,15 @@ class Agent:
         except subprocess.TimeoutExpired as late:
             raise AssertionError(f"no end in {_SECONDS} s: {late.output!r}") from None
         return done.stdout.decode(errors="replace")
+
+
+def end_all_of(home: Path) -> None:
+    """Ends every process with this HOME, such as a server that a program left running."""
+    mark = f"HOME={home}".encode()
+    for found in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in found.read_bytes().split(b"\0"):
+                os.kill(int(found.parent.name), signal.SIGKILL)
 
 
 _MODULES = NODE / "node_modules"
@@ -137,6 +159,7 @@ AGENTS = {
             call=("run_commands", {"commands": [COMMAND]}),
             more=["-t", "60"],
             environ={"CLINE_TELEMETRY_DISABLED": "1"},
+            port="CLINE_HUB_PORT",
         ),
         # It has no tools: it asks for changes of files as text.
         Agent(
@@ -213,7 +236,7 @@ def test_a_stream_that_fails(agent: Agent, tmp_path: Path) -> None:
 
 
 def test_every_page_is_of_a_client_that_runs() -> None:
-    """A page has programs, which test_clients.py runs, or is an agent's."""
+    """A page has programs, which test_clients.py runs, or is of a program that has tests here."""
     for page in documented.CLIENTS.glob("*.md"):
         languages = {language for language, _ in documented.blocks(page.read_text())}
-        assert languages & {"python", "js"} or page.stem in (*AGENTS, "index")
+        assert languages & {"python", "js"} or page.stem in (*AGENTS, "open-webui", "index")

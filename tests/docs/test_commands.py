@@ -76,7 +76,8 @@ OTHERS = {
     ".venv/bin/ctest": "runs a part of make test-native",
     ".venv/bin/ruff": "changes files: make lint runs it without",
     **dict.fromkeys(
-        ("aider", "claude", "cline", "cn", "codex", "npm", "opencode"), "run by `make clients`"
+        ("aider", "claude", "cline", "cn", "codex", "npm", "open-webui", "opencode"),
+        "run by `make clients`",
     ),
     "python": "models/*.py train for an hour with PyTorch",
 }
