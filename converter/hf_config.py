@@ -14,12 +14,13 @@ from hearth.converter.families import family_of_config
 from hearth.converter.families.base import Family
 from hearth.converter.families.neutral import refuse_flags, refuse_unread
 from hearth.converter.families.settings import Settings
-from hearth.converter.families.text_parts import text_settings
+from hearth.converter.families.text_parts import check_text_config, text_settings, tied_by_default
 from hearth.converter.files import check_pointer
 from hearth.converter.quantized import QUANTIZATION_KEYS, quantization, quantization_beside
 from hearth.converter.shown import shown
 from hearth.converter.spec import ModelSpec
 
+_TIED = "tie_word_embeddings"
 _MAX_JSON_BYTES = 4 << 20
 
 
@@ -29,6 +30,8 @@ class HfConfig:
 
     bos_id, eos_ids: None or empty where the files name none. raw: config.json as read.
     text_part: True if the model also reads images or sound, which Hearth does not.
+    tied_if_headless: True if the head is the embedding where files have no head, though the
+    configuration does not say so.
     """
 
     family: Family
@@ -37,6 +40,7 @@ class HfConfig:
     eos_ids: frozenset[int]
     raw: dict[str, Any]
     text_part: bool
+    tied_if_headless: bool
 
 
 def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
@@ -85,7 +89,8 @@ def read_config(directory: Path) -> HfConfig:
     text = text_settings(raw) or raw.get("text_config")
     used = {**raw, **text} if isinstance(text, dict) else raw
     bos_id, eos_ids = token_ids(directory, used)
-    return HfConfig(family, spec, bos_id, eos_ids, raw, isinstance(text, dict))
+    is_part = isinstance(text, dict)
+    return HfConfig(family, spec, bos_id, eos_ids, raw, is_part, tied_by_default(raw))
 
 
 def token_ids(directory: Path, raw: dict[str, Any]) -> tuple[int | None, frozenset[int]]:
@@ -120,6 +125,8 @@ def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
     family = family_of_config(config)
     refuse_flags(Settings(raw), family)
     text = raw.get("text_config")
+    if part is None:
+        check_text_config(raw)
     if part is None and isinstance(text, dict):
         kind = text.get("model_type", family.model_types[0])
         if kind not in family.model_types:
@@ -127,18 +134,35 @@ def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
                 f"text_config.model_type {shown(kind)} is not supported; as the text part of "
                 f"{shown(raw.get('model_type'))}, Hearth runs {', '.join(family.model_types)}"
             )
-        # Settings of the text part alone; tying may be named outside.
-        outer = {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
-        config = Settings(outer | text)
+        # Settings of the text part alone; tying may be named outside too.
+        tied = {_TIED: raw[_TIED]} if _TIED in raw else {}
+        config = Settings(tied | text | (tied if raw.get(_TIED) is True else {}))
     if raw.get("quantization"):
         raise ModelError(
             "the weights are quantized by another tool (quantization); get the f16 or bf16 model, "
             "or a GGUF file of it"
         )
     quantization(raw)
+    config = _without_aliases(config, family)
     refuse_unread(config, family)
     assert family.config is not None
     return family, family.config(config, name)
+
+
+def _without_aliases(config: Settings, family: Family) -> Settings:
+    """Settings by their usual names. Raises ModelError where two names have two values."""
+    values = dict(config.values)
+    for alias, usual in family.aliases:
+        given = values.pop(alias, None)
+        if given is None:
+            continue
+        if values.get(usual) not in (None, given):
+            raise ModelError(
+                f"{config.name(alias)} is {shown(given)}, but {usual}, which is the same setting, "
+                f"is {shown(values[usual])}; remove the wrong one"
+            )
+        values[usual] = given
+    return Settings(values)
 
 
 def _ids(raw: dict[str, Any], key: str) -> frozenset[int]:

@@ -135,7 +135,7 @@ _OWN: dict[str, Config] = {
     },
     "olmo2": {},
     "olmo3": _WINDOWS,
-    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64},
+    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 300},
     "gpt_oss": {**_EXPERTS, **_WINDOWS},
     "deepseek_v2": {
         **_LATENT,
@@ -150,5 +150,6 @@ _OWN: dict[str, Config] = {
     "qwen3_5_moe": {"text_config": {**_COMMON, **_DELTA_EXPERTS}},
 }
 CONFIGS: dict[str, Config] = {
-    name: {"model_type": name, **_COMMON, **own} for name, own in _OWN.items()
+    name: {"model_type": name, **({} if name == "gpt2" else _COMMON), **own}
+    for name, own in _OWN.items()
 }

@@ -171,6 +171,8 @@ class Family:
     config: Callable[[Settings, str], ModelSpec] | None = None
     # Settings of config.json that it reads, of those that neutral.py refuses otherwise.
     reads: tuple[str, ...] = ()
+    # Further names of settings in config.json: (the name, the usual one).
+    aliases: tuple[tuple[str, str], ...] = ()
     tensors: Names = field(default_factory=dict)
     # Before the names of all tensors but the head's; some files leave it out.
     prefix: str = "model."

@@ -254,7 +254,7 @@ def rope(config: Settings, size: int, theta: float = 10000.0, partial: float = 1
     if original is not None and used.get(_ORIGINAL, original) != original:
         raise ModelError(
             f"{_ORIGINAL} is {shown(original)}, but {shown(used.get(_ORIGINAL))} in "
-            f"{used.name('')[:-1]}; remove one"
+            f"{used.name('')[:-1]}; make them equal"
         )
     partial = config.number("partial_rotary_factor", partial)
     partial = used.number("partial_rotary_factor", partial)

@@ -35,6 +35,7 @@ from hearth.converter.stored import Indices, PickedRows, Stacked, Stored, Transp
 from hearth.converter.tensors import TensorSpec
 
 # Settings that transformers fills in where a config.json leaves them out.
+_V2 = {"n_shared_experts": 2, "q_lora_rank": 1536}
 _V3 = {
     "n_group": 8,
     "topk_group": 4,
@@ -53,6 +54,7 @@ _GLM = {
     "q_lora_rank": 768,
     "max_position_embeddings": 202752,
 }
+_EXPERT_COUNT = "n_routed_experts"
 # Of the latents' norms in transformers, which gives them no other.
 _NORM_EPSILON = 1e-6
 
@@ -103,7 +105,7 @@ def _experts(config: Settings, **more: object) -> ExpertsSpec:
     fields: dict[str, object] = {"scale": config.number("routed_scaling_factor", 1.0)}
     expert = FeedForwardSpec(config.integer("moe_intermediate_size"), activation(config))
     return ExpertsSpec(
-        config.integer("n_routed_experts"),
+        config.integer(_EXPERT_COUNT),
         config.integer("num_experts_per_tok"),
         expert,
         **(fields | more),  # type: ignore[arg-type]
@@ -117,6 +119,7 @@ def _dense_first(config: Settings) -> list[bool]:
 
 
 def _v2(config: Settings, name: str) -> ModelSpec:
+    config = with_defaults(config, _V2)
     why = "Hearth runs the router of DeepSeek-V2-Lite: greedy, not normalised"
     config.refuse("topk_method", "greedy", why=why)
     config.refuse("norm_topk_prob", False, why=why)
@@ -329,6 +332,7 @@ FAMILIES = (
     Family(
         name="DeepSeek-V2",
         model_types=("deepseek_v2",),
+        aliases=(("num_experts", _EXPERT_COUNT),),
         classes=("DeepseekV2ForCausalLM",),
         config=_v2,
         tensors=_NAMES,
@@ -339,6 +343,7 @@ FAMILIES = (
     Family(
         name="DeepSeek-V3",
         model_types=("deepseek_v3",),
+        aliases=(("num_local_experts", _EXPERT_COUNT),),
         classes=("DeepseekV3ForCausalLM",),
         config=_v3,
         tensors=_NAMES,
@@ -347,6 +352,7 @@ FAMILIES = (
     Family(
         name="GLM-4.7-Flash",
         model_types=("glm4_moe_lite",),
+        aliases=(("num_local_experts", _EXPERT_COUNT),),
         classes=("Glm4MoeLiteForCausalLM",),
         reads=("partial_rotary_factor",),
         config=_glm,

@@ -153,6 +153,12 @@ _GGUF: Names = {
 FAMILY = Family(
     name="GPT-2",
     model_types=("gpt2",),
+    aliases=(
+        ("hidden_size", "n_embd"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+        ("max_position_embeddings", "n_positions"),
+    ),
     classes=("GPT2LMHeadModel",),
     config=gpt2_spec,
     tensors={**VECTORS, **_MATRICES},

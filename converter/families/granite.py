@@ -43,7 +43,8 @@ def _granite_moe(config: Settings, name: str) -> ModelSpec:
 
 def _granite_hybrid(config: Settings, name: str) -> ModelSpec:
     layers = layer_count(config)
-    key = "layer_types" if "layer_types" in config else "layers_block_type"
+    keys = ("layer_types", "layers_block_type")  # the second in files of 2025
+    key = next((each for each in keys if each in config), keys[0])
     kinds = config.texts(key, layers, ["linear_attention"] * layers)
     for layer, kind in enumerate(kinds):
         if kind not in ("attention", FULL):

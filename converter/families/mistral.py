@@ -60,8 +60,23 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of Ministral 3, where a file has no settings of a rope.
+_MINISTRAL3_ROPE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
 def _config(config: Settings, name: str) -> ModelSpec:
-    config = with_defaults(config, _DEFAULTS.get(config.text("model_type", "mistral"), _MISTRAL))
+    kind = config.text("model_type", "mistral")
+    config = with_defaults(config, _DEFAULTS.get(kind, _MISTRAL))
+    if kind == "ministral3" and not ("rope_parameters" in config or "rope_scaling" in config):
+        config = with_defaults(config, {"rope_parameters": _MINISTRAL3_ROPE})
     layers = layer_count(config)
     # Ministral lists the kind of each layer.
     windowed = windowed_layers(config, layers, ["sliding_window" in config] * layers)
@@ -141,6 +156,7 @@ FAMILIES = (
     Family(
         name="Mixtral",
         model_types=("mixtral",),
+        aliases=(("num_experts", "num_local_experts"),),
         classes=("MixtralForCausalLM",),
         reads=("sliding_window",),
         config=_mixtral,

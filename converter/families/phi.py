@@ -21,7 +21,11 @@ from hearth.converter.families.layers import window_size, with_defaults
 from hearth.converter.families.settings import Settings
 from hearth.converter.spec import ModelSpec
 
-_DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+_DEFAULTS: dict[str, Any] = {
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+}
 
 
 def _config(config: Settings, name: str) -> ModelSpec:

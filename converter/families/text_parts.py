@@ -52,6 +52,17 @@ _OTHER_MODULES = (
 OTHER_PARTS = tuple(
     f"{prefix}{name}" for name in _OTHER_MODULES for prefix in ("model.", "", "model.model.")
 )
+# Kinds of whole models whose head is the embedding unless the file says otherwise.
+_TIED = (
+    "deepseek_vl", "got_ocr2", "internvl", "janus", "lighton_ocr", "ovis2",
+    "gemma3", "gemma4", "gemma4_unified", "mistral3",
+)  # fmt: skip
+# Kinds that must have a section for the text part: transformers has values of each for a file
+# without one. First those of families, which do not name their text part otherwise.
+_NEEDS_TEXT = (
+    "gemma3", "gemma4", "gemma4_unified", "mistral3", "qwen3_5", "qwen3_5_moe",
+    "got_ocr2", "idefics2", "idefics3", "lighton_ocr", "ovis2", "smolvlm",
+)  # fmt: skip
 # The last is InternVL's own spelling.
 _SECTIONS = ("text_config", "llm_config")
 
@@ -72,6 +83,15 @@ _QWEN2_VL = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e6,
     "max_window_layers": 80,
+}
+# Of transformers for this kind alone, beneath the settings that its text part names.
+_VOXTRAL = {
+    **_sizes(3072, 8192, 30, 32, 131072),
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e8,
 }
 _QWEN3_VL = {"max_position_embeddings": 128000, "rope_theta": 5e5}
 # Kinds of text parts: the family's kind, and the values of transformers for settings that are left
@@ -106,6 +126,7 @@ _PARTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             **_sizes(2048, 5632, 24, 16, 151936),
             "num_key_value_heads": 16,
             "moe_intermediate_size": 1408,
+            "num_local_experts": 60,
             "num_experts_per_tok": 4,
             **_QWEN3_VL,
         },
@@ -131,9 +152,26 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+_NO_TEXT = "text_config is missing, which describes the part of the model that reads text"
+
+
 def whole_kinds() -> tuple[str, ...]:
     """Values of model_type whose text part runs, of those that are not a family's own."""
     return tuple(_WHOLE)
+
+
+def check_text_config(raw: Mapping[str, Any]) -> None:
+    """Raise ModelError where a model of such a kind does not describe its text part."""
+    if raw.get("model_type") in _NEEDS_TEXT and not isinstance(raw.get("text_config"), dict):
+        raise ModelError(_NO_TEXT)
+
+
+def tied_by_default(raw: Mapping[str, Any]) -> bool:
+    """True if transformers ties the head of such a model where the file does not say otherwise."""
+    if raw.get("model_type") not in _TIED:
+        return False
+    texts = [raw[key] for key in _SECTIONS if isinstance(raw.get(key), dict)]
+    return any(each.get("tie_word_embeddings") is None for each in (raw, *texts[:1]))
 
 
 def text_settings(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -146,6 +184,8 @@ def text_settings(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if usual is None:
         return None
     sections = [key for key in _SECTIONS if isinstance(raw.get(key), dict)]
+    if not sections and whole in _NEEDS_TEXT:
+        raise ModelError(_NO_TEXT)
     # Files of 2024 have the settings of the text beside those of the images.
     text = raw[sections[0]] if sections else {k: v for k, v in raw.items() if k != "model_type"}
     kind = text.get("model_type") or usual
@@ -155,6 +195,7 @@ def text_settings(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
             f"not supported as the text part of {shown(whole)}; Hearth runs {', '.join(_PARTS)}"
         )
     family, defaults = _PARTS[kind]
+    defaults = {**defaults, **_VOXTRAL} if whole == "voxtral" and kind == "llama" else defaults
     tied = [Settings(each).boolean("tie_word_embeddings", False) for each in (raw, text)]
     if whole in _TIED_OUTSIDE and raw.get("tie_word_embeddings") is not None:
         tied = tied[:1]

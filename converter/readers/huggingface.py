@@ -72,8 +72,9 @@ def open_huggingface(directory: Path, weights: str | None) -> FileModel:
         if config.text_part:
             unused += OTHER_PARTS
         spec, headless = config.spec, False
-        if not spec.tied and _is_headless(config, entries):
-            spec, headless = replace(spec, tied=True), True
+        if not spec.tied and not any(name.endswith(_HEAD) for name in entries):
+            headless = not config.tied_if_headless and _is_body(config, entries)
+            spec = replace(spec, tied=headless or config.tied_if_headless)
         tensors = match(directory, spec, config.family, entries, unused)
     except BaseException:
         close_all(files)
@@ -195,10 +196,8 @@ def _recipe(family: Family, part: str) -> Recipe:
         raise ModelError(f"Hearth does not know how {family.name} models store {part}") from None
 
 
-def _is_headless(config: HfConfig, entries: Entries) -> bool:
+def _is_body(config: HfConfig, entries: Entries) -> bool:
     """True for a checkpoint of the model below the head, as those for embeddings are."""
-    if any(name.endswith(_HEAD) for name in entries):
-        return False
     classes = config.raw.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else ""
     return (

@@ -284,6 +284,25 @@ def test_layers_that_guess_further_tokens(name: str) -> None:
     assert further_layers(*read_spec(raw, "llama"), raw) == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "alias", "usual"),
+    [
+        ("gpt2", "num_attention_heads", "n_head"),
+        ("gpt2", "hidden_size", "n_embd"),
+        ("mixtral", "num_experts", "num_local_experts"),
+        ("deepseek_v3", "num_local_experts", "n_routed_experts"),
+    ],
+)
+def test_a_setting_has_two_names(name: str, alias: str, usual: str) -> None:
+    """As in transformers' attribute_map."""
+    config = CONFIGS[name]
+    renamed = {alias: config[usual]} | {k: v for k, v in config.items() if k != usual}
+    assert read_spec(renamed, "m") == read_spec(config, "m")
+    assert read_spec(config | {alias: config[usual]}, "m") == read_spec(config, "m")
+    with pytest.raises(ModelError, match=f"{alias} is 7, but {usual}, which is the same setting"):
+        read_spec(config | {alias: 7}, "m")
+
+
 def test_tensors_of_further_layers_are_left_out(tmp_path: Path) -> None:
     spec = tiny_spec()
     tensors = random_tensors(spec)

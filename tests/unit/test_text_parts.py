@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.converter import ModelError, open_model
+from hearth.converter.blocks import AttentionSpec
 from hearth.converter.families import families
 from hearth.converter.families.text_parts import text_settings, whole_kinds
 from hearth.converter.hf_config import read_spec
@@ -70,6 +71,22 @@ def test_tying_of_qwen3_vl_is_named_outside() -> None:
     raw = {"model_type": "qwen3_vl", "text_config": text}
     assert spec_of(raw).tied
     assert not spec_of(raw | {"tie_word_embeddings": False}).tied
+
+
+def test_voxtral_has_its_own_usual_sizes() -> None:
+    """Beneath those that its text part names; other kinds have them for a whole text part alone."""
+    spec = spec_of({"model_type": "voxtral", "text_config": {"hidden_size": 64}})
+    mixer = spec.kinds[0].mixer
+    assert isinstance(mixer, AttentionSpec)
+    assert (spec.layers, spec.hidden_size, spec.norm_epsilon) == (30, 64, 1e-5)
+    assert (mixer.kv_heads, mixer.key_size) == (8, 128)
+    assert spec.ropes[0].frequencies[1] == pytest.approx(1e8 ** (-2 / 128))
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen3_5", "ovis2", "smolvlm"])
+def test_a_text_part_that_is_not_described(kind: str) -> None:
+    with pytest.raises(ModelError, match="text_config is missing"):
+        spec_of(CONFIGS["llama"] | {"model_type": kind})
 
 
 @pytest.mark.parametrize(
@@ -148,6 +165,32 @@ def test_names_of_tensors(tmp_path: Path, prefix: str, head: str) -> None:
     rename_tensors(path / "model.safetensors", {head: "adapter."})
     with pytest.raises(ModelError, match=r"lm_head\.weight is missing|adapter\.weight"):
         open_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "tied", "opens"),
+    [("internvl", None, True), ("internvl", False, False), ("llava", None, False)],
+)
+def test_a_kind_whose_head_is_usually_the_embedding(
+    tmp_path: Path, kind: str, tied: bool | None, opens: bool
+) -> None:
+    """Files without a head are of tied models, where transformers ties that kind by default."""
+    text = hf_config(SPEC) | {"model_type": "llama", "tie_word_embeddings": False}
+    config = {"model_type": kind, "text_config": text, "tie_word_embeddings": tied}
+    headless = {name: rows for name, rows in TENSORS.items() if name != "head"}
+    path = write_hf(tmp_path / "m", SPEC, headless, config=config)
+    if not opens:
+        with pytest.raises(ModelError, match=r"lm_head\.weight is missing"):
+            open_model(str(path))
+        return
+    with open_model(str(path)) as model:
+        assert model.spec.tied
+        assert model.notes == [f"m: {NOTE}"]
+    # A head of its own counts, as in transformers.
+    path = write_hf(tmp_path / "headed", SPEC, TENSORS, config=config)
+    with open_model(str(path)) as model:
+        assert not model.spec.tied
+        assert model.read("head", "f32").tobytes() == TENSORS["head"].tobytes()
 
 
 @pytest.mark.parametrize(
