@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hearth.common.errors import HearthError, Reason
+from hearth.converter import open_model
 from hearth.converter.blocks import ExpertsSpec, FeedForwardSpec
 from hearth.converter.spec import ModelSpec
 from hearth.converter.weights import FORMATS, effective_type
 from hearth.root.cluster.wire import shard_config
+from hearth.root.planning.blueprint import draw
 from hearth.root.planning.cut import divide, divide_heads, divide_on_blocks
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import Layout, layout_of
@@ -434,6 +436,28 @@ def test_layers_follow_the_shares_of_a_stage() -> None:
 def test_layouts_that_cannot_be_cut(layout: Layout, message: str) -> None:
     with pytest.raises(HearthError, match=message):
         make_plan(spec_of(), dtype_of, layout)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "stages", "message"),
+    [
+        ("auto", (3, 3), "stages of 3,3 layers add up to 6; demo has 5 layers"),
+        ("auto", (1, 1, 1, 1, 1, 1), "into 6 stages: its 5 layers allow 1 to 5"),
+        ("8x1", None, "into 8 stages: its 5 layers allow 1 to 5"),
+        ("1x9", None, "over 9 nodes"),
+    ],
+)
+def test_layouts_that_cannot_be_are_refused_before_workers_are_found(
+    parallel: str, stages: tuple[int, ...] | None, message: str
+) -> None:
+    given = ClusterSettings(parallel=parallel, stages=stages)
+    with open_model("demo") as model, pytest.raises(HearthError, match=message):
+        draw(model, given)
+
+
+def test_a_layout_for_workers_that_are_found_later() -> None:
+    with open_model("demo") as model:
+        assert draw(model, ClusterSettings(parallel="2x2")).plan(()).nodes
 
 
 def test_notes_of_several_stages_name_the_stage() -> None:

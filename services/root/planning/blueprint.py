@@ -12,7 +12,7 @@ from hearth.common.sizes import format_size
 from hearth.converter import Model
 from hearth.root.planning.choices import check, check_context
 from hearth.root.planning.facts import NodeFacts
-from hearth.root.planning.layout import Layout, layout_of, ranks_of
+from hearth.root.planning.layout import Layout, layout_of, nodes_of, ranks_of
 from hearth.root.planning.memory import Room, needed_bytes, room_for
 from hearth.root.planning.plan import Plan
 from hearth.root.planning.planner import check_shares, make_plan, most_nodes, most_stages
@@ -186,4 +186,8 @@ def draw(model: Model, settings: ClusterSettings) -> Blueprint:
         room = max(0, room - settings.draft.size_bytes)
     blueprint = Blueprint(model, settings, context, room)
     blueprint.plan(settings.workers)
+    wanted = nodes_of(settings.parallel, settings.stages)
+    if wanted is not None and not settings.workers:
+        # Workers are found later. What never can be is refused before.
+        make_plan(spec, model.tensor_type, layout_of(settings.parallel, wanted, settings.stages))
     return blueprint

@@ -94,6 +94,14 @@ def layout_of(
     return _similar(ranks, nodes, problem)
 
 
+def nodes_of(parallel: str, layers: Sequence[int] | None = None) -> int | None:
+    """The nodes that `--parallel` and `--stages` are for; None where any number will do."""
+    ranks = ranks_of(parallel)
+    if ranks is not None:
+        return sum(ranks)
+    return len(layers) if layers is not None and parallel != "tensor" else None
+
+
 def _similar(ranks: tuple[int, ...], nodes: int, problem: str) -> Layout:
     """As many stages as before where the nodes are enough, with ranks in the same proportion."""
     stages = min(len(ranks), nodes)
