@@ -173,6 +173,7 @@ def measure(
     steps = recorder.decode
     status = session.cluster.status()
     compute = [step.compute_seconds * 1e3 for step in steps]
+    own_compute = [step.node_seconds[0][0] for step in steps]
     rest = [(step.wall_seconds - step.compute_seconds) * 1e3 for step in steps]
     peaks: list[float | None] = [_mib(system.peak_rss_bytes())]
     peaks += [_peak(process.pid) for process in session.workers.processes]
@@ -207,7 +208,7 @@ def measure(
         "received_kib_per_token": _round(_median([step.received_bytes / 1024 for step in steps])),
         # The root's weights are read once a token: the share of what plain reading reaches.
         "memory_gb_per_second": _round(bandwidth / 1e9),
-        "memory_share": _round(_weights_read(session) / (_median(compute) / 1e3) / bandwidth),
+        "memory_share": _round(_weights_read(session) / _median(own_compute) / bandwidth),
         "load_seconds": _round(session.load_seconds),
         "weights_sent_bytes": sum(node.weight_bytes_from_network for node in status.nodes),
         "peak_rss_mib": peaks,

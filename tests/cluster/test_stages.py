@@ -227,6 +227,9 @@ def test_the_busy_time_of_nodes(addresses: list[str]) -> None:
     busy = values["hearth_busy_seconds_total", ""]
     for node in ("root", "worker"):
         assert 0 < values["hearth_node_compute_seconds_total", node] <= busy
+    # A node alone in its stage has no syncs; that it waits for other steps is none.
+    assert values["hearth_sync_seconds_count", ""] > 0
+    assert values["hearth_sync_seconds_sum", ""] == 0
 
 
 def test_stages_with_certificates(tmp_path: Path) -> None:

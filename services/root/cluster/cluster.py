@@ -361,7 +361,10 @@ class Cluster:
     def _completed(self, formation: Formation, batch: Batch, output: StepOutput) -> None:
         """Counts a step, and calls the listeners for what it showed."""
         phase_name = phase_of(batch.rows, len(batch.output_rows))
-        sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
+        if formation.stages == 1:
+            sync = output.wall_seconds - output.compute_seconds if formation.links else 0.0
+        else:  # the rest of the time is other steps', which a stage computes meanwhile
+            sync = max(sync for _, sync in output.node_seconds)
         self._metrics.step(phase_name, output.wall_seconds, sync)
         self._metrics.node_times(output.node_seconds)
         # Steps in flight overlap: only the time since the last one ended is new.
