@@ -5,6 +5,7 @@ Each subcommand is a module here with `command()`. Only the module that is asked
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except output.OutputError as error:
         output.abandon()
-        output.note(f"hearth: {error}")
+        output.note(f"hearth: {error}", level=logging.ERROR)
         return 1
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -184,7 +185,7 @@ def report(error: Exception) -> bool:
     """Write an error that is meant for people to standard error; False for any other, a bug."""
     if not _is_expected(error):
         return False
-    output.note(f"hearth: {_message(error)}")
+    output.note(f"hearth: {_message(error)}", level=logging.ERROR)
     return True
 
 

@@ -18,6 +18,10 @@ from typing import Any
 
 from hearth.common.terminal import for_stdout, safe
 
+log = logging.getLogger(__name__)
+
+_notes_as_log = False
+
 
 class OutputError(Exception):
     """Standard output cannot be written; the message says why. BrokenPipeError stays itself."""
@@ -25,6 +29,8 @@ class OutputError(Exception):
 
 def prepare() -> None:
     """Have unknown characters replaced in both streams, and warnings written as notes."""
+    global _notes_as_log
+    _notes_as_log = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -69,8 +75,20 @@ def as_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=not unicode, indent=indent)
 
 
-def note(text: str, end: str = "\n") -> None:
-    """Write a line for people to standard error; progress bars there move down."""
+def notes_as_log() -> None:
+    """Have notes logged from now on: a log of JSON lines has nothing else between them."""
+    global _notes_as_log
+    _notes_as_log = True
+
+
+def note(text: str, end: str = "\n", level: int = logging.INFO) -> None:
+    """Write a line for people to standard error; progress bars there move down.
+
+    level: where notes are logged.
+    """
+    if _notes_as_log:
+        log.log(level, "%s", text)
+        return
     if sys.stderr is None:
         return
     with suppress(OSError, ValueError), _between_bars():

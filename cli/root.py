@@ -233,6 +233,8 @@ def run(options: Options) -> int:
     from hearth.root.settings import Serving
 
     hearth_logging.setup(json_lines=options.log_format == "json")
+    if options.log_format == "json":
+        output.notes_as_log()
     settings = Serving(
         listen=options.listen,
         joining=_joining(options),

@@ -144,6 +144,8 @@ def run(options: Options) -> int:
     from hearth.worker.server import WorkerServer
 
     hearth_logging.setup(json_lines=options.log_format == "json")
+    if options.log_format == "json":
+        output.notes_as_log()
     system.keep_message_memory()
     stop = StopSignals()
     common.check_threads(options.threads)

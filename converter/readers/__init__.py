@@ -104,7 +104,8 @@ def _advice(source: str) -> str:
         parse_name(source)
     except ModelError:
         return (
-            f"give a directory, a .gguf or {SUFFIX} file, OWNER/MODEL as on Hugging Face, "
+            f"give a directory, a .gguf or {SUFFIX} file, OWNER/MODEL as on Hugging Face (`hearth "
+            f"pull OWNER/MODEL` downloads one), "
             f"{', '.join(map(repr, NAMES))}, or {PREFIX}SHAPE with one of {', '.join(SHAPES)}"
         )
     return f"no such path, and not in the Hugging Face cache: `hearth pull {source}` downloads it"

@@ -377,7 +377,7 @@ class Supervisor:
         cause = self._cause
         if cause is None:
             # Since the start nothing was formed: requests are refused, with the reason.
-            problem = HearthError(Reason.CLUSTER_NOT_READY, f"the root is not ready: {why}")
+            problem = HearthError(Reason.CLUSTER_NOT_READY, self._awaited())
             self._engine.suspend(problem, refuse=True)
         else:
             message = f"{cause.message} (now: {why})"

@@ -36,7 +36,7 @@ def test_the_recorded_story_of_a_formation_that_failed() -> None:
     decisions = [entry.result for entry in told if isinstance(entry.result, Form)]
     assert decisions == [
         Form((STEADY, FRAGILE), "2 workers are there"),
-        Form((STEADY,), "1 workers are there"),
+        Form((STEADY,), "1 worker is there"),
     ]
     (failed,) = [entry.event for entry in told if isinstance(entry.event, FormFailed)]
     assert (failed.address, failed.reason) == (FRAGILE, "UNREACHABLE")

@@ -66,7 +66,7 @@ class Decider:
             left = next(peer for peer in (*ready, *absent) if peer not in chosen)
             return Wait(now + ASK_SECONDS, f"{left.title}: {left.reason}")
         self._chooser.spare(ready, chosen)
-        return Form(addresses(chosen), f"{len(chosen)} workers are there")
+        return Form(addresses(chosen), _are_there(len(chosen)))
 
     def after_loss(self, now: float) -> Decision:
         """While nothing serves, after the cluster served before."""
@@ -161,3 +161,7 @@ def _steady(peer: Peer, now: float, serving: bool) -> bool:
     if now < peer.record.banned_until:
         return False
     return serving or not peer.record.strikes or peer.awaited(now)
+
+
+def _are_there(count: int) -> str:
+    return "1 worker is there" if count == 1 else f"{count} workers are there"
