@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zeroconf import ServiceInfo
+from zeroconf import BadTypeInNameException, ServiceInfo
 from zeroconf import current_time_millis as now_ms
 from zeroconf._cache import DNSCache
 from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
@@ -150,6 +151,19 @@ class Lan:
         self.closed.set()
 
 
+def named(name: str) -> ServiceInfo:
+    """An announcement that has the name only: the rest is in the cache."""
+    return ServiceInfo(SERVICE_TYPE, name)
+
+
+class Still:
+    """A browser that sees nothing by itself."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class Workers:
     """Takes reports; answers for the addresses listed: only WORKER has a worker."""
 
@@ -183,7 +197,7 @@ class Workers:
 def lan(monkeypatch: pytest.MonkeyPatch) -> Lan:
     lan = Lan()
     monkeypatch.setattr(mdns, "open_zeroconf", lambda _: lan)
-    monkeypatch.setattr(mdns, "ServiceBrowser", lambda *_: None)
+    monkeypatch.setattr(mdns, "Browser", Still)
     monkeypatch.setattr(mdns, "_AGAIN_SECONDS", 0.01)
     return lan
 
@@ -192,30 +206,29 @@ def test_a_worker_is_found_among_invented_names(lan: Lan) -> None:
     found = Workers()
     source = MdnsSource(found)
     source.start()
-    zc: Any = lan
     try:
         for number in range(1000):
             name = lan.announce(
                 f"stranger{number}", f"10.{number % 7}.{number // 250}.{number % 250}"
             )
-            source.add_service(zc, SERVICE_TYPE, name)
+            source.seen(named(name))
         for number in range(500):  # without an address
-            source.add_service(zc, SERVICE_TYPE, lan.announce(f"silent{number}"))
+            source.seen(named(lan.announce(f"silent{number}")))
         with found.changed:
             assert len(found.listed) == STRANGERS
             assert len(source._waiting) <= mdns._MAX_WAITING
         worker = lan.announce("pi", "192.168.1.20")
-        source.add_service(zc, SERVICE_TYPE, worker)
+        source.seen(named(worker))
         assert found.answer_until_found(source)
         source.tried(WORKER, True)
         for number in range(500):
             name = lan.announce(f"late{number}", f"10.9.{number // 250}.{number % 250}")
-            source.add_service(zc, SERVICE_TYPE, name)
+            source.seen(named(name))
             source.tried(f"10.9.{number // 250}.{number % 250}:7717", False)
         with found.changed:
             assert WORKER in found.listed
         lan.leave(worker)
-        source.remove_service(zc, SERVICE_TYPE, worker)
+        source.left(worker)
         with found.changed:
             assert WORKER not in found.listed
     finally:
@@ -231,16 +244,15 @@ def test_a_name_that_gave_its_place_up_comes_again(
     found = Workers()
     source = MdnsSource(found)
     source.start()
-    zc: Any = lan
     try:
-        source.add_service(zc, SERVICE_TYPE, lan.announce("pi", "192.168.1.20"))
+        source.seen(named(lan.announce("pi", "192.168.1.20")))
         source.tried(WORKER, False)
         stranger = lan.announce("stranger", "10.0.0.1")
-        source.add_service(zc, SERVICE_TYPE, stranger)
+        source.seen(named(stranger))
         with found.changed:
             assert found.changed.wait_for(lambda: "10.0.0.1:7717" in found.seen, 20)
         lan.leave(stranger)
-        source.remove_service(zc, SERVICE_TYPE, stranger)
+        source.left(stranger)
         with found.changed:
             assert found.changed.wait_for(lambda: found.listed == [WORKER], 20)
     finally:
@@ -252,11 +264,11 @@ def test_names_of_any_kind_hold_nobody_up(lan: Lan, label: str) -> None:
     found = Workers()
     source = MdnsSource(found)
     source.start()
-    zc: Any = lan
     try:
         for name in (label, f"{label}.{SERVICE_TYPE}"):
-            source.add_service(zc, SERVICE_TYPE, name)
-        source.add_service(zc, SERVICE_TYPE, lan.announce("pi", "192.168.1.20"))
+            with suppress(BadTypeInNameException):
+                source.seen(named(name))
+        source.seen(named(lan.announce("pi", "192.168.1.20")))
         with found.changed:
             assert WORKER in found.listed
     finally:

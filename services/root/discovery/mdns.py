@@ -1,7 +1,8 @@
 """Workers that announce themselves by mDNS on the LAN, over IPv4 and IPv6.
 
 Most announcements hold all that is needed. A name without an address is looked up in threads of its
-own, so that names without one hold nobody up. Which names have a place: announced.py.
+own, so that names without one hold nobody up. Which names have a place: announced.py. How memory is
+bounded: browsing.py.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import random
 import threading
 import time
 
-from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import IPVersion, ServiceInfo, Zeroconf
 
 from hearth.common.channels import format_address
 from hearth.root.discovery.announced import Announced
+from hearth.root.discovery.browsing import Browser
 from hearth.root.discovery.sources import Found
 from hearth.worker.announce import SERVICE_TYPE, open_zeroconf
 
@@ -31,7 +33,7 @@ _MAX_LEFT = 4096
 _AGAIN_SECONDS = 1.0
 
 
-class MdnsSource(ServiceListener):
+class MdnsSource:
     """Workers that announce themselves on the LAN (`hearth worker --announce`)."""
 
     def __init__(self, found: Found, interfaces: list[str] | None = None) -> None:
@@ -39,6 +41,7 @@ class MdnsSource(ServiceListener):
         self._found = found
         self._interfaces = interfaces
         self._zeroconf: Zeroconf | None = None
+        self._browser: Browser | None = None
         # Guards all below.
         self._changed = threading.Condition()
         self._announced = Announced()
@@ -56,13 +59,15 @@ class MdnsSource(ServiceListener):
         self._zeroconf = open_zeroconf(self._interfaces)
         for work in (self._search_again, *[self._look_up] * _THREADS):
             threading.Thread(target=work, name="hearth-mdns", daemon=True).start()
-        ServiceBrowser(self._zeroconf, SERVICE_TYPE, self)
+        self._browser = Browser(self._zeroconf, self.seen, self.left)
 
     def stop(self) -> None:
         """Returns at once, even while a name is looked up."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        if self._browser is not None:
+            self._browser.stop()
         if self._zeroconf is not None:
             self._zeroconf.close()
 
@@ -73,18 +78,17 @@ class MdnsSource(ServiceListener):
             self._changed.notify_all()
         self._report()
 
-    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: a service was seen. Returns at once."""
+    def seen(self, info: ServiceInfo) -> None:
+        """The browser's: a name was announced, with all that its packet has. Returns at once."""
         with self._changed:
-            self._left.discard(name)
-        self._see(zc, name)
+            self._left.discard(info.name)
+        if addresses_of(info):
+            self._take(info)
+        elif self._zeroconf is not None:
+            self._see(self._zeroconf, info.name)
 
-    def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: its announcement changed."""
-        self._see(zc, name)
-
-    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """zeroconf's: it has left."""
+    def left(self, name: str) -> None:
+        """The browser's: a name has left, or expired."""
         with self._changed:
             self._announced.withdraw(name)
             if len(self._left) >= _MAX_LEFT:
@@ -94,17 +98,17 @@ class MdnsSource(ServiceListener):
         self._report()
 
     def _see(self, zc: Zeroconf, name: str) -> bool:
-        """Take in a name: now, if its announcement is whole, else once it was looked up.
+        """Take in a name: now, if the cache has its address, else once it was looked up.
 
         False if there is no place for it now.
         """
         try:
             info = ServiceInfo(SERVICE_TYPE, name)
-            whole = info.load_from_cache(zc)
+            info.load_from_cache(zc)
         except Exception as error:  # anyone can send anything
             log.debug("mDNS: %s: %s", name, error)
             return True
-        if whole:
+        if addresses_of(info):
             return self._take(info)
         with self._changed:
             if name in self._waiting:
