@@ -30,6 +30,8 @@ class Question:
     ignore_eos: bool = False
     # Called with each piece of reasoning, which then is not part of the text; with messages.
     on_reasoning: Callable[[str], object] | None = None
+    # Of several answers to one prompt: a seed is that of the first.
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,10 @@ class Model(Protocol):
 
 
 @contextmanager
-def open_model(options: Options, quiet: bool = False) -> Iterator[Model]:
+def open_model(options: Options, quiet: bool = False, sequences: int = 1) -> Iterator[Model]:
     """The model of --root, or of MODEL until the block ends. Raises HearthError, ModelError.
 
-    quiet: no progress of loading.
+    quiet: no progress of loading. sequences: answers at the same time, of a model that runs here.
     """
     if options.root:
         from hearth.cli.connecting import connect
@@ -89,7 +91,7 @@ def open_model(options: Options, quiet: bool = False) -> Iterator[Model]:
     from hearth.cli.session import open_session
 
     local = _LocalModel(options)
-    with open_session(options, quiet=quiet) as session:
+    with open_session(options, quiet=quiet, sequences=sequences) as session:
         local.start(session)
         yield local
 
@@ -105,6 +107,11 @@ def _constraint(form: Form) -> Constraint | None:
 
 def _ignore(text: str) -> None:
     """A piece of reasoning that nobody wants."""
+
+
+def _numbered(seed: int | None, number: int) -> int | None:
+    """The seed of one of several answers to a prompt."""
+    return seed if seed is None or not number else (seed + number) % (1 << 64)
 
 
 class _LocalModel:
@@ -146,13 +153,14 @@ class _LocalModel:
         engine = self._session.engine
         given = Conversation(question.messages) if question.messages else Prompt(question.text)
         ids = input_ids(engine.tokenizer, given, self.context_size)
+        sampling = replace(self._sampling, seed=_numbered(self._sampling.seed, question.number))
         expected = None
         if question.messages and question.on_reasoning is not None:
             expected = expected_of(engine.tokenizer, None, ids)
         params = GenerateParams(
             prompt=ids,
             max_tokens=self._max_tokens,
-            sampling=constrained(self._sampling, Tools(), expected),
+            sampling=constrained(sampling, Tools(), expected),
             stop=stops_of(tuple(question.stop), expected),
             ignore_eos=question.ignore_eos,
             visible=expected.visible if expected is not None else frozenset(),
@@ -246,7 +254,7 @@ class _RemoteModel:
             top_p=options.top_p,
             min_p=options.min_p,
             repetition_penalty=options.repetition_penalty,
-            seed=options.seed,
+            seed=_numbered(options.seed, question.number),
             stop=question.stop,
             ignore_eos=question.ignore_eos,
             on_waiting=show_waiting,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hearth.root.cluster.cluster import Cluster
     from hearth.root.engine.interfaces import Allowed
     from hearth.root.scheduling.batch import Batch, StepOutput
+    from hearth.v1 import root_pb2
 
 
 def command() -> Command:
@@ -73,6 +74,7 @@ def command() -> Command:
             *common.model(),
             *params,
             *common.cluster(speculate="off"),
+            common.no_predict(),
             *common.local_nodes(),
             *common.security(),
         ],
@@ -209,11 +211,27 @@ def measure(
         # The root's weights are read once a token: the share of what plain reading reaches.
         "memory_gb_per_second": _round(bandwidth / 1e9),
         "memory_share": _round(_weights_read(session) / _median(own_compute) / bandwidth),
+        **_predicted(status),
         "load_seconds": _round(session.load_seconds),
         "weights_sent_bytes": sum(node.weight_bytes_from_network for node in status.nodes),
         "peak_rss_mib": peaks,
         # They include what the mesh measured of its links.
         "notes": list(status.notes),
+    }
+
+
+def _predicted(status: root_pb2.ClusterStatus) -> dict[str, float]:
+    """The speed that was expected of the nodes; nothing where they were not measured."""
+    if not status.HasField("prediction"):
+        return {}
+    found = status.prediction
+    return {
+        "predicted_prefill_tokens_per_second": _round(found.prefill_tokens_per_second),
+        "predicted_decode_tokens_per_second": _round(found.decode_tokens_per_second),
+        "predicted_decode_tokens_per_second_many": _round(found.decode_many_tokens_per_second),
+        "predicted_compute_ms_per_token": _round(found.compute_seconds * 1e3),
+        "predicted_sync_ms_per_token": _round(found.sync_seconds * 1e3),
+        "predicted_sent_kib_per_token": _round(found.sent_bytes / 1024),
     }
 
 

@@ -103,6 +103,7 @@ def describe(status: root_pb2.ClusterStatus) -> list[str]:
     if status.model:
         lines.append(f"model {status.model}, context of {status.context_size} positions")
     lines[-1] += f" (plan {status.epoch}, lane {lane}, sync {sync})"
+    lines += _speeds(status)
     lines += _table(_rows(status))
     known = {peer.address for peer in status.peers}
     lines += [
@@ -113,6 +114,20 @@ def describe(status: root_pb2.ClusterStatus) -> list[str]:
     lines += _peers(status)
     lines += [f"note: {note}" for note in status.notes]
     return [one_line(line) for line in lines]
+
+
+def _speeds(status: root_pb2.ClusterStatus) -> list[str]:
+    """The expected speed, and the measured one beside it."""
+    if not status.HasField("prediction"):
+        return []
+    found = status.prediction
+    measured = found.measured_decode_tokens_per_second
+    beside = f"measured {measured:.3g}" if measured else "not measured yet"
+    return [
+        f"one sequence: {found.decode_tokens_per_second:.3g} tokens/s expected, {beside}; "
+        f"{found.sequences} together: {found.decode_many_tokens_per_second:.3g}, prompts: "
+        f"{found.prefill_tokens_per_second:.0f}"
+    ]
 
 
 def _state(status: root_pb2.ClusterStatus) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Self
 
 from hearth.cli import options as common
@@ -14,6 +16,8 @@ from hearth.common.errors import HearthError, Reason
 
 # The most text that is read from standard input: the limit of a message to a root.
 _MAX_INPUT_BYTES = 4 << 20
+# Texts of one prompt at once.
+_MOST_SAMPLES = 64
 _ENDS = {
     "eos": "the model ended it",
     "length": "--max-tokens ended it",
@@ -48,6 +52,15 @@ def command() -> Command:
             help="continue past the end-of-sequence token",
         ),
         Option(
+            "--samples",
+            read=_samples,
+            default=1,
+            metavar="N",
+            group=common.TEXT,
+            help="texts of the same prompt, made together: the prompt is prefilled once; a --seed "
+            "is that of the first",
+        ),
+        Option(
             "--json",
             is_flag=True,
             group=common.OUTPUT,
@@ -72,6 +85,8 @@ def run(options: Options) -> int:
     prompt = options.prompt if options.prompt is not None else piped_text()
     check_text("prompt", prompt)
     question = Question(prompt, stop=options.stop, ignore_eos=options.ignore_eos)
+    if options.samples > 1:
+        return _several(options, question)
     with open_model(options, quiet=options.json) as model:
         if not prompt and not options.json:
             output.note("note: there is no prompt (-p TEXT): the model begins by itself")
@@ -89,6 +104,48 @@ def run(options: Options) -> int:
         else:
             output.note(summary(answer.ended))
     return 0
+
+
+def _samples(text: str) -> int:
+    count: int = common.count(text)
+    if count > _MOST_SAMPLES:
+        raise ValueError(f"it must be at most {_MOST_SAMPLES}")
+    return count
+
+
+def _several(options: Options, question: Question) -> int:
+    """Several texts of one prompt, each printed when all are made."""
+    questions = [replace(question, number=number) for number in range(options.samples)]
+    with open_model(options, quiet=options.json, sequences=options.samples) as model:
+        if options.temperature == 0 and not options.json:
+            output.note("note: with --temperature 0 all samples are the same")
+        started = time.perf_counter()
+        answers = [model.ask(each) for each in questions]
+        with ThreadPoolExecutor(len(answers), "sample") as pool:
+            texts = list(pool.map("".join, answers))
+        total = time.perf_counter() - started
+        load_seconds = model.load_seconds
+    ends = [answer.ended for answer in answers if answer.ended is not None]
+    if options.json:
+        samples = [_sample(text, ended) for text, ended in zip(texts, ends, strict=True)]
+        timing = {"load_seconds": load_seconds, "total_seconds": total}
+        rounded = {name: round(value, 6) for name, value in timing.items()}
+        output.line(
+            output.as_json(
+                {"samples": samples, "prompt_tokens": ends[0].prompt_tokens, "timing": rounded}
+            )
+        )
+        return 0
+    for number, text in enumerate(texts, 1):
+        output.line(f"--- sample {number} of {len(texts)}")
+        output.line(question.text + text)
+    made = sum(len(ended.token_ids) for ended in ends)
+    output.note(f"{made} tokens in {total:.3f} s, {made / total:.1f} tokens/s of all samples")
+    return 0
+
+
+def _sample(text: str, ended: Ended) -> dict[str, object]:
+    return {"text": text, "token_ids": list(ended.token_ids), "finish_reason": ended.reason}
 
 
 def piped_text() -> str:

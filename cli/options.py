@@ -531,6 +531,16 @@ def credentials(options: Options, *exposed: str, role: str = "root") -> Security
     return found
 
 
+def no_predict() -> Option:
+    """The option that switches predictions off."""
+    return Option(
+        "--no-predict",
+        is_flag=True,
+        group=CLUSTER,
+        help="do not measure nodes and links, and expect no speed; --parallel auto is tensor then",
+    )
+
+
 def default_cache_dir() -> Path:
     """The default folder of this user's slices, and of KV pages."""
     base = os.environ.get("XDG_CACHE_HOME")

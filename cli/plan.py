@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Lines for people; --json has all.
 _SHOWN = 12
 # Settings of `hearth root` that change a prediction, with the same names and defaults.
-_SETTINGS = ("--context", "--sync-type", "--lane", "--kv-type", "--max-step-tokens")
+_SETTINGS = ("--workers", "--context", "--sync-type", "--lane", "--kv-type", "--max-step-tokens")
 
 
 def command() -> Command:
@@ -58,10 +58,11 @@ def command() -> Command:
                 help="threads with which this machine is measured",
             ),
             Option("--json", is_flag=True, group=common.OUTPUT, help="print one object"),
+            *common.security(),
         ],
         help="Predict the speed and memory of a model on 1 to all of some machines, in each "
         "layout, best first, and say what would help. Reads no weights.",
-        one_of=((*common.SOURCES[:2], "probe"),),
+        one_of=((*common.SOURCES[:2], "probe"), ("devices", "workers"), common.EXCLUSIVE_SECURITY),
         needed=(
             (
                 (*common.SOURCES[:2], "probe"),
@@ -112,12 +113,14 @@ def run(options: Options) -> int:
 
 
 def _machines(options: Options) -> Sequence[Machine]:
-    """The machines of --devices; without it, this one, measured now."""
+    """The machines of --devices or --workers; without them, this one, measured."""
     from pathlib import Path
 
     from hearth.common.errors import HearthError, Reason
     from hearth.root.planning.devices import read_devices
 
+    if options.workers:
+        return _worker_machines(options)
     if not options.devices:
         return (_measured(options),)
     try:
@@ -129,19 +132,23 @@ def _machines(options: Options) -> Sequence[Machine]:
 
 
 def _measured(options: Options) -> Machine:
-    """This machine, measured now; its link is a guess."""
+    """This machine, measured now where --probe asks for it; its link is a guess."""
     import platform
-    import tempfile
-    from pathlib import Path
 
     from hearth.common import system
+    from hearth.common.errors import HearthError, Reason
     from hearth.common.logging import printable
-    from hearth.common.probe import measure
+    from hearth.common.speeds import speeds_here
     from hearth.root.planning.catalogue import LINKS
     from hearth.root.planning.machines import Machine
 
     common.check_threads(options.threads)
-    speeds = measure(options.threads or system.cores(), Path(tempfile.gettempdir()))
+    threads = options.threads or system.cores()
+    folder = common.default_cache_dir().expanduser()
+    speeds = speeds_here(threads, folder, again=options.probe)
+    if speeds is None:
+        problem = "this machine could not be measured: it is too busy, or has too little memory"
+        raise HearthError(Reason.DEADLINE, problem)
     return Machine(
         name=printable(platform.node())[:100] or "here",
         kind="measured",
@@ -153,6 +160,34 @@ def _measured(options: Options) -> Machine:
         layer_seconds=speeds.layer_seconds,
         link=LINKS["gigabit"],
     )
+
+
+def _worker_machines(options: Options) -> Sequence[Machine]:
+    """This machine and the workers, as they measure themselves, and the links to them."""
+    from contextlib import ExitStack
+
+    from hearth.common import system
+    from hearth.common.errors import HearthError, Reason
+    from hearth.root.cluster.links import WorkerLink
+    from hearth.root.cluster.measuring import Root, measure
+
+    common.check_threads(options.threads)
+    security = common.credentials(options)
+    with ExitStack() as stack:
+        links = [WorkerLink(address, security) for address in options.workers]
+        for link in links:
+            stack.callback(link.close)
+        threads = options.threads or system.cores()
+        folder = common.default_cache_dir().expanduser()
+        root = Root(system.memory_for_model(), threads, (), folder)
+        found = measure(root, links, [link.describe().node for link in links])
+    if found is None:
+        problem = (
+            "a node could not be measured: it is busy, has too little memory, or runs another "
+            "version of Hearth"
+        )
+        raise HearthError(Reason.DEADLINE, problem)
+    return found
 
 
 def _is_smaller(other: Model, model: Model) -> bool:

@@ -31,6 +31,7 @@ def command() -> Command:
             *_models(),
             *_serving(),
             *common.cluster(),
+            common.no_predict(),
             *common.local_nodes(),
             *_members(),
             *common.security(),

@@ -90,6 +90,8 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         memory_limit=options.memory_limit,
         name=printable(platform.node()) or "root",
         page_dir=common.page_dir(options),
+        predict=not getattr(options, "no_predict", True),
+        speeds_dir=common.default_cache_dir().expanduser(),
         page_limit=getattr(options, "kv_cache_size", None),
     )
 

@@ -15,6 +15,7 @@ from hearth.client.messages import (
     Message,
     detokenize_request,
     embed_request,
+    sample_options,
     tokenize_request,
 )
 from hearth.v1 import root_pb2, root_pb2_grpc
@@ -90,6 +91,24 @@ class AsyncClient(BaseClient[AsyncGenerateStream]):
         stream = self.generate(prompt, tokens=tokens, messages=messages, **options)
         async with stream:
             return "".join([text async for text in stream])
+
+    async def generate_samples(
+        self,
+        samples: int,
+        prompt: str | None = None,
+        *,
+        tokens: Iterable[int] | None = None,
+        messages: Iterable[Message] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[str]:
+        """See Client.generate_samples."""
+        given = None if messages is None else list(messages)
+        ids = None if tokens is None else list(tokens)
+        each = [
+            self.generate_text(prompt, tokens=ids, messages=given, **one)
+            for one in sample_options(samples, options)
+        ]
+        return list(await asyncio.gather(*each))
 
     async def embed(
         self,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -15,6 +16,7 @@ from hearth.client.messages import (
     Message,
     detokenize_request,
     embed_request,
+    sample_options,
     tokenize_request,
 )
 from hearth.v1 import root_pb2, root_pb2_grpc
@@ -84,6 +86,33 @@ class Client(BaseClient[GenerateStream]):
         """Return the whole text of `generate`."""
         with self.generate(prompt, tokens=tokens, messages=messages, **options) as stream:
             return "".join(stream)
+
+    def generate_samples(
+        self,
+        samples: int,
+        prompt: str | None = None,
+        *,
+        tokens: Iterable[int] | None = None,
+        messages: Iterable[Message] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[str]:
+        """Return several texts of one prompt, made together; the root prefills it once.
+
+        With a seed, each text has one of its own, from `seed` on. Raises ValueError for fewer than
+        one or more than 64.
+        """
+        given = None if messages is None else list(messages)
+        ids = None if tokens is None else list(tokens)
+        streams = [
+            self.generate(prompt, tokens=ids, messages=given, **each)
+            for each in sample_options(samples, options)
+        ]
+        with ThreadPoolExecutor(samples, "sample") as pool:
+            try:
+                return list(pool.map("".join, streams))
+            finally:
+                for stream in streams:
+                    stream.cancel()
 
     def embed(
         self,

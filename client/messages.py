@@ -11,6 +11,9 @@ import grpc
 from hearth.client.errors import HearthError, InvalidArgument
 from hearth.v1 import root_pb2
 
+# Texts of one prompt at once.
+MAX_SAMPLES = 64
+
 
 class FinishReason(StrEnum):
     """Reason for the regular end of a generation."""
@@ -153,6 +156,19 @@ def generate_request(
     if unknown:
         raise TypeError(f"generate() has no option {', '.join(sorted(unknown))}")
     return request
+
+
+def sample_options(samples: int, options: GenerateOptions) -> list[GenerateOptions]:
+    """The options of each of several texts of one prompt: each with a seed of its own.
+
+    Raises ValueError for fewer than one or more than 64.
+    """
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise ValueError(f"samples is {samples}; it must be in 1 to {MAX_SAMPLES}")
+    seed = options.get("seed")
+    if seed is None:
+        return [options] * samples
+    return [{**options, "seed": (seed + i) % (1 << 64)} for i in range(samples)]
 
 
 def _add_message(conversation: root_pb2.Conversation, message: Message) -> None:

@@ -111,9 +111,12 @@ class WorkerProcess(ServiceProcess):
 
 
 def clean_environ(more: Mapping[str, str] = _NOTHING) -> dict[str, str]:
-    """This environment without settings of Hearth but those of `more`; no settings file either."""
+    """This environment without settings of Hearth but those of `more`; no settings file either.
+
+    Nodes are not measured: many tests measure at the same time.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HEARTH_")}
-    return kept | {"HEARTH_CONFIG": os.devnull} | dict(more)
+    return kept | {"HEARTH_CONFIG": os.devnull, "HEARTH_NO_PREDICT": "1"} | dict(more)
 
 
 def hearth(

@@ -267,6 +267,15 @@ class RootMetrics(Metrics):
         self._formations = self._counter("hearth_formations", "Times that the cluster was formed.")
         self._serving = self._gauge("hearth_cluster_serving", "1 while the cluster is ready.")
         self._epoch = self._gauge("hearth_cluster_epoch", "Epoch of the plan.")
+        self._predicted_decode = self._gauge(
+            "hearth_predicted_decode_tokens_per_second",
+            "Tokens per second of one sequence that are expected of the plan; 0 where nodes were "
+            "not measured.",
+        )
+        self._measured_decode = self._gauge(
+            "hearth_measured_decode_tokens_per_second",
+            "Tokens per second of the last steps that decoded one sequence.",
+        )
         self._workers = self._gauge("hearth_workers", "Workers, by state.", "state")
         self._queue = self._gauge("hearth_queue_depth", "Requests that wait for a place.")
         self._running = self._gauge("hearth_running_sequences", "Sequences in the batch.")
@@ -389,6 +398,14 @@ class RootMetrics(Metrics):
             self._workers.labels(state).set(count)
         self._losses.inc(lost)
         self._formations.inc(formed)
+
+    def predicted(self, decode: float) -> None:
+        """Tokens per second of one sequence that are expected of the plan."""
+        self._predicted_decode.set(decode)
+
+    def measured(self, decode: float) -> None:
+        """Tokens per second of the last steps that decoded one sequence."""
+        self._measured_decode.set(decode)
 
     def nodes(self, nodes: Sequence[NodeFacts]) -> None:
         """The nodes of the plan in use, in rank order; forgets those before."""

@@ -1,45 +1,37 @@
-"""Measures what this machine computes and reads, in about half a second.
+"""Measures what this machine computes and reads, in about half a second; a program of its own.
+
+python -m hearth.common.probe THREADS DIRECTORY PIN
 
 The core itself is timed on layers of zeros in q4_0. One row shows the reading of weights, a few
-rows and many show products. Tiny layers show the fixed work. So
-kernels, threads and barriers count as they do in a step.
+rows and many show products. Tiny layers show the fixed work. So kernels, threads and barriers count
+as they do in a step.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
+import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from hearth import _native
+from hearth.common.speeds import Speeds
 
 _TYPE = "q4_0"
-# A layer of a 1B model, and how many: 90 MiB, more than caches hold.
-_HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS = 2048, 16, 128, 5632, 4
+# A layer of a 1B model, and how many: 230 MiB, far more than caches hold.
+_HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS = 2048, 16, 128, 5632, 8
 _FEW, _MANY = 8, 64
 _SMALL_LAYERS = 16
 _DISK_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Speeds:
-    """Speeds of a machine, and the fixed work of a layer in a step."""
-
-    # Bytes of weights in a step of one row.
-    read_bandwidth: float
-    # Multiply-adds: with many rows, and with 8.
-    prefill_rate: float
-    few_rows_rate: float
-    layer_seconds: float
-    # Bytes read from the directory's disk; 0 where it could not be measured.
-    disk_bandwidth: float
 
 
 def measure(threads: int, directory: Path | None = None, pin: Sequence[int] = ()) -> Speeds:
@@ -49,9 +41,9 @@ def measure(threads: int, directory: Path | None = None, pin: Sequence[int] = ()
     del small
     large = _Layers(_HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS, threads, pin)
     beside = _LAYERS * fixed
-    one = _net(large.seconds(1, 4), beside)
-    few = _net(large.seconds(_FEW, 2), beside)
-    many = _net(large.seconds(_MANY, 1), beside)
+    one = _net(large.seconds(1, 7), beside)
+    few = _net(large.seconds(_FEW, 3), beside)
+    many = _net(large.seconds(_MANY, 3), beside)
     return Speeds(
         read_bandwidth=large.weight_bytes / one,
         prefill_rate=_MANY * large.products / many,
@@ -119,14 +111,14 @@ class _Layers:
             self.products += 0 if kind == "f32" else rows * columns
 
     def seconds(self, rows: int, repeats: int) -> float:
-        """The shortest time of a step of so many rows of one sequence."""
+        """The median time of a step of so many rows of one sequence."""
         activations = np.ones((rows, self._hidden), np.float32)
-        best = float("inf")
+        times = []
         for _ in range(1 + repeats):  # the first one warms up
             started = time.perf_counter()
             self._shard.step(activations, [(rows, 0, [0])], [], None)
-            best = min(best, time.perf_counter() - started)
-        return best
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:])
 
 
 def _disk_bandwidth(directory: Path | None) -> float:
@@ -147,3 +139,13 @@ def _disk_bandwidth(directory: Path | None) -> float:
             done += count
         return done / max(time.perf_counter() - started, 1e-9)
     return 0.0
+
+
+def _main(threads: str, directory: str, pin: str) -> None:
+    cores = [int(core) for core in pin.split(",") if core]
+    speeds = measure(int(threads), Path(directory) if directory else None, cores)
+    print(json.dumps(asdict(speeds)))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:4])

@@ -61,6 +61,10 @@ class ClusterSettings:
     # Folder of the KV pages that are kept on disk, None for none; and the most bytes in it.
     page_dir: Path | None = None
     page_limit: int | None = None
+    # Measure nodes and links, choose the layout of "auto" by that, and state the expected speed.
+    predict: bool = False
+    # Folder in which the root's measured speeds are kept.
+    speeds_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.node_info import instruction_set, node_info
 from hearth.common.security import Security
+from hearth.common.speeds import Speeds, speeds_here, speeds_message
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.cache import SliceCache
 from hearth.worker.gate import Gate
@@ -96,6 +97,9 @@ class WorkerServer:
             problem = f"--name is {self._name!a}; a name has printable characters alone"
             raise HearthError(Reason.BAD_SETTING, problem)
         self._memory_limit = memory_limit
+        # Measured speeds are kept in it.
+        self._cache_dir = cache_dir
+        self._known_speeds: Speeds | None = None
         self._metrics = metrics or WorkerMetrics()
         self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None
         self._files = (
@@ -143,6 +147,7 @@ class WorkerServer:
             self.instance,
             self._silence_seconds,
             self._files,
+            self._speeds,
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -197,9 +202,19 @@ class WorkerServer:
             self._health_port.set_serving(False)
         self._tenancy.refuse()
 
+    def _speeds(self, may_measure: bool) -> Speeds | None:
+        if self._known_speeds is None:
+            self._known_speeds = speeds_here(
+                self._threads, self._cache_dir, self._pin, may_measure=may_measure
+            )
+        return self._known_speeds
+
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""
         info = node_info(self._name, self._threads, self._memory_available())
+        speeds = self._speeds(False)
+        if speeds is not None:
+            info.speeds.CopyFrom(speeds_message(speeds))
         if self._cache is not None:
             info.cached_slices, info.cached_bytes = self._cache.usage()
         return info

@@ -20,6 +20,7 @@ from hearth.common.frames import ChunkFrame, decode_forward, decode_request, enc
 from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.rpc_errors import abort
+from hearth.common.speeds import Speeds, speeds_message
 from hearth.common.types import MESH_CIPHER
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.forward import ForwardLoop
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # Streams at once, refused ones included: the server's other threads are for control calls.
 MAX_STREAMS = 12
+# Of a response that times a link.
+MAX_MEASURE_BYTES = 1 << 20
 # How long Describe waits for the streams of a plan that has ended.
 _ENDING_SECONDS = 1.0
 
@@ -46,7 +49,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     """`describe` gives the node's facts now, `make_session` a plan's session (see server.py).
 
     `files`: of `--kv-cache disk`. A stream whose first message does not come within
-    `silence_seconds` ends: it holds a thread.
+    `silence_seconds` ends: it holds a thread. `speeds` gives the measured speeds;
+    its argument allows to measure.
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         instance: str,
         silence_seconds: float,
         files: PageFiles | None = None,
+        speeds: Callable[[bool], Speeds | None] = lambda may_measure: None,
     ) -> None:
+        self._speeds = speeds
         self._silence_seconds = silence_seconds
         self._files = files
         self._mesh = mesh
@@ -122,6 +128,36 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         except HearthError as error:
             abort(context, error)
         return worker_pb2.ReleaseResponse()
+
+    def Measure(  # noqa: N802
+        self, request: worker_pb2.MeasureRequest, context: grpc.ServicerContext
+    ) -> worker_pb2.MeasureResponse:
+        """See worker.proto."""
+        try:
+            _check_protocol(request.protocol_version)
+            self._tenancy.refuse_closed()
+            if request.payload_bytes > MAX_MEASURE_BYTES:
+                problem = (
+                    f"payload_bytes is {request.payload_bytes}; at most {MAX_MEASURE_BYTES} are "
+                    "allowed"
+                )
+                raise HearthError(Reason.INVALID_ARGUMENT, problem)
+            response = worker_pb2.MeasureResponse(payload=bytes(request.payload_bytes))
+            if request.speeds:
+                response.speeds.CopyFrom(self._measured())
+        except HearthError as error:
+            abort(context, error)
+        return response
+
+    def _measured(self) -> common_pb2.NodeSpeeds:
+        speeds = self._speeds(False)
+        if speeds is None:
+            holder, _ = self._tenancy.held_by()
+            if holder:
+                problem = f"root {holder!r} holds this worker, so its speed cannot be measured now"
+                raise HearthError(Reason.WORKER_BUSY, problem)
+            speeds = self._speeds(True)
+        return speeds_message(speeds) if speeds is not None else common_pb2.NodeSpeeds()
 
     def _load(self, stream: LoadStream) -> None:
         first = stream.receive()

@@ -23,6 +23,7 @@ from hearth.client import (
     Unreachable,
     WorkerLost,
 )
+from hearth.client.messages import sample_options
 from hearth.common.errors import HearthError as ServiceError
 from hearth.common.errors import Reason
 from hearth.v1 import root_pb2
@@ -45,6 +46,42 @@ def test_generate(root: Root) -> None:
         assert stream.finish_reason is FinishReason.LENGTH
         assert stream.usage is not None
         assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (3, 8)
+
+
+def test_samples_of_a_prompt_are_prefilled_once() -> None:
+    prompt = "abcdefgh" * 25
+    with Root(FakeRunner(), **LONG) as root, Client(root.address) as client:
+        one = client.generate_text(prompt, max_tokens=4)
+        root.runner.batches.clear()
+        assert client.generate_samples(3, prompt + "x", max_tokens=4, seed=5) != [one] * 3
+        rows = sum(len(batch.tokens) for batch in root.runner.batches)
+        assert rows < 2 * len(prompt)
+        assert client.generate_samples(1, prompt, max_tokens=4) == [one]
+        tokens = iter([BOS, 97, 98])
+        assert len(set(client.generate_samples(2, tokens=tokens, max_tokens=4))) == 1
+        for bad in (0, 65):
+            with pytest.raises(ValueError, match=f"samples is {bad}; it must be in 1 to 64"):
+                client.generate_samples(bad, prompt)
+
+
+def test_samples_have_seeds_of_their_own() -> None:
+    assert [each["seed"] for each in sample_options(3, {"seed": (1 << 64) - 2})] == [
+        (1 << 64) - 2,
+        (1 << 64) - 1,
+        0,
+    ]
+    assert sample_options(2, {"top_k": 3}) == [{"top_k": 3}] * 2
+
+
+async def _async_samples(address: str) -> list[str]:
+    async with AsyncClient(address) as client:
+        return await client.generate_samples(3, tokens=iter([BOS, 97, 98]), max_tokens=4)
+
+
+def test_async_samples(root: Root) -> None:
+    with Client(root.address) as client:
+        text = client.generate_text("ab", max_tokens=4)
+    assert asyncio.run(_async_samples(root.address)) == [text] * 3
 
 
 def test_a_client_is_told_why_no_text_comes() -> None:

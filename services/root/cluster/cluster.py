@@ -43,6 +43,7 @@ from hearth.root.cluster.suspicion import Suspicion
 from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.membership.peers import Peer
 from hearth.root.planning.blueprint import draw
+from hearth.root.planning.drift import Drift
 from hearth.root.planning.plan import Plan
 from hearth.root.scheduling.batch import Batch, Limits, StepOutput
 from hearth.root.settings import ClusterSettings
@@ -119,6 +120,8 @@ class Cluster:
             if settings.page_dir is not None and settings.prefix_cache
             else None
         )
+        # The speed of the plan in use beside the expected one.
+        self._drift: Drift | None = None
         with self._board.change() as status:
             status.CopyFrom(self._forming_status(settings.workers))
 
@@ -133,7 +136,10 @@ class Cluster:
 
     def status(self) -> root_pb2.ClusterStatus:
         """See GetCluster."""
-        return self._board.status()
+        status = self._board.status()
+        if self._drift is not None and status.HasField("prediction"):
+            status.prediction.measured_decode_tokens_per_second = self._drift.decode
+        return status
 
     def subscribe(
         self, callback: Callable[[root_pb2.ClusterStatus], object]
@@ -202,6 +208,7 @@ class Cluster:
         finally:
             self._shard = forming.shard
             self.plan = forming.plan
+        self._drift = Drift(forming.prediction) if forming.prediction is not None else None
         if formation.stages > 1:
             formation.pipeline = Pipeline(
                 formation.legs(),
@@ -367,6 +374,8 @@ class Cluster:
             sync = max(sync for _, sync in output.node_seconds)
         self._metrics.step(phase_name, output.wall_seconds, sync)
         self._metrics.node_times(output.node_seconds)
+        if batch.rows == batch.decode_rows == 1:
+            self._compare(output)
         # Steps in flight overlap: only the time since the last one ended is new.
         now = time.perf_counter()
         self._metrics.busy(min(output.wall_seconds, now - self._busy_until))
@@ -378,6 +387,22 @@ class Cluster:
         if batch.output_rows and formation.worked(output.wall_seconds, _WORKED_SECONDS):
             for listener in self._listeners:
                 listener.cluster_worked(tuple(link.address for link in formation.links))
+
+    def _compare(self, output: StepOutput) -> None:
+        """Counts a step of one sequence against the prediction; names nodes that differ by half."""
+        drift = self._drift
+        if drift is None:
+            return
+        if not drift.add(output.wall_seconds, output.node_seconds):
+            return
+        suspects = drift.suspects()
+        self._metrics.measured(drift.decode)
+        if not suspects:
+            return
+        for sentence in suspects:
+            log.warning("%s", sentence)
+        with self._board.change() as status:
+            status.notes.extend(suspects)
 
     def _between(self, act: Callable[[], T]) -> T:
         """Calls `act` between two steps. Raises HearthError as a step does."""

@@ -4,10 +4,12 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from hearth.common import system
 from hearth.common.errors import HearthError, Reason
+from hearth.common.link_costs import LinkCosts
 from hearth.common.metrics import RootMetrics
 from hearth.common.types import SYNC
 from hearth.converter import ModelError
@@ -18,11 +20,14 @@ from hearth.root.cluster.lanes import HubLane, Lanes, choose_cipher, open_mesh
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.loading import Loading
+from hearth.root.cluster.measuring import Root, measure
 from hearth.root.cluster.reports import Reports, refine
 from hearth.root.cluster.streaming import LoadEvent
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.facts import NodeFacts
+from hearth.root.planning.machines import Link
 from hearth.root.planning.plan import Plan
+from hearth.root.planning.predict import Prediction
 from hearth.root.scheduling.batch import Limits
 from hearth.root.status import describe
 from hearth.root.status.board import Board
@@ -75,6 +80,10 @@ class Forming:
         self._loading: Loading | None = None
         # The ranks' reports about the mesh; replaced once `describe` returns the workers' names.
         self._reports = Reports(())
+        # Of the links of the root's stage, by the mesh.
+        self._costs: LinkCosts | None = None
+        # The expected speed, where nodes are measured.
+        self.prediction: Prediction | None = None
         self._interrupted = threading.Event()
         # The first error, if another thread noticed it.
         self._broken: HearthError | None = None
@@ -86,7 +95,10 @@ class Forming:
             self.check()
             self._blueprint.model.check_unchanged(self._interrupted.is_set)
             self.check()
-            limits = self._limits(self._describe())
+            infos = self._describe()
+            self._measure(infos)
+            self.check()
+            limits = self._limits(infos)
             self._reports = Reports(
                 [
                     blame.Worker(number, link.address, link.name)
@@ -99,6 +111,7 @@ class Forming:
             identity = self._identity(limits)
             self.check()
             lanes = self._open_lanes()
+            self._predict()
             self.check()
         except BaseException as error:
             reason = self._reason(error)
@@ -201,6 +214,53 @@ class Forming:
             link.release(worker_pb2.Lease(root_id=self._lease.root_id, epoch=answer.epoch))
             answer = link.describe(self._lease.root_id)
         return answer
+
+    def _measure(self, infos: Sequence[common_pb2.NodeInfo]) -> None:
+        """Measures nodes and links, and takes the layout that is expected to be fastest."""
+        settings = self._blueprint.settings
+        if not settings.predict:
+            return
+        threads = settings.threads or system.cores()
+        root = Root(self._blueprint.room, threads, settings.pin, settings.speeds_dir)
+        found = measure(root, self._links, infos)
+        if found is None:
+            log.info("no prediction of the speed: a node could not be measured")
+            return
+        addresses = [link.address for link in self._links]
+        before = self._plan
+        self._blueprint.measured(addresses, found)
+        self._plan = self._blueprint.plan(addresses)
+        for sentence in self._blueprint.slowing(addresses):
+            log.warning("%s", sentence)
+            self._plan = replace(self._plan, notes=(*self._plan.notes, sentence))
+        if self._plan == before:
+            return
+        for link, node in zip(self._links, self._plan.nodes[1:], strict=True):
+            link.place = node.place
+        for note in self._plan.notes:
+            if note not in before.notes:
+                log.info("%s", note)
+        with self._board.change() as status:
+            for shown, planned in zip(status.nodes, self._plan.nodes, strict=True):
+                shown.weight_bytes = planned.weight_bytes
+                shown.placement.CopyFrom(describe.placement(planned.place))
+            status.notes[:] = self._plan.notes
+
+    def _predict(self) -> None:
+        """States the speed that is expected of the plan."""
+        costs = self._costs
+        links = None
+        if costs is not None:
+            speed = costs.bytes_per_second
+            links = Link("mesh", costs.latency_seconds, speed, speed)
+        addresses = [link.address for link in self._links]
+        self.prediction = self._blueprint.prediction(self._plan, addresses, links)
+        if self.prediction is None:
+            return
+        log.info("%s", describe.prediction_note(self.prediction))
+        with self._board.change() as status:
+            status.prediction.CopyFrom(describe.prediction(self.prediction))
+        self._metrics.predicted(self.prediction.decode)
 
     def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
         facts = [
@@ -319,6 +379,7 @@ class Forming:
             lanes, costs, round_trips = open_mesh(
                 self._links, stage_ranks, sync_type, settings.step_seconds, cipher
             )
+            self._costs = costs
             notes = [describe.mesh_note(stage_ranks, cipher, costs)]
             log.info("%s", notes[0])
             if settings.security is not None and not encrypted:

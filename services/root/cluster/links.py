@@ -7,6 +7,7 @@ except for the worker's placement.
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,6 +21,7 @@ from hearth.common.frames import decode_forward_response, encode_forward
 from hearth.common.live_calls import LiveCalls
 from hearth.common.rpc_errors import CHECK, from_rpc_error
 from hearth.common.security import Security
+from hearth.common.speeds import Speeds, speeds_of
 from hearth.common.types import MESH_CIPHER, name_of
 from hearth.root.cluster.certificate import WorkerCertificate
 from hearth.root.cluster.streaming import (
@@ -35,6 +37,8 @@ from hearth.v1 import worker_pb2, worker_pb2_grpc
 DESCRIBE_SECONDS = 5.0
 OPEN_SECONDS = 10.0
 RELEASE_SECONDS = 2.0
+# A worker that has no kept speeds measures for about a second.
+MEASURE_SECONDS = 40.0
 # Forward streams to workers whose certificate may be revoked.
 _LIVE = LiveCalls()
 _FORWARD = "/hearth.v1.WorkerService/Forward"
@@ -124,6 +128,32 @@ class WorkerLink:
             name for number in answer.mesh_ciphers if (name := name_of(MESH_CIPHER, number))
         ]
         return answer
+
+    def measure_speeds(self) -> Speeds | None:
+        """The worker's measured speeds; None where it has none or they cannot be.
+
+        Raises HearthError.
+        """
+        request = worker_pb2.MeasureRequest(protocol_version=PROTOCOL_VERSION, speeds=True)
+        return speeds_of(self._measure(request).speeds)
+
+    def measure_seconds(self, sent_bytes: int, received_bytes: int) -> float:
+        """Seconds of a call with payloads of these sizes. Raises HearthError."""
+        request = worker_pb2.MeasureRequest(
+            protocol_version=PROTOCOL_VERSION,
+            payload=bytes(sent_bytes),
+            payload_bytes=received_bytes,
+        )
+        started = time.perf_counter()
+        self._measure(request)
+        return time.perf_counter() - started
+
+    def _measure(self, request: worker_pb2.MeasureRequest) -> worker_pb2.MeasureResponse:
+        try:
+            with self._unless_closed():
+                return self._stub.Measure(request, timeout=MEASURE_SECONDS)
+        except grpc.RpcError as error:
+            raise self._named(from_rpc_error(error, f"worker {self.address}")) from None
 
     def _check_certificate(self) -> None:
         """Dials again, with this worker's certificate as the only one, if some are revoked."""

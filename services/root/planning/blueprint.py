@@ -3,8 +3,9 @@
 No I/O, except that `draw` measures the root's own memory once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from hearth.common import system
 from hearth.common.errors import HearthError
@@ -13,15 +14,20 @@ from hearth.converter import Model
 from hearth.root.planning.choices import check, check_context
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import Layout, layout_of, nodes_of, ranks_of
+from hearth.root.planning.machines import Link, Machine
 from hearth.root.planning.memory import Room, needed_bytes, room_for
 from hearth.root.planning.plan import Plan
 from hearth.root.planning.planner import check_shares, make_plan, most_nodes, most_stages
+from hearth.root.planning.predict import Choices, Prediction, Predictor, option_text
+from hearth.root.planning.search import Search
 from hearth.root.planning.shares import shares_by_memory
 from hearth.root.settings import ClusterSettings
 
 _MOST_RUNNING = 16
 # Sets of workers that are remembered: addresses may change for ever.
 _REMEMBERED = 256
+# A layout or a set of nodes must be expected to be faster by this factor to be taken.
+_WORTH = 1.15
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,9 @@ class Blueprint:
     _chosen: dict[tuple[str, ...], tuple[float, ...]] = field(default_factory=dict)
     # Workers for which no shares were found, with their memory.
     _hopeless: set[tuple[NodeFacts, ...]] = field(default_factory=set)
+    # The root and its workers as they were measured, and the layout chosen by that, by addresses.
+    _machines: dict[tuple[str, ...], tuple[Machine, ...]] = field(default_factory=dict)
+    _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
 
     @property
     def most_workers(self) -> int:
@@ -57,6 +66,9 @@ class Blueprint:
     def layout(self, workers: Sequence[str]) -> Layout:
         """The layout for the root and these workers. Raises HearthError INVALID_ARGUMENT."""
         settings = self.settings
+        chosen = self._layouts.get(tuple(workers))
+        if chosen is not None:
+            return chosen
         # Fewer workers than are listed, or found ones: the options may be for other numbers.
         exact = bool(settings.workers) and tuple(workers) == settings.workers
         return layout_of(settings.parallel, 1 + len(workers), settings.stages, exact=exact)
@@ -88,6 +100,89 @@ class Blueprint:
                 plan = replace(plan, notes=(*plan.notes, note))
             self._plans[layout, shares] = plan
         return plan
+
+    def measured(self, workers: Sequence[str], machines: Sequence[Machine]) -> None:
+        """Takes the measured root and workers; chooses their layout where none was given.
+
+        Another layout than one stage must be expected to be faster by far.
+        """
+        key = tuple(workers)
+        for known in (self._machines, self._layouts):
+            if len(known) >= _REMEMBERED:
+                known.clear()
+        self._machines[key] = tuple(machines)
+        self._layouts.pop(key, None)
+        if self.settings.parallel != "auto" or self.settings.stages is not None or not workers:
+            return
+        found = self._search().with_shares(machines, self._shares(workers))
+        tensor = next((each for each in found if len(each.layout.ranks) == 1), None)
+        fitting = [each for each in found if each.fits]
+        best = min(fitting, key=lambda each: each.request_seconds, default=None)
+        if best is None or tensor is None or best.layout == tensor.layout:
+            return
+        if tensor.fits and best.request_seconds * _WORTH > tensor.request_seconds:
+            return
+        shape = option_text(best.layout, ()).removeprefix("--parallel ")
+        reason = (
+            f"layout {shape}: {best.decode:.3g} tokens/s are expected of it, and "
+            f"{tensor.decode:.3g} of tensor parallelism over these links"
+        )
+        self._layouts[key] = replace(best.layout, notes=(reason,))
+
+    def prediction(
+        self, plan: Plan, workers: Sequence[str], links: Link | None
+    ) -> Prediction | None:
+        """The expected speed of a plan; None where the nodes were not measured.
+
+        links: as the mesh measured them, where it did.
+        """
+        machines = self._machines.get(tuple(workers))
+        if machines is None:
+            return None
+        if links is not None:
+            machines = tuple(replace(each, link=links) for each in machines)
+        shares, layout = self._shares(workers), self.layout(workers)
+        return Predictor(self.model.spec, self._choices()).predict(plan, layout, shares, machines)
+
+    def slowing(self, workers: Sequence[str]) -> list[str]:
+        """Sentences on workers without which the model is expected to be faster by far."""
+        machines = self._machines.get(tuple(workers), ())
+        if not machines:
+            return []
+        search = self._search()
+        now = self._fastest(search, machines)
+        if now is None:
+            return []
+        found = []
+        for out in _standing_out(machines):
+            without = self._fastest(search, [each for each in machines if each not in out])
+            if without is None or now / without < _WORTH:
+                continue
+            names = " ".join(worker.name for worker in out)
+            found.append(
+                f"without {names} a request would take {without / now:.2g} of the time: see "
+                f"`hearth cluster drain`"
+            )
+        return found
+
+    def _fastest(self, search: Search, machines: Sequence[Machine]) -> float | None:
+        times = [each.request_seconds for each in search.of(machines) if each.fits]
+        return min(times, default=None)
+
+    def _search(self) -> Search:
+        return Search(self.model.spec, self.model.tensor_type, self._choices())
+
+    def _choices(self) -> Choices:
+        settings = self.settings
+        return Choices(
+            context=self.context,
+            kv_type=settings.kv_type,
+            page_size=settings.page_size,
+            sync_type=settings.sync_type,
+            lane=settings.lane,
+            step_tokens=settings.max_step_tokens,
+            depth=min(256, self.context),
+        )
 
     def cache_room(self, plan: Plan, workers: Sequence[NodeFacts]) -> Room:
         """Pages of KV cache, and sequences at once; workers: in the plan's order.
@@ -191,3 +286,19 @@ def draw(model: Model, settings: ClusterSettings) -> Blueprint:
         # Workers are found later. What never can be is refused before.
         make_plan(spec, model.tensor_type, layout_of(settings.parallel, wanted, settings.stages))
     return blueprint
+
+
+def _standing_out(machines: Sequence[Machine]) -> list[list[Machine]]:
+    """Sets of workers that may slow the others: each that is much slower, and all of them."""
+    workers = list(machines[1:])
+
+    def much(value: Callable[[Machine], float]) -> set[str]:
+        middle = median(map(value, machines))
+        return {each.name for each in workers if value(each) > 1.5 * middle}
+
+    slow = much(lambda each: 1 / each.read_bandwidth) | much(lambda each: 1 / each.prefill_rate)
+    far = much(lambda each: each.link.latency_seconds) | much(
+        lambda each: 1 / each.link.send_bandwidth
+    )
+    single = [[each] for each in workers if each.name in slow | far] if len(workers) > 1 else []
+    return [*single, workers]

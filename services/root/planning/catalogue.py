@@ -39,6 +39,7 @@ def _machine(
     few: float,
     disk: float,
     layer_ms: float,
+    step_ms: float,
 ) -> Machine:
     return Machine(
         kind,
@@ -50,33 +51,35 @@ def _machine(
         disk * _GB,
         layer_ms / 1e3,
         _GIGABIT,
+        step_ms / 1e3,
     )
 
 
 # Memory in GiB, bytes/s read in GB, multiply-adds/s in 10^9 (prefill, few rows), disk in GB/s, ms
-# of a layer's fixed work. Few rows and the fixed work of machines without a table are assumed.
+# of a layer's fixed work and of a root's work on a step. Few rows, a root's work, and the fixed
+# work of machines without a table are assumed; a root's work is 0.6 ms on a Zen 5.
 CATALOGUE = {
     machine.kind: machine
     for machine in (
         # Raspberry Pi 4B. Reading and fixed work: published table, Llama 2 7B on 1 and 2 devices.
         # Products: Cortex-A72 has no SDOT: 4 cores x 1.8 GHz x 8 int8 multiply-adds a cycle, of
         # which a third. Disk: a UHS-I card.
-        _machine("pi4", 8, 3.27, 19, 12, 0.04, 5.3),
+        _machine("pi4", 8, 3.27, 19, 12, 0.04, 5.3, 4.0),
         # Raspberry Pi 5. Reading and fixed work: published table, Llama 2 7B on 1 and 2 devices.
         # Products: Cortex-A76: 4 cores x 2.4 GHz x 32 (two SDOT a cycle), of which a third.
         # Disk: a UHS-I card at SDR104.
-        _machine("pi5", 8, 10.5, 102, 60, 0.08, 2.5),
+        _machine("pi5", 8, 10.5, 102, 60, 0.08, 2.5, 1.5),
         # Mini PC with an Intel N100: one channel of DDR5-4800 is 38.4 GB/s, of which 70 %; 4 cores
         # x 2.9 GHz x 32 (AVX-VNNI on half-wide units), of which a third. Disk: NVMe of two lanes.
-        _machine("n100", 16, 27, 120, 80, 1.5, 0.5),
+        _machine("n100", 16, 27, 120, 80, 1.5, 0.5, 1.0),
         # Office PC of 2019 to 2022: two channels of DDR4-3200 are 51.2 GB/s, of which 75 %; 6
         # cores, 95 to 160 x 10^9 multiply-adds each (docs/performance.md, AVX2). Disk: NVMe.
-        _machine("pc-ddr4", 16, 38, 600, 300, 2.0, 0.25),
+        _machine("pc-ddr4", 16, 38, 600, 300, 2.0, 0.25, 0.7),
         # PC of 2023 on: two channels of DDR5-5600 are 89.6 GB/s, of which 75 %; 8 cores, 140 to
         # 190 x 10^9 each (docs/performance.md, AVX-VNNI). Disk: NVMe.
-        _machine("pc-ddr5", 32, 67, 1200, 500, 3.0, 0.2),
+        _machine("pc-ddr5", 32, 67, 1200, 500, 3.0, 0.2, 0.5),
         # Rented machine of 30 virtual CPUs (c3d-highcpu-30). Reading and fixed work: published
         # table, Llama 2 7B on 1 and 2 machines. Products: 15 cores as in pc-ddr5. Disk: network.
-        _machine("c3d-highcpu-30", 59, 47, 2000, 800, 0.5, 0.69),
+        _machine("c3d-highcpu-30", 59, 47, 2000, 800, 0.5, 0.69, 0.6),
     )
 }

@@ -68,12 +68,22 @@ def work_of(node: NodePlan, spec: ModelSpec) -> Work:
     return Work(plain[0], plain[1], expert[0], expert[1], used, size(node.layers))
 
 
-def compute_seconds(work: Work, machine: Machine, rows: float, cached_bytes: float = 0) -> float:
-    """Seconds of a step of so many rows. cached_bytes: KV cache that all rows read together."""
-    reading = (work.read(rows) + cached_bytes) / machine.read_bandwidth
+def compute_seconds(
+    work: Work, machine: Machine, rows: float, cached_bytes: float = 0, together: int = 1
+) -> float:
+    """Seconds of a step of so many rows.
+
+    cached_bytes: KV cache that all rows read together. together: nodes of its host, itself
+    included, that compute at the same time.
+    """
+    bandwidth, slower = machine.read_bandwidth, 1.0
+    if machine.host and together > 1:
+        bandwidth = min(bandwidth, machine.host_bandwidth / together)
+        slower = max(1.0, together / machine.host_nodes)
+    reading = (work.read(rows) + cached_bytes) / bandwidth
     rate = machine.few_rows_rate if rows <= _FEW_ROWS else machine.prefill_rate
     products = work.multiplied(rows) / rate if rows > 1 else 0.0
-    return work.layers * machine.layer_seconds + max(reading, products)
+    return slower * (work.layers * machine.layer_seconds + max(reading, products))
 
 
 def payload_bytes(width: int, rows: float, sync_type: str) -> float:

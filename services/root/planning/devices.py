@@ -29,7 +29,10 @@ _FIGURES = {
     "few_rows_gmacs": ("few_rows_rate", 1e9),
     "disk_mb_per_second": ("disk_bandwidth", 1e6),
     "layer_ms": ("layer_seconds", 1e-3),
+    "step_ms": ("step_seconds", 1e-3),
 }
+# Figures that a device of no kind can do without.
+_OPTIONAL = ("step_ms",)
 _LINK_FIGURES = {
     "latency_ms": ("latency_seconds", 1e-3),
     "send_mbit": ("send_bandwidth", 125e3),
@@ -106,7 +109,11 @@ def _machines(device: Mapping[str, Any], where: str) -> list[Machine]:
     memory = {"memory_bytes": _memory(device["memory"], where)} if "memory" in device else {}
     link = _link(device.get("link"), where)
     if known is None:
-        missing = [key for key, (field, _) in _FIGURES.items() if field not in figures]
+        missing = [
+            key
+            for key, (field, _) in _FIGURES.items()
+            if field not in figures and key not in _OPTIONAL
+        ]
         missing += ["memory"] if not memory else []
         if missing:
             raise _bad(f"{where}: {', '.join(missing)} missing: give them, or a kind")

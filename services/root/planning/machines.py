@@ -14,6 +14,7 @@ _BOUNDS = {
     "few_rows_rate": (1e7, 1e16, "multiply-adds/s for few rows"),
     "disk_bandwidth": (0.0, 1e12, "bytes/s of disk"),
     "layer_seconds": (0.0, 1.0, "seconds for a layer's fixed work"),
+    "step_seconds": (0.0, 1.0, "seconds for a root's work on a step"),
     "latency_seconds": (0.0, 10.0, "seconds of latency"),
     "send_bandwidth": (1e3, 1e12, "bytes/s to send"),
     "receive_bandwidth": (1e3, 1e12, "bytes/s to receive"),
@@ -57,6 +58,13 @@ class Machine:
     # Work of a layer that no cut makes smaller: norms, barriers, waking threads.
     layer_seconds: float
     link: Link
+    # A root's work on a step beside the layers: scheduling, sampling, text.
+    step_seconds: float = 0.6e-3
+    # Nodes with the same host share its cores and its memory's bandwidth; "" for none.
+    host: str = ""
+    # Of a host: the bandwidth of all its threads together, and the nodes that fit its cores.
+    host_bandwidth: float = 0.0
+    host_nodes: float = 1.0
 
 
 def check_machine(machine: Machine) -> Machine:

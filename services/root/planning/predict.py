@@ -1,5 +1,6 @@
 """Predicts the speed and the memory of a model on machines in one layout. Pure; see cost.py."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,8 @@ from hearth.root.planning.plan import NodePlan, Plan
 MANY = 8
 # Bytes of the candidates or of the state of a step that a worker returns.
 _ANSWER_BYTES = 2048
+# Programs on both sides take the request of a step and its answer.
+_CALL_SECONDS = 1e-3
 _SYNCS = 2  # of a layer: after the mixer and after the feed-forward
 
 
@@ -40,6 +43,8 @@ class Choices:
     step_tokens: int = 128
     # Positions of each sequence's context, on average.
     depth: int = 256
+    # Tokens of the prompt whose prefill is predicted.
+    prompt_tokens: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Prediction:
     # Of a decode step of one sequence: computing, and all else.
     compute_seconds: float
     transfer_seconds: float
+    # The computing of each machine.
+    node_seconds: tuple[float, ...]
     # Bytes that the busiest node sends for a token of one sequence.
     sent_bytes: float
     # Of each machine: what it needs at least.
@@ -64,6 +71,11 @@ class Prediction:
     # weights, "layers" (their fixed work), "latency" or "bandwidth" of the links.
     slowest: str
     limit: str
+
+    @property
+    def request_seconds(self) -> float:
+        """Time of one common request: a prompt of 256 tokens and an answer of 128."""
+        return 256 / self.prefill + 128 / self.decode
 
     @property
     def fits(self) -> bool:
@@ -100,48 +112,58 @@ class Predictor:
             page = node.kv_page_bytes(spec, choices.kv_type, choices.page_size)
             return sequences * choices.depth * page / choices.page_size
 
-        def computed(index: int, rows: float, sequences: float) -> float:
+        def computed(index: int, rows: float, sequences: float, busy: Sequence[int]) -> float:
+            """Computing of a node while all those of `busy` compute."""
             read = cached(plan.nodes[index], sequences)
-            return compute_seconds(works[index], machines[index], rows, read)
+            together = sum(machines[i].host == machines[index].host for i in busy)
+            return compute_seconds(works[index], machines[index], rows, read, together)
 
-        def stage_times(rows: float, sequences: float) -> list[tuple[float, float]]:
-            """Computing, and syncs, of each stage's step."""
+        def stage_times(
+            rows: float, sequences: float, *, all_busy: bool = False
+        ) -> list[tuple[float, float]]:
+            """Computing, and syncs, of each stage's step; all_busy: while the others compute."""
             payload = payload_bytes(spec.hidden_size, rows, choices.sync_type)
             times = []
             for nodes in stages:
                 layers = size(plan.nodes[nodes[0]].layers)
                 links = [machines[i].link for i in nodes]
                 syncs = _SYNCS * layers * sync_seconds(links, payload, choices.lane)
-                times.append((max(computed(i, rows, sequences) for i in nodes), syncs))
+                busy = range(len(machines)) if all_busy else nodes
+                times.append((max(computed(i, rows, sequences, busy) for i in nodes), syncs))
             return times
 
         def hops(rows: float) -> float:
             return self._hops(machines, [nodes[0] for nodes in stages], rows)
 
         one = stage_times(1, 1)
-        compute = sum(each for each, _ in one)
+        own = machines[0].step_seconds
+        compute = sum(each for each, _ in one) + own
         transfer = sum(each for _, each in one) + hops(1) + self._round_trip(machines)
         batches = min(len(stages), MANY)
         rows = MANY / batches
-        many = [sum(each) for each in stage_times(rows, rows)]
-        alone = sum(many) + hops(rows) + self._round_trip(machines)
-        cycle = max(alone, batches * max(many))
-        chunk = choices.step_tokens
-        chunks = [sum(each) for each in stage_times(chunk, 1)]
+        many = [sum(each) for each in stage_times(rows, rows, all_busy=True)]
+        alone = sum(many) + hops(rows) + self._round_trip(machines) + own
+        cycle = max(alone, batches * max(max(many), own))
+        prompt = min(choices.prompt_tokens, choices.context)
+        chunk = min(choices.step_tokens, prompt)
+        chunks = [sum(each) for each in stage_times(chunk, 1, all_busy=len(stages) > 1)]
         between = hops(chunk) / max(1, len(stages) - 1)
-        # Chunks follow each other: the stage or the hop that takes longest decides.
-        prefill_step = max(max(chunks), between) if len(stages) > 1 else chunks[0]
-        prefill_step += self._round_trip(machines) if len(stages) == 1 else 0.0
-        slowest = max(range(len(machines)), key=lambda i: computed(i, 1, 1))
+        # Chunks follow each other: after the first, the slowest stage or hop decides.
+        first = sum(chunks) + hops(chunk) + self._round_trip(machines) + own
+        next_one = max(*chunks, between) if len(stages) > 1 else first
+        prefill_seconds = first + (math.ceil(prompt / chunk) - 1) * next_one
+        node_seconds = [computed(i, 1, 1, nodes) for nodes in stages for i in nodes]
+        slowest = max(range(len(machines)), key=lambda i: node_seconds[i])
         return Prediction(
             machines=tuple(machines),
             layout=layout,
             shares=tuple(shares),
             decode=1 / (compute + transfer),
             decode_many=MANY / cycle,
-            prefill=chunk / prefill_step,
+            prefill=prompt / prefill_seconds,
             compute_seconds=compute,
             transfer_seconds=transfer,
+            node_seconds=tuple(node_seconds),
             sent_bytes=self._sent(plan, stages),
             memory_bytes=tuple(
                 needed_bytes(node, spec, choices.kv_type, choices.page_size, choices.context)
@@ -166,6 +188,7 @@ class Predictor:
         return max(
             hop_seconds(root, worker.link, _ANSWER_BYTES)
             + hop_seconds(worker.link, root, _ANSWER_BYTES)
+            + _CALL_SECONDS
             for worker in machines[1:]
         )
 

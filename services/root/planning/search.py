@@ -62,6 +62,14 @@ class Search:
                     found += self._predict(layout, shares, machines)
         return found
 
+    def with_shares(self, machines: Sequence[Machine], shares: Sequence[float]) -> list[Prediction]:
+        """Predictions of every layout of exactly these machines with these shares."""
+        spec = self.spec
+        found = []
+        for layout in layouts(len(machines), most_nodes(spec), most_stages(spec)):
+            found += self._predict(layout, tuple(shares), machines)
+        return found
+
     def has_room(self, machines: Sequence[Machine]) -> bool:
         """True if the model fits on exactly these machines in some layout."""
         spec = self.spec

@@ -11,6 +11,7 @@ from hearth.common.sizes import format_size
 from hearth.common.types import LANE, SYNC
 from hearth.root.membership.peers import Peer
 from hearth.root.planning.plan import Placement, Plan
+from hearth.root.planning.predict import MANY, Prediction
 from hearth.v1 import common_pb2, root_pb2
 
 if TYPE_CHECKING:
@@ -179,6 +180,27 @@ def measured(
         status.mesh.bytes_per_second = costs.bytes_per_second
     for node, seconds in zip(status.nodes[1:], round_trips, strict=True):
         node.round_trip_seconds = seconds
+
+
+def prediction(found: Prediction) -> root_pb2.Prediction:
+    """A prediction as a message."""
+    return root_pb2.Prediction(
+        decode_tokens_per_second=found.decode,
+        prefill_tokens_per_second=found.prefill,
+        sequences=MANY,
+        decode_many_tokens_per_second=found.decode_many,
+        compute_seconds=found.compute_seconds,
+        sync_seconds=found.transfer_seconds,
+        sent_bytes=found.sent_bytes,
+    )
+
+
+def prediction_note(found: Prediction) -> str:
+    """A prediction for people."""
+    return (
+        f"expected: {found.decode:.3g} tokens/s of one sequence, {found.decode_many:.3g} of {MANY} "
+        f"together, prompts at {found.prefill:.0f} tokens/s"
+    )
 
 
 def placement(place: Placement) -> common_pb2.Placement:

@@ -1,0 +1,167 @@
+"""Measured speeds of this machine: measured once in a process of its own, and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from hearth.common import system
+from hearth.v1 import common_pb2
+
+log = logging.getLogger(__name__)
+
+# A measurement takes about a second; a machine where it takes longer is too busy for one.
+_SECONDS = 30.0
+# Memory that a measurement takes, with a margin.
+_NEEDED_BYTES = 512 << 20
+_MOST_FILE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Speeds of a machine, and the fixed work of a layer in a step."""
+
+    # Bytes of weights in a step of one row.
+    read_bandwidth: float
+    # Multiply-adds: with many rows, and with 8.
+    prefill_rate: float
+    few_rows_rate: float
+    layer_seconds: float
+    # Bytes read from the directory's disk; 0 where it could not be measured.
+    disk_bandwidth: float
+
+    @property
+    def sane(self) -> bool:
+        """True if every number is finite, and all but the last two are above 0."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return all(math.isfinite(value) and value >= 0 for value in values) and min(values[:3]) > 0
+
+
+def speeds_here(
+    threads: int,
+    directory: Path | None,
+    pin: Sequence[int] = (),
+    *,
+    again: bool = False,
+    may_measure: bool = True,
+) -> Speeds | None:
+    """The speeds with so many threads: kept in `directory`, else measured now and kept there.
+
+    again: measure although there are kept ones. may_measure: else only kept ones count. None where
+    they cannot be measured: little memory, or a machine that is too busy.
+    """
+    if directory is None:
+        return _measured(threads, None, pin) if may_measure else None
+    folder = directory / "speeds"
+    path = folder / f"{_key(threads, pin)}.json"
+    kept = None if again else _read(path)
+    if kept is not None or not may_measure:
+        return kept
+    with _locked(folder):
+        # Several nodes of one machine measure one after another, and the first is enough.
+        kept = None if again else _read(path)
+        if kept is None:
+            kept = _measured(threads, directory, pin)
+            if kept is not None:
+                _write(path, kept)
+    return kept
+
+
+def speeds_message(speeds: Speeds) -> common_pb2.NodeSpeeds:
+    """The speeds as a message."""
+    return common_pb2.NodeSpeeds(
+        read_bytes_per_second=speeds.read_bandwidth,
+        prefill_products_per_second=speeds.prefill_rate,
+        few_rows_products_per_second=speeds.few_rows_rate,
+        layer_seconds=speeds.layer_seconds,
+        disk_bytes_per_second=speeds.disk_bandwidth,
+    )
+
+
+def speeds_of(message: common_pb2.NodeSpeeds) -> Speeds | None:
+    """The speeds of a message; None where a number cannot be."""
+    speeds = Speeds(
+        message.read_bytes_per_second,
+        message.prefill_products_per_second,
+        message.few_rows_products_per_second,
+        message.layer_seconds,
+        message.disk_bytes_per_second,
+    )
+    return speeds if speeds.sane else None
+
+
+def _key(threads: int, pin: Sequence[int]) -> str:
+    parts = [system.version(), system.architecture(), f"{threads}-of-{system.cores()}"]
+    if pin:
+        parts.append("on-" + "-".join(map(str, pin)))
+    chosen = os.environ.get("HEARTH_INSTRUCTION_SET")
+    name = "_".join([*parts, *([chosen] if chosen else [])])
+    return "".join(each if each.isalnum() or each in "._-" else "-" for each in name)[:120]
+
+
+def _measured(threads: int, directory: Path | None, pin: Sequence[int]) -> Speeds | None:
+    """Measure in another process: what it takes of memory is not this one's."""
+    if system.memory_available() < _NEEDED_BYTES:
+        return None
+    command = [sys.executable, "-m", "hearth.common.probe", str(threads), str(directory or "")]
+    command.append(",".join(map(str, pin)))
+    try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=_SECONDS, check=True, stdin=subprocess.DEVNULL
+        )
+        return _parsed(done.stdout)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("the speed of this machine could not be measured: %s", error)
+        return None
+
+
+def _parsed(text: bytes) -> Speeds | None:
+    """The speeds of a JSON text; None where it has others."""
+    try:
+        values = json.loads(text)
+        speeds = Speeds(**{field.name: float(values[field.name]) for field in fields(Speeds)})
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    return speeds if speeds.sane else None
+
+
+def _read(path: Path) -> Speeds | None:
+    try:
+        with path.open("rb") as file:
+            return _parsed(file.read(_MOST_FILE_BYTES))
+    except OSError:
+        return None
+
+
+def _write(path: Path, speeds: Speeds) -> None:
+    # A full or read-only disk only means another measurement at the next start.
+    with suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(asdict(speeds), file)
+        Path(file.name).replace(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time, where the system and the folder allow it."""
+    try:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,255 @@
+"""Measured speeds: kept on disk, in messages, and beside what a plan was expected to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hearth.cli import cluster
+from hearth.common import speeds as module
+from hearth.common.speeds import Speeds, speeds_here, speeds_message, speeds_of
+from hearth.converter.readers.random import RandomModel, random_spec
+from hearth.root.cluster import measuring
+from hearth.root.cluster.measuring import Root
+from hearth.root.planning.blueprint import Blueprint, draw
+from hearth.root.planning.catalogue import CATALOGUE, LINKS
+from hearth.root.planning.drift import Drift
+from hearth.root.planning.machines import Machine
+from hearth.root.planning.predict import Prediction
+from hearth.root.settings import ClusterSettings
+from hearth.root.status import describe
+from hearth.v1 import common_pb2, root_pb2
+
+KNOWN = Speeds(20e9, 100e9, 60e9, 1e-5, 1e9)
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Measurements of the machine so far."""
+    done: list[int] = []
+
+    def measured(threads: int, directory: Path | None, pin: object) -> Speeds:
+        done.append(threads)
+        return replace(KNOWN, layer_seconds=float(len(done)))
+
+    monkeypatch.setattr(module, "_measured", measured)
+    return lambda: len(done)
+
+
+def test_measured_once_for_each_count_of_threads(tmp_path: Path, count: Callable[[], int]) -> None:
+    assert speeds_here(2, tmp_path, may_measure=False) is None
+    first = speeds_here(2, tmp_path)
+    assert first is not None
+    assert first.layer_seconds == 1
+    assert speeds_here(2, tmp_path) == speeds_here(2, tmp_path, may_measure=False) == first
+    assert count() == 1
+    assert speeds_here(3, tmp_path) != first
+    again = speeds_here(2, tmp_path, again=True)
+    assert again == speeds_here(2, tmp_path)
+    assert count() == 3
+
+
+def test_nothing_is_kept_without_a_folder(count: Callable[[], int]) -> None:
+    assert speeds_here(2, None, may_measure=False) is None
+    assert speeds_here(2, None) is not None
+    assert count() == 1
+
+
+@given(st.binary(max_size=100) | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(
+    lambda value: json.dumps(value).encode()
+))  # fmt: skip
+def test_any_damage_of_a_kept_file_is_measured_again(content: bytes) -> None:
+    assert module._parsed(content) is None
+
+
+@pytest.mark.parametrize("name", list(asdict(KNOWN)))
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_absurd_speeds_of_a_worker_do_not_count(name: str, value: float) -> None:
+    assert speeds_of(speeds_message(replace(KNOWN, **{name: value}))) is None
+
+
+def test_speeds_of_a_message() -> None:
+    assert speeds_of(speeds_message(KNOWN)) == KNOWN
+    assert speeds_of(root_pb2.ClusterNode().info.speeds) is None
+
+
+WORKERS = ("a:1", "b:1")
+
+
+def blueprint(**settings: object) -> Blueprint:
+    model = RandomModel(random_spec("tinyllama-1.1b"))
+    known = ClusterSettings(workers=WORKERS, **settings)  # type: ignore[arg-type]
+    return draw(model, known)
+
+
+def machines(link: str, kind: str = "pc-ddr4") -> list[Machine]:
+    return [replace(CATALOGUE[kind], name=name, link=LINKS[link]) for name in ("root", "a", "b")]
+
+
+def predicted(found: Blueprint) -> Prediction:
+    prediction = found.prediction(found.plan(WORKERS), WORKERS, None)
+    assert prediction is not None
+    return prediction
+
+
+def test_slow_links_choose_stages_and_say_so() -> None:
+    found = blueprint()
+    assert found.prediction(found.plan(WORKERS), WORKERS, None) is None
+    found.measured(WORKERS, machines("weak-wifi"))
+    assert found.layout(WORKERS).ranks == (1, 1, 1)
+    assert any(note.startswith("layout pipeline: ") for note in found.plan(WORKERS).notes)
+    assert predicted(found).layout == found.layout(WORKERS)
+    # Other workers were not measured.
+    assert found.layout(("a:1",)).ranks == (2,)
+
+
+def test_fast_links_keep_one_stage() -> None:
+    found = blueprint()
+    found.measured(WORKERS, machines("10-gigabit", "pi5"))
+    assert found.layout(WORKERS).ranks == (3,)
+    found.measured(WORKERS, machines("weak-wifi"))
+    found.measured(WORKERS, machines("10-gigabit", "pi5"))
+    assert found.layout(WORKERS).ranks == (3,)
+
+
+def test_a_given_layout_stays() -> None:
+    found = blueprint(parallel="tensor")
+    found.measured(WORKERS, machines("weak-wifi"))
+    assert found.layout(WORKERS).ranks == (3,)
+
+
+def test_workers_that_slow_the_model_are_named() -> None:
+    found = blueprint()
+    slow = machines("gigabit")
+    slow[2] = replace(slow[2], read_bandwidth=1e9, prefill_rate=5e9, link=LINKS["weak-wifi"])
+    found.measured(WORKERS, slow)
+    sentences = found.slowing(WORKERS)
+    assert sentences[0].startswith("without b a request would take 0.")
+    assert "hearth cluster drain" in sentences[0]
+    found.measured(WORKERS, machines("10-gigabit", "pi5"))
+    assert found.slowing(WORKERS) == []
+    assert found.slowing(("a:1",)) == []
+
+
+def drift() -> tuple[Drift, Prediction]:
+    found = blueprint()
+    found.measured(WORKERS, machines("gigabit"))
+    prediction = predicted(found)
+    return Drift(prediction), prediction
+
+
+def feed(found: Drift, times: list[float]) -> list[bool]:
+    return [found.add(0.02, [(seconds, 0.001) for seconds in times]) for _ in range(32)]
+
+
+def test_a_node_that_computes_twice_as_long_is_named_once() -> None:
+    found, prediction = drift()
+    times = list(prediction.node_seconds)
+    times[1] *= 2.5
+    assert found.decode == 0
+    assert feed(found, times) == [False] * 31 + [True]
+    (sentence,) = found.suspects()
+    assert sentence.startswith("a computes ")
+    assert "busy or throttled" in sentence
+    assert found.suspects() == []
+    assert found.decode == pytest.approx(50)
+
+
+def test_a_probe_that_was_too_low_is_named() -> None:
+    found, prediction = drift()
+    feed(found, [seconds / 3 for seconds in prediction.node_seconds])
+    assert len(found.suspects()) == 3
+
+
+@given(st.lists(st.floats(0.6, 1.8), min_size=3, max_size=3))
+def test_nodes_near_their_prediction_are_not_named(factors: list[float]) -> None:
+    found, prediction = drift()
+    pairs = zip(prediction.node_seconds, factors, strict=True)
+    feed(found, [seconds * factor for seconds, factor in pairs])
+    assert found.suspects() == []
+
+
+def test_steps_of_other_nodes_do_not_count() -> None:
+    found, _ = drift()
+    assert not any(feed(found, [0.01]))
+    assert found.decode == 0
+
+
+def test_predictions_are_shown() -> None:
+    found = blueprint()
+    found.measured(WORKERS, machines("gigabit"))
+    prediction = predicted(found)
+    status = root_pb2.ClusterStatus(state=root_pb2.CLUSTER_STATE_SERVING)
+    assert not any("expected" in line for line in cluster.describe(status))
+    status.prediction.CopyFrom(describe.prediction(prediction))
+    shown = f"{prediction.decode:.3g} tokens/s expected, not measured yet"
+    assert any(shown in line for line in cluster.describe(status))
+    status.prediction.measured_decode_tokens_per_second = 12.34
+    assert any("expected, measured 12.3;" in line for line in cluster.describe(status))
+    assert f"expected: {prediction.decode:.3g} tokens/s" in describe.prediction_note(prediction)
+
+
+def test_links_as_the_mesh_measured_them_count() -> None:
+    found = blueprint(parallel="tensor")
+    found.measured(WORKERS, machines("gigabit"))
+    plan = found.plan(WORKERS)
+    slow = replace(LINKS["gigabit"], latency_seconds=5e-3)
+    one, other = predicted(found), found.prediction(plan, WORKERS, slow)
+    assert other is not None
+    # 22 layers of two syncs, the step and its answer: each 4.9 ms slower.
+    added = other.transfer_seconds - one.transfer_seconds
+    assert added == pytest.approx(46 * (5e-3 - 100e-6), rel=0.01)
+
+
+class FakeLink:
+    """A worker that measured itself, at 0.5 ms and 125 MB/s."""
+
+    def __init__(self, address: str, speeds: Speeds | None = KNOWN) -> None:
+        self.address = address
+        self._speeds = speeds
+
+    def measure_speeds(self) -> Speeds | None:
+        return self._speeds
+
+    def measure_seconds(self, sent: int, received: int) -> float:
+        return 1e-3 + (sent + received) / 125e6
+
+
+def measured_by_root(
+    monkeypatch: pytest.MonkeyPatch, links: list[FakeLink], threads: int = 1
+) -> list[Machine] | None:
+    monkeypatch.setattr(measuring, "speeds_here", lambda *_: KNOWN)
+    monkeypatch.setattr(measuring, "_latency", lambda _: 0.0)
+    infos = [common_pb2.NodeInfo(threads=1, memory_available_bytes=1 << 30) for _ in links]
+    root = Root(2 << 30, threads)
+    return measuring.measure(root, links, infos)  # type: ignore[arg-type]
+
+
+def test_links_and_nodes_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured_by_root(monkeypatch, [FakeLink("10.0.0.1:1"), FakeLink("10.0.0.2:1")])
+    assert found is not None
+    assert [each.host for each in found] == ["", "", ""]
+    assert [each.memory_bytes >> 30 for each in found] == [2, 1, 1]
+    for each in found:
+        assert each.link.latency_seconds == pytest.approx(0.5e-3)
+        assert each.link.send_bandwidth == pytest.approx(125e6)
+        assert each.read_bandwidth == KNOWN.read_bandwidth
+
+
+def test_nodes_of_this_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A worker here needs no speeds of its own.
+    links = [FakeLink("127.0.0.1:1", None), FakeLink("10.0.0.2:1")]
+    found = measured_by_root(monkeypatch, links)
+    assert found is not None
+    assert [bool(each.host) for each in found] == [True, True, False]
+    assert found[0].host_bandwidth == found[1].host_bandwidth > 0
+
+
+def test_no_prediction_without_the_speed_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured_by_root(monkeypatch, [FakeLink("10.0.0.1:1", None)]) is None
