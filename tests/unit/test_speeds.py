@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hearth.cli import cluster
@@ -82,9 +82,9 @@ def test_speeds_of_a_message() -> None:
 WORKERS = ("a:1", "b:1")
 
 
-def blueprint(**settings: object) -> Blueprint:
+def blueprint(**given_settings: object) -> Blueprint:
     model = RandomModel(random_spec("tinyllama-1.1b"))
-    known = ClusterSettings(workers=WORKERS, **settings)  # type: ignore[arg-type]
+    known = ClusterSettings(workers=WORKERS, **given_settings)  # type: ignore[arg-type]
     return draw(model, known)
 
 
@@ -167,6 +167,7 @@ def test_a_probe_that_was_too_low_is_named() -> None:
     assert len(found.suspects()) == 3
 
 
+@settings(max_examples=20)
 @given(st.lists(st.floats(0.6, 1.8), min_size=3, max_size=3))
 def test_nodes_near_their_prediction_are_not_named(factors: list[float]) -> None:
     found, prediction = drift()

@@ -28,6 +28,8 @@ _MOST_RUNNING = 16
 _REMEMBERED = 256
 # A layout or a set of nodes must be expected to be faster by this factor to be taken.
 _WORTH = 1.15
+# A request that takes less is fast enough: small models keep the layout that people know.
+_QUICK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Blueprint:
         best = min(fitting, key=lambda each: each.request_seconds, default=None)
         if best is None or tensor is None or best.layout == tensor.layout:
             return
+        if tensor.fits and tensor.request_seconds < _QUICK_SECONDS:
+            return
         if tensor.fits and best.request_seconds * _WORTH > tensor.request_seconds:
             return
         shape = option_text(best.layout, ()).removeprefix("--parallel ")
@@ -151,7 +155,7 @@ class Blueprint:
             return []
         search = self._search()
         now = self._fastest(search, machines)
-        if now is None:
+        if now is None or now < _QUICK_SECONDS:
             return []
         found = []
         for out in _standing_out(machines):
