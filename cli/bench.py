@@ -66,6 +66,13 @@ def command() -> Command:
             help="runs to take medians of, after one to warm up",
         ),
         Option("--json", is_flag=True, group=common.OUTPUT, help="print one object"),
+        Option(
+            "--plot",
+            metavar="FILE",
+            group=common.OUTPUT,
+            help="write charts as SVG, of a run for 1, 2, 4 ... sequences up to --sequences: time "
+            "by tokens, tokens/s, and the compute and sync of a step",
+        ),
     ]
     return Command(
         "bench",
@@ -91,6 +98,11 @@ class Recorder:
         self._cluster = cluster
         self._sequences = sequences
         self.decode: list[StepOutput] = []
+
+    def begin(self, sequences: int) -> None:
+        """Records steps of so many sequences from now on, and forgets those before."""
+        self._sequences = sequences
+        self.decode.clear()
 
     @property
     def depth(self) -> int:
@@ -118,8 +130,11 @@ class Recorder:
 
 def run(options: Options) -> int:
     """Prints medians over the repeats."""
+    from hearth.cli.bench_plot import check_plot, plot
     from hearth.cli.session import open_session
 
+    if options.plot:
+        check_plot(options.plot)
     workload = workload_of(options)
     options.context = max(options.context or 0, workload.context)
     recorders: list[Recorder] = []
@@ -132,6 +147,9 @@ def run(options: Options) -> int:
         options, quiet=options.json, sequences=workload.room, observe=observe
     ) as session:
         result = measure(session, recorders[0], options, workload)
+        if options.plot:
+            title = f"{session.model.spec.name}, {result['nodes']} nodes"
+            plot(options.plot, title, session, recorders[0], workload)
     if options.json:
         output.line(output.as_json(result))
     else:

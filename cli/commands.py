@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Use a model": ("chat", "generate", "bench", "plan"),
     "Models": ("pull", "models", "convert"),
-    "Several machines": ("root", "worker", "cluster", "certs", "healthcheck"),
+    "Several machines": ("root", "worker", "cluster", "preload", "certs", "healthcheck"),
     "This command": ("config", "completion"),
 }
 COMMANDS: Mapping[str, str] = {
@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "bench": "measure tokens per second, bytes per token and memory",
     "plan": "predict how fast a model will be on some machines",
     "cluster": "show a running cluster; take a worker out",
+    "preload": "fill the slice caches of workers, or a folder, without serving",
     "certs": "make the certificates and the join token of a cluster",
     "healthcheck": "check a service's health port, for container engines",
     "convert": "write a model as a Hearth directory, in another weight type",

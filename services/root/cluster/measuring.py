@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hearth import _native
 from hearth.common import system
 from hearth.common.channels import is_loopback, split_address
 from hearth.common.errors import HearthError
@@ -104,7 +103,7 @@ def measure(
     return _together(root, machine("root", root.memory_bytes, own, LOCAL, _HERE), workers)
 
 
-def _together(root: Root, first: Machine, workers: Sequence[Machine]) -> list[Machine]:
+def _together(root: Root, first: Machine, workers: Sequence[Machine]) -> list[Machine] | None:
     """The root's own way to the others, and what nodes on its machine share."""
     # Its own way is at least as good as the best of those to its workers.
     ways = [worker.link for worker in workers] or [LOCAL]
@@ -119,10 +118,12 @@ def _together(root: Root, first: Machine, workers: Sequence[Machine]) -> list[Ma
     if together == 1:
         return [replace(each, host="") for each in found]
     cores = system.cores()
-    whole = _native.read_bandwidth(min(cores, together * root.threads))
+    whole = speeds_here(min(cores, together * root.threads), root.directory)
+    if whole is None:
+        return None
     fits = max(1.0, cores / root.threads)
     return [
-        replace(each, host_bandwidth=whole, host_nodes=fits) if each.host else each
+        replace(each, host_bandwidth=whole.read_bandwidth, host_nodes=fits) if each.host else each
         for each in found
     ]
 

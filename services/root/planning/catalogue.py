@@ -57,7 +57,7 @@ def _machine(
 
 # Memory in GiB; bytes/s read in GB; multiply-adds/s in 10^9, of prefill and of few rows; disk in
 # GB/s; ms of a layer's fixed work; ms of a root's work on a step. Few rows, a root's work, and the
-# fixed work of machines without a table are assumed. A root's work is 0.6 ms on a Zen 5.
+# fixed work of machines without a table are assumed. A root's work is 0.5 ms on a Zen 5.
 CATALOGUE = {
     machine.kind: machine
     for machine in (

@@ -59,7 +59,7 @@ class Machine:
     layer_seconds: float
     link: Link
     # A root's work on a step beside the layers: scheduling, sampling, text.
-    step_seconds: float = 0.6e-3
+    step_seconds: float = 0.5e-3
     # Nodes with the same host share its cores and its memory's bandwidth; "" for none.
     host: str = ""
     # Of a host: the bandwidth of all its threads together, and the nodes that fit its cores.
