@@ -56,7 +56,8 @@ def speeds_here(
 ) -> Speeds | None:
     """The speeds with so many threads: kept in `directory`, else measured now and kept there.
 
-    again: measure although there are kept ones. may_measure: else only kept ones count. None where
+    What is measured on a busy machine is not kept. again: measure although there are kept ones.
+    may_measure: else only kept ones count. None where
     they cannot be measured: little memory, or a machine that is too busy.
     """
     if directory is None:
@@ -70,8 +71,9 @@ def speeds_here(
         # Several nodes of one machine measure one after another, and the first is enough.
         kept = None if again else _read(path)
         if kept is None:
+            busy = _busy()
             kept = _measured(threads, directory, pin)
-            if kept is not None:
+            if kept is not None and not busy:
                 _write(path, kept)
     return kept
 
@@ -97,6 +99,14 @@ def speeds_of(message: common_pb2.NodeSpeeds) -> Speeds | None:
         message.disk_bytes_per_second,
     )
     return speeds if speeds.sane else None
+
+
+def _busy() -> bool:
+    """True if other programs compute: what is measured then is not worth keeping."""
+    try:
+        return os.getloadavg()[0] > system.cores() / 2
+    except (AttributeError, OSError):
+        return False
 
 
 def _key(threads: int, pin: Sequence[int]) -> str:

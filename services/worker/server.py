@@ -203,11 +203,12 @@ class WorkerServer:
         self._tenancy.refuse()
 
     def _speeds(self, may_measure: bool) -> Speeds | None:
-        if self._known_speeds is None:
-            self._known_speeds = speeds_here(
-                self._threads, self._cache_dir, self._pin, may_measure=may_measure
-            )
-        return self._known_speeds
+        found = self._known_speeds or speeds_here(
+            self._threads, self._cache_dir, self._pin, may_measure=may_measure
+        )
+        if self._cache_dir is None:
+            self._known_speeds = found
+        return found
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""

@@ -13,7 +13,6 @@ import pytest
 from hearth.cli.main import main
 from hearth.common.errors import HearthError, Reason
 from hearth.converter import open_model
-from hearth.root.cluster import slices_out
 from hearth.root.cluster.slices_out import write_slices
 from hearth.root.planning.layout import Layout
 from hearth.root.planning.planner import make_plan
@@ -95,7 +94,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(part: Part, offset: int, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(slices_out.Part, "write", full)
+    monkeypatch.setattr(Part, "write", full)
     with open_model("demo") as model:
         plan = make_plan(model.spec, model.tensor_type, Layout.tensor(2))
         with pytest.raises(HearthError, match=r"do not fit on the disk .* No space left") as raised:

@@ -39,6 +39,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         return replace(KNOWN, layer_seconds=float(len(done)))
 
     monkeypatch.setattr(module, "_measured", measured)
+    monkeypatch.setattr(module, "_busy", lambda: False)
     return lambda: len(done)
 
 
@@ -53,6 +54,15 @@ def test_measured_once_for_each_count_of_threads(tmp_path: Path, count: Callable
     again = speeds_here(2, tmp_path, again=True)
     assert again == speeds_here(2, tmp_path)
     assert count() == 3
+
+
+def test_nothing_is_kept_of_a_busy_machine(
+    tmp_path: Path, count: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_busy", lambda: True)
+    assert speeds_here(2, tmp_path) != speeds_here(2, tmp_path)
+    assert count() == 2
+    assert not list((tmp_path / "speeds").glob("*.json"))
 
 
 def test_nothing_is_kept_without_a_folder(count: Callable[[], int]) -> None:

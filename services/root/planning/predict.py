@@ -29,7 +29,7 @@ _ANSWER_BYTES = 2048
 # between two stages. Measured with TinyLlama on two cores of a Zen 5, as is the next one.
 _CALL_SECONDS, _STAGE_CALL_SECONDS = 0.1e-3, 1e-3
 # Part of the computing for which ranks wait for the slowest of them: they are not even.
-_UNEVEN = 0.1
+_UNEVEN = 0.05
 _SYNCS = 2  # of a layer: after the mixer and after the feed-forward
 
 
