@@ -17,18 +17,22 @@ from hearth.root.engine.draft_model import DraftModel
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta, Done, TokenScore
 from hearth.root.engine.params import GenerateParams, Sampling
+from hearth.root.engine.structure.constraint import Constraint, Kind
 from hearth.root.scheduling.batch import Limits
 from hearth.root.scheduling.speculation import Speculation
 from hearth.worker.server import WorkerServer
 
-VOCAB = 320
 # What it says comes again: the tiny models' greedy answers soon go round in a circle.
 PROMPT = (*range(20, 40), *range(20, 40), *range(20, 30))
+# Some of its text is forced, and it never ends.
+GRAMMAR = Constraint(Kind.REGEX, "(name: [a-z]{1,9}, )*")
 SAMPLINGS: list[tuple[Sampling, dict[str, Any]]] = [
     (Sampling(temperature=0.0), {}),
     (Sampling(temperature=0.3, seed=5), {}),
     (Sampling(temperature=0.2, top_k=4, repetition_penalty=1.05, seed=6), {}),
     (Sampling(temperature=0.0), {"top_logprobs": 3}),
+    (Sampling(temperature=0.7, top_k=5, seed=7, constraint=GRAMMAR), {}),
+    (Sampling(temperature=0.0, constraint=GRAMMAR), {}),
 ]
 
 
@@ -48,8 +52,9 @@ def answers(
     cluster: Cluster, limits: Limits, speculation: Speculation | None
 ) -> list[tuple[list[int], list[TokenScore]]]:
     """Of each sampling: tokens and scores."""
+    vocab = cluster.blueprint.model.spec.vocab_size
     engine = Engine(
-        cluster, PlainTokenizer(VOCAB), limits, vocab_size=VOCAB, speculation=speculation
+        cluster, PlainTokenizer(vocab), limits, vocab_size=vocab, speculation=speculation
     )
     engine.start()
     found = []
@@ -104,7 +109,7 @@ def test_a_draft_model_changes_no_answer(workers: int) -> None:
     ):
         plain = answers(cluster, limits, None)
         for always in (True, False):
-            speculation = Speculation(always, DraftModel(small, small_limits, VOCAB))
+            speculation = Speculation(always, DraftModel(small, small_limits, 2048))
             assert answers(cluster, limits, speculation) == plain
             if always:
                 # Coarser weights of the same model are mostly right.

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,6 +27,8 @@ from serving_fakes import (
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
+from hearth.root.engine import flights
+from hearth.root.engine.delivery import Delivery
 from hearth.root.engine.engine import MAX_SETBACKS, Engine
 from hearth.root.engine.flights import Flights
 from hearth.root.engine.interfaces import NO_LIMITS, Allowed, Ids, Logits
@@ -35,6 +37,8 @@ from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.engine.sampling import sample
 from hearth.root.membership.membership import STRIKES
 from hearth.root.scheduling.batch import Batch, FinishReason, Limits, SequenceStep, StepOutput
+from hearth.root.scheduling.scheduler import Scheduler
+from hearth.root.scheduling.speculation import Speculation
 
 LIMITS = Limits(context_size=64, max_pages=64, page_size=4, max_step_tokens=16, max_running=8)
 
@@ -1045,6 +1049,69 @@ def test_rows_that_are_not_finite_end_their_request_only() -> None:
     e.submit(params("ab", 5), late)
     assert late.wait().tokens == expected((BOS, *b"ab"), 5)
     assert e.stop()
+
+
+def test_rows_of_rejected_drafts_that_are_not_finite_end_nothing() -> None:
+    class Rows(FakeRunner):
+        """Wrong drafts make infinities; of accepted ones the first time."""
+
+        once: ClassVar[list[int]] = []
+
+        def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
+            bad = {}
+            for row, token in enumerate(batch.tokens):
+                if token == ord("!") or (row and token == ord("f") and not self.once):
+                    self.once += [row] if token == ord("f") else []
+                    bad[row] = "nas:1"
+            return replace(super().read(batch, tables), not_finite=bad)
+
+    class Drafts(Speculation):
+        def propose(self, scheduler: Scheduler, forced: object = None) -> None:
+            for sequence in scheduler.decoding():
+                said = len(sequence.tokens) - 3
+                scheduler.propose(sequence.seq_id, b"abcdefghij"[said : said + 2] + b"!")
+
+    runner = Rows(script("abcdefghij", "ab"))
+    e = Engine(runner, ByteTokenizer(), LIMITS, speculation=Drafts())
+    e.start()
+    sink = Sink()
+    e.submit(params("ab", 10), sink)
+    assert sink.wait().text == "abcdefghij"
+    assert runner.once
+    assert e.stop()
+
+
+def test_with_several_steps_in_flight_a_step_takes_the_time_that_it_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(flights.time, "perf_counter", lambda: now)
+    steps: list[Future[StepOutput]] = []
+
+    class Slow(FakeRunner):
+        depth = 3
+
+        def submit(self, *_: object) -> Future[StepOutput]:
+            steps.append(Future())
+            return steps[-1]
+
+    ignored: Callable[..., object] = lambda *_: None  # noqa: E731
+    made = Flights(Slow(), Delivery(None, ignored), ignored, ignored, lambda: None, None)
+    empty = Batch((), (), (), 0)
+    for begun in (1.0, 2.0, 3.0):
+        now = begun
+        made.begin(empty)
+    seconds = []
+    for ended, step in zip((11.0, 13.0, 14.0), steps, strict=True):
+        now = ended
+        step.set_result(StepOutput(np.empty((0, 1), np.float32)))
+        seconds.append(made.finish()[2])
+    assert seconds == [10.0, 2.0, 1.0]
+    now = 20.0
+    made.begin(empty)
+    steps[-1].set_result(StepOutput(np.empty((0, 1), np.float32)))
+    now = 21.0
+    assert made.finish()[2] == 1.0
 
 
 def test_a_sampler_that_fails_ends_its_request_only() -> None:

@@ -140,6 +140,43 @@ def test_a_token_that_is_not_allowed_is_an_error(structures: Structures) -> None
     assert caught.value.reason == Reason.INVALID_ARGUMENT
 
 
+@given(st.integers(0, 1 << 32), st.lists(st.integers(0, VOCAB + 1), max_size=4), st.integers(0, 9))
+def test_a_mask_after_drafts_is_that_of_the_answer_with_them(
+    structures: Structures, seed: int, odd: list[int], count: int
+) -> None:
+    constraint = schema(SCHEMA)
+    answer = written(structures.matcher(constraint), seed)
+    assert answer is not None
+    tokens = list(answer.encode())
+    matcher, plain = structures.matcher(constraint), structures.matcher(constraint)
+    for begin, token in enumerate(tokens):
+        drafts = tokens[begin : begin + count]
+        ahead = structures.matcher(constraint)
+        for each in tokens[: begin + count]:
+            ahead.accept(each)
+        matcher.mask_after(drafts + odd)  # also of tokens that cannot follow
+        if ahead.length is None:
+            assert np.array_equal(matcher.mask_after(drafts), ahead.mask())
+        assert np.array_equal(matcher.mask(), plain.mask())
+        matcher.accept(token)
+        plain.accept(token)
+
+
+def test_the_only_text_that_may_follow_is_forced(structures: Structures) -> None:
+    matcher = structures.matcher(schema(SCHEMA))
+    assert matcher.forced() == ()  # one character is not worth a draft
+    for token in b'{"':
+        matcher.accept(token)
+    assert bytes(matcher.forced()) == b'name"'
+    matcher.accept(ord("n"))
+    assert bytes(matcher.forced()) == b'ame"'
+    for token in b'ame":"Ann","age":4}':
+        matcher.accept(token)
+    assert matcher.forced() == ()
+    assert structures.matcher(Constraint(Kind.REGEX, "(ab|cd)ef")).forced() == ()
+    assert bytes(structures.matcher(Constraint(Kind.REGEX, "abc[d-f]")).forced()) == b"abc"
+
+
 def test_answers_of_one_constraint_do_not_share_their_state(structures: Structures) -> None:
     one, other = (structures.matcher(Constraint(Kind.REGEX, "ab")) for _ in range(2))
     one.accept(ord("a"))

@@ -74,6 +74,17 @@ def test_what_comes_from_no_worker_ends_its_sequence() -> None:
     assert suspicion.cleared() == []
 
 
+def test_rows_of_drafts_prove_nothing() -> None:
+    drafting = SequenceStep(1, (1, 8, 9), 0, 0, (), 3)
+    step = Batch((drafting, SequenceStep(2, (1,), 0, 0, (), 1)), (1, 8, 9, 1), (0, 1, 2, 3), 4)
+    suspicion = Suspicion()
+    assert suspicion.judge(step, {1: "a:1", 2: "a:1"}) is None
+    for row in (0, 3):
+        error = Suspicion().judge(step, {row: "a:1"})
+        assert error is not None
+        assert error.metadata == {"worker": "a:1"}
+
+
 def test_what_is_remembered_is_bounded() -> None:
     suspicion = Suspicion()
     for seq_id in range(5000):

@@ -38,8 +38,9 @@ class Suspicion:
         blamed: dict[int, str] = {}
         begin = 0
         for part in batch.sequences:
-            span = range(begin, begin + len(part.tokens))
-            begin = span.stop
+            # Drafts may be tokens that no text has there: what they lead to proves nothing.
+            span = range(begin, begin + len(part.tokens) - len(part.drafts))
+            begin += len(part.tokens)
             found = [(row, rows[row]) for row in span if row in rows]
             if not found:
                 continue

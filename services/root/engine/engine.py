@@ -482,7 +482,7 @@ class Engine:
             if not self._move_pages():
                 return False
         if self.speculation is not None:
-            self.speculation.propose(self._scheduler)
+            self.speculation.propose(self._scheduler, self._forced)
         batch = self._scheduler.schedule()
         if batch is None:
             return not self._flights and self._move_pages(wait=True)
@@ -491,6 +491,16 @@ class Engine:
             # The step was computed in this thread. Commands received meanwhile follow it.
             self._finish()
         return True
+
+    def _forced(self, seq_id: int) -> tuple[int, ...]:
+        """Tokens that the constraint of a request's answer makes likely; none without one."""
+        active = self._requests.get(seq_id)
+        if active is None or active.matcher is None:
+            return ()
+        try:
+            return active.matcher.forced()
+        except HearthError:
+            return ()  # the request fails when its next token is sampled
 
     def _move_pages(self, wait: bool = False) -> bool:
         """Moves pages from and to the disks.

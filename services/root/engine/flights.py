@@ -45,6 +45,8 @@ class Flights:
         self._columns = columns
         # With the time at which each began.
         self._steps: deque[tuple[Batch, futures.Future[StepOutput], float]] = deque()
+        # When the last one ended.
+        self._ended = 0.0
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -71,9 +73,7 @@ class Flights:
             hidden = hidden or active.pooler is not None
             active.cached = part.cached
             if part.outputs:
-                # Several rows of a constrained sequence would need the masks of drafts.
-                several = active.matcher is not None and part.outputs > 1
-                wanted.append(0 if several else active.params.candidates)
+                wanted.append(active.params.candidates)
         # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
         step = self._runner.submit(batch, candidates, hidden, self._allowed(batch, candidates))
@@ -85,17 +85,21 @@ class Flights:
         """The allowed tokens of constrained rows; of whole rows none, which the sampler limits."""
         if not candidates:
             return NO_LIMITS
-        matchers: dict[int, Matcher] = {}
+        matchers: dict[int, tuple[Matcher, tuple[int, ...]]] = {}
         row = 0
         for part in batch.sequences:
             active = self._requests.get(part.seq_id)
-            if active is not None and active.matcher is not None and part.outputs:
-                matchers[row] = active.matcher
+            if active is not None and active.matcher is not None:
+                for i in range(part.outputs):
+                    matchers[row + i] = active.matcher, part.drafts[:i]
             row += part.outputs
         return Masks(matchers) if matchers else NO_LIMITS
 
     def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]], float]:
         """Waits for the oldest step; its batch, the new tokens of its sequences, and its seconds.
+
+        The seconds begin when the step before ended, if that was later: with several steps in
+        flight they are the time that each adds.
 
         Raises the runner's HearthError. If a sampler fails, or the rows of a sequence are not
         finite, only that sequence ends.
@@ -119,7 +123,11 @@ class Flights:
                 continue
             active.prefilled = part.position + len(part.tokens)
             bad = next((r for r in span if r in output.not_finite), None)
-            if bad is not None:
+            drafts = range(span.stop - len(part.drafts), span.stop)
+            if bad is not None and bad in drafts:
+                # Nothing is sampled from it: if the draft is accepted, it is computed again.
+                rows = slice(rows.start, rows.stop - (drafts.stop - bad))
+            elif bad is not None:
                 position = part.position + bad - span.start
                 self._distrust(active, errors.not_finite(position, output.not_finite[bad]))
                 continue
@@ -144,7 +152,9 @@ class Flights:
             except Exception as error:
                 log.exception("engine: sampling for request %d failed", active.seq_id)
                 self._fail(active, errors.not_sampled(error, active.made))
-        return batch, tokens, time.perf_counter() - begun
+        now = time.perf_counter()
+        seconds, self._ended = now - max(begun, self._ended), now
+        return batch, tokens, seconds
 
     def drop(self) -> None:
         """Waits for all steps and drops their results."""

@@ -1,9 +1,10 @@
 """Speculation: tokens that may come next, as drafts that the next step verifies.
 
-There are two sources of drafts. A lookup finds the last tokens of a sequence in its own text, then
-in texts that ended recently, and proposes what followed them there: summaries, edits of code and
-answers that quote gain most. A drafter, such as a small model, guesses any text, and takes time for
-each token. A draft changes the speed and never the text (Scheduler.propose).
+There are three sources of drafts. The grammar of an answer may leave one text only. A lookup finds
+the last tokens of a sequence in its own text, then in texts that ended recently, and proposes what
+followed them there: summaries, edits of code and answers that quote gain most. A drafter, such as a
+small model, guesses any text, and takes time for each token. A draft changes the speed and never
+the text (Scheduler.propose).
 
 A draft costs a row of the step, also where it is rejected. So the number of drafts follows from
 measurements: how often drafts of a kind were accepted, how long steps of so many rows take, and how
@@ -13,7 +14,7 @@ mislead.
 Pure state, without clock or thread: it belongs to the engine's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hearth.root.scheduling.batch import Batch
@@ -96,8 +97,15 @@ class Speculation:
         self._drafter_costs = StepCosts()
         self._credit = _CREDIT
 
-    def propose(self, scheduler: Scheduler) -> None:
-        """Proposes drafts for the sequences whose next row is a decode row."""
+    def propose(
+        self,
+        scheduler: Scheduler,
+        forced: Callable[[int], tuple[int, ...]] = lambda seq_id: (),
+    ) -> None:
+        """Proposes drafts for the sequences whose next row is a decode row.
+
+        forced: tokens that must follow in a sequence, or nearly so; () where nothing is known.
+        """
         self._forget_ended(scheduler)
         if not scheduler.limits.drafts:
             return
@@ -114,11 +122,17 @@ class Speculation:
         for sequence in decoding:
             if min(_MOST, sequence.most_drafts) <= 0:
                 continue
-            guess = self._read(sequence)
-            kind, drafts = self._look_up(guess, min(_MOST, sequence.most_drafts))
+            guess, most = self._read(sequence), min(_MOST, sequence.most_drafts)
+            kind, drafts = FORCED, forced(sequence.seq_id)[:most]
+            if not drafts:
+                kind, drafts = self._look_up(guess, most)
             found[sequence.seq_id] = kind, drafts
-            if self._drafter is not None and (
-                self._always or not drafts or self._part(guess, kind) < self._part(guess, MODEL)
+            if (
+                self._drafter is not None
+                and kind != FORCED
+                and (
+                    self._always or not drafts or self._part(guess, kind) < self._part(guess, MODEL)
+                )
             ):
                 guessed.append(sequence)
         done = self._guess(scheduler, guessed, step) if guessed else set()

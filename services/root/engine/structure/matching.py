@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _KEPT = 8
 # Tokens that are tried when a constraint is compiled.
 _PROBES = 3
+# Characters of forced text that are worth a draft.
+_LEAST_FORCED = 2
 # A state of the lexer takes 1 to 2 KB.
 _MAX_LEXER_STATES = 30_000
 _MAX_GRAMMAR_SIZE = 200_000
@@ -41,8 +43,10 @@ class Matcher:
         constraint: Constraint,
         matcher: LLMatcher,
         vocab_size: int,
+        vocabulary: LLTokenizer,
     ) -> None:
         self._constraint = constraint
+        self._vocabulary = vocabulary
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._mask: Mask | None = None
@@ -68,6 +72,36 @@ class Matcher:
             return False
         with self._errors():
             return self._matcher.validate_tokens([token]) == 1
+
+    def mask_after(self, drafts: Sequence[int]) -> Mask:
+        """The tokens that may come after `drafts`; all where the answer cannot go on after them.
+
+        Raises HearthError as `mask` does.
+        """
+        if not drafts:
+            return self.mask()
+        with self._errors():
+            taken = self._matcher.try_consume_tokens(list(drafts))
+            goes_on = taken == len(drafts) and not self._matcher.is_stopped()
+            bits = self._matcher.compute_bitmask() if goes_on else None
+            if taken:
+                self._matcher.rollback(taken)
+        return self.every if bits is None else self._own(np.frombuffer(bits, np.uint8))
+
+    def forced(self) -> tuple[int, ...]:
+        """Tokens that spell the text which must come next, as drafts: there are other spellings.
+
+        Raises HearthError as `mask` does.
+        """
+        if self.length is not None:
+            return ()
+        with self._errors():
+            text = self._matcher.compute_ff_bytes().decode("utf-8", "ignore")
+            if len(text) < _LEAST_FORCED:
+                return ()
+            tokens = self._vocabulary.greedy_tokenize(text)
+            count = self._matcher.validate_tokens(tokens)
+        return tuple(tokens[:count])
 
     @property
     def every(self) -> Mask:
@@ -104,17 +138,20 @@ class Matcher:
 class Masks(Mapping[int, Mask]):
     """The allowed tokens of a step's output rows, each computed when it is first read."""
 
-    def __init__(self, matchers: Mapping[int, Matcher]) -> None:
-        """matchers: by row."""
+    def __init__(self, matchers: Mapping[int, tuple[Matcher, Sequence[int]]]) -> None:
+        """matchers: by row, each with the drafts before the row's token."""
         self._matchers = matchers
+        self._masks: dict[int, Mask] = {}
 
     def __getitem__(self, row: int) -> Mask:
-        matcher = self._matchers[row]
-        try:
-            return matcher.mask()
-        except HearthError:
-            # Its request alone fails, when a token is sampled. The step is also that of others.
-            return matcher.every
+        if row not in self._masks:
+            matcher, drafts = self._matchers[row]
+            try:
+                self._masks[row] = matcher.mask_after(drafts)
+            except HearthError:
+                # Its request alone fails, when a token is sampled. The step is also that of others.
+                self._masks[row] = matcher.every
+        return self._masks[row]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._matchers)
@@ -153,7 +190,7 @@ class Structures:
             while len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
             own = compiled.deep_copy()
-        return Matcher(constraint, own, self._size)
+        return Matcher(constraint, own, self._size, vocabulary)
 
     def _compile(self, constraint: Constraint, vocabulary: LLTokenizer) -> LLMatcher:
         from llguidance import LLMatcher
