@@ -205,6 +205,9 @@ SHAPES: dict[str, dict[str, object]] = {
     "tinyllama-1.1b": _llama(
         (2048, 22, 32, 4, 64, 5632, 32000), rope_theta=10000.0, max_position_embeddings=2048
     ),
+    "smollm2-135m": _llama(
+        (576, 30, 9, 3, 64, 1536, 49152), rope_theta=100000.0, tie_word_embeddings=True
+    ),
     "llama-3.2-1b": _llama((2048, 16, 32, 8, 64, 8192, 128256), 32.0, tie_word_embeddings=True),
     "llama-3.2-3b": _llama((3072, 28, 24, 8, 128, 8192, 128256), 32.0, tie_word_embeddings=True),
     "llama-3-8b": _llama((4096, 32, 32, 8, 128, 14336, 128256)),

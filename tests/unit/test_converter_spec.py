@@ -26,6 +26,7 @@ from hearth.worker import shape
 # From the models' cards and files.
 PARAMETERS = {
     "tinyllama-1.1b": 1_100_048_384,
+    "smollm2-135m": 134_515_008,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
     "llama-3-8b": 8_030_261_248,

@@ -27,7 +27,6 @@ from serving_fakes import (
 
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
-from hearth.root.engine import flights
 from hearth.root.engine.delivery import Delivery
 from hearth.root.engine.engine import MAX_SETBACKS, Engine
 from hearth.root.engine.flights import Flights
@@ -1061,7 +1060,7 @@ def test_rows_of_rejected_drafts_that_are_not_finite_end_nothing() -> None:
             bad = {}
             for row, token in enumerate(batch.tokens):
                 if token == ord("!") or (row and token == ord("f") and not self.once):
-                    self.once += [row] if token == ord("f") else []
+                    self.once.extend([row] if token == ord("f") else [])
                     bad[row] = "nas:1"
             return replace(super().read(batch, tables), not_finite=bad)
 
@@ -1085,7 +1084,7 @@ def test_with_several_steps_in_flight_a_step_takes_the_time_that_it_adds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(flights.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     steps: list[Future[StepOutput]] = []
 
     class Slow(FakeRunner):
