@@ -81,7 +81,7 @@ def core(
         metrics.build_info("root", system.version(), instruction_set(), system.architecture())
         tokenizer = tokenizer or model.tokenizer()
         if draft is not None:
-            drafts.check(draft, tokenizer, settings, model.spec.name)
+            drafts.check(draft, model, tokenizer, settings)
         settings = drafts.with_draft(settings, model, draft)
         cluster = Cluster(model, settings, metrics=metrics, on_load=on_load)
         stack.callback(cluster.close)

@@ -10,17 +10,24 @@ from hearth.common.errors import HearthError, Reason
 from hearth.converter import Model
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.cluster.cluster import Cluster
-from hearth.root.cluster.limits import limits_for
+from hearth.root.cluster.limits import is_recurrent
 from hearth.root.engine.draft_model import DraftModel
 from hearth.root.planning.blueprint import draw
 from hearth.root.settings import ClusterSettings, DraftShare
 
 
-def check(draft: Model, tokenizer: Tokenizer, settings: ClusterSettings, name: str) -> None:
+def check(draft: Model, model: Model, tokenizer: Tokenizer, settings: ClusterSettings) -> None:
     """Raises HearthError BAD_SETTING for a draft model that is of no use.
 
-    tokenizer, name: of the model that it is to draft for.
+    tokenizer: of the model that it is to draft for.
     """
+    for spec in (draft.spec, model.spec):
+        if is_recurrent(spec):
+            raise HearthError(
+                Reason.BAD_SETTING,
+                f"{spec.name} cannot be used with --draft: the state of its recurrent layers "
+                "cannot go back to an earlier token, as it must after a rejected draft",
+            )
     if settings.speculate not in ("auto", "draft"):
         problem = f"--draft has no effect with --speculate {settings.speculate}: use auto or draft"
         raise HearthError(Reason.BAD_SETTING, problem)
@@ -29,8 +36,8 @@ def check(draft: Model, tokenizer: Tokenizer, settings: ClusterSettings, name: s
     if difference:
         raise HearthError(
             Reason.BAD_SETTING,
-            f"{draft.spec.name} cannot draft for {name}: their vocabularies differ, {difference}; "
-            "choose a smaller model of the same family",
+            f"{draft.spec.name} cannot draft for {model.spec.name}: their vocabularies differ, "
+            f"{difference}; choose a smaller model of the same family",
         )
 
 
@@ -51,19 +58,13 @@ def settings_of(draft: Model, model: Model, settings: ClusterSettings) -> Cluste
 def share_of(draft: Model, settings: ClusterSettings) -> DraftShare:
     """The draft model's share of the root's memory: weights, and all of its KV cache.
 
-    settings: its own. Raises HearthError for a model whose state cannot go back.
+    settings: its own.
     """
     blueprint = draw(draft, settings)
-    room = blueprint.expected_room()
-    if not limits_for(blueprint, room).drafts:
-        raise HearthError(
-            Reason.BAD_SETTING,
-            f"{draft.spec.name} cannot draft: the state of its recurrent layers cannot go back to "
-            "an earlier token, as it must after a rejected draft; choose a model without them",
-        )
     [node] = blueprint.plan(()).nodes
     page_bytes = node.kv_page_bytes(draft.spec, settings.kv_type, settings.page_size)
-    return DraftShare(draft.spec.name, node.weight_bytes + room.pages * page_bytes)
+    size = node.weight_bytes + blueprint.expected_room().pages * page_bytes
+    return DraftShare(draft.spec.name, size)
 
 
 def with_draft(settings: ClusterSettings, model: Model, draft: Model | None) -> ClusterSettings:

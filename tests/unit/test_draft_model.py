@@ -6,8 +6,10 @@ import queue
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
+import family_models
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,6 +200,16 @@ def test_a_draft_model_has_the_vocabulary_of_its_model() -> None:
         with pytest.raises(HearthError, match="give --draft MODEL"):
             with core(demo, ClusterSettings(context=64, speculate="draft")):
                 pass
+
+
+def test_a_state_that_cannot_go_back_takes_no_drafts(tmp_path: Path) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
+    wanted = ClusterSettings(context=64, speculate="auto")
+    with open_model(str(path)) as recurrent, open_model("demo") as demo:
+        for model, draft in ((recurrent, demo), (demo, recurrent)):
+            with pytest.raises(HearthError, match=r"recurrent layers cannot go back"):
+                with core(model, wanted, tokenizer=demo.tokenizer(), draft=draft):
+                    pass
 
 
 def test_a_draft_models_memory_is_the_roots() -> None:

@@ -143,10 +143,13 @@ def test_one_step_that_was_held_up_hardly_changes_a_cost() -> None:
 class Guesser:
     """A drafter whose guesses are right by chance, and which knows how likely each is."""
 
-    def __init__(self, model: Model, right: float, cost: float) -> None:
+    def __init__(self, model: Model, right: float, cost: float, reading: int = 0) -> None:
+        """reading: calls that read a text before the first guess, each as long as 10 steps."""
         self._model = model
         self._right = right
         self._cost = cost
+        self._reading = reading
+        self._read: dict[int, int] = {}
         self._random = random.Random(7)
         self.forgotten: list[int] = []
 
@@ -154,11 +157,18 @@ class Guesser:
         self, asked: Sequence[tuple[Running, Sequence[int]]]
     ) -> tuple[list[Draft | None], float]:
         found: list[Draft | None] = []
+        seconds = 0.01 * self._cost * (1 + 0.1 * (len(asked) - 1))
         for sequence, drafts in asked:
+            read = self._read.setdefault(sequence.seq_id, 0)
+            if read < self._reading:
+                self._read[sequence.seq_id] = read + 1
+                seconds += 0.1
+                found.append(None)
+                continue
             token = self._model.token(sequence.seq_id, len(sequence.tokens) + len(drafts))
             right = self._random.random() < self._right
             found.append(Draft(token if right else token + 1, 0.9 * self._right))
-        return found, 0.01 * self._cost * (1 + 0.1 * (len(asked) - 1))
+        return found, seconds
 
     def forget(self, seq_id: int) -> None:
         self.forgotten.append(seq_id)
@@ -172,11 +182,11 @@ class Model:
         row_cost: float,
         seed: int | None,
         always: bool = False,
-        drafter: tuple[float, float] | None = None,
+        drafter: tuple[float, float] | tuple[float, float, int] | None = None,
     ) -> None:
         """row_cost: of a step, for each further row. seed: of random tokens; None: a loop.
 
-        drafter: the part of its guesses that are right, and the cost of each.
+        drafter: the part of its guesses that are right, the cost of each, and Guesser's reading.
         """
         self.scheduler = Scheduler(
             Limits(context_size=4096, max_pages=600, max_step_tokens=256, max_running=4)
@@ -277,6 +287,20 @@ def test_a_drafter_that_does_not_pay_loses_hardly_anything(
     model.run(600, chance(2))
     # The account: 2 tokens at the begin, and 1 %; drafts of one step may go beyond it.
     assert model.seconds < 1.03 * model.plain_seconds + 0.01 * (2 + 4 * (cost + row_cost))
+
+
+def test_reading_takes_little_of_the_time_of_short_answers() -> None:
+    model = Model(0.1, 5, drafter=(0.7, 0.05, 5))
+    for number in range(100):
+        model.run(8, chance(number))
+    # What it may take at first, and 2 %; one call may go beyond it.
+    assert model.seconds < 1.025 * model.plain_seconds + 1.0 + 0.1
+
+
+def test_a_long_answer_pays_for_its_reading() -> None:
+    model = Model(0.1, 6, drafter=(0.7, 0.05, 5))
+    model.run(2000, chance(6))
+    assert model.seconds < model.plain_seconds / 1.4
 
 
 def test_of_several_sequences_each_gets_its_own_drafts_until_it_ends() -> None:

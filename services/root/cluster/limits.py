@@ -1,6 +1,7 @@
 """The scheduler's limits."""
 
 from hearth.converter.blocks import GatedDeltaSpec
+from hearth.converter.spec import ModelSpec
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.memory import Room
 from hearth.root.scheduling.batch import Limits
@@ -12,8 +13,7 @@ _MOST_SNAPSHOTS = 4
 def limits_for(blueprint: Blueprint, room: Room, stages: int = 1) -> Limits:
     """The limits of a cluster with this room, and so many stages."""
     settings = blueprint.settings
-    kinds = blueprint.model.spec.kinds
-    recurrent = any(isinstance(kind.mixer, GatedDeltaSpec) for kind in kinds)
+    recurrent = is_recurrent(blueprint.model.spec)
     snapshots = _snapshots(room.sequences) if recurrent and settings.prefix_cache else 0
     return Limits(
         context_size=blueprint.context,
@@ -26,6 +26,11 @@ def limits_for(blueprint: Blueprint, room: Room, stages: int = 1) -> Limits:
         snapshots=snapshots,
         batches=stages,
     )
+
+
+def is_recurrent(spec: ModelSpec) -> bool:
+    """True if a sequence has a state that cannot go back to an earlier position."""
+    return any(isinstance(kind.mixer, GatedDeltaSpec) for kind in spec.kinds)
 
 
 def _snapshots(states: int) -> int:

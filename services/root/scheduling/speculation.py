@@ -46,6 +46,10 @@ _MARGIN = 1.05
 _CREDIT = 2.0
 _MOST_CREDIT = 4.0
 _CREDIT_PER_TOKEN = 0.01
+# Seconds in which a drafter may read texts: at the begin, of each second of steps, and the most.
+_READING = 1.0
+_READING_PART = 0.02
+_MOST_READING = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class _Guess:
     # The kind of each draft that was proposed last, and the seconds that they took.
     kinds: tuple[int, ...] = ()
     seconds: float = 0.0
+    # The drafter has read the text.
+    read: bool = False
 
 
 @dataclass(slots=True)
@@ -96,6 +102,7 @@ class Speculation:
         self._costs = StepCosts()
         self._drafter_costs = StepCosts()
         self._credit = _CREDIT
+        self._reading = _READING
 
     def propose(
         self,
@@ -127,13 +134,10 @@ class Speculation:
             if not drafts:
                 kind, drafts = self._look_up(guess, most)
             found[sequence.seq_id] = kind, drafts
-            if (
-                self._drafter is not None
-                and kind != FORCED
-                and (
-                    self._always or not drafts or self._part(guess, kind) < self._part(guess, MODEL)
-                )
-            ):
+            if kind == FORCED or not self._may_guess(guess):
+                continue
+            better = self._part(guess, MODEL) > self._part(guess, kind)
+            if self._always or not drafts or better:
                 guessed.append(sequence)
         done = self._guess(scheduler, guessed, step) if guessed else set()
         for seq_id, (kind, drafts) in found.items():
@@ -180,7 +184,10 @@ class Speculation:
             alone = self._costs.of(batch.rows - drafted)
             taken = self._costs.of(batch.rows) + drafting
             slower = max(0.0, taken / alone - 1) if alone else 0.0
-            self._credit += accepted - sequences * slower
+            gained = accepted - sequences * slower
+            self._credit += gained
+            self._reading += max(0.0, gained) * alone
+        self._reading = min(self._reading + _READING_PART * seconds, _MOST_READING)
         self._credit = min(self._credit, _MOST_CREDIT)
         self.drafted += drafted
         self.accepted += accepted
@@ -228,16 +235,19 @@ class Speculation:
         while active:
             found, seconds = self._drafter.guess([(each, drafts[each.seq_id]) for each in active])
             self.seconds += seconds
+            self._reading -= seconds * found.count(None) / len(found)
             step.seconds += seconds
             if None not in found:
                 self._drafter_costs.observe(len(active), seconds)
             share = self._drafter_costs.of(len(active)) / len(active)
             going: list[Running] = []
             for sequence, draft in zip(active, found, strict=True):
+                seq_id = sequence.seq_id
+                guess = self._guesses[seq_id]
+                guess.read = draft is not None
                 if draft is None:
                     continue
-                seq_id = sequence.seq_id
-                guess, kind = self._guesses[seq_id], confident(draft.confidence)
+                kind = confident(draft.confidence)
                 guess.seconds += seconds / len(active)
                 chances[seq_id] *= self._part(guess, kind)
                 if self._dear(chances[seq_id], self._row_seconds(step.rows), step):
@@ -257,6 +267,10 @@ class Speculation:
             self._guesses[seq_id].kinds = tuple(kinds[seq_id])
             scheduler.propose(seq_id, tokens)
         return {seq_id for seq_id, tokens in drafts.items() if tokens}
+
+    def _may_guess(self, guess: _Guess) -> bool:
+        """True if a drafter has read the text, or may."""
+        return self._drafter is not None and (self._always or guess.read or self._reading > 0)
 
     def _worth_guessing(self, parts: Sequence[float], step: _Step) -> bool:
         """True if some number of a drafter's drafts is expected to be faster than none."""
