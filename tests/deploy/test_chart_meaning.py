@@ -79,6 +79,9 @@ def test_values_arrive_as_options(installed: Look) -> None:
     assert (root.step_seconds, root.pause_seconds, root.drain_seconds) == (300.0, 120.0, 90.5)
     assert (root.threads, root.memory_limit, root.shares) == (3, 700 << 20, (3.0, 1.0))
     assert (root.parallel, root.stages) == ("2x2", (3, 2))
+    for node in (root, worker):
+        assert (node.kv_cache, node.kv_cache_size) == ("disk", 2 << 30)
+    assert root.any_model
     assert (worker.threads, worker.memory_limit, worker.lease_grace) == (2, 3 << 29, 8.0)
     assert worker.cache_limit == 18 << 30
     assert worker.drain_seconds == 45.5
@@ -101,6 +104,14 @@ def test_what_is_written_goes_to_volumes(installed: Look, name: str) -> None:
             kept = options_of(pod).cache_dir
             assert any(kept.startswith(m["mountPath"] + "/") for m in mounts)
     root = found.pods()["root"]
+    claims = {name_of(each) for each in found.kind("PersistentVolumeClaim")}
+    on_disk = OPTIONS[name].get("cluster", {}).get("kvCache") == "disk"
+    assert (options_of(root).kv_cache == "disk") is on_disk
+    if on_disk and OPTIONS[name]["root"]["pages"].get("enabled", True):
+        folder = options_of(root).cache_dir
+        assert mounted(root, folder)["persistentVolumeClaim"]["claimName"] in claims
+    else:
+        assert not any(claim.endswith("-pages") for claim in claims)
     if options_of(root).model.startswith("/models"):
         claim = mounted(root, "/models")["persistentVolumeClaim"]["claimName"]
         given = OPTIONS[name].get("model", {}).get("volume", {}).get("existingClaim")
