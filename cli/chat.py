@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 
 from hearth.cli import options as common
 from hearth.cli import output
@@ -22,6 +24,8 @@ _COMMANDS = {
 }
 # Words that people type to leave; alone, they are not sent to the model.
 _LEAVING = {"exit", "quit", "bye", "/quit", "/bye", "/q", ":q"}
+# Columns of a terminal, at least; a narrower one wraps by itself.
+_LEAST_WIDTH = 20
 _KEYS = (
     "Enter sends a message, Alt-Enter begins a new line in it, arrow keys edit and recall. Pasted "
     "text is one message. Ctrl-C stops an answer."
@@ -197,9 +201,11 @@ def _obey(chat: Chat, line: str) -> None:
     name, _, text = line.partition(" ")
     name, text = name.lower(), text.strip()
     if name == "/help":
-        for command_name, meaning in _COMMANDS.items():
-            output.note(f"{command_name:10} {meaning}")
-        output.note(_KEYS)
+        for text, indent in (
+            *((f"{each:10} {_COMMANDS[each]}", 11) for each in _COMMANDS),
+            (_KEYS, 0),
+        ):
+            output.note(_wrapped(text, indent))
     elif name == "/system" and text:
         chat.conversation.system = text
         output.note("(the system message is set)")
@@ -220,6 +226,13 @@ def _obey(chat: Chat, line: str) -> None:
             f"there is no command {name}{nearest(name, _COMMANDS)} (/help shows them; a message "
             "that begins with / needs a space before it)"
         )
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """A text in lines of the terminal's width, the further ones indented where there is room."""
+    width = max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
+    further = " " * indent if width >= 2 * indent + _LEAST_WIDTH else "  "
+    return textwrap.fill(text, width, subsequent_indent=further, break_on_hyphens=False)
 
 
 def _too_long(error: Exception) -> bool:
