@@ -274,6 +274,33 @@ def test_idle_connections_keep_nobody_out(root: Root, monkeypatch: pytest.Monkey
             each.close()
 
 
+def test_hundreds_of_streams_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some run, others get 429 or no connection; the root goes on, and is free afterwards."""
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 100)
+    runner = FakeRunner(gate=threading.Event())
+    with Root(runner, http=True, max_pages=4096) as root:
+        held = [connect(root) for _ in range(400)]
+        try:
+            for each in held:
+                with suppress(OSError):
+                    each.sendall(post({"prompt": "a", "stream": True, "max_tokens": 20}))
+            begun = 0
+            for each in held:
+                with suppress(OSError):
+                    begun += each.recv(12) == b"HTTP/1.1 200"
+            assert 0 < begun <= limits.MAX_CONNECTIONS
+            assert root.http is not None
+            assert root.http.connections <= limits.MAX_CONNECTIONS
+            assert httpx.get(f"{root.url}/health", timeout=20).status_code == 200
+        finally:
+            for each in held:
+                each.close()
+        assert runner.gate is not None
+        runner.gate.set()
+        eventually(lambda: not root.frontend.open_answers)
+        assert httpx.post(f"{root.url}/v1/completions", json=BODY, timeout=20).status_code == 200
+
+
 def test_connections_are_kept(root: Root) -> None:
     with httpx.Client() as client:
         for _ in range(3):
