@@ -91,7 +91,8 @@ def main(documents: int, nodes: int) -> int:
     addresses = [worker.address for worker in workers]
     root = ServiceProcess(
         *("root", "--model", "smollm2", "--listen", "127.0.0.1:0", "--threads", "1"),
-        *("--context", "512", "--sequences", str(AT_ONCE)),
+        # Without drafts: texts that are asked for again would be guessed.
+        *("--context", "512", "--sequences", str(AT_ONCE), "--speculate", "off"),
         *(("--workers", *addresses) if addresses else ()),
         log=logs / "root",
     )
