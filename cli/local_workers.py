@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from hearth.common import system
@@ -28,11 +29,12 @@ class LocalWorkers:
         threads: int | None,
         cache_dir: str,
         pin: list[list[int]],
+        devices: Sequence[str] = (),
         *,
         keeps_pages: bool = False,
         page_limit: int | None = None,
     ) -> None:
-        """threads: of each; None divides the cores. pin: cores of each, or empty.
+        """threads: of each; None divides the cores. pin, devices: of each, or empty.
 
         keeps_pages, page_limit: --kv-cache disk and --kv-cache-size.
         """
@@ -42,6 +44,7 @@ class LocalWorkers:
         self._count = count
         self._cache_dir = cache_dir
         self._pin = pin
+        self._devices = devices
         self._more = ["--kv-cache", "disk"] if keeps_pages else []
         if page_limit is not None:
             self._more += ["--kv-cache-size", str(page_limit)]
@@ -74,6 +77,8 @@ class LocalWorkers:
         command += self._more
         if self._pin:
             command += ["--pin", ",".join(map(str, self._pin[rank - 1]))]
+        if self._devices:
+            command += ["--device", self._devices[rank - 1]]
         # Settings of the environment and of files are meant for other workers, or for the root; two
         # cannot share a metrics port.
         environment = {

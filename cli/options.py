@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -608,7 +608,56 @@ def local_nodes(by_root: bool = False) -> Params:
             group=CLUSTER,
             help="pin each node's threads to cores of its own (Linux)",
         ),
+        device(CLUSTER, of_nodes=True, by_root=by_root),
     ]
+
+
+def device(group: str, *, of_nodes: bool = False, by_root: bool = False) -> Option:
+    """--device; of_nodes: a list, of the nodes of --nodes."""
+    more = "; with --nodes one for all, or one for each (vulkan:0,cpu)" if of_nodes else ""
+    return Option(
+        "--device",
+        metavar="DEVICE",
+        default="cpu",
+        by_root=by_root,
+        group=group,
+        help=f"compute on the cpu, or on a GPU: vulkan, or vulkan:N of several{more}",
+    )
+
+
+def devices_of(text: str, nodes: int) -> list[str]:
+    """The devices of so many nodes, the root's first. Raises HearthError BAD_SETTING."""
+    from hearth.common.errors import HearthError, Reason
+
+    devices = [part.strip() for part in text.split(",")]
+    if len(devices) == 1:
+        devices *= nodes
+    if len(devices) != nodes:
+        raise HearthError(
+            Reason.BAD_SETTING, f"--device names {len(devices)} devices for {nodes} nodes"
+        )
+    return devices
+
+
+def check_devices(devices: Iterable[str]) -> None:
+    """Raises HearthError BAD_SETTING for a device that this machine does not have."""
+    wanted = {device for device in devices if device != "cpu"}
+    if not wanted:
+        return
+    # Late: most commands need no GPU's driver.
+    from hearth import _native
+    from hearth.common.errors import HearthError, Reason
+
+    known = [info.id for info in _native.list_devices()]
+    for device in sorted(wanted):
+        try:
+            number = _native.parse_vulkan_device(device)
+        except ValueError as error:
+            raise HearthError(Reason.BAD_SETTING, f"--device: {error}") from None
+        if number < len(known):
+            continue
+        found = f"there are {', '.join(known)}" if known else "Vulkan finds no GPU and no driver"
+        raise HearthError(Reason.BAD_SETTING, f"--device {device} is not there: {found}")
 
 
 def max_tokens(text: str) -> Option:

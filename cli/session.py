@@ -57,14 +57,19 @@ class Session:
 
 
 def _local_workers(
-    options: Options, planned: ClusterSettings, pin: list[list[int]], count: int
+    options: Options,
+    planned: ClusterSettings,
+    pin: list[list[int]],
+    devices: list[str],
+    count: int,
 ) -> LocalWorkers:
-    """The workers that --nodes starts here. pin: cores of each, or empty."""
+    """The workers that --nodes starts here. pin: cores of each, or empty. devices: of each."""
     return LocalWorkers(
         count,
         options.threads,
         options.cache_dir,
         pin,
+        devices,
         keeps_pages=planned.page_dir is not None,
         page_limit=planned.page_limit,
     )
@@ -148,13 +153,18 @@ def open_several(options: Options) -> Iterator[Several]:
     system.trim_memory()
     with ExitStack() as stack:
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
-        workers = stack.enter_context(_local_workers(options, planned, pin[1:], count))
+        devices = common.devices_of(options.device, count + 1)
+        common.check_devices(devices)
+        workers = stack.enter_context(
+            _local_workers(options, planned, pin[1:], devices[1:], count)
+        )
         settings = dataclasses.replace(
             planned,
             workers=tuple(options.workers) + workers.addresses,
             security=None if options.nodes else security,
             threads=options.threads or (workers.threads if count else None),
             pin=tuple(pin[0]) if pin else (),
+            device=devices[0],
         )
         metrics = RootMetrics()
         stack.enter_context(metrics_port(metrics, options.metrics, security, options.insecure))
@@ -211,7 +221,11 @@ def open_session(
         system.trim_memory()  # what it was made of: up to 100 MiB, before there are weights
         started = time.perf_counter()
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
-        workers = stack.enter_context(_local_workers(options, planned, pin[1:], count))
+        devices = common.devices_of(options.device, count + 1)
+        common.check_devices(devices)
+        workers = stack.enter_context(
+            _local_workers(options, planned, pin[1:], devices[1:], count)
+        )
         settings = dataclasses.replace(
             settings_of(options, tuple(options.workers) + workers.addresses),
             sequences=sequences,
@@ -220,6 +234,7 @@ def open_session(
             security=None if nodes else security,
             threads=options.threads or (workers.threads if count else None),
             pin=tuple(pin[0]) if pin else (),
+            device=devices[0],
         )
         metrics = RootMetrics()
         stack.enter_context(metrics_port(metrics, options.metrics, security, options.insecure))

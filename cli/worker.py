@@ -106,6 +106,7 @@ def _computing() -> common.Params:
             group=_COMPUTING,
             help="cores to compute on: 0,1 or 0-3",
         ),
+        common.device(_COMPUTING),
         Option(
             "--memory-limit",
             read=common.size,
@@ -149,6 +150,7 @@ def run(options: Options) -> int:
     system.keep_message_memory()
     stop = StopSignals()
     common.check_threads(options.threads)
+    common.check_devices([options.device])
     if options.exit_with_parent is not None:
         _watch_parent(options.exit_with_parent or os.getppid(), stop.requested)
     security = common.credentials(options, "listen", "metrics", role="worker")
@@ -163,6 +165,7 @@ def run(options: Options) -> int:
         memory_limit=options.memory_limit,
         name=options.name,
         pin=options.pin or (),
+        device=options.device,
         metrics=metrics,
         lease_grace=options.lease_grace,
         mesh_port=options.mesh_port,

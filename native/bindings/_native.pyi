@@ -21,6 +21,23 @@ def set_instruction_set(name: str) -> None:
 def row_bytes(type: str, columns: int) -> int:
     """Bytes of one row of `columns` elements; ValueError when they are not whole blocks."""
 
+class DeviceError(RuntimeError):
+    """A device that is not there, cannot do what is asked, has no memory left, or is lost."""
+
+class DeviceInfo:
+    """A GPU that Vulkan offers."""
+
+    id: str  # "vulkan:0"
+    name: str
+    kind: str  # "discrete", "integrated", "virtual", "cpu" or "other"
+    memory_bytes: int
+
+def list_devices() -> list[DeviceInfo]:
+    """The GPUs that this build and the drivers offer, in the order of their numbers."""
+
+def parse_vulkan_device(id: str) -> int:
+    """The number of vulkan (0) or vulkan:N; ValueError for other text."""
+
 def read_bandwidth(
     threads: int, bytes: int = ..., repeats: int = ..., pin: Sequence[int] = ()
 ) -> float:
@@ -397,7 +414,10 @@ class ShardConfig:
 class Shard:
     """One node's part of a model, and its steps. Not for use by two threads at once."""
 
-    def __init__(self, config: ShardConfig, *, threads: int, pin: Sequence[int] = ()) -> None: ...
+    def __init__(
+        self, config: ShardConfig, *, threads: int, pin: Sequence[int] = (), device: str = "cpu"
+    ) -> None:
+        """device: "cpu", "vulkan" or "vulkan:N"; DeviceError for one that cannot run the config."""
     def expected(self) -> dict[str, tuple[int, int]]:
         """Every slice that the shard needs: name -> (rows, columns)."""
 

@@ -7,6 +7,7 @@
 #include "bindings.h"
 #include "hearth/bandwidth.h"
 #include "hearth/cpu.h"
+#include "hearth/devices.h"
 #include "hearth/kernels.h"
 #include "hearth/threads.h"
 
@@ -23,6 +24,15 @@ void bind_machine(py::module_& module) {
              "Instructions of x86-64-v2 that this CPU lacks; none on other architectures.");
   module.def("set_instruction_set", &use_kernels, "name"_a,
              "Chooses the kernels of shards made from now on.");
+  py::register_exception<DeviceError>(module, "DeviceError", PyExc_RuntimeError);
+  py::class_<DeviceInfo>(module, "DeviceInfo", "A GPU that Vulkan offers.")
+      .def_readonly("id", &DeviceInfo::id)
+      .def_readonly("name", &DeviceInfo::name)
+      .def_readonly("kind", &DeviceInfo::kind)
+      .def_readonly("memory_bytes", &DeviceInfo::memory_bytes);
+  module.def("list_devices", &list_devices, "The GPUs that this build and the drivers offer.");
+  module.def("parse_vulkan_device", &parse_vulkan_device, "id"_a,
+             "The number of vulkan or vulkan:N.");
   module.def(
       "read_bandwidth",
       [](size_t threads, size_t bytes, size_t repeats, const std::vector<int>& pin) {

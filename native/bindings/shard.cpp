@@ -186,8 +186,8 @@ void bind_shard(py::module_& module) {
       "Bytes of the state of one sequence and key head.");
 
   py::class_<Shard>(module, "Shard", "What one node holds of a model, and its steps.")
-      .def(py::init<ShardConfig, size_t, std::vector<int>>(), "config"_a, py::kw_only(),
-           "threads"_a, "pin"_a = std::vector<int>{})
+      .def(py::init<ShardConfig, size_t, std::vector<int>, const std::string&>(), "config"_a,
+           py::kw_only(), "threads"_a, "pin"_a = std::vector<int>{}, "device"_a = "cpu")
       .def("expected", &Shard::expected, "Every slice it needs: name -> (rows, columns).")
       .def("missing", &Shard::missing, "Slices not loaded yet.")
       .def("load", &load, "name"_a, "type"_a, "data"_a, "first_row"_a = 0,

@@ -32,6 +32,8 @@ class ClusterSettings:
     stages: tuple[int, ...] | None = None
     threads: int | None = None
     pin: tuple[int, ...] = ()
+    # What the root's own node computes on: "cpu", or a GPU, "vulkan:N".
+    device: str = "cpu"
     lane: str = "mesh"
     sync_type: str = "f32"
     kv_type: str = "f16"

@@ -51,6 +51,7 @@ class LoadSession:
         memory_limit: Callable[[], int],
         threads: int = 1,
         pin: Sequence[int] = (),
+        device: str = "cpu",
     ) -> None:
         """Raises HearthError BAD_SHARD or OUT_OF_MEMORY, before any weights are transferred."""
         self.begin = begin
@@ -61,7 +62,7 @@ class LoadSession:
         check_config(begin.shard)
         self.weight_bytes = sum(slice_bytes(entry) for entry in self.manifest)
         self._check_memory(memory_limit())
-        self.shard = NodeShard(begin.shard, threads, pin)
+        self.shard = NodeShard(begin.shard, threads, pin, device)
         check_manifest(self.manifest, self.shard.expected())
         if cache is not None:
             cache.pin(entry.identity for entry in self.manifest)

@@ -68,6 +68,7 @@ class WorkerServer:
         memory_limit: int | None = None,
         name: str | None = None,
         pin: Sequence[int] = (),
+        device: str = "cpu",
         metrics: WorkerMetrics | None = None,
         lease_grace: float = 2.0,
         mesh_port: int = 0,
@@ -89,6 +90,7 @@ class WorkerServer:
         self._silence_seconds = silence_seconds
         self._threads = threads or system.cores()
         self._pin = tuple(pin)
+        self._device = device
         self._name = name or printable(platform.node()) or "worker"
         if len(self._name.encode()) > MAX_NAME_BYTES:
             problem = f"--name has {len(self._name.encode())} bytes; at most {MAX_NAME_BYTES}"
@@ -232,6 +234,7 @@ class WorkerServer:
                 self._memory_available,
                 self._threads,
                 self._pin,
+                self._device,
             )
         except HearthError:
             raise

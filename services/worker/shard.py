@@ -34,14 +34,23 @@ class NodeShard:
     """
 
     def __init__(
-        self, config: common_pb2.ShardConfig, threads: int = 1, pin: Sequence[int] = ()
+        self,
+        config: common_pb2.ShardConfig,
+        threads: int = 1,
+        pin: Sequence[int] = (),
+        device: str = "cpu",
     ) -> None:
-        """Computes with `threads` threads, pinned to the cores in `pin` unless it is empty."""
+        """Computes with `threads` threads, pinned to the cores in `pin` unless it is empty.
+
+        device: "cpu", "vulkan" or "vulkan:N".
+        """
         check_config(config)
         self.config = config
         try:
-            self._shard = _native.Shard(native_config(config), threads=threads, pin=list(pin))
-        except ValueError as error:
+            self._shard = _native.Shard(
+                native_config(config), threads=threads, pin=list(pin), device=device
+            )
+        except (ValueError, _native.DeviceError) as error:
             raise _bad(str(error)) from None
         except MemoryError as error:
             raise _no_memory("the shard's buffers", error) from None

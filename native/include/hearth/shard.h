@@ -46,8 +46,10 @@ using SliceShape = std::pair<size_t, size_t>;  // rows, columns
 
 class Shard {
  public:
-  // pin: cores for the threads, or empty. Throws std::invalid_argument.
-  Shard(ShardConfig config, size_t threads, std::vector<int> pin = {});
+  // pin: cores for the threads, or empty. device: "cpu" or a GPU, see devices.h. Throws
+  // std::invalid_argument, DeviceError.
+  Shard(ShardConfig config, size_t threads, std::vector<int> pin = {},
+        const std::string& device = "cpu");
   ~Shard();
   Shard(const Shard&) = delete;
   Shard& operator=(const Shard&) = delete;

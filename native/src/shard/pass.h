@@ -14,14 +14,13 @@
 #include "layers/attention.h"
 #include "layers/experts.h"
 #include "layers/program.h"
+#include "shard/backend.h"
 #include "shard/batch.h"
 #include "shard/kv_cache.h"
 #include "shard/states.h"
 #include "shard/workspace.h"
 
 namespace hearth {
-
-inline constexpr uint32_t kFinite = UINT32_MAX;
 
 struct Pass {
   const Kernels& kernels;

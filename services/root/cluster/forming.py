@@ -319,7 +319,7 @@ class Forming:
         try:
             self.check()  # an earlier interrupt could not end the loading
             self.shard = loading.run(
-                held or (lambda: NodeShard(configs[0], threads, settings.pin)),
+                held or (lambda: NodeShard(configs[0], threads, settings.pin, settings.device)),
                 self._links,
                 begins,
                 self._open_stream,

@@ -1,0 +1,57 @@
+# The Vulkan backend, where its headers and glslc are found. A build without them has no GPUs.
+find_path(HEARTH_VULKAN_INCLUDE vulkan/vulkan.h)
+find_program(HEARTH_GLSLC glslc)
+option(HEARTH_VULKAN "Build the Vulkan backend where its headers and glslc are there" ON)
+if(NOT HEARTH_VULKAN OR NOT HEARTH_VULKAN_INCLUDE OR NOT HEARTH_GLSLC)
+  message(STATUS "hearth: without Vulkan (headers: ${HEARTH_VULKAN_INCLUDE}, glslc: ${HEARTH_GLSLC})")
+  target_sources(hearth_core PRIVATE src/vulkan/absent.cpp)
+  return()
+endif()
+
+set(shader_sources ${CMAKE_CURRENT_SOURCE_DIR}/src/vulkan/shaders)
+set(shader_output ${CMAKE_CURRENT_BINARY_DIR}/shaders)
+file(GLOB shader_includes CONFIGURE_DEPENDS ${shader_sources}/*.glsl)
+file(MAKE_DIRECTORY ${shader_output})
+set(shader_code "#include \"vulkan/shaders.h\"\n\nnamespace hearth::vulkan {\nnamespace {\n")
+set(shader_table "")
+set(shader_numbers)
+
+# Compiles one shader to numbers, and adds it to the table: in the order of hearth::vulkan::Shader.
+function(hearth_shader source output)
+  add_custom_command(OUTPUT ${shader_output}/${output}.inc
+    COMMAND ${HEARTH_GLSLC} --target-env=vulkan1.2 -O -mfmt=c -Werror ${ARGN} -I${shader_sources}
+            ${shader_sources}/${source}.comp -o ${shader_output}/${output}.inc
+    DEPENDS ${shader_sources}/${source}.comp ${shader_includes} VERBATIM)
+  set(shader_numbers ${shader_numbers} ${shader_output}/${output}.inc PARENT_SCOPE)
+  set(shader_code "${shader_code}constexpr uint32_t k_${output}[] =\n#include \"${output}.inc\"\n;\n"
+      PARENT_SCOPE)
+  set(shader_table "${shader_table}    k_${output},\n" PARENT_SCOPE)
+endfunction()
+
+foreach(shader norm activate rope attend logits)
+  hearth_shader(${shader} ${shader})
+endforeach()
+foreach(type RANGE 15)
+  hearth_shader(products products_${type} -DTYPE=${type})
+endforeach()
+file(CONFIGURE OUTPUT ${shader_output}/shaders.cpp CONTENT "${shader_code}
+constexpr std::span<const uint32_t> kCode[] = {
+${shader_table}};
+static_assert(std::size(kCode) == static_cast<size_t>(Shader::products) + kTypes);
+
+}  // namespace
+
+std::span<const uint32_t> code_of(Shader shader) { return kCode[static_cast<size_t>(shader)]; }
+
+}  // namespace hearth::vulkan
+")
+set_source_files_properties(${shader_output}/shaders.cpp PROPERTIES OBJECT_DEPENDS
+  "${shader_numbers}")
+target_sources(hearth_core PRIVATE
+  src/vulkan/backend.cpp
+  src/vulkan/device.cpp
+  src/vulkan/pages.cpp
+  src/vulkan/recorder.cpp
+  ${shader_output}/shaders.cpp)
+target_include_directories(hearth_core SYSTEM PRIVATE ${HEARTH_VULKAN_INCLUDE})
+target_compile_definitions(hearth_core PRIVATE HEARTH_HAVE_VULKAN)
