@@ -15,9 +15,9 @@ class DeviceError : public std::runtime_error {
 };
 
 struct DeviceInfo {
-  std::string id;    // "vulkan:0"
-  std::string name;  // as its driver says
-  std::string kind;  // "discrete", "integrated", "virtual", "cpu" (drawn by the CPU) or "other"
+  std::string id;       // "vulkan:0"
+  std::string name;     // as its driver says
+  std::string kind;     // "discrete", "integrated", "virtual", "cpu" (drawn by the CPU) or "other"
   size_t memory_bytes;  // of its largest heap
 };
 

@@ -5,9 +5,9 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 #include <thread>
-#include <string>
 #include <utility>
 
 #include "hearth/cpu.h"
@@ -192,11 +192,8 @@ StepTiming Shard::step(std::span<float> x, std::span<const SequenceStep> sequenc
   std::vector<uint32_t> not_finite_at(rows, kFinite);
   const Stopwatch watch;
   const uint64_t sync_ns = state.backend->run(
-      *state.program, {.batch = batch,
-                       .x = x,
-                       .logits = logits,
-                       .lane = lane,
-                       .not_finite_at = not_finite_at});
+      *state.program,
+      {.batch = batch, .x = x, .logits = logits, .lane = lane, .not_finite_at = not_finite_at});
   const uint32_t syncs = state.program->syncs();
   for (size_t r = 0; r < rows; ++r) {
     const float* row = x.data() + r * config.row_size();

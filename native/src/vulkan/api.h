@@ -6,50 +6,23 @@
 
 namespace hearth::vulkan {
 
-#define HEARTH_INSTANCE_FUNCTIONS(each)         \
-  each(DestroyInstance)                         \
-  each(EnumeratePhysicalDevices)                \
-  each(GetPhysicalDeviceProperties)             \
-  each(GetPhysicalDeviceFeatures2)              \
-  each(GetPhysicalDeviceMemoryProperties)       \
-  each(GetPhysicalDeviceQueueFamilyProperties)  \
-  each(CreateDevice)                            \
-  each(GetDeviceProcAddr)
+#define HEARTH_INSTANCE_FUNCTIONS(each)                                                  \
+  each(DestroyInstance) each(EnumeratePhysicalDevices) each(GetPhysicalDeviceProperties) \
+      each(GetPhysicalDeviceFeatures2) each(GetPhysicalDeviceMemoryProperties)           \
+          each(GetPhysicalDeviceQueueFamilyProperties) each(CreateDevice) each(GetDeviceProcAddr)
 
-#define HEARTH_DEVICE_FUNCTIONS(each) \
-  each(DestroyDevice)                 \
-  each(GetDeviceQueue)                \
-  each(CreateBuffer)                  \
-  each(DestroyBuffer)                 \
-  each(GetBufferMemoryRequirements)   \
-  each(GetBufferDeviceAddress)        \
-  each(AllocateMemory)                \
-  each(FreeMemory)                    \
-  each(BindBufferMemory)              \
-  each(MapMemory)                     \
-  each(CreateShaderModule)            \
-  each(DestroyShaderModule)           \
-  each(CreatePipelineLayout)          \
-  each(DestroyPipelineLayout)         \
-  each(CreateComputePipelines)        \
-  each(DestroyPipeline)               \
-  each(CreateCommandPool)             \
-  each(DestroyCommandPool)            \
-  each(AllocateCommandBuffers)        \
-  each(FreeCommandBuffers)            \
-  each(BeginCommandBuffer)            \
-  each(EndCommandBuffer)              \
-  each(CmdBindPipeline)               \
-  each(CmdPushConstants)              \
-  each(CmdDispatch)                   \
-  each(CmdPipelineBarrier)            \
-  each(CmdCopyBuffer)                 \
-  each(QueueSubmit)                   \
-  each(CreateFence)                   \
-  each(DestroyFence)                  \
-  each(ResetFences)                   \
-  each(WaitForFences)                 \
-  each(DeviceWaitIdle)
+#define HEARTH_DEVICE_FUNCTIONS(each)                                                              \
+  each(DestroyDevice) each(GetDeviceQueue) each(CreateBuffer) each(DestroyBuffer)                  \
+      each(GetBufferMemoryRequirements) each(GetBufferDeviceAddress) each(AllocateMemory)          \
+          each(FreeMemory) each(BindBufferMemory) each(MapMemory) each(CreateShaderModule)         \
+              each(DestroyShaderModule) each(CreatePipelineLayout) each(DestroyPipelineLayout)     \
+                  each(CreateComputePipelines) each(DestroyPipeline) each(CreateCommandPool)       \
+                      each(DestroyCommandPool) each(AllocateCommandBuffers)                        \
+                          each(FreeCommandBuffers) each(BeginCommandBuffer) each(EndCommandBuffer) \
+                              each(CmdBindPipeline) each(CmdPushConstants) each(CmdDispatch)       \
+                                  each(CmdPipelineBarrier) each(CmdCopyBuffer) each(QueueSubmit)   \
+                                      each(CreateFence) each(DestroyFence) each(ResetFences)       \
+                                          each(WaitForFences) each(DeviceWaitIdle)
 
 #define HEARTH_DECLARE(name) PFN_vk##name name = nullptr;
 

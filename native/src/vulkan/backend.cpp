@@ -148,8 +148,8 @@ void VulkanBackend::resize_buffers(size_t rows, size_t output_rows) {
     // The host reads and writes these: a step's input and output, and what is summed over ranks.
     const bool shared =
         id == BufferId::residual || id == BufferId::logits || id == BufferId::partial;
-    const size_t count = (id == BufferId::logits ? output_rows : std::max(rows, output_rows)) *
-                         plan.columns;
+    const size_t count =
+        (id == BufferId::logits ? output_rows : std::max(rows, output_rows)) * plan.columns;
     Arrays pieces;
     const size_t x = pieces.add<float>(count);
     const size_t q = plan.quantized ? pieces.add<int8_t>(count) : 0;

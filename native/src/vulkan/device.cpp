@@ -10,8 +10,8 @@
 namespace hearth::vulkan {
 namespace {
 
-// A driver that has not ended a step after so long hangs: prefills of thousands of tokens drawn by a
-// CPU take seconds.
+// A driver that has not ended a step after so long hangs: prefills of thousands of tokens drawn by
+// a CPU take seconds.
 constexpr uint64_t kPatienceNs = 120'000'000'000;
 constexpr size_t kStagingBytes = size_t{16} << 20;
 // Guaranteed by the specification.
@@ -23,7 +23,8 @@ constexpr uint32_t kPushBytes = 128;
   if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY) reason = "the device has no memory left";
   if (result == VK_ERROR_OUT_OF_HOST_MEMORY) reason = "the driver has no memory left";
   if (result == VK_TIMEOUT)
-    reason = "the device has not finished after " + std::to_string(kPatienceNs / 1'000'000'000) + " s";
+    reason =
+        "the device has not finished after " + std::to_string(kPatienceNs / 1'000'000'000) + " s";
   throw DeviceError("Vulkan: " + what + ": " + reason);
 }
 
@@ -56,11 +57,10 @@ class Instance {
       if (library == nullptr) library = open_library(name);
     }
     if (library == nullptr) return;
-    const auto find = reinterpret_cast<PFN_vkGetInstanceProcAddr>(
-        find_symbol(library, "vkGetInstanceProcAddr"));
+    const auto find =
+        reinterpret_cast<PFN_vkGetInstanceProcAddr>(find_symbol(library, "vkGetInstanceProcAddr"));
     if (find == nullptr) return;
-    const auto create =
-        reinterpret_cast<PFN_vkCreateInstance>(find(nullptr, "vkCreateInstance"));
+    const auto create = reinterpret_cast<PFN_vkCreateInstance>(find(nullptr, "vkCreateInstance"));
     if (create == nullptr) return;
     VkApplicationInfo application = {};
     application.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO;
@@ -89,11 +89,16 @@ class Instance {
 
 const char* kind_of(VkPhysicalDeviceType type) {
   switch (type) {
-    case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU: return "discrete";
-    case VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU: return "integrated";
-    case VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU: return "virtual";
-    case VK_PHYSICAL_DEVICE_TYPE_CPU: return "cpu";
-    default: return "other";
+    case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU:
+      return "discrete";
+    case VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU:
+      return "integrated";
+    case VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU:
+      return "virtual";
+    case VK_PHYSICAL_DEVICE_TYPE_CPU:
+      return "cpu";
+    default:
+      return "other";
   }
 }
 
@@ -138,13 +143,11 @@ Memory::Memory(const Device& device, size_t bytes, Place place) : device_(&devic
     const std::string what = "memory of " + std::to_string(bytes >> 20) + " MiB";
     check(vk.AllocateMemory(device.device_, &allocation, nullptr, &memory_), what.c_str());
     check(vk.BindBufferMemory(device.device_, buffer_, memory_, 0), "memory of a buffer");
-    const VkMemoryType& type =
-        device.memory_properties_.memoryTypes[allocation.memoryTypeIndex];
+    const VkMemoryType& type = device.memory_properties_.memoryTypes[allocation.memoryTypeIndex];
     if ((type.propertyFlags & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT) != 0 &&
         (type.propertyFlags & VK_MEMORY_PROPERTY_HOST_COHERENT_BIT) != 0) {
       void* mapped = nullptr;
-      check(vk.MapMemory(device.device_, memory_, 0, VK_WHOLE_SIZE, 0, &mapped),
-            "mapped memory");
+      check(vk.MapMemory(device.device_, memory_, 0, VK_WHOLE_SIZE, 0, &mapped), "mapped memory");
       data_ = static_cast<uint8_t*>(mapped);
     }
     VkBufferDeviceAddressInfo of_buffer = {};
@@ -248,7 +251,8 @@ Device::Device(size_t number) {
         "maker's own)");
   }
   if (number >= devices.size()) {
-    throw DeviceError("there is no vulkan:" + std::to_string(number) + ", the devices are vulkan:0 to " +
+    throw DeviceError("there is no vulkan:" + std::to_string(number) +
+                      ", the devices are vulkan:0 to " +
                       "vulkan:" + std::to_string(devices.size() - 1));
   }
   const VkPhysicalDevice physical = devices[number];
@@ -259,8 +263,9 @@ Device::Device(size_t number) {
   if (properties.apiVersion >= VK_API_VERSION_1_2)
     vk.GetPhysicalDeviceFeatures2(physical, &features.all);
   if (!features.addresses.bufferDeviceAddress || !features.storage16.storageBuffer16BitAccess) {
-    throw DeviceError(name_ + " lacks what the shaders need: Vulkan 1.2 with buffer device addresses "
-                              "and 16-bit storage");
+    throw DeviceError(name_ +
+                      " lacks what the shaders need: Vulkan 1.2 with buffer device addresses "
+                      "and 16-bit storage");
   }
   vk.GetPhysicalDeviceMemoryProperties(physical, &memory_properties_);
   // Guaranteed by the specification (maxMemoryAllocationSize).
@@ -297,9 +302,9 @@ void Device::open_queue(VkPhysicalDevice physical) {
   info.queueCreateInfoCount = 1;
   info.pQueueCreateInfos = &queue;
   check(instance.CreateDevice(physical, &info, nullptr, &device_), "the device");
-#define HEARTH_FIND(name) \
-  functions_.name =       \
-      reinterpret_cast<PFN_vk##name>(instance.GetDeviceProcAddr(device_, "vk" #name));
+#define HEARTH_FIND(name)                                                                  \
+  functions_.name = reinterpret_cast<PFN_vk##name>(instance.GetDeviceProcAddr(device_, "v" \
+                                                                                       "k" #name));
   HEARTH_DEVICE_FUNCTIONS(HEARTH_FIND)
 #undef HEARTH_FIND
   functions_.GetDeviceQueue(device_, family, 0, &queue_);
@@ -401,8 +406,8 @@ void Device::run(const Commands& commands) const {
   check(result, "a step");
 }
 
-void Device::staged(const Memory& memory, size_t offset, size_t bytes, bool to_device, uint8_t* into,
-                    const uint8_t* from) const {
+void Device::staged(const Memory& memory, size_t offset, size_t bytes, bool to_device,
+                    uint8_t* into, const uint8_t* from) const {
   if (staging_.size() == 0) staging_ = Memory(*this, kStagingBytes, Place::shared);
   for (size_t done = 0; done < bytes; done += kStagingBytes) {
     const size_t part = std::min(bytes - done, kStagingBytes);
@@ -424,7 +429,8 @@ void Device::write(const Memory& to, size_t offset, std::span<const uint8_t> byt
 }
 
 void Device::read(const Memory& from, size_t offset, std::span<uint8_t> bytes) const {
-  if (from.data() == nullptr) return staged(from, offset, bytes.size(), false, bytes.data(), nullptr);
+  if (from.data() == nullptr)
+    return staged(from, offset, bytes.size(), false, bytes.data(), nullptr);
   std::copy_n(from.data() + offset, bytes.size(), bytes.data());
 }
 

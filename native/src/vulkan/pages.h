@@ -1,5 +1,5 @@
-// The pages of a KV cache in a GPU's memory, laid out as KvCache has them. A page's memory comes when
-// it is first used, with that of its neighbours: drivers allow few allocations.
+// The pages of a KV cache in a GPU's memory, laid out as KvCache has them. A page's memory comes
+// when it is first used, with that of its neighbours: drivers allow few allocations.
 #pragma once
 
 #include <cstddef>

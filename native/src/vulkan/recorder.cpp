@@ -22,7 +22,8 @@ constexpr size_t kMostTokens = 8;
 
 size_t divide(size_t count, size_t by) { return (count + by - 1) / by; }
 
-// Push constants, in the layout of the shaders' (std430: addresses first, so that nothing is padded).
+// Push constants, in the layout of the shaders' (std430: addresses first, so that nothing is
+// padded).
 class Arguments {
  public:
   Arguments& at(VkDeviceAddress address) { return put(address); }
@@ -214,8 +215,7 @@ class Recorder {
     while (tokens < std::min(rows, kMostTokens)) tokens *= 2;
     const uint32_t constants[] = {tokens};
     commands().dispatch(products_of(weight.type()), constants, arguments.bytes(),
-                        static_cast<uint32_t>(groups),
-                        static_cast<uint32_t>(divide(rows, tokens)));
+                        static_cast<uint32_t>(groups), static_cast<uint32_t>(divide(rows, tokens)));
   }
 
   void run(const Products& operation) {
@@ -235,8 +235,8 @@ class Recorder {
     if (gated) product(normed, *operation.up.matrix, units, operation.up.bias, up, 0, rows_);
     barrier();
     const GateClamp clamp = operation.clamp.value_or(GateClamp{});
-    const uint32_t flags = (gated ? 1u : 0u) | (operation.clamp && gated ? 2u : 0u) |
-                           (operation.quantize ? 4u : 0u);
+    const uint32_t flags =
+        (gated ? 1u : 0u) | (operation.clamp && gated ? 2u : 0u) | (operation.quantize ? 4u : 0u);
     Arguments arguments;
     arguments.at(gate.x)
         .at(up.x)
@@ -302,10 +302,9 @@ class Recorder {
         .number(operation.scale)
         .number(size_t{(head_norm ? 1u : 0u) | (operation.value_norm != nullptr ? 2u : 0u) |
                        (operation.keys_as_values ? 4u : 0u)});
-    commands().dispatch(
-        Shader::rope, head_constants(shape), arguments.bytes(),
-        static_cast<uint32_t>(shape.heads + (operation.store ? shape.kv_heads : 0)),
-        static_cast<uint32_t>(rows_));
+    commands().dispatch(Shader::rope, head_constants(shape), arguments.bytes(),
+                        static_cast<uint32_t>(shape.heads + (operation.store ? shape.kv_heads : 0)),
+                        static_cast<uint32_t>(rows_));
   }
 
   void run(const Attend& operation) {
@@ -331,10 +330,7 @@ class Recorder {
   void run(const FinishLogits& operation) {
     const StepBuffer& logits = buffers_[BufferId::logits];
     Arguments arguments;
-    arguments.at(logits.x)
-        .number(logits.columns)
-        .number(operation.scale)
-        .number(operation.softcap);
+    arguments.at(logits.x).number(logits.columns).number(operation.scale).number(operation.softcap);
     commands().dispatch(Shader::logits, {}, arguments.bytes(),
                         static_cast<uint32_t>(divide(logits.columns, 256)),
                         static_cast<uint32_t>(output_rows_));
@@ -362,8 +358,8 @@ VkDeviceAddress DeviceWeights::of(const Matrix& matrix) {
 VkDeviceAddress DeviceWeights::of(const std::vector<float>& vector) {
   const auto [place, is_new] = known_.try_emplace(&vector, 0);
   if (is_new) {
-    place->second = upload({reinterpret_cast<const uint8_t*>(vector.data()),
-                            vector.size() * sizeof(float)});
+    place->second =
+        upload({reinterpret_cast<const uint8_t*>(vector.data()), vector.size() * sizeof(float)});
   }
   return place->second;
 }
@@ -394,8 +390,7 @@ std::vector<Segment> record(const Device& device, const ShardConfig& config, con
 
 void check_runs(const ShardConfig& config) {
   const auto refuse = [](const std::string& what) {
-    throw DeviceError("Vulkan cannot run " + what +
-                      " yet: use --device cpu, or another model");
+    throw DeviceError("Vulkan cannot run " + what + " yet: use --device cpu, or another model");
   };
   if (config.layer_inputs) refuse("per-layer embeddings");
   if (config.kv_type == KvType::q80) refuse("a KV cache of type q80 (use --kv-type f16)");

@@ -22,12 +22,12 @@ struct StepBuffer {
 
 // Arrays that every step fills anew. Their addresses stay while they have room.
 struct StepArrays {
-  VkDeviceAddress places = 0;    // u32 [rows, 2]: position, first entry in pages
-  VkDeviceAddress pages = 0;     // u64: addresses of all sequences' pages
-  VkDeviceAddress chosen = 0;    // u32 [output rows]
-  VkDeviceAddress cosines = 0;   // [rows, angles]
-  VkDeviceAddress sines = 0;     //
-  VkDeviceAddress factors = 0;   // [kinds, most rows]: of queries, see TemperatureConfig
+  VkDeviceAddress places = 0;   // u32 [rows, 2]: position, first entry in pages
+  VkDeviceAddress pages = 0;    // u64: addresses of all sequences' pages
+  VkDeviceAddress chosen = 0;   // u32 [output rows]
+  VkDeviceAddress cosines = 0;  // [rows, angles]
+  VkDeviceAddress sines = 0;    //
+  VkDeviceAddress factors = 0;  // [kinds, most rows]: of queries, see TemperatureConfig
   size_t angles = 0, most_rows = 0;
 };
 
@@ -56,8 +56,8 @@ struct Segment {
   const AllReduce* sync = nullptr;
 };
 
-// syncs: the step has other ranks to sum up with. Throws DeviceError, also for an operation that has
-// no shader yet.
+// syncs: the step has other ranks to sum up with. Throws DeviceError, also for an operation that
+// has no shader yet.
 std::vector<Segment> record(const Device& device, const ShardConfig& config, const Program& program,
                             const PerBuffer<StepBuffer>& buffers, const StepArrays& arrays,
                             DeviceWeights& weights, size_t rows, size_t output_rows, bool syncs);
