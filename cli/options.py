@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -637,27 +637,6 @@ def devices_of(text: str, nodes: int) -> list[str]:
             Reason.BAD_SETTING, f"--device names {len(devices)} devices for {nodes} nodes"
         )
     return devices
-
-
-def check_devices(devices: Iterable[str]) -> None:
-    """Raises HearthError BAD_SETTING for a device that this machine does not have."""
-    wanted = {device for device in devices if device != "cpu"}
-    if not wanted:
-        return
-    # Late: most commands need no GPU's driver.
-    from hearth import _native
-    from hearth.common.errors import HearthError, Reason
-
-    known = [info.id for info in _native.list_devices()]
-    for device in sorted(wanted):
-        try:
-            number = _native.parse_vulkan_device(device)
-        except ValueError as error:
-            raise HearthError(Reason.BAD_SETTING, f"--device: {error}") from None
-        if number < len(known):
-            continue
-        found = f"there are {', '.join(known)}" if known else "Vulkan finds no GPU and no driver"
-        raise HearthError(Reason.BAD_SETTING, f"--device {device} is not there: {found}")
 
 
 def max_tokens(text: str) -> Option:

@@ -15,6 +15,7 @@ from hearth.cli.command import Options
 from hearth.cli.local_workers import LocalWorkers, cores_of
 from hearth.cli.progress import LoadProgress
 from hearth.common import system
+from hearth.common.devices import check_devices
 from hearth.common.errors import HearthError, Reason
 from hearth.common.logging import printable
 from hearth.common.metrics import RootMetrics
@@ -154,7 +155,7 @@ def open_several(options: Options) -> Iterator[Several]:
     with ExitStack() as stack:
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
         devices = common.devices_of(options.device, count + 1)
-        common.check_devices(devices)
+        check_devices(devices)
         workers = stack.enter_context(
             _local_workers(options, planned, pin[1:], devices[1:], count)
         )
@@ -222,7 +223,7 @@ def open_session(
         started = time.perf_counter()
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
         devices = common.devices_of(options.device, count + 1)
-        common.check_devices(devices)
+        check_devices(devices)
         workers = stack.enter_context(
             _local_workers(options, planned, pin[1:], devices[1:], count)
         )

@@ -140,6 +140,7 @@ def run(options: Options) -> int:
     from hearth.common import logging as hearth_logging
     from hearth.common import system
     from hearth.common.channels import format_address, split_address
+    from hearth.common.devices import check_devices
     from hearth.common.metrics import WorkerMetrics
     from hearth.worker.greeting import greet
     from hearth.worker.server import WorkerServer
@@ -150,7 +151,7 @@ def run(options: Options) -> int:
     system.keep_message_memory()
     stop = StopSignals()
     common.check_threads(options.threads)
-    common.check_devices([options.device])
+    check_devices([options.device])
     if options.exit_with_parent is not None:
         _watch_parent(options.exit_with_parent or os.getppid(), stop.requested)
     security = common.credentials(options, "listen", "metrics", role="worker")

@@ -113,6 +113,7 @@ def hearth_logits(
     addresses: Sequence[str],
     lane: str,
     shares: tuple[float, ...] | None = None,
+    device: str = "cpu",
 ) -> tuple[F32, F32]:
     """Logits of two texts side by side, each in several steps: [tokens, vocabulary]."""
     # Pages are the root's to deal out: in no order, and not side by side.
@@ -128,6 +129,7 @@ def hearth_logits(
         sequences=2,
         lane=lane,
         shares=shares,
+        device=device,
     ) as (cluster, limits):
         for counts in STEPS:
             parts = []

@@ -15,10 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from hearth.common import system
+from hearth.common import devices, system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
-from hearth.common.node_info import instruction_set
 from hearth.common.security import Security
 from hearth.converter import Model, open_model
 from hearth.converter.tokenizers.base import Tokenizer
@@ -78,7 +77,7 @@ def core(
     """
     with ExitStack() as stack:
         metrics = metrics or RootMetrics()
-        metrics.build_info("root", system.version(), instruction_set(), system.architecture())
+        metrics.build_info("root", system.version(), devices.kernels(settings.device), system.architecture())
         tokenizer = tokenizer or model.tokenizer()
         if draft is not None:
             drafts.check(draft, model, tokenizer, settings)

@@ -69,7 +69,7 @@ class ForwardLoop:
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
         self._tables = page_tables(shard.config)
-        self._mover = PageMover(shard, self._tables, files, page_context(begin))
+        self._mover = PageMover(shard, self._tables, files, page_context(begin, shard.device))
         self._placement = begin.placement
         self._sync_type = begin.sync_type
         self._mesh = mesh

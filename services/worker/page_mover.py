@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeAlias
 
-from hearth.common import system
+from hearth.common import devices, system
 from hearth.common.errors import HearthError, Reason
-from hearth.common.node_info import instruction_set
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.page_files import NAME_BYTES, PageFiles
 from hearth.worker.page_tables import PageTables
@@ -102,14 +101,18 @@ class PageMover:
         return self._page_bytes if _is_page(item) else self._state_bytes
 
 
-def page_context(begin: worker_pb2.LoadBegin) -> bytes:
+def page_context(begin: worker_pb2.LoadBegin, device: str = devices.CPU) -> bytes:
     """The context of a worker's pages: see `node_context`."""
     slices = sorted(begin.manifest, key=lambda entry: entry.name)
-    return node_context(begin.shard, begin.placement, [entry.identity for entry in slices])
+    weights = [entry.identity for entry in slices]
+    return node_context(begin.shard, begin.placement, weights, device)
 
 
 def node_context(
-    shard: common_pb2.ShardConfig, placement: common_pb2.Placement, weights: Sequence[bytes]
+    shard: common_pb2.ShardConfig,
+    placement: common_pb2.Placement,
+    weights: Sequence[bytes],
+    device: str = devices.CPU,
 ) -> bytes:
     """A digest of all on this node that gives the bytes of a page their meaning.
 
@@ -122,7 +125,7 @@ def node_context(
         shape.ClearField(limit)
     parts = [
         system.version().encode(),
-        instruction_set().encode(),
+        devices.kernels(device).encode(),
         system.architecture().encode(),
         shape.SerializeToString(deterministic=True),
         placement.SerializeToString(deterministic=True),

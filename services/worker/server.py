@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hearth.common import channels, system
+from hearth.common import channels, devices, system
 from hearth.common.admission import Refusals
 from hearth.common.channels import MAX_NAME_BYTES
 from hearth.common.errors import HearthError, Reason
@@ -23,7 +23,7 @@ from hearth.common.health import HealthPort
 from hearth.common.logging import printable
 from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
-from hearth.common.node_info import instruction_set, node_info
+from hearth.common.node_info import node_info
 from hearth.common.security import Security
 from hearth.common.speeds import Speeds, speeds_here, speeds_message
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -123,7 +123,7 @@ class WorkerServer:
         self.name = self._name
         self._server: grpc.Server | None = None
         self._metrics.build_info(
-            "worker", system.version(), instruction_set(), system.architecture()
+            "worker", system.version(), devices.kernels(device), system.architecture()
         )
 
     def start(self) -> int:
@@ -205,6 +205,8 @@ class WorkerServer:
         self._tenancy.refuse()
 
     def _speeds(self, may_measure: bool) -> Speeds | None:
+        if self._device != devices.CPU:
+            return None  # what is measured is the CPU
         found = self._known_speeds or speeds_here(
             self._threads, self._cache_dir, self._pin, may_measure=may_measure
         )
@@ -214,7 +216,7 @@ class WorkerServer:
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""
-        info = node_info(self._name, self._threads, self._memory_available())
+        info = node_info(self._name, self._threads, self._memory_available(), self._device)
         speeds = self._speeds(False)
         if speeds is not None:
             info.speeds.CopyFrom(speeds_message(speeds))
@@ -223,7 +225,7 @@ class WorkerServer:
         return info
 
     def _memory_available(self) -> int:
-        return system.memory_for_model(self._memory_limit)
+        return devices.memory_for_model(self._device, self._memory_limit)
 
     def _make_session(self, begin: worker_pb2.LoadBegin) -> LoadSession:
         try:

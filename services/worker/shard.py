@@ -46,6 +46,7 @@ class NodeShard:
         """
         check_config(config)
         self.config = config
+        self.device = device
         try:
             self._shard = _native.Shard(
                 native_config(config), threads=threads, pin=list(pin), device=device

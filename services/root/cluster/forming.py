@@ -345,7 +345,9 @@ class Forming:
     ) -> PlanPages | None:
         if self._archive is None or identity is None:
             return None
-        context = node_context(shard.config, describe.placement(self._plan.nodes[0].place), ())
+        context = node_context(
+            shard.config, describe.placement(self._plan.nodes[0].place), (), shard.device
+        )
         return PlanPages(
             self._archive.files, identity, context, shard, formation.tables, self._links
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from hearth.common import system
+from hearth.common import devices, system
 from hearth.common.errors import HearthError
 from hearth.common.sizes import format_size
 from hearth.converter import Model
@@ -280,7 +280,7 @@ def draw(model: Model, settings: ClusterSettings) -> Blueprint:
     check_shares(1 + len(settings.workers), settings.shares)
     context = settings.context or min(spec.context_size, 4096)
     check_context(context, spec)
-    room = system.memory_for_model(settings.memory_limit)
+    room = devices.memory_for_model(settings.device, settings.memory_limit)
     if settings.draft is not None:
         room = max(0, room - settings.draft.size_bytes)
     blueprint = Blueprint(model, settings, context, room)

@@ -67,7 +67,7 @@ def forming(
     own = status.nodes[0]
     own.state = root_pb2.NODE_STATE_READY
     threads = settings.threads or system.cores()
-    own.info.CopyFrom(node_info(settings.name, threads, system.memory_available()))
+    own.info.CopyFrom(node_info(settings.name, threads, system.memory_available(), settings.device))
     return status
 
 

@@ -1,0 +1,61 @@
+"""What a node computes on: "cpu", or a GPU by Vulkan, "vulkan" or "vulkan:N"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hearth import _native
+from hearth.common import system
+from hearth.common.errors import HearthError, Reason
+
+CPU = "cpu"
+# Of a GPU's own memory: its driver and other programs keep some.
+_USABLE = 0.9
+
+
+def check_devices(devices: Iterable[str]) -> None:
+    """Raises HearthError BAD_SETTING for a device that this machine does not have."""
+    for device in dict.fromkeys(devices):
+        gpu_info(device)
+
+
+def gpu_info(device: str) -> _native.DeviceInfo | None:
+    """The GPU's facts; None for the CPU. Raises HearthError BAD_SETTING if it is not there."""
+    if device == CPU:
+        return None
+    try:
+        number = _native.parse_vulkan_device(device)
+    except ValueError as error:
+        raise HearthError(Reason.BAD_SETTING, f"--device: {error}") from None
+    known = _native.list_devices()
+    if number < len(known):
+        return known[number]
+    names = ", ".join(f"{info.id} ({info.name})" for info in known)
+    found = f"there are {names}" if known else "Vulkan finds no GPU, or no driver of one"
+    raise HearthError(Reason.BAD_SETTING, f"--device {device} is not there: {found}")
+
+
+def memory_for_model(device: str, limit: int | None = None) -> int:
+    """Bytes available on the device for weights and KV cache, at most `limit`.
+
+    A GPU with memory of its own is limited by that; weights pass through the host's all the same.
+    """
+    room = system.memory_for_model(limit)
+    info = gpu_info(device)
+    if info is None or info.kind != "discrete":
+        return room
+    return min(room, int(info.memory_bytes * _USABLE))
+
+
+def kernels(device: str) -> str:
+    """The kernels in use: of a CPU its instruction set, of a GPU its id and name.
+
+    Raises HearthError BAD_SETTING.
+    """
+    info = gpu_info(device)
+    if info is not None:
+        return f"{info.id} ({info.name})"
+    try:
+        return _native.instruction_set()
+    except ValueError as error:  # HEARTH_INSTRUCTION_SET
+        raise HearthError(Reason.BAD_SETTING, str(error)) from None

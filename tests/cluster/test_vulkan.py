@@ -1,0 +1,161 @@
+"""Nodes that compute on a GPU: the demo's text in every layout, families against transformers.
+
+Any Vulkan driver serves; Mesa's lavapipe computes on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import family_parity
+import known_answers
+import numpy as np
+import perplexity
+import pytest
+from family_parity import Case
+from harness import WorkerProcess, hearth
+
+from hearth import _native
+from hearth.common import devices
+from hearth.common.errors import HearthError, Reason
+from hearth.worker.server import WorkerServer
+
+GPU = "vulkan:0"
+pytestmark = pytest.mark.skipif(
+    not _native.list_devices(), reason="no Vulkan driver, or the core was built without Vulkan"
+)
+
+# Devices of the root and its workers, and the layout.
+LAYOUTS: list[tuple[list[str], dict[str, Any]]] = [
+    ([GPU], {}),
+    ([GPU, GPU], {}),
+    ([GPU, "cpu"], {"lane": "grpc"}),
+    (["cpu", GPU], {"shares": (2, 1)}),
+    ([GPU, GPU], {"parallel": "pipeline", "lane": "grpc"}),
+    (["cpu", GPU], {"parallel": "pipeline"}),
+    ([GPU, "cpu", GPU], {"parallel": "1x2+1x1"}),
+]
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[dict[str, list[str]]]:
+    """Addresses of two workers in this process of each device."""
+    servers: dict[str, list[WorkerServer]] = {
+        device: [WorkerServer("127.0.0.1:0", threads=1, device=device) for _ in range(2)]
+        for device in ("cpu", GPU)
+    }
+    yield {
+        device: [f"127.0.0.1:{server.start()}" for server in each]
+        for device, each in servers.items()
+    }
+    for server in (server for each in servers.values() for server in each):
+        server.stop()
+
+
+def addresses_of(chosen: list[str], workers: dict[str, list[str]]) -> list[str]:
+    """A worker for each device after the root's."""
+    left = {device: list(each) for device, each in workers.items()}
+    return [left[device].pop() for device in chosen[1:]]
+
+
+@pytest.mark.parametrize("chosen,layout", LAYOUTS, ids=lambda value: str(value))
+def test_the_demo_writes_its_text(
+    chosen: list[str], layout: dict[str, Any], workers: dict[str, list[str]]
+) -> None:
+    with perplexity.formed(
+        "demo", addresses_of(chosen, workers), "f32", context=256, device=chosen[0], **layout
+    ) as (cluster, limits):
+        story = known_answers.read_stories()[0]
+        prompt, greedy = story["prompt_ids"], story["greedy_ids"][:48]
+        ids, pages = [*prompt, *greedy], range(limits.max_pages)
+        # What is likeliest after each token, the last eight one at a time.
+        whole = len(ids) - 8
+        rows = [
+            cluster.submit(perplexity.step(limits, [(pages, at, part)])).result().logits
+            for at, part in [(0, ids[:whole]), *((i, ids[i : i + 1]) for i in range(whole, len(ids)))]
+        ]
+        likeliest = np.concatenate(rows).argmax(axis=1).tolist()
+        assert likeliest[len(prompt) - 1 : -1] == greedy
+
+
+# Each with another operation of the program.
+CASES = {
+    "llama, biases": Case("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3, head norms": Case("qwen3", {}),
+    "gemma2, norms of outputs, softcaps, windows": Case(
+        "gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 16}
+    ),
+    "gpt2, learned positions, layer norms": Case(
+        "gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64}
+    ),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_families_against_transformers(
+    name: str, tmp_path: Path, workers: dict[str, list[str]]
+) -> None:
+    reference = family_parity.make_reference(CASES[name], tmp_path, seed=3)
+    for nodes in (1, 2):
+        found = family_parity.hearth_logits(
+            reference.path, reference.texts, workers[GPU][: nodes - 1], "mesh", device=GPU
+        )
+        for rows, wanted in zip(found, reference.logits, strict=True):
+            assert float(np.abs(rows - wanted).max()) < family_parity.LARGEST_DIFFERENCE
+
+
+@pytest.mark.parametrize("weights", ["q4_0", "q4_k"])
+def test_perplexity_is_the_cpus(weights: str) -> None:
+    """Within 0.1 %: int8 activations round alike on both, but for what sums differ in."""
+    texts = [story["greedy_ids"][:64] for story in known_answers.read_stories()]
+    of = {}
+    for device in ("cpu", GPU):
+        with perplexity.formed("demo", (), weights, device=device) as (cluster, limits):
+            of[device] = perplexity.perplexity(cluster, limits, texts)
+    assert of[GPU] == pytest.approx(of["cpu"], rel=1e-3)
+
+
+def test_a_worker_says_its_device() -> None:
+    server = WorkerServer("127.0.0.1:0", device=GPU)
+    assert server.describe().instruction_set.startswith("vulkan:0 (")
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    with pytest.raises(HearthError, match=r"--device vulkan:99 is not there: there are vulkan:0"):
+        devices.check_devices(["cpu", "vulkan:99"])
+    with pytest.raises(HearthError, match="'cuda' is not a device") as caught:
+        devices.check_devices(["cuda"])
+    assert caught.value.reason == Reason.BAD_SETTING
+
+
+def test_what_has_no_shader_yet_is_refused_by_name() -> None:
+    done = hearth("generate", "--model", "random:qwen3-30b-a3b", "--device", "vulkan")
+    assert done.returncode != 0
+    assert "mixtures of experts" in done.stderr
+
+
+def test_a_lost_gpu_costs_no_token(tmp_path: Path) -> None:
+    """Killed in mid-answer: the CPUs go on, with the text that one CPU alone writes."""
+    command = ("--threads", "1", "--name")
+    with (
+        WorkerProcess(*command, "gpu", "--device", "vulkan", log=tmp_path / "gpu.log") as gpu,
+        WorkerProcess(*command, "cpu", log=tmp_path / "cpu.log") as cpu,
+        ServiceProcess(
+            *("root", "--model", "demo", "--threads", "1", "--kv-type", "f32"),
+            *("--listen", "127.0.0.1:0", "--workers", gpu.address, cpu.address),
+            log=tmp_path / "root.log",
+        ) as root,
+        Client(root.address, timeout=60) as client,
+    ):
+        stream = client.generate("Once upon a time", max_tokens=120, ignore_eos=True)
+        ids_seen = 0
+        for _ in stream:
+            ids_seen += 1
+            if ids_seen == 5:
+                gpu.kill()
+        story = known_answers.read_stories()[0]
+        assert len(stream.token_ids) == 120
+        assert stream.token_ids[: len(story["greedy_ids"])] == story["greedy_ids"][:120]
