@@ -156,9 +156,7 @@ def open_several(options: Options) -> Iterator[Several]:
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
         devices = common.devices_of(options.device, count + 1)
         check_devices(devices)
-        workers = stack.enter_context(
-            _local_workers(options, planned, pin[1:], devices[1:], count)
-        )
+        workers = stack.enter_context(_local_workers(options, planned, pin[1:], devices[1:], count))
         settings = dataclasses.replace(
             planned,
             workers=tuple(options.workers) + workers.addresses,
@@ -224,9 +222,7 @@ def open_session(
         pin = cores_of(count + 1, options.threads or 1) if options.pin else []
         devices = common.devices_of(options.device, count + 1)
         check_devices(devices)
-        workers = stack.enter_context(
-            _local_workers(options, planned, pin[1:], devices[1:], count)
-        )
+        workers = stack.enter_context(_local_workers(options, planned, pin[1:], devices[1:], count))
         settings = dataclasses.replace(
             settings_of(options, tuple(options.workers) + workers.addresses),
             sequences=sequences,

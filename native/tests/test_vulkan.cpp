@@ -97,9 +97,9 @@ std::vector<Output> run(Shard& shard) {
   return outputs;
 }
 
-// Sums on the GPU have another order. Of floats the difference is rounding; a quantized activation
-// can fall on the other side of a step of its scale, a 127th of the block's largest, as between the
-// CPU's instruction sets (test_shard.cpp).
+// Sums on the GPU have another order. Of floats the difference is rounding. A quantized activation
+// can become the next number of its scale, a 127th of the block's largest, as between the CPU's
+// instruction sets (test_shard.cpp).
 double bound(Type type) { return is_quantized(type) ? 0.02 : 2e-4; }
 
 void compare(const ShardConfig& config, Type type) {

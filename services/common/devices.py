@@ -1,4 +1,4 @@
-"""What a node computes on: "cpu", or a GPU by Vulkan, "vulkan" or "vulkan:N"."""
+"""Devices that a node computes on: "cpu", or a GPU by Vulkan, "vulkan" or "vulkan:N"."""
 
 from __future__ import annotations
 

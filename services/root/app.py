@@ -77,7 +77,9 @@ def core(
     """
     with ExitStack() as stack:
         metrics = metrics or RootMetrics()
-        metrics.build_info("root", system.version(), devices.kernels(settings.device), system.architecture())
+        metrics.build_info(
+            "root", system.version(), devices.kernels(settings.device), system.architecture()
+        )
         tokenizer = tokenizer or model.tokenizer()
         if draft is not None:
             drafts.check(draft, model, tokenizer, settings)

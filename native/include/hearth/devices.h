@@ -21,7 +21,7 @@ struct DeviceInfo {
   size_t memory_bytes;  // of its largest heap
 };
 
-// The GPUs that this build and this machine's drivers offer; none is no error.
+// The GPUs that this build and this machine's drivers offer, if any.
 std::vector<DeviceInfo> list_devices();
 
 // The number of "vulkan" (0) or "vulkan:N". Throws std::invalid_argument for other text.

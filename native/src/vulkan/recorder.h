@@ -20,7 +20,7 @@ struct StepBuffer {
   VkDeviceAddress q = 0, scales = 0;
 };
 
-// Arrays that every step fills anew. Their addresses stay while they have room.
+// Arrays that every step fills. Their addresses stay while they have room.
 struct StepArrays {
   VkDeviceAddress places = 0;   // u32 [rows, 2]: position, first entry in pages
   VkDeviceAddress pages = 0;    // u64: addresses of all sequences' pages

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-from hearth.common import system
+from hearth.common import devices, system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.link_costs import LinkCosts
 from hearth.common.metrics import RootMetrics
@@ -221,7 +221,8 @@ class Forming:
         if not settings.predict:
             return
         threads = settings.threads or system.cores()
-        root = Root(self._blueprint.room, threads, settings.pin, settings.speeds_dir)
+        kernels = devices.kernels(settings.device)
+        root = Root(self._blueprint.room, threads, settings.pin, settings.speeds_dir, kernels)
         found = measure(root, self._links, infos)
         if found is None:
             log.info("no prediction of the speed: a node could not be measured")

@@ -58,6 +58,11 @@ class Root:
     threads: int
     pin: tuple[int, ...] = ()
     directory: Path | None = None
+    kernels: str = ""
+
+
+def _on_gpu(kernels: str) -> bool:
+    return kernels.startswith("vulkan")
 
 
 def measure(
@@ -67,6 +72,8 @@ def measure(
 
     links: described. infos: what each worker described.
     """
+    if any(_on_gpu(kernels) for kernels in (root.kernels, *(i.instruction_set for i in infos))):
+        return None  # what is measured is the CPU
     own = speeds_here(root.threads, root.directory, root.pin)
     if own is None:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from hearth.common import devices, system
+from hearth.common import devices
 from hearth.common.errors import HearthError
 from hearth.common.sizes import format_size
 from hearth.converter import Model
