@@ -302,9 +302,8 @@ void Device::open_queue(VkPhysicalDevice physical) {
   info.queueCreateInfoCount = 1;
   info.pQueueCreateInfos = &queue;
   check(instance.CreateDevice(physical, &info, nullptr, &device_), "the device");
-#define HEARTH_FIND(name)                                                                  \
-  functions_.name = reinterpret_cast<PFN_vk##name>(instance.GetDeviceProcAddr(device_, "v" \
-                                                                                       "k" #name));
+  const auto find = [&](const char* name) { return instance.GetDeviceProcAddr(device_, name); };
+#define HEARTH_FIND(name) functions_.name = reinterpret_cast<PFN_vk##name>(find("vk" #name));
   HEARTH_DEVICE_FUNCTIONS(HEARTH_FIND)
 #undef HEARTH_FIND
   functions_.GetDeviceQueue(device_, family, 0, &queue_);
