@@ -30,7 +30,8 @@ ROW_GROUP = 8
 class NodeShard:
     """One node's part of a model, and of each step.
 
-    Raises HearthError: BAD_SHARD for an invalid config or slice, OUT_OF_MEMORY, BAD_STEP.
+    Raises HearthError: BAD_SHARD for an invalid config or slice, OUT_OF_MEMORY, BAD_STEP,
+    WORKER_UNFIT for a GPU that fails.
     """
 
     def __init__(
@@ -129,6 +130,8 @@ class NodeShard:
             return self._shard.read_page(page)
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid page to store: {error}") from None
+        except _native.DeviceError as error:
+            raise _failed_device(self.device, error) from None
 
     def write_page(self, page: int, data: Buffer) -> None:
         """Replaces the content of a KV page. Raises HearthError BAD_STEP."""
@@ -136,6 +139,8 @@ class NodeShard:
             self._shard.write_page(page, data)
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid page to fetch: {error}") from None
+        except _native.DeviceError as error:
+            raise _failed_device(self.device, error) from None
         except MemoryError as error:
             raise _no_memory("pages of KV cache", error) from None
 
@@ -208,8 +213,15 @@ class NodeShard:
             return self._shard.step(activations, list(sequences), list(output_rows), lane, slots)
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid step: {error}") from None
+        except _native.DeviceError as error:
+            raise _failed_device(self.device, error) from None
         except MemoryError as error:
             raise _no_memory("pages of KV cache", error) from None
+
+
+def _failed_device(device: str, error: Exception) -> HearthError:
+    """A GPU that is lost, hangs, or has no memory left: the node is of no use until it restarts."""
+    return HearthError(Reason.WORKER_UNFIT, f"--device {device}: {error}")
 
 
 def page_tables(config: common_pb2.ShardConfig) -> PageTables:

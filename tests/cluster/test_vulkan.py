@@ -153,3 +153,16 @@ def test_a_lost_gpu_costs_no_token(
             if number == 5:
                 gpu.kill()
         assert stream.token_ids == story["greedy_ids"]
+
+
+def test_a_device_that_fails_in_a_step_makes_its_node_unfit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*_: object) -> None:
+        raise _native.DeviceError("Vulkan: a step: the device is lost")
+
+    with perplexity.formed("demo", (), "f32", context=64, device=GPU) as (cluster, limits):
+        monkeypatch.setattr(_native.Shard, "step", lost)
+        with pytest.raises(HearthError, match=r"--device vulkan:0: .*the device is lost") as caught:
+            cluster.submit(perplexity.step(limits, [((0,), 0, (1, 2))])).result()
+        assert caught.value.reason == Reason.WORKER_UNFIT
