@@ -201,11 +201,7 @@ def _obey(chat: Chat, line: str) -> None:
     name, _, text = line.partition(" ")
     name, text = name.lower(), text.strip()
     if name == "/help":
-        for text, indent in (
-            *((f"{each:10} {_COMMANDS[each]}", 11) for each in _COMMANDS),
-            (_KEYS, 0),
-        ):
-            output.note(_wrapped(text, indent))
+        show_help()
     elif name == "/system" and text:
         chat.conversation.system = text
         output.note("(the system message is set)")
@@ -226,6 +222,13 @@ def _obey(chat: Chat, line: str) -> None:
             f"there is no command {name}{nearest(name, _COMMANDS)} (/help shows them; a message "
             "that begins with / needs a space before it)"
         )
+
+
+def show_help() -> None:
+    """Write the commands and keys in lines of the terminal's width."""
+    for name, meaning in _COMMANDS.items():
+        output.note(_wrapped(f"{name:10} {meaning}", 11))
+    output.note(_wrapped(_KEYS, 0))
 
 
 def _wrapped(text: str, indent: int) -> str:

@@ -77,22 +77,6 @@ def test_a_conversation(root: Root, chat: Chat) -> None:
     assert child.finish() == 0
 
 
-def test_a_narrow_terminal(root: Root, tmp_path: Path) -> None:
-    environ = {"XDG_STATE_HOME": str(tmp_path)}
-    with TerminalCommand("chat", "--root", root.address, environ=environ, columns=34) as child:
-        child.expect("leaves")
-        press(child, "/help", ENTER)
-        shown = child.expect(r"stops\s+an\s+answer").partition("show this")[2].replace("\r", "")
-        lines = shown.splitlines()
-        assert "/retry     ask the last question" in lines
-        assert all(len(line) <= 34 for line in lines)
-        # Longer than the line in which it is typed.
-        press(child, "a question of forty characters, or more", ENTER)
-        child.expect("<1>")
-        press(child, CTRL_D)
-        assert child.finish() == 0
-
-
 def test_pasted_lines_are_one_message_and_keys_edit(root: Root, chat: Chat, tmp_path: Path) -> None:
     child = chat(root)
     press(child, "\x1b[200~first line\nsecond line\n\x1b[201~")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-from hearth.cli import terminal
+from hearth.cli import chat, terminal
 from hearth.cli.conversation import Conversation
 
 TEXTS = st.text(max_size=60)
@@ -101,3 +101,17 @@ def test_a_history_keeps_its_newer_half(tmp_path: Path) -> None:
     assert 400_000 < path.stat().st_size <= 1 << 19
     assert path.read_text().startswith("\n# 2026")
     assert kept == [f"message {n}" for n in range(39_999, 39_999 - len(kept), -1)]
+
+
+@pytest.mark.parametrize("columns", [5, 34, 200])
+def test_the_help_fits_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    chat.show_help()
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= max(columns, 20)
+    assert " ".join("\n".join(lines).split()).endswith("Ctrl-C stops an answer.")
+    if columns == 34:
+        place = lines.index("/retry     ask the last question")
+        assert lines[place + 1] == "  again"
