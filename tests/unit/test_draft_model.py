@@ -166,6 +166,36 @@ def test_a_draft_model_that_fails_ends_drafts_and_no_request() -> None:
     assert len(runner.batches) == 1
 
 
+def test_drafts_go_on_after_the_cluster_was_formed_again() -> None:
+    wanted = answers(None, [b"hello"], 100)
+    runner = sometimes(5)
+    drafter = DraftModel(runner, LIMITS, VOCAB)
+    speculation = Speculation(True, drafter)
+    engine = Engine(
+        FakeRunner(), ByteTokenizer(), LIMITS, speculation=speculation, pause_seconds=60.0
+    )
+    engine.start()
+    box: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    lost = HearthError(Reason.WORKER_LOST, "worker nas:1 is lost")
+    times = iter(range(3))
+
+    def sink(event: Event) -> None:
+        if next(times, None) is not None:  # two commands for the time after this step
+            engine.suspend(lost)
+            engine.resume(replace(LIMITS, max_pages=200 + len(runner.batches)))
+        box.put(event)
+
+    try:
+        engine.submit(GenerateParams((BOS, *b"hello"), 100, Sampling(0.0), ignore_eos=True), sink)
+        assert [answer(box)] == wanted
+    finally:
+        assert engine.stop(finish=False)
+    assert next(times, None) is None
+    # The draft model has its cache still: it reads nothing again.
+    assert max(batch.rows for batch in runner.batches[1:]) <= 2
+    drafter.check()
+
+
 def test_damaged_rows_of_a_draft_model_give_no_draft_and_are_read_again() -> None:
     class Damaged(Whole):
         damaged = True
@@ -230,4 +260,4 @@ def test_a_draft_models_memory_is_the_roots() -> None:
         both = replace(plain, memory_limit=2 * share.size_bytes + 1000)
         with core(model, both, draft=model) as running:
             [note] = running.cluster.status().notes
-            assert note.startswith("drafts by demo: ")
+            assert note.startswith("draft model demo: ")

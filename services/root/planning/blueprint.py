@@ -88,7 +88,8 @@ class Blueprint:
             plan = replace(plan, notes=(*self.model.notes, *layout.notes, *plan.notes))
             draft = self.settings.draft
             if draft is not None:
-                note = f"drafts by {draft.name}: {format_size(draft.size_bytes)} of the root"
+                size = format_size(draft.size_bytes)
+                note = f"draft model {draft.name}: {size} of the root's memory"
                 plan = replace(plan, notes=(*plan.notes, note))
             if self.context > spec.context_size:
                 note = (
