@@ -94,8 +94,8 @@ class Speculation:
         self._drafter = drafter
         # Drafts so far, how many of them were right, and times that a sequence had any.
         self.drafted = self.accepted = self.steps = 0
-        # Seconds that the drafter took, and those of them that `finished` returned.
-        self.seconds = self._told = 0.0
+        # Seconds that the drafter took, and those that `finished` returned.
+        self.seconds = self._reported = 0.0
         self._guesses: dict[int, _Guess] = {}
         self._recent = Recent()
         self._acceptance = Acceptance()
@@ -191,7 +191,7 @@ class Speculation:
         self._credit = min(self._credit, _MOST_CREDIT)
         self.drafted += drafted
         self.accepted += accepted
-        since, self._told = self.seconds - self._told, self.seconds
+        since, self._reported = self.seconds - self._reported, self.seconds
         return Fate(drafted, accepted, since)
 
     def _read(self, sequence: Running) -> _Guess:
