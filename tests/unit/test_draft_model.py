@@ -259,5 +259,5 @@ def test_a_draft_models_memory_is_the_roots() -> None:
         assert info.value.reason == Reason.OUT_OF_MEMORY
         both = replace(plain, memory_limit=2 * share.size_bytes + 1000)
         with core(model, both, draft=model) as running:
-            [note] = running.cluster.status().notes
-            assert note.startswith("draft model demo: ")
+            notes = running.cluster.status().notes
+            assert [note for note in notes if note.startswith("draft model demo: ")]
