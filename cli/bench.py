@@ -50,6 +50,14 @@ def command() -> Command:
             help="sequences that decode together; rates are of all of them",
         ),
         Option(
+            "--samples",
+            read=common.count,
+            metavar="N",
+            group=measured,
+            help="instead of --sequences: N texts of one prompt, which is prefilled once; the rate "
+            "of prefill counts its tokens once",
+        ),
+        Option(
             "--depth",
             read=common.whole(0),
             default=0,
@@ -86,7 +94,7 @@ def command() -> Command:
             *common.security(),
         ],
         help="Measure speed, network bytes and memory of a model on this machine, or with workers.",
-        one_of=(common.SOURCES[:2], common.EXCLUSIVE_SECURITY),
+        one_of=(common.SOURCES[:2], ("sequences", "samples"), common.EXCLUSIVE_SECURITY),
         needed=(common.NEEDS_MODEL,),
     )
 
@@ -164,7 +172,8 @@ def workload_of(options: Options) -> Workload:
     from hearth.cli.workload import Workload
 
     return Workload(
-        sequences=options.sequences,
+        sequences=options.samples or options.sequences,
+        one_prompt=options.samples is not None,
         depth=options.depth,
         prompt_tokens=options.prompt_tokens,
         new_tokens=options.new_tokens,

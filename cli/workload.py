@@ -23,6 +23,7 @@ class Workload:
 
     sequences: that decode together. depth: context of each sequence, which is prefilled once,
     before the first run; the prefix cache keeps it. prompt_tokens: of each sequence and run.
+    one_prompt: the sequences are samples of the same prompt, which is prefilled once.
     """
 
     sequences: int
@@ -30,6 +31,7 @@ class Workload:
     prompt_tokens: int
     new_tokens: int
     step_tokens: int
+    one_prompt: bool = False
 
     @property
     def spare_tokens(self) -> int:
@@ -96,7 +98,9 @@ class Runs:
         self._session = session
         self._workload = workload
         self._limit = min(session.model.spec.vocab_size, session.engine.tokenizer.vocab_size)
-        self._contexts = [self._tokens(workload.depth, i) for i in range(workload.sequences)]
+        self._contexts = [
+            self._tokens(workload.depth, self._text(i)) for i in range(workload.sequences)
+        ]
         if workload.depth:
             for context in self._contexts:  # one by one: fewer rows are in flight
                 self._generate([context], 1)
@@ -105,7 +109,7 @@ class Runs:
         """One run; another number has other prompts. Raises HearthError if a request fails."""
         work = self._workload
         prompts = [
-            context + self._tokens(work.prompt_tokens, 1 + number, i)
+            context + self._tokens(work.prompt_tokens, 1 + number, self._text(i))
             for i, context in enumerate(self._contexts)
         ]
         start = time.perf_counter()
@@ -122,6 +126,10 @@ class Runs:
             token_seconds=tuple(t - start for t in curve),
         )
 
+    def _text(self, sequence: int) -> int:
+        """Number of a sequence's prompt."""
+        return 0 if self._workload.one_prompt else sequence
+
     def _tokens(self, count: int, *seed: int) -> tuple[int, ...]:
         tokens: list[int] = np.random.default_rng(seed).integers(0, self._limit, count).tolist()
         return tuple(tokens)
@@ -135,7 +143,7 @@ class Runs:
                 prompt,
                 max_tokens=new_tokens,
                 ignore_eos=True,
-                prefix_cache=self._workload.depth > 0,
+                prefix_cache=self._workload.depth > 0 or self._workload.one_prompt,
             )
             self._session.engine.submit(params, request)
         for _ in requests:

@@ -15,6 +15,18 @@ def test_sequences_and_a_depth() -> None:
     assert result["decode_tokens_per_second"] > 0
 
 
+def test_samples_prefill_their_prompt_once() -> None:
+    sizes = ("--samples", "3", "--prompt-tokens", "128", "--new-tokens", "4")
+    ran = hearth("bench", "demo", *sizes, "--threads", "1", "--repeats", "1", "--json")
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert result["sequences"] == 3
+    assert result["decode_tokens_per_second"] > 0
+    both = hearth("bench", "demo", "--samples", "3", "--sequences", "3")
+    assert both.returncode == 2
+    assert "--sequences" in both.stderr
+
+
 def test_stages() -> None:
     """Costs of steps are recorded although each has a part of the sequences only."""
     sizes = ("--sequences", "3", "--prompt-tokens", "8", "--new-tokens", "8")

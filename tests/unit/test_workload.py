@@ -72,6 +72,19 @@ def test_sequences_keep_their_contexts_and_get_other_prompts() -> None:
     assert all(params.max_tokens == 5 + work.spare_tokens for params in asked)
 
 
+def test_samples_have_one_prompt_in_each_run() -> None:
+    runs, engine = runs_of(Workload(3, 40, 8, 5, 128, one_prompt=True))
+    runs.run(0)
+    runs.run(1)
+    assert all(params.prefix_cache for params in engine.seen)
+    first, second = engine.seen[3:6], engine.seen[6:]
+    assert (
+        len({params.prompt for params in first}) == len({params.prompt for params in second}) == 1
+    )
+    assert first[0].prompt != second[0].prompt
+    assert first[0].prompt[:40] == second[0].prompt[:40]
+
+
 @pytest.mark.parametrize(("sequences", "prompt", "steps"), [(1, 600, 0), (4, 124, 4), (16, 7, 1)])
 def test_spare_tokens_last_for_the_prompts_of_others(
     sequences: int, prompt: int, steps: int
