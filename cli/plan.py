@@ -139,8 +139,8 @@ def _measured(options: Options) -> Machine:
     from hearth.common.errors import HearthError, Reason
     from hearth.common.logging import printable
     from hearth.common.speeds import speeds_here
+    from hearth.root.cluster.measuring import machine
     from hearth.root.planning.catalogue import LINKS
-    from hearth.root.planning.machines import Machine
 
     common.check_threads(options.threads)
     threads = options.threads or system.cores()
@@ -149,17 +149,8 @@ def _measured(options: Options) -> Machine:
     if speeds is None:
         problem = "this machine could not be measured: it is too busy, or has too little memory"
         raise HearthError(Reason.DEADLINE, problem)
-    return Machine(
-        name=printable(platform.node())[:100] or "here",
-        kind="measured",
-        memory_bytes=system.memory_for_model(),
-        read_bandwidth=speeds.read_bandwidth,
-        prefill_rate=speeds.prefill_rate,
-        few_rows_rate=speeds.few_rows_rate,
-        disk_bandwidth=speeds.disk_bandwidth,
-        layer_seconds=speeds.layer_seconds,
-        link=LINKS["gigabit"],
-    )
+    name = printable(platform.node())[:100] or "here"
+    return machine(name, system.memory_for_model(), speeds, LINKS["gigabit"], "")
 
 
 def _worker_machines(options: Options) -> Sequence[Machine]:

@@ -151,11 +151,13 @@ class Predictor:
         cycle = max(alone, batches * max(max(many), own))
         prompt = min(choices.prompt_tokens, choices.context)
         chunk = min(choices.step_tokens, prompt)
-        chunks = [sum(each) for each in stage_times(chunk, 1, all_busy=len(stages) > 1)]
+        chunks = [sum(each) for each in stage_times(chunk, 1)]
+        busy_chunks = [sum(each) for each in stage_times(chunk, 1, all_busy=True)]
         between = hops(chunk) / max(1, len(stages) - 1)
-        # Chunks follow each other: after the first, the slowest stage or hop decides.
+        # Chunks follow each other: after the first, the slowest stage or hop decides, while all
+        # stages compute.
         first = sum(chunks) + hops(chunk) + self._round_trip(machines, len(stages)) + own
-        next_one = max(*chunks, between) if len(stages) > 1 else first
+        next_one = max(*busy_chunks, between) if len(stages) > 1 else first
         prefill_seconds = first + (math.ceil(prompt / chunk) - 1) * next_one
         node_seconds = [computed(i, 1, 1, nodes) for nodes in stages for i in nodes]
         slowest = max(range(len(machines)), key=lambda i: node_seconds[i])
