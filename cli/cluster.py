@@ -120,13 +120,15 @@ def _speeds(status: root_pb2.ClusterStatus) -> list[str]:
     """The expected speed, and the measured one beside it."""
     if not status.HasField("prediction"):
         return []
+    from hearth.common.sizes import format_rate
+
     found = status.prediction
     measured = found.measured_decode_tokens_per_second
-    beside = f"measured {measured:.3g}" if measured else "not measured yet"
+    beside = f"measured {format_rate(measured)}" if measured else "not measured yet"
     return [
-        f"one sequence: {found.decode_tokens_per_second:.3g} tokens/s expected, {beside}; "
-        f"{found.sequences} together: {found.decode_many_tokens_per_second:.3g}, prompts: "
-        f"{found.prefill_tokens_per_second:.0f}"
+        f"one sequence: {format_rate(found.decode_tokens_per_second)} tokens/s expected, {beside}; "
+        f"{found.sequences} together: {format_rate(found.decode_many_tokens_per_second)}, prompts: "
+        f"{format_rate(found.prefill_tokens_per_second)}"
     ]
 
 

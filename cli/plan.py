@@ -236,7 +236,7 @@ def _layout_object(each: Prediction) -> dict[str, Any]:
 
 def describe(found: Sequence[Prediction], help_lines: Sequence[str]) -> list[str]:
     """A table of the best layouts, and what would help."""
-    from hearth.common.sizes import format_size
+    from hearth.common.sizes import format_rate, format_size
     from hearth.root.planning.predict import MANY, option_text
 
     speeds = ("DECODE", f"{MANY} SEQ", "PREFILL")
@@ -254,7 +254,7 @@ def describe(found: Sequence[Prediction], help_lines: Sequence[str]) -> list[str
         rows.append(
             (
                 str(len(names)),
-                *map(_speed, (each.decode, each.decode_many, each.prefill)),
+                *map(format_rate, (each.decode, each.decode_many, each.prefill)),
                 f"{each.compute_seconds * 1e3:.0f} ms",
                 f"{each.transfer_seconds * 1e3:.1f} ms",
                 format_size(max(each.memory_bytes)),
@@ -274,10 +274,6 @@ def describe(found: Sequence[Prediction], help_lines: Sequence[str]) -> list[str
         "COMPUTE and SYNC are the parts of one token. MEMORY is of the node that needs most.",
     ]
     return [*lines, *(f"advice: {one_line(line)}" for line in help_lines)]
-
-
-def _speed(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 _LIMITS = {

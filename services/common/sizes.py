@@ -35,3 +35,8 @@ def format_size(size: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def format_rate(value: float) -> str:
+    """A rate with three digits: "4.17", "1520"."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"

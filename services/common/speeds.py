@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +25,8 @@ _SECONDS = 30.0
 # Memory that a measurement takes, with a margin.
 _NEEDED_BYTES = 512 << 20
 _MOST_FILE_BYTES = 4096
+# How long speeds count that were measured on a busy machine.
+_BUSY_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +59,26 @@ def speeds_here(
 ) -> Speeds | None:
     """The speeds with so many threads: kept in `directory`, else measured now and kept there.
 
-    What is measured on a busy machine is not kept. again: measure although there are kept ones.
-    may_measure: else only kept ones count. None where
-    they cannot be measured: little memory, or a machine that is too busy.
+    again: measure although there are kept ones. may_measure: else only kept ones count. What is
+    measured on a busy machine is kept for ten minutes only. None where nothing can be measured:
+    little memory, or a machine that is too busy.
     """
     if directory is None:
         return _measured(threads, None, pin) if may_measure else None
     folder = directory / "speeds"
     path = folder / f"{_key(threads, pin)}.json"
-    kept = None if again else _read(path)
+    passing = path.with_suffix(".busy")
+    kept = None if again else _read(path) or _read(passing, _BUSY_SECONDS)
     if kept is not None or not may_measure:
         return kept
     with _locked(folder):
         # Several nodes of one machine measure one after another, and the first is enough.
-        kept = None if again else _read(path)
+        kept = None if again else _read(path) or _read(passing, _BUSY_SECONDS)
         if kept is None:
             busy = _busy()
             kept = _measured(threads, directory, pin)
-            if kept is not None and not busy:
-                _write(path, kept)
+            if kept is not None:
+                _write(passing if busy else path, kept)
     return kept
 
 
@@ -144,9 +148,12 @@ def _parsed(text: bytes) -> Speeds | None:
     return speeds if speeds.sane else None
 
 
-def _read(path: Path) -> Speeds | None:
+def _read(path: Path, seconds: float = math.inf) -> Speeds | None:
+    """Kept speeds; None where there are none, or they are older than so many seconds."""
     try:
         with path.open("rb") as file:
+            if not -seconds < time.time() - os.fstat(file.fileno()).st_mtime < seconds:
+                return None
             return _parsed(file.read(_MOST_FILE_BYTES))
     except OSError:
         return None

@@ -116,6 +116,8 @@ def test_work_of_a_llama_by_hand() -> None:
     assert work.products == matrices
     assert work.bytes == matrices * 18 // 32 + 65 * 4096 * 4  # q4_0: 18 bytes for 32; f32 norms
     assert work.read(8) == work.read(1)
+    assert work.head_products == 32000 * 4096
+    assert work.multiplied(128, 1) == 128 * matrices - 127 * 32000 * 4096
 
 
 def test_few_rows_read_only_the_experts_that_they_use() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hearth.common.types import BLOCK
 from hearth.converter.spec import ModelSpec
-from hearth.converter.tensors import UnitKind
+from hearth.converter.tensors import Place, UnitKind
 from hearth.root.planning.cut import size
 from hearth.root.planning.machines import Link, Machine
 from hearth.root.planning.plan import NodePlan
@@ -34,6 +34,8 @@ class Work:
     expert_products: int
     used: float
     layers: int
+    # Of `products`, those of the head, which only rows need whose tokens are sampled.
+    head_products: int = 0
 
     def read(self, rows: float) -> float:
         """Bytes of weights that a step of so many rows reads."""
@@ -41,9 +43,13 @@ class Work:
         touched = 1.0 - math.pow(1 - self.used, rows)
         return self.bytes + self.expert_bytes * touched
 
-    def multiplied(self, rows: float) -> float:
-        """Multiply-adds of a step of so many rows; attention's own are not counted."""
-        return rows * (self.products + self.expert_products * self.used)
+    def multiplied(self, rows: float, sampled: float | None = None) -> float:
+        """Multiply-adds of a step of so many rows; attention's own are not counted.
+
+        sampled: rows with logits; None for all.
+        """
+        without = 0.0 if sampled is None else (rows - sampled) * self.head_products
+        return rows * (self.products + self.expert_products * self.used) - without
 
 
 def work_of(node: NodePlan, spec: ModelSpec) -> Work:
@@ -52,6 +58,7 @@ def work_of(node: NodePlan, spec: ModelSpec) -> Work:
     used = max((each.used / each.count for each in experts), default=0.0)
     tensors = {tensor.name: tensor for tensor in spec.tensors}
     plain, expert = [0, 0], [0, 0]
+    head = 0
     for part in node.slices:
         rows, columns = part.shape
         if part.name == "embedding":
@@ -60,21 +67,29 @@ def work_of(node: NodePlan, spec: ModelSpec) -> Work:
             share = size(node.vocab) / rows
             plain[0] += int(part.size_bytes * share)
             plain[1] += int(rows * columns * share)
+            head += int(rows * columns * share)
             continue
         cut = tensors[part.name].cut
         total = expert if cut is not None and cut.unit.kind is UnitKind.EXPERT else plain
         total[0] += part.size_bytes
         total[1] += 0 if part.vector else rows * columns
-    return Work(plain[0], plain[1], expert[0], expert[1], used, size(node.layers))
+        if tensors[part.name].place is Place.OUTPUT and not part.vector:
+            head += rows * columns
+    return Work(plain[0], plain[1], expert[0], expert[1], used, size(node.layers), head)
 
 
 def compute_seconds(
-    work: Work, machine: Machine, rows: float, cached_bytes: float = 0, together: int = 1
+    work: Work,
+    machine: Machine,
+    rows: float,
+    cached_bytes: float = 0,
+    together: int = 1,
+    sampled: float | None = None,
 ) -> float:
     """Seconds of a step of so many rows.
 
     cached_bytes: KV cache that all rows read together. together: nodes of its host, itself
-    included, that compute at the same time.
+    included, that compute at the same time. sampled: see Work.multiplied.
     """
     bandwidth, slower = machine.read_bandwidth, 1.0
     if machine.host and together > 1:
@@ -82,7 +97,7 @@ def compute_seconds(
         slower = max(1.0, together / machine.host_nodes)
     reading = (work.read(rows) + cached_bytes) / bandwidth
     rate = machine.few_rows_rate if rows <= _FEW_ROWS else machine.prefill_rate
-    products = work.multiplied(rows) / rate if rows > 1 else 0.0
+    products = work.multiplied(rows, sampled) / rate if rows > 1 else 0.0
     return slower * (work.layers * machine.layer_seconds + max(reading, products))
 
 

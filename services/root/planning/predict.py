@@ -119,7 +119,9 @@ class Predictor:
             """Computing of a node while all those of `busy` compute."""
             read = cached(plan.nodes[index], sequences)
             together = sum(machines[i].host == machines[index].host for i in busy)
-            return compute_seconds(works[index], machines[index], rows, read, together)
+            # A chunk of a prompt needs logits of its last row at most.
+            sampled = 1 if rows > MANY else None
+            return compute_seconds(works[index], machines[index], rows, read, together, sampled)
 
         def stage_times(
             rows: float, sequences: float, *, all_busy: bool = False

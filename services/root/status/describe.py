@@ -7,7 +7,7 @@ from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.link_costs import LinkCosts
 from hearth.common.node_info import node_info
-from hearth.common.sizes import format_size
+from hearth.common.sizes import format_rate, format_size
 from hearth.common.types import LANE, SYNC
 from hearth.root.membership.peers import Peer
 from hearth.root.planning.plan import Placement, Plan
@@ -198,8 +198,9 @@ def prediction(found: Prediction) -> root_pb2.Prediction:
 def prediction_note(found: Prediction) -> str:
     """A prediction for people."""
     return (
-        f"expected: {found.decode:.3g} tokens/s of one sequence, {found.decode_many:.3g} of {MANY} "
-        f"together, prompts at {found.prefill:.0f} tokens/s"
+        f"expected: {format_rate(found.decode)} tokens/s of one sequence, "
+        f"{format_rate(found.decode_many)} of {MANY} together, prompts at "
+        f"{format_rate(found.prefill)} tokens/s"
     )
 
 
