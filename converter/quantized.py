@@ -63,6 +63,7 @@ def quantization(config: Config) -> Config | None:
                     f"{key} is the text {shown(method)}, without its settings; get "
                     "config.json again"
                 )
+            _refuse_own_widths(key, found)
             return found
     return None
 
@@ -85,6 +86,30 @@ def _by_usual_method(found: Config) -> Config:
         if packing in _PACKED_AS:
             return {**found, "quant_method": _PACKED_AS[packing]}
     return found
+
+
+def _refuse_own_widths(key: str, found: Config) -> None:
+    """Raise ModelError where some layers have other widths than the rest.
+
+    auto-round lists them in extra_config, GPTQModel in dynamic. Those of 16 bits are not quantized.
+    """
+    for section in ("extra_config", "dynamic"):
+        layers = found.get(section)
+        if not isinstance(layers, dict):
+            continue
+        for layer, own in layers.items():
+            settings = own if isinstance(own, dict) else {}
+            bits = settings.get("bits")
+            if isinstance(bits, int) and bits >= 16:
+                continue
+            for setting in ("bits", "group_size"):
+                value, usual = settings.get(setting), found.get(setting)
+                if value is not None and value != usual:
+                    raise ModelError(
+                        f"{key}.{section}: {setting} of {shown(layer)} is {shown(value)}, of the "
+                        f"other layers {shown(usual)}; Hearth reads models where they are equal. "
+                        "Get the model with one width, without quantization, or as GGUF"
+                    )
 
 
 def _details(found: object) -> str:

@@ -229,6 +229,8 @@ def _attention(attention: AttentionSpec, hidden: int) -> Iterator[TensorSpec]:
             yield _vector("bk", keys, Cut(kv_head, key, columns=True))
         if has_values:
             yield _vector("bv", values, Cut(kv_head, value, columns=True))
+        if attention.gate:
+            yield _vector("bg", mixed, Cut(head, value, columns=True))
     if attention.head_norm:
         yield _vector("q_norm", key)
         if has_keys:

@@ -424,7 +424,8 @@ def attention(model: Model, block: Block, w: dict[str, F64], x: F64, cache: list
     shares = (shares / shares.sum(-1, keepdims=True))[..., :count]
     mixed = np.einsum("hps,shd->phd", shares, v).reshape(count, -1)
     if block.gate:
-        mixed = mixed / (1 + np.exp(-(x @ w["wg"].T)))
+        gate = x @ w["wg"].T + (w["bg"][0] if block.bias else 0)
+        mixed = mixed / (1 + np.exp(-gate))
     out: F64 = mixed @ w["wo"].T
     return out + w["bo"][0] if block.output_bias else out
 
@@ -605,6 +606,8 @@ def cut_slice(block: Block, part: Part, name: str, value: F32) -> F32:
             return columns(part.kv_heads, key_size)
         case "bv":
             return columns(part.kv_heads, value_size)
+        case "bg":
+            return columns(part.heads, value_size)
         case "q_norm" if block.row_norm:
             return columns(part.heads, key_size)
         case "k_norm" if block.row_norm:

@@ -168,9 +168,9 @@ def check(case: Case, path: Path, addresses: Sequence[str], seed: int) -> None:
             assert np.array_equal(one, other)
 
 
-def workers() -> Iterator[list[str]]:
-    """Addresses of two workers in this process: only the machine is shared."""
-    servers = [WorkerServer("127.0.0.1:0", threads=1, name=f"node{n}") for n in (1, 2)]
+def workers(count: int = 2) -> Iterator[list[str]]:
+    """Addresses of workers in this process: only the machine is shared."""
+    servers = [WorkerServer("127.0.0.1:0", threads=1, name=f"node{n}") for n in range(1, count + 1)]
     ports = [server.start() for server in servers]
     yield [f"127.0.0.1:{port}" for port in ports]
     for server in servers:

@@ -463,6 +463,9 @@ GEMMA4_ROPE = {"rope_freqs.weight": (1.0,) * 4 + (1e30,) * 12}
 # tests/blocks.py is within 3e-4 of llama.cpp in all three cases.
 GEMMA4_TOLERANCE = 1.5e-2
 SHARED = {**MOE, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}
+# Positions of three axes, as models that also read images have them.
+AXES: Mapping[str, Any] = {"rope.dimension_sections": [4, 2, 2, 0], "rope.freq_base": 1e6}
+
 CASES = {
     "llama": Case("llama"),
     "llama, tied, yarn": Case("llama", Sizes(tied=True, heads=6, kv_heads=3), YARN),
@@ -478,6 +481,15 @@ CASES = {
     "qwen3moe": Case(
         "qwen3moe",
         metadata={**MOE, "expert_feed_forward_length": 64},
+        layer=joined(head_norms, experts(5, 64)),
+    ),
+    "qwen2vl": Case("qwen2vl", metadata=AXES, layer=biases("attn_q", "attn_k", "attn_v")),
+    "qwen3vl": Case(
+        "qwen3vl", Sizes(tied=True), {**AXES, "n_deepstack_layers": 0}, layer=head_norms
+    ),
+    "qwen3vlmoe": Case(
+        "qwen3vlmoe",
+        metadata={**AXES, **MOE, "n_deepstack_layers": 0, "expert_feed_forward_length": 64},
         layer=joined(head_norms, experts(5, 64)),
     ),
     "gemma2": Case(

@@ -226,11 +226,12 @@ def _attention(config: Settings, windowed: Sequence[bool]) -> tuple[AttentionSpe
 def _full_sizes(config: Settings, windowed: Sequence[bool], as_values: bool) -> tuple[int, int]:
     """Head size and KV heads of the layers without a window.
 
-    In per_layer_config, by the layer's number, or for all of them at the top.
+    In per_layer_config, by the layer's number: where they differ from the other layers', and so
+    it may be empty. Without it for all of them at the top.
     """
     usual = config.integer("num_key_value_heads")
     by_layer = config.section("per_layer_config")
-    if not by_layer.values:
+    if "per_layer_config" not in config:
         key = "num_global_key_value_heads"
         kv_heads = config.integer(key, usual) if as_values else usual
         return config.integer("global_head_dim"), kv_heads

@@ -123,13 +123,16 @@ def _config(config: Settings, name: str, architecture: str) -> ModelSpec:
         width=config.integer("linear_conv_kernel_dim"),
         activation=activation(config),
     )
+    # Qwen3.5 has no such setting.
+    normalize = architecture != "qwen3next" or config.boolean("norm_topk_prob", True)
     kinds: list[BlockSpec] = []
     for layer, kind in enumerate(types):
         if kind not in (_LINEAR, _FULL):
             raise ModelError(
                 f"{config.name('layer_types')} has {shown(kind)}; Hearth runs {_LINEAR} and {_FULL}"
             )
-        kinds.append(_block(config, delta if kind == _LINEAR else mixer, layer))
+        own = delta if kind == _LINEAR else mixer
+        kinds.append(_block(config, own, _has_experts(config, architecture, layer), normalize))
     ropes = [rope(config, head_size(config), partial=_ROTATED)]
     distinct = list(dict.fromkeys(kinds))
     order = [distinct.index(kind) for kind in kinds]
@@ -143,17 +146,25 @@ def _gated_delta(key_heads: int, value_heads: int, **more: int | str) -> GatedDe
     return GatedDeltaSpec(key_heads, value_heads // key_heads, **more)  # type: ignore[arg-type]
 
 
-def _block(config: Settings, mixer: AttentionSpec | GatedDeltaSpec, layer: int) -> BlockSpec:
-    experts = config.integer("num_experts", 0)
+def _has_experts(config: Settings, architecture: str, layer: int) -> bool:
+    """True for a layer with experts: in Qwen3.5 all or none has them, whatever a file says."""
+    if architecture != "qwen3next":
+        return architecture == "qwen35moe"
     dense = config.numbered("mlp_only_layers")
     step = max(1, config.integer("decoder_sparse_step", 1))
-    if not experts or layer in dense or (layer + 1) % step:
+    return config.integer("num_experts") > 0 and layer not in dense and (layer + 1) % step == 0
+
+
+def _block(
+    config: Settings, mixer: AttentionSpec | GatedDeltaSpec, has_experts: bool, normalize: bool
+) -> BlockSpec:
+    if not has_experts:
         return BlockSpec(mixer, feed_forward(config))
     chosen = ExpertsSpec(
-        experts,
+        config.integer("num_experts"),
         config.integer("num_experts_per_tok"),
         feed_forward(config, config.integer("moe_intermediate_size")),
-        normalize=config.boolean("norm_topk_prob", True),
+        normalize=normalize,
     )
     shared = feed_forward(config, config.integer("shared_expert_intermediate_size"))
     return BlockSpec(mixer, shared, chosen, feed_forward_gate=True)
@@ -413,6 +424,8 @@ _SAME: Names = {
     "conv_v": _one_of_three(_MIXER + "conv1d.weight", "v", _grouped),
     "mixed_norm": _MIXER + "norm.weight",
     "wo": _by_mixer(_MIXER + "out_proj.weight", TENSORS["wo"]),
+    "bq": _query(_name(TENSORS, "bq"), gate=False),
+    "bg": _query(_name(TENSORS, "bq"), gate=True),
 }
 _Q_PROJ, _QKV, _QKVZ = _name(TENSORS, "wq"), "in_proj_qkv.weight", "in_proj_qkvz.weight"
 _NEXT: Names = {

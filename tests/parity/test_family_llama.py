@@ -1,5 +1,6 @@
 """Llama against transformers: every scaling of its rope, and biases."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,10 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_logits(name: str, addresses: list[str], tmp_path: Path) -> None:
     family_parity.check(CASES[name], tmp_path / "model", addresses, len(name))
+
+
+def test_more_nodes_than_kv_heads(tmp_path: Path) -> None:
+    """Query heads of a KV head are divided, and each node has its keys and values."""
+    case = Case("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}, nodes=(6,))
+    with contextmanager(family_parity.workers)(5) as addresses:
+        family_parity.check(case, tmp_path / "model", addresses, 3)

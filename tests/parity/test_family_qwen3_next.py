@@ -67,16 +67,24 @@ def _case(model_type: str, config: dict[str, Any], **more: Any) -> Case:
 CASES = {
     "next": _case("qwen3_next", EXPERTS),
     "next, odd sizes, tied, some layers dense": _case(
-        "qwen3_next", EXPERTS | ODD | {"mlp_only_layers": [1]}, shares=(2, 3, 1)
+        "qwen3_next",
+        EXPERTS | ODD | {"mlp_only_layers": [1], "attention_bias": True, "norm_topk_prob": False},
+        shares=(2, 3, 1),
     ),
     "3.5": _case("qwen3_5_text", {}),
     "3.5, odd sizes, tied": _case(
         "qwen3_5_text",
-        ODD | {"layer_types": ["full_attention", "linear_attention", *["linear_attention"] * 2]},
+        ODD
+        | {"attention_bias": True}
+        | {"layer_types": ["full_attention", "linear_attention", *["linear_attention"] * 2]},
         shares=(1, 1, 3),
         dtype="bfloat16",
     ),
-    "3.5 moe": _case("qwen3_5_moe_text", EXPERTS),
+    # Its last three settings are Qwen3-Next's alone.
+    "3.5 moe": _case(
+        "qwen3_5_moe_text",
+        EXPERTS | {"norm_topk_prob": False, "mlp_only_layers": [1], "decoder_sparse_step": 2},
+    ),
     "3.5 moe, odd sizes, tied": _case("qwen3_5_moe_text", EXPERTS | ODD, shard_size="60KB"),
 }
 

@@ -114,6 +114,9 @@ def test_layers_without_a_window_have_other_heads() -> None:
     newer = {key: value for key, value in EXPERTS.items() if "global" not in key}
     assert read(newer | {"per_layer_config": {"4": own, "9": own}}) == read(EXPERTS)
     assert read(newer | {"per_layer_config": {"04": own, "09": own}}) == read(EXPERTS)
+    # transformers writes an empty one where all layers have the same sizes.
+    same = {"global_head_dim": EXPERTS["head_dim"], "num_global_key_value_heads": 2}
+    assert read(newer | {"per_layer_config": {}}) == read(EXPERTS | same)
 
 
 def test_a_quarter_of_the_pairs_turns_without_a_window() -> None:

@@ -376,7 +376,12 @@ SPELLINGS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "auto-round": (
         "gptq",
-        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq"},
+        {
+            "quant_method": "auto-round",
+            "bits": 4,
+            "packing_format": "auto_round:auto_gptq",
+            "extra_config": {"lm_head": {"bits": 16}, "model.layers.0.mlp": {"bits": 4}},
+        },
         "config.json",
     ),
     "auto-round, awq": (
@@ -427,6 +432,14 @@ def test_other_spellings_of_a_method(tmp_path: Path, name: str) -> None:
             r"'auto-round' \(packing_format 'auto_round:exllamav2'\)",
         ),
         ({"quant_method": "auto-round", "packing_format": ["gptq"]}, "'auto-round'"),
+        (
+            {"quant_method": "gptq", "bits": 4, "extra_config": {"lm_head": {"bits": 8}}},
+            "extra_config: bits of 'lm_head' is 8, of the other layers 4",
+        ),
+        (
+            {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*": {"group_size": 32}}},
+            r"dynamic: group_size of '\+:\.\*' is 32, of the other layers None",
+        ),
         ({"quant_method": ["gptq"]}, r"is of \['gptq'\]"),
     ],
 )

@@ -244,6 +244,7 @@ void Attention::add_slots(const ShardConfig& config, const BlockConfig& block,
     slots.add(prefix + "bq", q, query_bias);
     if (keys) slots.add(prefix + "bk", k, key_bias);
     if (values) slots.add(prefix + "bv", v, value_bias);
+    if (attention.gate) slots.add(prefix + "bg", mixed, gate_bias);
   }
   if (attention.value_norm) value_norm.assign(shape.value_size, 1.0f);
   if (attention.output_bias) slots.add(prefix + "bo", hidden, output_bias);
@@ -272,7 +273,7 @@ void Attention::compile(const ShardConfig& config, size_t layer, Program& progra
   std::vector<Products::Product> products = {{&query, BufferId::queries, q, bias(query_bias)}};
   if (keys) products.push_back({&key, BufferId::keys, k, bias(key_bias)});
   if (values) products.push_back({&value, BufferId::values, v, bias(value_bias)});
-  if (attention.gate) products.push_back({&gate, BufferId::mixer_gate, mixed});
+  if (attention.gate) products.push_back({&gate, BufferId::mixer_gate, mixed, bias(gate_bias)});
   bool quantize_normed = false;
   for (const auto& each : products)
     quantize_normed = quantize_normed || is_quantized(each.weight->type());

@@ -27,7 +27,7 @@ namespace hearth {
 struct Attention {
   NormWeights norm, output_norm, query_norm, key_norm;
   Matrix query, key, value, output, gate;
-  std::vector<float> query_bias, key_bias, value_bias, output_bias, sinks;
+  std::vector<float> query_bias, key_bias, value_bias, gate_bias, output_bias, sinks;
   std::vector<float> value_norm;  // ones
 
   // `prefix`: of the layer's slices, for example "layers.3.".
