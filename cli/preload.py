@@ -70,7 +70,8 @@ def _to_workers(options: Options) -> int:
     for name in ("nodes", "rank"):
         if getattr(options, name) is not None:
             raise HearthError(Reason.BAD_SETTING, f"--{name} is for --to DIR")
-    options.cache_dir, options.pin = "none", False
+    # Of the root, which only sends here.
+    options.cache_dir, options.pin, options.device = "none", False, "cpu"
     with open_session(options) as session:
         status = session.cluster.status()
     for node in status.nodes[1:]:

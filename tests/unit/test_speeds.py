@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hearth.cli import cluster
+from hearth.common import devices
 from hearth.common import speeds as module
 from hearth.common.speeds import Speeds, speeds_here, speeds_message, speeds_of
 from hearth.converter.readers.random import RandomModel, random_spec
@@ -242,7 +243,12 @@ def measured_by_root(
 ) -> list[Machine] | None:
     monkeypatch.setattr(measuring, "speeds_here", lambda *_: KNOWN)
     monkeypatch.setattr(measuring, "_latency", lambda _: 0.0)
-    infos = [common_pb2.NodeInfo(threads=1, memory_available_bytes=1 << 30) for _ in links]
+    infos = [
+        common_pb2.NodeInfo(
+            threads=1, memory_available_bytes=1 << 30, instruction_set=devices.kernels(devices.CPU)
+        )
+        for _ in links
+    ]
     root = Root(2 << 30, threads)
     return measuring.measure(root, links, infos)  # type: ignore[arg-type]
 

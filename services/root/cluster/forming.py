@@ -220,6 +220,9 @@ class Forming:
         settings = self._blueprint.settings
         if not settings.predict:
             return
+        if settings.device != devices.CPU:
+            log.info("no prediction of the speed: only CPUs are measured")
+            return
         threads = settings.threads or system.cores()
         kernels = devices.kernels(settings.device)
         root = Root(self._blueprint.room, threads, settings.pin, settings.speeds_dir, kernels)

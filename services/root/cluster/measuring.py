@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hearth.common import system
+from hearth.common import devices, system
 from hearth.common.channels import is_loopback, split_address
 from hearth.common.errors import HearthError
 from hearth.common.speeds import Speeds, speeds_here
@@ -80,7 +80,11 @@ def measure(
     own = speeds_here(root.threads, root.directory, root.pin)
     if own is None:
         return None
-    here = [is_loopback(link.address) for link in links]
+    # Others, such as one with a GPU, measure themselves where they can.
+    here = [
+        is_loopback(link.address) and info.instruction_set == devices.kernels(devices.CPU)
+        for link, info in zip(links, infos, strict=True)
+    ]
     # Nodes of one machine would disturb each other: it is measured once for each count of threads.
     local = {root.threads: own}
     for info in (info for info, near in zip(infos, here, strict=True) if near):
