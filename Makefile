@@ -7,7 +7,10 @@
 #   make testdata        download public models and vocabularies that some tests read
 #   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated
 #   make test-windows    native tests for Windows, built by mingw-w64 and run by wine
-#   make test-libcxx     native tests by clang with libc++, under sanitizers
+#   make test-libcxx     native tests by clang with libc++, under sanitizers, without what only Linux has
+#   make test-musl       native tests with musl, as on Alpine
+#   make check-macos     the core and its tests built for both kinds of Mac, which nothing here can run
+#   make test-foreign-worker  a root here and an emulated 64-bit Arm worker: one cluster, one text
 #   make fuzz            fuzzing of everything that reads input (needs clang)
 #   make chart-test      the Helm chart alone (part of make test)
 #   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
@@ -31,7 +34,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm test-windows test-libcxx fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm test-windows test-libcxx test-musl check-macos test-foreign-worker fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -120,6 +123,31 @@ test-libcxx:
 	@$(MAKE) build/native-libcxx/build.ninja
 	@$(call quietly,build-libcxx,$(BIN)/cmake --build --preset libcxx)
 	@$(BIN)/ctest --preset libcxx --progress
+
+# Both by zig's compiler, which has the headers and libraries of other systems (native/cmake/zig.cmake).
+test-musl: $(DONE)/portability
+	@$(MAKE) build/native-musl/build.ninja
+	@$(call quietly,build-musl,PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset musl)
+	@$(BIN)/ctest --preset musl --progress
+
+MACS := arm64 x86_64
+check-macos: $(DONE)/portability $(MACS:%=check-macos-%)
+
+$(MACS:%=check-macos-%): check-macos-%: build/native-macos-%/build.ninja | $(DONE)/portability
+	@$(call quietly,build-macos-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset macos-$*)
+	@echo "hearth: the core and its tests are built for macOS, $*"
+
+# The worker's side is Debian's Python for arm64, of apt's own sources, unpacked in build/foreign.
+FOREIGN := build/foreign
+test-foreign-worker: $(DONE)/installed $(DONE)/test
+	@missing=(); \
+	command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu); \
+	command -v qemu-aarch64-static >/dev/null || missing+=(qemu-user-static); \
+	[[ $${#missing[@]} -eq 0 ]] || { echo "hearth: the test of a foreign worker lacks $${missing[*]}:" \
+	  "apt-get install $${missing[*]}" >&2; exit 1; }
+	@echo "hearth: making a 64-bit Arm worker"
+	@$(call quietly,foreign,tests/foreign/prepare.sh $(FOREIGN))
+	@HEARTH_FOREIGN_PYTHON=$(abspath $(FOREIGN))/python $(BIN)/python -m pytest -q tests/foreign $(PYTEST_ARGS)
 
 # FUZZ_RUNS executions over the C++ targets, FUZZ_EXAMPLES or more over the Python readers and services.
 FUZZ_RUNS ?= 1000000
@@ -348,6 +376,10 @@ $(DONE)/lint: pyproject.toml | $(DONE)/venv
 $(DONE)/release: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the tools that lock dependencies and list them"
 	@$(call install,release,p["project"]["optional-dependencies"]["release"])
+
+$(DONE)/portability: pyproject.toml | $(DONE)/venv
+	@echo "hearth: installing a compiler for other systems"
+	@$(call install,portability,p["project"]["optional-dependencies"]["portability"])
 
 $(DONE)/docs: pyproject.toml | $(DONE)/venv
 	@echo "hearth: installing the documentation tools"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -91,20 +90,21 @@ class LocalWorkers:
         # An interrupt at the terminal goes to the whole group: workers are to outlive the root's
         # last step, and are ended by it.
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            command, stdout=subprocess.PIPE, text=True, env=environment, **system.own_session()
         )
 
     @staticmethod
     def _address(process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
-        deadline = time.monotonic() + _START_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select([process.stdout], [], [], left)
-            line = process.stdout.readline() if ready else ""
-            if line.startswith(_READY):
-                return line.removeprefix(_READY).strip()
-            if not line:
-                break
+        # (Not every system can wait for a pipe with a time limit.)
+        late = threading.Timer(_START_SECONDS, process.kill)
+        late.start()
+        try:
+            for line in process.stdout:
+                if line.startswith(_READY):
+                    return line.removeprefix(_READY).strip()
+        finally:
+            late.cancel()
         raise HearthError(
             Reason.WORKER_UNREACHABLE,
             f"a worker of --nodes did not start (exit code {process.poll()}): its message is above",
@@ -125,7 +125,7 @@ class LocalWorkers:
 
 def cores_of(nodes: int, threads: int) -> list[list[int]]:
     """The cores of each node, root first, each its own where there are enough."""
-    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    known = system.own_cores()
     if not known:
         raise HearthError(Reason.BAD_SETTING, "--pin works on Linux only")
     return [

@@ -132,7 +132,9 @@ def cores(text: str) -> list[int]:
             chosen.extend(range(int(first), int(last or first) + 1))
     except ValueError:
         raise ValueError("it must be a list of cores like 0,1 or 0-3") from None
-    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(chosen)
+    from hearth.common.system import own_cores
+
+    known = set(own_cores()) or set(chosen)
     absent = sorted(set(chosen) - known)
     if absent or not chosen:
         raise ValueError(f"cores {absent} are not usable; there are {sorted(known)}")

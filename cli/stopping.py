@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hearth.common import system
+
 # A signal may be given to a thread that does not wake the main one, so it looks now and then.
 _LOOK_SECONDS = 0.5
 
@@ -27,8 +29,8 @@ class StopSignals:
         self.hurry = threading.Event()
         self.ready = not exits
         self._exits = exits
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+        for each in system.stop_signals():
+            signal.signal(each, self._handle)
 
     def wait(self) -> None:
         """Return when a stop is requested."""

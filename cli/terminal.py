@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hearth.common import system_files
+
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
@@ -54,12 +56,11 @@ def _history(path: Path) -> History:
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        file = os.open(path, flags, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | system_files.AS_IT_IS, 0o600)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 return InMemoryHistory()
-            os.fchmod(file, 0o600)
+            system_files.make_private(file)
         finally:
             os.close(file)
         _shorten(path)

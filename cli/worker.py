@@ -197,11 +197,12 @@ def run(options: Options) -> int:
 
 
 def _watch_parent(parent: int, stop: threading.Event) -> None:
-    """Sets `stop` when this process has been handed to another parent."""
+    """Sets `stop` when the process `parent`, which started this one, has ended."""
+    from hearth.common import system
 
     def watch() -> None:
         while not stop.wait(_PARENT_SECONDS):
-            if os.getppid() != parent:
+            if system.parent_left(parent):
                 stop.set()
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

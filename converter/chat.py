@@ -7,18 +7,20 @@ They run in a process with limits (chat_sandbox.py), which is started when first
 
 import atexit
 import os
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hearth.common import system
 from hearth.converter import chat_sandbox
 from hearth.converter.errors import ModelError
 
+# For the process to start, where its time is limited from here.
+_START_SECONDS = 10.0
 # Environment variables that are passed on: paths of Python and its packages, time zone.
 _ENVIRONMENT = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL")
 
@@ -85,13 +87,15 @@ class Renderer:
             process = self._process = self._process or self._start()
             assert process.stdin is not None
             assert process.stdout is not None
+            late = threading.Event()
             try:
-                chat_sandbox.write_frame(process.stdin, request)
-                answer: dict[str, str] = chat_sandbox.read_frame(process.stdout)
+                with self._watched(process, late):
+                    chat_sandbox.write_frame(process.stdin, request)
+                    answer: dict[str, str] = chat_sandbox.read_frame(process.stdout)
                 return answer
             except (OSError, EOFError):
                 code = self._end()
-                if code == -signal.SIGALRM:
+                if late.is_set() or system.ended_by(code, "SIGALRM"):
                     limit = f"takes longer than {self._seconds:g} s"
                 else:
                     limit = f"ended the process that ran it (code {code}); it uses too much memory"
@@ -106,6 +110,24 @@ class Renderer:
         with self._lock:
             self._end()
 
+    @contextmanager
+    def _watched(self, process: subprocess.Popen[bytes], late: threading.Event) -> Iterator[None]:
+        """End the process, and set `late`, if the block takes too long and it has no timer."""
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        if system.has_timers():
+            yield
+            return
+        timer = threading.Timer(_START_SECONDS + self._seconds, end)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def _start(self) -> subprocess.Popen[bytes]:
         sandbox = str(Path(chat_sandbox.__file__).resolve())
         try:
@@ -116,7 +138,7 @@ class Renderer:
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 # Ctrl-C at a terminal goes to the command, which then ends this process.
-                start_new_session=True,
+                **system.own_session(),
             )
         except OSError as error:
             problem = f"cannot start the process that runs chat templates: {error}"

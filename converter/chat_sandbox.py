@@ -8,12 +8,13 @@ template away from the program around it, but does not limit memory or time: the
 
 import datetime
 import functools
+import importlib
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 import jinja2
@@ -175,11 +176,24 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
         return {"refusal": str(refusal)}
 
 
+def _limit_memory() -> None:
+    """Limit memory and core files where the system can."""
+    with suppress(ImportError, AttributeError, OSError, ValueError):
+        resource: Any = importlib.import_module("resource")
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_after(seconds: float) -> None:
+    """Without timers, chat.py ends this process."""
+    with suppress(AttributeError):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
     seconds = float(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory()
     # A descriptor for answers alone: nothing else writes to it.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -189,9 +203,9 @@ def main() -> None:
         except EOFError:
             return
         # The default action ends the process at any point.
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        _end_after(seconds)
         write_frame(answers, _answer(request))
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        _end_after(0.0)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from hearth.common import system_files
 from hearth.converter.errors import ModelError
 from hearth.converter.mixes import check_weights
 from hearth.converter.model import Model
@@ -73,11 +74,11 @@ def convert(
         try:
             partial.mkdir()
             _write(model, partial, weights, files, progress)
-            _sync_directory(partial)
+            system_files.sync_folder(partial)
             if dest.exists():
                 raise ModelError(f"{dest} was created during the conversion; nothing was replaced")
             partial.rename(dest)
-            _sync_directory(parent)
+            system_files.sync_folder(parent)
         except OSError as error:
             raise ModelError(f"cannot write {dest}: {error.strerror or error}") from error
         finally:
@@ -165,13 +166,3 @@ def _check_space(directory: Path, size: int, files: dict[str, Path | bytes]) -> 
             f"the converted model needs {size} bytes, but {directory.parent} has {free} free; make "
             "room, or choose smaller --weights, such as q4_0"
         )
-
-
-def _sync_directory(directory: Path) -> None:
-    # A rename survives a crash only once its directory is synced; some systems cannot sync one.
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hearth.common import system_files
 from hearth.converter.errors import ModelError
 
 Bytes = npt.NDArray[np.uint8]
@@ -65,9 +66,9 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_RDONLY | system_files.PLAIN)
             self.state = self.current()
-            first = os.pread(self._descriptor, len(_POINTER), 0)
+            first = system_files.read_at(self._descriptor, len(_POINTER), 0)
         except OSError as error:
             raise ModelError(f"cannot open {path}: {error.strerror or error}") from error
         check_pointer(path, first)
@@ -108,7 +109,7 @@ class OpenFile:
         done = 0
         try:
             while done < len(view):
-                count = os.preadv(self._descriptor, [view[done:]], offset + done)
+                count = system_files.read_into(self._descriptor, view[done:], offset + done)
                 if count == 0:
                     raise FileChangedError(
                         f"{self.path} ends at byte {offset + done}, {len(view) - done} bytes "

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from hearth.common import system_files
 from hearth.converter.files import OpenFile
 
 log = logging.getLogger(__name__)
@@ -45,13 +46,12 @@ def load_digests(file: OpenFile, ranges: Sequence[Range]) -> dict[Range, bytes]:
     if path is None:
         return {}
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | system_files.AS_IT_IS)
         with os.fdopen(descriptor, "rb") as stream:
             status = os.fstat(descriptor)
             if (
                 not stat.S_ISREG(status.st_mode)
-                or status.st_uid != os.geteuid()
-                or status.st_mode & 0o022
+                or system_files.foreign(status)
                 or status.st_size > _MAX_BYTES
             ):
                 log.warning("%s is not this user's own file; its digests are not used", path)
@@ -93,7 +93,7 @@ def store_digests(file: OpenFile, digests: dict[Range, bytes], began_ns: int) ->
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _tidy(path.parent)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | system_files.PLAIN
         with os.fdopen(os.open(temporary, flags, 0o600), "w") as stream:
             json.dump(value | {"check": _check(value)}, stream)
         temporary.replace(path)

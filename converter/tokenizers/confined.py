@@ -7,7 +7,6 @@ refused; the next text starts another.
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
+from hearth.common import system
 from hearth.converter.errors import ModelError
 from hearth.converter.model import Model
 from hearth.converter.tokenizers import sandbox
@@ -59,6 +59,8 @@ class ConfinedTokenizer(Tokenizer):
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        # The last process did not end by itself.
+        self._killed = False
         # The process has its tables for texts in which control tokens are not read.
         self._has_literal = False
         # When it had its last text, time.monotonic().
@@ -166,9 +168,9 @@ class ConfinedTokenizer(Tokenizer):
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-                pass_fds=[there.fileno()],
+                **system.hand_over(there),
                 # Ctrl-C at a terminal goes to the command, which then ends this process.
-                start_new_session=True,
+                **system.own_session(),
             )
         except OSError as error:
             here.close()
@@ -207,13 +209,14 @@ class ConfinedTokenizer(Tokenizer):
 
     def _reason(self, seconds: float) -> str:
         code = self._end()
-        if code in (-signal.SIGPROF, -signal.SIGKILL):
+        if self._killed or system.ended_by(code, "SIGPROF", "SIGKILL"):
             return f"takes more than {seconds:.3g} s of computing: it is damaged or malicious"
         return f"ended its process (code {code}): it needs too much memory, or is damaged,"
 
     def _end(self) -> int:
         """End the process; its exit code, 0 without one."""
         process, self._process = self._process, None
+        self._killed = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -223,6 +226,7 @@ class ConfinedTokenizer(Tokenizer):
             return process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+            self._killed = True
             return process.wait()
 
 

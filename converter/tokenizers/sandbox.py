@@ -9,18 +9,16 @@ Messages, over one connection: a byte for the kind, then the content.
 """
 
 import json
-import resource
-import signal
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from hearth.common import system
 from hearth.converter.errors import ModelError
 from hearth.converter.tokenizers.base import Tokenizer
 
@@ -122,31 +120,16 @@ def _digest(files: Mapping[str, Path | bytes]) -> str:
     return found.hexdigest()
 
 
-def _used_bytes() -> int:
-    """Private memory of this process, as RLIMIT_DATA counts it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) << 10
-    return 0
-
-
-def _limit_memory(size: int) -> None:
-    # RLIMIT_AS would count the mapped model file as well. Only Linux counts so.
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
-
-
 def main() -> None:
     """Load the tokenizer of a model, and answer on descriptor argv[1].
 
     argv[2:]: the arguments source, pre and tokenizer of open_model, "" for None.
     """
-    connection = Connection(int(sys.argv[1]))
+    connection = system.handed_over(int(sys.argv[1]))
     source, pre, tokenizer_file = sys.argv[2], sys.argv[3] or None, sys.argv[4] or None
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit_memory(LOAD_BYTES)
-    # The default action ends the process at any point, also inside a library.
-    signal.setitimer(signal.ITIMER_PROF, LOAD_SECONDS)
+    system.leave_no_core()
+    system.limit_data(LOAD_BYTES)
+    system.end_after_computing(LOAD_SECONDS)
     try:
         tokenizer, digest = _load(source, pre, tokenizer_file)
         ids = range(tokenizer.vocab_size)
@@ -159,23 +142,23 @@ def main() -> None:
     connection.send_bytes(NAMES + names)
     connection.send_bytes(BYTES + texts)
     del names, texts
-    _limit_memory(_used_bytes() + SPARE_BYTES)
+    system.limit_data(SPARE_BYTES, more=True)
     whole = False
     while True:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        system.end_after_computing(0.0)
         try:
             request = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
         if not whole and not request.get("parse_special"):
             # The tables for texts without control tokens double the memory: only where needed.
-            signal.setitimer(signal.ITIMER_PROF, LOAD_SECONDS)
-            _limit_memory(LOAD_BYTES)
+            system.end_after_computing(LOAD_SECONDS)
+            system.limit_data(LOAD_BYTES)
             with suppress(ModelError):
                 tokenizer.encode_pieces(["a"])
-            _limit_memory(_used_bytes() + SPARE_BYTES)
+            system.limit_data(SPARE_BYTES, more=True)
             whole = True
-        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        system.end_after_computing(request["seconds"])
         try:
             answer = IDS + encode(tokenizer, request)
         except ModelError as error:

@@ -393,7 +393,7 @@ void test_closing_during_a_sync() {
     const auto mine = lane(ends, 0, WireType::f32), other = lane(ends, 1, WireType::f32);
     std::thread busy([&] {
       try {
-        for (uint32_t step = 0;; ++step) sync(*mine, 64);
+        while (true) sync(*mine, 64);
       } catch (const LaneError& error) {
         CHECK_EQUAL(error.rank(), size_t{0});
         CHECK(std::string(error.what()).find("closed its lane") != std::string::npos);
@@ -403,7 +403,7 @@ void test_closing_during_a_sync() {
     });
     std::thread peer([&] {
       try {
-        for (uint32_t step = 0;; ++step) sync(*other, 64);
+        while (true) sync(*other, 64);
       } catch (const LaneError& error) {
         CHECK(std::string(error.what()).find("rank 0 is lost") != std::string::npos);
       }

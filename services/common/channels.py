@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def listen(address: str) -> list[socket.socket]:
 def _listening(family: int, where: tuple[Any, ...]) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        system.reuse_address(opened)
         if family == socket.AF_INET6:
             only = 0 if where[0] == "::" else 1
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)

@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from hearth.common import system_files
 from hearth.common.errors import HearthError, Reason
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,7 @@ ANY_MODE = "HEARTH_ANY_KEY_MODE"
 def read_file(path: Path) -> bytes:
     """The contents of a small file, without a byte order mark. Raises HearthError BAD_SETTING."""
     try:
-        # Without O_NONBLOCK the opening of a FIFO waits for its other end.
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=system_files.open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise bad_file(f"{path} is not a regular file: give the name of one", path)
             data = file.read(MAX_FILE_BYTES + 1)
@@ -45,16 +45,12 @@ def read_file(path: Path) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def check_mode(path: Path) -> None:
     """Raises HearthError BAD_SETTING for a secret that others may read or that others may write.
 
     With HEARTH_ANY_KEY_MODE=1 it is a warning. A file that cannot be found passes.
     """
-    if os.name == "nt":
+    if not system_files.has_modes():
         return
     try:
         mode = stat.S_IMODE(path.stat().st_mode)

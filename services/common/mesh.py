@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from hearth import _native
+from hearth.common import system
 from hearth.common.channels import split_address
 from hearth.common.errors import HearthError, Reason
 from hearth.common.link_costs import LinkCosts
@@ -138,9 +139,9 @@ def stage_link(
     """A connection on which activations go from one of two stages' ranks to the other."""
     # A peer that computes for long takes nothing meanwhile: that is not a broken connection. The
     # receiver, which has nothing under way, finds out about that.
-    if hasattr(socket, "TCP_USER_TIMEOUT") and peer > rank:
-        with socket.socket(fileno=os.dup(connections.sockets[peer])) as duplicate:
-            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+    if peer > rank:
+        with _borrowed(connections.sockets[peer]) as connection:
+            system.allow_slow_reader(connection)
     return _native.StageLink(
         rank=rank,
         peer=peer,
@@ -156,19 +157,29 @@ def round_trip(descriptor: int) -> float:
 
     The fields are those of struct tcp_info in linux/tcp.h.
     """
-    option = getattr(socket, "TCP_INFO", None)
-    if option is None:
-        return 0.0
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-            info = duplicate.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
-    except OSError:
+        with _borrowed(descriptor) as connection:
+            info = system.tcp_info(connection, _TCP_INFO_BYTES)
+    except (OSError, ValueError):  # closed, or never open
         return 0.0
     offset = _MIN_RTT_OFFSET if len(info) >= _TCP_INFO_BYTES else _RTT_OFFSET
     if len(info) < offset + 4:
         return 0.0
     microseconds: int = struct.unpack_from("=I", info, offset)[0]
     return microseconds / 1e6 if microseconds < _NO_RTT else 0.0
+
+
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """A socket that stays its owner's, who goes on with its descriptor.
+
+    Raises OSError, ValueError.
+    """
+    connection = socket.socket(fileno=descriptor)
+    try:
+        yield connection
+    finally:
+        connection.detach()
 
 
 def _prove(connection: socket.socket, key: bytes, rank: int, peer: int) -> Handshake:

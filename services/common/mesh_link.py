@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
+from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh_handshake import Handshake
 
@@ -25,16 +26,7 @@ class Link:
 def settle(connection: socket.socket) -> None:
     """Prepares a socket for the core: blocking, and failing when the peer vanished silently."""
     connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Systems other than Linux keep their default times.
-    for name, value in (
-        ("TCP_KEEPIDLE", _UNANSWERED_SECONDS // 4),
-        ("TCP_KEEPINTVL", _UNANSWERED_SECONDS // 4),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", _UNANSWERED_SECONDS * 1000),
-    ):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    system.keep_alive(connection, _UNANSWERED_SECONDS)
 
 
 def unreachable(rank: int, problem: str) -> HearthError:

@@ -7,7 +7,6 @@ A certificate is taken back by the revocation list, crl.pem.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import ipaddress
 import os
 import re
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from hearth.common import system_files
 from hearth.common.certificates import REVOCATION_LIST, Role, read_revoked, roles_of
 from hearth.common.errors import HearthError, Reason
 from hearth.common.key_files import bad_file, check_mode, read_file
@@ -36,7 +36,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # Boards without a clock of their own start days behind.
 _BACKDATED = datetime.timedelta(days=7)
 _SECRET_BYTES = 32
-_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def make(directory: Path, hosts: Sequence[str], days: int, force: bool = False) -> list[Path]:
@@ -100,9 +99,9 @@ def _locked(directory: Path) -> Iterator[None]:
     if not directory.is_dir():
         raise HearthError(Reason.BAD_SETTING, f"{directory} is not a directory of certificates")
     # Nothing is followed or written to: the folder may be one that others may write to.
-    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | _AS_IT_IS, 0o644)
+    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | system_files.AS_IT_IS, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        system_files.lock(lock, wait=True)
         yield
     finally:
         os.close(lock)
@@ -336,7 +335,8 @@ class _Maker:
         """Write a file, all of it or nothing."""
         part = path.with_name(f".{path.name}.part")
         part.unlink(missing_ok=True)  # of a run that was cut short, or somebody's link
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _AS_IT_IS, mode)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(part, flags | system_files.AS_IT_IS, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         part.rename(path)

@@ -14,7 +14,6 @@ followed or read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from hearth.common import system_files
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
 from hearth.worker.own_files import ForeignFileError, OwnFolder
@@ -79,7 +79,7 @@ class Part:
         """Stores verified bytes at `offset`."""
         view = memoryview(data)
         while view:
-            written = os.pwrite(self._file, view, offset)
+            written = system_files.write_at(self._file, view, offset)
             view = view[written:]
             offset += written
 
@@ -95,6 +95,9 @@ class Part:
         os.ftruncate(self._file, self._size)
         self.write(self._size, _trailer(self._identity, self._size, digest))
         final = f"{self._identity.hex()}.slice"
+        if not system_files.OPEN_FILES_MOVE:
+            os.close(self._file)
+            self._file = -1
         self._folder.rename(self._name, final)
         self._private = False
         self.close()
@@ -102,11 +105,14 @@ class Part:
     def close(self) -> None:
         """Ends writing. The part stays for a later stream, unless it is private."""
         if self._file >= 0:
-            if self._private:
+            if self._private and system_files.OPEN_FILES_MOVE:
                 with contextlib.suppress(OSError):
                     self._folder.unlink(self._name)
             os.close(self._file)
             self._file = -1
+        if self._private and not system_files.OPEN_FILES_MOVE:
+            with contextlib.suppress(OSError):
+                self._folder.unlink(self._name)
 
 
 class SliceCache:
@@ -166,7 +172,7 @@ class SliceCache:
                 self._drop(name, problem)
                 return False
             with contextlib.suppress(OSError):
-                os.utime(file)  # eviction orders slices by the time of last use
+                system_files.touch(file)  # eviction orders slices by the time of last use
             return True
         finally:
             os.close(file)
@@ -195,7 +201,7 @@ class SliceCache:
             stored = os.fstat(file).st_size
             if stored != size + _TRAILER.size:
                 return f"{stored} bytes instead of {size + _TRAILER.size}"
-            trailer = os.pread(file, _TRAILER.size, size)
+            trailer = system_files.read_at(file, _TRAILER.size, size)
             if trailer[: len(_MAGIC)] != _MAGIC:
                 return "the trailer is not a Hearth slice's"
             if _read(file, sink, size) != size:
@@ -219,7 +225,7 @@ class SliceCache:
         file = self._shared_part(shared)
         if file is not None:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system_files.lock(file)
                 # Its writer may have finished and renamed it before the lock was taken.
                 if self._folder.names(shared, file):
                     return Part(self._folder, shared, identity, file, size, private=False)
@@ -228,7 +234,7 @@ class SliceCache:
             os.close(file)
         own = f"{identity.hex()}.{os.getpid()}-{secrets.token_hex(4)}.part"
         file = self._folder.create(own)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system_files.lock(file)
         return Part(self._folder, own, identity, file, size, private=True)
 
     def _shared_part(self, name: str) -> int | None:
@@ -250,7 +256,8 @@ class SliceCache:
             with contextlib.suppress(OSError):
                 file = self._folder.open(name)
                 try:
-                    magic = os.pread(file, len(_OLD_MAGIC), max(0, size - _TRAILER.size))
+                    end = max(0, size - _TRAILER.size)
+                    magic = system_files.read_at(file, len(_OLD_MAGIC), end)
                 finally:
                     os.close(file)
                 if magic == _OLD_MAGIC:
@@ -297,7 +304,7 @@ def _read(file: int, sink: Sink, size: int) -> int:
     """Reads the first `size` bytes, or up to the end of the file; returns the bytes read."""
     done = 0
     while done < size:
-        count = os.preadv(file, [sink.space()[: size - done].data], done)
+        count = system_files.read_into(file, sink.space()[: size - done].data, done)
         if not count:
             break
         sink.filled(count)

@@ -12,7 +12,6 @@ Pages hold their users' text in effect. So only this user can read the files; se
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from hearth.common import system_files
 from hearth.common.errors import HearthError, Reason
 from hearth.common.sizes import format_size
 from hearth.worker.own_files import ForeignFileError, OwnFolder
@@ -130,12 +130,12 @@ class PageFiles:
         file = -1
         try:
             file = self._folder.open_or_create(name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            found = os.pread(file, size + 1, 0)
+            system_files.lock(file, wait=True)
+            found = system_files.read_at(file, size + 1, 0)
             if len(found) != size:
                 found = secrets.token_bytes(size)
                 os.ftruncate(file, 0)
-                os.pwrite(file, found, 0)
+                system_files.write_at(file, found, 0)
                 os.fsync(file)
             return found
         except OSError as error:
@@ -251,16 +251,20 @@ class PageFiles:
                 return False
             file = self._folder.create(part)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system_files.lock(file)
                 _write(file, _HEADER.pack(_MAGIC, len(data), _digest(name, data), name))
                 _write(file, data.data)
+                if not system_files.OPEN_FILES_MOVE:
+                    os.close(file)
+                    file = -1
                 self._folder.rename(part, name.hex() + _SUFFIX)
             except BaseException:
                 with contextlib.suppress(OSError):
                     self._folder.unlink(part)
                 raise
             finally:
-                os.close(file)
+                if file >= 0:
+                    os.close(file)
         except OSError as error:
             self._warn(f"cannot write to {self.folder}: {error.strerror or error}")
             self._count("dropped")
@@ -355,7 +359,7 @@ class PageFiles:
         try:
             data = _content(file, name, size)
             with contextlib.suppress(OSError):
-                os.utime(file)  # pages are removed by the time of last use
+                system_files.touch(file)  # pages are removed by the time of last use
         except (OSError, ValueError) as error:
             self._refuse(name, str(error))
             return _NOTHING
@@ -432,11 +436,11 @@ def _content(file: int, name: bytes, size: int) -> Bytes:
     stored = os.fstat(file).st_size
     if stored != _HEADER.size + size:
         raise ValueError(f"{stored} bytes instead of {_HEADER.size + size}")
-    header = os.pread(file, _HEADER.size, 0)
+    header = system_files.read_at(file, _HEADER.size, 0)
     data = np.empty(size, np.uint8)
     done = 0
     while done < size:
-        count = os.preadv(file, [data[done:].data], _HEADER.size + done)
+        count = system_files.read_into(file, data[done:].data, _HEADER.size + done)
         if not count:
             raise ValueError("the file ends early")
         done += count

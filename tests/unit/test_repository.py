@@ -34,7 +34,7 @@ ALLOWED = {
     "worker": {"common", "_native"},
     "common": {"_native"},
     "client": set(),
-    "converter": {"models", "_native"},
+    "converter": {"models", "common", "_native"},
     "models": {"converter", "_native"},
 }
 

@@ -59,6 +59,7 @@ float largest_bf16(const uint8_t* in, size_t count) {
 template <Type kType, size_t kOffset, bool kMinimum>
 float largest_half(const uint8_t* in, size_t count) {
   constexpr size_t kBytes = info_of(kType).block_bytes;
+  if (count == 0) return 0.0f;  // no bytes have no address to count from
   uint16_t largest = largest_bits(in + kOffset, count, kBytes);
   if (kMinimum) largest = std::max(largest, largest_bits(in + kOffset + 2, count, kBytes));
   return f16_to_f32(largest);

@@ -2,7 +2,9 @@
 
 #include <cstring>
 
-#if defined(__linux__)
+#include "platform/system.h"
+
+#if defined(HEARTH_LINUX)
 #include <pthread.h>
 #include <sched.h>
 #elif defined(_WIN32)
@@ -11,7 +13,7 @@
 
 namespace hearth {
 
-#if defined(__linux__)
+#if defined(HEARTH_LINUX)
 
 namespace {
 

@@ -30,8 +30,8 @@ class PinnedHere {
   PinnedHere& operator=(const PinnedHere&) = delete;
 
  private:
-  alignas(8) unsigned char before_[128];  // the system's set of cores
-  bool pinned_ = false;
+  [[maybe_unused]] alignas(8) unsigned char before_[128];  // the system's set of cores
+  [[maybe_unused]] bool pinned_ = false;
 };
 
 }  // namespace hearth

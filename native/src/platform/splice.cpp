@@ -1,6 +1,8 @@
 #include "platform/splice.h"
 
-#ifdef __linux__
+#include "platform/system.h"
+
+#ifdef HEARTH_LINUX
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -9,7 +11,7 @@
 
 namespace hearth {
 
-#ifdef __linux__
+#ifdef HEARTH_LINUX
 
 constexpr size_t kPipe = 1 << 20;
 

@@ -1,7 +1,12 @@
 #include "platform/wait.h"
 
+#include "platform/system.h"
+
 #ifdef _WIN32
 #include <windows.h>
+#elif !defined(HEARTH_LINUX) && !defined(__APPLE__)
+#include <condition_variable>
+#include <mutex>
 #endif
 
 namespace hearth {
@@ -16,12 +21,32 @@ void sleep_while(const std::atomic<uint32_t>& value, uint32_t old) {
 }
 void wake_sleepers(std::atomic<uint32_t>& value) { WakeByAddressAll(&value); }
 
-#else
+#elif defined(HEARTH_LINUX) || defined(__APPLE__)
 
 void sleep_while(const std::atomic<uint32_t>& value, uint32_t old) {
   value.wait(old, std::memory_order_acquire);
 }
 void wake_sleepers(std::atomic<uint32_t>& value) { value.notify_all(); }
+
+#else
+
+// Without futexes: one place to sleep for all values. std::atomic's wait would poll.
+namespace {
+
+std::mutex sleeping;
+std::condition_variable changed;
+
+}  // namespace
+
+void sleep_while(const std::atomic<uint32_t>& value, uint32_t old) {
+  std::unique_lock lock(sleeping);
+  changed.wait(lock, [&] { return value.load(std::memory_order_acquire) != old; });
+}
+void wake_sleepers(std::atomic<uint32_t>&) {
+  // The value changed before the call. A sleeper that looked earlier has the lock, or waits.
+  { std::lock_guard lock(sleeping); }
+  changed.notify_all();
+}
 
 #endif
 

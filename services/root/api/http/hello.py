@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from hearth.common import system
+
 # A record's header (RFC 8446, section 5.1): type, version, length.
 _HEADER = 5
 _HANDSHAKE = 22
@@ -35,12 +37,12 @@ async def hello(connection: socket.socket) -> None:
             if len(seen) >= wanted:
                 return
     finally:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        system.wake_at(connection, 1)
 
 
 async def _readable(connection: socket.socket, wanted: int) -> None:
     """Waits for `wanted` bytes, or for fewer where no more can come."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+    system.wake_at(connection, wanted)
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(connection, ready.set)
