@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PosixPath
+from pathlib import Path
 
 import leaks
 import pytest
@@ -21,8 +21,10 @@ TOP = Path(__file__).resolve().parents[1]
 MULTICAST = ("test_discovery.py", "test_survival.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `-n N --dist loadgroup` a file's tests share a process, as they share fixtures."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         file = item.path.name
         item.add_marker(pytest.mark.xdist_group("multicast" if file in MULTICAST else file))
@@ -37,7 +39,7 @@ def nothing_is_left() -> Iterator[None]:
     assert not leaks.wait_until_empty(leaks.leaked_threads)
 
 
-class TestData(PosixPath):
+class TestData(type(Path())):  # type: ignore[misc]
     """The folder of test data: `testdata / "a/b"` is a Path, or skips the test without it.
 
     A plain Path, since what is tested may look for files that need not be there.

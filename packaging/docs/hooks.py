@@ -21,6 +21,7 @@ PAGES = {
     "Models": "models.md",
     "The page": "page.md",
     "Operations": "operations.md",
+    "Systems": "platforms.md",
     "Networking": "networking.md",
     "Planning": "planning.md",
     "Troubleshooting": "troubleshooting.md",

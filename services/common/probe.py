@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from hearth import _native
+from hearth.common import system_files
 from hearth.common.speeds import Speeds
 
 _TYPE = "q4_0"
@@ -124,17 +125,18 @@ class _Layers:
 
 def _disk_bandwidth(directory: Path | None) -> float:
     """Bytes per second of a file written, dropped from memory and read; 0 where that fails."""
-    if directory is None or not hasattr(os, "posix_fadvise"):
+    if directory is None:
         return 0.0
     with suppress(OSError), tempfile.NamedTemporaryFile(dir=directory) as file:
         file.write(os.urandom(1 << 20) * (_DISK_BYTES >> 20))
         file.flush()
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, _DISK_BYTES, os.POSIX_FADV_DONTNEED)
-        buffer = mmap.mmap(-1, 1 << 22)
+        if not system_files.drop_from_memory(file.fileno()):
+            return 0.0
+        buffer = memoryview(mmap.mmap(-1, 1 << 22))
         started, done = time.perf_counter(), 0
         while done < _DISK_BYTES:
-            count = os.preadv(file.fileno(), [buffer], done)
+            count = system_files.read_into(file.fileno(), buffer, done)
             if count <= 0:
                 return 0.0
             done += count

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from hearth.common import system
+from hearth.common import system, system_files
 from hearth.v1 import common_pb2
 
 log = logging.getLogger(__name__)
@@ -107,10 +107,7 @@ def speeds_of(message: common_pb2.NodeSpeeds) -> Speeds | None:
 
 def _busy() -> bool:
     """True if other programs compute: what is measured then is not worth keeping."""
-    try:
-        return os.getloadavg()[0] > system.cores() / 2
-    except (AttributeError, OSError):
-        return False
+    return system.load() > system.cores() / 2
 
 
 def _key(threads: int, pin: Sequence[int]) -> str:
@@ -171,14 +168,12 @@ def _write(path: Path, speeds: Speeds) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """One process of this machine at a time, where the system and the folder allow it."""
     try:
-        import fcntl
-
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("w")
-    except (ImportError, OSError):
+    except OSError:
         yield
         return
     with file:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            system_files.lock(file.fileno(), wait=True)
         yield

@@ -59,6 +59,14 @@ def cores() -> int:
     return max(1, min(count, cgroups.quota_cores() or count))
 
 
+def load() -> float:
+    """Programs that computed or waited to, over the last minute; 0 where that is not counted."""
+    try:
+        return os.getloadavg()[0]
+    except _ABSENT:
+        return 0.0
+
+
 def own_cores() -> list[int]:
     """Numbers of the cores that this process may use; empty where the system does not tell."""
     try:

@@ -93,6 +93,14 @@ def write_at(file: int, data: bytes | memoryview, offset: int) -> int:
         return os.write(file, data)
 
 
+def drop_from_memory(file: int) -> bool:
+    """Let the next read of a synced file come from its disk; False where that cannot be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
 def touch(file: int) -> None:
     """Set the time of an open file's last change to now. Raises OSError."""
     if os.utime in os.supports_fd:
