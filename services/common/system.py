@@ -1,8 +1,8 @@
-"""What depends on the operating system: cores, memory, processes, signals, sockets.
+"""The operating system: cores, memory, processes, signals, sockets.
 
 Files are in system_files.py, limits of Linux control groups (containers) in cgroups.py; the latter
 take precedence over the machine's. No other module names what not every system has: each use is
-guarded here, and tests/unit/test_without.py takes it away.
+guarded here, and tests/without takes it away.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def foreign(
 
 
 def text_of(*options: str) -> str:
-    """What `hearth generate` writes with kernels of AVX2 on a PC, and of NEON elsewhere."""
+    """The output of `hearth generate`, with kernels of AVX2 on a PC, and of NEON elsewhere."""
     sets = {"x86_64": "avx2"}.get(platform.machine(), "neon")
     done = hearth("generate", *ALIKE, *options, environ={"HEARTH_INSTRUCTION_SET": sets})
     assert done.returncode == 0, done.stderr

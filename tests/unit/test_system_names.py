@@ -1,4 +1,4 @@
-"""What not every system has is named in few modules, which guard it."""
+"""Facilities that not every system has are named in few modules, which guard them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ FILES = ("/proc/", "/sys/", "/dev/")
 
 
 def named(source: str) -> Iterator[str]:
-    """What a module names of systems, with its line."""
+    """The names of facilities in a module, with their lines."""
     for node in ast.walk(ast.parse(source)):
         found = ""
         if isinstance(node, ast.Import):
