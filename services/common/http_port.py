@@ -96,7 +96,7 @@ class HttpPort:
         # In the order of their coming.
         self._connections: dict[_Connection, None] = {}
         self._hosts: Counter[str] = Counter()
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()  # Windows' usual one has no add_reader
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-port", daemon=True)
         self._thread.start()

@@ -126,7 +126,9 @@ class RootServer:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            # Windows' usual loop cannot wait for sockets that are read here (the HTTP port's).
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve())
         except BaseException as error:
             if self._started.done():
                 raise
