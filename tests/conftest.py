@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import leaks
 import pytest
@@ -39,7 +39,7 @@ def nothing_is_left() -> Iterator[None]:
     assert not leaks.wait_until_empty(leaks.leaked_threads)
 
 
-class TestData(type(Path())):  # type: ignore[misc]
+class TestData(PosixPath):
     """The folder of test data: `testdata / "a/b"` is a Path, or skips the test without it.
 
     A plain Path, since what is tested may look for files that need not be there.

@@ -25,6 +25,8 @@ from hearth.common.channels import PROTOCOL_VERSION
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker.shard import NodeShard
 
+# Not on systems without users' numbers.
+SUPERUSER = hasattr(os, "geteuid") and os.geteuid() == 0
 _START_SECONDS = 60
 _HEARTH = (sys.executable, "-m", "hearth.cli.main")
 _NOTHING: Mapping[str, str] = MappingProxyType({})

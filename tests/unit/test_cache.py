@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from harness import MemorySink
+from harness import SUPERUSER, MemorySink
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,7 +156,7 @@ def test_what_is_not_this_users_own_file_is_not_written(
     assert victim.read_text() == "precious"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser gives files away")
+@pytest.mark.skipif(not SUPERUSER, reason="only the superuser gives files away")
 def test_files_and_folders_of_another_user_are_refused(tmp_path: Path) -> None:
     cache = SliceCache(tmp_path / "cache")
     store(cache, 1, data(1000))
@@ -168,7 +168,7 @@ def test_files_and_folders_of_another_user_are_refused(tmp_path: Path) -> None:
     assert error.value.reason == Reason.BAD_SETTING
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser gives files away")
+@pytest.mark.skipif(not SUPERUSER, reason="only the superuser gives files away")
 def test_a_mounted_volume_of_the_superuser_has_a_folder_for_each_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

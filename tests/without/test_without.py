@@ -19,17 +19,16 @@ FILES = (
     "test_cache.py",
     "test_certificates.py",
     "test_converter_chat.py",
-    "test_converter_readers.py",
-    "test_disk_moves.py",
     "test_kept_page_files.py",
     "test_mesh_listener.py",
     "test_settings.py",
     "test_stopping.py",
-    "test_tokenizers.py",
 )
-# What these test of the facilities themselves: other users' files, links and FIFOs, and limits of
-# memory that only some systems set.
-ABOUT_FACILITIES = "not (owner or foreign or link or fifo or memory or mode or writable)"
+# Those that are about the facilities themselves: locks, owners, modes, links, FIFOs, limits.
+ABOUT_FACILITIES = (
+    "not (owner or foreign or others or link or fifo or memory or mode or writable"
+    " or another_process or full_disk or same_time)"
+)
 
 
 def python(
@@ -87,6 +86,6 @@ def test_unit_tests_pass(tmp_path: Path) -> None:
     """Those of what uses the system, in one process without its facilities."""
     base = tmp_path / "base"
     files = [f"tests/unit/{name}" for name in FILES]
-    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(base))
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "--basetemp", str(base))
     done = python(tmp_path, "-m", "pytest", *options, "-k", ABOUT_FACILITIES, *files)
     assert done.returncode == 0, done.stdout[-6000:]

@@ -77,7 +77,7 @@ def take_away(facilities: Iterable[str]) -> None:
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     """Fail to open a file below `FILES`, before the system is asked."""
-    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes)):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
         path = os.fsdecode(arguments[0])
         if any(path == top or path.startswith(f"{top}/") for top in FILES):
             raise FileNotFoundError(2, "there is no such file on this system", path)
