@@ -11,6 +11,8 @@ from urllib.parse import unquote
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from hearth.client.causes import short_cause
+
 _DOMAIN = "hearth"
 _STATUS_TRAILER = "grpc-status-details-bin"
 # gRPC writes [fe80::1%eth0]:7717 as ipv6:%5Bfe80::1%25eth0%5D:7717.
@@ -117,8 +119,8 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> HearthError:
         tls = any(sign in details.lower() for sign in ("handshake", "socket closed"))
         more = "; use TLS on both ends or on neither (--tls, in Python tls=)" if tls else ""
         return Unreachable(
-            f"cannot reach a root at {address} ({details}); check that `hearth root` runs there "
-            f"and that the address is right{more}",
+            f"cannot reach a root at {address} ({short_cause(details)}); check that `hearth root` "
+            f"runs there and that the address is right{more}",
             reason="UNREACHABLE",
             code=code,
         )

@@ -38,16 +38,6 @@ _CODES: Mapping[grpc.StatusCode, Code] = {
 }
 # What follows is advice for a first connection.
 CHECK = "; check"
-# gRPC's words for a connection that failed, and those for people.
-_CAUSES = (
-    (re.compile(r"Connection refused"), "connection refused"),
-    (re.compile(r"Connection reset"), "connection reset"),
-    (re.compile(r"No route to host"), "no route to the host"),
-    (re.compile(r"Network is unreachable"), "the network is unreachable"),
-    (re.compile(r"Connection timed out|Timeout occurred|timed? ?out before"), "no answer in time"),
-    (re.compile(r"(?:DNS resolution failed for|errors resolving) ([^:,\s]+)"), r"unknown name \1"),
-    (re.compile(r"Socket closed|Stream removed|Broken pipe"), "the connection broke"),
-)
 # gRPC writes [fe80::1%eth0]:7717 as ipv6:%5Bfe80::1%25eth0%5D:7717.
 _QUOTED = re.compile(r"ipv6:(%5B[0-9A-Za-z:.%]{1,80}%5D)")
 # Words in gRPC's message if only one end speaks TLS, or does not trust the other.
@@ -98,6 +88,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
         reason = info.reason
         metadata = dict(info.metadata)
     elif status is _C.UNAVAILABLE:
+        from hearth.client.causes import short_cause  # late: loads the client
+
         tls = any(sign in message.lower() for sign in _TLS_SIGNS)
         more = ", and that both ends have --tls of the same cluster" if tls else ""
         message = (
@@ -108,15 +100,6 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
         metadata.setdefault("peer", peer)
         message = f"{peer}: {message}"
     return HearthError(reason, message, metadata, _CODES.get(status, Code.UNKNOWN))
-
-
-def short_cause(details: str) -> str:
-    """The part of gRPC's message about a failed connection that says why, where it is known."""
-    for pattern, cause in _CAUSES:
-        found = pattern.search(details)
-        if found is not None:
-            return found.expand(cause)
-    return details
 
 
 def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:

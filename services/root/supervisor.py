@@ -27,7 +27,7 @@ from hearth.root.membership import events
 from hearth.root.membership.deciding import LEAVING
 from hearth.root.membership.decisions import Form, Serve
 from hearth.root.membership.membership import GONE, Membership, MembershipError
-from hearth.root.membership.peers import PeerState
+from hearth.root.membership.peers import PeerState, titles
 from hearth.root.rules import fit_of, rules_of
 from hearth.root.settings import Joining
 from hearth.root.status.peer_log import PeerLog
@@ -46,8 +46,6 @@ _PASSING = GONE | {
 _QUIET_SECONDS = 3.0
 # At a start: how often the log says how long the root still waits.
 _TIME_LEFT_SECONDS = 10.0
-# Workers that a line names.
-_NAMED = 4
 # How long a running step may take to end before the model is divided again.
 _STEP_SECONDS = 30.0
 
@@ -91,12 +89,11 @@ class Supervisor:
         # Nothing is drained once `_stopping` is set.
         self._draining = threading.Lock()
         self._drains = Drains(self._membership, cluster.status)
-        # Why the cluster stopped serving, and the reason for waiting that was shown last.
+        # Why the cluster stopped serving; the reasons for waiting that were shown and logged last.
         self._cause: HearthError | None = None
-        self._shown_why = ""
+        self._shown_why = self._logged_why = ""
         # Workers are being asked for the first time until then; 0 once the cluster was formed.
         self._quiet_until = 0.0
-        self._shown_quietly = False
         # When the log says next how long the root still waits; a start without a wait says nothing.
         self._time_left_at = _QUIET_SECONDS
         # Why each worker could not be used last.
@@ -265,7 +262,7 @@ class Supervisor:
     def _take_loss(self, event: events.Lost, error: HearthError | None) -> None:
         if self._cluster.lost is None:
             return  # it has been formed again since
-        self._cause, self._shown_why = error, ""
+        self._cause, self._shown_why, self._logged_why = error, "", ""
         self._membership.handle(event)
         # So that the workers that are left report the memory that is free.
         self._cluster.dissolve()
@@ -334,7 +331,7 @@ class Supervisor:
             self._form_failed(HearthError(Reason.INTERNAL, f"{type(error).__name__}: {error}"))
         else:
             self._refusals.clear()
-            self._cause, self._shown_why = None, ""
+            self._cause, self._shown_why, self._logged_why = None, "", ""
             self._quiet_until = 0.0
             self._membership.handle(events.Formed(self._now(), decision.workers))
             self._engine.resume(limits)
@@ -369,11 +366,13 @@ class Supervisor:
         return f" (its story: {self._story.path})" if self._story is not None else ""
 
     def _show_waiting(self, why: str) -> None:
-        quiet = self._now() < self._quiet_until and not self._refusals
-        if why == self._shown_why and quiet == self._shown_quietly:
+        # The reason of each worker is in the log of its own state: peer_log.py.
+        if why != self._logged_why and (self._refusals or self._now() >= self._quiet_until):
+            self._logged_why = why
+            log.warning("the cluster is not ready: %s", why)
+        if why == self._shown_why:
             return
-        self._shown_why, self._shown_quietly = why, quiet
-        log.log(logging.INFO if quiet else logging.WARNING, "the cluster is not ready: %s", why)
+        self._shown_why = why
         cause = self._cause
         if cause is None:
             # Since the start nothing was formed: requests are refused, with the reason.
@@ -392,11 +391,10 @@ class Supervisor:
     def _awaited(self) -> str:
         """Names of the workers that the start waits for; else the reason of the wait."""
         states = (PeerState.SEEN, PeerState.UNREACHABLE)
-        absent = [peer.title for peer in self._membership.peers if peer.state in states]
+        absent = [peer for peer in self._membership.peers if peer.state in states]
         if not absent:
             return self._shown_why or "no workers are there"
-        more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
-        return f"waiting for {', '.join(absent[:_NAMED])}{more}"
+        return f"waiting for {titles(absent)}"
 
     def _raise_what_cannot_pass(self) -> None:
         """At a start a listed worker that can never be used is an error of the command line.

@@ -96,7 +96,7 @@ def test_an_address_of_one_link_is_shown_as_it_was_given() -> None:
         assert address in message
         assert "%25" not in message
         assert "%5B" not in message
-    quoted = "last error: UNKNOWN: ipv6:%5Bfe80::1%254%5D:1: Connection refused"
+    quoted = "last error: UNKNOWN: ipv6:%5Bfe80::1%254%5D:1: something new"
     call = _Failed(grpc.StatusCode.UNAVAILABLE, quoted)
     assert "UNKNOWN: [fe80::1%4]:1: " in client_errors.from_rpc_error(call, address).message
 

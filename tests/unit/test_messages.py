@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.cli.cluster import describe
+from hearth.client.causes import short_cause
 from hearth.common.logging import setup
-from hearth.common.rpc_errors import short_cause
 from hearth.common.terminal import one_line, safe
 from hearth.root.cluster.asking import without_name
 from hearth.v1 import common_pb2, root_pb2

@@ -5,7 +5,7 @@ membership.py has the rules in words.
 
 from hearth.root.membership.choosing import Chooser
 from hearth.root.membership.decisions import Decision, Form, Rules, Serve, Wait
-from hearth.root.membership.peers import Peer, PeerState, addresses
+from hearth.root.membership.peers import Peer, PeerState, addresses, titles
 from hearth.root.membership.roster import Roster
 
 # Between two questions to a worker that is not in: while nothing serves, and while it does.
@@ -40,8 +40,8 @@ class Decider:
         ready = self.ready(now, serving=False, least=needed)
         absent = [peer for peer in self._roster if peer not in ready and not peer.drained]
         if len(ready) < needed:
-            first = next((f": {peer.title}: {peer.reason}" for peer in absent), "")
-            why = f"{len(ready)} of {needed} workers are there{first}"
+            awaited = f": waiting for {titles(absent)}" if absent else ""
+            why = f"{len(ready)} of {needed} workers are there{awaited}"
             return Wait(now + ASK_SECONDS, why)
         if self._enough_at is None:
             self._enough_at = now
@@ -81,8 +81,7 @@ class Decider:
         if awaited:
             until = max(peer.awaited_until for peer in awaited)
             seconds = self._rules.wait_seconds
-            first = awaited[0]
-            why = f"waiting up to {seconds:g} s for worker {first.title}: {first.reason}"
+            why = f"waiting up to {seconds:g} s for {titles(awaited)}"
             return Wait(min(until, now + ASK_SECONDS), why)
         unanswered = [peer for peer in members if peer.state is PeerState.SEEN]
         if unanswered:

@@ -6,6 +6,9 @@ from enum import Enum
 
 from hearth.root.membership.decisions import Member
 
+# Workers that a line names.
+_NAMED = 4
+
 
 class PeerState(Enum):
     """The values are hearth.v1.PeerState's."""
@@ -135,6 +138,12 @@ class Peer:
     def member(self) -> Member:
         """The peer as the planner sees it."""
         return Member(self.address, self.title, self.room)
+
+
+def titles(peers: Sequence[Peer]) -> str:
+    """Names of the first few, and the count of the others, for a line."""
+    named = ", ".join(peer.title for peer in peers[:_NAMED])
+    return f"{named} and {len(peers) - _NAMED} more" if len(peers) > _NAMED else named
 
 
 def addresses(peers: Sequence[Peer]) -> tuple[str, ...]:
