@@ -1,4 +1,4 @@
-"""Why a connection failed, in few words, from gRPC's message about it."""
+"""Causes of failed connections, in few words, from gRPC's message about them."""
 
 import re
 

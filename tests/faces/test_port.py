@@ -137,15 +137,14 @@ def test_a_body_that_does_not_come_is_refused(root: Root, monkeypatch: pytest.Mo
     with connect(root) as connection:
         head, _, data = post({"prompt": "a" * 1000}).partition(b"\r\n\r\n")
         connection.sendall(head + b"\r\n\r\n")
-        begun = time.monotonic()
         for index in range(len(data)):
             try:
                 connection.sendall(data[index : index + 1])
             except OSError:
                 break
             time.sleep(0.05)
-            if time.monotonic() - begun > 10:
-                raise AssertionError("still read after 10 s")
+        else:
+            raise AssertionError("read to its end, 50 s after its first byte")
     assert not root.engine.busy
 
 

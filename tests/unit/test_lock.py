@@ -1,4 +1,4 @@
-"""The image's locked dependencies: complete for what the project asks for, and by digest."""
+"""Packages, images and actions of others: complete, and by digest or commit."""
 
 from __future__ import annotations
 
@@ -58,3 +58,34 @@ def test_the_image_takes_nothing_else() -> None:
     assert len(installs) == 3
     for words in installs:
         assert "--require-hashes -r /locks/" in words or "--no-deps /wheels/" in words
+
+
+def test_images_of_others_are_named_by_digest() -> None:
+    """Hearth's own image and a base image are variables: `HEARTH_IMAGE`, `BASE`."""
+    files = [path for path in (TOP / "deploy").rglob("*") if path.suffix in (".yaml", ".yml")]
+    found: dict[str, str] = {}
+    for path in files:
+        for image in re.findall(r"^\s*image: *(\S.*)$", path.read_text(), re.MULTILINE):
+            found[image] = path.name
+    ours = {"${HEARTH_IMAGE:-hearth}", '{{ include "hearth.image" . }}'}
+    assert ours <= found.keys()
+    others = found.keys() - ours
+    assert len(others) == 2
+    for image in others:
+        assert re.fullmatch(r"\$\{\w+:-[\w./-]+:[\w.]+@sha256:[0-9a-f]{64}\}", image), image
+    for path in (TOP / "deploy").rglob("*Dockerfile*"):
+        bases = re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE)
+        assert bases
+        assert set(bases) == {"${BASE}"}, path
+
+
+def test_actions_are_named_by_commit() -> None:
+    uses = [
+        (path.name, line)
+        for path in (TOP / ".github" / "workflows").glob("*.yml")
+        for line in re.findall(r"uses: *(.*)", path.read_text())
+        if not line.startswith("./")
+    ]
+    assert uses
+    for name, line in uses:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", line), (name, line)
