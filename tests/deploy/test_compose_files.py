@@ -389,3 +389,17 @@ def test_the_test_of_alerts_can_fail(tmp_path: Path) -> None:
     file.write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": [group]}))
     with pytest.raises(AssertionError, match="HearthRootDown"):
         promtool("test", "rules", file)
+
+
+def test_folders_on_the_host_are_made_before_they_are_filled() -> None:
+    """In the commands that people copy: `tar -C` and `>` do not make folders."""
+    text = (COMPOSE / "README.md").read_text()
+    filled = 0
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        made: set[str] = set()
+        for line in block.splitlines():
+            made |= set(re.findall(r"mkdir -p (\S+)", line))
+            for folder in re.findall(r"(?:tar -x -C |> ?)(~/[^\s/]+)", line):
+                assert folder in made, line
+                filled += 1
+    assert filled
