@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -10,6 +11,7 @@
 
 #include "check.h"
 #include "hearth/mesh.h"
+#include "mesh/mesh_exchange.h"
 #include "mesh_frames.h"
 #include "sockets.h"
 
@@ -215,6 +217,20 @@ void test_check_finds_every_bit() {
   }
 }
 
+// A window of no bytes would be divided by.
+void test_windows_are_of_whole_records() {
+  MeshLink link(MeshCipher::plain, {});
+  Bytes data(3 * kRecordBytes);
+  for (size_t window : {size_t{0}, size_t{1}, kRecordBytes + 1}) {
+    CHECK_THROWS(
+        Transfer(1, -1, link, kStep, 0, data.data(), data.size(), data.data(), data.size(), window),
+        std::logic_error, "not of whole records");
+  }
+  const Transfer whole(1, -1, link, kStep, 0, data.data(), data.size(), data.data(), data.size(),
+                       2 * kRecordBytes);
+  CHECK(!whole.done());
+}
+
 }  // namespace
 
 int main() {
@@ -222,6 +238,7 @@ int main() {
   std::printf("libcrypto: %s\n", names.empty() ? "none, so only the check is tested" : "found");
   if (!names.empty()) test_known_answer();
   test_check_finds_every_bit();
+  test_windows_are_of_whole_records();
   for (MeshCipher cipher : test::ciphers()) {
     const test::Case each("cipher ", static_cast<int>(cipher));
     test_every_bit(cipher);
