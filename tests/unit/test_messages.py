@@ -48,6 +48,10 @@ def test_log_lines_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ValueError: oh" in json.loads(second)["exception"]
 
 
+_TLS = "Tls handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:"
+_SSL = ":SSL routines:OPENSSL_internal:"
+_VERIFY = "CERTIFICATE_VERIFY_FAILED: "
+_BAD = "the other end's certificate is not accepted: "
 _ALL = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:7717: "
 
 
@@ -60,6 +64,19 @@ _ALL = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:7
         ("DNS resolution failed for pi2:7717: C-ares status", "unknown name pi2"),
         ("errors resolving pi2:7717: [Domain name not found]", "unknown name pi2"),
         ("Stream removed (Socket closed)", "the connection broke"),
+        (
+            _ALL + "connection attempt timed out before receiving SETTINGS frame",
+            "no answer in time",
+        ),
+        ("Deadline Exceeded", "no answer in time"),
+        (
+            _ALL + _TLS + "1000007d" + _SSL + _VERIFY + "certificate has expired: OK",
+            _BAD + "certificate has expired",
+        ),
+        (_ALL + _TLS + "1000007d" + _SSL + _VERIFY.rstrip(": "), _BAD.rstrip(": ")),
+        (_ALL + _TLS + "100000f7" + _SSL + "WRONG_VERSION_NUMBER", "only one end uses TLS"),
+        (_ALL + _TLS + "10000416" + _SSL + "TLSV1_ALERT_UNKNOWN_CA", "the TLS handshake failed"),
+        (_ALL + "Failed parsing HTTP/2 (Expected SETTINGS frame)", "what answers is not gRPC"),
         ("something new", "something new"),
     ],
 )
