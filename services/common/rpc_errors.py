@@ -15,6 +15,7 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from hearth.common.causes import short_cause
 from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.logging import printable
 
@@ -88,8 +89,6 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> HearthError:
         reason = info.reason
         metadata = dict(info.metadata)
     elif status is _C.UNAVAILABLE:
-        from hearth.client.causes import short_cause  # late: loads the client
-
         tls = any(sign in message.lower() for sign in _TLS_SIGNS)
         more = ", and that both ends have --tls of the same cluster" if tls else ""
         message = (

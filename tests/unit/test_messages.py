@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.cli.cluster import describe
-from hearth.client.causes import short_cause
+from hearth.client import causes as client_causes
+from hearth.common import causes
 from hearth.common.logging import setup
 from hearth.common.terminal import one_line, safe
 from hearth.root.cluster.asking import without_name
@@ -81,7 +82,8 @@ _ALL = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:7
     ],
 )
 def test_causes_of_lost_connections(details: str, cause: str) -> None:
-    assert short_cause(details) == cause
+    assert causes.short_cause(details) == cause
+    assert client_causes.short_cause(details) == cause
 
 
 @pytest.mark.parametrize(
