@@ -75,7 +75,8 @@ def run(case: Case) -> dict[str, Any]:
     name = f"plan-{os.getpid()}"
     _call("ip", "netns", "add", name)
     try:
-        _call("ip", "-n", name, "link", "set", "lo", "up")
+        # Packets as on Ethernet: those of the loopback, of 64 KiB, do not fit the bucket.
+        _call("ip", "-n", name, "link", "set", "lo", "mtu", "1500", "up")
         shape = f"qdisc add dev lo root tbf rate {case.link} burst 64kb latency 400ms"
         _call("tc", "-n", name, *shape.split())
         return _json(["ip", "netns", "exec", name, *command])
