@@ -44,7 +44,9 @@ void sleep_while(const std::atomic<uint32_t>& value, uint32_t old) {
 }
 void wake_sleepers(std::atomic<uint32_t>&) {
   // The value changed before the call. A sleeper that looked earlier has the lock, or waits.
-  { std::lock_guard lock(sleeping); }
+  {
+    std::lock_guard lock(sleeping);
+  }
   changed.notify_all();
 }
 
