@@ -32,6 +32,9 @@ class DeviceInfo:
     kind: str  # "discrete", "integrated", "virtual", "cpu" or "other"
     memory_bytes: int
 
+def has_vulkan() -> bool:
+    """False for a core that was built without Vulkan."""
+
 def list_devices() -> list[DeviceInfo]:
     """The GPUs that this build and the drivers offer, in the order of their numbers."""
 

@@ -238,6 +238,9 @@ void test_refusals() {
   ShardConfig config = config_of({});
   config.kv_type = KvType::q80;
   CHECK_THROWS(make(config, Type::f32, kGpu), DeviceError, "KV cache of type q80");
+  config = config_of({});
+  config.kinds[0].experts = ExpertsConfig{.count = 4, .used = 2, .expert = {.units = {0, 32}}};
+  CHECK_THROWS(make(config, Type::f32, kGpu), DeviceError, "mixtures of experts");
   CHECK_THROWS(make(config_of({}), Type::f32, "vulkan:99"), DeviceError, "no vulkan:99");
   CHECK_THROWS(make(config_of({}), Type::f32, "cuda"), std::invalid_argument, "not a device");
   CHECK_THROWS(parse_vulkan_device("vulkan:"), std::invalid_argument, "not a device");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from hearth import _native
@@ -12,11 +13,15 @@ CPU = "cpu"
 # Of a GPU's own memory: its driver and other programs keep some.
 _USABLE = 0.9
 
+log = logging.getLogger(__name__)
+
 
 def check_devices(devices: Iterable[str]) -> None:
     """Raises HearthError BAD_SETTING for a device that this machine does not have."""
     for device in dict.fromkeys(devices):
-        gpu_info(device)
+        info = gpu_info(device)
+        if info is not None and info.kind == "cpu":
+            log.warning("%s (%s) computes on the CPU: --device cpu is faster", info.id, info.name)
 
 
 def gpu_info(device: str) -> _native.DeviceInfo | None:
@@ -28,22 +33,29 @@ def gpu_info(device: str) -> _native.DeviceInfo | None:
     except ValueError as error:
         raise HearthError(Reason.BAD_SETTING, f"--device: {error}") from None
     known = _native.list_devices()
+    if device == "vulkan":  # not a driver that computes on the CPU, if there is another
+        number = next((at for at, info in enumerate(known) if info.kind != "cpu"), 0)
     if number < len(known):
         return known[number]
     names = ", ".join(f"{info.id} ({info.name})" for info in known)
     found = f"there are {names}" if known else "Vulkan finds no GPU, or no driver of one"
+    if not _native.has_vulkan():
+        found = "this core was built without Vulkan (see docs/gpu.md)"
     raise HearthError(Reason.BAD_SETTING, f"--device {device} is not there: {found}")
 
 
 def memory_for_model(device: str, limit: int | None = None) -> int:
     """Bytes available on the device for weights and KV cache, at most `limit`.
 
-    A GPU with memory of its own is limited by that; weights pass through the host's all the same.
+    A GPU with memory of its own is limited by that; weights stay in the host's all the same. So
+    one that shares the host's holds them twice.
     """
     room = system.memory_for_model(limit)
     info = gpu_info(device)
-    if info is None or info.kind != "discrete":
+    if info is None:
         return room
+    if info.kind != "discrete":
+        return room // 2
     return min(room, int(info.memory_bytes * _USABLE))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -25,8 +27,13 @@ _SECONDS = 30.0
 # Memory that a measurement takes, with a margin.
 _NEEDED_BYTES = 512 << 20
 _MOST_FILE_BYTES = 4096
+# Rates that no machine has: slower than a first microprocessor, faster than any datacentre's.
+_RATES = (1e5, 1e17)
+_MOST_LAYER_SECONDS = 100.0
 # How long speeds count that were measured on a busy machine.
 _BUSY_SECONDS = 600.0
+# Between two looks whether another process has ended its measurement.
+_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +51,14 @@ class Speeds:
 
     @property
     def sane(self) -> bool:
-        """True if every number is finite, and all but the last two are above 0."""
-        values = [getattr(self, field.name) for field in fields(self)]
-        return all(math.isfinite(value) and value >= 0 for value in values) and min(values[:3]) > 0
+        """True if every number can be some machine's."""
+        low, high = _RATES
+        rates = (self.read_bandwidth, self.prefill_rate, self.few_rows_rate)
+        return (
+            all(low <= rate <= high for rate in rates)
+            and 0 <= self.layer_seconds <= _MOST_LAYER_SECONDS
+            and 0 <= self.disk_bandwidth <= high
+        )
 
 
 def speeds_here(
@@ -71,7 +83,10 @@ def speeds_here(
     kept = None if again else _read(path) or _read(passing, _BUSY_SECONDS)
     if kept is not None or not may_measure:
         return kept
-    with _locked(folder):
+    with _locked(folder) as alone:
+        if not alone:
+            log.info("another process measures this machine, and does not end")
+            return None
         # Several nodes of one machine measure one after another, and the first is enough.
         kept = None if again else _read(path) or _read(passing, _BUSY_SECONDS)
         if kept is None:
@@ -148,7 +163,9 @@ def _parsed(text: bytes) -> Speeds | None:
 def _read(path: Path, seconds: float = math.inf) -> Speeds | None:
     """Kept speeds; None where there are none, or they are older than so many seconds."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | system_files.AS_IT_IS), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
             if not -seconds < time.time() - os.fstat(file.fileno()).st_mtime < seconds:
                 return None
             return _parsed(file.read(_MOST_FILE_BYTES))
@@ -165,15 +182,32 @@ def _write(path: Path, speeds: Speeds) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time, where the system and the folder allow it."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """One process of this machine at a time, where the system and the folder allow it.
+
+    False if another one has not ended in the time that a measurement may take.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        flags = os.O_RDWR | os.O_CREAT | system_files.AS_IT_IS
+        file = os.fdopen(os.open(folder / "lock", flags, 0o600), "rb")
     except OSError:
-        yield
+        yield True
         return
     with file:
-        with suppress(OSError):
-            system_files.lock(file.fileno(), wait=True)
-        yield
+        until = time.monotonic() + _SECONDS
+        while not _taken(file.fileno()):
+            if time.monotonic() >= until:
+                yield False
+                return
+            time.sleep(_LOOK_SECONDS)
+        yield True
+
+
+def _taken(file: int) -> bool:
+    try:
+        system_files.lock(file)
+    except OSError as error:
+        # Where files have no locks, this process counts as the only one.
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    return True

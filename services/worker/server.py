@@ -6,6 +6,7 @@ import logging
 import platform
 import secrets
 import threading
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 _RPC_THREADS = 32
+# How long a machine that could not be measured is left alone.
+_UNMEASURED_SECONDS = 600.0
 # Calls that wait for a thread, and those of one connection: a root has a few.
 _WAITING_CALLS = 256
 _CALLS_OF_A_CONNECTION = 16
@@ -102,6 +105,8 @@ class WorkerServer:
         # Measured speeds are kept in it.
         self._cache_dir = cache_dir
         self._known_speeds: Speeds | None = None
+        self._measuring = threading.Lock()
+        self._measured_until = 0.0
         self._metrics = metrics or WorkerMetrics()
         self._cache = SliceCache(cache_dir, cache_limit) if cache_dir is not None else None
         self._files = (
@@ -207,12 +212,24 @@ class WorkerServer:
     def _speeds(self, may_measure: bool) -> Speeds | None:
         if self._device != devices.CPU:
             return None  # what is measured is the CPU
-        found = self._known_speeds or speeds_here(
-            self._threads, self._cache_dir, self._pin, may_measure=may_measure
-        )
-        if self._cache_dir is None:
-            self._known_speeds = found
-        return found
+        if self._known_speeds is not None or not may_measure:
+            return self._known_speeds or speeds_here(
+                self._threads, self._cache_dir, self._pin, may_measure=False
+            )
+        # One at a time, however many ask: it takes all cores.
+        if not self._measuring.acquire(blocking=False):
+            raise HearthError(Reason.WORKER_BUSY, "this worker's speed is being measured")
+        try:
+            if time.monotonic() < self._measured_until:
+                return None
+            found = speeds_here(self._threads, self._cache_dir, self._pin)
+            if found is None:
+                self._measured_until = time.monotonic() + _UNMEASURED_SECONDS
+            if self._cache_dir is None:
+                self._known_speeds = found
+            return found
+        finally:
+            self._measuring.release()
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""

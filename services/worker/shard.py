@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
+from hearth.common import devices
 from hearth.common.errors import HearthError, Reason
 from hearth.common.types import WEIGHT, name_of
 from hearth.v1 import common_pb2, worker_pb2
@@ -48,9 +49,15 @@ class NodeShard:
         check_config(config)
         self.config = config
         self.device = device
+        # Its GPU is lost, or hangs.
+        self.failed = False
+        info = devices.gpu_info(device)
         try:
             self._shard = _native.Shard(
-                native_config(config), threads=threads, pin=list(pin), device=device
+                native_config(config),
+                threads=threads,
+                pin=list(pin),
+                device=device if info is None else info.id,
             )
         except (ValueError, _native.DeviceError) as error:
             raise _bad(str(error)) from None
@@ -84,6 +91,9 @@ class NodeShard:
             self._shard.load(entry.name, _weight_name(entry), data, first_row)
         except (ValueError, KeyError) as error:
             raise _bad(f"slice {entry.name!r}: {error}") from None
+        except _native.DeviceError as error:  # all weights go to the GPU with the last slice
+            self.failed = True
+            raise HearthError(Reason.OUT_OF_MEMORY, f"--device {self.device}: {error}") from None
         except MemoryError as error:
             raise _no_memory(f"slice {entry.name!r}", error) from None
 
@@ -131,7 +141,7 @@ class NodeShard:
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid page to store: {error}") from None
         except _native.DeviceError as error:
-            raise _failed_device(self.device, error) from None
+            raise self._failed_device(error) from None
 
     def write_page(self, page: int, data: Buffer) -> None:
         """Replaces the content of a KV page. Raises HearthError BAD_STEP."""
@@ -140,7 +150,7 @@ class NodeShard:
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid page to fetch: {error}") from None
         except _native.DeviceError as error:
-            raise _failed_device(self.device, error) from None
+            raise self._failed_device(error) from None
         except MemoryError as error:
             raise _no_memory("pages of KV cache", error) from None
 
@@ -162,6 +172,11 @@ class NodeShard:
             raise HearthError(Reason.BAD_STEP, f"invalid snapshot to fetch: {error}") from None
         except MemoryError as error:
             raise _no_memory("a state", error) from None
+
+    def _failed_device(self, error: Exception) -> HearthError:
+        """A GPU that is lost, hangs, or has no memory left."""
+        self.failed = True
+        return HearthError(Reason.WORKER_UNFIT, f"--device {self.device}: {error}")
 
     def _copy_state(self, source: int, target: int, position: int) -> None:
         try:
@@ -214,14 +229,9 @@ class NodeShard:
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid step: {error}") from None
         except _native.DeviceError as error:
-            raise _failed_device(self.device, error) from None
+            raise self._failed_device(error) from None
         except MemoryError as error:
             raise _no_memory("pages of KV cache", error) from None
-
-
-def _failed_device(device: str, error: Exception) -> HearthError:
-    """A GPU that is lost, hangs, or has no memory left: the node is of no use until it restarts."""
-    return HearthError(Reason.WORKER_UNFIT, f"--device {device}: {error}")
 
 
 def page_tables(config: common_pb2.ShardConfig) -> PageTables:

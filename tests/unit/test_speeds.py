@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -275,3 +276,37 @@ def test_nodes_of_this_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_no_prediction_without_the_speed_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_by_root(monkeypatch, [FakeLink("10.0.0.1:1", None)]) is None
+
+
+def test_numbers_that_no_machine_has_do_not_count() -> None:
+    message = speeds_message(KNOWN)
+    for field, value in [
+        ("read_bytes_per_second", 1e-310),
+        ("prefill_products_per_second", 1e300),
+        ("few_rows_products_per_second", math.inf),
+        ("layer_seconds", 1e308),
+        ("disk_bytes_per_second", -1.0),
+    ]:
+        changed = type(message)()
+        changed.CopyFrom(message)
+        setattr(changed, field, value)
+        assert speeds_of(changed) is None, field
+
+
+def test_a_fifo_among_kept_speeds_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "speeds"
+    folder.mkdir()
+    os.mkfifo(folder / f"{module._key(1, ())}.json")
+    assert speeds_here(1, tmp_path, may_measure=False) is None
+
+
+def test_a_set_of_workers_is_measured_once() -> None:
+    model = RandomModel(random_spec("tinyllama-1.1b"))
+    blueprint = draw(model, ClusterSettings(workers=("a:1", "b:1")))
+    assert blueprint.to_measure(("a:1", "b:1"))
+    assert not blueprint.to_measure(("a:1", "b:1"))
+    machines = [replace(CATALOGUE["pi5"], name=name) for name in ("root", "a", "b")]
+    blueprint.measured(("a:1", "b:1"), machines)
+    # What is left of them after a loss is known.
+    assert blueprint.known_machines(("b:1",)) == [machines[0], machines[2]]
+    assert blueprint.known_machines(("c:1",)) is None

@@ -18,8 +18,11 @@ struct DeviceInfo {
   std::string id;       // "vulkan:0"
   std::string name;     // as its driver says
   std::string kind;     // "discrete", "integrated", "virtual", "cpu" (drawn by the CPU) or "other"
-  size_t memory_bytes;  // of its largest heap
+  size_t memory_bytes;  // of its own largest heap
 };
+
+// False for a build without Vulkan.
+bool has_vulkan();
 
 // The GPUs that this build and this machine's drivers offer, if any.
 std::vector<DeviceInfo> list_devices();

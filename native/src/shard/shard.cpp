@@ -123,9 +123,15 @@ void Shard::write_state(uint32_t slot, size_t position, std::span<const uint8_t>
 
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,
                  size_t first_row) {
-  const std::lock_guard lock(state_->loading);
-  state_->weights.load(name, type, data, first_row, state_->pool);
-  if (!state_->weights.complete()) return;
+  {
+    const std::lock_guard lock(state_->loading);
+    state_->weights.load(name, type, data, first_row, state_->pool);
+    if (!state_->weights.complete()) return;
+  }
+  {
+    const std::lock_guard lock(state_->stepping);
+    state_->prepare();
+  }
   try {
     state_->gathering =
         std::thread([state = state_.get()] { state->weights.gather(state->closing); });

@@ -4,6 +4,8 @@
 
 namespace hearth {
 
+bool has_vulkan() { return false; }
+
 std::vector<DeviceInfo> list_devices() { return {}; }
 
 std::unique_ptr<Backend> make_vulkan_backend(const ShardConfig&, size_t) {

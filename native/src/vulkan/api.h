@@ -6,10 +6,11 @@
 
 namespace hearth::vulkan {
 
-#define HEARTH_INSTANCE_FUNCTIONS(each)                                                  \
-  each(DestroyInstance) each(EnumeratePhysicalDevices) each(GetPhysicalDeviceProperties) \
-      each(GetPhysicalDeviceFeatures2) each(GetPhysicalDeviceMemoryProperties)           \
-          each(GetPhysicalDeviceQueueFamilyProperties) each(CreateDevice) each(GetDeviceProcAddr)
+#define HEARTH_INSTANCE_FUNCTIONS(each)                                                        \
+  each(DestroyInstance) each(EnumeratePhysicalDevices) each(GetPhysicalDeviceProperties)       \
+      each(GetPhysicalDeviceProperties2) each(GetPhysicalDeviceFeatures2)                      \
+          each(GetPhysicalDeviceMemoryProperties) each(GetPhysicalDeviceQueueFamilyProperties) \
+              each(CreateDevice) each(GetDeviceProcAddr)
 
 #define HEARTH_DEVICE_FUNCTIONS(each)                                                              \
   each(DestroyDevice) each(GetDeviceQueue) each(CreateBuffer) each(DestroyBuffer)                  \

@@ -82,6 +82,7 @@ class VulkanBackend : public Backend {
   // Room for so many rows, output rows and entries of pages. What was recorded before is given up
   // where addresses change.
   void resize(size_t rows, size_t output_rows, size_t pages);
+  void grow(size_t rows, size_t output_rows, size_t pages);
   void resize_buffers(size_t rows, size_t output_rows);
   void fill(const Batch& batch);
   template <typename Value>
@@ -112,6 +113,17 @@ class VulkanBackend : public Backend {
 void VulkanBackend::resize(size_t rows, size_t output_rows, size_t pages) {
   if (rows <= most_rows_ && output_rows <= most_output_rows_ && pages <= most_pages_) return;
   recordings_.clear();
+  try {
+    grow(rows, output_rows, pages);
+  } catch (...) {  // what is left has no one size: the next step begins from nothing
+    most_rows_ = most_output_rows_ = most_pages_ = 0;
+    memories_ = {};
+    step_memory_ = Memory();
+    throw;
+  }
+}
+
+void VulkanBackend::grow(size_t rows, size_t output_rows, size_t pages) {
   if (rows > most_rows_ || output_rows > most_output_rows_) {
     most_rows_ = std::max(rows, most_rows_);
     most_output_rows_ = std::max(output_rows, most_output_rows_);
@@ -207,6 +219,7 @@ uint64_t VulkanBackend::run(const Program& program, const StepArgs& step) {
   const Batch& batch = step.batch;
   const size_t rows = batch.rows().size(), output_rows = batch.output_rows().size();
   if (rows == 0) return 0;
+  device_.check();
   size_t pages = 0;
   for (const SequenceStep& sequence : batch.sequences()) {
     const size_t end = sequence.position + sequence.rows;

@@ -14,6 +14,8 @@ namespace {
 // a CPU take seconds.
 constexpr uint64_t kPatienceNs = 120'000'000'000;
 constexpr size_t kStagingBytes = size_t{16} << 20;
+// Of the largest workgroups.
+constexpr uint32_t kThreads = 256;
 // Guaranteed by the specification.
 constexpr uint32_t kPushBytes = 128;
 
@@ -123,6 +125,11 @@ struct Features {
 
 Memory::Memory(const Device& device, size_t bytes, Place place) : device_(&device), size_(bytes) {
   const DeviceFunctions& vk = device.functions_;
+  if (bytes > device.most_bytes_) {
+    device_ = nullptr;
+    throw DeviceError(device.name_ + " gives at most " + std::to_string(device.most_bytes_ >> 20) +
+                      " MiB in one piece, not " + std::to_string(bytes >> 20) + " MiB");
+  }
   try {
     VkBufferCreateInfo info = {};
     info.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO;
@@ -163,7 +170,7 @@ Memory::Memory(const Device& device, size_t bytes, Place place) : device_(&devic
 Memory::~Memory() { free(); }
 
 void Memory::free() {
-  if (device_ == nullptr) return;
+  if (device_ == nullptr || device_->hangs_) return;
   const DeviceFunctions& vk = device_->functions_;
   vk.DestroyBuffer(device_->device_, buffer_, nullptr);
   vk.FreeMemory(device_->device_, memory_, nullptr);
@@ -191,12 +198,24 @@ Commands::Commands(const Device& device) : device_(device) {
   VkCommandBufferBeginInfo begin = {};
   begin.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO;
   const VkResult result = device.functions_.BeginCommandBuffer(buffer_, &begin);
-  if (result == VK_SUCCESS) return;
-  device.functions_.FreeCommandBuffers(device.device_, device.pool_, 1, &buffer_);
-  fail("commands", result);
+  if (result != VK_SUCCESS) {
+    device.functions_.FreeCommandBuffers(device.device_, device.pool_, 1, &buffer_);
+    fail("commands", result);
+  }
+  // What copies and earlier commands wrote.
+  VkMemoryBarrier before = {};
+  before.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER;
+  before.srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
+  before.dstAccessMask =
+      VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_READ_BIT;
+  constexpr VkPipelineStageFlags kStages =
+      VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
+  device.functions_.CmdPipelineBarrier(buffer_, kStages, kStages, 0, 1, &before, 0, nullptr, 0,
+                                       nullptr);
 }
 
 Commands::~Commands() {
+  if (device_.hangs_) return;
   device_.functions_.FreeCommandBuffers(device_.device_, device_.pool_, 1, &buffer_);
 }
 
@@ -211,7 +230,6 @@ void Commands::dispatch(Shader shader, std::span<const uint32_t> constants,
 }
 
 void Commands::barrier() {
-  // From shader to shader, and to and from copies and the host: these are few.
   VkMemoryBarrier barrier = {};
   barrier.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER;
   barrier.srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT;
@@ -268,8 +286,18 @@ Device::Device(size_t number) {
                       "and 16-bit storage");
   }
   vk.GetPhysicalDeviceMemoryProperties(physical, &memory_properties_);
-  // Guaranteed by the specification (maxMemoryAllocationSize).
-  most_bytes_ = size_t{1} << 30;
+  VkPhysicalDeviceMaintenance3Properties sizes = {};
+  sizes.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES;
+  VkPhysicalDeviceProperties2 more = {};
+  more.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2;
+  more.pNext = &sizes;
+  vk.GetPhysicalDeviceProperties2(physical, &more);
+  most_bytes_ = sizes.maxMemoryAllocationSize;
+  if (properties.limits.maxComputeWorkGroupInvocations < kThreads) {
+    throw DeviceError(name_ + " runs workgroups of at most " +
+                      std::to_string(properties.limits.maxComputeWorkGroupInvocations) +
+                      " threads; the shaders have " + std::to_string(kThreads));
+  }
   try {
     open_queue(physical);
   } catch (...) {
@@ -284,8 +312,16 @@ void Device::open_queue(VkPhysicalDevice physical) {
   instance.GetPhysicalDeviceQueueFamilyProperties(physical, &count, nullptr);
   std::vector<VkQueueFamilyProperties> families(count);
   instance.GetPhysicalDeviceQueueFamilyProperties(physical, &count, families.data());
-  uint32_t family = 0;
-  while (family < count && (families[family].queueFlags & VK_QUEUE_COMPUTE_BIT) == 0) ++family;
+  // Rather one that does not draw too: long steps then hold up no desktop.
+  const auto find_family = [&](VkQueueFlags without) {
+    uint32_t each = 0;
+    while (each < count && ((families[each].queueFlags & VK_QUEUE_COMPUTE_BIT) == 0 ||
+                            (families[each].queueFlags & without) != 0))
+      ++each;
+    return each;
+  };
+  uint32_t family = find_family(VK_QUEUE_GRAPHICS_BIT);
+  if (family == count) family = find_family(0);
   if (family == count) throw DeviceError(name_ + " cannot compute");
   const float priority = 1.0f;
   VkDeviceQueueCreateInfo queue = {};
@@ -301,7 +337,7 @@ void Device::open_queue(VkPhysicalDevice physical) {
   info.pNext = &wanted.all;
   info.queueCreateInfoCount = 1;
   info.pQueueCreateInfos = &queue;
-  check(instance.CreateDevice(physical, &info, nullptr, &device_), "the device");
+  vulkan::check(instance.CreateDevice(physical, &info, nullptr, &device_), "the device");
   const auto find = [&](const char* name) { return instance.GetDeviceProcAddr(device_, name); };
 #define HEARTH_FIND(name) functions_.name = reinterpret_cast<PFN_vk##name>(find("vk" #name));
   HEARTH_DEVICE_FUNCTIONS(HEARTH_FIND)
@@ -310,17 +346,17 @@ void Device::open_queue(VkPhysicalDevice physical) {
   VkCommandPoolCreateInfo pool = {};
   pool.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO;
   pool.queueFamilyIndex = family;
-  check(functions_.CreateCommandPool(device_, &pool, nullptr, &pool_), "a command pool");
+  vulkan::check(functions_.CreateCommandPool(device_, &pool, nullptr, &pool_), "a command pool");
   const VkPushConstantRange range = {
       .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .offset = 0, .size = kPushBytes};
   VkPipelineLayoutCreateInfo layout = {};
   layout.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO;
   layout.pushConstantRangeCount = 1;
   layout.pPushConstantRanges = &range;
-  check(functions_.CreatePipelineLayout(device_, &layout, nullptr, &layout_), "a layout");
+  vulkan::check(functions_.CreatePipelineLayout(device_, &layout, nullptr, &layout_), "a layout");
   VkFenceCreateInfo fence = {};
   fence.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO;
-  check(functions_.CreateFence(device_, &fence, nullptr, &fence_), "a fence");
+  vulkan::check(functions_.CreateFence(device_, &fence, nullptr, &fence_), "a fence");
 }
 
 Device::~Device() { close(); }
@@ -373,7 +409,7 @@ VkPipeline Device::pipeline(Shader shader, std::span<const uint32_t> constants) 
   info.codeSize = code.size_bytes();
   info.pCode = code.data();
   VkShaderModule module = VK_NULL_HANDLE;
-  check(functions_.CreateShaderModule(device_, &info, nullptr, &module), "a shader");
+  vulkan::check(functions_.CreateShaderModule(device_, &info, nullptr, &module), "a shader");
   VkComputePipelineCreateInfo create = {};
   create.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO;
   create.stage.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO;
@@ -386,9 +422,13 @@ VkPipeline Device::pipeline(Shader shader, std::span<const uint32_t> constants) 
   const VkResult result =
       functions_.CreateComputePipelines(device_, VK_NULL_HANDLE, 1, &create, nullptr, &made);
   functions_.DestroyShaderModule(device_, module, nullptr);
-  check(result, "a pipeline");
+  vulkan::check(result, "a pipeline");
   pipelines_.emplace(key, made);
   return made;
+}
+
+void Device::check() const {
+  if (hangs_) fail("a step", VK_TIMEOUT);
 }
 
 void Device::run(const Commands& commands) const {
@@ -397,12 +437,12 @@ void Device::run(const Commands& commands) const {
   submit.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO;
   submit.commandBufferCount = 1;
   submit.pCommandBuffers = &buffer;
-  if (hangs_) fail("a step", VK_TIMEOUT);
-  check(functions_.ResetFences(device_, 1, &fence_), "a fence");
-  check(functions_.QueueSubmit(queue_, 1, &submit, fence_), "a step");
+  check();
+  vulkan::check(functions_.ResetFences(device_, 1, &fence_), "a fence");
+  vulkan::check(functions_.QueueSubmit(queue_, 1, &submit, fence_), "a step");
   const VkResult result = functions_.WaitForFences(device_, 1, &fence_, VK_TRUE, kPatienceNs);
   hangs_ = result == VK_TIMEOUT;
-  check(result, "a step");
+  vulkan::check(result, "a step");
 }
 
 void Device::staged(const Memory& memory, size_t offset, size_t bytes, bool to_device,
@@ -437,6 +477,8 @@ void Device::read(const Memory& from, size_t offset, std::span<uint8_t> bytes) c
 
 namespace hearth {
 
+bool has_vulkan() { return true; }
+
 std::vector<DeviceInfo> list_devices() {
   std::vector<DeviceInfo> devices;
   const auto& instance = vulkan::Instance::get();
@@ -446,8 +488,10 @@ std::vector<DeviceInfo> list_devices() {
     instance.functions().GetPhysicalDeviceProperties(physical, &properties);
     instance.functions().GetPhysicalDeviceMemoryProperties(physical, &memory);
     size_t bytes = 0;
-    for (uint32_t i = 0; i < memory.memoryHeapCount; ++i)
-      bytes = std::max<size_t>(bytes, memory.memoryHeaps[i].size);
+    for (uint32_t i = 0; i < memory.memoryHeapCount; ++i) {
+      if ((memory.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) != 0)
+        bytes = std::max<size_t>(bytes, memory.memoryHeaps[i].size);
+    }
     devices.push_back({.id = "vulkan:" + std::to_string(devices.size()),
                        .name = properties.deviceName,
                        .kind = vulkan::kind_of(properties.deviceType),

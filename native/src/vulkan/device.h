@@ -63,7 +63,7 @@ class Commands {
   // constants: of specialization, by number; arguments: the push constants.
   void dispatch(Shader shader, std::span<const uint32_t> constants,
                 std::span<const uint8_t> arguments, uint32_t x, uint32_t y = 1);
-  // What follows sees what the dispatches and copies before it wrote.
+  // Dispatches that follow see what those before it wrote.
   void barrier();
   void copy(const Memory& from, size_t from_offset, const Memory& to, size_t to_offset,
             size_t bytes);
@@ -84,10 +84,8 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  const std::string& name() const { return name_; }
-  // The largest piece of memory that can be had at once.
-  size_t most_bytes() const { return most_bytes_; }
-
+  // Throws DeviceError if an earlier step has not ended in time: what it uses must stay as it is.
+  void check() const;
   // Runs the commands and waits for their end. Throws DeviceError: the device is lost, or has not
   // ended them within two minutes.
   void run(const Commands& commands) const;
@@ -95,8 +93,6 @@ class Device {
   // Copies between the host and memory anywhere.
   void write(const Memory& to, size_t offset, std::span<const uint8_t> bytes) const;
   void read(const Memory& from, size_t offset, std::span<uint8_t> bytes) const;
-
-  const DeviceFunctions& functions() const { return functions_; }
 
  private:
   friend class Memory;
@@ -110,7 +106,7 @@ class Device {
   void close();
 
   std::string name_;
-  size_t most_bytes_ = 0;
+  size_t most_bytes_ = 0;  // of one piece of memory
   VkPhysicalDeviceMemoryProperties memory_properties_{};
   DeviceFunctions functions_;
   VkDevice device_ = VK_NULL_HANDLE;

@@ -350,18 +350,19 @@ class Recorder {
 }  // namespace
 
 VkDeviceAddress DeviceWeights::of(const Matrix& matrix) {
-  const auto [place, is_new] = known_.try_emplace(&matrix, 0);
-  if (is_new) place->second = upload({matrix.group(0), matrix.size_bytes()});
-  return place->second;
+  // Known once it is there: an upload may fail, and be tried again.
+  if (const auto found = known_.find(&matrix); found != known_.end()) return found->second;
+  const VkDeviceAddress address = upload({matrix.group(0), matrix.size_bytes()});
+  known_.emplace(&matrix, address);
+  return address;
 }
 
 VkDeviceAddress DeviceWeights::of(const std::vector<float>& vector) {
-  const auto [place, is_new] = known_.try_emplace(&vector, 0);
-  if (is_new) {
-    place->second =
-        upload({reinterpret_cast<const uint8_t*>(vector.data()), vector.size() * sizeof(float)});
-  }
-  return place->second;
+  if (const auto found = known_.find(&vector); found != known_.end()) return found->second;
+  const auto* bytes = reinterpret_cast<const uint8_t*>(vector.data());
+  const VkDeviceAddress address = upload({bytes, vector.size() * sizeof(float)});
+  known_.emplace(&vector, address);
+  return address;
 }
 
 VkDeviceAddress DeviceWeights::upload(std::span<const uint8_t> bytes) {
@@ -380,6 +381,10 @@ VkDeviceAddress DeviceWeights::upload(std::span<const uint8_t> bytes) {
 std::vector<Segment> record(const Device& device, const ShardConfig& config, const Program& program,
                             const PerBuffer<StepBuffer>& buffers, const StepArrays& arrays,
                             DeviceWeights& weights, size_t rows, size_t output_rows, bool syncs) {
+  if (rows > kMostGroups) {
+    throw DeviceError("a step of " + std::to_string(rows) + " rows: at most " +
+                      std::to_string(kMostGroups) + " fit a dispatch");
+  }
   Recorder recorder(device, config, buffers, arrays, weights, rows, output_rows, syncs);
   for (const Program::Instruction& instruction : program.instructions()) {
     if (instruction.output_only && output_rows == 0) continue;

@@ -223,16 +223,21 @@ class Forming:
         if settings.device != devices.CPU:
             log.info("no prediction of the speed: only CPUs are measured")
             return
-        threads = settings.threads or system.cores()
-        kernels = devices.kernels(settings.device)
-        root = Root(self._blueprint.room, threads, settings.pin, settings.speeds_dir, kernels)
-        found = measure(root, self._links, infos)
-        if found is None:
-            log.info("no prediction of the speed: a node could not be measured")
-            return
         addresses = [link.address for link in self._links]
         before = self._plan
-        self._blueprint.measured(addresses, found)
+        if self._blueprint.to_measure(addresses):
+            threads = settings.threads or system.cores()
+            kernels = devices.kernels(settings.device)
+            root = Root(self._blueprint.room, threads, settings.pin, settings.speeds_dir, kernels)
+            found = self._blueprint.known_machines(addresses) or measure(root, self._links, infos)
+            if found is None:
+                log.info("no prediction of the speed: a node could not be measured")
+                return
+            try:
+                self._blueprint.measured(addresses, found)
+            except ArithmeticError:  # no prediction ends a forming
+                log.warning("no prediction of the speed: it cannot follow from these: %s", found)
+                return
         self._plan = self._blueprint.plan(addresses)
         for sentence in self._blueprint.slowing(addresses):
             log.warning("%s", sentence)
@@ -309,7 +314,7 @@ class Forming:
                 node.state = root_pb2.NODE_STATE_LOADING
                 node.shard.CopyFrom(config)
         held, self.shard = self.shard, None
-        if held is not None and held.config != configs[0]:
+        if held is not None and (held.failed or held.config != configs[0]):
             held.close()  # before the new one is loaded: there may be no memory for both
             held = None
         threads = settings.threads or system.cores()

@@ -51,6 +51,7 @@ class Blueprint:
     # The root and its workers as they were measured, and the layout chosen by that, by addresses.
     _machines: dict[tuple[str, ...], tuple[Machine, ...]] = field(default_factory=dict)
     _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
+    _asked: set[tuple[str, ...]] = field(default_factory=set)
 
     @property
     def most_workers(self) -> int:
@@ -103,6 +104,28 @@ class Blueprint:
                 plan = replace(plan, notes=(*plan.notes, note))
             self._plans[layout, shares] = plan
         return plan
+
+    def to_measure(self, workers: Sequence[str]) -> bool:
+        """True once for each set of workers: what was measured, or could not be, is kept.
+
+        So a cluster that forms again after a loss takes no time for it, and keeps its layout.
+        """
+        if len(self._asked) >= _REMEMBERED:
+            self._asked.clear()
+        key = tuple(workers)
+        if key in self._asked:
+            return False
+        self._asked.add(key)
+        return True
+
+    def known_machines(self, workers: Sequence[str]) -> list[Machine] | None:
+        """The root and these workers, as measured in a larger cluster; None if they were not."""
+        for key, machines in self._machines.items():
+            if tuple(workers) == key or not set(workers) <= set(key):
+                continue
+            by_address = dict(zip(key, machines[1:], strict=True))
+            return [machines[0], *(by_address[worker] for worker in workers)]
+        return None
 
     def measured(self, workers: Sequence[str], machines: Sequence[Machine]) -> None:
         """Takes the measured root and workers; chooses their layout where none was given.

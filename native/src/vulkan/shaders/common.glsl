@@ -15,4 +15,4 @@ const uint kInfinity = 0x7f800000u;
 const float kSmallestQuantized = 1e-36;  // see Kernels::quantize
 
 // tanh that does not overflow where a driver makes it of exp.
-float safe_tanh(float x) { return tanh(clamp(x, -20.0, 20.0)); }
+float safe_tanh(float x) { return isnan(x) ? x : tanh(clamp(x, -20.0, 20.0)); }
