@@ -5,7 +5,6 @@ from pathlib import Path
 from hearth.cli import output
 from hearth.cli.command import Argument, Command, Options
 from hearth.cli.options import split_rules, tokenizer, weights
-from hearth.cli.progress import conversion_progress
 from hearth.cli.stopping import terminate_as_interrupt
 
 
@@ -37,6 +36,9 @@ def run_conversion(
     source: str, dest: Path, weights: str, pre: str | None, tokenizer: str | None = None
 ) -> int:
     """Convert with progress on stderr; the exit code. Raises ModelError."""
+    # Late: a worker that looks at every command's settings has no tqdm.
+    from hearth.cli.progress import conversion_progress
+
     # Late, as in `pull`: it imports NumPy, which not every CPU runs (Command.invoke looks first).
     from hearth.converter.convert import convert
 

@@ -56,6 +56,8 @@ class Answer:
         self._made = 0
         # Why the cluster is not ready, and what of it the reader knows.
         self._waiting = self._shown = ""
+        self._reason: Callable[[], str] = lambda: ""
+        self._changed = False
         self._created = time.perf_counter()
         self._closed = False
 
@@ -80,11 +82,18 @@ class Answer:
         """Tokens of the prompt that the prefix cache had, as far as is known."""
         return self._handle.cached() if self._handle is not None else 0
 
-    def cluster_waits(self, reason: str) -> None:
-        """The cluster is not ready for this reason, or "": it is. In any thread."""
-        if reason != self._waiting:
-            self._waiting = reason
-            self._signal.set()
+    def watch(self, reason: Callable[[], str]) -> None:
+        """Shows why the cluster is not ready, now and at changes; "" while it is."""
+        self._reason = reason
+        self._waiting = reason()
+
+    def cluster_changed(self) -> None:
+        """The reason may be another one. In any thread.
+
+        It is asked for by the reader: notices of two changes may come in another order.
+        """
+        self._changed = True
+        self._signal.set()
 
     def fail(self, error: HearthError) -> None:
         """End the request with `error`, unless it has ended."""
@@ -120,10 +129,12 @@ class Answer:
         if self._read or self._closed:
             raise StopAsyncIteration
         while self._end is None:
-            waiting = self._waiting
-            if waiting != self._shown:
-                self._shown = waiting
-                return Waiting(waiting)
+            if self._changed:
+                self._changed = False  # before it is asked for: a later change counts again
+                self._waiting = self._reason()
+            if self._waiting != self._shown:
+                self._shown = self._waiting
+                return Waiting(self._shown)
             await self._wait()
             delta, end = self.mailbox.take()
             self._end = self._end or end

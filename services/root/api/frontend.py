@@ -309,11 +309,11 @@ class Frontend:
     def _show_waiting(self, answer: Answer) -> None:
         """Give the answer the reason for which the cluster is not ready, now and at changes."""
 
-        def show(status: "ClusterStatus") -> None:
-            answer.cluster_waits(waiting_reason(status))
+        def changed(_: "ClusterStatus") -> None:
+            answer.cluster_changed()
 
-        self._unsubscribe[answer] = self._cluster.subscribe(show)
-        show(self._cluster.status())
+        self._unsubscribe[answer] = self._cluster.subscribe(changed)
+        answer.watch(lambda: waiting_reason(self._cluster.status()))
 
     def _forget(self, client: str, answer: Answer) -> None:
         self._answers.discard(answer)
