@@ -1,4 +1,4 @@
-// What a shard can compute on: "cpu", or a GPU by Vulkan, "vulkan:N".
+// Devices of a shard: "cpu", or a GPU by Vulkan, "vulkan:N".
 #pragma once
 
 #include <cstddef>

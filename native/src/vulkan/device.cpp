@@ -202,7 +202,7 @@ Commands::Commands(const Device& device) : device_(device) {
     device.functions_.FreeCommandBuffers(device.device_, device.pool_, 1, &buffer_);
     fail("commands", result);
   }
-  // What copies and earlier commands wrote.
+  // Makes visible to these commands all that copies and earlier ones wrote.
   VkMemoryBarrier before = {};
   before.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER;
   before.srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
@@ -246,7 +246,7 @@ void Commands::copy(const Memory& from, size_t from_offset, const Memory& to, si
 }
 
 void Commands::end() {
-  // What the host reads after the fence.
+  // Makes the results visible to the host after the fence.
   VkMemoryBarrier barrier = {};
   barrier.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER;
   barrier.srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;

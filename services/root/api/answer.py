@@ -58,6 +58,8 @@ class Answer:
         self._waiting = self._shown = ""
         self._reason: Callable[[], str] = lambda: ""
         self._changed = False
+        # Of the mailbox, until the reader has it.
+        self._taken: tuple[Delta | None, Done | Failed | None] | None = None
         self._created = time.perf_counter()
         self._closed = False
 
@@ -129,18 +131,22 @@ class Answer:
         if self._read or self._closed:
             raise StopAsyncIteration
         while self._end is None:
+            if self._taken is None:
+                self._taken = self.mailbox.take()
+            # After the taking: what came before the tokens is shown before them.
             if self._changed:
                 self._changed = False  # before it is asked for: a later change counts again
                 self._waiting = self._reason()
             if self._waiting != self._shown:
                 self._shown = self._waiting
                 return Waiting(self._shown)
-            await self._wait()
-            delta, end = self.mailbox.take()
+            (delta, end), self._taken = self._taken, None
             self._end = self._end or end
             if delta is not None and not self.only_reads:
                 self._made += len(delta.token_ids)
                 return delta
+            if self._end is None:
+                await self._wait()
         self._read = True
         if isinstance(self._end, Failed):
             raise self._end.error
