@@ -425,8 +425,7 @@ def test_the_tokenizer_of_a_model_that_is_not_in_memory_ends_its_process_after_a
         return end(self)
 
     monkeypatch.setattr(ConfinedTokenizer, "_end", counted)
-    # Long enough that the text comes before the rest, on a busy machine too.
-    monkeypatch.setattr(host, "_TOKENIZER_SECONDS", 1.0)
+    monkeypatch.setattr(host, "_TOKENIZER_SECONDS", 0.05)
     with served(shelf) as (_, url):
         found: list[list[int]] = []
         for _ in range(2):
