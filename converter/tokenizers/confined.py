@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -42,7 +42,8 @@ _Table: TypeAlias = "tuple[bytes, array[int]]"
 class ConfinedTokenizer(Tokenizer):
     """A tokenizer whose texts are encoded by another process. Safe to use from several threads.
 
-    text_seconds: computing for a text, beyond what its size allows.
+    text_seconds: computing for a text, beyond what its size allows. started: called in any thread
+    whenever the process started.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class ConfinedTokenizer(Tokenizer):
         pre: str | None = None,
         tokenizer: str | None = None,
         text_seconds: float = sandbox.TEXT_SECONDS,
+        started: Callable[[], object] = lambda: None,
     ) -> None:
         """source, pre, tokenizer: as for open_model. Raises ModelError as Model.tokenizer does."""
         self._source = source
         self._arguments = [source, pre or "", tokenizer or ""]
         self._text_seconds = text_seconds
+        self._started = started
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -197,6 +200,8 @@ class ConfinedTokenizer(Tokenizer):
                 f"the tokenizer's files of {self._source} changed while in use; restart the root "
                 "(or this command) to load the new ones, or restore the files"
             )
+        self._used = time.monotonic()
+        self._started()
         return said
 
     def _receive(self, seconds: float) -> tuple[bytes, bytes]:
@@ -232,17 +237,22 @@ class ConfinedTokenizer(Tokenizer):
 
 @contextmanager
 def confined(
-    model: Model, source: str, pre: str | None = None, tokenizer: str | None = None
+    model: Model,
+    source: str,
+    pre: str | None = None,
+    tokenizer: str | None = None,
+    started: Callable[[], object] = lambda: None,
 ) -> Iterator[Tokenizer]:
     """The tokenizer of an open model for as long as the block lasts, in a process with limits.
 
-    source, pre, tokenizer: as the model was opened. A tokenizer that no file says anything about
-    needs none. Raises ModelError as Model.tokenizer does.
+    source, pre, tokenizer: as the model was opened. started: called in any thread whenever the
+    process started. A tokenizer that no file says anything about needs none. Raises ModelError as
+    Model.tokenizer does.
     """
     if model.tokenizer_source.plain:
         yield model.tokenizer()
         return
-    with ConfinedTokenizer(source, pre, tokenizer) as made:
+    with ConfinedTokenizer(source, pre, tokenizer, started=started) as made:
         yield made
 
 

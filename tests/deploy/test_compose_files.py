@@ -172,6 +172,16 @@ def test_the_image_is_given_all_of_the_package() -> None:
         folders = {(project / folder).resolve().relative_to(TOP).parts[0] for folder in packages}
         assert folders <= named
     assert all((TOP / name).exists() for name in named)
+    # What the build files read: theirs beside them, by include() and add_subdirectory().
+    read = re.compile(r"^\s*(?:include|add_subdirectory)\(([\w./-]+/[\w./-]+|[a-z_]+)\)", re.M)
+    for build_file in (TOP / "CMakeLists.txt", TOP / "native" / "CMakeLists.txt"):
+        for word in read.findall(build_file.read_text()):
+            wanted = (build_file.parent / word).relative_to(TOP)
+            given = [wanted, *wanted.parents]
+            assert (TOP / wanted).exists()
+            assert any(str(each) in named for each in given) or any(
+                name.startswith(f"{wanted}/") for name in named
+            ), wanted
     assert not {".git", ".venv", "build", "tests"} & named
 
 

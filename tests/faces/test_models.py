@@ -28,6 +28,7 @@ from hearth.root.engine.params import GenerateParams
 from hearth.root.models import host
 from hearth.root.models.card import read_cards
 from hearth.root.models.host import Host
+from hearth.root.models.seat import Seat
 from hearth.root.settings import ClusterSettings, Joining, Serving
 from hearth.worker.shard import NodeShard
 
@@ -416,24 +417,35 @@ def test_workers_keep_slices_and_one_is_lost(
 def test_the_tokenizer_of_a_model_that_is_not_in_memory_ends_its_process_after_a_while(
     shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: list[str] = []
-    end = ConfinedTokenizer._end
+    opened: list[Seat] = []
+    open_seat = Seat.open
 
-    def counted(self: ConfinedTokenizer) -> int:
-        if self._process is not None:
-            ended.append(self._source)
-        return end(self)
+    def noted(self: Seat) -> None:
+        opened.append(self)
+        open_seat(self)
 
-    monkeypatch.setattr(ConfinedTokenizer, "_end", counted)
-    monkeypatch.setattr(host, "_TOKENIZER_SECONDS", 0.05)
+    monkeypatch.setattr(Seat, "open", noted)
+    monkeypatch.setattr(host, "_TOKENIZER_SECONDS", 0.2)
     with served(shelf) as (_, url):
-        found: list[list[int]] = []
-        for _ in range(2):
-            answer = httpx.post(f"{url}/tokenize", json={"content": PROMPT, "model": "beta"})
-            found.append(answer.json()["tokens"])
-            eventually(lambda: len(ended) >= len(found))
-        assert found[0] == found[1]
-        assert found[0]
+
+        def ask() -> list[int]:
+            body = {"content": PROMPT, "model": "beta"}
+            return httpx.post(f"{url}/tokenize", json=body, timeout=60).json()["tokens"]
+
+        def ended() -> bool:
+            tokenizer = opened[0].tokenizer
+            return isinstance(tokenizer, ConfinedTokenizer) and tokenizer._process is None
+
+        first = ask()
+        assert first
+        eventually(ended)
+        assert ask() == first
+        eventually(ended)
+        # A text that comes long after its request: then, too, what it starts is ended.
+        opened[0].open()
+        time.sleep(0.5)
+        assert opened[0].tokenizer.encode(PROMPT, add_special=False)
+        eventually(ended)
         assert loaded(url) == []
 
 

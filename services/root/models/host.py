@@ -265,10 +265,7 @@ class HostShelf:
 
     def open(self, name: str) -> None:
         """Loads a model's tokenizer. Raises ModelError."""
-        seat = self._seats[name]
-        seat.open()
-        if seat is not self._host.current:
-            self._host.wake()  # its tokenizer has a process now, for a while
+        self._seats[name].open()
 
     def keep(self, name: str, seconds: float | None) -> None:
         """Sets how long a model stays in memory without a request."""

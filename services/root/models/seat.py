@@ -80,8 +80,6 @@ class Seat:
         self._open = 0
         # When the last of them ended, time.monotonic().
         self.idle_since = 0.0
-        # When a request came for the tokenizer, time.monotonic(); None: its process has ended.
-        self._asked_at: float | None = None
         self._ids = itertools.count(1)
         self._opening = threading.Lock()
         self._stack = ExitStack()
@@ -149,36 +147,28 @@ class Seat:
 
     def open(self) -> None:
         """Loads the tokenizer, which takes a while the first time. Raises ModelError."""
-        self._asked_at = time.monotonic()
         with self._opening:
             if not isinstance(self._tokenizer, _Unread):
                 return
             source = self.card.source
             with open_model(source, self.card.weights) as model:
-                self._tokenizer = self._stack.enter_context(confined(model, source))
+                made = confined(model, source, started=self._wake)
+                self._tokenizer = self._stack.enter_context(made)
             self._structures = Structures(self._tokenizer)
+        self._wake()  # the host did not see the tokenizer when its process started
 
     # For the host.
 
     def rest_tokenizer(self, seconds: float) -> float | None:
-        """Ends the tokenizer's process where the model is not in memory and not asked for.
+        """Ends the tokenizer's process where the model is not in memory and had no text for so long.
 
-        When it may be so after `seconds` without a text, time.monotonic(); None: not before the
-        next request.
+        When it may be so, time.monotonic(); None: not before the next wake.
         """
         tokenizer = self._tokenizer
-        if self._asked_at is None or not isinstance(tokenizer, ConfinedTokenizer):
-            return None
         with self._lock:
             if self._engine is not None or self._waiting:
                 return None  # `detach` ends it
-        idle_at = self._asked_at + seconds
-        if idle_at <= time.monotonic():
-            idle_at = tokenizer.rest(seconds) or 0.0
-        if idle_at:
-            return idle_at
-        self._asked_at = None
-        return None
+        return tokenizer.rest(seconds) if isinstance(tokenizer, ConfinedTokenizer) else None
 
     @property
     def wanted_since(self) -> float | None:
