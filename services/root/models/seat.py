@@ -160,7 +160,7 @@ class Seat:
     # For the host.
 
     def rest_tokenizer(self, seconds: float) -> float | None:
-        """Ends the tokenizer's process where the model is not in memory and had no text for so long.
+        """Ends the tokenizer's process where the model is not in memory and no text came for long.
 
         When it may be so, time.monotonic(); None: not before the next wake.
         """
