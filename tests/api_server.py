@@ -25,6 +25,8 @@ KINDS = {
         "Secret": "secrets",
         "Service": "services",
     },
+    "inference.networking.k8s.io/v1": {"InferencePool": "inferencepools"},
+    "keda.sh/v1alpha1": {"ScaledObject": "scaledobjects"},
     "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets"},
     "monitoring.coreos.com/v1": {
         "PrometheusRule": "prometheusrules",

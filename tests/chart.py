@@ -118,6 +118,21 @@ OPTIONS: dict[str, Object] = {
             "dashboards": {"enabled": True},
         },
     },
+    "three clusters": {
+        "clusters": 3,
+        "worker": {"replicas": 2},
+        "tls": {"enabled": False},
+        "model": {"name": "/models/llama", "volume": {"enabled": True}},
+        "cluster": {"kvCache": "disk"},
+        "networkPolicy": {"clients": [{"podSelector": {"matchLabels": {"app": "gateway"}}}]},
+        "autoscaling": {
+            "enabled": True,
+            "minClusters": 2,
+            "requestsPerCluster": 6,
+            "prometheus": "http://prometheus.monitoring:9090",
+        },
+        "inferencePool": {"enabled": True, "endpointPicker": {"name": "hearth-epp"}},
+    },
     "given secrets": {
         "tls": {
             "existingSecrets": {

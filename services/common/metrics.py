@@ -279,6 +279,15 @@ class RootMetrics(Metrics):
         self._workers = self._gauge("hearth_workers", "Workers, by state.", "state")
         self._queue = self._gauge("hearth_queue_depth", "Requests that wait for a place.")
         self._running = self._gauge("hearth_running_sequences", "Sequences in the batch.")
+        self._cache_usage = self._gauge(
+            "hearth_kv_cache_usage_ratio", "Part of the KV pages that sequences use, 0 to 1."
+        )
+        # The labels are those that endpoint pickers of the Gateway API look for.
+        self._cache_info = self._gauge(
+            "hearth_kv_cache_info",
+            "Always 1; the labels are the tokens of a KV page and the number of pages.",
+            *("block_size", "num_gpu_blocks"),
+        )
         self._weights = self._counter(
             "hearth_weight_bytes",
             "Weight bytes that all nodes got, by source: the network, a worker's cache, the "
@@ -300,6 +309,7 @@ class RootMetrics(Metrics):
             "hearth_node_weight_bytes", "Weight bytes that a node holds.", *node
         )
         self._nodes: list[tuple[str, str]] = []
+        self._cache = (0, 0)
         for phase in ("prefill", "decode"):
             self._inference.labels(phase)
         for kind in ("prompt", "completion"):
@@ -428,6 +438,15 @@ class RootMetrics(Metrics):
     def busy(self, seconds: float) -> None:
         """Time since the last call in which at least one step ran."""
         self._busy.inc(max(0.0, seconds))
+
+    def kv_cache(self, page_tokens: int, used_pages: int, pages: int) -> None:
+        """The root's view of the KV cache, now."""
+        self.kv_pages(used_pages, pages - used_pages)
+        self._cache_usage.set(used_pages / pages if pages else 0.0)
+        if self._cache != (page_tokens, pages):
+            self._cache = page_tokens, pages
+            self._cache_info.clear()
+            self._cache_info.labels(str(page_tokens), str(pages)).set(1)
 
     def queue(self, waiting: int, running: int) -> None:
         """Requests that wait for a place, and sequences in the batch, now."""

@@ -342,6 +342,20 @@ def test_usage_and_metrics_count_cached_tokens() -> None:
     assert kept == 11
     assert value(metrics, "hearth_prefix_bytes") == kept * 1000
     assert value(metrics, "hearth_kv_pages", {"state": "used"}) == 0
+    # As endpoint pickers read it: kept pages are free for anyone who needs them.
+    assert value(metrics, "hearth_kv_cache_usage_ratio") == 0
+    assert value(metrics, "hearth_kv_cache_info", {"block_size": "4", "num_gpu_blocks": "64"}) == 1
+
+
+def test_the_use_of_the_kv_cache_as_a_part_of_it() -> None:
+    metrics = RootMetrics()
+    metrics.kv_cache(16, 30, 120)
+    assert value(metrics, "hearth_kv_cache_usage_ratio") == 0.25
+    assert value(metrics, "hearth_kv_pages", {"state": "free"}) == 90
+    metrics.kv_cache(16, 0, 60)  # another plan: one series, not two
+    found = metrics.text().decode()
+    assert found.count("hearth_kv_cache_info{") == 1
+    assert 'num_gpu_blocks="60"' in found
 
 
 def test_four_samples_of_one_prompt_through_the_engine() -> None:

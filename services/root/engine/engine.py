@@ -574,11 +574,12 @@ class Engine:
             return
         scheduler = self._scheduler
         pool, sharing = scheduler.pool, scheduler.sharing
-        load = (scheduler.waiting, scheduler.running, pool.available, pool.kept)
+        pages = self.limits.max_pages
+        load = (scheduler.waiting, scheduler.running, pool.available, pool.kept, pages)
         if load != self._reported:
             self._reported = load
             self._metrics.queue(scheduler.waiting, scheduler.running)
-            self._metrics.kv_pages(self.limits.max_pages - pool.available, pool.available)
+            self._metrics.kv_cache(self.limits.page_size, pages - pool.available, pages)
             self._metrics.prefix_pages(pool.kept)
         counts = (
             scheduler.preemptions,

@@ -15,6 +15,28 @@
 {{- define "hearth.root" -}}{{ include "hearth.fullname" . }}-root{{- end -}}
 {{- define "hearth.worker" -}}{{ include "hearth.fullname" . }}-worker{{- end -}}
 
+{{/* Of one of several clusters: (list $ 2) gives hearth-2. The first is called as if it were alone, and
+     keeps its objects when others come. */}}
+{{- define "hearth.cluster" -}}
+{{- include "hearth.fullname" (first .) -}}
+{{- if gt (int (last .)) 1 -}}-{{ last . }}{{- end -}}
+{{- end -}}
+
+{{/* The component of one cluster's pods: (list "worker" 2) gives worker-2, so that each selector
+     finds the pods of one cluster. */}}
+{{- define "hearth.component" -}}
+{{- first . -}}
+{{- if gt (int (last .)) 1 -}}-{{ last . }}{{- end -}}
+{{- end -}}
+
+{{/* Labels of one cluster's pods beside the selector: (list "worker" 2). What concerns all clusters
+     selects by the role. */}}
+{{- define "hearth.podLabels" -}}
+app.kubernetes.io/component: {{ include "hearth.component" . }}
+hearth/role: {{ first . }}
+hearth/cluster: {{ last . | quote }}
+{{- end -}}
+
 {{/* Of all pods of the release. Selectors cannot be changed later: nothing here may. */}}
 {{- define "hearth.selector" -}}
 app.kubernetes.io/name: hearth
@@ -27,6 +49,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* The label that all root or worker pods have: (list $ "root"). */}}
+{{- define "hearth.role" -}}
+{{ include "hearth.roleKey" (first .) }}: {{ last . }}
+{{- end -}}
+
+{{- define "hearth.roleKey" -}}
+{{- ternary "hearth/role" "app.kubernetes.io/component" (gt (int .Values.clusters) 1) -}}
+{{- end -}}
+
+{{/* Not empty where KEDA decides whether a cluster runs: (list $ number). */}}
+{{- define "hearth.scaled" -}}
+{{- $scaling := (first .).Values.autoscaling -}}
+{{- if and $scaling.enabled (gt (int (last .)) (int $scaling.minClusters)) -}}yes{{- end -}}
 {{- end -}}
 
 {{- define "hearth.image" -}}
