@@ -543,6 +543,18 @@ def no_predict() -> Option:
     )
 
 
+def rebalance() -> Option:
+    """The option for nodes that take unequal times."""
+    return Option(
+        "--rebalance",
+        choices=("offer", "auto", "off"),
+        default="offer",
+        group=CLUSTER,
+        help="where nodes take unequal times: say which --shares would be faster (offer), take "
+        "them when no request runs (auto), or neither (off)",
+    )
+
+
 def default_cache_dir() -> Path:
     """The default folder of this user's slices, and of KV pages."""
     base = os.environ.get("XDG_CACHE_HOME")

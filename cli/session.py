@@ -97,6 +97,7 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         name=printable(platform.node()) or "root",
         page_dir=common.page_dir(options),
         predict=not getattr(options, "no_predict", True),
+        rebalance=getattr(options, "rebalance", "off"),
         speeds_dir=common.default_cache_dir().expanduser(),
         page_limit=getattr(options, "kv_cache_size", None),
     )

@@ -24,6 +24,7 @@ PAGES = {
     "Systems": "platforms.md",
     "Networking": "networking.md",
     "Planning": "planning.md",
+    "Scaling": "scaling.md",
     "Troubleshooting": "troubleshooting.md",
     "Security": "security.md",
     "Benchmarks": "benchmarks.md",

@@ -65,6 +65,9 @@ class ClusterSettings:
     page_limit: int | None = None
     # Measure nodes and links, choose the layout of "auto" by that, and state the expected speed.
     predict: bool = False
+    # Where nodes take unequal times: "offer" says which shares would be faster, "auto" takes them
+    # when no request runs, "off" does neither. Needs `predict`.
+    rebalance: str = "offer"
     # Folder in which the root's measured speeds are kept.
     speeds_dir: Path | None = None
 

@@ -209,6 +209,10 @@ class Supervisor:
         """The cluster's: its workers have shown that they are sound."""
         self._queue.put(_Posted(events.Worked(events.PENDING, workers)))
 
+    def cluster_uneven(self, workers: tuple[str, ...], shares: tuple[float, ...]) -> None:
+        """The cluster's: other shares of the root and these would be faster."""
+        self._queue.put(_Posted(events.Uneven(events.PENDING, workers, shares)))
+
     def _found(self, source: str, addresses: list[str]) -> None:
         self._queue.put(_Posted(events.Found(events.PENDING, source, tuple(addresses))))
 
@@ -256,6 +260,10 @@ class Supervisor:
                     self._refusals[event.address] = posted.error
                     self._drains.refused(event.address, posted.error)
                 self._membership.handle(event)
+            case events.Uneven():
+                if event.workers == self._membership.serving:
+                    self._cluster.blueprint.take_shares(event.workers, event.shares)
+                    self._membership.handle(event)
             case _:
                 self._membership.handle(event)
 

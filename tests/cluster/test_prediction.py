@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -10,7 +11,13 @@ import pytest
 
 from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.speeds import Speeds, speeds_message
+from hearth.converter import open_model
+from hearth.root.app import core, serving
 from hearth.root.cluster import measuring
+from hearth.root.engine.mailbox import Delta
+from hearth.root.engine.params import GenerateParams
+from hearth.root.planning.drift import Drift
+from hearth.root.settings import ClusterSettings, Serving
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker import server as worker_server
 from hearth.worker.server import WorkerServer
@@ -70,3 +77,51 @@ def test_a_cluster_states_what_it_expects(addresses: list[str]) -> None:
 def test_a_cluster_that_is_not_measured_expects_nothing(addresses: list[str]) -> None:
     with perplexity.formed("demo", addresses, "f32", context=256) as (cluster, _):
         assert not cluster.status().HasField("prediction")
+
+
+@pytest.mark.parametrize("how", ["auto", "offer"])
+def test_shares_follow_the_measured_speeds(
+    addresses: list[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """By a clock that shows the second worker at half of the others' speed."""
+    monkeypatch.setattr(Drift, "node_seconds", property(lambda _: (0.02, 0.02, 0.04)))
+    monkeypatch.setattr(Drift, "decode", property(lambda _: 1 / 0.042))
+    settings = ClusterSettings(
+        workers=tuple(addresses), context=256, threads=1, predict=True, rebalance=how
+    )
+    with (
+        open_model("demo") as model,
+        core(model, settings, form=False, pause_seconds=30) as running,
+        serving(running, Serving(listen="127.0.0.1:0")),
+    ):
+
+        def write() -> list[int]:
+            ids = tuple(running.engine.tokenizer.encode("Once upon a time"))
+            made: list[int] = []
+            for event in running.engine.generate(GenerateParams(ids, 80, ignore_eos=True)):
+                made += event.token_ids if isinstance(event, Delta) else ()
+            return made
+
+        def weights() -> list[int]:
+            return [node.weight_bytes for node in running.cluster.status().nodes[1:]]
+
+        even = weights()
+        assert even[0] == even[1]
+        first = write()
+        assert len(first) == 80
+        offers = [note for note in running.cluster.status().notes if "--shares" in note]
+        if how == "offer":
+            (offer,) = offers
+            assert "root and workers compute 20, 20, 40 ms of a token" in offer
+            assert "(--rebalance auto takes such shares)" in offer
+            assert weights() == even
+            return
+        deadline = time.monotonic() + 60
+        while weights() == even or running.cluster.lost is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert weights()[0] > even[0] > weights()[1]
+        assert any("measured speeds" in note for note in running.cluster.status().notes)
+        assert write() == first
+        # Not again so soon.
+        assert running.cluster.status().epoch == 2

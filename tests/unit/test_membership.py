@@ -23,6 +23,7 @@ from hearth.root.membership.events import (
     Lost,
     Refused,
     Undrain,
+    Uneven,
 )
 from hearth.root.membership.membership import STRIKES
 from hearth.root.membership.peers import PeerState
@@ -298,6 +299,24 @@ def test_one_that_hangs_again_and_again_is_left_out_longer_and_longer() -> None:
             hangs += 1
         story.run(2)
     assert 4 < hangs < 11
+
+
+def test_other_shares_are_taken_when_no_request_runs() -> None:
+    story = Story("a:1", "b:1").start("a:1", "b:1")
+    story.run(5)
+    both = ("a:1", "b:1")
+    assert story.formed == [both]
+    story.busy = True
+    story.membership.handle(Uneven(story.now, both, (2.0, 1.0, 1.0)))
+    story.run(100)
+    assert story.formed == [both]
+    story.busy = False
+    story.run(100)
+    assert story.formed == [both, both]  # once
+    # Of other workers than those that serve: too late.
+    story.membership.handle(Uneven(story.now, ("a:1",), (2.0, 1.0)))
+    story.run(10)
+    assert story.formed == [both, both]
 
 
 def test_one_that_was_not_at_fault_is_taken_back_at_once() -> None:

@@ -99,8 +99,8 @@ def test_speeds_of_a_message() -> None:
 WORKERS = ("a:1", "b:1")
 
 
-def blueprint(**given_settings: object) -> Blueprint:
-    model = RandomModel(random_spec("tinyllama-1.1b"))
+def blueprint(shape: str = "tinyllama-1.1b", **given_settings: object) -> Blueprint:
+    model = RandomModel(random_spec(shape))
     known = ClusterSettings(workers=WORKERS, **given_settings)  # type: ignore[arg-type]
     return draw(model, known)
 
@@ -310,3 +310,79 @@ def test_a_set_of_workers_is_measured_once() -> None:
     # What is left of them after a loss is known.
     assert blueprint.known_machines(("b:1",)) == [machines[0], machines[2]]
     assert blueprint.known_machines(("c:1",)) is None
+
+
+# -- other shares ----------------------------------------------------------------------------------
+
+
+def test_shares_by_measured_speeds() -> None:
+    found = blueprint("gpt2-xl", parallel="tensor")  # its heads allow fine cuts
+    assert found.faster_shares(WORKERS, 0.05, (0.02, 0.02, 0.04)) is None  # not measured
+    found.measured(WORKERS, machines("gigabit"))
+    before = [node.weight_bytes for node in found.plan(WORKERS).nodes]
+    taken = found.faster_shares(WORKERS, 0.05, (0.02, 0.02, 0.04))
+    assert taken is not None
+    shares, gain = taken
+    # The third computes half as fast: 2 to 2 to 1, and the step loses 40 ms less what is left.
+    assert shares[0] == pytest.approx(shares[1], abs=4)
+    assert shares[2] / shares[1] == pytest.approx(0.5, abs=0.06)
+    assert 1.2 < gain < 0.05 / (0.01 + 0.024)
+    found.take_shares(WORKERS, shares)
+    plan = found.plan(WORKERS)
+    after = [node.weight_bytes for node in plan.nodes]
+    assert after[2] < before[2]
+    assert after[1] > before[1]
+    assert any("by the nodes' measured speeds" in note for note in plan.notes)
+    # Divided so, they take the same time, and nothing more is gained.
+    assert found.faster_shares(WORKERS, 0.036, (0.025, 0.025, 0.026)) is None
+    assert len({node.weight_bytes for node in found.plan(("a:1",)).nodes[1:]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds"),
+    [
+        (0.05, (0.02, 0.02, 0.021)),  # even
+        (1.00, (0.02, 0.02, 0.040)),  # links take most of the time
+        (0.05, (0.02, 0.02, 0.000)),
+        (0.05, ()),
+    ],
+)
+def test_nothing_to_gain_by_other_shares(step: float, seconds: tuple[float, ...]) -> None:
+    found = blueprint()
+    found.measured(WORKERS, machines("gigabit"))
+    assert found.faster_shares(WORKERS, step, seconds) is None
+
+
+def test_other_shares_fit_the_memory() -> None:
+    found = blueprint()
+    tight = machines("gigabit")
+    needs = [node.weight_bytes for node in found.plan(WORKERS).nodes]
+    tight[1] = replace(tight[1], memory_bytes=needs[1] + (64 << 20))
+    found.measured(WORKERS, tight)
+    assert found.faster_shares(WORKERS, 0.05, (0.02, 0.02, 0.04)) is None
+
+
+def test_layers_are_not_cut_by_shares() -> None:
+    found = blueprint(parallel="pipeline")
+    found.measured(WORKERS, machines("gigabit"))
+    assert found.faster_shares(WORKERS, 0.05, (0.02, 0.02, 0.04)) is None
+
+
+def test_given_shares_stay() -> None:
+    found = blueprint(shares=(2.0, 1.0, 1.0))
+    found.measured(WORKERS, machines("gigabit"))
+    before = found.plan(WORKERS)
+    found.take_shares(WORKERS, (1.0, 1.0, 1.0))
+    assert found.plan(WORKERS) == before
+
+
+def test_shares_are_looked_at_ever_more_rarely() -> None:
+    found, prediction = drift()
+    times = list(prediction.node_seconds)
+    looked = []
+    for step in range(1, 1100):
+        found.add(0.02, [(seconds, 0.001) for seconds in times])
+        if found.due:
+            looked.append(step)
+    assert looked == [64, 128, 256, 512, 1024]
+    assert found.node_seconds == tuple(times)

@@ -18,6 +18,7 @@ too, while it holds `_stepping`: they must not wait for a step.
 """
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -59,6 +60,8 @@ T = TypeVar("T")
 _WATCHDOG_GRACE = 2.0
 # A formation has worked once its steps with logits took so long together: some request went on.
 _WORKED_SECONDS = 1.0
+# Between two changes of the shares: a node that is busy for a minute moves no weights to and fro.
+_BALANCE_SECONDS = 600.0
 # Steps of one row before this position are compared with the prediction, which is of such.
 _COMPARED_POSITIONS = 1024
 
@@ -77,6 +80,9 @@ class Listener(Protocol):
 
     def cluster_worked(self, workers: tuple[str, ...]) -> None:
         """Steps have shown that these, all of the cluster, are sound. Called as the one above."""
+
+    def cluster_uneven(self, workers: tuple[str, ...], shares: tuple[float, ...]) -> None:
+        """Such shares of the root and these would be faster. Called as the one above."""
 
 
 class Cluster:
@@ -124,6 +130,9 @@ class Cluster:
         )
         # The speed of the plan in use beside the expected one.
         self._drift: Drift | None = None
+        # The one whose shares were offered; and when some were taken last, time.monotonic().
+        self._offered: Drift | None = None
+        self._balanced_at = -math.inf
         with self._board.change() as status:
             status.CopyFrom(self._forming_status(settings.workers))
 
@@ -399,14 +408,42 @@ class Cluster:
             return
         if not drift.add(output.wall_seconds, output.node_seconds):
             return
-        suspects = drift.suspects()
+        sentences = drift.suspects()
         self._metrics.measured(drift.decode)
-        if not suspects:
+        if drift.due:
+            sentences += self._balance(drift)
+        if not sentences:
             return
-        for sentence in suspects:
+        for sentence in sentences:
             log.warning("%s", sentence)
         with self._board.change() as status:
-            status.notes.extend(suspects)
+            status.notes.extend(sentences)
+
+    def _balance(self, drift: Drift) -> list[str]:
+        """Asks for other shares where nodes take unequal times, or offers them in a sentence."""
+        phase = self._state.phase
+        how = self.settings.rebalance
+        if how == "off" or drift is self._offered or not isinstance(phase, state.Serving):
+            return []
+        workers = tuple(link.address for link in phase.formation.links)
+        found = self.blueprint.faster_shares(workers, 1 / drift.decode, drift.node_seconds)
+        if found is None:
+            return []
+        self._offered = drift  # once for a plan
+        shares, gain = found
+        shown = f"--shares {','.join(f'{share:g}' for share in shares)}"
+        taken = how == "auto" and self.settings.shares is None
+        now = time.monotonic()
+        if taken and now - self._balanced_at < _BALANCE_SECONDS:
+            taken = False
+        times = ", ".join(f"{seconds * 1e3:.3g}" for seconds in drift.node_seconds)
+        found_so = f"root and workers compute {times} ms of a token: {shown} is expected to be "
+        if not taken:
+            return [f"{found_so}{gain:.2g} times as fast (--rebalance auto takes such shares)"]
+        self._balanced_at = now
+        for listener in self._listeners:
+            listener.cluster_uneven(workers, shares)
+        return [f"{found_so}{gain:.2g} times as fast, and will be taken when no request runs"]
 
     def _between(self, act: Callable[[], T]) -> T:
         """Calls `act` between two steps. Raises HearthError as a step does."""

@@ -92,8 +92,8 @@ class Decider:
         self._chooser.spare(ready, chosen)
         return Form(addresses(chosen), "the workers that are there have room for the model")
 
-    def while_serving(self, now: float, busy: bool) -> Decision:
-        """While the cluster serves; busy: whether requests run."""
+    def while_serving(self, now: float, busy: bool, uneven: bool = False) -> Decision:
+        """While the cluster serves; busy: whether requests run. uneven: other shares are faster."""
         members = self.members()
         ready = self.ready(now, serving=True)
         leaver = next((peer for peer in members if peer.drained), None)
@@ -107,6 +107,8 @@ class Decider:
         for peer in ready:
             peer.spare = peer not in joining
         if not joining:
+            if uneven and not busy:
+                return Form(addresses(members), "other shares are expected to be faster")
             return Serve(now + ASK_SERVING_SECONDS)
         # The last that came may soon be followed by others.
         coming = any(now < peer.since + _JOIN_SECONDS for peer in ready)

@@ -87,6 +87,15 @@ class Worked:
 
 
 @dataclass(frozen=True, slots=True)
+class Uneven:
+    """Other shares of the root and these workers are expected to make the cluster faster."""
+
+    at: float
+    workers: tuple[str, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cleared:
     """A worker was called unfit for what was not its fault: its last failure does not count."""
 
@@ -148,6 +157,7 @@ Event = (
     | Leaving
     | Formed
     | Worked
+    | Uneven
     | Cleared
     | FormFailed
     | Lost

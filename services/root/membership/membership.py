@@ -22,7 +22,9 @@ The rules:
    unfit one (it exceeded a limit of time, or its results were wrong) is left out at its first
    failure. So is one of two that do not reach each other, though the root reaches both: see
    apart.py. Where nothing else has room for the model, such workers are used all the same.
-6. A worker has one wait in an outage: attempts to form that fail do not prolong it.
+6. Where other shares would make the cluster faster, it is formed again with the same workers when
+   no request runs.
+7. A worker has one wait in an outage: attempts to form that fail do not prolong it.
 
 Every event and decision is an entry of the story (story.py). `record` gets them as JSON lines,
 which replay.py can run again.
@@ -90,6 +92,8 @@ class Membership:
         self._has_formed = False
         # True once the cluster that serves, or that served last, has worked.
         self._worked = False
+        # True where the cluster that serves would be faster with other shares.
+        self._uneven = False
         # No attempt to form before, and why.
         self._hold_until = 0.0
         self._hold_why = ""
@@ -170,7 +174,7 @@ class Membership:
 
     def _decide(self, now: float, busy: bool) -> Decision:
         if self._serving is not None:
-            return self._decider.while_serving(now, busy)
+            return self._decider.while_serving(now, busy, self._uneven)
         if now < self._hold_until:
             return Wait(self._hold_until, self._hold_why)
         if not self._has_formed:
@@ -203,6 +207,8 @@ class Membership:
                 self._formed(event)
             case events.Worked():
                 self._have_worked(event)
+            case events.Uneven():
+                self._uneven = event.workers == self._serving
             case events.Cleared():
                 peer = self._roster.get(event.address)
                 if peer is not None:
@@ -240,7 +246,7 @@ class Membership:
         self._serving = event.workers
         self._formed_at = event.at
         self._has_formed = True
-        self._worked = False
+        self._worked = self._uneven = False
         self._chooser.formed(event.workers)
         self._failures = 0
         for peer in self._roster:

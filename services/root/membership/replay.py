@@ -30,6 +30,7 @@ _STIMULI: dict[str, type[events.Stimulus]] = {
         events.Leaving,
         events.Formed,
         events.Worked,
+        events.Uneven,
         events.Cleared,
         events.FormFailed,
         events.Lost,

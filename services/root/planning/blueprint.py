@@ -12,6 +12,7 @@ from hearth.common.errors import HearthError
 from hearth.common.sizes import format_size
 from hearth.converter import Model
 from hearth.root.planning.choices import check, check_context
+from hearth.root.planning.cost import work_of
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import Layout, layout_of, nodes_of, ranks_of
 from hearth.root.planning.machines import Link, Machine
@@ -46,6 +47,8 @@ class Blueprint:
     _plans: dict[tuple[Layout, tuple[float, ...]], Plan] = field(default_factory=dict)
     # Shares chosen by memory, by the workers' addresses.
     _chosen: dict[tuple[str, ...], tuple[float, ...]] = field(default_factory=dict)
+    # Those workers whose shares are by the nodes' measured speeds instead.
+    _balanced: set[tuple[str, ...]] = field(default_factory=set)
     # Workers for which no shares were found, with their memory.
     _hopeless: set[tuple[NodeFacts, ...]] = field(default_factory=set)
     # The root and its workers as they were measured, and the layout chosen by that, by addresses.
@@ -100,7 +103,9 @@ class Blueprint:
                 plan = replace(plan, notes=(*plan.notes, note))
             if self.settings.shares is None and len(set(shares)) > 1:
                 shown = ",".join(f"{share:g}" for share in shares)
-                note = f"--shares {shown} by the nodes' memory: equal ones do not fit"
+                by_speed = tuple(workers) in self._balanced
+                reason = "measured speeds" if by_speed else "memory: equal ones do not fit"
+                note = f"--shares {shown} by the nodes' {reason}"
                 plan = replace(plan, notes=(*plan.notes, note))
             self._plans[layout, shares] = plan
         return plan
@@ -274,6 +279,7 @@ class Blueprint:
         equal = (1.0,) * len(rooms)
         if all(need <= room for need, room in zip(needs(equal), rooms, strict=True)):
             self._chosen.pop(addresses, None)
+            self._balanced.discard(addresses)
             return True
         shares = shares_by_memory(rooms, needs)
         if shares is None:
@@ -284,7 +290,51 @@ class Blueprint:
         if len(self._chosen) >= _REMEMBERED:
             self._chosen.clear()
         self._chosen[addresses] = shares
+        self._balanced.discard(addresses)
         return True
+
+    def faster_shares(
+        self, workers: Sequence[str], step_seconds: float, node_seconds: Sequence[float]
+    ) -> tuple[tuple[float, ...], float] | None:
+        """Shares with which a token is expected to take less time, and how many times less.
+
+        step_seconds: a measured decode step of one sequence. node_seconds: the computing of each
+        node in it, the root's first. None where nothing is gained by far, where a node lacks the
+        memory, and for plans of several stages, whose layers are the cut.
+        """
+        machines = self._machines.get(tuple(workers))
+        plan = self.plan(workers)
+        if machines is None or len(plan.stages) > 1 or min(node_seconds, default=0.0) <= 0:
+            return None
+        slowest = max(node_seconds)
+        if slowest * len(node_seconds) < _WORTH * sum(node_seconds):
+            return None
+        spec, settings = self.model.spec, self.settings
+        speeds = [
+            work_of(node, spec).read(1) / seconds
+            for node, seconds in zip(plan.nodes, node_seconds, strict=True)
+        ]
+        shares = tuple(max(1.0, round(100 * speed / sum(speeds))) for speed in speeds)
+        other = make_plan(spec, self.model.tensor_type, self.layout(workers), shares)
+        expected = 0.0
+        for node, speed, machine in zip(other.nodes, speeds, machines, strict=True):
+            expected = max(expected, work_of(node, spec).read(1) / speed)
+            need = needed_bytes(node, spec, settings.kv_type, settings.page_size, self.context)
+            if need > machine.memory_bytes:
+                return None
+        gain = step_seconds / max(step_seconds - slowest + expected, expected)
+        return (shares, gain) if gain >= _WORTH else None
+
+    def take_shares(self, workers: Sequence[str], shares: tuple[float, ...]) -> None:
+        """Give the root and these workers such shares in later plans, where --shares gives none."""
+        if self.settings.shares is not None:
+            return
+        key = tuple(workers)
+        if len(self._chosen) >= _REMEMBERED:
+            self._chosen.clear()
+            self._balanced.clear()
+        self._chosen[key] = shares
+        self._balanced.add(key)
 
     def _shares(self, workers: Sequence[str]) -> tuple[float, ...]:
         """Shares of the root and each worker; a worker keeps its share in every plan."""

@@ -38,6 +38,19 @@ class Drift:
         return self._steps % _ENOUGH == 0
 
     @property
+    def due(self) -> bool:
+        """True at 64 steps, and whenever their number has doubled: shares are worth a look."""
+        return self._steps >= _STEPS and self._steps & (self._steps - 1) == 0
+
+    @property
+    def node_seconds(self) -> tuple[float, ...]:
+        """Measured computing of each node in a step, the root's first; () before enough steps."""
+        if len(self._walls) < _ENOUGH:
+            return ()
+        steps = tuple(self._nodes)
+        return tuple(median(step[i] for step in steps) for i in range(len(steps[0])))
+
+    @property
     def decode(self) -> float:
         """Measured tokens per second of one sequence; 0 before there are enough steps."""
         return 1 / median(tuple(self._walls)) if len(self._walls) >= _ENOUGH else 0.0
@@ -46,10 +59,9 @@ class Drift:
         """A sentence for each node whose computing differs by half, once for each."""
         if len(self._walls) < _ENOUGH:
             return []
-        steps = tuple(self._nodes)
         found = []
-        for number, expected in enumerate(self.prediction.node_seconds):
-            measured = median(step[number] for step in steps)
+        pairs = zip(self.prediction.node_seconds, self.node_seconds, strict=True)
+        for number, (expected, measured) in enumerate(pairs):
             if number in self._named or max(measured, expected) < _LEAST_SECONDS:
                 continue
             ratio = measured / expected
