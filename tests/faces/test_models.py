@@ -430,7 +430,8 @@ def test_the_tokenizer_of_a_model_that_is_not_in_memory_ends_its_process_after_a
 
         def ask() -> list[int]:
             body = {"content": PROMPT, "model": "beta"}
-            return httpx.post(f"{url}/tokenize", json=body, timeout=60).json()["tokens"]
+            answer = httpx.post(f"{url}/tokenize", json=body, timeout=60)
+            return list(answer.json()["tokens"])
 
         def ended() -> bool:
             tokenizer = opened[0].tokenizer
