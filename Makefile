@@ -137,7 +137,7 @@ test-musl: $(DONE)/portability
 MACS := arm64 x86_64
 check-macos: $(DONE)/portability $(MACS:%=check-macos-%)
 
-$(MACS:%=check-macos-%): check-macos-%: build/native-macos-%/build.ninja | $(DONE)/portability
+$(MACS:%=check-macos-%): check-macos-%: $(DONE)/portability build/native-macos-%/build.ninja
 	@$(call quietly,build-macos-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset macos-$*)
 	@echo "hearth: the core and its tests are built for macOS, $*"
 
