@@ -8,6 +8,7 @@
 #   make test-arm        native tests for 64-bit Arm, cross-compiled and emulated
 #   make test-windows    native tests for Windows, built by mingw-w64 and run by wine
 #   make test-libcxx     native tests by clang with libc++, under sanitizers, without what only Linux has
+#   make test-without    unit tests with each facility of Linux taken away by itself
 #   make test-musl       native tests with musl, as on Alpine
 #   make check-macos     the core and its tests built for both kinds of Mac, which nothing here can run
 #   make test-foreign-worker  a root here and an emulated 64-bit Arm worker: one cluster, one text
@@ -34,7 +35,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm test-windows test-libcxx test-musl check-macos test-foreign-worker fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm test-windows test-libcxx test-without test-musl check-macos test-foreign-worker fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -124,6 +125,9 @@ test-libcxx:
 	@$(call quietly,build-libcxx,$(BIN)/cmake --build --preset libcxx)
 	@$(BIN)/ctest --preset libcxx --progress
 
+test-without: $(DONE)/installed $(DONE)/test
+	@HEARTH_EACH_FACILITY=1 $(BIN)/python -m pytest -q $(PARALLEL) tests/without $(PYTEST_ARGS)
+
 # Both by zig's compiler, which has the headers and libraries of other systems (native/cmake/zig.cmake).
 test-musl: $(DONE)/portability
 	@$(MAKE) build/native-musl/build.ninja
@@ -133,7 +137,7 @@ test-musl: $(DONE)/portability
 MACS := arm64 x86_64
 check-macos: $(DONE)/portability $(MACS:%=check-macos-%)
 
-$(MACS:%=check-macos-%): check-macos-%: build/native-macos-%/build.ninja | $(DONE)/portability
+$(MACS:%=check-macos-%): check-macos-%: $(DONE)/portability build/native-macos-%/build.ninja
 	@$(call quietly,build-macos-$*,PATH="$(abspath $(BIN)):$$PATH" cmake --build --preset macos-$*)
 	@echo "hearth: the core and its tests are built for macOS, $*"
 

@@ -1,12 +1,24 @@
 # The Vulkan backend, where its headers and glslc are found. A build without them has no GPUs.
-find_path(HEARTH_VULKAN_INCLUDE vulkan/vulkan.h)
+# (Also of the host's: headers and shaders are the same for all systems.)
+find_path(HEARTH_VULKAN_INCLUDE vulkan/vulkan.h PATHS /usr/local/include /usr/include NO_CMAKE_FIND_ROOT_PATH)
 find_program(HEARTH_GLSLC glslc)
 option(HEARTH_VULKAN "Build the Vulkan backend where its headers and glslc are there" ON)
-# (Across compilers the host's folder of headers would come with it.)
-if(CMAKE_CROSSCOMPILING OR NOT HEARTH_VULKAN OR NOT HEARTH_VULKAN_INCLUDE OR NOT HEARTH_GLSLC)
+if(NOT HEARTH_VULKAN OR NOT HEARTH_VULKAN_INCLUDE OR NOT HEARTH_GLSLC)
   message(STATUS "hearth: without Vulkan (headers: ${HEARTH_VULKAN_INCLUDE}, glslc: ${HEARTH_GLSLC})")
   target_sources(hearth_core PRIVATE src/vulkan/absent.cpp)
   return()
+endif()
+
+# The host's other headers are not those of the system that is built for.
+set(vulkan_include ${HEARTH_VULKAN_INCLUDE})
+if(CMAKE_CROSSCOMPILING)
+  set(vulkan_include ${CMAKE_CURRENT_BINARY_DIR}/vulkan-headers)
+  file(MAKE_DIRECTORY ${vulkan_include})
+  foreach(folder vulkan vk_video)
+    if(EXISTS ${HEARTH_VULKAN_INCLUDE}/${folder})
+      file(CREATE_LINK ${HEARTH_VULKAN_INCLUDE}/${folder} ${vulkan_include}/${folder} SYMBOLIC)
+    endif()
+  endforeach()
 endif()
 
 set(shader_sources ${CMAKE_CURRENT_SOURCE_DIR}/src/vulkan/shaders)
@@ -54,5 +66,5 @@ target_sources(hearth_core PRIVATE
   src/vulkan/pages.cpp
   src/vulkan/recorder.cpp
   ${shader_output}/shaders.cpp)
-target_include_directories(hearth_core SYSTEM PRIVATE ${HEARTH_VULKAN_INCLUDE})
+target_include_directories(hearth_core SYSTEM PRIVATE ${vulkan_include})
 target_compile_definitions(hearth_core PRIVATE HEARTH_HAVE_VULKAN)

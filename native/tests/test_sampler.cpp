@@ -20,7 +20,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 using Logits = std::vector<float>;
-__extension__ using Wide = unsigned __int128;
+// The upper half of a product.
+uint64_t multiply_high(uint64_t a, uint64_t b) {
+  const uint64_t low = (a & 0xffffffff) * (b & 0xffffffff);
+  const uint64_t first = (a >> 32) * (b & 0xffffffff) + (low >> 32);
+  const uint64_t second = (a & 0xffffffff) * (b >> 32) + (first & 0xffffffff);
+  return (a >> 32) * (b >> 32) + (first >> 32) + (second >> 32);
+}
 
 std::map<uint32_t, int> draw(const SamplerConfig& config, const Logits& logits, int count) {
   Sampler sampler(config);
@@ -173,7 +179,7 @@ uint32_t sorted_draw(const SamplerConfig& config, const Logits& logits, std::mt1
     order.resize(kept);
   }
   std::sort(order.begin(), order.end());
-  auto left = static_cast<uint64_t>((static_cast<Wide>(random()) * total) >> 64);
+  auto left = multiply_high(random(), total);
   for (uint32_t i : order) {
     if (left < weight(i)) return i;
     left -= weight(i);

@@ -14,6 +14,7 @@ import shutil
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ _FOLDERS_OPEN = (
 )
 # Far behind all content, where Windows locks a byte: a lock there keeps others from reading it.
 _LOCKED_BYTE = 1 << 40
+# Between two attempts there: its own way to wait gives up after ten seconds.
+_LOCK_SECONDS = 0.1
 # The group or others may write.
 _OTHERS_WRITE = 0o022
 _fcntl, _msvcrt = _module("fcntl"), _module("msvcrt")
@@ -64,8 +67,8 @@ def lock(file: int, *, wait: bool = False) -> None:
     if _fcntl is not None:
         _fcntl.flock(file, _fcntl.LOCK_EX if wait else _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     elif _msvcrt is not None:
-        with _at(file, _LOCKED_BYTE):
-            _msvcrt.locking(file, _msvcrt.LK_LOCK if wait else _msvcrt.LK_NBLCK, 1)
+        while not _lock_byte(file, wait):
+            time.sleep(_LOCK_SECONDS)
 
 
 def read_into(file: int, view: memoryview, offset: int) -> int:
@@ -217,6 +220,21 @@ class Folder:
 
     def _at(self) -> dict[str, Any]:
         return {} if self._file is None else {"dir_fd": self._file}
+
+
+def _lock_byte(file: int, wait: bool) -> bool:
+    """Try once; False if another process has the lock and this one may `wait`. Raises OSError.
+
+    Not for longer: the position of the file is another one meanwhile.
+    """
+    with _at(file, _LOCKED_BYTE):
+        try:
+            _msvcrt.locking(file, _msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if not wait or error.errno != errno.EACCES:
+                raise
+            return False
+    return True
 
 
 @contextlib.contextmanager

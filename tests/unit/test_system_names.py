@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,57 @@ def test_only_guarding_modules_name_what_depends_on_the_system() -> None:
 def test_a_name_is_found(line: str) -> None:
     assert len(list(named(line))) == 1
     assert list(named("import os\nos.open(path, os.O_RDONLY)\nsignal.SIGTERM")) == []
+
+
+# The core: headers of a system, its name, and what only some compilers have. ([[gnu::...]] is the
+# language's own notation, which compilers that do not know it leave out.)
+SYSTEM_HEADER = re.compile(
+    r"#\s*include\s*<(sys/|linux/|mach/|arpa/|net/|netinet/|windows|winsock|ws2|io\.h|direct\.h|"
+    r"unistd|fcntl|poll|sched|pthread|dlfcn|signal|semaphore|malloc|cpuid|dirent|byteswap|endian)"
+)
+COMPILERS = re.compile(
+    r"__builtin_|__attribute__|__declspec|__extension__|__int128|__typeof|__restrict|__GNUC__|"
+    r"__clang__|_MSC_VER|_GNU_SOURCE|#\s*pragma\s+(?!once)|_Pragma|\basm\b|__asm|\balloca\b"
+)
+SYSTEM = re.compile(
+    r"_WIN32|_WIN64|__linux|__APPLE__|__unix|__FreeBSD__|__MINGW|__GLIBC__|__musl__"
+)
+CORE = TOP / "native"
+
+
+def core_names(source: str) -> list[str]:
+    """Lines of the core that name a system or a compiler."""
+    code = re.sub(r"//.*", "", source)
+    patterns = (SYSTEM_HEADER, COMPILERS, SYSTEM)
+    return [line for line in code.splitlines() if any(each.search(line) for each in patterns)]
+
+
+def test_only_the_platform_folder_of_the_core_names_systems_and_compilers() -> None:
+    files = [path for top in ("src", "include", "bindings") for path in (CORE / top).rglob("*.*")]
+    assert len(files) > 100
+    wrong = [
+        f"{path.relative_to(CORE)}: {line.strip()}"
+        for path in files
+        if path.suffix in (".cpp", ".h") and CORE / "src" / "platform" not in path.parents
+        for line in core_names(path.read_text())
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "#include <sys/mman.h>",
+        "#include <unistd.h>",
+        "#ifdef _WIN32",
+        "  __builtin_prefetch(at);",
+        "auto f = []() __attribute__((always_inline)) {};",
+        "using Wide = unsigned __int128;",
+        "#pragma GCC unroll 4",
+    ],
+)
+def test_a_name_in_the_core_is_found(line: str) -> None:
+    assert core_names(line) == [line]
+    assert (
+        core_names("#pragma once\n[[gnu::always_inline]] inline int f();  // as __builtin_x") == []
+    )

@@ -7,16 +7,13 @@ namespace {
 
 // A library that the process has loaded already, such as Python's, is found by its name first.
 // (Never macOS's own libcrypto.dylib: it ends the process that loads it.)
-constexpr const char* kNames[] = {
-#if defined(_WIN32)
-    "libcrypto-3.dll", "libcrypto-3-x64.dll", "libcrypto-3-arm64.dll", "libcrypto-1_1.dll"
-#elif defined(__APPLE__)
-    "libcrypto.3.dylib", "/opt/homebrew/opt/openssl@3/lib/libcrypto.3.dylib",
-    "/usr/local/opt/openssl@3/lib/libcrypto.3.dylib"
-#else
-    "libcrypto.so.3", "libcrypto.so.1.1"
-#endif
-};
+std::vector<const char*> names() {
+  return names_here(
+      {"libcrypto-3.dll", "libcrypto-3-x64.dll", "libcrypto-3-arm64.dll", "libcrypto-1_1.dll"},
+      {"libcrypto.3.dylib", "/opt/homebrew/opt/openssl@3/lib/libcrypto.3.dylib",
+       "/usr/local/opt/openssl@3/lib/libcrypto.3.dylib"},
+      {"libcrypto.so.3", "libcrypto.so.1.1"});
+}
 
 template <typename Function>
 bool find(void* library, const char* name, Function& function) {
@@ -25,7 +22,7 @@ bool find(void* library, const char* name, Function& function) {
 }
 
 bool load(Functions& f) {
-  for (const char* name : kNames) {
+  for (const char* name : names()) {
     void* library = open_library(name);
     if (library == nullptr) continue;
     if (find(library, "EVP_CIPHER_CTX_new", f.new_context) &&

@@ -4,7 +4,7 @@
 
 #include "platform/system.h"
 
-#if defined(HEARTH_LINUX)
+#if defined(HEARTH_AFFINITY)
 #include <pthread.h>
 #include <sched.h>
 #elif defined(_WIN32)
@@ -13,7 +13,7 @@
 
 namespace hearth {
 
-#if defined(HEARTH_LINUX)
+#if defined(HEARTH_AFFINITY)
 
 namespace {
 
@@ -44,7 +44,7 @@ void leave_cores(std::span<const int> taken) {
   }
   if (CPU_COUNT(&free) == 0) return;
   // The first call moves the thread.
-  pthread_setaffinity_np(pthread_self(), sizeof free, &free);
+  if (pthread_setaffinity_np(pthread_self(), sizeof free, &free) != 0) return;
   pthread_setaffinity_np(pthread_self(), sizeof before, &before);
 }
 

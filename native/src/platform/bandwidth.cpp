@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "platform/compiler.h"
 #include "platform/memory.h"
 #include "platform/stopwatch.h"
 
@@ -32,7 +33,7 @@ double read_bandwidth(ThreadPool& pool, size_t bytes, size_t repeats) {
       // Eight sums at once, so that additions are not what is measured.
       uint64_t sums[8] = {};
       for (size_t line = begin; line < end; ++line) {
-        __builtin_prefetch(words + line * 8 + kAhead);
+        HEARTH_PREFETCH(words + line * 8 + kAhead);
         for (size_t k = 0; k < 8; ++k) sums[k] += words[line * 8 + k];
       }
       for (uint64_t sum : sums) totals[thread * 8] += sum;

@@ -8,6 +8,18 @@
 
 namespace hearth {
 
+std::vector<const char*> names_here([[maybe_unused]] std::vector<const char*> windows,
+                                    [[maybe_unused]] std::vector<const char*> macos,
+                                    [[maybe_unused]] std::vector<const char*> others) {
+#if defined(_WIN32)
+  return windows;
+#elif defined(__APPLE__)
+  return macos;
+#else
+  return others;
+#endif
+}
+
 #ifdef _WIN32
 
 void* open_library(const char* name) { return LoadLibraryA(name); }

@@ -41,7 +41,7 @@ void unmap_pages(uint8_t* at, size_t size) { munmap(at, size); }
 // filling it collapses them in the background, at 16 MiB in ten seconds.
 void collapse_pages([[maybe_unused]] uint8_t* first, [[maybe_unused]] size_t size,
                     [[maybe_unused]] const std::atomic<bool>& stop) {
-#ifdef HEARTH_LINUX
+#ifdef HEARTH_HUGE_PAGES
   static const bool allowed = huge_pages_allowed();
   if (!allowed) return;
   const auto start = reinterpret_cast<uintptr_t>(first);

@@ -2,7 +2,7 @@
 
 #include "platform/system.h"
 
-#ifdef HEARTH_LINUX
+#ifdef HEARTH_SPLICE
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -11,7 +11,7 @@
 
 namespace hearth {
 
-#ifdef HEARTH_LINUX
+#ifdef HEARTH_SPLICE
 
 constexpr size_t kPipe = 1 << 20;
 
@@ -20,6 +20,11 @@ bool Conveyor::open() {
   if (pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0) return false;
   out_.reset(ends[0]);
   in_.reset(ends[1]);
+  // A filter of system calls may refuse it, as may a kernel that only looks like Linux.
+  if (splice(out_.get(), nullptr, in_.get(), nullptr, 0, 0) != 0) {
+    clear();
+    return false;
+  }
   fcntl(ends[0], F_SETPIPE_SZ, static_cast<int>(kPipe));  // else it has 64 KiB
   return true;
 }

@@ -4,7 +4,7 @@
 
 #ifdef _WIN32
 #include <windows.h>
-#elif !defined(HEARTH_LINUX) && !defined(__APPLE__)
+#elif !defined(HEARTH_FUTEXES) && !defined(__APPLE__)
 #include <condition_variable>
 #include <mutex>
 #endif
@@ -21,7 +21,7 @@ void sleep_while(const std::atomic<uint32_t>& value, uint32_t old) {
 }
 void wake_sleepers(std::atomic<uint32_t>& value) { WakeByAddressAll(&value); }
 
-#elif defined(HEARTH_LINUX) || defined(__APPLE__)
+#elif defined(HEARTH_FUTEXES) || defined(__APPLE__)
 
 void sleep_while(const std::atomic<uint32_t>& value, uint32_t old) {
   value.wait(old, std::memory_order_acquire);

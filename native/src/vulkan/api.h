@@ -10,7 +10,7 @@ namespace hearth::vulkan {
   each(DestroyInstance) each(EnumeratePhysicalDevices) each(GetPhysicalDeviceProperties)       \
       each(GetPhysicalDeviceProperties2) each(GetPhysicalDeviceFeatures2)                      \
           each(GetPhysicalDeviceMemoryProperties) each(GetPhysicalDeviceQueueFamilyProperties) \
-              each(CreateDevice) each(GetDeviceProcAddr)
+              each(CreateDevice) each(GetDeviceProcAddr) each(EnumerateDeviceExtensionProperties)
 
 #define HEARTH_DEVICE_FUNCTIONS(each)                                                              \
   each(DestroyDevice) each(GetDeviceQueue) each(CreateBuffer) each(DestroyBuffer)                  \

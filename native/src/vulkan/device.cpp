@@ -34,6 +34,19 @@ void check(VkResult result, const char* what) {
   if (result != VK_SUCCESS) fail(what, result);
 }
 
+// True if an extension is among those that `list(count, all)` gives.
+template <typename List>
+bool contains(const char* extension, List list) {
+  uint32_t count = 0;
+  if (list(&count, nullptr) != VK_SUCCESS) return false;
+  std::vector<VkExtensionProperties> all(count);
+  // (VK_INCOMPLETE: there are more by now.)
+  if (list(&count, all.data()) < VK_SUCCESS) return false;
+  return std::any_of(all.begin(), all.begin() + count, [&](const VkExtensionProperties& each) {
+    return std::strcmp(each.extensionName, extension) == 0;
+  });
+}
+
 // The loader and its instance, of the whole process; it stays until the process ends.
 class Instance {
  public:
@@ -47,15 +60,13 @@ class Instance {
 
  private:
   Instance() {
-#ifdef _WIN32
-    constexpr const char* kNames[] = {"vulkan-1.dll"};
-#elif defined(__APPLE__)
-    constexpr const char* kNames[] = {"libvulkan.1.dylib", "libMoltenVK.dylib"};
-#else
-    constexpr const char* kNames[] = {"libvulkan.so.1"};
-#endif
+    // (Homebrew's folder on Apple's CPUs is not among those that macOS looks in.)
+    const auto names = names_here({"vulkan-1.dll"},
+                                  {"libvulkan.1.dylib", "/opt/homebrew/lib/libvulkan.1.dylib",
+                                   "libMoltenVK.dylib", "/opt/homebrew/lib/libMoltenVK.dylib"},
+                                  {"libvulkan.so.1"});
     void* library = nullptr;
-    for (const char* name : kNames) {
+    for (const char* name : names) {
       if (library == nullptr) library = open_library(name);
     }
     if (library == nullptr) return;
@@ -71,6 +82,14 @@ class Instance {
     VkInstanceCreateInfo info = {};
     info.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO;
     info.pApplicationInfo = &application;
+    // A loader with this extension hides devices that lack parts of Vulkan, as Apple's do, from
+    // those who do not ask for them.
+    static constexpr const char* kPortable[] = {VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME};
+    if (has_extension(find, kPortable[0])) {
+      info.flags |= VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR;
+      info.enabledExtensionCount = 1;
+      info.ppEnabledExtensionNames = kPortable;
+    }
     VkInstance instance = VK_NULL_HANDLE;
     if (create(&info, nullptr, &instance) != VK_SUCCESS) return;
 #define HEARTH_FIND(name) \
@@ -83,6 +102,15 @@ class Instance {
     if (functions_.EnumeratePhysicalDevices(instance, &count, devices_.data()) != VK_SUCCESS)
       count = 0;
     devices_.resize(count);
+  }
+
+  static bool has_extension(PFN_vkGetInstanceProcAddr find, const char* name) {
+    const auto list = reinterpret_cast<PFN_vkEnumerateInstanceExtensionProperties>(
+        find(nullptr, "vkEnumerateInstanceExtensionProperties"));
+    if (list == nullptr) return false;
+    return contains(name, [&](uint32_t* count, VkExtensionProperties* all) {
+      return list(nullptr, count, all);
+    });
   }
 
   InstanceFunctions functions_;
@@ -337,6 +365,14 @@ void Device::open_queue(VkPhysicalDevice physical) {
   info.pNext = &wanted.all;
   info.queueCreateInfoCount = 1;
   info.pQueueCreateInfos = &queue;
+  // A device that has it demands that it is enabled. (Its name is in a header that few include.)
+  static constexpr const char* kSubset[] = {"VK_KHR_portability_subset"};
+  if (contains(kSubset[0], [&](uint32_t* all, VkExtensionProperties* extensions) {
+        return instance.EnumerateDeviceExtensionProperties(physical, nullptr, all, extensions);
+      })) {
+    info.enabledExtensionCount = 1;
+    info.ppEnabledExtensionNames = kSubset;
+  }
   vulkan::check(instance.CreateDevice(physical, &info, nullptr, &device_), "the device");
   const auto find = [&](const char* name) { return instance.GetDeviceProcAddr(device_, name); };
 #define HEARTH_FIND(name) functions_.name = reinterpret_cast<PFN_vk##name>(find("vk" #name));

@@ -3,6 +3,8 @@
 // pairs, as int16; madd multiplies those by a scale and adds pairs, as int32.
 #pragma once
 
+#include <bit>
+
 #include "../generic/block_products.h"
 #include "vec.h"
 
@@ -172,7 +174,10 @@ struct Avx2Bytes : Avx2Codes {
                               : C::kScales == 1 ? scales[0]
                                                 : _mm256_blend_epi16(scales[0], scales[1], 0xaa);
       __m256i offset = _mm256_madd_epi16(_mm256_set1_epi32(both), factors);
-      if constexpr (C::kScales > 0) offset = _mm256_slli_epi32(offset, __builtin_ctz(C::kOffset));
+      if constexpr (C::kScales > 0) {
+        constexpr int kShift = std::countr_zero(static_cast<unsigned>(C::kOffset));
+        offset = _mm256_slli_epi32(offset, kShift);
+      }
       whole = _mm256_sub_epi32(whole, offset);
     }
     out[0] = _mm256_cvtepi32_ps(whole);

@@ -75,7 +75,7 @@ struct Avx2 {
   // an operand again for each use. By value: array elements that are referred to end up in memory.
   template <typename Vector>
   static Vector in_turn(Vector v) {
-    asm("" : "+v"(v));
+    HEARTH_IN_REGISTER(v);
     return v;
   }
   // 2^n for an integer n of the normal range.

@@ -60,7 +60,7 @@ struct Avx512 {
   // See avx2/vec.h.
   template <typename Vector>
   static Vector in_turn(Vector v) {
-    asm("" : "+v"(v));
+    HEARTH_IN_REGISTER(v);
     return v;
   }
 

@@ -26,7 +26,7 @@ void quantize(const float* x, size_t columns, int8_t* q, float* scales, HalfSums
     const int32_t bits = V::largest(top);
     if (bits >= 0x7f800000) {
       std::memset(q, 0, kBlock);
-      scales[b] = __builtin_nanf("");
+      scales[b] = kNan;
       sums[b] = {0, 0};
       continue;
     }

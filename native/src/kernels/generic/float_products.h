@@ -22,7 +22,7 @@ void few_floats(const MatmulArgs& a, const float* x, size_t token, size_t group)
   const auto group_weights = [&](size_t g) {
     return reinterpret_cast<const Number*>(a.weights + (group + g) * a.group_bytes);
   };
-  const auto load_column = [&](size_t c, Float(&column)[kVectors]) __attribute__((always_inline)) {
+  const auto load_column = [&](size_t c, Float(&column)[kVectors]) HEARTH_ALWAYS_INLINE {
     unrolled<kVectors>([&](auto v) {
       column[v] = V::load(group_weights(v / kGroupVectors<V>) + c * kGroupRows +
                           v % kGroupVectors<V> * V::kWidth);
@@ -122,7 +122,7 @@ void float_tile(const FloatTile& tile, const FloatScratch<W>& scratch, size_t pa
         [&](auto v) { sums[t][v] = W::load(totals[t].rows[parity] + W::kWidth * v); });
   });
   const auto* panel = scratch.panel[parity];
-#pragma GCC unroll 4
+  HEARTH_UNROLL_4
   for (size_t c = 0; c < columns; ++c) {
     Float weights[kVectors];
     unrolled<kVectors>([&](auto v) { weights[v] = W::load(panel[c] + W::kWidth * v); });

@@ -18,9 +18,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "hearth/kernels.h"
+#include "platform/compiler.h"
 
 namespace hearth {
 namespace {
@@ -30,7 +32,8 @@ struct Bfloat {
   uint16_t bits;
 };
 
-constexpr float kInfinity = __builtin_inff();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // Vectors that hold the eight rows of a group.
 template <typename V>
@@ -39,7 +42,7 @@ constexpr size_t kGroupVectors = kGroupRows / V::kWidth;
 constexpr size_t kLine = 64;  // bytes of a cache line
 
 // A hint to load a line, harmless past the end of what there is.
-inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
+inline void prefetch(const void* at) { HEARTH_PREFETCH(at); }
 
 constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -53,9 +56,8 @@ struct Index {
 // the index of a lane.
 template <size_t kCount, typename Step>
 [[gnu::always_inline]] inline void unrolled(Step step) {
-  [&]<size_t... kIndex>(std::index_sequence<kIndex...>) __attribute__((always_inline)) {
-    (step(Index<kIndex>{}), ...);
-  }(std::make_index_sequence<kCount>{});
+  [&]<size_t... kIndex>(std::index_sequence<kIndex...>)
+      HEARTH_ALWAYS_INLINE { (step(Index<kIndex>{}), ...); }(std::make_index_sequence<kCount>{});
 }
 
 // run(n) with n, at most kMost, as a constant.

@@ -90,7 +90,7 @@ template <Type kType>
 void add_chunk(const uint8_t* block, const Panel& panel, size_t count, Sums& totals) {
   constexpr size_t kBlockBytes = kGroupRows * kTypeInfos[static_cast<size_t>(kType)].block_bytes;
   Sums sums;  // in registers
-  const auto each = [](auto step) __attribute__((always_inline)) {
+  const auto each = [](auto step) HEARTH_ALWAYS_INLINE {
     unrolled<kHalves>([&](auto h) {
       unrolled<kRowPairs>([&](auto r) { unrolled<kPairs>([&](auto p) { step(h, r, p); }); });
     });
