@@ -159,7 +159,7 @@ def test_log_probabilities_of_a_prompt(stream: bool, drafts: bool) -> None:
         assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
         assert found["token_logprobs"][1:] == pytest.approx(reference(ids), abs=1e-4)
         assert found["text_offset"][:4] == [0, 0, 1, 2]
-        # (Two bytes that are no characters have one name.)
+        # (Bytes that are not characters share a name.)
         assert all(len(top) in (1, 2) for top in found["top_logprobs"][1:])
         rows = [len(batch.tokens) for batch in root.runner.batches]
         # Rows of a step as drafts; one at a time where no draft can be verified.
