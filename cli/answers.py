@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from hearth.cli import recommended
 from hearth.cli.command import Options
 from hearth.cli.forms import Form, form_of
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from hearth.client import Client
     from hearth.client.client import GenerateStream
     from hearth.root.engine.mailbox import Delta, Done
+    from hearth.root.engine.params import Sampling
     from hearth.root.engine.structure.constraint import Constraint
+    from hearth.v1 import root_pb2
 
 Messages = Sequence[dict[str, str]]
 
@@ -70,6 +73,10 @@ class Model(Protocol):
     def has_chat_template(self) -> bool: ...
 
     @property
+    def greedy(self) -> bool:
+        """True if every answer to a question is the same."""
+
+    @property
     def load_seconds(self) -> float: ...
 
     def ask(self, question: Question) -> Answer:
@@ -77,20 +84,26 @@ class Model(Protocol):
 
 
 @contextmanager
-def open_model(options: Options, quiet: bool = False, sequences: int = 1) -> Iterator[Model]:
+def open_model(
+    options: Options,
+    quiet: bool = False,
+    sequences: int = 1,
+    sampling: Mapping[str, float] = recommended.GREEDY,
+) -> Iterator[Model]:
     """The model of --root, or of MODEL until the block ends. Raises HearthError, ModelError.
 
-    quiet: no progress of loading. sequences: answers at the same time, of a model that runs here.
+    quiet: no progress of loading, no notes. sequences: answers at the same time, of a model that
+    runs here. sampling: where neither the options nor the model say otherwise.
     """
     if options.root:
         from hearth.cli.connecting import connect
 
         with connect(options) as client:
-            yield _RemoteModel(client, options)
+            yield _RemoteModel(client, options, sampling, quiet)
         return
     from hearth.cli.session import open_session
 
-    local = _LocalModel(options)
+    local = _LocalModel(options, sampling, quiet)
     with open_session(options, quiet=quiet, sequences=sequences) as session:
         local.start(session)
         yield local
@@ -117,16 +130,17 @@ def _numbered(seed: int | None, number: int) -> int | None:
 class _LocalModel:
     """A model that runs in this process."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, defaults: Mapping[str, float], quiet: bool) -> None:
         """Raises HearthError for a value out of range, before a model is loaded."""
-        from hearth.cli.session import sampling_of
         from hearth.root.engine.params import GenerateParams
 
         self.name = options.model
         self.context_size = 0
         self.has_chat_template = False
         self.load_seconds = 0.0
-        self._sampling = replace(sampling_of(options), constraint=_constraint(form_of(options)))
+        self._options, self._defaults, self._quiet = options, defaults, quiet
+        self._constraint = _constraint(form_of(options))
+        self._sampling = self._chosen({})
         self._max_tokens = options.max_tokens
         stop = tuple(getattr(options, "stop", ()))
         GenerateParams((), self._max_tokens, self._sampling, stop)
@@ -134,9 +148,24 @@ class _LocalModel:
     def start(self, session: Session) -> None:
         """Use a model that is loaded."""
         self._session = session
+        found = session.model.sampling_defaults if recommended.wanted(self._options) else {}
+        self._sampling = self._chosen(found)
+        if not self._quiet:
+            recommended.note(self._options, found)
         self.context_size = session.engine.limits.context_size
         self.has_chat_template = bool(session.engine.tokenizer.chat_template)
         self.load_seconds = session.load_seconds
+
+    @property
+    def greedy(self) -> bool:
+        """True if every answer to a question is the same."""
+        return self._sampling.temperature == 0
+
+    def _chosen(self, found: Mapping[str, float]) -> Sampling:
+        from hearth.root.engine.params import Sampling
+
+        values = recommended.chosen(self._options, found, self._defaults)
+        return Sampling(**values, seed=self._options.seed, constraint=self._constraint)
 
     def ask(self, question: Question) -> Answer:
         """Begin an answer. Errors come when it is read."""
@@ -211,34 +240,52 @@ class _LocalAnswer:
 class _RemoteModel:
     """A model that a running root serves."""
 
-    def __init__(self, client: Client, options: Options) -> None:
+    def __init__(
+        self, client: Client, options: Options, defaults: Mapping[str, float], quiet: bool
+    ) -> None:
         self._client = client
-        self._options = options
+        self._options, self._defaults, self._quiet = options, defaults, quiet
         self._form = form_of(options)
-        self._facts: tuple[str, int, bool] | None = None
+        self._facts: root_pb2.GetModelResponse | None = None
+        self._sampling: dict[str, Any] = {}
         self.load_seconds = 0.0
 
-    def _fact(self) -> tuple[str, int, bool]:
-        """Name, context, template: asked for once. `generate` needs none of them."""
+    def _fact(self) -> root_pb2.GetModelResponse:
+        """Facts of the model: asked for once. `generate` needs none of them."""
         if self._facts is None:
-            found = self._client.model()
-            self._facts = (found.name, found.context_size, found.has_chat_template)
+            self._facts = self._client.model()
         return self._facts
 
     @property
     def name(self) -> str:
         """The model's name, and the root."""
-        return f"{self._fact()[0]} at {self._options.root}"
+        return f"{self._fact().name} at {self._options.root}"
 
     @property
     def context_size(self) -> int:
         """Positions of one sequence."""
-        return self._fact()[1]
+        return self._fact().context_size
 
     @property
     def has_chat_template(self) -> bool:
         """True if it takes messages."""
-        return self._fact()[2]
+        return self._fact().has_chat_template
+
+    @property
+    def greedy(self) -> bool:
+        """True if every answer to a question is the same."""
+        return bool(self._chosen()["temperature"] == 0)
+
+    def _chosen(self) -> dict[str, Any]:
+        """The sampling; says once which of it the model recommends."""
+        if not self._sampling:
+            found: Mapping[str, float] = {}
+            if recommended.wanted(self._options):
+                found = recommended.of_message(self._fact().recommended)
+            self._sampling = recommended.chosen(self._options, found, self._defaults)
+            if not self._quiet:
+                recommended.note(self._options, found)
+        return self._sampling
 
     def ask(self, question: Question) -> Answer:
         """Begin an answer. Errors come when it is read."""
@@ -249,11 +296,7 @@ class _RemoteModel:
             None if question.messages else question.text,
             messages=question.messages or None,
             max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
+            **self._chosen(),
             seed=_numbered(options.seed, question.number),
             stop=question.stop,
             ignore_eos=question.ignore_eos,

@@ -24,6 +24,8 @@ _COMMANDS = {
 }
 # Words that people type to leave; alone, they are not sent to the model.
 _LEAVING = {"exit", "quit", "bye", "/quit", "/bye", "/q", ":q"}
+# Where neither the options nor the model say otherwise.
+_SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 # Columns of a terminal, at least; a narrower one wraps by itself.
 _LEAST_WIDTH = 20
 _KEYS = (
@@ -46,7 +48,7 @@ def command() -> Command:
     return Command(
         "chat",
         run,
-        common.generation(params, temperature=0.7, top_p=0.9),
+        common.generation(params, **_SAMPLING, recommended=True),
         help="Talk with a model in the terminal. Without a terminal, every line of standard input "
         "is a message.",
         one_of=(common.SOURCES, common.EXCLUSIVE_SECURITY, common.FORMS),
@@ -57,7 +59,7 @@ def command() -> Command:
 def run(options: Options) -> int:
     """Read messages until the input ends; 0. Without a terminal an error ends it."""
     interactive = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-    with open_model(options) as model:
+    with open_model(options, sampling=_SAMPLING) as model:
         chat = Chat(model, options.system or "", show_reasoning=interactive)
         if not model.has_chat_template:
             output.note("This model has no chat template: it continues your text.")

@@ -61,6 +61,12 @@ def command() -> Command:
             "is that of the first",
         ),
         Option(
+            "--recommended",
+            is_flag=True,
+            group=common.SAMPLING,
+            help="sample as the model's makers recommend, where no other option says how",
+        ),
+        Option(
             "--json",
             is_flag=True,
             group=common.OUTPUT,
@@ -117,7 +123,7 @@ def _several(options: Options, question: Question) -> int:
     """Several texts of one prompt, each printed when all are made."""
     questions = [replace(question, number=number) for number in range(options.samples)]
     with open_model(options, quiet=options.json, sequences=options.samples) as model:
-        if options.temperature == 0 and not options.json:
+        if model.greedy and not options.json:
             output.note("note: with --temperature 0 all samples are the same")
         started = time.perf_counter()
         answers = [model.ask(each) for each in questions]

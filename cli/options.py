@@ -177,14 +177,20 @@ def http_address(text: str) -> str:
 
 
 def generation(
-    own: Sequence[click.Parameter], temperature: float = 0.0, top_p: float = 1.0
+    own: Sequence[click.Parameter],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    recommended: bool = False,
 ) -> Params:
-    """The options of `generate` and `chat`: the model, `own`, the sampling, the nodes."""
+    """The options of `generate` and `chat`: the model, `own`, the sampling, the nodes.
+
+    For the other arguments see `sampling`.
+    """
     return [
         *source(),
         *own,
         *form(),
-        *sampling(temperature, top_p),
+        *sampling(temperature, top_p, recommended),
         *cluster(by_root=True),
         *local_nodes(by_root=True),
         *security(),
@@ -694,46 +700,50 @@ def form() -> Params:
     ]
 
 
-def sampling(temperature: float = 0.0, top_p: float = 1.0) -> Params:
-    """Sampling; the defaults are greedy."""
+def sampling(temperature: float, top_p: float, recommended: bool) -> Params:
+    """Sampling; an option that is not set is None (recommended.py).
+
+    temperature, top_p: the command's defaults, for --help. recommended: the model's own come first.
+    """
+    before = "the model's, else " if recommended else ""
     return [
         Option(
             "--temperature",
             read=number,
-            default=temperature,
             metavar="T",
+            shown=f"{before}{temperature}",
             group=SAMPLING,
             help="randomness of the choice of tokens; 0 is greedy",
         ),
         Option(
             "--top-k",
             read=integer,
-            default=0,
             metavar="K",
+            shown=f"{before}0",
             group=SAMPLING,
             help="keep the K most likely tokens; 0 keeps all",
         ),
         Option(
             "--top-p",
             read=number,
-            default=top_p,
             metavar="P",
+            shown=f"{before}{top_p}",
             group=SAMPLING,
             help="nucleus sampling: keep the most likely tokens whose probabilities add up to P",
         ),
         Option(
             "--min-p",
             read=number,
-            default=0.0,
             metavar="P",
+            shown=f"{before}0.0",
             group=SAMPLING,
             help="drop tokens less likely than this share of the most likely one",
         ),
         Option(
             "--repetition-penalty",
             read=number,
-            default=1.0,
             metavar="R",
+            shown=f"{before}1.0",
             group=SAMPLING,
             help="divide the logits of tokens in the text so far by this; 1 is off",
         ),

@@ -27,7 +27,6 @@ from hearth.root.cluster.cluster import Cluster
 from hearth.root.drafts import with_draft
 from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import StepRunner
-from hearth.root.engine.params import Sampling
 from hearth.root.models.card import Card, read_cards
 from hearth.root.planning.blueprint import draw
 from hearth.root.settings import ClusterSettings
@@ -100,18 +99,6 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         rebalance=getattr(options, "rebalance", "off"),
         speeds_dir=common.default_cache_dir().expanduser(),
         page_limit=getattr(options, "kv_cache_size", None),
-    )
-
-
-def sampling_of(options: Options) -> Sampling:
-    """The sampling that the options ask for. Raises HearthError."""
-    return Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
     )
 
 

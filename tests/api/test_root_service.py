@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -145,6 +146,17 @@ def test_get_model(stub: Stub) -> None:
     assert (model.context_size, model.vocab_size) == (64, 258)
     assert model.weight_type == common_pb2.WEIGHT_TYPE_Q40
     assert model.has_chat_template
+    assert not any(model.recommended.ListFields())
+
+
+def test_get_model_has_the_recommended_sampling(stub: Stub, root: Root) -> None:
+    served: Any = root.frontend._model
+    found = {"temperature": 0.0, "top_k": 20, "top_p": 0.75}
+    root.frontend._model = replace(served, sampling_defaults=found)
+    recommended = stub.GetModel(root_pb2.GetModelRequest()).recommended
+    assert recommended == root_pb2.RecommendedSampling(temperature=0, top_k=20, top_p=0.75)
+    assert recommended.HasField("temperature")
+    assert not recommended.HasField("min_p")
 
 
 def test_watch_cluster_tells_every_state(stub: Stub, root: Root) -> None:

@@ -309,6 +309,26 @@ def test_connections_are_kept(root: Root) -> None:
         assert root.http.connections == 1
 
 
+def test_idle_connections_are_kept_for_longer_than_clients_keep_them(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpx keeps one for 5 s, others for a minute: the client should be the one that closes."""
+    with httpx.Client(base_url=root.url) as client:
+        assert client.get("/api/version").status_code == 200
+        assert root.http is not None
+        (place,) = root.http._places
+        connection = place.connection
+        assert connection is not None
+        eventually(lambda: connection.timeout_keep_alive_task is not None)
+        assert connection.timeout_keep_alive_task is not None
+        assert connection.timeout_keep_alive_task.when() - connection.loop.time() > 60
+        assert connection._head_timer is None  # the limit of a head is far shorter
+    monkeypatch.setattr(limits, "KEEP_ALIVE_SECONDS", 0.1)
+    with Root(http=True) as short, connect(short) as silent:
+        silent.sendall(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert everything(silent).startswith(b"HTTP/1.1 200")  # and then it is closed
+
+
 def test_two_requests_at_once_on_a_connection(root: Root) -> None:
     with connect(root) as connection:
         connection.sendall(post(BODY) + post(BODY, Connection="close"))

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from serving_fakes import EOS, VOCAB, FakeModel, FakeRunner, Root, expected
+from serving_fakes import EOS, VOCAB, FakeModel, FakeRunner, NoisyRunner, Root, expected
 
 from hearth.root.api.http.logprobs import ChatLogprobs, CompletionLogprobs
 from hearth.root.engine.interfaces import native_sampler
@@ -110,8 +110,82 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
     assert set(logprobs.top_logprobs[0]) == {"a", "b"}
     assert logprobs.token_logprobs is not None
     assert logprobs.top_logprobs[0]["a"] == logprobs.token_logprobs[0]
-    with pytest.raises(openai.BadRequestError, match="ask without echo"):
-        client.completions.create(**body, logprobs=2, echo=True)
+
+
+def reference(ids: tuple[int, ...]) -> list[float]:
+    """The log probabilities of all tokens but the first, by NoisyRunner."""
+    found = []
+    for length in range(1, len(ids)):
+        row = np.random.default_rng(hash(ids[:length]) & 0xFFFFFFFF).normal(size=VOCAB) * 3
+        row = row.astype(np.float32).astype(np.float64)
+        found.append(float(row[ids[length]] - row.max() - np.log(np.exp(row - row.max()).sum())))
+    return found
+
+
+@pytest.mark.parametrize("drafts", [True, False])
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_a_prompt(stream: bool, drafts: bool) -> None:
+    """With echo; an end of a sequence within the prompt ends nothing. lm-eval reads models so."""
+    ids = (256, *b"once upon a time, ", EOS, *b"twice upon another, once more on a third")
+    body = {"model": "tiny", "prompt": list(ids), "logprobs": 2, "echo": True, "temperature": 0}
+    with Root(
+        NoisyRunner(max_step_tokens=24),
+        http=True,
+        context_size=128,
+        max_step_tokens=24,
+        drafts=drafts,
+        sampler_factory=native_sampler,
+    ) as root:
+        url = f"{root.url}/v1/completions"
+
+        def ask(**more: Any) -> tuple[str, dict[str, list[Any]], dict[str, int]]:
+            got = httpx.post(url, json={**body, "stream": stream, **more}, timeout=20)
+            assert got.status_code == 200, got.text
+            lines = [line.removeprefix("data: ") for line in got.text.splitlines() if line]
+            chunks = [json.loads(line) for line in lines if line != "[DONE]"]
+            usages = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
+            choices = [each for chunk in chunks for each in chunk["choices"]]
+            joined: dict[str, list[Any]] = {}
+            for each in choices:
+                for name, values in (each["logprobs"] or {}).items():
+                    joined.setdefault(name, []).extend(values)
+            return "".join(each["text"] for each in choices), joined, usages[-1]
+
+        options: Any = {"stream_options": {"include_usage": True}} if stream else {}
+        text, found, usage = ask(max_tokens=0, **options)
+        assert text == bytes(token for token in ids if token < 256).decode()
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(ids), 0)
+        assert found["tokens"][:3] == ["<s>", "o", "n"]
+        assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+        assert found["token_logprobs"][1:] == pytest.approx(reference(ids), abs=1e-4)
+        assert found["text_offset"][:4] == [0, 0, 1, 2]
+        # (Bytes that are not characters share a name.)
+        assert all(len(top) in (1, 2) for top in found["top_logprobs"][1:])
+        rows = [len(batch.tokens) for batch in root.runner.batches]
+        # Rows of a step as drafts; one at a time where no draft can be verified.
+        assert max(rows) == (24 if drafts else 1)
+        assert sum(rows) == len(ids)
+
+        longer, more_found, usage = ask(max_tokens=4, **options)
+        assert usage["completion_tokens"] == 4
+        assert longer.startswith(text)
+        assert more_found["token_logprobs"][: len(ids)] == found["token_logprobs"]
+        assert len(more_found["tokens"]) == len(ids) + 4
+        # The answer is that to the same prompt without its log probabilities.
+        plain = ask(max_tokens=4, echo=False, **options)
+        assert longer == text + plain[0]
+        assert more_found["token_logprobs"][len(ids) :] == pytest.approx(
+            plain[1]["token_logprobs"], abs=1e-6
+        )
+
+
+def test_log_probabilities_of_several_prompts(client: openai.OpenAI) -> None:
+    made = client.completions.create(
+        model="tiny", prompt=["xy", ""], n=2, max_tokens=1, logprobs=0, echo=True, temperature=0
+    )
+    tokens = [choice.logprobs and choice.logprobs.tokens for choice in made.choices]
+    assert tokens == [["<s>", "x", "y", "a"]] * 2 + [["<s>", "a"]] * 2
+    assert [choice.text for choice in made.choices] == ["xya", "xya", "a", "a"]
 
 
 def test_an_end_of_sequence_has_no_log_probability(client: openai.OpenAI) -> None:

@@ -45,6 +45,8 @@ class Answer:
         self.one_call = False
         # The request is for no token: the one that the engine makes is left out.
         self.only_reads = False
+        # Scores of the prompt's tokens that the reader is to have, then.
+        self.prompt_scores = 0
         self.deadline = deadline
         self._on_close = on_close
         self._signal = Signal()
@@ -142,7 +144,9 @@ class Answer:
                 return Waiting(self._shown)
             (delta, end), self._taken = self._taken, None
             self._end = self._end or end
-            if delta is not None and not self.only_reads:
+            if delta is not None and self.only_reads:
+                delta = self._of_prompt(delta)
+            if delta is not None:
                 self._made += len(delta.token_ids)
                 return delta
             if self._end is None:
@@ -151,6 +155,12 @@ class Answer:
         if isinstance(self._end, Failed):
             raise self._end.error
         return _without_tokens(self._end) if self.only_reads else self._end
+
+    def _of_prompt(self, delta: Delta) -> Delta | None:
+        """The scores of the prompt in a delta; None without any."""
+        scores = delta.scores[: self.prompt_scores]
+        self.prompt_scores -= len(scores)
+        return Delta("", (), scores) if scores else None
 
     async def _wait(self) -> None:
         try:

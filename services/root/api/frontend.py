@@ -129,6 +129,8 @@ class Generation:
     request_id: str = ""
     # Log probabilities of each token and of so many alternatives; None for none.
     top_logprobs: int | None = None
+    # Those of the prompt's tokens, too: see GenerateParams.
+    prompt_logprobs: bool = False
     # A vector of the input instead of a text: see GenerateParams.
     pooling: str = ""
     # False: compute the whole prompt, and keep nothing of it for later requests.
@@ -148,6 +150,7 @@ class Generation:
             self.stop,
             self.ignore_eos,
             self.top_logprobs,
+            self.prompt_logprobs,
             self.pooling,
             self.prefix_cache,
             salt,

@@ -45,6 +45,11 @@ class Delivery:
             done = Done(FinishReason.LENGTH, active.usage(), vector=active.pooler.vector())
             self.end(active, done)
             return
+        if active.unscored:
+            active.unscored -= 1
+            active.setbacks = 0
+            self._send(active, Delta("", (), (active.scores.popleft(),)))
+            return
         if not active.made:
             active.first = now
             if self._metrics is not None:
@@ -86,13 +91,20 @@ class Delivery:
         scores = (active.scores.popleft(),) if active.scores else ()
         if finish is FinishReason.EOS and not complete:
             scores = ()
-        if not self._emit(active, Delta(text, (sampled.token,), scores)):
-            # Its reader is gone, so the request ends as if its caller had cancelled it.
-            self._cancel(active.seq_id)
-            self._active.pop(active.seq_id, None)
-            self._count(active, Failed(errors.cancelled()))
-        elif finish is not None:
+        if self._send(active, Delta(text, (sampled.token,), scores)) and finish is not None:
             self.end(active, Done(finish, active.usage(), active.stops.found))
+
+    def _send(self, active: Active, delta: Delta) -> bool:
+        """Sends a part of an answer; False if its reader is gone.
+
+        The request then ends as if its caller had cancelled it.
+        """
+        if self._emit(active, delta):
+            return True
+        self._cancel(active.seq_id)
+        self._active.pop(active.seq_id, None)
+        self._count(active, Failed(errors.cancelled()))
+        return False
 
     def end(self, active: Active, event: Done | Failed) -> None:
         """Ends a request with its last event."""

@@ -38,6 +38,7 @@ from hearth.root.engine.paging import Archive, Paging
 from hearth.root.engine.params import GenerateParams, check_ids
 from hearth.root.engine.pooling import Pooler
 from hearth.root.engine.request import Active, RequestHandle
+from hearth.root.engine.sampling import Following
 from hearth.root.engine.stopping import StopMatcher
 from hearth.root.engine.structure.constraint import Constraint
 from hearth.root.engine.structure.matching import Matcher, Structures
@@ -178,6 +179,10 @@ class Engine:
             greedy = params.sampling.temperature == 0
             sampler = ConstrainedSampler(sampler, matcher, greedy)
 
+        follow = params.prompt[1:] if params.prompt_logprobs else ()
+        if follow:
+            sampler = Following(follow, sampler)
+
         def counted(event: Event) -> None:
             over = not isinstance(event, Delta)
             try:
@@ -198,6 +203,7 @@ class Engine:
             StopMatcher(params.stop, self.tokenizer.control_ids if params.stop else None),
             matcher,
             time.perf_counter(),
+            unscored=len(follow),
             pooler=Pooler(params.pooling) if params.pooling else None,
         )
         self._open.add(seq_id)
@@ -384,15 +390,17 @@ class Engine:
             # (A constrained answer ends where its constraint does.)
             endless = params.ignore_eos and active.matcher is None
             eos_ids = frozenset() if endless else self.tokenizer.eos_ids
+            known = len(params.prompt) - active.unscored
             self._scheduler.submit(
                 Request(
                     active.seq_id,
-                    params.prompt,
-                    params.max_tokens,
+                    params.prompt[:known],
+                    params.max_tokens and params.max_tokens + active.unscored,
                     eos_ids,
-                    # A vector is of the hidden states of all tokens.
-                    params.prefix_cache and not params.pooling,
+                    # A vector is of the hidden states of all tokens, and scores of their logits.
+                    params.prefix_cache and not params.pooling and not active.unscored,
                     params.salt,
+                    params.prompt[known:],
                 )
             )
         except HearthError as error:

@@ -41,7 +41,8 @@ class TokenScore:
 class Delta:
     """New since the last delta: text in whole characters (may be empty), and all tokens.
 
-    scores: of each token but an end of sequence, where the request asks for them.
+    scores: of each token but an end of sequence, where the request asks for them; before these, of
+    the prompt's tokens behind the first, where it asks for those, too.
     """
 
     text: str
@@ -100,7 +101,7 @@ class Mailbox:
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            was_empty = not self._token_ids and self._end is None
+            was_empty = not self._token_ids and not self._scores and self._end is None
             if isinstance(event, Delta):
                 self._text.append(event.text)
                 self._token_ids += event.token_ids
@@ -114,7 +115,7 @@ class Mailbox:
         """Takes the events since the last call: a delta, the end, both or neither."""
         with self._lock:
             delta = None
-            if self._token_ids:
+            if self._token_ids or self._scores:
                 ids, scores = tuple(self._token_ids), tuple(self._scores)
                 delta = Delta("".join(self._text), ids, scores)
             self._text.clear()

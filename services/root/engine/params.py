@@ -105,6 +105,9 @@ class GenerateParams:
     ignore_eos: bool = False
     # Log probabilities of each token and of so many alternatives; None for none.
     top_logprobs: int | None = None
+    # With `top_logprobs`: those of the prompt's tokens, too. The first has none. The prompt then
+    # comes from no cache, and takes as long as drafts that are all accepted.
+    prompt_logprobs: bool = False
     # "mean", "cls" or "last": a vector of the prompt instead of tokens; "" for tokens.
     pooling: str = ""
     # False: compute the whole prompt, and keep nothing of it for later requests.

@@ -35,6 +35,8 @@ class Active:
     prefilled: int = 0
     # Of sampled tokens that were not delivered yet, oldest first.
     scores: deque[TokenScore] = field(default_factory=deque)
+    # Tokens of the prompt whose scores are still to come.
+    unscored: int = 0
     # Losses of the cluster in steps of this request since its last token.
     setbacks: int = 0
     # Of a request for a vector.

@@ -1,6 +1,7 @@
 """Sampling of tokens from a step's logits, and verification of draft tokens."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -8,6 +9,29 @@ from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
 from hearth.root.engine.mailbox import TokenScore
 from hearth.root.engine.structure.matching import Matcher
 from hearth.root.scheduling.batch import SequenceStep
+
+
+class Following:
+    """A sampler of known tokens, and of another's after these."""
+
+    def __init__(self, follow: Sequence[int], inner: TokenSampler) -> None:
+        self._left = deque(follow)
+        self._inner = inner
+
+    def sample(self, logits: Logits, ids: Ids | None = None) -> int:
+        """The next known token, else one that `inner` chooses."""
+        return self._left[0] if self._left else self._inner.sample(logits, ids)
+
+    def accept(self, token: int) -> None:
+        """A token of the sequence; the known ones are not part of the answer."""
+        if self._left:
+            self._left.popleft()
+        else:
+            self._inner.accept(token)
+
+    def accept_prompt(self, tokens: Ids) -> None:
+        """Tokens of the prompt, with the known ones."""
+        self._inner.accept_prompt(tokens)
 
 
 def sample(

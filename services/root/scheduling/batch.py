@@ -75,6 +75,9 @@ class Request:
     prefix_cache: bool = True
     # Only sequences of the same salt share pages.
     salt: bytes = b""
+    # Known tokens after the prompt whose logits are wanted, too. They come as if they were sampled,
+    # and none of them ends the sequence. `max_tokens` covers them.
+    follow: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.sequence import Sequence
 from hearth.root.scheduling.sharing import Sharing
 
+# Rows of known tokens in one step of a sequence: each returns all of its logits.
+_MOST_FOLLOWING = 32
 # Prompts are not cut to fewer rows than these for the sake of several batches: every step reads all
 # weights of a stage.
 _LEAST_CHUNK = 32
@@ -187,6 +189,10 @@ class Scheduler:
             if len(rows) < most and sequence.pending == 1 and self._make_room(sequence, 1, rows):
                 rows[sequence.seq_id] = 1
         decoding = set(rows)
+        if self.limits.drafts:
+            for sequence in self._running:
+                if following := sequence.following:
+                    sequence.drafts = following[:_MOST_FOLLOWING]
         budget = min(budget - len(rows), self._chunk(awaiting))
         for sequence, share in self._share(budget, awaiting):
             if granted := self._make_room(sequence, self.sharing.cut(sequence, share), rows):

@@ -58,6 +58,12 @@ class Sequence:
         return len(self.tokens) - self.scheduled
 
     @property
+    def following(self) -> tuple[int, ...]:
+        """The known tokens that come next; () for a sequence that goes on by itself."""
+        follow = self.request.follow
+        return follow[len(self.tokens) - len(self.request.prompt) :] if follow else ()
+
+    @property
     def most_drafts(self) -> int:
         """Limit on draft tokens: if all are accepted, one more sampled token reaches the limit."""
         return max(0, self.limit - len(self.tokens) - 1)
@@ -107,7 +113,8 @@ class Sequence:
 
     def finish(self, token: int) -> FinishReason | None:
         """The finish reason if the sequence ends with its newest `token`; None if it continues."""
-        if token in self.request.eos_ids:
+        known = len(self.request.prompt) + len(self.request.follow)
+        if token in self.request.eos_ids and len(self.tokens) > known:
             return FinishReason.EOS
         if len(self.tokens) >= self.limit:
             return self.limit_reason

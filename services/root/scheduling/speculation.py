@@ -116,7 +116,7 @@ class Speculation:
         self._forget_ended(scheduler)
         if not scheduler.limits.drafts:
             return
-        decoding = scheduler.decoding()
+        decoding = [each for each in scheduler.decoding() if not each.following]
         for sequence in decoding:  # what was proposed and not used
             scheduler.propose(sequence.seq_id, ())
         if not self._always:

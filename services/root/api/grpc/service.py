@@ -134,6 +134,7 @@ class RootService(root_pb2_grpc.RootServiceServicer):
             context_size=model.context_size,
             weight_type=WEIGHT[model.weight_type],
             has_chat_template=model.has_chat_template,
+            recommended=_recommended(model.sampling_defaults),
         )
 
     async def ListModels(  # noqa: N802
@@ -180,6 +181,13 @@ class RootService(root_pb2_grpc.RootServiceServicer):
 def _unknown(name: str, served: Sequence[str]) -> HearthError:
     problem = f"the model {name[:200]!r} does not exist here; this root serves {', '.join(served)}"
     return HearthError(Reason.INVALID_ARGUMENT, problem, {"field": "model"})
+
+
+def _recommended(defaults: Mapping[str, float]) -> root_pb2.RecommendedSampling:
+    found = root_pb2.RecommendedSampling()
+    for name, value in defaults.items():
+        setattr(found, name, int(value) if name == "top_k" else value)
+    return found
 
 
 def _request_id(context: Context) -> str:

@@ -110,28 +110,37 @@ class LlamaLogprobs:
 class CompletionLogprobs:
     """Those of one completion; it counts characters, for their offsets in the text."""
 
-    def __init__(self, frontend: Frontend, offset: int) -> None:
-        """offset: characters before the answer."""
+    def __init__(self, frontend: Frontend, offset: int, first: int | None = None) -> None:
+        """offset: characters before the first of the tokens.
+
+        first: a token before them without a log probability, as the first of a prompt.
+        """
         self._frontend = frontend
         self._offset = offset
+        self._first = first
 
     def __call__(self, scores: Sequence[TokenScore]) -> Object | None:
         """Those of the next tokens; None for none."""
         if not scores:
             return None
         name = self._frontend.token_name
-        tokens = [name(score.token) for score in scores]
+        ids = [score.token for score in scores]
+        values: list[float | None] = [_sent(score.logprob) for score in scores]
+        tops: list[Object | None] = [
+            {name(token): _sent(value) for token, value in reversed(score.top)} for score in scores
+        ]
+        if self._first is not None:
+            ids, values, tops = [self._first, *ids], [None, *values], [None, *tops]
+            self._first = None
         offsets: list[int] = []
-        for token in tokens:
+        for token in ids:
             offsets.append(self._offset)
-            self._offset += len(token)
+            # A control token has a name, and no text.
+            self._offset += len(name(token)) if self._frontend.token_bytes(token) else 0
         return {
-            "tokens": tokens,
-            "token_logprobs": [_sent(score.logprob) for score in scores],
-            "top_logprobs": [
-                {name(token): _sent(value) for token, value in reversed(score.top)}
-                for score in scores
-            ],
+            "tokens": [name(token) for token in ids],
+            "token_logprobs": values,
+            "top_logprobs": tops,
             "text_offset": offsets,
         }
 

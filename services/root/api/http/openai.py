@@ -111,14 +111,19 @@ async def completions(call: Call, services: Services) -> None:
         raise bad_request(f"best_of is {best_of}; it must be equal to n", "best_of")
     limit = max_tokens(body, "max_tokens") if body.has("max_tokens") else _COMPLETION_TOKENS
     wanted = await _wanted(services, body, limit, wanted_of_completion(body))
-    if body.flag("echo") and wanted.top_logprobs is not None:
-        raise bad_request(
-            "echo and logprobs are given, and this root has log probabilities of the answer only; "
-            "ask without echo",
-            "logprobs",
-        )
     echoes = await _echoes(body, services, prompts, wanted.choices)
-    logprobs = [CompletionLogprobs(services.frontend, len(echo)) for echo in echoes]
+    if body.flag("echo") and wanted.top_logprobs is not None:
+        # The first token of each prompt has no log probability, so it is not among the scores.
+        known = [await services.frontend.prompt_ids(prompt) for prompt in prompts]
+        prompts = [TokenIds(ids) for ids in known]
+        wanted = replace(wanted, prompt_logprobs=True)
+        logprobs = [
+            CompletionLogprobs(services.frontend, 0, ids[0] if ids else None)
+            for ids in known
+            for _ in range(wanted.choices)
+        ]
+    else:
+        logprobs = [CompletionLogprobs(services.frontend, len(echo)) for echo in echoes]
     head = Head(f"cmpl-{call.id}", int(time.time()), model)
     async with running(call, services, prompts, wanted) as answers:
         counts = [answer.prompt_tokens for answer in answers[:: wanted.choices]]

@@ -83,6 +83,7 @@ class Wanted:
     stop: tuple[str, ...] = ()
     choices: int = 1
     top_logprobs: int | None = None
+    prompt_logprobs: bool = False
     prefix_cache: bool = True
     ignore_eos: bool = False
     tools: Tools = field(default_factory=Tools)
@@ -186,6 +187,7 @@ async def running(
                 stop=stops_of(wanted.stop, expected),
                 request_id=call.id,
                 top_logprobs=wanted.top_logprobs,
+                prompt_logprobs=wanted.prompt_logprobs,
                 ignore_eos=wanted.ignore_eos,
                 prefix_cache=wanted.prefix_cache,
                 visible=expected.visible if expected is not None else frozenset(),
@@ -195,6 +197,7 @@ async def running(
                 answer = stack.enter_context(await frontend.submit(each))
                 answer.expected, answer.one_call = expected, wanted.tools.one_call
                 answer.only_reads = wanted.max_tokens == 0
+                answer.prompt_scores = len(ids) - 1 if wanted.prompt_logprobs else 0
                 answers.append(answer)
         yield answers
 
