@@ -141,6 +141,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "0 layers"),
         ("phi3", {"partial_rotary_factor": 1.0}, "2 rope scaling short_factors for a head of 8"),
         ("llama", {"rope_scaling": {"rope_type": "spiral"}}, "'spiral' is not supported"),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\.factor is missing"),
+        # As OpenELM's, whose layers grow.
+        ("llama", {"num_key_value_heads": [4, 8, 8, 8]}, r"\[4, 8, 8, 8\]: it differs from layer"),
+        ("qwen2", {"intermediate_size": [96, 128]}, r"\[96, 128\]: it differs from layer to layer"),
         ("olmo3", {"num_key_value_heads": 3}, "8 heads cannot be shared equally by 3"),
         ("qwen3_moe", {"mlp_only_layers": 3}, "a list of layers is needed"),
         ("qwen3_moe", {"mlp_only_layers": [[1]]}, "a whole number is needed"),
