@@ -135,6 +135,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("gpt_oss", {"num_experts_per_tok": 7}, "7 of 6 experts"),
         ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("gpt_oss", {"swiglu_limit": -1.0}, "limit"),
+        ("qwen3_moe", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; .* softmax scores"),
         ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0"),
         ("granitemoehybrid", {"layer_types": ["mamba"] * 4}, "layer 0 is 'mamba'"),
         ("smollm3", {"no_rope_layers": [1, 2, 1, 0]}, "no_rope_layers"),
