@@ -12,7 +12,7 @@ from typing import Any
 from hearth.converter.errors import ModelError
 from hearth.converter.families import family_of_config
 from hearth.converter.families.base import Family
-from hearth.converter.families.neutral import refuse_flags, refuse_unread
+from hearth.converter.families.neutral import refuse_flags, refuse_other_router, refuse_unread
 from hearth.converter.families.settings import Settings
 from hearth.converter.families.text_parts import check_text_config, text_settings, tied_by_default
 from hearth.converter.files import check_pointer
@@ -146,7 +146,9 @@ def read_spec(raw: dict[str, Any], name: str) -> tuple[Family, ModelSpec]:
     config = _without_aliases(config, family)
     refuse_unread(config, family)
     assert family.config is not None
-    return family, family.config(config, name)
+    spec = family.config(config, name)
+    refuse_other_router(config, spec)
+    return family, spec
 
 
 def _without_aliases(config: Settings, family: Family) -> Settings:

@@ -308,6 +308,8 @@ def rope_scaling(used: Settings, config: Settings) -> RopeScaling | None:
             short_factors=used.numbers("short_factor"),
             long_factors=used.numbers("long_factor"),
         )
+    if kind == "linear":
+        return RopeScaling("linear", used.number("factor"))
     # transformers scales dynamically from max_position_embeddings on, whatever else is named. Of
     # another kind: RopeScaling names those that are supported.
     return RopeScaling(kind, used.number("factor", 1.0), original_context=context)

@@ -128,6 +128,8 @@ def _v2(config: Settings, name: str) -> ModelSpec:
 
 
 def _v3_experts(config: Settings) -> ExpertsSpec:
+    why = "Hearth runs the router of DeepSeek-V3: the best by score and bias, in groups"
+    config.refuse("topk_method", "noaux_tc", why=why)
     return _experts(
         config,
         scores="sigmoid",

@@ -11,6 +11,7 @@ from hearth.converter.errors import ModelError
 from hearth.converter.families.base import Family
 from hearth.converter.families.settings import Settings
 from hearth.converter.shown import shown
+from hearth.converter.spec import ModelSpec
 
 _ENCODERS = "Hearth runs models that generate text, not encoders"
 # Each with its neutral value, also in the part of a config that describes the whole model.
@@ -55,6 +56,17 @@ def refuse_unread(config: Settings, family: Family) -> None:
             settings.refuse(
                 _PARTIAL, 1.0, why=f"{family.name} models rotate whole heads; remove the setting"
             )
+
+
+def refuse_other_router(config: Settings, spec: ModelSpec) -> None:
+    """Raise ModelError for experts that are chosen by other scores than those of the spec.
+
+    transformers has the family's router whatever the setting says; other programs follow it.
+    """
+    for block in spec.kinds:
+        if block.experts is not None:
+            why = f"Hearth runs {spec.architecture} models with {block.experts.scores} scores"
+            config.refuse("scoring_func", block.experts.scores, why=f"{why} of experts")
 
 
 def _refuse_layers(config: Settings, family: Family) -> None:

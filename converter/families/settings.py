@@ -34,8 +34,14 @@ class Settings:
     def integer(self, key: str, default: Any = _MISSING) -> int:
         """A whole number. Raises ModelError where it is absent (without a default) or another."""
         value = self._value(key, default)
-        if isinstance(value, list) and value and all(item == value[0] for item in value):
-            value = value[0]  # some writers list a number of each layer even where all are equal
+        if isinstance(value, list) and value:
+            # Some writers list a number of each layer even where all are equal.
+            if any(item != value[0] for item in value):
+                raise ModelError(
+                    f"{self.name(key)} is {shown(value)}: it differs from layer to layer; Hearth "
+                    "runs models of this family whose layers all have the same"
+                )
+            value = value[0]
         return self._whole(key, value)
 
     def integers(self, key: str, count: int, default: Any = _MISSING) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ def open_model(
 
     source: a Hugging Face or Hearth directory, a .gguf or .m file (or a directory with one), or a
     name: "demo" (the model that comes with Hearth), "smollm2" (a packaged assistant),
-    "random:SHAPE[:SEED]", or one in the Hugging Face cache.
+    "random:SHAPE[@LAYERS][:SEED]", or one in the Hugging Face cache.
     weights: a type or a mix of converter/mixes.py to load tensors in; None for their stored types.
     pre: the rules that split a text, for a GGUF file that does not name them, or names others.
     tokenizer: the tokenizer's file, for a .m file with several beside it.

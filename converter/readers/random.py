@@ -1,12 +1,14 @@
-"""Models of a published shape with random weights, generated on demand: `random:SHAPE[:SEED]`.
+"""Models of a published shape with random weights, made on demand: `random:SHAPE[@LAYERS][:SEED]`.
 
-For measuring speed and memory without a download. A cut is generated alone and has the same bytes
+For measuring speed and memory without a download. LAYERS takes the first layers of the shape alone,
+for machines that do not hold all. A cut is generated alone and has the same bytes
 as that part of the whole, so nodes agree although none holds the whole model.
 """
 
 import difflib
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,23 +38,45 @@ _VECTORS = {
 }
 
 
-def random_spec(shape: str) -> ModelSpec:
-    """The spec of one of SHAPES. Raises KeyError for another."""
-    return read_spec(SHAPES[shape], shape)[1]
+def random_spec(shape: str, layers: int | None = None) -> ModelSpec:
+    """The spec of one of SHAPES, or of its first layers. Raises KeyError for another shape."""
+    spec = read_spec(SHAPES[shape], shape)[1]
+    if layers is None:
+        return spec
+    used = spec.kind_of_layer[:layers]
+    kinds = sorted(set(used))
+    return replace(
+        spec,
+        name=f"{shape}@{layers}",
+        kinds=tuple(spec.kinds[kind] for kind in kinds),
+        kind_of_layer=tuple(map(kinds.index, used)),
+    )
 
 
 def open_random(source: str, weights: str | None) -> "RandomModel":
-    """Open `random:SHAPE[:SEED]`. Raises ModelError for an unknown shape or a bad seed."""
-    shape, _, seed = source.removeprefix(PREFIX).partition(":")
+    """Open `random:SHAPE[@LAYERS][:SEED]`.
+
+    Raises:
+        ModelError: the shape is unknown, it has fewer layers, or the seed is not a number.
+    """
+    named, _, seed = source.removeprefix(PREFIX).partition(":")
+    shape, cut, layers = named.partition("@")
     if shape not in SHAPES:
         close = difflib.get_close_matches(shape, SHAPES, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ModelError(
             f"random shape {shape!r} is unknown{hint}; choose one of {', '.join(SHAPES)}"
         )
-    if seed and not (seed.isascii() and seed.isdecimal() and int(seed) < 1 << 64):
+    if seed and not (_is_number(seed, 20) and int(seed) < 1 << 64):
         raise ModelError(f"random seed {seed!r} is not a whole number of 0 to {(1 << 64) - 1}")
-    return RandomModel(random_spec(shape), int(seed or 0), weights)
+    most = random_spec(shape).layers
+    if cut and not (_is_number(layers, 4) and 1 <= int(layers) <= most):
+        raise ModelError(f"{shape} cannot have {layers!r} layers; it has {most}, give 1 to {most}")
+    return RandomModel(random_spec(shape, int(layers) if cut else None), int(seed or 0), weights)
+
+
+def _is_number(text: str, digits: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= digits
 
 
 class RandomModel(Model):

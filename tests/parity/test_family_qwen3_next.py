@@ -1,4 +1,9 @@
-"""Qwen3-Next and Qwen3.5 against transformers, from Hugging Face directories and from GGUF."""
+"""Qwen3-Next and Qwen3.5 against transformers, from Hugging Face directories and from GGUF.
+
+transformers sums its delta rule over chunks, Hearth token by token, both in float32. Neither is the
+nearer one: from the same model in float64, transformers was off by up to 1.5e-4 and Hearth by up to
+1.3e-4. These are the largest of three seeds of each case, in logits of up to 8.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from hearth import _native
 from hearth.converter import Model, ModelError, open_model
 from hearth.converter.convert import convert
-from hearth.converter.readers.random import RandomModel
+from hearth.converter.readers.random import RandomModel, random_spec
+from hearth.converter.readers.shapes import SHAPES
 from hearth.converter.weights import FORMATS, PACKED, row_bytes
 
 SPEC = tiny_spec()
@@ -445,11 +446,33 @@ def test_a_cut_of_the_largest_shape_needs_only_its_own_memory() -> None:
     assert cut.shape == (16, 18) and cut.any()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_first_layers_of_a_shape(shape: str) -> None:
+    """Each is of the kind that it has in the whole, whose other tensors stay."""
+    whole = random_spec(shape)
+    for layers in (1, 2, 7, whole.layers // 2, whole.layers):
+        part = random_spec(shape, layers)
+        assert [part.kinds[kind] for kind in part.kind_of_layer] == [
+            whole.kinds[kind] for kind in whole.kind_of_layer[:layers]
+        ]
+        assert part.ropes == whole.ropes
+    with open_model(f"random:{shape}@1:3") as model:
+        assert (model.spec.name, model.spec.layers) == (f"{shape}@1", 1)
+        assert set(model.spec.tensor_names()) <= set(whole.tensor_names())
+    with open_model(f"random:{shape}@{whole.layers}") as model:
+        assert model.spec.tensors == whole.tensors
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ("random:gpt-9", "'gpt-9' is unknown.*tinyllama-1.1b"),
         ("random:llama-3-8b:x", "seed 'x'"),
+        ("random:llama-3-8b:" + "9" * 5000, "seed '9+' is not"),
+        ("random:llama-3-8b@0", "'0' layers; it has 32, give 1 to 32"),
+        ("random:llama-3-8b@33", "'33' layers"),
+        ("random:llama-3-8b@", "'' layers"),
+        ("random:llama-3-8b@two:1", "'two' layers"),
         ("/nowhere/at/all", "no model at"),
         ("", "neither a config.json nor a .gguf or .m file|no model at"),
     ],

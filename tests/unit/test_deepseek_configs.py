@@ -7,9 +7,10 @@ import pytest
 
 from hearth.converter.blocks import LatentAttentionSpec
 from hearth.converter.errors import ModelError
-from hearth.converter.families import family_of_config, family_of_gguf
+from hearth.converter.families import family_of_gguf
 from hearth.converter.families.base import GgufFacts
-from hearth.converter.families.settings import GgufSettings, Settings
+from hearth.converter.families.settings import GgufSettings
+from hearth.converter.hf_config import read_spec
 from hearth.converter.spec import ModelSpec
 from hearth.root.planning.layout import Layout
 from hearth.root.planning.planner import make_plan, most_nodes
@@ -58,10 +59,7 @@ GGUF: dict[str, Any] = {
 
 
 def read(config: dict[str, Any]) -> ModelSpec:
-    settings = Settings(config)
-    family = family_of_config(settings)
-    assert family.config is not None
-    return family.config(settings, "model")
+    return read_spec(config, "model")[1]
 
 
 def read_gguf(metadata: dict[str, Any]) -> ModelSpec:
@@ -135,6 +133,10 @@ def test_ranks_share_the_latent(ranks: int) -> None:
     ("config", "text"),
     [
         (V2 | {"topk_method": "group_limited_greedy"}, "topk_method is 'group_limited_greedy'"),
+        (V2 | {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid'; .* softmax scores"),
+        (V3 | {"scoring_func": "softmax"}, "scoring_func is 'softmax'; .* sigmoid scores"),
+        (V3 | {"topk_method": "greedy"}, "topk_method is 'greedy'; .*DeepSeek-V3"),
+        (GLM | {"scoring_func": "tanh"}, "scoring_func is 'tanh'"),
         (V2 | {"attention_bias": True}, "attention_bias is True"),
         (V3 | {"rope_interleave": False}, "rope_interleave is False"),
         (V3 | {"moe_layer_freq": 2}, "moe_layer_freq is 2"),

@@ -212,6 +212,11 @@ def test_gpt_oss_has_the_size_of_experts_by_either_key(tmp_path: Path) -> None:
         ("mistral3", {"rope__scaling__yarn_log_multiplier": -1e4}, "the magnitude of yarn"),
         ("deepseek2, sigmoid, groups, yarn", {"rope__scaling__yarn_log_multiplier": -9.0}, "yarn"),
         ("qwen3next", {"ssm__time_step_rank": 1 << 31}, "heads is 2147483648"),
+        (
+            "gemma2",
+            {"attention__head_count": [4, 2]},
+            r"head_count is \[4, 2\]: it differs from layer",
+        ),
         ("glm4", {"rope__dimension_sections": "2, 1"}, "a list is needed"),
     ],
 )
