@@ -159,10 +159,15 @@ class HttpPort:
                 self._drop(self._silent)
 
     def _drop(self, places: dict[_Connection, None]) -> None:
-        """Closes the first of the places that the host with the most of them has."""
+        """Closes the first of the places that the host with the most of them has.
+
+        One whose bytes wait for this port is not the one to blame, unless all are so.
+        """
         hosts = Counter(each.peer[0] for each in places)
         for most, _ in hosts.most_common(1):
-            first = next(each for each in places if each.peer[0] == most)
+            mine = [each for each in places if each.peer[0] == most]
+            waited_for = (each for each in mine if not system.is_readable(each.socket))
+            first = next(waited_for, mine[0])
             self._refuse(first, f"{MAX_CONNECTIONS // 2} connections of its kind are open")
             self._end(first)
 

@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -253,6 +254,17 @@ def keep_alive(connection: socket.socket, seconds: int) -> None:
 def allow_slow_reader(connection: socket.socket) -> None:
     """Let data stay unread for as long as the peer answers at all."""
     _set_tcp(connection, {"TCP_USER_TIMEOUT": 0})
+
+
+def is_readable(connection: socket.socket) -> bool:
+    """True if what its peer sent, as many bytes as are waited for, has not been read yet."""
+    if connection.fileno() < 0:
+        return False
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([connection], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def has_left(connection: socket.socket) -> bool:

@@ -376,9 +376,8 @@ void Front::Loop::seek_places() {
 }
 
 // The stranger whose place another may take: of a host without authorized calls, of the host with
-// the most connections, one that may send no more, one that got the server's answer a while ago and
-// makes nothing of it; else any, for with the oldest a flood would push out those whose handshake
-// waits for the server.
+// the most connections, one that may send no more. Then one that got the server's answer a while
+// ago and makes nothing of it; else any, not the oldest: its handshake may wait for the server.
 Link* Front::Loop::crowding() {
   std::vector<Link*> best;
   const Time late = FrontClock::now() - seconds_of(config_.patience_seconds);

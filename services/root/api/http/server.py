@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from hearth.common import system
 from hearth.common.access import Access
 from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import format_address, listen, refuse_exposed, split_address
@@ -100,6 +101,11 @@ class _Place:
     def idle(self) -> bool:
         """True while no request runs."""
         return self.connection is None or self.connection.idle
+
+    @property
+    def opening(self) -> bool:
+        """True from the first record of TLS until the handshake is over."""
+        return self.greeted and self.task is not None and not self.task.done()
 
     def close(self) -> None:
         """Ends it at once."""
@@ -325,16 +331,19 @@ class HttpServer:
         """Closes the oldest idle connection of the host that has the most; else the newest.
 
         Of the idle ones, those that have sent nothing whole where they have more than half of the
-        places; else the others.
+        places; else those whose handshake is not over, then the others.
         """
         problem = f"{limits.MAX_CONNECTIONS} connections are open"
         for most, _ in self._hosts.most_common():
             mine = [each for each in self._places if each.peer[0] == most and each.idle]
             silent = [each for each in mine if not each.greeted]
             if len(silent) <= limits.MAX_CONNECTIONS // 2:
-                silent = [each for each in mine if each.greeted] or silent
+                opening = [each for each in mine if each.opening]
+                silent = opening or [each for each in mine if each.greeted] or silent
             if silent:
-                self._end(silent[0], problem)
+                # One whose bytes wait for this port is not the one to blame, unless all are so.
+                waited_for = (each for each in silent if not system.is_readable(each.socket))
+                self._end(next(waited_for, silent[0]), problem)
                 return
         if self._places:
             self._end(next(reversed(self._places)), problem)
