@@ -95,7 +95,21 @@ class _Run:
 
 
 def _accepted(messages: Messages, tools: Any, run: _Run) -> Messages:
-    """The messages, or another form of them whose system messages the template accepts."""
+    """The messages, or another form of them whose system messages the template accepts.
+
+    Raises ModelError where the template leaves out a message of a role that no template must know.
+    """
+    strange: dict[Any, int] = {}  # the first message of each role that says something
+    for place, message in enumerate(messages):
+        if message.get("role") not in _ROLES and message.get("content"):
+            strange.setdefault(message.get("role"), place)
+    lost = _left_out(messages, tools, run, [*strange.values()])
+    if lost is not None:
+        role = repr(str(lost.get("role"))[:40])
+        raise ModelError(
+            f"the chat template leaves out messages of this role, {role}: use system, user or "
+            "assistant"
+        )
     if not any(message.get("role") in _SYSTEM_ROLES for message in messages):
         return messages
     refusal: ModelError | None = None
@@ -104,7 +118,9 @@ def _accepted(messages: Messages, tools: Any, run: _Run) -> Messages:
         if refusal is not None and changed == messages:
             continue
         try:
-            if _keeps_system(changed, tools, run):
+            run(changed, tools)  # it may refuse messages without content too
+            places = [n for n, each in enumerate(changed) if each.get("role") in _SYSTEM_ROLES]
+            if _left_out(changed, tools, run, places) is None:
                 return changed
         except ModelError as error:
             refusal = refusal or error
@@ -113,13 +129,18 @@ def _accepted(messages: Messages, tools: Any, run: _Run) -> Messages:
     return messages
 
 
-def _keeps_system(messages: Messages, tools: Any, run: _Run) -> bool:
-    """Test whether each system message has an effect on the prompt; ModelError if refused."""
-    text = run(messages, tools)
-    for place, message in enumerate(messages):
-        content = message.get("content")
-        if message.get("role") not in _SYSTEM_ROLES or not content:
-            continue
+def _left_out(
+    messages: Messages, tools: Any, run: _Run, places: Sequence[int]
+) -> Mapping[str, Any] | None:
+    """The first of the messages at `places` whose content has no effect on the prompt.
+
+    Raises ModelError where the template refuses the conversation.
+    """
+    places = [place for place in places if messages[place].get("content")]
+    text = run(messages, tools) if places else ""
+    for place in places:
+        message = messages[place]
+        content = message["content"]
         if isinstance(content, str) and content.strip() and content.strip() in text:
             continue
         other: str | list[Any] = _PROBE
@@ -128,8 +149,8 @@ def _keeps_system(messages: Messages, tools: Any, run: _Run) -> bool:
         probed = [*messages]
         probed[place] = {**message, "content": other}
         if run(probed, tools) == text:
-            return False
-    return True
+            return message
+    return None
 
 
 def _developer_as_system(messages: Messages) -> Messages:

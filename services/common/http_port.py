@@ -1,8 +1,10 @@
 """A small HTTP server for probes and scrapes: GET and HEAD of a few paths, bounded throughout.
 
-One thread runs it. A connection has one request and a few seconds. When all places are taken, a new
-connection gets the place of another: the oldest of the host that has the most. So idle connections
-of a single host cannot keep out a probe, even from that host.
+One thread runs it. A connection has one request and a few seconds. Half of the places are for
+silent connections, half for opened ones: those with a whole request, or by TLS with a whole hello.
+When all of a kind are taken, the next connection gets the place of another: of the host that has
+the most, the one that has been waited for the longest. So connections of one host that do nothing
+cannot keep out a probe, even from that host.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TypeVar
 
+from hearth.common import system
 from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import listen
 from hearth.common.errors import HearthError
+from hearth.common.hello import LOOK_SECONDS, missing
 
 # For the request and for the answer, each; with TLS, twice this for all.
 SILENCE_SECONDS = 5.0
+# Half of them silent ones, and half of them opened ones.
 MAX_CONNECTIONS = 256
 MAX_REQUEST_BYTES = 8 << 10
 _ACCEPTS = 64  # before the open connections' turn
@@ -64,6 +69,8 @@ class _Connection:
     head: bytearray = field(default_factory=bytearray)
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
+    # Bytes without which it is not looked at again; with TLS only.
+    wanted: int = 1
 
 
 class HttpPort:
@@ -93,9 +100,10 @@ class HttpPort:
         for each in self._sockets:
             each.setblocking(False)
         self.port = int(self._sockets[0].getsockname()[1])
-        # In the order of their coming.
-        self._connections: dict[_Connection, None] = {}
-        self._hosts: Counter[str] = Counter()
+        # Without a request or a whole hello, in the order of their coming; and those with one, in
+        # the order in which they were last waited for.
+        self._silent: dict[_Connection, None] = {}
+        self._opened: dict[_Connection, None] = {}
         self._loop = asyncio.SelectorEventLoop()  # Windows' usual one has no add_reader
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-port", daemon=True)
@@ -121,8 +129,8 @@ class HttpPort:
         await self._stopping.wait()
         for each in self._sockets:
             self._loop.remove_reader(each)
-        tasks = [each.task for each in self._connections if each.task is not None]
-        for connection in list(self._connections):
+        tasks = [each.task for each in self._opened if each.task is not None]
+        for connection in [*self._silent, *self._opened]:
             self._end(connection)
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -136,7 +144,7 @@ class HttpPort:
             except BlockingIOError:
                 return
             except OSError:
-                self._drop()
+                self._drop(self._silent or self._opened)
                 self._loop.remove_reader(listening)
                 again = (listening, self._accept, listening)
                 self._loop.call_later(_EXHAUSTED_SECONDS, self._loop.add_reader, *again)
@@ -144,19 +152,31 @@ class HttpPort:
             accepted.setblocking(False)
             connection = _Connection(accepted, peer_address(address))
             connection.timer = self._loop.call_later(self._seconds, self._late, connection)
-            self._connections[connection] = None
-            self._hosts[connection.peer[0]] += 1
+            self._silent[connection] = None
             self._loop.add_reader(accepted, self._read, connection)
             self._read(connection)
-            if len(self._connections) > MAX_CONNECTIONS:
-                self._drop()
+            if len(self._silent) > MAX_CONNECTIONS // 2:
+                self._drop(self._silent)
 
-    def _drop(self) -> None:
-        """Closes the oldest connection of the host that has the most."""
-        for most, _ in self._hosts.most_common(1):
-            oldest = next(each for each in self._connections if each.peer[0] == most)
-            self._refuse(oldest, f"{MAX_CONNECTIONS} connections are open")
-            self._end(oldest)
+    def _drop(self, places: dict[_Connection, None]) -> None:
+        """Closes the first of the places that the host with the most of them has.
+
+        One whose bytes wait for this port is not the one to blame, unless all are so.
+        """
+        hosts = Counter(each.peer[0] for each in places)
+        for most, _ in hosts.most_common(1):
+            mine = [each for each in places if each.peer[0] == most]
+            waited_for = (each for each in mine if not system.is_readable(each.socket))
+            first = next(waited_for, mine[0])
+            self._refuse(first, f"{MAX_CONNECTIONS // 2} connections of its kind are open")
+            self._end(first)
+
+    def _opens(self, connection: _Connection) -> None:
+        """Gives a place to a connection with a request or a whole hello."""
+        self._silent.pop(connection, None)
+        self._opened[connection] = None
+        if len(self._opened) > MAX_CONNECTIONS // 2:
+            self._drop(self._opened)
 
     def _late(self, connection: _Connection) -> None:
         self._refuse(connection, f"no request within {self._seconds:g} s")
@@ -190,6 +210,7 @@ class HttpPort:
             return
         self._collected(connection)
         connection.task = self._loop.create_task(self._send(connection, answer, head_only))
+        self._opens(connection)
 
     async def _send(self, connection: _Connection, answer: Answer, head_only: bool) -> None:
         try:
@@ -208,16 +229,32 @@ class HttpPort:
 
     def _begin_tls(self, connection: _Connection, tls: Tls) -> None:
         try:
-            if not connection.socket.recv(1, socket.MSG_PEEK):
-                self._end(connection)
-                return
+            wanted = missing(connection.socket)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as error:
+            if not isinstance(error, ConnectionResetError):
+                self._refuse(connection, f"the TLS handshake failed: {error}")
             self._end(connection)
             return
+        if wanted:
+            if wanted == connection.wanted:  # woken without them
+                if system.has_left(connection.socket):
+                    self._end(connection)
+                    return
+                self._loop.remove_reader(connection.socket)
+                self._loop.call_later(LOOK_SECONDS, self._look_again, connection)
+            connection.wanted = wanted
+            system.wake_at(connection.socket, wanted)
+            return
+        system.wake_at(connection.socket, 1)
         self._collected(connection)
         connection.task = self._loop.create_task(self._converse(connection, tls))
+        self._opens(connection)
+
+    def _look_again(self, connection: _Connection) -> None:
+        if connection in self._silent:
+            self._loop.add_reader(connection.socket, self._read, connection)
 
     async def _converse(self, connection: _Connection, tls: Tls) -> None:
         """A request and its answer by TLS. asyncio's own TLS takes 256 KiB for each connection."""
@@ -227,14 +264,14 @@ class HttpPort:
             )
             connection.socket = peer
             async with asyncio.timeout(2 * self._seconds):
-                await self._patiently(peer, peer.do_handshake)
+                await self._patiently(connection, peer.do_handshake)
                 problem = tls.problem(peer)
                 if problem:
                     self._refuse(connection, problem)
                     return
-                rest = memoryview(_encoded(*await self._request(peer)))
+                rest = memoryview(_encoded(*await self._request(connection, peer)))
                 while rest:
-                    sent = await self._patiently(peer, functools.partial(peer.send, rest))
+                    sent = await self._patiently(connection, functools.partial(peer.send, rest))
                     rest = rest[sent:]
             with suppress(OSError):  # its half is not waited for
                 peer.unwrap()
@@ -249,8 +286,9 @@ class HttpPort:
         finally:
             self._end(connection)
 
-    async def _patiently(self, peer: ssl.SSLSocket, step: Callable[[], T]) -> T:
+    async def _patiently(self, connection: _Connection, step: Callable[[], T]) -> T:
         """Repeats a step of a non-blocking connection until it need not wait."""
+        peer = connection.socket
         while True:
             ready = self._loop.create_future()
             try:
@@ -259,18 +297,21 @@ class HttpPort:
                 watch, forget = self._loop.add_reader, self._loop.remove_reader
             except ssl.SSLWantWriteError:
                 watch, forget = self._loop.add_writer, self._loop.remove_writer
+            if connection in self._opened:  # from now on its peer is waited for
+                self._opened[connection] = self._opened.pop(connection)
             watch(peer, _set, ready)
             try:
                 await ready
             finally:
                 forget(peer)
 
-    async def _request(self, peer: ssl.SSLSocket) -> tuple[Answer, bool]:
+    async def _request(self, connection: _Connection, peer: ssl.SSLSocket) -> tuple[Answer, bool]:
         head = bytearray()
         while b"\r\n\r\n" not in head:
             if len(head) >= MAX_REQUEST_BYTES:
                 return _failure(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), False
-            data = await self._patiently(peer, functools.partial(peer.recv, MAX_REQUEST_BYTES))
+            read = functools.partial(peer.recv, MAX_REQUEST_BYTES)
+            data = await self._patiently(connection, read)
             if not data:
                 raise ConnectionError("it closed the connection")
             head += data
@@ -300,13 +341,10 @@ class HttpPort:
             self._loop.remove_reader(connection.socket)
 
     def _end(self, connection: _Connection) -> None:
-        if connection not in self._connections:
+        if connection not in self._silent and connection not in self._opened:
             return
-        del self._connections[connection]
-        host = connection.peer[0]
-        self._hosts[host] -= 1
-        if not self._hosts[host]:
-            del self._hosts[host]
+        self._silent.pop(connection, None)
+        self._opened.pop(connection, None)
         self._collected(connection)
         if connection.task is None or connection.task is asyncio.current_task(self._loop):
             connection.socket.close()

@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -34,6 +35,8 @@ _M_ARENA_MAX = -8
 _OVERHEAD_BYTES = 256 << 20
 # Assumed where a system does not say how much memory it has.
 _UNKNOWN_MEMORY = 4 << 30
+# The state of a TCP connection whose peer has closed its side, in Linux's struct tcp_info.
+_TCP_CLOSE_WAIT = b"\x08"
 # Errors of asking a system for what it does not have.
 _ABSENT = (OSError, AttributeError, ImportError, ValueError, NotImplementedError)
 # Windows: a handle that may only be waited for, and the answer of one that does not end.
@@ -251,6 +254,22 @@ def keep_alive(connection: socket.socket, seconds: int) -> None:
 def allow_slow_reader(connection: socket.socket) -> None:
     """Let data stay unread for as long as the peer answers at all."""
     _set_tcp(connection, {"TCP_USER_TIMEOUT": 0})
+
+
+def is_readable(connection: socket.socket) -> bool:
+    """True if what its peer sent, as many bytes as are waited for, has not been read yet."""
+    if connection.fileno() < 0:
+        return False
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([connection], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def has_left(connection: socket.socket) -> bool:
+    """True if the peer sends no more, where the system says so; bytes may still wait to be read."""
+    return tcp_info(connection, 1) == _TCP_CLOSE_WAIT
 
 
 def tcp_info(connection: socket.socket, size: int) -> bytes:

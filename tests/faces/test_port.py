@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from http2 import client_hello
 from serving_fakes import FakeRunner, Root
 
 from hearth.common import pki
@@ -516,7 +517,7 @@ def test_certificates_that_are_being_renewed(
 
 
 def test_a_connection_that_cannot_be_made_keeps_no_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pki.make(tmp_path / "certs", [], 30)
     options = {"security": Security(tmp_path / "certs" / "root")}
@@ -527,19 +528,13 @@ def test_a_connection_that_cannot_be_made_keeps_no_place(
 
         monkeypatch.setattr("hearth.root.api.http.server._Contexts.__call__", fails)
         with connect(root) as connection:
-            assert everything(connection) == b""
+            connection.sendall(client_hello())
+            with suppress(ConnectionResetError):  # what it sent was not read
+                assert everything(connection) == b""
+        assert "could not be made" in caplog.text
         assert root.http is not None
         http = root.http
         eventually(lambda: http.connections == 0)
-
-
-def first_record() -> bytes:
-    """The first TLS record that a client sends."""
-    to_send = ssl.MemoryBIO()
-    opening = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), to_send, server_hostname="a")
-    with pytest.raises(ssl.SSLWantReadError):
-        opening.do_handshake()
-    return to_send.read()
 
 
 def test_tls_handshakes_wait_for_their_turn(
@@ -551,7 +546,7 @@ def test_tls_handshakes_wait_for_their_turn(
     with Root(http=True, http_options={"security": Security(certs / "root")}) as root:
         assert root.http is not None
         http = root.http
-        record = first_record()
+        record = client_hello()
         held = [connect(root) for _ in range(10)]
         for each in held:
             each.sendall(record)
@@ -563,6 +558,57 @@ def test_tls_handshakes_wait_for_their_turn(
         eventually(lambda: http.connections == http.handshakes == 0)
 
 
+def test_handshakes_that_stop_give_their_turns_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKES_OF_EACH", 4)
+    monkeypatch.setattr(limits, "HANDSHAKE_PATIENCE_SECONDS", 0.05)
+    certs = tmp_path / "certs"
+    pki.make(certs, [], 30)
+    with Root(http=True, http_options={"security": Security(certs / "root")}) as root:
+        assert root.http is not None
+        http = root.http
+        record = client_hello()
+        held = [connect(root) for _ in range(12)]
+        for each in held:
+            each.sendall(record)
+        eventually(lambda: http.handshakes == 4)
+        with httpx.Client(verify=clients_context(certs), timeout=20) as made:
+            assert made.get(f"{root.url}/v1/models").status_code == 200
+        # Nobody waits any more: those that are left are not hurried.
+        assert http.handshakes
+        for each in held:
+            each.close()
+        eventually(lambda: http.connections == http.handshakes == 0)
+
+
+def test_idle_connections_behind_their_handshake_keep_out_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With API keys anyone makes a connection, and may keep it."""
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 8)
+    certs = tmp_path / "certs"
+    pki.make(certs, [], 30)
+    key = "k" * 32
+    options = {
+        "security": Security(certs / "root"),
+        "api_keys": ApiKeys(keys_file(tmp_path, f"anna {key}")),
+    }
+    context = ssl.create_default_context(cafile=str(certs / "client" / "ca.crt"))
+    context.check_hostname = False
+    with Root(http=True, http_options=options) as root:
+        assert root.http is not None
+        http = root.http
+        held = [context.wrap_socket(connect(root)) for _ in range(8)]
+        eventually(lambda: http.connections == 8 and not http.handshakes)
+        headers = {"authorization": f"Bearer {key}"}
+        for _ in range(3):
+            with httpx.Client(verify=context, headers=headers, timeout=20) as made:
+                assert made.get(f"{root.url}/v1/models").status_code == 200
+        for each in held:
+            each.close()
+
+
 def test_what_has_not_opened_tls_takes_no_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,7 +616,7 @@ def test_what_has_not_opened_tls_takes_no_turn(
     monkeypatch.setattr(limits, "MAX_CONNECTIONS", 40)
     certs = tmp_path / "certs"
     pki.make(certs, [], 30)
-    record = first_record()
+    record = client_hello()
     with Root(http=True, http_options={"security": Security(certs / "root")}) as root:
         assert root.http is not None
         http = root.http

@@ -220,6 +220,22 @@ def test_system_messages_are_not_lost(
     assert text(pieces(template, *messages)) == expected
 
 
+@pytest.mark.parametrize("role", ["critic", "User", "user\n", ""])
+def test_a_message_of_an_unknown_role_is_not_lost(role: str) -> None:
+    """Templates go through the roles that they know, and say nothing of others."""
+    knows = (
+        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]"
+        "{% elif m.role == 'system' %}({{ m.content }}){% endif %}{% endfor %}"
+    )
+    message = {"role": role, "content": "Hi"}
+    for others in ([], [system("Be brief."), user("Yes")]):
+        with pytest.raises(ModelError, match="leaves out messages of this role"):
+            pieces(knows, *others, message)
+    assert text(pieces(knows, user("Yes"), {**message, "content": ""})) == "[Yes]"
+    # A template that writes any role is given it.
+    assert text(pieces(KEEPS, user("Yes"), message)) == f"[user:YES][{role}:HI]"
+
+
 def test_a_refusal_that_is_not_about_the_system_message_stays() -> None:
     with pytest.raises(ModelError, match="roles must alternate"):
         pieces("{{ raise_exception('roles must alternate') }}", system("a"), user("b"))

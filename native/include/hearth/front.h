@@ -29,6 +29,8 @@ struct FrontConfig {
   size_t settling_bytes = 128 << 10;  // and before it is settled (4 connections at once)
   double silence_seconds = 10.0;      // until the first authorized call
   double settle_seconds = 2.5;  // from there until SETTINGS are acknowledged or the server closed
+  // A stranger that got an answer and has made no authorized call for so long makes room first.
+  double patience_seconds = 0.25;
 };
 
 enum class Refusal {

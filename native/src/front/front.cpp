@@ -333,6 +333,8 @@ void Front::Loop::pump_down(Link& link) {
       return;
     }
     const size_t size = static_cast<size_t>(count);
+    if (!link.is_answered) link.answered = FrontClock::now();
+    link.is_answered = true;
     if (!link.client.open()) continue;  // nobody is left to read it
     const long sent = write_some(link.client.get(), scratch_.data(), size);
     if (sent < 0) {
@@ -374,12 +376,14 @@ void Front::Loop::seek_places() {
 }
 
 // The stranger whose place another may take: of a host without authorized calls, of the host with
-// the most connections, one that may send no more; else any, for with the oldest a flood would push
-// out those that are in the middle of their handshake.
+// the most connections, one that may send no more. Then one that got the server's answer a while
+// ago and makes nothing of it; else any, not the oldest: its handshake may wait for the server.
 Link* Front::Loop::crowding() {
   std::vector<Link*> best;
-  const auto rank = [this](const Link& link) {
-    return std::make_tuple(!known_.contains(link.host), per_host_[link.host], link.is_stalled);
+  const Time late = FrontClock::now() - seconds_of(config_.patience_seconds);
+  const auto rank = [&](const Link& link) {
+    return std::make_tuple(!known_.contains(link.host), per_host_[link.host], link.is_stalled,
+                           link.is_answered && link.answered < late);
   };
   for (Link& link : links_) {
     if (link.stage != Stage::stranger) continue;

@@ -47,6 +47,8 @@ struct Link {
   FrontClock::time_point deadline;  // of its stage, but for `settled`
   FrontClock::time_point stalled;   // since when it may send no more, while `is_stalled`
   bool is_stalled = false;
+  FrontClock::time_point answered;  // when the server first sent bytes, if it `is_answered`
+  bool is_answered = false;
   bool roomy = false;   // may send settling_bytes
   bool called = false;  // a call has come
   bool admitted = false;

@@ -69,6 +69,11 @@ class Turns:
         # Clients in the order of their next turn.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """The number of those that wait for a turn."""
+        return sum(len(queue) for queue in self._waiting.values())
+
     @asynccontextmanager
     async def turn(self, client: str) -> AsyncIterator[None]:
         """Waits for a turn, and has it while it runs."""

@@ -15,11 +15,14 @@ WRITE_SECONDS = 30.0
 SEND_BUFFER_BYTES = 256 << 10
 # A connection without a request. httpx keeps one for 5 s, so the server's limit must be longer.
 KEEP_ALIVE_SECONDS = 75
-# Connections at once; when all are taken, an idle one is closed for a new one.
+# Connections at once; when all are taken, an idle one is closed for a new one. With TLS, those that
+# have sent no whole hello have half of them.
 MAX_CONNECTIONS = 512
 # TLS handshakes at once, and of one host: each may hold 256 KiB before any credential.
 HANDSHAKES = 64
 HANDSHAKES_OF_EACH = 32
+# While others wait for their turn, a handshake that has lasted for so long gives its turn up.
+HANDSHAKE_PATIENCE_SECONDS = 0.5
 # Requests at once of all clients, of which many may wait for the cluster.
 MAX_REQUESTS = 512
 # A body of so many bytes at most is read at once; larger ones take turns.

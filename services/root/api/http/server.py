@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from hearth.common import system
 from hearth.common.access import Access
 from hearth.common.admission import Peer, Refusals, peer_address
 from hearth.common.channels import format_address, listen, refuse_exposed, split_address
 from hearth.common.errors import HearthError, Reason
+from hearth.common.hello import hello
 from hearth.root.api.fairness import Turns
 from hearth.root.api.http import limits
 from hearth.root.api.http.access import Rules
 from hearth.root.api.http.app import App, Count
 from hearth.root.api.http.connection import Connection
-from hearth.root.api.http.hello import hello
 from hearth.root.api.http.requests import Services
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ class _Place:
 
     @property
     def opening(self) -> bool:
-        """True until the TLS handshake is over."""
-        return self.task is not None and not self.task.done()
+        """True from the first record of TLS until the handshake is over."""
+        return self.greeted and self.task is not None and not self.task.done()
 
     def close(self) -> None:
         """Ends it at once."""
@@ -164,7 +165,10 @@ class HttpServer:
         # In the order of their coming.
         self._places: dict[_Place, None] = {}
         self._hosts: Counter[str] = Counter()
-        self._handshakes = Turns(limits.HANDSHAKES, limits.HANDSHAKES_OF_EACH)
+        self._turns = Turns(limits.HANDSHAKES, limits.HANDSHAKES_OF_EACH)
+        # TLS handshakes, with the times of their beginning, in this order.
+        self._handshakes: dict[_Place, float] = {}
+        self._hurrying: asyncio.TimerHandle | None = None
         self.port = 0
 
     @property
@@ -175,8 +179,7 @@ class HttpServer:
     @property
     def handshakes(self) -> int:
         """TLS handshakes that run."""
-        opening = [each.connection for each in list(self._places) if each.opening]
-        return sum(connection is not None for connection in opening)
+        return len(self._handshakes)
 
     def start(self) -> int:
         """Listens; returns the port, or 0. Raises HearthError PORT_IN_USE or BAD_ADDRESS."""
@@ -271,13 +274,20 @@ class HttpServer:
             async with asyncio.timeout(limits.HEAD_SECONDS):
                 await hello(place.socket)
             place.greeted = True
-            async with self._handshakes.turn(place.peer[0]):
-                await loop.connect_accepted_socket(
-                    make,
-                    place.socket,
-                    ssl=self._contexts(),
-                    ssl_handshake_timeout=limits.HEAD_SECONDS,
-                )
+            async with self._turns.turn(place.peer[0]):
+                self._handshakes[place] = loop.time()
+                if self._hurrying is None:
+                    patience = limits.HANDSHAKE_PATIENCE_SECONDS
+                    self._hurrying = loop.call_later(patience, self._hurry)
+                try:
+                    await loop.connect_accepted_socket(
+                        make,
+                        place.socket,
+                        ssl=self._contexts(),
+                        ssl_handshake_timeout=limits.HEAD_SECONDS,
+                    )
+                finally:
+                    del self._handshakes[place]
         except OSError as error:  # ssl.SSLError and ConnectionError among them
             late = f"it took {limits.HEAD_SECONDS:g} s"
             problem = late if isinstance(error, TimeoutError) else getattr(error, "reason", error)
@@ -288,6 +298,23 @@ class HttpServer:
         except Exception:
             log.exception("a connection to the HTTP port could not be made")
             self._forget(place)
+
+    def _hurry(self) -> None:
+        """Ends handshakes that have had their time, as many as wait for a turn.
+
+        Those of the host with the most come first, of these the oldest.
+        """
+        patience = limits.HANDSHAKE_PATIENCE_SECONDS
+        self._hurrying = None
+        if not self._handshakes:
+            return
+        loop = asyncio.get_running_loop()
+        self._hurrying = loop.call_later(patience / 4, self._hurry)
+        hosts = Counter(each.peer[0] for each in self._handshakes)
+        late = [each for each, begun in self._handshakes.items() if loop.time() - begun > patience]
+        late.sort(key=lambda each: -hosts[each.peer[0]])
+        for place in late[: self._turns.waiting]:
+            self._end(place, "others wait for their TLS handshakes")
 
     def _forget(self, place: _Place) -> None:
         if place not in self._places:
@@ -303,19 +330,25 @@ class HttpServer:
     def _drop(self) -> None:
         """Closes the oldest idle connection of the host that has the most; else the newest.
 
-        Of the idle ones, first those that have sent nothing whole.
+        Of the idle ones, those that have sent nothing whole where they have more than half of the
+        places; else those whose handshake is not over, then the others.
         """
+        problem = f"{limits.MAX_CONNECTIONS} connections are open"
         for most, _ in self._hosts.most_common():
             mine = [each for each in self._places if each.peer[0] == most and each.idle]
-            silent = (each for each in mine if not each.greeted)
-            idle = next(silent, None) or next(iter(mine), None)
-            if idle is not None:
-                self._end(idle)
+            silent = [each for each in mine if not each.greeted]
+            if len(silent) <= limits.MAX_CONNECTIONS // 2:
+                opening = [each for each in mine if each.opening]
+                silent = opening or [each for each in mine if each.greeted] or silent
+            if silent:
+                # One whose bytes wait for this port is not the one to blame, unless all are so.
+                waited_for = (each for each in silent if not system.is_readable(each.socket))
+                self._end(next(waited_for, silent[0]), problem)
                 return
         if self._places:
-            self._end(next(reversed(self._places)))
+            self._end(next(reversed(self._places)), problem)
 
-    def _end(self, place: _Place) -> None:
-        self._refusals.note(place.peer, f"{limits.MAX_CONNECTIONS} connections are open")
+    def _end(self, place: _Place, problem: str) -> None:
+        self._refusals.note(place.peer, problem)
         self._forget(place)
         place.close()
