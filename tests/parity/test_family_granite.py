@@ -35,6 +35,9 @@ CASES = {
         "granite", {**ODD, "attention_bias": True, "mlp_bias": True}, shares=(1, 2, 1)
     ),
     "granitemoe": Case("granitemoe", {**FACTORS, **EXPERTS}, nodes=(1, 3)),
+    "granitemoe, odd sizes, tied": Case(
+        "granitemoe", {**FACTORS, **EXPERTS, **ODD}, nodes=(1, 3), shares=(2, 1, 3)
+    ),
     "granitemoehybrid": Case(
         "granitemoehybrid",
         {**FACTORS, **HYBRID, "num_local_experts": 0, "position_embedding_type": "rope"},

@@ -18,6 +18,21 @@ CASES = {
     "ministral": Case(
         "ministral", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}
     ),
+    "ministral, odd sizes, tied": Case(
+        "ministral",
+        {
+            "hidden_size": 45,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "intermediate_size": 77,
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "tie_word_embeddings": True,
+        },
+        nodes=(1, 3),
+        shares=(1, 3, 2),
+    ),
     "ministral3": Case(
         "ministral3",
         {
