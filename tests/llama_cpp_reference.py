@@ -22,7 +22,7 @@ FTYPES = {
     "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16,
     "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "tq1_0": 36, "tq2_0": 37,
     "iq3_xxs": 23, "iq3_s": 26, "mxfp4": 38, "q2_k_s": 21, "iq3_xs": 22, "iq3_m": 27,
-    "iq2_xxs": 19, "iq2_xs": 20, "iq2_s": 28, "iq2_m": 29, "iq1_s": 24, "iq1_m": 31, "nvfp4": 39,
+    "iq2_xxs": 19, "iq2_xs": 20, "iq2_s": 28, "iq2_m": 29, "iq1_s": 24, "iq1_m": 31,
 }  # fmt: skip
 # Types that the quantizer makes with an importance matrix alone; here all weights have the same.
 _BY_IMPORTANCE = ("iq1", "iq2", "q2_k_s", "iq3_xxs")
