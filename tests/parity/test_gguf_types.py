@@ -33,8 +33,10 @@ pytestmark = pytest.mark.parity
 
 KINDS = tuple(kind for kind in llama_cpp_reference.FTYPES if kind != "f32")
 TOKENS = 4096
-# How far the two perplexities may be apart.
-ALLOWED = 0.005
+# How far the two perplexities may be apart. Types that Hearth converts are rounded a second time,
+# which moved the perplexity by up to 0.6 % (IQ2_XS to q4_k, IQ3_S to q5_k).
+ALLOWED, ALLOWED_CONVERTED = 0.005, 0.01
+CONVERTED = ("iq1", "iq2", "iq3", "tq")
 
 
 def demo_gguf(path: Path) -> Path:
@@ -124,8 +126,9 @@ def test_the_demo_has_llama_cpps_perplexity(
     path = demo.with_name(f"demo-{kind}.gguf")
     llama_cpp_reference.quantize(demo, path, kind)
     expected = llama_cpp_reference.perplexity(path, stories, 512)
+    allowed = ALLOWED_CONVERTED if kind.startswith(CONVERTED) else ALLOWED
     for addresses in ([], two):
-        assert abs(ours(path, addresses, stories) / expected - 1) < ALLOWED, len(addresses)
+        assert abs(ours(path, addresses, stories) / expected - 1) < allowed, len(addresses)
 
 
 def shard_bytes(path: Path) -> tuple[int, int]:
