@@ -539,11 +539,19 @@ def test_hellos_without_more_do_not_end_scraping(
     """A whole hello costs the port a handshake, and its peer nothing."""
     record = client_hello()
     idle = []
+    context = ssl.create_default_context(cafile=str(clusters[0] / "client" / "ca.crt"))
+    context.check_hostname = False
+    context.load_cert_chain(clusters[0] / "client" / "tls.crt", clusters[0] / "client" / "tls.key")
+    own = context.wrap_socket(socket.create_connection(("127.0.0.1", scraped.port), 20))
     for number in range(2 * MAX_CONNECTIONS):
         idle.append(socket.create_connection(("127.0.0.1", scraped.port)))
         idle[-1].sendall(record[: -1 if number % 4 == 0 else len(record)])
         if number % 128 == 127:
             assert "answer 42.0" in scrape(scraped.port, clusters[0], clusters[0] / "client")
+    # One whose certificate was accepted before all these kept its place.
+    own.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert own.recv(4096).startswith(b"HTTP/1.1 200")
+    own.close()
     # The newest with a whole hello were answered, and so was one whose hello came in pieces.
     with socket.create_connection(("127.0.0.1", scraped.port), 20) as slow:
         for byte in record:
