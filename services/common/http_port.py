@@ -1,11 +1,10 @@
 """A small HTTP server for probes and scrapes: GET and HEAD of a few paths, bounded throughout.
 
-One thread runs it. A connection has one request and a few seconds. Half of the places are for
-silent connections, a quarter for opened ones: with a whole request, or by TLS with a whole hello.
-By TLS the last quarter is for those whose certificate is accepted. When all of a kind are taken,
-the next connection gets the place of another: of the host that has the most, the one that has been
-waited for the longest. So connections of one host that do nothing cannot keep out a probe, even
-from that host.
+One thread runs it. A connection has one request and a few seconds. Three kinds have places of their
+own: silent ones, those with a whole request or TLS hello, and those with an accepted certificate.
+When all of a kind are taken, the next connection gets the place of another: of the host that has
+the most, the one that has been waited for the longest. So connections of one host that do nothing
+cannot keep out a probe, even from that host.
 """
 
 from __future__ import annotations
@@ -30,8 +29,11 @@ from hearth.common.hello import LOOK_SECONDS, missing
 
 # For the request and for the answer, each; with TLS, twice this for all.
 SILENCE_SECONDS = 5.0
-# Half of them silent ones, a quarter opened ones, and a quarter with an accepted certificate.
-MAX_CONNECTIONS = 256
+MAX_SILENT = 128
+# A flood of hellos is no faster than this port's handshakes. So with as many places as it makes
+# handshakes in half a second, a client has this time for its part.
+MAX_OPENED = 256
+MAX_ACCEPTED = 64
 MAX_REQUEST_BYTES = 8 << 10
 _ACCEPTS = 64  # before the open connections' turn
 # Wait when the process has no descriptors left.
@@ -158,7 +160,7 @@ class HttpPort:
             self._silent[connection] = None
             self._loop.add_reader(accepted, self._read, connection)
             self._read(connection)
-            self._limit(self._silent, MAX_CONNECTIONS // 2)
+            self._limit(self._silent, MAX_SILENT)
 
     def _limit(self, places: dict[_Connection, None], most: int) -> None:
         if len(places) > most:
@@ -181,7 +183,7 @@ class HttpPort:
         """Gives a place to a connection with a request or a whole hello."""
         self._silent.pop(connection, None)
         self._opened[connection] = None
-        self._limit(self._opened, MAX_CONNECTIONS // 4)
+        self._limit(self._opened, MAX_OPENED)
 
     def _late(self, connection: _Connection) -> None:
         self._refuse(connection, f"no request within {self._seconds:g} s")
@@ -277,7 +279,7 @@ class HttpPort:
                 # From here on those without a certificate do not push it out.
                 self._opened.pop(connection, None)
                 self._accepted[connection] = None
-                self._limit(self._accepted, MAX_CONNECTIONS // 4)
+                self._limit(self._accepted, MAX_ACCEPTED)
                 rest = memoryview(_encoded(*await self._request(connection, peer)))
                 while rest:
                     sent = await self._patiently(connection, functools.partial(peer.send, rest))
