@@ -1,7 +1,7 @@
 """A small HTTP server for probes and scrapes: GET and HEAD of a few paths, bounded throughout.
 
-One thread runs it. A connection has one request and a few seconds. Half of the places are for
-silent connections, half for opened ones: those with a whole request, or by TLS with a whole hello.
+One thread runs it. A connection has one request and a few seconds. Three kinds have places of their
+own: silent ones, those with a whole request or TLS hello, and those with an accepted certificate.
 When all of a kind are taken, the next connection gets the place of another: of the host that has
 the most, the one that has been waited for the longest. So connections of one host that do nothing
 cannot keep out a probe, even from that host.
@@ -29,8 +29,11 @@ from hearth.common.hello import LOOK_SECONDS, missing
 
 # For the request and for the answer, each; with TLS, twice this for all.
 SILENCE_SECONDS = 5.0
-# Half of them silent ones, and half of them opened ones.
-MAX_CONNECTIONS = 256
+MAX_SILENT = 128
+# A flood of hellos is no faster than this port's handshakes. So with as many places as it makes
+# handshakes in half a second, a client has this time for its part.
+MAX_OPENED = 256
+MAX_ACCEPTED = 64
 MAX_REQUEST_BYTES = 8 << 10
 _ACCEPTS = 64  # before the open connections' turn
 # Wait when the process has no descriptors left.
@@ -100,10 +103,11 @@ class HttpPort:
         for each in self._sockets:
             each.setblocking(False)
         self.port = int(self._sockets[0].getsockname()[1])
-        # Without a request or a whole hello, in the order of their coming; and those with one, in
-        # the order in which they were last waited for.
+        # Without a request or a whole hello, in the order of their coming; those with one, and of
+        # these the ones with a certificate, in the order in which they were last waited for.
         self._silent: dict[_Connection, None] = {}
         self._opened: dict[_Connection, None] = {}
+        self._accepted: dict[_Connection, None] = {}
         self._loop = asyncio.SelectorEventLoop()  # Windows' usual one has no add_reader
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"{name}-port", daemon=True)
@@ -129,8 +133,9 @@ class HttpPort:
         await self._stopping.wait()
         for each in self._sockets:
             self._loop.remove_reader(each)
-        tasks = [each.task for each in self._opened if each.task is not None]
-        for connection in [*self._silent, *self._opened]:
+        running = [*self._opened, *self._accepted]
+        tasks = [each.task for each in running if each.task is not None]
+        for connection in [*self._silent, *running]:
             self._end(connection)
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -155,8 +160,11 @@ class HttpPort:
             self._silent[connection] = None
             self._loop.add_reader(accepted, self._read, connection)
             self._read(connection)
-            if len(self._silent) > MAX_CONNECTIONS // 2:
-                self._drop(self._silent)
+            self._limit(self._silent, MAX_SILENT)
+
+    def _limit(self, places: dict[_Connection, None], most: int) -> None:
+        if len(places) > most:
+            self._drop(places)
 
     def _drop(self, places: dict[_Connection, None]) -> None:
         """Closes the first of the places that the host with the most of them has.
@@ -168,15 +176,14 @@ class HttpPort:
             mine = [each for each in places if each.peer[0] == most]
             waited_for = (each for each in mine if not system.is_readable(each.socket))
             first = next(waited_for, mine[0])
-            self._refuse(first, f"{MAX_CONNECTIONS // 2} connections of its kind are open")
+            self._refuse(first, f"{len(places) - 1} connections of its kind are open")
             self._end(first)
 
     def _opens(self, connection: _Connection) -> None:
         """Gives a place to a connection with a request or a whole hello."""
         self._silent.pop(connection, None)
         self._opened[connection] = None
-        if len(self._opened) > MAX_CONNECTIONS // 2:
-            self._drop(self._opened)
+        self._limit(self._opened, MAX_OPENED)
 
     def _late(self, connection: _Connection) -> None:
         self._refuse(connection, f"no request within {self._seconds:g} s")
@@ -269,6 +276,10 @@ class HttpPort:
                 if problem:
                     self._refuse(connection, problem)
                     return
+                # From here on those without a certificate do not push it out.
+                self._opened.pop(connection, None)
+                self._accepted[connection] = None
+                self._limit(self._accepted, MAX_ACCEPTED)
                 rest = memoryview(_encoded(*await self._request(connection, peer)))
                 while rest:
                     sent = await self._patiently(connection, functools.partial(peer.send, rest))
@@ -297,8 +308,9 @@ class HttpPort:
                 watch, forget = self._loop.add_reader, self._loop.remove_reader
             except ssl.SSLWantWriteError:
                 watch, forget = self._loop.add_writer, self._loop.remove_writer
-            if connection in self._opened:  # from now on its peer is waited for
-                self._opened[connection] = self._opened.pop(connection)
+            for places in (self._opened, self._accepted):
+                if connection in places:  # from now on its peer is waited for
+                    places[connection] = places.pop(connection)
             watch(peer, _set, ready)
             try:
                 await ready
@@ -341,10 +353,11 @@ class HttpPort:
             self._loop.remove_reader(connection.socket)
 
     def _end(self, connection: _Connection) -> None:
-        if connection not in self._silent and connection not in self._opened:
+        all_places = (self._silent, self._opened, self._accepted)
+        if not any(connection in places for places in all_places):
             return
-        self._silent.pop(connection, None)
-        self._opened.pop(connection, None)
+        for places in all_places:
+            places.pop(connection, None)
         self._collected(connection)
         if connection.task is None or connection.task is asyncio.current_task(self._loop):
             connection.socket.close()

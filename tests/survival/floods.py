@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import grpc
 from harness import ServiceProcess, WorkerProcess, free_port, hearth
 
 from hearth.client import Client
@@ -146,9 +147,18 @@ class Target:
 
 
 def describe(address: str, security: Security | None) -> None:
-    with dial(address, security) as channel:
-        request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
-        worker_pb2_grpc.WorkerServiceStub(channel).Describe(request, timeout=5, wait_for_ready=True)
+    """Ask a worker as a root does: again with a new connection where one broke."""
+    end = time.monotonic() + MOST_SECONDS
+    while True:
+        try:
+            with dial(address, security) as channel:
+                request = worker_pb2.DescribeRequest(protocol_version=PROTOCOL_VERSION)
+                stub = worker_pb2_grpc.WorkerServiceStub(channel)
+                stub.Describe(request, timeout=5, wait_for_ready=True)
+                return
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
+                raise
 
 
 def scrape(address: str, ca: Path | None, own: Path | None) -> None:

@@ -29,7 +29,7 @@ from hearth.common.api_keys import ApiKeys, bearer_problem
 from hearth.common.channels import is_loopback, refuse_exposed
 from hearth.common.errors import HearthError
 from hearth.common.front import BEHIND, Front
-from hearth.common.http_port import MAX_CONNECTIONS
+from hearth.common.http_port import MAX_OPENED, MAX_SILENT
 from hearth.common.identity import FILES, read_identity
 from hearth.common.metrics import Metrics
 from hearth.common.metrics_port import MetricsPort
@@ -520,12 +520,11 @@ def test_half_open_connections_do_not_end_scraping(
 def test_connections_to_the_metrics_port_are_counted(
     scraped: MetricsPort, clusters: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    many = 2 * MAX_CONNECTIONS
+    many = 3 * MAX_SILENT
     idle = [socket.create_connection(("127.0.0.1", scraped.port)) for _ in range(many)]
-    places = MAX_CONNECTIONS // 2
-    wait_for(lambda: f"{places} connections of its kind are open" in caplog.text)
+    wait_for(lambda: f"{MAX_SILENT} connections of its kind are open" in caplog.text)
     # The oldest are closed, and the port answers.
-    for connection in idle[: many - places]:
+    for connection in idle[: many - MAX_SILENT]:
         connection.settimeout(20)
         assert connection.recv(1) == b""
     assert "answer 42.0" in scrape(scraped.port, clusters[0], clusters[0] / "client")
@@ -539,11 +538,19 @@ def test_hellos_without_more_do_not_end_scraping(
     """A whole hello costs the port a handshake, and its peer nothing."""
     record = client_hello()
     idle = []
-    for number in range(2 * MAX_CONNECTIONS):
+    context = ssl.create_default_context(cafile=str(clusters[0] / "client" / "ca.crt"))
+    context.check_hostname = False
+    context.load_cert_chain(clusters[0] / "client" / "tls.crt", clusters[0] / "client" / "tls.key")
+    own = context.wrap_socket(socket.create_connection(("127.0.0.1", scraped.port), 20))
+    for number in range(2 * MAX_OPENED):
         idle.append(socket.create_connection(("127.0.0.1", scraped.port)))
         idle[-1].sendall(record[: -1 if number % 4 == 0 else len(record)])
         if number % 128 == 127:
             assert "answer 42.0" in scrape(scraped.port, clusters[0], clusters[0] / "client")
+    # One whose certificate was accepted before all these kept its place.
+    own.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert own.recv(4096).startswith(b"HTTP/1.1 200")
+    own.close()
     # The newest with a whole hello were answered, and so was one whose hello came in pieces.
     with socket.create_connection(("127.0.0.1", scraped.port), 20) as slow:
         for byte in record:

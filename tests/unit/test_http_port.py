@@ -33,7 +33,7 @@ def answer(connection: socket.socket) -> bytes:
 
 def test_a_request_that_waits_for_the_port_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy port sees a crowd of new connections before a request that came meanwhile."""
-    monkeypatch.setattr(http_port, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(http_port, "MAX_SILENT", 4)
     busy, go_on = threading.Event(), threading.Event()
 
     def wait(_: Mapping[str, str]) -> Answer:
