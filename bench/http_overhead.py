@@ -77,9 +77,9 @@ def by_grpc(client: Client) -> Stream:
 
 
 def by_http(address: str) -> Stream:
-    """Streams by HTTP, on a connection of its own."""
+    """Streams by HTTP, on a connection of its own, which the first of them opens."""
+    # (A connection without a request is closed after 10 s.)
     connection = http.client.HTTPConnection(address)
-    connection.connect()
 
     def stream(tokens: int, times: list[float]) -> None:
         body = {"prompt": PROMPT, "n_predict": tokens, "temperature": 0, "stream": True}

@@ -46,7 +46,7 @@ def wanted(options: Options) -> bool:
 
 def of_message(message: root_pb2.RecommendedSampling) -> Mapping[str, float]:
     """A model's recommendation as a root sends it."""
-    return {name: getattr(message, name) for name in GREEDY if message.HasField(name)}
+    return {field.name: value for field, value in message.ListFields() if field.name in GREEDY}
 
 
 def note(options: Options, recommended: Mapping[str, float]) -> None:

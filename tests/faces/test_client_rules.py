@@ -33,7 +33,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/apply-template": {"messages": MESSAGES},
 }
 # What clients send that no other knows: Codex, Claude Code, OpenAI's own tests, Home Assistant.
-STRANGE = {
+STRANGE: dict[str, Any] = {
     "client_metadata": {"x": [1]},
     "prompt_cache_key": "k",
     "prompt_cache_options": {"mode": "x"},
@@ -115,7 +115,7 @@ def test_each_path_is_read_by_its_method(root: Root) -> None:
             if path in ("/cluster/events", "/page/{name:path}"):  # a stream; files
                 continue
             asked = path.replace("{id:path}", "tiny").replace("{digest:path}", "sha256:0")
-            body = {} if method == "POST" else None
+            body: dict[str, Any] | None = {} if method == "POST" else None
             got = client.request(method, f"{asked}?beta=true", json=body)
             assert got.status_code not in (404, 405), path
             assert handler is not openai.model or got.json()["id"] == "tiny"

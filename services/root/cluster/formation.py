@@ -110,6 +110,9 @@ class Formation:
     ) -> StepRun:
         """The next step, before it begins."""
         self._step_id += 1
+        if allowed and not self._mates and not self._behind:
+            # The root alone has all logits: the sampler mostly needs no mask to choose from them.
+            candidates, allowed = 0, NO_LIMITS
         return StepRun(self._step_id, batch, candidates, allowed, hidden)
 
     def first_stage(self, run: StepRun) -> bytes:

@@ -7,6 +7,7 @@ take some 20 MiB for 50,000 tokens and 60 MiB for 150,000.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _KEPT = 8
 # Tokens that are tried when a constraint is compiled.
 _PROBES = 3
+# Time for the steps of other answers while the tables of a vocabulary are made.
+_BREATH_SECONDS = 0.05
 # Characters of forced text that are worth a draft.
 _LEAST_FORCED = 2
 # A state of the lexer takes 1 to 2 KB.
@@ -253,8 +256,16 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
     from llguidance import LLTokenizer, TokenizerWrapper
 
     words = _Words(tokenizer)
-    ends = _ends(tokenizer)
-    return LLTokenizer(TokenizerWrapper(words), n_vocab=len(words.tokens), eos_token=ends)
+    # The library holds Python's lock while it makes each of the two tables. Between them other
+    # answers get their next tokens.
+    trie = LLTokenizer(
+        TokenizerWrapper(words),
+        n_vocab=len(words.tokens),
+        eos_token=_ends(tokenizer),
+        slices=[],
+    )
+    time.sleep(_BREATH_SECONDS)
+    return trie.with_slices(LLTokenizer.general_slices())
 
 
 def _limits() -> LLParserLimits:
