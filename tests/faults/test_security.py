@@ -170,7 +170,7 @@ def test_metrics_are_for_those_with_a_certificate(cluster: Cluster, name: str) -
     for own, scheme in ((None, "https"), (cluster.theirs / "client", "https"), (None, "http")):
         with pytest.raises(OSError):
             scrape(cluster, name, own, scheme)
-    for said in ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "CERTIFICATE_VERIFY_FAILED", "HTTP_REQUEST"):
+    for said in ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "CERTIFICATE_VERIFY_FAILED", "not speak TLS"):
         wait_for_log(process, "refused 127.0.0.1:", "at the metrics port", said)
 
 
