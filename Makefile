@@ -126,7 +126,7 @@ test-libcxx:
 	@$(BIN)/ctest --preset libcxx --progress
 
 test-without: $(DONE)/installed $(DONE)/test
-	@HEARTH_EACH_FACILITY=1 $(BIN)/python -m pytest -q $(PARALLEL) tests/without $(PYTEST_ARGS)
+	@EACH_FACILITY=1 $(BIN)/python -m pytest -q $(PARALLEL) tests/without $(PYTEST_ARGS)
 
 # Both by zig's compiler, which has the headers and libraries of other systems (native/cmake/zig.cmake).
 test-musl: $(DONE)/portability

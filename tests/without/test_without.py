@@ -12,7 +12,7 @@ import facilities
 import pytest
 
 # All at once; `make test-without` also takes each away by itself, which test_each.py does in short.
-TAKEN = ("all", *(facilities.ALL if os.environ.get("HEARTH_EACH_FACILITY") else ()))
+TAKEN = ("all", *(facilities.ALL if os.environ.get("EACH_FACILITY") else ()))
 TOP = Path(__file__).resolve().parents[2]
 GENERATE = (
     *("generate", "--model", "demo", "--nodes", "2", "--prompt", "Once upon a time"),
@@ -30,7 +30,7 @@ FILES = (
 )
 # Those that are about the facilities themselves: locks, owners, modes, links, FIFOs, limits.
 ABOUT_FACILITIES = (
-    "not (owner or foreign or others or link or fifo or memory or mode or writable"
+    "not (owner or superuser or foreign or others or link or fifo or memory or mode or writable"
     " or another_process or full_disk or same_time)"
 )
 
