@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import heapq
+import math
 import random
 import statistics
 from collections import OrderedDict, deque
@@ -292,22 +293,44 @@ def most_users(run: Callable[[int], Result], first_95: float, rate_5: float) -> 
     return best
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = _positive(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(each) for each in text.split(",")]
+
+
 def _steps(text: str) -> tuple[tuple[int, float], ...]:
-    pairs = [each.split(":") for each in text.split(",")]
-    return tuple(sorted((int(count), float(milliseconds) / 1000) for count, milliseconds in pairs))
+    pairs = [each.partition(":") for each in text.split(",")]
+    steps = {_count(count): _positive(milliseconds) / 1000 for count, _, milliseconds in pairs}
+    return tuple(sorted(steps.items()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--step-ms", type=_steps, required=True, metavar="N:MS,...")
-    parser.add_argument("--prefill", type=float, required=True, metavar="TOKENS/S")
-    parser.add_argument("--clusters", default="1,3,10,30")
+    parser.add_argument("--prefill", type=_positive, required=True, metavar="TOKENS/S")
+    parser.add_argument("--clusters", type=_counts, default="1,3,10,30")
     parser.add_argument("--choose", choices=CHOICES, nargs="+", default=list(CHOICES))
-    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--sequences", type=_count, default=16)
     parser.add_argument("--page-tokens", type=int, default=65536, help="KV pages of a cluster")
     parser.add_argument("--first-seconds", type=float, default=5.0, help="95 %% wait no longer")
     parser.add_argument("--rate", type=float, default=5.0, help="95 %% read so many tokens/s")
-    parser.add_argument("--seconds", type=float, default=1800.0)
+    parser.add_argument("--seconds", type=_positive, default=1800.0)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()
     speed = Speed(given.step_ms, given.prefill)
@@ -317,7 +340,7 @@ def main() -> None:
     )  # fmt: skip
     print("|", " | ".join(heads), "|")
     print("|" + "---|" * len(heads))
-    for clusters in map(int, given.clusters.split(",")):
+    for clusters in given.clusters:
         for name in given.choose:
 
             def run(users: int, clusters: int = clusters, name: str = name) -> Result:

@@ -425,6 +425,10 @@ class Cluster:
         how = self.settings.rebalance
         if how == "off" or drift is self._offered or not isinstance(phase, state.Serving):
             return []
+        taken = how == "auto" and self.settings.shares is None
+        now = time.monotonic()
+        if taken and now - self._balanced_at < _BALANCE_SECONDS:
+            return []  # at a later look
         workers = tuple(link.address for link in phase.formation.links)
         found = self.blueprint.faster_shares(workers, 1 / drift.decode, drift.node_seconds)
         if found is None:
@@ -432,10 +436,6 @@ class Cluster:
         self._offered = drift  # once for a plan
         shares, gain = found
         shown = f"--shares {','.join(f'{share:g}' for share in shares)}"
-        taken = how == "auto" and self.settings.shares is None
-        now = time.monotonic()
-        if taken and now - self._balanced_at < _BALANCE_SECONDS:
-            taken = False
         times = ", ".join(f"{seconds * 1e3:.3g}" for seconds in drift.node_seconds)
         found_so = f"root and workers compute {times} ms of a token: {shown} is expected to be "
         if not taken:
