@@ -151,6 +151,8 @@ class Damaged:
     def __init__(self, core: Core, proxy: Proxy, log: Path) -> None:
         self._core, self._proxy, self._log = core, proxy, log
         self._losses: list[str] = []
+        # Times that the cluster was formed again of the same shards.
+        self.kept = 0
         self._wanted = self._ask()
 
     def flip(self, flip: Flip) -> str:
@@ -200,7 +202,9 @@ class Damaged:
             thread.join(0.01)
             if thread.is_alive() and cluster.lost is not None:
                 self._losses.append(cluster.lost.message)
-                self._core.engine.resume(cluster.form())
+                limits = cluster.form()
+                self.kept += cluster.pages_kept
+                self._core.engine.resume(limits, cluster.pages_kept)
         if failures:
             raise failures[0]
         return tokens

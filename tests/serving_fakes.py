@@ -146,6 +146,11 @@ class FakeRunner:
             raise error
         return self.read(batch, self.write(batch))
 
+    def forget_tables(self) -> None:
+        """A new plan of the same shards: sequences are gone, pages and snapshots are not."""
+        self.tables.end_plan()
+        self.states.clear()
+
     def write(self, batch: Batch) -> list[list[int]]:
         """Puts the tokens of a step into the cache; the page table of each sequence."""
         assert 1 <= batch.rows <= self.max_step_tokens

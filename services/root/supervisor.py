@@ -342,8 +342,10 @@ class Supervisor:
             self._cause, self._shown_why, self._logged_why = None, "", ""
             self._quiet_until = 0.0
             self._membership.handle(events.Formed(self._now(), decision.workers))
-            self._engine.resume(limits)
-            log.info("the cluster serves, epoch %d", self._cluster.status().epoch)
+            kept = self._cluster.pages_kept
+            self._engine.resume(limits, kept)
+            pages = ", with the KV pages that it had" if kept else ""
+            log.info("the cluster serves, epoch %d%s", self._cluster.status().epoch, pages)
 
     def _form_failed(self, error: HearthError) -> None:
         address = error.metadata.get("worker", "")

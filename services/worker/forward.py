@@ -28,7 +28,7 @@ from hearth.worker.leaving import Leaving
 from hearth.worker.page_files import PageFiles
 from hearth.worker.page_mover import PageMover, page_context
 from hearth.worker.shape import row_size
-from hearth.worker.shard import NodeShard, Span, page_tables
+from hearth.worker.shard import NodeShard, Span
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,15 @@ class ForwardLoop:
         self._relayed = begin.lane == common_pb2.LANE_GRPC and not self._last_stage
         self._vocab_begin = shard.config.vocab.begin
         self._step_id = 0
-        self._tables = page_tables(shard.config)
+        self._tables = shard.tables
+        self._tables.end_plan()
         self._mover = PageMover(shard, self._tables, files, page_context(begin, shard.device))
         self._placement = begin.placement
         self._sync_type = begin.sync_type
         self._mesh = mesh
         self._root_host = root_host
+        # True once a step, or a fetch of pages, began: they write to the KV cache.
+        self.wrote = False
         # True while ranks connect.
         self._opening = False
         # Set once the stream has ended.
@@ -95,6 +98,7 @@ class ForwardLoop:
                 request = self._receive()
                 kind = request.WhichOneof("message")
                 if kind == "step" and not self._needs_mesh:
+                    self.wrote = True
                     with self._leaving.step():
                         self._step(request.step)
                 elif kind == "page_release":
@@ -129,6 +133,7 @@ class ForwardLoop:
     def _fetch(self, fetch: worker_pb2.PageFetch) -> None:
         if fetch.reset:
             self._tables.forget(True, ())
+        self.wrote = True
         states = self._mover.fetch(fetch.items, fetch.wait_ms / 1e3)
         self._send(worker_pb2.ForwardResponse(pages_fetched=worker_pb2.PagesFetched(states=states)))
         self._report_pages()

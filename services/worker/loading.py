@@ -73,6 +73,18 @@ class LoadSession:
         self._network_bytes = 0
         self._filler = ShardFiller(self.shard, self.manifest)
         self._unacknowledged = 0
+        # Epoch of the last plan that wrote to the KV cache; 0 for none.
+        self.pages_epoch = 0
+
+    @property
+    def sound(self) -> bool:
+        """True if another plan may go on with the shard."""
+        return self.complete and not self.shard.failed
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of weights and KV cache held now."""
+        return self.shard.weight_bytes + self.shard.kv_bytes
 
     @property
     def complete(self) -> bool:
@@ -185,6 +197,7 @@ class LoadSession:
             network_bytes=self._network_bytes,
             cache_bytes=max(0, self.weight_bytes - self._network_bytes),
             resident_bytes=system.resident_bytes(),
+            pages_epoch=self.pages_epoch,
         )
         return worker_pb2.LoadWeightsResponse(done=done)
 

@@ -2,7 +2,9 @@
 
 A step carries only the changes of each table (SequenceStep in worker.proto): in decode one page
 in every `page_size` steps. A slot holds a sequence's state of recurrent mixers; a sequence has one
-for as long as it has a table. Used by the worker, and by the root for its own shard.
+for as long as it has a table. Used by the worker, and by the root for its own shard. The tables end
+with a plan. Which pages are full stays known for as long as the shard, whose next plan may go on
+with them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,16 +53,20 @@ class PageTables:
         """
         if reset:
             self._full.clear()
-            self._tables.clear()
-            self._slots.clear()
-            self._free.clear()
-            self._high = 0
+            self.end_plan()
         for seq_id in ended:
             if self._tables.pop(seq_id, None) is None:
                 raise _bad(
                     f"sequence {seq_id} ended but has no page table; {len(self._tables)} have one"
                 )
             heappush(self._free, self._slots.pop(seq_id))
+
+    def end_plan(self) -> None:
+        """Forgets all tables; full pages stay full."""
+        self._tables.clear()
+        self._slots.clear()
+        self._free.clear()
+        self._high = 0
 
     def step(
         self, seq_id: int, position: int, rows: int, kept: int, new_pages: Sequence[int]

@@ -233,7 +233,11 @@ class WorkerServer:
 
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""
-        info = node_info(self._name, self._threads, self._memory_available(), self._device)
+        # What a kept shard has is free for a plan that cannot go on with it.
+        available = self._memory_available() + self._tenancy.kept_bytes()
+        if self._memory_limit is not None:
+            available = min(available, self._memory_limit)
+        info = node_info(self._name, self._threads, available, self._device)
         speeds = self._speeds(False)
         if speeds is not None:
             info.speeds.CopyFrom(speeds_message(speeds))

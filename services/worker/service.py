@@ -124,7 +124,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     ) -> worker_pb2.ReleaseResponse:
         """See worker.proto."""
         try:
-            self._tenancy.release(lease_id(request.lease))
+            self._tenancy.release(lease_id(request.lease), request.keep_seconds)
         except HearthError as error:
             abort(context, error)
         return worker_pb2.ReleaseResponse()
@@ -211,7 +211,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 files=self._files,
             )
             stream.on_close(partial(_abort, weakref.ref(loop)))
-            loop.run()
+            try:
+                loop.run()
+            finally:
+                if loop.wrote:
+                    session.pages_epoch = first.open.lease.epoch
 
     @contextmanager
     def _slot(self, context: grpc.ServicerContext) -> Iterator[None]:

@@ -48,6 +48,8 @@ class NodeShard:
         """
         check_config(config)
         self.config = config
+        # Of the sequences of the plan that runs.
+        self.tables = page_tables(config)
         self.device = device
         # Its GPU is lost, or hangs.
         self.failed = False

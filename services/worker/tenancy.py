@@ -22,6 +22,8 @@ End = Callable[[HearthError], None]
 # Time limit for a replaced plan's streams to end: a step ends at its next sync. The root asks
 # `ending` before it sends a plan.
 _LEAVE_SECONDS = 5.0
+# How long a root may have a shard kept without a lease.
+MOST_KEEP_SECONDS = 300.0
 
 
 def lease_id(lease: worker_pb2.Lease) -> LeaseId:
@@ -30,13 +32,22 @@ def lease_id(lease: worker_pb2.Lease) -> LeaseId:
 
 
 class Tenancy:
-    """One lease at a time, with at most one LoadWeights and one Forward stream."""
+    """One lease at a time, with at most one LoadWeights and one Forward stream.
+
+    A shard may outlast its lease: kept for the next plan of the same root, which mostly has the
+    same shard (after a cable was out for a moment, say). Then its weights need not be packed again,
+    and its KV pages are still there.
+    """
 
     def __init__(self, grace_seconds: float) -> None:
         self._state = LeaseState(grace_seconds)
         self._changed = threading.Condition()
         self._streams: dict[str, End] = {}
         self._session: LoadSession | None = None
+        # How long the released lease's shard is to be kept; and, once its streams have ended, until
+        # when (time.monotonic()).
+        self._keep_seconds = 0.0
+        self._kept_until: float | None = None
         self._closed = False
         self._reaper: threading.Timer | None = None
 
@@ -63,6 +74,13 @@ class Tenancy:
 
     def _settled(self) -> bool:
         return self._state.holder is not None or not self._streams
+
+    def kept_bytes(self) -> int:
+        """Memory of a kept shard, in bytes: free for any plan that cannot use it."""
+        with self._changed:
+            self._expire()
+            kept = self._session if self._kept_until is not None else None
+            return kept.held_bytes if kept is not None else 0
 
     def stepping(self) -> bool:
         """True while a root's Forward stream is open."""
@@ -96,6 +114,7 @@ class Tenancy:
             self._refuse_closed()
             if self._state.take(lease, time.monotonic()):
                 self._evict(lease)
+                self._renew(begin)
             self._enter("LoadWeights", lease, end)
         try:
             if self._session is None:
@@ -124,14 +143,18 @@ class Tenancy:
         finally:
             self._leave("Forward", lease)
 
-    def release(self, lease: LeaseId) -> None:
-        """Ends the lease, if any, with its streams and its shard. Raises HearthError."""
+    def release(self, lease: LeaseId, keep_seconds: float = 0.0) -> None:
+        """Ends the lease, if any, with its streams, and frees its shard. Raises HearthError.
+
+        keep_seconds: keeps the shard for so long for the same root, if it is complete.
+        """
         with self._changed:
             self._expire()
             if self._state.holder is None:
                 return
             self._state.check(lease, time.monotonic())
             log.info("root %s released this worker", self._state.holder.root_name)
+            self._keep_seconds = min(keep_seconds, MOST_KEEP_SECONDS)
             self._end(HearthError(Reason.CANCELLED, "the root released this worker"))
 
     def close(self, seconds: float = 5.0) -> None:
@@ -148,7 +171,29 @@ class Tenancy:
     def _end(self, error: HearthError) -> None:
         self._state.end()
         self._end_streams(error)
-        if not self._streams:  # else the last stream to end frees it
+        if not self._streams:  # else the last stream to end retires it
+            self._retire()
+
+    def _retire(self) -> None:
+        """Keeps the shard of a lease that has ended if its root asked for that; else frees it."""
+        seconds, self._keep_seconds = self._keep_seconds, 0.0
+        if self._session is not None and seconds > 0 and self._session.sound and not self._closed:
+            self._kept_until = time.monotonic() + seconds
+            self._reap_later(seconds)
+        else:
+            self._free()
+
+    def _renew(self, begin: worker_pb2.LoadBegin) -> None:
+        """Lets the session of an earlier plan be this one's where it can; else frees it."""
+        self._kept_until, self._keep_seconds = None, 0.0
+        session = self._session
+        if session is None:
+            return
+        same_root = session.begin.lease.root_id == begin.lease.root_id
+        if same_root and session.sound and session.matches(begin):
+            log.info("the shard of epoch %d goes on", session.begin.lease.epoch)
+            session.begin = begin
+        else:
             self._free()
 
     def _evict(self, lease: LeaseId) -> None:
@@ -164,13 +209,13 @@ class Tenancy:
             raise HearthError(
                 Reason.STALE_EPOCH, "replaced while waiting for the previous plan to end"
             )
-        self._free()
 
     def _end_streams(self, error: HearthError) -> None:
         for end in self._streams.values():
             end(error)
 
     def _free(self) -> None:
+        self._kept_until = None
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -190,17 +235,17 @@ class Tenancy:
                     self._state.end()  # failed before it had a session to keep
                 else:
                     self._state.stream_closed(lease, time.monotonic())
-                    self._reap_later()
+                    self._reap_later(self._state.grace_seconds)
             elif self._state.holder is None and not self._streams:
-                self._free()
+                self._retire()
             self._changed.notify_all()
 
-    def _reap_later(self) -> None:
+    def _reap_later(self, seconds: float) -> None:
         def reap() -> None:
             with self._changed:
                 self._expire()
 
-        timer = threading.Timer(self._state.grace_seconds + 0.05, reap)
+        timer = threading.Timer(seconds + 0.05, reap)
         timer.daemon = True
         if self._reaper is not None:
             self._reaper.cancel()  # each timer is a thread, and streams may end in quick succession
@@ -211,6 +256,9 @@ class Tenancy:
         holder = self._state.holder
         if self._state.expire(time.monotonic()) and holder is not None:
             log.info("root %s went away: its part of the model is freed", holder.root_name)
+            self._free()
+        if self._kept_until is not None and time.monotonic() >= self._kept_until:
+            log.info("the part of the model that was kept is freed")
             self._free()
 
     def _refuse_closed(self) -> None:

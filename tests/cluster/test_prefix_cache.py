@@ -79,15 +79,41 @@ def test_samples_of_one_prompt_are_prefilled_once(addresses: list[str], tmp_path
     assert sorted(cached for _, cached in found) == [0, 96, 96, 96]
 
 
-def test_nothing_is_found_in_a_cluster_formed_again(addresses: list[str], tmp_path: Path) -> None:
-    path = family_models.write_model(tmp_path / "model", "qwen3")
+@pytest.mark.parametrize("family", ["qwen3", "qwen3.5-moe"])
+def test_a_cluster_formed_again_of_the_same_shards_finds_their_pages(
+    family: str, addresses: list[str], tmp_path: Path
+) -> None:
+    path = family_models.write_model(tmp_path / "model", family)
     ids = np.random.default_rng(4).integers(3, 300, 60).tolist()
     with serving(path, addresses) as (cluster, engine):
         wanted = [answer(engine, ids, True) for _ in range(2)]
         assert [cached for _, cached in wanted] == [0, 56]
-        for workers in (addresses, addresses[:1], []):
+        texts = {tuple(text) for text, _ in wanted}
+        for workers, first in (
+            (addresses, 56),  # the same shards go on
+            (addresses[:1], 0),  # other shards
+            (addresses[:1], 56),
+            ([], 0),
+            ([], 56),
+            (addresses, 0),  # the first ones are gone
+        ):
             assert cluster.lost is None
-            engine.resume(cluster.form(workers))
+            engine.resume(cluster.form(workers), cluster.pages_kept)
             found = [answer(engine, ids, True) for _ in range(2)]
-            assert [cached for _, cached in found] == [0, 56]
-            assert {tuple(text) for text, _ in found} == {tuple(wanted[0][0])}
+            assert [cached for _, cached in found] == [first, 56], workers
+            assert {tuple(text) for text, _ in found} == texts
+
+
+def test_pages_that_one_worker_missed_are_not_found(addresses: list[str], tmp_path: Path) -> None:
+    """A worker whose shard is kept from an epoch before the last one that ran steps."""
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    ids = np.random.default_rng(5).integers(3, 300, 60).tolist()
+    with serving(path, addresses) as (cluster, engine):
+        answer(engine, ids, True)
+        engine.resume(cluster.form(addresses), cluster.pages_kept)
+        assert cluster.pages_kept
+        # As if the workers had not seen the last step, because the cable was out.
+        cluster._pages_epoch += 1
+        engine.resume(cluster.form(addresses), cluster.pages_kept)
+        assert not cluster.pages_kept
+        assert answer(engine, ids, True)[1] == 0

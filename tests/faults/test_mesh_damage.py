@@ -16,3 +16,5 @@ def test_a_flipped_bit_is_a_lost_step(tls: bool, tmp_path: Path) -> None:
     with damaged(tmp_path, tls=tls) as cluster:
         for flip in some_flips(6, seed=7):
             assert cluster.flip(flip) == "right text", flip
+        # No node was lost, so none has loaded its shard again.
+        assert cluster.kept == 6

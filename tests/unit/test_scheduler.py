@@ -447,6 +447,9 @@ def test_the_first_batch_resets_page_tables_and_later_ones_name_what_ended() -> 
     assert scheduler.cancel(3), "it never had a table"
     batch, _ = step(scheduler)
     assert (batch.reset, batch.ended) == (False, ())
+    scheduler.rewind(keep=True)
+    batch, _ = step(scheduler)
+    assert (batch.reset, batch.ended, batch.sequences[0].kept_pages) == (False, (), 0)
     scheduler.step_failed()
     scheduler.submit(Request(4, prompt(2)))
     assert flight(scheduler).reset
@@ -604,6 +607,15 @@ class Histories(RuleBasedStateMachine):
                 assert error.reason == "OUT_OF_MEMORY"
                 del self.requests[seq_id]
         self.lose()
+
+    @rule()
+    def rewind_in_place(self) -> None:
+        """The cluster is formed again on the same nodes, which have kept pages and snapshots."""
+        self.scheduler.rewind(keep=True)
+        self.scheduler.rewind(keep=True)
+        self.flights.clear()
+        self.runner.forget_tables()
+        self.scheduled = dict.fromkeys(self.scheduled, 0)
 
     def lose(self) -> None:
         """Forget the contents of the cache."""

@@ -34,7 +34,7 @@ from hearth.converter import Model
 from hearth.root.cluster import blame, state
 from hearth.root.cluster.archive import Archive
 from hearth.root.cluster.formation import Formation
-from hearth.root.cluster.forming import Forming, LoadListener
+from hearth.root.cluster.forming import KEEP_SECONDS, Forming, LoadListener
 from hearth.root.cluster.limits import limits_for
 from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.pipeline import Pipeline
@@ -110,6 +110,10 @@ class Cluster:
         self.plan: Plan = self.blueprint.plan(settings.workers)
         self._root_id = secrets.token_hex(16)
         self._epoch = 0
+        # The last one in which a step, or a fetch of pages, began.
+        self._pages_epoch = 0
+        # True if the KV pages of all nodes hold what they held before the last `form`.
+        self.pages_kept = False
         self._board = Board()
         self._shard: NodeShard | None = None
         self._state = state.State()
@@ -181,7 +185,7 @@ class Cluster:
                     describe.explain(status, known, why)
 
     def form(self, workers: Sequence[str] | None = None) -> Limits:
-        """Dials, loads and opens; what the scheduler may use then.
+        """Dials, loads and opens; what the scheduler may use then. See `pages_kept` too.
 
         workers: addresses in rank order; those of the settings where not given. Raises HearthError
         naming the worker that is absent, busy, of another version, short of memory or lost on the
@@ -219,6 +223,9 @@ class Cluster:
         finally:
             self._shard = forming.shard
             self.plan = forming.plan
+        self.pages_kept = forming.own_kept and all(
+            epoch == self._pages_epoch for epoch in forming.pages_epochs
+        )
         self._drift = Drift(forming.prediction) if forming.prediction is not None else None
         if formation.stages > 1:
             formation.pipeline = Pipeline(
@@ -284,6 +291,7 @@ class Cluster:
                 if not isinstance(phase, state.Serving):
                     raise phase.error.copy()
                 formation = phase.formation
+                self._pages_epoch = self._epoch
                 if formation.pipeline is not None:
                     return self._begin(formation, batch, candidates, hidden, allowed)
                 output = self._run(formation, batch, candidates, hidden, allowed)
@@ -452,6 +460,7 @@ class Cluster:
             if not isinstance(phase, state.Serving):
                 raise phase.error.copy()
             formation = phase.formation
+            self._pages_epoch = self._epoch
             if formation.links:
                 self._deadline = time.monotonic() + self.settings.step_seconds
             try:
@@ -482,23 +491,26 @@ class Cluster:
         self.interrupt()
         self._closed.set()
         closed = HearthError(Reason.SHUTTING_DOWN, "the root is shutting down")
-        self._release(self._state.close(closed), closed)
+        self._release(self._state.close(closed), closed, 0)
         if self.archive is not None:
             self.archive.close()
 
     def dissolve(self) -> None:
-        """Ends the formation, after the step that may be running on it, and gives leases back."""
-        again = HearthError(Reason.CLUSTER_NOT_READY, "the cluster is being formed again")
-        self._release(self._state.dissolve(again), again)
+        """Ends the formation, after the step that may be running on it, and gives leases back.
 
-    def _release(self, formation: Formation | None, error: HearthError) -> None:
+        Workers keep their shards for a while: the next plan may have the same.
+        """
+        again = HearthError(Reason.CLUSTER_NOT_READY, "the cluster is being formed again")
+        self._release(self._state.dissolve(again), again, KEEP_SECONDS)
+
+    def _release(self, formation: Formation | None, error: HearthError, keep_seconds: int) -> None:
         if self.archive is not None:
             self.archive.use(None)
         if formation is not None:
             formation.reports.settle(error)
             formation.fail(error)
             with self._stepping:
-                formation.release(self._lease())
+                formation.release(self._lease(), keep_seconds)
 
     def _check_broken(self, forming: Forming, formation: Formation) -> None:
         """A worker that was lost between the end of forming and the begin of serving."""

@@ -25,7 +25,7 @@ from hearth.root.planning.plan import Plan
 from hearth.root.scheduling.batch import Batch, StepOutput
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.shape import row_size
-from hearth.worker.shard import NodeShard, page_tables
+from hearth.worker.shard import NodeShard
 
 _NO_POSITIONS = np.empty(0, np.uint32)
 
@@ -57,7 +57,8 @@ class Formation:
         self._sync_type = sync_type
         self._step_id = 0
         # Of the root's own shard.
-        self.tables = page_tables(shard.config)
+        self.tables = shard.tables
+        self.tables.end_plan()
         # Its KV pages on disk, if any are kept there.
         self.pages: PlanPages | None = None
         self._worked_seconds = 0.0
@@ -222,23 +223,31 @@ class Formation:
         if self.pipeline is not None:
             self.pipeline.fail(error)
 
-    def release(self, lease: worker_pb2.Lease) -> None:
-        """Closes the connections and releases the leases; no step may be running."""
+    def release(self, lease: worker_pb2.Lease, keep_seconds: int = 0) -> None:
+        """Closes the connections and releases the leases; no step may be running.
+
+        keep_seconds: see ReleaseRequest.
+        """
         # Closed here because the error of a failed step holds its frames, and these the lane, until
         # it is collected.
         self._lanes.close()
         self._lane = None
-        close_all(self.links, lease, self._culprit)
+        close_all(self.links, lease, self._culprit, keep_seconds)
         if self.pipeline is not None:
             self.pipeline.close()
 
 
-def close_all(links: Sequence[WorkerLink], lease: worker_pb2.Lease, lost: str = "") -> None:
-    """Closes links in parallel and releases their leases, except that of the worker at `lost`."""
+def close_all(
+    links: Sequence[WorkerLink], lease: worker_pb2.Lease, lost: str = "", keep_seconds: int = 0
+) -> None:
+    """Closes links in parallel and releases their leases, except that of the worker at `lost`.
+
+    keep_seconds: see ReleaseRequest.
+    """
     if links:
         with ThreadPoolExecutor(len(links), "release") as pool:
             for link in links:
-                pool.submit(link.close, None if link.address == lost else lease)
+                pool.submit(link.close, None if link.address == lost else lease, keep_seconds)
 
 
 def _remote_stages(

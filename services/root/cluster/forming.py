@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 # Errors that follow from another failure, so never the cause.
 _CONSEQUENCES = {Reason.CANCELLED, Reason.WORKER_LOST, Reason.UNREACHABLE}
 
+# A worker keeps its shard between two plans for so long, in seconds: time for a lost worker to come
+# back, and for the cluster to be formed.
+KEEP_SECONDS = 120
+
 # Called with the loading progress of one node: (address or "local", event).
 LoadListener = Callable[[str, LoadEvent], None]
 
@@ -84,6 +88,9 @@ class Forming:
         self._costs: LinkCosts | None = None
         # The expected speed, where nodes are measured.
         self.prediction: Prediction | None = None
+        # See LoadDone.pages_epoch, of the workers; and whether the root's own shard went on.
+        self.pages_epochs: tuple[int, ...] = ()
+        self.own_kept = False
         self._interrupted = threading.Event()
         # The first error, if another thread noticed it.
         self._broken: HearthError | None = None
@@ -116,7 +123,7 @@ class Forming:
         except BaseException as error:
             reason = self._reason(error)
             links, self._links = self._links, []
-            close_all(links, self._lease)
+            close_all(links, self._lease, keep_seconds=KEEP_SECONDS)
             raise reason from None
         formation = Formation(
             self._plan, shard, self._links, lanes, settings.sync_type, self._reports
@@ -207,11 +214,12 @@ class Forming:
         return infos
 
     def _ask(self, link: WorkerLink) -> worker_pb2.DescribeResponse:
-        """Facts about a worker, after it has freed any earlier epoch of this root."""
+        """Facts about a worker, after the end of any earlier epoch of this root."""
         answer = link.describe(self._lease.root_id)
         if answer.held_by_caller and answer.epoch < self._lease.epoch:
             # It could not be reached when the leases were released.
-            link.release(worker_pb2.Lease(root_id=self._lease.root_id, epoch=answer.epoch))
+            earlier = worker_pb2.Lease(root_id=self._lease.root_id, epoch=answer.epoch)
+            link.release(earlier, KEEP_SECONDS)
             answer = link.describe(self._lease.root_id)
         return answer
 
@@ -338,6 +346,8 @@ class Forming:
             raise
         finally:
             self._loading = None
+        self.own_kept = held is not None
+        self.pages_epochs = tuple(loading.pages_epochs)
         return self.shard
 
     def _identity(self, limits: Limits) -> bytes | None:

@@ -284,21 +284,22 @@ class WorkerLink:
         if self._call is not None:
             self._call.cancel()
 
-    def close(self, lease: worker_pb2.Lease | None = None) -> None:
+    def close(self, lease: worker_pb2.Lease | None = None, keep_seconds: int = 0) -> None:
         """Ends both streams and releases the lease, if the worker can still be reached."""
         self._closed = True
         self._outgoing.put(None)
         if self._call is not None:
             self._call.cancel()
         if lease is not None:
-            self.release(lease)
+            self.release(lease, keep_seconds)
         self._channel.close()
 
-    def release(self, lease: worker_pb2.Lease) -> None:
-        """Releases a lease, if the worker can still be reached."""
+    def release(self, lease: worker_pb2.Lease, keep_seconds: int = 0) -> None:
+        """Releases a lease, if the worker can be reached. keep_seconds: see ReleaseRequest."""
         # ValueError: the channel is already closed.
         with suppress(grpc.RpcError, ValueError):
-            self._stub.Release(worker_pb2.ReleaseRequest(lease=lease), timeout=RELEASE_SECONDS)
+            request = worker_pb2.ReleaseRequest(lease=lease, keep_seconds=keep_seconds)
+            self._stub.Release(request, timeout=RELEASE_SECONDS)
 
     @contextmanager
     def _unless_closed(self) -> Iterator[None]:

@@ -42,6 +42,8 @@ class Loading:
         self._metrics = metrics
         self._giving_up = threading.Event()
         self._links: Sequence[WorkerLink] = ()
+        # See LoadDone.pages_epoch: of the workers that are loaded, in the order in which they were.
+        self.pages_epochs: list[int] = []
 
     def run(
         self,
@@ -141,6 +143,7 @@ class Loading:
             lambda event: self._on_progress(number, event),
             self._stall_seconds,
         )
+        self.pages_epochs.append(done.pages_epoch)
         self._metrics.weights("network", done.network_bytes)
         self._metrics.weights("cache", done.cache_bytes)
         total = node.weight_bytes

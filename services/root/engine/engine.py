@@ -254,13 +254,15 @@ class Engine:
             done.set()
         return done
 
-    def resume(self, limits: Limits | None = None) -> None:
+    def resume(self, limits: Limits | None = None, pages_kept: bool = False) -> None:
         """Continues steps, with an empty KV cache and new `limits` if given.
 
-        Paused requests continue: their tokens so far are prefilled again.
+        Paused requests continue: their tokens so far are prefilled again. pages_kept: the nodes
+        have the pages that they had, and prefixes are found in them; no effect with other limits
+        than before.
         """
         self._refusing = None  # now: what is submitted after this call comes after the command
-        self._post(partial(self._on_resume, limits))
+        self._post(partial(self._on_resume, limits, pages_kept))
 
     @property
     def busy(self) -> bool:
@@ -426,7 +428,8 @@ class Engine:
         if self._suspended is None:
             self._paused_until = time.monotonic() + self._pause_seconds
         self._suspended = error
-        for seq_id in self._scheduler.rewind():
+        # Whether the pages' content is lost will be known at the end of the pause.
+        for seq_id in self._scheduler.rewind(keep=True):
             active = self._requests.get(seq_id)
             assert active is not None
             active.setbacks += 1
@@ -439,7 +442,7 @@ class Engine:
         self._paused_until = None
         self._fail_all(error)
 
-    def _on_resume(self, limits: Limits | None) -> None:
+    def _on_resume(self, limits: Limits | None, pages_kept: bool = False) -> None:
         # Earlier steps end (or fail, if the cluster was lost in them) before it is used again.
         self._finish_all()
         cause = self._suspended or errors.formed_again()
@@ -448,7 +451,7 @@ class Engine:
             self._metrics.paused(time.monotonic() - since)
         self._suspended = self._refusing = self._paused_until = None
         if limits is None or limits == self.limits:
-            self._scheduler.rewind()
+            self._scheduler.rewind(keep=pages_kept)
             return
         self.limits = limits
         for seq_id, problem in self._scheduler.refit(limits):

@@ -158,6 +158,10 @@ class DiskMoves:
     def clear(self) -> None:
         """The content of all pages is lost; fetches are given up."""
         self._stores.clear()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Gives all fetches up."""
         for move in self.fetches():
             del self._fetches[move.name, move.snapshot is not None]
             if move.page is not None:

@@ -251,16 +251,22 @@ class Scheduler:
         self._forget_tables()
         return [sequence.seq_id for sequence in ended]
 
-    def rewind(self) -> list[int]:
+    def rewind(self, *, keep: bool = False) -> list[int]:
         """Queues all sequences again in their order, to be prefilled: the KV cache is lost.
 
-        Returns the ids that were in batches in flight, which gave no tokens.
+        keep: the nodes still have their pages, and no page tables. Then what was computed before is
+        found again. Returns the ids that were in batches in flight, which gave no tokens.
         """
         steps = [step.seq_id for batch in self._flights for step in batch.sequences]
         self._drop_flights()
         for sequence in reversed(self._running.copy()):
             self._requeue(sequence)
-        self._forget_tables()
+        if keep:
+            self._ended.clear()
+            self._reset = False
+            self.sharing.rewind()
+        else:
+            self._forget_tables()
         return [seq_id for seq_id in dict.fromkeys(steps) if seq_id in self._by_id]
 
     def refit(self, limits: Limits) -> list[tuple[int, HearthError]]:

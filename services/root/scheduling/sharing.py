@@ -40,6 +40,10 @@ class Sharing:
         self.moves = DiskMoves(self.moves.disk, self.pool)
         self._set(limits)
 
+    def rewind(self) -> None:
+        """No node fetches pages any more; what pages hold stays, and is still to be stored."""
+        self.moves.give_up()
+
     def forget_all(self) -> None:
         """The content of all pages is lost."""
         self.moves.clear()
