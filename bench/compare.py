@@ -7,6 +7,9 @@ that this CPU has and, with --avx2, again without AVX-512.
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
+With --rpc the sides are two nodes of one pinned thread each: llama.cpp with half of the layers
+behind its RPC server, and Hearth with two stages.
+
 A measurement replaces an earlier one of the same shape, weights, threads, sequences, depth and
 prompt on this machine. The page shows all measurements, the plots those of one sequence without a
 depth; `--shapes` without a shape only draws them again.
@@ -18,9 +21,11 @@ import os
 import platform
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +40,12 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "compare"
 PACKAGES = ("llama-cpp-python", "gguf", "numpy", "matplotlib")
 # (The native build of llama-cpp-python 0.3.36 ends with a segmentation fault on a CPU with AMX.)
+NATIVE = ("RPC=ON",)
 AVX2 = ("NATIVE=OFF", "AVX=ON", "AVX2=ON", "FMA=ON", "F16C=ON", "BMI2=ON")
+
+
+# Until llama.cpp's RPC server listens: it tells nobody.
+SERVER_SECONDS = 3.0
 
 
 @dataclass
@@ -47,8 +57,15 @@ class Side:
     process: subprocess.Popen[str] | None = None
     engine: str = ""
     runs: list[dict[str, Any]] = field(default_factory=list)
+    # A process that it needs beside it, started before.
+    server: list[str] = field(default_factory=list)
+    helper: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        if self.server:
+            # Its own output would be in the way.
+            self.helper = subprocess.Popen(self.server, stdout=subprocess.DEVNULL)
+            time.sleep(SERVER_SECONDS)
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
@@ -70,6 +87,9 @@ class Side:
             assert self.process.stdin is not None
             self.process.stdin.close()
             self.process.wait(60)
+        if self.helper is not None:
+            self.helper.terminate()
+            self.helper.wait(60)
 
     def _read(self) -> dict[str, Any]:
         assert self.process is not None
@@ -136,13 +156,35 @@ def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -
     return found
 
 
+def rpc_sides(python: Path, path: Path, options: argparse.Namespace) -> list[Side]:
+    """llama.cpp over its RPC and Hearth with two stages: two nodes of one pinned thread each."""
+    alone = {side.label: side.command for side in sides(python, path, options, 1)}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    model = open_model(str(path))
+    half = model.spec.layers // 2
+    model.close()
+    rpc = ["--rpc", endpoint, "--rpc-layers", str(half)]
+    server = [str(python), str(HERE / "sides" / "llama_cpp_rpc_server.py"), endpoint, "1"]
+    theirs = Side(
+        "llama.cpp, 2 nodes, RPC",
+        ["taskset", "-c", "0", *alone["llama.cpp, 1 threads"], *rpc],
+        server=["taskset", "-c", "1", *server],
+    )
+    nodes = ["--nodes", "2", "--pin", "--parallel", "pipeline"]
+    return [theirs, Side("Hearth, 2 nodes, pipeline", [*alone["Hearth, 1 threads"], *nodes])]
+
+
 def measure(
     shape: str, weights: str, threads: int, options: argparse.Namespace, python: Path
 ) -> dict[str, Any]:
     """All sides in turn: one warm-up, then the rounds."""
     path = gguf_file(python, shape, weights)
     # Each side holds the model: all at once may need more memory than there is.
-    running = [s for s in sides(python, path, options, threads) if re.search(options.only, s.label)]
+    every = (
+        rpc_sides(python, path, options) if options.rpc else sides(python, path, options, threads)
+    )
+    running = [side for side in every if re.search(options.only, side.label)]
     bandwidth = []
     try:
         for side in running:
@@ -165,6 +207,7 @@ def measure(
         "sequences": options.sequences,
         "depth": options.depth,
         "rounds": options.rounds,
+        "rpc": options.rpc,
         "bytes_per_token": bytes_per_token(path),
         "memory_gb_per_second": statistics.median(bandwidth),
         "sides": [
@@ -234,11 +277,12 @@ def main() -> None:
     parser.add_argument(
         "--avx2", action="store_true", help="also a llama.cpp that is built without AVX-512"
     )
+    parser.add_argument("--rpc", action="store_true", help="two nodes, beside llama.cpp's RPC")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    python = environment("venv-native", ())
+    python = environment("venv-native", NATIVE)
     data = BUILD / "results.json"
     results: dict[str, Any] = {"machine": machine(), "runs": []}
     if data.exists():
@@ -247,7 +291,7 @@ def main() -> None:
             results = before
     for shape in options.shapes:
         for weights in options.weights:
-            for threads in options.threads:
+            for threads in [2] if options.rpc else options.threads:
                 keep(results["runs"], measure(shape, weights, threads, options, python))
                 data.write_text(json.dumps(results))
     report.write_markdown(results, options.out / "benchmarks.md")
@@ -258,7 +302,8 @@ def main() -> None:
 def kind_of(run: dict[str, Any]) -> tuple[Any, ...]:
     """Names a measurement: another one of the same kind replaces it."""
     kind = (run["shape"], run["weights"], run["threads"])
-    return (*kind, run.get("sequences", 1), run.get("depth", 0), run["prompt_tokens"])
+    sizes = (run.get("sequences", 1), run.get("depth", 0), run["prompt_tokens"])
+    return (*kind, *sizes, run.get("rpc", False))
 
 
 def keep(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def together(run: dict[str, Any]) -> str:
     """ ", 4 sequences, depth 4096", of what differs from one sequence without a depth."""
     parts = [f", {run['sequences']} sequences"] if run["sequences"] > 1 else []
     parts += [f", depth {run['depth']}"] if run["depth"] else []
+    parts += [", over two nodes"] if run.get("rpc") else []
     return "".join(parts)
 
 

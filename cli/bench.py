@@ -233,6 +233,8 @@ def measure(
         "decode_spread": [_round(min(decode)), _round(max(decode))],
         "compute_ms_per_token": _round(_median(compute)),
         "sync_ms_per_token": _round(_median(rest)),
+        # Of the last run's decode, by node.
+        "node_busy": _busy(steps, -(-workload.sequences // recorder.depth) / decode[-1]),
         "sent_kib_per_token": _round(_median([step.sent_bytes / 1024 for step in steps])),
         "received_kib_per_token": _round(_median([step.received_bytes / 1024 for step in steps])),
         # The root's weights are read once a token: the share of what plain reading reaches.
@@ -245,6 +247,12 @@ def measure(
         # They include what the mesh measured of its links.
         "notes": list(status.notes),
     }
+
+
+def _busy(steps: list[StepOutput], seconds: float) -> list[float]:
+    """The part of the time in which each node computes, where a step ends every so many seconds."""
+    compute = zip(*([own for own, _ in step.node_seconds] for step in steps), strict=True)
+    return [_round(statistics.fmean(each) / seconds) for each in compute]
 
 
 def _predicted(status: root_pb2.ClusterStatus) -> dict[str, float]:

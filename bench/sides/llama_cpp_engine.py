@@ -5,12 +5,14 @@ each token. Runs in an environment of its own, without hearth.
 """
 
 import argparse
+import ctypes
 import json
 import sys
 import time
 
 import llama_cpp
 import numpy as np
+from llama_cpp_rpc_server import library
 
 # Rows of one step.
 STEP = 512
@@ -21,9 +23,11 @@ class Engine:
 
     def __init__(self, options: argparse.Namespace) -> None:
         llama_cpp.llama_backend_init()
-        model = llama_cpp.llama_model_load_from_file(
-            options.model.encode(), llama_cpp.llama_model_default_params()
-        )
+        parameters = llama_cpp.llama_model_default_params()
+        if options.rpc:
+            add_rpc_server(options.rpc)
+            parameters.n_gpu_layers = options.rpc_layers
+        model = llama_cpp.llama_model_load_from_file(options.model.encode(), parameters)
         each = options.depth + options.prompt_tokens + options.new_tokens + 32
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = options.sequences * each
@@ -69,6 +73,17 @@ class Engine:
         return int(np.argmax(np.ctypeslib.as_array(logits, (self._vocab,))))
 
 
+def add_rpc_server(endpoint: str) -> None:
+    """Lets llama.cpp see the devices of an RPC server: they count as GPUs."""
+    rpc, ggml = library("ggml-rpc"), library("ggml")
+    rpc.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
+    found = rpc.ggml_backend_rpc_add_server(endpoint.encode())
+    if not found:
+        raise RuntimeError(f"no RPC server answers at {endpoint}")
+    ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_register(found)
+
+
 def random_tokens(count: int, *seed: int) -> list[int]:
     tokens: list[int] = np.random.default_rng(seed).integers(300, 32000, count).tolist()
     return tokens
@@ -82,6 +97,8 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, required=True)
     parser.add_argument("--sequences", type=int, default=1)
     parser.add_argument("--depth", type=int, default=0)
+    parser.add_argument("--rpc", default="", help="host:port of an RPC server")
+    parser.add_argument("--rpc-layers", type=int, default=0, help="layers that the server computes")
     options = parser.parse_args()
     engine = Engine(options)
     depth, count, sequences = options.depth, options.prompt_tokens, range(options.sequences)
