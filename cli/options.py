@@ -292,6 +292,7 @@ def cluster(by_root: bool = False, speculate: str = "auto") -> Params:
             group=CLUSTER,
             help="workers, in rank order",
         ),
+        _weights_on(by_root),
         Option(
             "--shares",
             read=shares,
@@ -559,6 +560,34 @@ def rebalance() -> Option:
         help="where nodes take unequal times: say which --shares would be faster (offer), take "
         "them when no request runs (auto), or neither (off)",
     )
+
+
+def _weights_on(by_root: bool) -> Option:
+    """The option for models that are larger than memory."""
+    return Option(
+        "--weights-on",
+        choices=("memory", "disk"),
+        default="memory",
+        by_root=by_root,
+        group=CLUSTER,
+        help="disk: where memory is too small, a node keeps what fits and reads the other layers "
+        "from its disk in every step (needs a --cache-dir on every node)",
+    )
+
+
+def disk_dir(options: Options) -> Path | None:
+    """The folder of this node's weights on disk; None with --weights-on memory.
+
+    Raises HearthError.
+    """
+    if getattr(options, "weights_on", "memory") != "disk":
+        return None
+    if options.cache_dir == "none":
+        from hearth.common.errors import HearthError, Reason
+
+        problem = "--weights-on disk keeps weights in --cache-dir, which is none: name a directory"
+        raise HearthError(Reason.BAD_SETTING, problem)
+    return Path(options.cache_dir).expanduser()
 
 
 def default_cache_dir() -> Path:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 # Lines for people; --json has all.
 _SHOWN = 12
 # Settings of `hearth root` that change a prediction, with the same names and defaults.
-_SETTINGS = ("--workers", "--context", "--sync-type", "--lane", "--kv-type", "--max-step-tokens")
+_SETTINGS = (
+    *("--workers", "--weights-on", "--context", "--sync-type", "--lane", "--kv-type"),
+    "--max-step-tokens",
+)
 
 
 def command() -> Command:
@@ -97,6 +100,7 @@ def run(options: Options) -> int:
             lane=options.lane,
             step_tokens=options.max_step_tokens,
             depth=min(256, context),
+            weights_on=options.weights_on,
         )
         search = Search(spec, model.tensor_type, choices)
         found = search.best(machines)

@@ -97,6 +97,8 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         page_dir=common.page_dir(options),
         predict=not getattr(options, "no_predict", True),
         rebalance=getattr(options, "rebalance", "off"),
+        weights_on=getattr(options, "weights_on", "memory"),
+        disk_dir=common.disk_dir(options),
         speeds_dir=common.default_cache_dir().expanduser(),
         page_limit=getattr(options, "kv_cache_size", None),
     )

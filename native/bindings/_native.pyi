@@ -418,9 +418,19 @@ class Shard:
     """One node's part of a model, and its steps. Not for use by two threads at once."""
 
     def __init__(
-        self, config: ShardConfig, *, threads: int, pin: Sequence[int] = (), device: str = "cpu"
+        self,
+        config: ShardConfig,
+        *,
+        threads: int,
+        pin: Sequence[int] = (),
+        device: str = "cpu",
+        disk_layers: Sequence[int] = (),
+        disk_folder: str = "",
     ) -> None:
-        """device: "cpu", "vulkan" or "vulkan:N"; DeviceError for one that cannot run the config."""
+        """device: "cpu", "vulkan" or "vulkan:N"; DeviceError for one that cannot run the config.
+
+        disk_layers: of the model, whose weights lie in a file in disk_folder; on a CPU only.
+        """
     def expected(self) -> dict[str, tuple[int, int]]:
         """Every slice that the shard needs: name -> (rows, columns)."""
 
@@ -436,6 +446,9 @@ class Shard:
 
     @property
     def weight_bytes(self) -> int: ...
+    @property
+    def disk_bytes(self) -> int:
+        """Of the weights, the bytes that take no memory."""
     @property
     def kv_bytes(self) -> int: ...
     @property

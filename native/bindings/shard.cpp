@@ -186,13 +186,21 @@ void bind_shard(py::module_& module) {
       "Bytes of the state of one sequence and key head.");
 
   py::class_<Shard>(module, "Shard", "What one node holds of a model, and its steps.")
-      .def(py::init<ShardConfig, size_t, std::vector<int>, const std::string&>(), "config"_a,
-           py::kw_only(), "threads"_a, "pin"_a = std::vector<int>{}, "device"_a = "cpu")
+      .def(py::init([](ShardConfig config, size_t threads, std::vector<int> pin,
+                       const std::string& device, std::vector<size_t> disk_layers,
+                       std::string disk_folder) {
+             const DiskWeights disk = {std::move(disk_layers), std::move(disk_folder)};
+             return std::make_unique<Shard>(std::move(config), threads, std::move(pin), device,
+                                            disk);
+           }),
+           "config"_a, py::kw_only(), "threads"_a, "pin"_a = std::vector<int>{}, "device"_a = "cpu",
+           "disk_layers"_a = std::vector<size_t>{}, "disk_folder"_a = "")
       .def("expected", &Shard::expected, "Every slice it needs: name -> (rows, columns).")
       .def("missing", &Shard::missing, "Slices not loaded yet.")
       .def("load", &load, "name"_a, "type"_a, "data"_a, "first_row"_a = 0,
            "Packs rows of a slice for this CPU.")
       .def_property_readonly("weight_bytes", &Shard::weight_bytes)
+      .def_property_readonly("disk_bytes", &Shard::disk_bytes)
       .def_property_readonly("kv_bytes", &Shard::kv_bytes)
       .def_property_readonly("kv_pages", &Shard::kv_pages)
       .def(

@@ -5,10 +5,12 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -17,6 +19,7 @@
 #include "check.h"
 #include "configs.h"
 #include "hearth/cpu.h"
+#include "hearth/devices.h"
 #include "hearth/quant.h"
 #include "hearth/shard.h"
 
@@ -89,8 +92,10 @@ Type type_of(const std::string& name, Type type) {
   return name.ends_with("norm") ? Type::f32 : type;
 }
 
-std::unique_ptr<Shard> make(const ShardConfig& config, Type type, size_t threads) {
-  auto shard = std::make_unique<Shard>(config, threads);
+std::unique_ptr<Shard> make(const ShardConfig& config, Type type, size_t threads,
+                            const std::vector<size_t>& on_disk = {}) {
+  const DiskWeights disk = {on_disk, std::filesystem::temp_directory_path().string()};
+  auto shard = std::make_unique<Shard>(config, threads, std::vector<int>{}, "cpu", disk);
   for (const auto& [name, shape] : shard->expected())
     shard->load(name, type_of(name, type), slice(config, name, type_of(name, type)));
   return shard;
@@ -292,11 +297,12 @@ void test_two_ranks() {
 
 // Lost at any sync of the step: both ranks throw, nothing hangs, and the shard can take another
 // step, whose bits are right.
-void test_lost_rank() {
+void test_lost_rank(const std::vector<size_t>& on_disk) {
   for (int syncs = 0; syncs < 4; ++syncs) {
-    const test::Case each("lost at sync ", syncs);
+    const test::Case each("lost at sync ", syncs, ", layers on disk: ", on_disk.size());
     Meeting meeting;
-    std::unique_ptr<Shard> shards[2] = {make(half(0), Type::q80, 3), make(half(1), Type::q80, 2)};
+    std::unique_ptr<Shard> shards[2] = {make(half(0), Type::q80, 3, on_disk),
+                                        make(half(1), Type::q80, 2)};
     const std::vector<float> x = embed(*shards[0], kPrompt);
     std::thread ranks[2];
     std::string errors[2];
@@ -317,6 +323,35 @@ void test_lost_rank() {
     const auto fresh = make(half(0), Type::q80, 1);
     CHECK_SAME(again.logits, run(*fresh, x, {{kPrompt.size(), 0, kPages}}, kAllRows).logits);
   }
+}
+
+// The same bits with any layers on disk, step after step.
+void test_weights_on_disk() {
+  ShardConfig config = whole();
+  config.layers = {3, 8};
+  config.kind_of_layer.assign(5, 0);
+  for (const Type type : {Type::f32, Type::q40}) {
+    const auto expected = make(config, type, 1);
+    for (const std::vector<size_t>& on_disk : std::vector<std::vector<size_t>>{
+             {3}, {7}, {4, 6}, {5, 4, 3}, {3, 4, 5, 6, 7}, {3, 3, 5}}) {
+      const auto shard = make(config, type, 2, on_disk);
+      CHECK_EQUAL(shard->weight_bytes(), expected->weight_bytes());
+      // Two layers take turns in memory.
+      const size_t layers = std::set<size_t>(on_disk.begin(), on_disk.end()).size();
+      CHECK((shard->disk_bytes() > 0) == (layers > 2));
+      const Output first = run_prompt(*expected), got = run_prompt(*shard);
+      CHECK_SAME(got.logits, first.logits);
+      for (uint32_t token = 1; token < 6; ++token) {
+        const std::vector<Sequence> next = {{1, 8 + token, {3, 0, 7, 11}}};
+        CHECK_SAME(run(*shard, embed(*shard, {token}), next, {0}).logits,
+                   run(*expected, embed(*expected, {token}), next, {0}).logits);
+      }
+    }
+  }
+  const std::vector<size_t> other = {8};
+  CHECK_THROWS(make(config, Type::f32, 1, other), std::invalid_argument, "layer 8 on disk");
+  const DiskWeights nowhere = {{3}, "/no/such/folder"};
+  CHECK_THROWS(Shard(config, 1, {}, "cpu", nowhere), DeviceError, "weights on disk: a new file");
 }
 
 void test_bad_steps() {
@@ -570,7 +605,10 @@ int main() {
   test_instruction_sets_agree();
   test_tied_head();
   test_two_ranks();
-  test_lost_rank();
+  test_lost_rank({});
+  test_lost_rank({0});
+  test_lost_rank({0, 1});
+  test_weights_on_disk();
   test_bad_steps();
   test_bad_slices();
   test_loading_by_rows();

@@ -68,6 +68,10 @@ class ClusterSettings:
     # Where nodes take unequal times: "offer" says which shares would be faster, "auto" takes them
     # when no request runs, "off" does neither. Needs `predict`.
     rebalance: str = "offer"
+    # "disk": where memory is too small, weights lie on each node's disk and are read in each step.
+    weights_on: str = "memory"
+    # Folder of the root's own weights on disk.
+    disk_dir: Path | None = None
     # Folder in which the root's measured speeds are kept.
     speeds_dir: Path | None = None
 

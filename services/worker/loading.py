@@ -10,7 +10,9 @@ Chunks are packed one block of rows at a time (packing.py): no slice is ever in 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import xxhash
 
@@ -52,8 +54,12 @@ class LoadSession:
         threads: int = 1,
         pin: Sequence[int] = (),
         device: str = "cpu",
+        folder: Path | None = None,
     ) -> None:
-        """Raises HearthError BAD_SHARD or OUT_OF_MEMORY, before any weights are transferred."""
+        """folder: of weights on disk.
+
+        Raises HearthError BAD_SHARD or OUT_OF_MEMORY, before any weights are transferred.
+        """
         self.begin = begin
         self.manifest = list(begin.manifest)
         self._cache = cache
@@ -61,8 +67,11 @@ class LoadSession:
         # Checked before anything of the manifest's sizes is allocated.
         check_config(begin.shard)
         self.weight_bytes = sum(slice_bytes(entry) for entry in self.manifest)
-        self._check_memory(memory_limit())
-        self.shard = NodeShard(begin.shard, threads, pin, device)
+        # What lies on disk takes none, but for two layers at a time.
+        self._disk_bytes, largest = disk_sizes(begin)
+        self._check_disk(folder)
+        self._check_memory(memory_limit(), self.weight_bytes - self._disk_bytes + 2 * largest)
+        self.shard = NodeShard(begin.shard, threads, pin, device, folder)
         check_manifest(self.manifest, self.shard.expected())
         if cache is not None:
             cache.pin(entry.identity for entry in self.manifest)
@@ -84,7 +93,7 @@ class LoadSession:
     @property
     def held_bytes(self) -> int:
         """Bytes of weights and KV cache held now."""
-        return self.shard.weight_bytes + self.shard.kv_bytes
+        return self.shard.weight_bytes - self.shard.disk_bytes + self.shard.kv_bytes
 
     @property
     def complete(self) -> bool:
@@ -247,16 +256,40 @@ class LoadSession:
         self._pending.pop(0)
         self._assembly = None
 
-    def _check_memory(self, limit: int) -> None:
+    def _check_disk(self, folder: Path | None) -> None:
+        if not self._disk_bytes or folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if self._disk_bytes > free:
+            problem = (
+                f"the disk of {folder} has {format_size(free)} left, and the layers that do not "
+                f"fit this worker's memory need {format_size(self._disk_bytes)}"
+            )
+            raise HearthError(Reason.OUT_OF_MEMORY, problem)
+
+    def _check_memory(self, limit: int, weights: int) -> None:
         cache = kv_bytes(self.begin.shard) + state_bytes(self.begin.shard)
-        if self.weight_bytes + cache > limit:
+        if weights + cache > limit:
             raise HearthError(
                 Reason.OUT_OF_MEMORY,
-                f"out of memory: the shard needs {format_size(self.weight_bytes)} of weights and "
+                f"out of memory: the shard needs {format_size(weights)} of weights and "
                 f"up to {format_size(cache)} of KV cache, this worker has {format_size(limit)}; "
                 "use more nodes, smaller --weights, a smaller share, or less --context",
-                {"neededBytes": self.weight_bytes + cache, "availableBytes": limit},
+                {"neededBytes": weights + cache, "availableBytes": limit},
             )
+
+
+def disk_sizes(begin: worker_pb2.LoadBegin) -> tuple[int, int]:
+    """Bytes of the weights on disk, and of the largest layer among them."""
+    wanted = set(begin.shard.disk_layers)
+    sizes = dict.fromkeys(wanted, 0)
+    for entry in begin.manifest:
+        kind, _, rest = entry.name.partition(".")
+        number = rest.partition(".")[0]
+        if kind == "layers" and number.isdecimal() and int(number) in wanted and entry.rows > 1:
+            sizes[int(number)] += slice_bytes(entry)
+    return sum(sizes.values()), max(sizes.values(), default=0)
 
 
 def _progress(cache_bytes: int) -> worker_pb2.LoadWeightsResponse:

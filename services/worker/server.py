@@ -258,6 +258,7 @@ class WorkerServer:
                 self._threads,
                 self._pin,
                 self._device,
+                self._cache_dir,
             )
         except HearthError:
             raise

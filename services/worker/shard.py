@@ -6,6 +6,7 @@ Used by the worker service, and by the root for its own shard; independent of gR
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -41,12 +42,16 @@ class NodeShard:
         threads: int = 1,
         pin: Sequence[int] = (),
         device: str = "cpu",
+        folder: Path | None = None,
     ) -> None:
         """Computes with `threads` threads, pinned to the cores in `pin` unless it is empty.
 
-        device: "cpu", "vulkan" or "vulkan:N".
+        device: "cpu", "vulkan" or "vulkan:N". folder: of the weights on disk, if the config has
+        any.
         """
         check_config(config)
+        if config.disk_layers:
+            check_disk(config, device, folder)
         self.config = config
         # Of the sequences of the plan that runs.
         self.tables = page_tables(config)
@@ -60,6 +65,8 @@ class NodeShard:
                 threads=threads,
                 pin=list(pin),
                 device=device if info is None else info.id,
+                disk_layers=list(config.disk_layers),
+                disk_folder=str(folder or ""),
             )
         except (ValueError, _native.DeviceError) as error:
             raise _bad(str(error)) from None
@@ -95,7 +102,8 @@ class NodeShard:
             raise _bad(f"slice {entry.name!r}: {error}") from None
         except _native.DeviceError as error:  # all weights go to the GPU with the last slice
             self.failed = True
-            raise HearthError(Reason.OUT_OF_MEMORY, f"--device {self.device}: {error}") from None
+            place = "" if self.device == devices.CPU else f"--device {self.device}: "
+            raise HearthError(Reason.OUT_OF_MEMORY, f"{place}{error}") from None
         except MemoryError as error:
             raise _no_memory(f"slice {entry.name!r}", error) from None
 
@@ -103,6 +111,11 @@ class NodeShard:
     def weight_bytes(self) -> int:
         """Bytes of packed weights held now."""
         return int(self._shard.weight_bytes)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of these that take no memory: they lie on disk."""
+        return int(self._shard.disk_bytes)
 
     @property
     def kv_bytes(self) -> int:
@@ -239,6 +252,18 @@ class NodeShard:
 def page_tables(config: common_pb2.ShardConfig) -> PageTables:
     """Empty page tables for steps of a shard."""
     return PageTables(most_sequences(config), config.max_pages, config.page_size)
+
+
+def check_disk(config: common_pb2.ShardConfig, device: str, folder: Path | None) -> None:
+    """Raises HearthError BAD_SHARD where weights cannot lie on disk."""
+    begin, end = config.layers.begin, config.layers.end
+    if not all(begin <= layer < end for layer in config.disk_layers):
+        raise _bad(f"layers on disk that are not among {begin} to {end - 1}")
+    if device != devices.CPU:
+        raise _bad(f"weights on disk are for nodes that compute on the CPU, not on {device}")
+    if folder is None:
+        raise _bad("weights on disk need a --cache-dir on every node")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_manifest(

@@ -224,7 +224,7 @@ def test_every_option_has_help_a_group_and_a_variable_of_its_own() -> None:
     ("line", "words"),
     [
         ("hearth gen", ["generate"]),
-        ("hearth chat --wei", ["--weights"]),
+        ("hearth chat --wei", ["--weights", "--weights-on"]),
         ("hearth chat --weights q8", ["q8_0"]),
         ("hearth completion ", ["bash", "zsh", "fish"]),
     ],

@@ -42,14 +42,21 @@ struct NotFinite {
   uint32_t row, sync;
 };
 
+// Layers, of the model, whose weights lie in a file in `folder` instead of in memory: each step
+// reads them from there, ahead of their use.
+struct DiskWeights {
+  std::vector<size_t> layers;
+  std::string folder;
+};
+
 using SliceShape = std::pair<size_t, size_t>;  // rows, columns
 
 class Shard {
  public:
-  // pin: cores for the threads, or empty. device: "cpu" or a GPU, see devices.h. Throws
-  // std::invalid_argument, DeviceError.
+  // pin: cores for the threads, or empty. device: "cpu" or a GPU, see devices.h; disk: on a CPU.
+  // Throws std::invalid_argument, DeviceError.
   Shard(ShardConfig config, size_t threads, std::vector<int> pin = {},
-        const std::string& device = "cpu");
+        const std::string& device = "cpu", const DiskWeights& disk = {});
   ~Shard();
   Shard(const Shard&) = delete;
   Shard& operator=(const Shard&) = delete;
@@ -68,6 +75,8 @@ class Shard {
 
   // Of the slices that are complete.
   size_t weight_bytes() const;
+  // Of those, the bytes that take no memory.
+  size_t disk_bytes() const;
   // KV pages that have memory; its bytes, with those of sequences' states.
   size_t kv_pages() const;
   size_t kv_bytes() const;

@@ -47,10 +47,18 @@ size_t Matrix::check_rows(Type type, size_t rows, size_t columns, size_t first, 
 }
 
 Matrix::Matrix(Type type, size_t rows, size_t columns, Arena* arena)
-    : type_(type), rows_(rows), columns_(columns) {
-  group_bytes_ = row_bytes(type, columns) * kGroupRows;
+    : Matrix(elsewhere(type, rows, columns)) {
   if (arena == nullptr) own_ = Buffer(size_bytes());
   data_ = arena == nullptr ? own_.data() : arena->take(size_bytes());
+}
+
+Matrix Matrix::elsewhere(Type type, size_t rows, size_t columns) {
+  Matrix matrix;
+  matrix.type_ = type;
+  matrix.rows_ = rows;
+  matrix.columns_ = columns;
+  matrix.group_bytes_ = row_bytes(type, columns) * kGroupRows;
+  return matrix;
 }
 
 Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data)
@@ -60,9 +68,13 @@ Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> 
 }
 
 size_t Matrix::pack(size_t first, std::span<const uint8_t> data, ThreadPool* pool) {
+  return pack_to(data_ + first / kGroupRows * group_bytes_, first, data, pool);
+}
+
+size_t Matrix::pack_to(uint8_t* to, size_t first, std::span<const uint8_t> data,
+                       ThreadPool* pool) const {
   const size_t stride = group_bytes_ / kGroupRows;
   const size_t rows = check_rows(type_, rows_, columns_, first, data.size());
-  uint8_t* to = data_ + first / kGroupRows * group_bytes_;
   const size_t groups = (rows + kGroupRows - 1) / kGroupRows;
   // Allocated here because work on the pool must not throw.
   const std::vector<uint8_t> zeros(rows % kGroupRows ? stride : 0);

@@ -26,6 +26,8 @@ class Matrix {
   // matrix; nullptr for memory of the matrix's own. Throws std::invalid_argument when the columns
   // are not a whole number of blocks.
   Matrix(Type type, size_t rows, size_t columns, Arena* arena = nullptr);
+  // Without memory: `lie_at` says where it is.
+  static Matrix elsewhere(Type type, size_t rows, size_t columns);
   // All rows at once: [rows, row_bytes(type, columns)].
   Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data);
 
@@ -35,6 +37,13 @@ class Matrix {
   // Packs rows from `first` on, [n, row_bytes(type, columns)], that check_rows finds right; n.
   // pool: threads to pack with; most of packing is the first touch of new memory.
   size_t pack(size_t first, std::span<const uint8_t> data, ThreadPool* pool = nullptr);
+
+  // The same to other memory, which begins with the group of row `first`; has no effect on the
+  // matrix.
+  size_t pack_to(uint8_t* to, size_t first, std::span<const uint8_t> data,
+                 ThreadPool* pool = nullptr) const;
+  // Its groups are there from now on, packed.
+  void lie_at(uint8_t* data) { data_ = data; }
 
   Type type() const { return type_; }
   size_t rows() const { return rows_; }

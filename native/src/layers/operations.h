@@ -17,6 +17,7 @@
 namespace hearth {
 
 struct Experts;
+class LayerStream;
 struct GatedDelta;
 struct Pass;
 
@@ -319,6 +320,16 @@ struct GateLayerInput {
   void run(Pass& pass, size_t thread) const;
 };
 
+// The weights of a layer that lie on disk are in memory from here to the next such operation.
+// Barriers before and after are its own.
+struct NextWeights {
+  LayerStream* stream;
+  std::optional<size_t> layer;  // of the shard; nullopt: only the last ones are not used any more
+
+  Access access() const;
+  void run(Pass& pass, size_t thread) const;
+};
+
 // A buffer = its sum over all ranks. Barriers before and after are its own; without a lane, which
 // is known only in a step, it is one barrier.
 //
@@ -342,10 +353,10 @@ struct FinishLogits {
   void run(Pass& pass, size_t thread) const;
 };
 
-using Operation =
-    std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products, Quantize,
-                 RopeAndStore, Attend, DeltaRule, ActivatedProducts, RowNorm, SumSquares,
-                 LatentStore, HeadProducts, Route, ExpertProducts, ExpertOutputs, Combine,
-                 AllReduce, FinishLogits, AddTwoResults, JoinLayerInputs, GateLayerInput>;
+using Operation = std::variant<RopeAngles, AddPartial, FinishPartial, Norm, OutputNorm, Products,
+                               Quantize, RopeAndStore, Attend, DeltaRule, ActivatedProducts,
+                               RowNorm, SumSquares, LatentStore, HeadProducts, Route,
+                               ExpertProducts, ExpertOutputs, Combine, AllReduce, FinishLogits,
+                               AddTwoResults, JoinLayerInputs, GateLayerInput, NextWeights>;
 
 }  // namespace hearth

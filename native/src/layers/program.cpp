@@ -10,8 +10,10 @@ Access access_of(const Operation& operation) {
   return std::visit([](const auto& each) { return each.access(); }, operation);
 }
 
-bool is_all_reduce(const Operation& operation) {
-  return std::holds_alternative<AllReduce>(operation);
+// Has barriers of its own.
+bool synchronizes_itself(const Operation& operation) {
+  return std::holds_alternative<AllReduce>(operation) ||
+         std::holds_alternative<NextWeights>(operation);
 }
 
 // Whether threads may be in both at once: what they share is only read, or each thread has rows of
@@ -30,8 +32,9 @@ void Program::add(Operation operation) {
   bool overlaps = true;
   for (size_t i = phase_start_; i < instructions_.size(); ++i)
     overlaps = overlaps && may_overlap(access_of(instructions_[i].operation), access);
-  const bool synchronizes = is_all_reduce(operation);
-  const bool follows_sync = !instructions_.empty() && is_all_reduce(instructions_.back().operation);
+  const bool synchronizes = synchronizes_itself(operation);
+  const bool follows_sync =
+      !instructions_.empty() && synchronizes_itself(instructions_.back().operation);
   if (!overlaps || synchronizes || follows_sync) {
     ++phase_;
     phase_start_ = instructions_.size();

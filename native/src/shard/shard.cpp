@@ -23,12 +23,15 @@
 namespace hearth {
 
 struct Shard::State {
-  State(ShardConfig shard_config, size_t threads, std::vector<int> pin, const std::string& device)
+  State(ShardConfig shard_config, size_t threads, std::vector<int> pin, const std::string& device,
+        const DiskWeights& disk)
       : config((shard_config.validate(), std::move(shard_config))),
         pool(threads, std::move(pin)),
-        weights(config),
+        weights(config, disk),
         backend(device == "cpu" ? make_cpu_backend(config, pool)
                                 : make_vulkan_backend(config, parse_vulkan_device(device))) {
+    if (device != "cpu" && !disk.layers.empty())
+      throw std::invalid_argument("weights on disk need --device cpu");
     for (const auto& [name, slot] : weights.slots()) expected[name] = {slot.rows, slot.columns};
   }
   ~State() {
@@ -45,6 +48,7 @@ struct Shard::State {
       throw std::logic_error("the shard lacks " + std::to_string(names.size()) +
                              " slices, the first is '" + names.front() + "'");
     }
+    weights.start();
     Program compiled = weights.compile(config);
     backend->prepare(compiled);
     program = std::move(compiled);
@@ -64,8 +68,9 @@ struct Shard::State {
   std::optional<Program> program;  // compiled by the first step
 };
 
-Shard::Shard(ShardConfig config, size_t threads, std::vector<int> pin, const std::string& device)
-    : state_(std::make_unique<State>(std::move(config), threads, std::move(pin), device)) {}
+Shard::Shard(ShardConfig config, size_t threads, std::vector<int> pin, const std::string& device,
+             const DiskWeights& disk)
+    : state_(std::make_unique<State>(std::move(config), threads, std::move(pin), device, disk)) {}
 
 Shard::~Shard() = default;
 
@@ -81,6 +86,11 @@ std::vector<std::string> Shard::missing() const {
 size_t Shard::weight_bytes() const {
   const std::lock_guard lock(state_->loading);
   return state_->weights.size_bytes();
+}
+
+size_t Shard::disk_bytes() const {
+  const std::lock_guard lock(state_->loading);
+  return state_->weights.disk_bytes();
 }
 
 size_t Shard::kv_pages() const { return state_->backend->kv_pages(); }

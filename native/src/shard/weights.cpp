@@ -1,7 +1,10 @@
 #include "shard/weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string_view>
+#include <utility>
 
 namespace hearth {
 namespace {
@@ -12,7 +15,22 @@ bool makes_layer_inputs(const ShardConfig& config) {
 
 }  // namespace
 
-Weights::Weights(const ShardConfig& config) : blocks_(config.layers.size()) {
+Weights::Weights(const ShardConfig& config, const DiskWeights& disk)
+    : first_layer_(config.layers.begin), blocks_(config.layers.size()) {
+  for (const size_t layer : disk.layers) {
+    if (layer < config.layers.begin || layer >= config.layers.end) {
+      throw std::invalid_argument("layer " + std::to_string(layer) + " on disk is not one of " +
+                                  std::to_string(config.layers.begin) + " to " +
+                                  std::to_string(config.layers.end));
+    }
+  }
+  if (!disk.layers.empty()) {
+    std::vector<size_t> own = disk.layers;
+    std::sort(own.begin(), own.end());
+    own.erase(std::unique(own.begin(), own.end()), own.end());
+    for (size_t& layer : own) layer -= first_layer_;
+    stream_ = std::make_unique<LayerStream>(std::move(own), disk.folder);
+  }
   for (size_t n = 0; n < blocks_.size(); ++n) {
     const std::string prefix = "layers." + std::to_string(config.layers.begin + n) + ".";
     if (std::holds_alternative<LatentAttentionConfig>(config.kind_of(n).mixer))
@@ -50,6 +68,7 @@ void Weights::load(const std::string& name, Type type, std::span<const uint8_t> 
   if (slot == nullptr)
     throw std::invalid_argument("this shard has no slice '" + name.substr(0, 64) + "'");
   const SliceShape shape = {slot->rows, slot->columns};
+  const std::optional<size_t> layer = streamed_layer(name);
   try {
     if (slot->loaded_rows == slot->rows) throw std::invalid_argument("it came twice");
     if (first_row != slot->loaded_rows && first_row != 0) {
@@ -60,10 +79,12 @@ void Weights::load(const std::string& name, Type type, std::span<const uint8_t> 
       load_vector(**vector, type, data, slot->columns);
       slot->loaded_rows = slot->rows;
     } else if (auto* const* matrices = std::get_if<std::vector<Matrix>*>(&slot->target)) {
-      slot->loaded_rows = first_row + load_matrices(**matrices, type, shape, data, first_row, pool);
+      slot->loaded_rows =
+          first_row + load_matrices(layer, **matrices, type, shape, data, first_row, pool);
     } else {
       Matrix& matrix = *std::get<Matrix*>(slot->target);
-      slot->loaded_rows = first_row + load_matrix(matrix, type, shape, data, first_row, pool);
+      slot->loaded_rows =
+          first_row + load_matrix(layer, matrix, type, shape, data, first_row, pool);
     }
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument("slice '" + name + "': " + error.what());
@@ -89,22 +110,33 @@ void Weights::load_vector(std::vector<float>& vector, Type type, std::span<const
   std::memcpy(vector.data(), data.data(), data.size());
 }
 
-size_t Weights::load_matrix(Matrix& matrix, Type type, SliceShape shape,
-                            std::span<const uint8_t> data, size_t first_row, ThreadPool& pool) {
+std::optional<size_t> Weights::streamed_layer(const std::string& name) const {
+  constexpr std::string_view kPrefix = "layers.";
+  if (!stream_ || !name.starts_with(kPrefix)) return std::nullopt;
+  const size_t layer = std::stoul(name.substr(kPrefix.size())) - first_layer_;
+  return stream_->has(layer) ? std::optional(layer) : std::nullopt;
+}
+
+size_t Weights::load_matrix(std::optional<size_t> layer, Matrix& matrix, Type type,
+                            SliceShape shape, std::span<const uint8_t> data, size_t first_row,
+                            ThreadPool& pool) {
   const auto [rows, columns] = shape;
-  if (matrix.empty()) {
+  if (matrix.group_bytes() == 0) {
     // Checked before it takes memory, which an arena does not take back.
     Matrix::check_rows(type, rows, columns, first_row, data.size());
-    matrix = Matrix(type, rows, columns, &arena_);
+    matrix = layer ? Matrix::elsewhere(type, rows, columns) : Matrix(type, rows, columns, &arena_);
+    if (layer) stream_->place(*layer, matrix);
   } else if (matrix.type() != type) {
     throw std::invalid_argument("it began as " + std::string(type_name(matrix.type())) +
                                 " and cannot go on as " + std::string(type_name(type)));
   }
-  return matrix.pack(first_row, data, &pool);
+  return layer ? stream_->pack(*layer, matrix, first_row, data, pool)
+               : matrix.pack(first_row, data, &pool);
 }
 
-size_t Weights::load_matrices(std::vector<Matrix>& matrices, Type type, SliceShape shape,
-                              std::span<const uint8_t> data, size_t first_row, ThreadPool& pool) {
+size_t Weights::load_matrices(std::optional<size_t> layer, std::vector<Matrix>& matrices, Type type,
+                              SliceShape shape, std::span<const uint8_t> data, size_t first_row,
+                              ThreadPool& pool) {
   const size_t part = shape.first / matrices.size(), stride = row_bytes(type, shape.second);
   if (data.size() % stride != 0 || data.size() / stride > shape.first - first_row) {
     throw std::invalid_argument("it has " + std::to_string(data.size()) + " bytes from row " +
@@ -115,8 +147,8 @@ size_t Weights::load_matrices(std::vector<Matrix>& matrices, Type type, SliceSha
   while (!data.empty()) {
     const size_t within = row % part;
     const size_t bytes = std::min(data.size(), (part - within) * stride);
-    row += load_matrix(matrices[row / part], type, {part, shape.second}, data.first(bytes), within,
-                       pool);
+    row += load_matrix(layer, matrices[row / part], type, {part, shape.second}, data.first(bytes),
+                       within, pool);
     data = data.subspan(bytes);
   }
   return row - first_row;
@@ -132,10 +164,16 @@ Program Weights::compile(const ShardConfig& config) const {
     program.add(RopeAngles{.ropes = config.ropes});
   }
   if (makes_layer_inputs(config)) layer_projection_.compile(config, program);
+  const auto streamed = [&](size_t layer) { return stream_ && stream_->has(layer); };
   for (size_t n = 0; n < blocks_.size(); ++n) {
+    if (streamed(n))
+      program.add(NextWeights{stream_.get(), n});
+    else if (n > 0 && streamed(n - 1))
+      program.add(NextWeights{stream_.get(), std::nullopt});
     std::visit([&](const auto& mixer) { mixer.compile(config, n, program); }, blocks_[n].mixer);
     blocks_[n].feed_forward.compile(config, n, program);
   }
+  if (streamed(blocks_.size() - 1)) program.add(NextWeights{stream_.get(), std::nullopt});
   if (leaves_partial(config, config.kind_of(blocks_.size() - 1))) program.add(AddPartial{});
   if (config.vocab.size() > 0) output_.compile(config, embedding_, program);
   return program;

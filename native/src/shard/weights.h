@@ -1,9 +1,12 @@
 // The weights of a shard: its layers, and the slices that fill them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -20,13 +23,15 @@
 #include "layers/program.h"
 #include "layers/slots.h"
 #include "platform/memory.h"
+#include "shard/layer_stream.h"
 
 namespace hearth {
 
 // Not for two threads at once.
 class Weights {
  public:
-  explicit Weights(const ShardConfig& config);
+  // disk: see Shard.
+  explicit Weights(const ShardConfig& config, const DiskWeights& disk = {});
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
@@ -48,6 +53,17 @@ class Weights {
   // Moves the complete weights into huge pages; see Arena::gather.
   void gather(const std::atomic<bool>& stop) const { arena_.gather(stop); }
 
+  // Those on disk are there to be read; call it once they are complete. Throws DeviceError.
+  void start() {
+    if (stream_) stream_->start();
+  }
+  // See Shard.
+  size_t disk_bytes() const {
+    return stream_ ? stream_->file_bytes() -
+                         std::min<uint64_t>(stream_->file_bytes(), stream_->memory_bytes())
+                   : 0;
+  }
+
   // The forward pass over complete weights, to which it refers, as it does to the config.
   Program compile(const ShardConfig& config) const;
 
@@ -59,14 +75,20 @@ class Weights {
 
   static void load_vector(std::vector<float>& vector, Type type, std::span<const uint8_t> data,
                           size_t columns);
-  // The rows that the data are.
-  size_t load_matrix(Matrix& matrix, Type type, SliceShape shape, std::span<const uint8_t> data,
-                     size_t first_row, ThreadPool& pool);
+  // The rows that the data are. layer: on disk, if it is one of those.
+  size_t load_matrix(std::optional<size_t> layer, Matrix& matrix, Type type, SliceShape shape,
+                     std::span<const uint8_t> data, size_t first_row, ThreadPool& pool);
   // shape: of all matrices together.
-  size_t load_matrices(std::vector<Matrix>& matrices, Type type, SliceShape shape,
-                       std::span<const uint8_t> data, size_t first_row, ThreadPool& pool);
+  size_t load_matrices(std::optional<size_t> layer, std::vector<Matrix>& matrices, Type type,
+                       SliceShape shape, std::span<const uint8_t> data, size_t first_row,
+                       ThreadPool& pool);
 
-  Arena arena_;  // of all matrices
+  // The layer of this shard that a slice belongs to, if that is on disk.
+  std::optional<size_t> streamed_layer(const std::string& name) const;
+
+  size_t first_layer_;
+  Arena arena_;                          // of all matrices in memory
+  std::unique_ptr<LayerStream> stream_;  // of the others
   std::vector<Block> blocks_;
   Matrix embedding_, positions_, layer_embedding_;
   LayerProjection layer_projection_;

@@ -293,19 +293,28 @@ class Forming:
                     error.metadata["worker"] = self._links[node - 1].address
                 raise
             self._change_shares([worker.address for worker in facts])
-            room = self._blueprint.cache_room(self._plan, facts)
+            plan, room = self._blueprint.with_disk(self._plan, facts)
+            self._note(plan)
         return limits_for(self._blueprint, room, len(self._plan.stages))
 
     def _change_shares(self, workers: Sequence[str]) -> None:
         """Take the shares that fit the nodes' memory; places in the plan stay."""
         self._plan = self._blueprint.plan(workers)
-        new = [note for note in self._plan.notes if note.startswith("--shares")]
-        for note in new:
-            log.info("%s", note)
+        for note in self._plan.notes:
+            if note.startswith("--shares"):
+                log.info("%s", note)
         with self._board.change() as status:
             for node, planned in zip(status.nodes, self._plan.nodes, strict=True):
                 node.weight_bytes = planned.weight_bytes
             status.notes[:] = self._plan.notes
+
+    def _note(self, plan: Plan) -> None:
+        """Take a plan that differs by its weights on disk, and say so."""
+        before, self._plan = self._plan, plan
+        for note in plan.notes[len(before.notes) :]:
+            log.info("%s", note)
+        with self._board.change() as status:
+            status.notes[:] = plan.notes
 
     @property
     def plan(self) -> Plan:
@@ -336,7 +345,12 @@ class Forming:
         try:
             self.check()  # an earlier interrupt could not end the loading
             self.shard = loading.run(
-                held or (lambda: NodeShard(configs[0], threads, settings.pin, settings.device)),
+                held
+                or (
+                    lambda: NodeShard(
+                        configs[0], threads, settings.pin, settings.device, settings.disk_dir
+                    )
+                ),
                 self._links,
                 begins,
                 self._open_stream,

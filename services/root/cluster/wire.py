@@ -63,6 +63,7 @@ def shard_config(
         vocab_size=spec.vocab_size,
         head_from_embedding=node.head_from_embedding,
         layer_inputs=_layer_inputs(spec),
+        disk_layers=node.disk_layers,
     )
 
 

@@ -17,11 +17,12 @@ from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.layout import Layout, layout_of, nodes_of, ranks_of
 from hearth.root.planning.machines import Link, Machine
 from hearth.root.planning.memory import Room, needed_bytes, room_for
-from hearth.root.planning.plan import Plan
+from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.planning.planner import check_shares, make_plan, most_nodes, most_stages
 from hearth.root.planning.predict import Choices, Prediction, Predictor, option_text
 from hearth.root.planning.search import Search
 from hearth.root.planning.shares import shares_by_memory
+from hearth.root.planning.streaming import disk_bytes, layer_bytes, to_disk
 from hearth.root.settings import ClusterSettings
 
 _MOST_RUNNING = 16
@@ -215,12 +216,16 @@ class Blueprint:
             lane=settings.lane,
             step_tokens=settings.max_step_tokens,
             depth=min(256, self.context),
+            weights_on=settings.weights_on,
         )
 
-    def cache_room(self, plan: Plan, workers: Sequence[NodeFacts]) -> Room:
+    def cache_room(
+        self, plan: Plan, workers: Sequence[NodeFacts], *, on_disk: bool = False
+    ) -> Room:
         """Pages of KV cache, and sequences at once; workers: in the plan's order.
 
-        Raises HearthError OUT_OF_MEMORY; the metadata has the number of the node that is short.
+        on_disk: weights may lie on disk. Raises HearthError OUT_OF_MEMORY; the metadata has the
+        number of the node that is short.
         """
         settings = self.settings
         nodes = [NodeFacts("the root", self.room)]
@@ -234,7 +239,38 @@ class Blueprint:
             settings.sequences,
             self.most_running,
             nodes,
+            on_disk=on_disk,
         )
+
+    def with_disk(self, plan: Plan, workers: Sequence[NodeFacts]) -> tuple[Plan, Room]:
+        """The plan with weights on disk where memory is too small, and what is left for the cache.
+
+        As `cache_room`. Raises HearthError OUT_OF_MEMORY also where --weights-on is memory.
+        """
+        on_disk = self.settings.weights_on == "disk"
+        room = self.cache_room(plan, workers, on_disk=on_disk)
+        if not on_disk:
+            return plan, room
+        rooms = iter([self.room, *(worker.memory_bytes for worker in workers)])
+        notes: list[str] = []
+
+        def held(node: NodePlan) -> NodePlan:
+            page = node.kv_page_bytes(
+                self.model.spec, self.settings.kv_type, self.settings.page_size
+            )
+            cache = room.pages * page + room.sequences * node.state_bytes(self.model.spec)
+            found = to_disk(node, next(rooms) - cache) or node
+            if found.disk_layers:
+                layers = f"{len(found.disk_layers)} of {len(layer_bytes(node))} layers"
+                who = "the root" if node is plan.nodes[0] else "a worker"
+                size = format_size(disk_bytes(found))
+                notes.append(f"{who} has {layers} on disk: a step reads {size} from there")
+            return found
+
+        stages = [
+            replace(stage, ranks=tuple(held(node) for node in stage.ranks)) for stage in plan.stages
+        ]
+        return Plan(tuple(stages), (*plan.notes, *notes)), room
 
     @property
     def most_running(self) -> int:
@@ -258,6 +294,14 @@ class Blueprint:
         except HearthError as error:
             if "node" in error.metadata and self._choose_shares(workers):
                 return None
+            if self.settings.weights_on == "disk":
+                try:
+                    plan = self.plan([worker.address for worker in workers])
+                    self.cache_room(plan, workers, on_disk=True)
+                except HearthError as short:
+                    error = short
+                else:
+                    return None
             return int(error.metadata.get("node", "0")), error.message
         return None
 

@@ -8,6 +8,7 @@ from hearth.common.sizes import format_size
 from hearth.converter.spec import ModelSpec
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.plan import NodePlan, Plan
+from hearth.root.planning.streaming import least_held_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,21 @@ class Room:
 
 
 def needed_bytes(
-    node: NodePlan, spec: ModelSpec, kv_type: str, page_size: int, context: int
+    node: NodePlan,
+    spec: ModelSpec,
+    kv_type: str,
+    page_size: int,
+    context: int,
+    *,
+    on_disk: bool = False,
 ) -> int:
-    """Bytes that a node needs at least: weights, and one sequence of `context` positions."""
+    """Bytes that a node needs at least: weights, and one sequence of `context` positions.
+
+    on_disk: weights may lie on disk, all layers of them.
+    """
     pages = -(-context // page_size)
     return (
-        node.weight_bytes
+        (least_held_bytes(node) if on_disk else node.weight_bytes)
         + pages * node.kv_page_bytes(spec, kv_type, page_size)
         + (node.state_bytes(spec))
     )
@@ -39,26 +49,33 @@ def room_for(
     sequences: int,
     most_running: int,
     nodes: Sequence[NodeFacts],
+    *,
+    on_disk: bool = False,
 ) -> Room:
     """Room for `sequences` of `context` positions, or fewer if memory is short.
 
     States are for `most_running` sequences, as far as they leave room for the pages of at least the
-    sequences of full context that fit. nodes: in the plan's order. Raises HearthError OUT_OF_MEMORY
-    if one has no room for a single sequence; the metadata has the node's number, stage and rank.
+    sequences of full context that fit. nodes: in the plan's order. on_disk: where a node's memory
+    is too small, weights may lie on disk; then it has room for one sequence. Raises HearthError
+    OUT_OF_MEMORY if one has no room for a single sequence; the metadata has the node's number,
+    stage and rank.
     """
     least = -(-context // page_size)
     pages, states = least * sequences, most_running
     for number, (node, facts) in enumerate(zip(plan.nodes, nodes, strict=True)):
         per_page = node.kv_page_bytes(spec, kv_type, page_size)
         state = node.state_bytes(spec)
-        left = facts.memory_bytes - node.weight_bytes
         one = least * per_page + state
+        held, left = node.weight_bytes, facts.memory_bytes - node.weight_bytes
+        if left < one and on_disk:
+            held = least_held_bytes(node)
+            left = min(one, facts.memory_bytes - held)
         if left < one:
             also = f" and {format_size(state)} for a sequence's state" if state else ""
             raise HearthError(
                 Reason.OUT_OF_MEMORY,
                 f"{facts.name} has {format_size(facts.memory_bytes)} of memory for its shard of "
-                f"{spec.name}, which needs {format_size(node.weight_bytes)} for weights and "
+                f"{spec.name}, which needs {format_size(held)} for weights and "
                 f"{format_size(least * per_page)} for {context} positions of KV cache{also}: use "
                 "more nodes, smaller --weights, a smaller --context or other --shares",
                 {

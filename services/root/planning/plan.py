@@ -101,6 +101,8 @@ class NodePlan:
     # True if the head is the first rows of the embedding on this node.
     head_from_embedding: bool
     slices: tuple[Slice, ...]
+    # Layers whose weights lie on disk (streaming.py).
+    disk_layers: tuple[int, ...] = ()
 
     @property
     def weight_bytes(self) -> int:

@@ -20,6 +20,7 @@ from hearth.root.planning.layout import Layout
 from hearth.root.planning.machines import Machine
 from hearth.root.planning.memory import needed_bytes
 from hearth.root.planning.plan import NodePlan, Plan
+from hearth.root.planning.streaming import disk_bytes, to_disk
 
 # Sequences of the second figure of each rate.
 MANY = 8
@@ -48,6 +49,8 @@ class Choices:
     depth: int = 256
     # Tokens of the prompt whose prefill is predicted.
     prompt_tokens: int = 512
+    # "disk": weights lie on disk where memory is too small.
+    weights_on: str = "memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,10 @@ class Predictor:
         spec, choices = self._spec, self._choices
         works = [work_of(node, spec) for node in plan.nodes]
         stages = [range(*span) for span in joined(layout.ranks)]
+        reading = [
+            self._disk_seconds(node, machine)
+            for node, machine in zip(plan.nodes, machines, strict=True)
+        ]
 
         def cached(node: NodePlan, sequences: float) -> float:
             page = node.kv_page_bytes(spec, choices.kv_type, choices.page_size)
@@ -121,7 +128,9 @@ class Predictor:
             together = sum(machines[i].host == machines[index].host for i in busy)
             # A chunk of a prompt needs logits of its last row at most.
             sampled = 1 if rows > MANY else None
-            return compute_seconds(works[index], machines[index], rows, read, together, sampled)
+            own = compute_seconds(works[index], machines[index], rows, read, together, sampled)
+            # The disk is read meanwhile.
+            return max(own, reading[index])
 
         def stage_times(
             rows: float, sequences: float, *, all_busy: bool = False
@@ -175,12 +184,31 @@ class Predictor:
             node_seconds=tuple(node_seconds),
             sent_bytes=self._sent(plan, stages),
             memory_bytes=tuple(
-                needed_bytes(node, spec, choices.kv_type, choices.page_size, choices.context)
-                for node in plan.nodes
+                self._needed(node, on_disk=seconds > 0)
+                for node, seconds in zip(plan.nodes, reading, strict=True)
             ),
             slowest=machines[slowest].name,
-            limit=self._limit(works[slowest], machines, slowest, compute, transfer),
+            limit="disk"
+            if reading[slowest] >= node_seconds[slowest] and compute >= transfer
+            else self._limit(works[slowest], machines, slowest, compute, transfer),
         )
+
+    def _needed(self, node: NodePlan, *, on_disk: bool) -> int:
+        """Bytes of memory that the node needs at least."""
+        choices = self._choices
+        sizes = choices.kv_type, choices.page_size, choices.context
+        return needed_bytes(node, self._spec, *sizes, on_disk=on_disk)
+
+    def _disk_seconds(self, node: NodePlan, machine: Machine) -> float:
+        """Seconds in which a step's weights are read from disk; 0 where they are in memory."""
+        if self._choices.weights_on != "disk" or not machine.disk_bandwidth:
+            return 0.0
+        need = self._needed(node, on_disk=False)
+        if need <= machine.memory_bytes:
+            return 0.0
+        cache = need - node.weight_bytes
+        found = node if node.disk_layers else to_disk(node, machine.memory_bytes - cache)
+        return disk_bytes(found) / machine.disk_bandwidth if found is not None else 0.0
 
     def _hops(self, machines: Sequence[Machine], firsts: Sequence[int], rows: float) -> float:
         """Seconds in which activations of `rows` rows go from stage to stage, one after another."""

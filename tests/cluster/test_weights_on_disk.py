@@ -1,0 +1,146 @@
+"""Models larger than memory: the same numbers, with layers read from disk in every step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import family_models
+import numpy as np
+import perplexity
+import pytest
+from engine_answers import answer
+from harness import hearth
+
+from hearth.common.errors import HearthError, Reason
+from hearth.converter import open_model
+from hearth.converter.tokenizers.plain import PlainTokenizer
+from hearth.root.engine.engine import Engine
+from hearth.root.planning.layout import Layout
+from hearth.root.planning.planner import make_plan
+from hearth.root.planning.streaming import layer_bytes, least_held_bytes
+from hearth.worker.server import WorkerServer
+
+VOCAB = 320
+
+
+def too_little(path: Path, nodes: int) -> int:
+    """Bytes for the largest node with all layers on disk, and one layer more."""
+    with open_model(str(path)) as model:
+        spec = model.spec
+        plan = make_plan(spec, model.tensor_type, Layout.tensor(nodes), (1.0,) * nodes)
+    node = plan.nodes[0]
+    cache = 16 * node.kv_page_bytes(spec, "f32", 8) + 16 * node.state_bytes(spec)
+    memory = least_held_bytes(node) + cache + max(layer_bytes(node).values())
+    assert memory < node.weight_bytes + cache
+    return memory
+
+
+def asked(
+    path: Path, folder: Path, memory: int | None, workers: int
+) -> tuple[list[int], list[str]]:
+    """The answer to a prompt, and the plan's notes; memory: bytes of each node, None for plenty."""
+    servers = [
+        WorkerServer(
+            "127.0.0.1:0",
+            threads=1,
+            memory_limit=memory,
+            cache_dir=folder / f"worker{number}",
+            name=f"worker{number}",
+        )
+        for number in range(workers)
+    ]
+    addresses = [f"127.0.0.1:{server.start()}" for server in servers]
+    try:
+        with perplexity.formed(
+            str(path),
+            addresses,
+            context=128,
+            page_size=8,
+            memory_limit=memory,
+            weights_on="disk",
+            disk_dir=folder / "root",
+        ) as (cluster, limits):
+            engine = Engine(cluster, PlainTokenizer(VOCAB), limits, vocab_size=VOCAB)
+            engine.start()
+            ids = np.random.default_rng(4).integers(3, 300, 60).tolist()
+            text, _ = answer(engine, ids)
+            engine.stop(finish=False)
+            return text, list(cluster.status().notes)
+    finally:
+        for server in servers:
+            server.stop()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "qwen3.5-moe"])
+def test_texts_are_those_of_weights_in_memory(family: str, workers: int, tmp_path: Path) -> None:
+    path = family_models.write_model(tmp_path / "model", family)
+    wanted, notes = asked(path, tmp_path, None, workers)
+    assert not any("on disk" in note for note in notes)
+    found, notes = asked(path, tmp_path, too_little(path, 1 + workers), workers)
+    assert found == wanted
+    assert any("layers on disk: a step reads" in note for note in notes)
+    # The files have no names, and are gone with the nodes.
+    assert not list(tmp_path.rglob("weights-*"))
+
+
+def test_a_disk_that_fails_ends_the_step_by_name(tmp_path: Path) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    with perplexity.formed(
+        str(path),
+        [],
+        context=128,
+        page_size=8,
+        memory_limit=too_little(path, 1),
+        weights_on="disk",
+        disk_dir=tmp_path / "root",
+    ) as (cluster, limits):
+        engine = Engine(cluster, PlainTokenizer(VOCAB), limits, vocab_size=VOCAB)
+        engine.start()
+        ids = [5, 6, 7, 8, 9, 10]
+        answer(engine, ids)
+        with open_weights().open("r+b") as file:
+            file.truncate(0)
+        with pytest.raises(HearthError, match="weights on disk: reading weights from the disk"):
+            answer(engine, ids, cache=False)
+        engine.stop(finish=False)
+
+
+def open_weights() -> Path:
+    """This process's descriptor of the file of weights that can be written."""
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            flags = (
+                (Path("/proc/self/fdinfo") / link.name).read_text().split("flags:")[1].split()[0]
+            )
+            if "/weights-" in str(link.readlink()) and int(flags, 8) & os.O_RDWR:
+                return link
+        except OSError:
+            continue
+    raise AssertionError("no file of weights is open")
+
+
+def test_a_full_disk_and_a_missing_folder_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10))
+    with pytest.raises(HearthError, match=r"the disk of .* has 10 B left") as error:
+        asked(path, tmp_path, too_little(path, 2), 1)
+    assert error.value.reason == Reason.OUT_OF_MEMORY
+
+
+def test_commands() -> None:
+    options = ("--prompt", "Once upon a time", "--max-tokens", "20", "--context", "64")
+    wanted = hearth("generate", "--model", "demo", *options)
+    small = ("--memory-limit", "6MiB", "--weights-on", "disk")
+    refused = hearth("generate", "--model", "demo", *options, *small)
+    assert refused.returncode == 2
+    assert "--weights-on disk keeps weights in --cache-dir, which is none" in refused.stderr
+    with tempfile.TemporaryDirectory() as folder:
+        found = hearth("generate", "--model", "demo", *options, *small, "--cache-dir", folder)
+    assert (found.returncode, found.stdout) == (0, wanted.stdout)
