@@ -28,7 +28,7 @@ struct Shard::State {
         pool(threads, std::move(pin)),
         weights(config),
         backend(device == "cpu" ? make_cpu_backend(config, pool)
-                                : make_vulkan_backend(config, parse_vulkan_device(device))) {
+                                : make_vulkan_backend(config, pool, parse_vulkan_device(device))) {
     for (const auto& [name, slot] : weights.slots()) expected[name] = {slot.rows, slot.columns};
   }
   ~State() {

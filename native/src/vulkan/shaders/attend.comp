@@ -8,11 +8,11 @@ layout(local_size_x = 128) in;
 layout(constant_id = 0) const uint kHeads = 1;
 layout(constant_id = 1) const uint kKvHeads = 1;
 
-const uint kSinks = 1, kGate = 2;
+const uint kSinks = 1, kGate = 2, kLatent = 4;
 
 layout(push_constant) uniform Arguments {
   Floats queries;  // [rows, heads * key_size], scaled
-  Floats mixed;    // [rows, heads * value_size]
+  Floats mixed;    // [rows, heads * value_size]; of latent attention [heads, rows, value_size]
   Floats gates;    // [rows, heads * value_size]
   Floats sinks;    // [heads]
   Words places;    // as in rope.comp
@@ -64,7 +64,7 @@ void main() {
       if (thread < count) {
         score = 0.0;
         for (uint i = 0; i < kKeySize; ++i)
-          score = fma(query[i], load(page, at, i * kStride + slot), score);
+          score = fma(query[i], load_key(page, at, i, slot), score);
         if (softcap > 0.0) score = softcap * safe_tanh(score / softcap);
       }
       const float highest = max(largest, largest_of_all(score));
@@ -79,8 +79,11 @@ void main() {
         sum += share;
         for (uint v = 0; v < kValuesOfThread; ++v) {
           const uint e = v * kThreads + thread;
-          if (e < kValueSize)
-            made[v] = fma(share, load(page, at + kKeysBytes, (from + s) * kValueSize + e), made[v]);
+          if (e >= kValueSize) continue;
+          // Of latent attention values are the first elements of keys.
+          const float value = (flags & kLatent) != 0 ? load_key(page, at, e, from + s)
+                                                     : load_value(page, at, from + s, e);
+          made[v] = fma(share, value, made[v]);
         }
       }
       barrier();
@@ -96,7 +99,8 @@ void main() {
   for (uint v = 0; v < kValuesOfThread; ++v) {
     const uint e = v * kThreads + thread;
     if (e >= kValueSize) continue;
-    const uint to = (row * kHeads + head) * kValueSize + e;
+    const uint item = (flags & kLatent) != 0 ? head * gl_NumWorkGroups.y + row : row * kHeads + head;
+    const uint to = item * kValueSize + e;
     float value = made[v] * shrink / sum;
     if ((flags & kGate) != 0) value /= 1.0 + exp(-gates.at[to]);
     mixed.at[to] = value;
