@@ -476,6 +476,47 @@ void test_ranks_choose_the_same_experts() {
   }
 }
 
+// A row's result has the same bits whether its prompt comes at once or in pieces. Those of single
+// rows have their positions divided among workgroups. (Drafts are checked in steps of another
+// shape than the text was written in.) And it is the CPU's, beyond one chunk of positions.
+void test_long_contexts() {
+  const auto variant = [](size_t window, bool sinks) {
+    ShardConfig config = config_of({.hidden = 32, .heads = 1, .kv_heads = 1, .head_size = 16});
+    config.page_size = 48;
+    config.max_pages = 20;
+    config.max_step_tokens = 600;
+    test::attention_of(config.kinds[0]).window = window;
+    test::attention_of(config.kinds[0]).sinks = sinks;
+    return config;
+  };
+  std::vector<uint32_t> pages(13);
+  for (size_t p = 0; p < pages.size(); ++p) pages[p] = static_cast<uint32_t>((7 * p + 3) % 20);
+  const auto logits_of = [&](Shard& shard, const std::vector<size_t>& pieces) {
+    const ShardConfig& config = shard.config();
+    std::vector<float> last(config.vocab.size());
+    size_t position = 0;
+    for (const size_t rows : pieces) {
+      std::vector<float> x(rows * config.hidden_size);
+      for (size_t i = 0; i < x.size(); ++i)
+        x[i] = std::sin(static_cast<float>(position * config.hidden_size + i));
+      const std::vector<SequenceStep> sequences = {{rows, position, pages}};
+      const std::vector<uint32_t> output_rows = {static_cast<uint32_t>(rows - 1)};
+      shard.step(x, sequences, output_rows, last.data(), nullptr);
+      position += rows;
+    }
+    return last;
+  };
+  const std::pair<size_t, bool> variants[] = {{0, false}, {550, true}};
+  for (const auto& [window, sinks] : variants) {
+    const test::Case each("window ", window);
+    const ShardConfig config = variant(window, sinks);
+    const auto gpu = make(config, Type::f32, kGpu), cpu = make(config, Type::f32, "cpu");
+    const std::vector<float> got = logits_of(*gpu, {600});
+    check_near(got, logits_of(*cpu, {600}), bound(Type::f32));
+    CHECK(logits_of(*gpu, {500, 11, 60, 23, 5, 1}) == got);
+  }
+}
+
 // A page read from one shard and written to another holds the same.
 void test_pages() {
   const ShardConfig config = config_of({});
@@ -540,6 +581,7 @@ int main() {
   test_latent_attention();
   test_gated_delta();
   test_states();
+  test_long_contexts();
   test_pages();
   test_refusals();
   test_not_finite();

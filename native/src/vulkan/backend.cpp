@@ -89,20 +89,25 @@ class VulkanBackend : public Backend {
   void prepare(const Program& program) override {
     sizes_ = program.plan_buffers();
     host_.prepare(program);
-    resize(1, 1, 1);
+    resize({.rows = 1, .output_rows = 1, .pages = 1, .chunks = 0});
     const StepShape shape = {.rows = 1,
                              .output_rows = config_.vocab.size() > 0 ? size_t{1} : 0,
                              .sequences = 1,
+                             .prompt = false,
+                             .divided = false,
                              .syncs = false};
     record(device_, config_, program, buffers_, arrays_, weights_, shape);
   }
   uint64_t run(const Program& program, const StepArgs& step) override;
 
  private:
-  // Room for so many rows, output rows and entries of pages. What was recorded before is given up
-  // where addresses change.
-  void resize(size_t rows, size_t output_rows, size_t pages);
-  void grow(size_t rows, size_t output_rows, size_t pages);
+  // What a step needs room for. chunks: of positions, that attention divides; or 0.
+  struct Sizes {
+    size_t rows, output_rows, pages, chunks;
+  };
+  // Room for so much. What was recorded before is given up where addresses change.
+  void resize(const Sizes& sizes);
+  void grow(const Sizes& sizes);
   void resize_buffers(size_t rows, size_t output_rows);
   void fill(const Batch& batch);
   void fill_rows(const Batch& batch);
@@ -128,10 +133,10 @@ class VulkanBackend : public Backend {
   PerBuffer<BufferPlan> sizes_;
   PerBuffer<StepBuffer> buffers_;
   PerBuffer<Memory> memories_;
-  size_t most_rows_ = 0, most_output_rows_ = 0, most_pages_ = 0;
+  Sizes most_ = {};
 
   Memory step_memory_;
-  Memory experts_memory_;
+  Memory experts_memory_, parts_memory_;
   struct {
     size_t places, pages, chosen, cosines, sines, factors, sequences, of_rows, states;
   } at_ = {};
@@ -141,7 +146,7 @@ class VulkanBackend : public Backend {
   };
   ExpertOffsets host_experts_at_ = {};
   ExpertOffsets add_experts(Arrays& arrays) const {
-    const size_t pairs = most_rows_ * experts_of_row_;
+    const size_t pairs = most_.rows * experts_of_row_;
     return {.choices = arrays.add<float>(2 * pairs),
             .places = arrays.add<uint32_t>(pairs),
             .pair_rows = arrays.add<uint32_t>(pairs),
@@ -158,37 +163,46 @@ class VulkanBackend : public Backend {
   std::map<StepShape, std::vector<Segment>> recordings_;
 };
 
-void VulkanBackend::resize(size_t rows, size_t output_rows, size_t pages) {
-  if (rows <= most_rows_ && output_rows <= most_output_rows_ && pages <= most_pages_) return;
+void VulkanBackend::resize(const Sizes& sizes) {
+  if (sizes.rows <= most_.rows && sizes.output_rows <= most_.output_rows &&
+      sizes.pages <= most_.pages && sizes.chunks <= most_.chunks)
+    return;
   recordings_.clear();
   try {
-    grow(rows, output_rows, pages);
+    grow(sizes);
   } catch (...) {  // what is left has no one size: the next step begins from nothing
-    most_rows_ = most_output_rows_ = most_pages_ = 0;
+    most_ = {};
     memories_ = {};
     step_memory_ = Memory();
     experts_memory_ = Memory();
+    parts_memory_ = Memory();
     throw;
   }
 }
 
-void VulkanBackend::grow(size_t rows, size_t output_rows, size_t pages) {
-  if (rows > most_rows_ || output_rows > most_output_rows_) {
-    most_rows_ = std::max(rows, most_rows_);
-    most_output_rows_ = std::max(output_rows, most_output_rows_);
-    resize_buffers(most_rows_, most_output_rows_);
+void VulkanBackend::grow(const Sizes& sizes) {
+  if (sizes.rows > most_.rows || sizes.output_rows > most_.output_rows) {
+    most_.rows = std::max(sizes.rows, most_.rows);
+    most_.output_rows = std::max(sizes.output_rows, most_.output_rows);
+    resize_buffers(most_.rows, most_.output_rows);
   }
-  if (pages > most_pages_) most_pages_ = std::max(pages, 2 * most_pages_);
+  if (sizes.pages > most_.pages) most_.pages = std::max(sizes.pages, 2 * most_.pages);
+  if (sizes.chunks > most_.chunks) {
+    most_.chunks = std::max(sizes.chunks, 2 * most_.chunks);
+    parts_memory_ = Memory();
+    parts_memory_ =
+        Memory(device_, most_.chunks * part_floats(config_) * sizeof(float), Place::device);
+  }
   Arrays arrays;
-  at_ = {.places = arrays.add<uint32_t>(2 * most_rows_),
-         .pages = arrays.add<uint64_t>(most_pages_),
-         .chosen = arrays.add<uint32_t>(most_output_rows_),
-         .cosines = arrays.add<float>(most_rows_ * angles_),
-         .sines = arrays.add<float>(most_rows_ * angles_),
-         .factors = arrays.add<float>(most_rows_ * config_.kinds.size()),
-         .sequences = arrays.add<uint32_t>(2 * most_rows_),
-         .of_rows = arrays.add<uint32_t>(most_rows_),
-         .states = arrays.add<uint64_t>(most_rows_)};
+  at_ = {.places = arrays.add<uint32_t>(2 * most_.rows),
+         .pages = arrays.add<uint64_t>(most_.pages),
+         .chosen = arrays.add<uint32_t>(most_.output_rows),
+         .cosines = arrays.add<float>(most_.rows * angles_),
+         .sines = arrays.add<float>(most_.rows * angles_),
+         .factors = arrays.add<float>(most_.rows * config_.kinds.size()),
+         .sequences = arrays.add<uint32_t>(2 * most_.rows),
+         .of_rows = arrays.add<uint32_t>(most_.rows),
+         .states = arrays.add<uint64_t>(most_.rows)};
   host_experts_at_ = add_experts(arrays);
   Arrays of_gpu;
   const ExpertOffsets experts_at = add_experts(of_gpu);
@@ -206,10 +220,12 @@ void VulkanBackend::grow(size_t rows, size_t output_rows, size_t pages) {
              .sequences = base + at_.sequences,
              .of_rows = base + at_.of_rows,
              .states = base + at_.states,
+             .parts = parts_memory_.address(),
+             .most_chunks = most_.chunks,
              .host_experts = experts_from(base, host_experts_at_),
              .experts = experts_from(experts_memory_.address(), experts_at),
              .angles = angles_,
-             .most_rows = most_rows_};
+             .most_rows = most_.rows};
 }
 
 void VulkanBackend::resize_buffers(size_t rows, size_t output_rows) {
@@ -291,7 +307,7 @@ void VulkanBackend::fill_rows(const Batch& batch) {
         const float lengths = std::floor(static_cast<float>(position) / temperature->length);
         factor += temperature->slope * std::log1p(lengths);
       }
-      array<float>(at_.factors)[kind * most_rows_ + r] = factor;
+      array<float>(at_.factors)[kind * most_.rows + r] = factor;
     }
   }
 }
@@ -347,10 +363,19 @@ HostArrays VulkanBackend::host_arrays() const {
 
 uint64_t VulkanBackend::run(const Program& program, const StepArgs& step) {
   const Batch& batch = step.batch;
-  const StepShape shape = {.rows = batch.rows().size(),
-                           .output_rows = batch.output_rows().size(),
-                           .sequences = states_.slot_bytes() > 0 ? batch.sequences().size() : 0,
-                           .syncs = step.lane != nullptr};
+  const auto longest = [&](auto measure) {
+    size_t most = 0;
+    for (const SequenceStep& sequence : batch.sequences()) most = std::max(most, measure(sequence));
+    return most;
+  };
+  const size_t positions = longest([](const auto& each) { return each.position + each.rows; });
+  const StepShape shape = {
+      .rows = batch.rows().size(),
+      .output_rows = batch.output_rows().size(),
+      .sequences = states_.slot_bytes() > 0 ? batch.sequences().size() : 0,
+      .prompt = longest([](const auto& each) { return each.rows; }) >= kPromptRows,
+      .divided = positions > kChunkPositions,
+      .syncs = step.lane != nullptr};
   if (shape.rows == 0) return 0;
   device_.check();
   states_.check(batch.sequences());
@@ -360,7 +385,11 @@ uint64_t VulkanBackend::run(const Program& program, const StepArgs& step) {
     for (size_t p = 0; p * config_.page_size < end; ++p, ++pages) pages_.ensure(sequence.pages[p]);
   }
   states_.begin(batch.sequences());
-  resize(shape.rows, shape.output_rows, pages);
+  const size_t chunks = (positions + kChunkPositions - 1) / kChunkPositions;
+  resize({.rows = shape.rows,
+          .output_rows = shape.output_rows,
+          .pages = pages,
+          .chunks = shape.divided ? chunks : 0});
   fill(batch);
   if (recordings_.size() >= kMostRecordings && !recordings_.contains(shape)) recordings_.clear();
   std::vector<Segment>& segments = recordings_[shape];

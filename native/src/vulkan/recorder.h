@@ -40,6 +40,8 @@ struct StepArrays {
   VkDeviceAddress sequences = 0;  // u32 [sequences, 2]: first row, rows
   VkDeviceAddress of_rows = 0;    // u32 [rows]: the sequence of each
   VkDeviceAddress states = 0;     // u64 [sequences]: addresses of their states
+  VkDeviceAddress parts = 0;      // of attention, see attend.comp
+  size_t most_chunks = 0;         // of positions, for which `parts` has room
   ChosenExperts host_experts;     // what the host has chosen
   ChosenExperts experts;          // what the GPU has chosen, in its memory
   size_t angles = 0, most_rows = 0;
@@ -70,6 +72,8 @@ class DeviceWeights {
 struct StepShape {
   size_t rows, output_rows;
   size_t sequences;  // of a program with recurrent mixers; else 0
+  bool prompt;       // a sequence has many rows
+  bool divided;      // a sequence has more than one chunk of positions
   bool syncs;        // the step has other ranks to sum up with
 
   auto operator<=>(const StepShape&) const = default;
@@ -87,6 +91,14 @@ struct Segment {
 std::vector<Segment> record(const Device& device, const ShardConfig& config, const Program& program,
                             const PerBuffer<StepBuffer>& buffers, const StepArrays& arrays,
                             DeviceWeights& weights, const StepShape& shape);
+
+// Positions that attention adds up apart; see attend.comp.
+inline constexpr size_t kChunkPositions = 512;
+// Rows that make a step a prompt: with fewer of each sequence, every row has workgroups of its own.
+inline constexpr size_t kPromptRows = 4;
+
+// Floats of StepArrays::parts for each chunk.
+size_t part_floats(const ShardConfig& config);
 
 // Throws DeviceError for what no shader can do, by name.
 void check_runs(const ShardConfig& config);

@@ -1,10 +1,20 @@
 // Attention of both kinds: its norms and rotation, the KV cache, softmax.
+#include <algorithm>
+
 #include "layers/attention.h"
 #include "shard/backend.h"
 #include "vulkan/recording.h"
 
 namespace hearth::vulkan {
 namespace {
+
+// Workgroups among which the positions of a step are divided: as many as keep a large GPU busy.
+constexpr size_t kMostDivided = 256;
+// Queries of a workgroup, in its shared memory.
+constexpr size_t kMostQueryFloats = 1536;
+
+// See attend.comp.
+enum class AttendPass : uint8_t { whole, parts, merge };
 
 // Constants of all shaders that reach the KV cache: see kv.glsl.
 std::vector<uint32_t> head_constants(const ShardConfig& config, const AttentionShape& shape) {
@@ -115,8 +125,18 @@ void record(Recording& recording, const LatentStore& operation) {
   recording.quantize(buffers[BufferId::head_queries], heads * rows, config.nope_size);
 }
 
+size_t part_floats(const ShardConfig& config) {
+  size_t largest = 0;
+  for (const BlockConfig& block : config.kinds) {
+    if (const auto shape = attention_shape(block.mixer))
+      largest = std::max(largest, shape->value_size);
+  }
+  return kMostDivided * (2 + largest);
+}
+
 void record(Recording& recording, const Attend& operation) {
   const PerBuffer<StepBuffer>& buffers = recording.buffers;
+  const StepArrays& arrays = recording.arrays;
   const AttentionShape& shape = operation.shape;
   const size_t rows = recording.shape.rows;
   Arguments arguments;
@@ -124,15 +144,34 @@ void record(Recording& recording, const Attend& operation) {
       .at(buffers[BufferId::mixed].x)
       .at(buffers[BufferId::mixer_gate].x)
       .at(operation.sinks != nullptr ? recording.weights.of(*operation.sinks) : 0)
-      .at(recording.arrays.places)
-      .at(recording.arrays.pages)
+      .at(arrays.places)
+      .at(arrays.pages)
+      .at(arrays.parts)
       .number(layer_bytes(recording.config, operation.layer))
       .number(operation.window)
       .number(operation.softcap)
       .number(size_t{(operation.sinks != nullptr ? 1u : 0u) | (operation.gate ? 2u : 0u) |
-                     (operation.latent ? 4u : 0u)});
-  recording.dispatch(Shader::attend, head_constants(recording.config, shape), arguments,
-                     shape.heads, rows);
+                     (operation.latent ? 4u : 0u)})
+      .number(rows)
+      .number(arrays.most_chunks);
+  const auto attend = [&](size_t of_workgroup, size_t divisions, AttendPass pass) {
+    std::vector<uint32_t> constants = head_constants(recording.config, shape);
+    for (const size_t each : {of_workgroup, divisions, static_cast<size_t>(pass)})
+      constants.push_back(static_cast<uint32_t>(each));
+    recording.dispatch(Shader::attend, constants, arguments, shape.heads * divisions,
+                       divide(rows, of_workgroup));
+  };
+  const size_t items = shape.heads * rows;
+  if (recording.shape.prompt) {
+    attend(std::clamp<size_t>(kMostQueryFloats / shape.key_size, 1, kPromptRows), 1,
+           AttendPass::whole);
+  } else if (recording.shape.divided && 2 * items <= kMostDivided) {
+    attend(1, std::min(kMostDivided / items, arrays.most_chunks), AttendPass::parts);
+    recording.barrier();
+    attend(1, 1, AttendPass::merge);
+  } else {
+    attend(1, 1, AttendPass::whole);
+  }
   if (!operation.quantize) return;
   recording.barrier();
   const StepBuffer& mixed = buffers[BufferId::mixed];
