@@ -322,27 +322,29 @@ void test_experts() {
   }
 }
 
+LatentAttentionConfig latent_mixer(size_t heads, size_t query_rank, size_t kv_rank,
+                                   size_t nope_size, size_t rope_size, size_t value_size) {
+  return {.heads = {0, heads},
+          .query_rank = query_rank,
+          .kv_rank = kv_rank,
+          .nope_size = nope_size,
+          .rope_size = rope_size,
+          .value_size = value_size,
+          .scale = 0.1f,
+          .rope = 0};
+}
+
 void test_latent_attention() {
-  struct Sizes {
-    size_t heads, query_rank, kv_rank, nope, rope, value;
-  };
-  const Sizes sizes[] = {
-      {4, 32, 64, 32, 32, 32}, {3, 0, 32, 64, 32, 96}, {5, 7, 9, 5, 6, 3}, {2, 0, 150, 33, 10, 40}};
-  for (const Sizes& size : sizes) {
-    const test::Case each("rank ", size.kv_rank);
+  for (const LatentAttentionConfig& mixer :
+       {latent_mixer(4, 32, 64, 32, 32, 32), latent_mixer(3, 0, 32, 64, 32, 96),
+        latent_mixer(5, 7, 9, 5, 6, 3), latent_mixer(2, 0, 150, 33, 10, 40)}) {
+    const test::Case each("rank ", mixer.kv_rank);
     ShardConfig config = config_of({});
-    config.ropes[0].frequencies.resize(size.rope / 2, 0.01f);
-    config.kinds[0].mixer = LatentAttentionConfig{.heads = {0, size.heads},
-                                                  .query_rank = size.query_rank,
-                                                  .kv_rank = size.kv_rank,
-                                                  .nope_size = size.nope,
-                                                  .rope_size = size.rope,
-                                                  .value_size = size.value,
-                                                  .scale = 0.1f,
-                                                  .rope = 0};
+    config.ropes[0].frequencies.resize(mixer.rope_size / 2);
+    config.kinds[0].mixer = mixer;
     compare(config, Type::f32);
     compare(config, Type::bf16);
-    if (size.kv_rank % kBlock != 0) continue;
+    if (mixer.kv_rank % kBlock != 0) continue;
     compare(config, Type::q80);
     config.kv_type = KvType::q80;
     compare(config, Type::q40);
@@ -476,44 +478,52 @@ void test_ranks_choose_the_same_experts() {
   }
 }
 
-// A row's result has the same bits whether its prompt comes at once or in pieces. Those of single
-// rows have their positions divided among workgroups. (Drafts are checked in steps of another
-// shape than the text was written in.) And it is the CPU's, beyond one chunk of positions.
+// The last row's logits of a sequence that comes in these pieces.
+std::vector<float> run_pieces(Shard& shard, const std::vector<size_t>& pieces) {
+  const ShardConfig& config = shard.config();
+  std::vector<uint32_t> pages(config.max_pages);
+  for (size_t p = 0; p < pages.size(); ++p)
+    pages[p] = static_cast<uint32_t>((7 * p + 3) % pages.size());
+  std::vector<float> last(config.vocab.size());
+  size_t position = 0;
+  for (const size_t rows : pieces) {
+    std::vector<float> x(rows * config.row_size());
+    for (size_t i = 0; i < x.size(); ++i)
+      x[i] = std::sin(static_cast<float>(position * config.row_size() + i));
+    const std::vector<SequenceStep> sequences = {{rows, position, pages}};
+    const std::vector<uint32_t> output_rows = {static_cast<uint32_t>(rows - 1)};
+    shard.step(x, sequences, output_rows, last.data(), nullptr);
+    position += rows;
+  }
+  return last;
+}
+
+// A row's result has the same bits whether its prompt comes at once or in pieces: drafts are
+// checked in steps of another shape than the text was written in.
+void test_steps_of_any_shape() {
+  ShardConfig experts = with_experts({}, 32), latent = config_of({}), delta = config_of({});
+  latent.kinds[0].mixer = latent_mixer(4, 32, 64, 32, 32, 32);
+  recurrent(delta);
+  for (const ShardConfig& config : {config_of({}), experts, latent, delta}) {
+    const auto shard = make(config, Type::q40, kGpu);
+    CHECK(run_pieces(*shard, {7, 3, 1, 1}) == run_pieces(*shard, {12}));
+  }
+}
+
+// The same with more positions than a chunk has: those of single rows are divided among workgroups.
 void test_long_contexts() {
-  const auto variant = [](size_t window, bool sinks) {
-    ShardConfig config = config_of({.hidden = 32, .heads = 1, .kv_heads = 1, .head_size = 16});
-    config.page_size = 48;
-    config.max_pages = 20;
-    config.max_step_tokens = 600;
-    test::attention_of(config.kinds[0]).window = window;
-    test::attention_of(config.kinds[0]).sinks = sinks;
-    return config;
-  };
-  std::vector<uint32_t> pages(13);
-  for (size_t p = 0; p < pages.size(); ++p) pages[p] = static_cast<uint32_t>((7 * p + 3) % 20);
-  const auto logits_of = [&](Shard& shard, const std::vector<size_t>& pieces) {
-    const ShardConfig& config = shard.config();
-    std::vector<float> last(config.vocab.size());
-    size_t position = 0;
-    for (const size_t rows : pieces) {
-      std::vector<float> x(rows * config.hidden_size);
-      for (size_t i = 0; i < x.size(); ++i)
-        x[i] = std::sin(static_cast<float>(position * config.hidden_size + i));
-      const std::vector<SequenceStep> sequences = {{rows, position, pages}};
-      const std::vector<uint32_t> output_rows = {static_cast<uint32_t>(rows - 1)};
-      shard.step(x, sequences, output_rows, last.data(), nullptr);
-      position += rows;
-    }
-    return last;
-  };
   const std::pair<size_t, bool> variants[] = {{0, false}, {550, true}};
   for (const auto& [window, sinks] : variants) {
     const test::Case each("window ", window);
-    const ShardConfig config = variant(window, sinks);
+    ShardConfig config = config_of({.hidden = 32, .heads = 1, .kv_heads = 1, .head_size = 16});
+    config.page_size = 48;
+    config.max_step_tokens = 600;
+    test::attention_of(config.kinds[0]).window = window;
+    test::attention_of(config.kinds[0]).sinks = sinks;
     const auto gpu = make(config, Type::f32, kGpu), cpu = make(config, Type::f32, "cpu");
-    const std::vector<float> got = logits_of(*gpu, {600});
-    check_near(got, logits_of(*cpu, {600}), bound(Type::f32));
-    CHECK(logits_of(*gpu, {500, 11, 60, 23, 5, 1}) == got);
+    const std::vector<float> got = run_pieces(*gpu, {600});
+    check_near(got, run_pieces(*cpu, {600}), bound(Type::f32));
+    CHECK(run_pieces(*gpu, {500, 11, 60, 23, 5, 1}) == got);
   }
 }
 
@@ -581,6 +591,7 @@ int main() {
   test_latent_attention();
   test_gated_delta();
   test_states();
+  test_steps_of_any_shape();
   test_long_contexts();
   test_pages();
   test_refusals();

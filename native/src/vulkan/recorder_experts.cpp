@@ -44,7 +44,8 @@ void grouped_products(Recording& recording, const GroupedRun& run, uint32_t toke
 ExpertTiles expert_tiles(size_t experts, size_t used, size_t rows) {
   const uint32_t places = tokens_at_once(rows);
   // Each expert has at most one tile that is not full.
-  return {places, rows * used / places + std::min(rows * used, experts)};
+  const size_t not_full = places == 1 ? 0 : std::min(rows * used, experts);
+  return {places, rows * used / places + not_full};
 }
 
 void record(Recording& recording, const Route& operation) {
@@ -60,15 +61,19 @@ void record(Recording& recording, const Route& operation) {
       .at(chosen.choices)
       .at(vector(operation.choice_bias))
       .at(vector(operation.scales))
+      .at(chosen.places)
+      .at(chosen.pair_rows)
+      .at(chosen.tiles)
       .number(config.used)
       .number(config.used_groups)
       .number(config.scale)
       .number(size_t{(config.scores == RouterScores::sigmoid ? 1u : 0u) |
                      (config.normalize ? 2u : 0u) | (operation.choice_bias != nullptr ? 4u : 0u) |
-                     (operation.scales != nullptr ? 8u : 0u)});
+                     (operation.scales != nullptr ? 8u : 0u) | (rows == 1 ? 16u : 0u)});
   const uint32_t constants[] = {static_cast<uint32_t>(config.count),
                                 static_cast<uint32_t>(config.groups)};
   recording.dispatch(Shader::route, constants, arguments, rows);
+  if (rows == 1) return;
   recording.barrier();
   Arguments of_tiles;
   of_tiles.at(chosen.choices)

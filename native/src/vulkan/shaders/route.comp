@@ -1,5 +1,6 @@
 // Route, of one row: scores of the router's products, and the best of them. As choose() in
-// layers/experts.cpp, but for the order of sums.
+// layers/experts.cpp, but for the order of sums. A row that is the only one needs no tiles.comp: each
+// of its experts is a tile.
 #version 450
 #include "common.glsl"
 const uint kThreads = 256;
@@ -8,7 +9,7 @@ layout(local_size_x = 256) in;
 layout(constant_id = 0) const uint kCount = 1;   // experts
 layout(constant_id = 1) const uint kGroups = 1;  // of experts
 
-const uint kSigmoid = 1, kNormalize = 2, kChoiceBias = 4, kScales = 8;
+const uint kSigmoid = 1, kNormalize = 2, kChoiceBias = 4, kScales = 8, kOneRow = 16;
 #define kNever uintBitsToFloat(0xff800000u)
 const uint kGroupSize = kCount / kGroups;
 
@@ -17,6 +18,9 @@ layout(push_constant) uniform Arguments {
   Floats choices;  // [rows, 2 * used]: experts, then weights
   Floats choice_bias;
   Floats expert_scales;
+  Words row_places;  // of kOneRow, as in tiles.comp
+  Words pair_rows;
+  Words tiles;
   uint used;
   uint used_groups;
   float scale;
@@ -103,6 +107,15 @@ uint best_of_all() {
   return best_experts[0];
 }
 
+void make_tile(uint k, uint expert) {
+  if ((flags & kOneRow) == 0) return;
+  row_places.at[k] = k;
+  pair_rows.at[k] = 0;
+  tiles.at[k * 4] = expert;
+  tiles.at[k * 4 + 1] = k;
+  tiles.at[k * 4 + 2] = 1;
+}
+
 void main() {
   const uint row = gl_WorkGroupID.x, thread = gl_LocalInvocationID.x;
   const uint to = row * 2 * used;
@@ -133,6 +146,7 @@ void main() {
     for (uint k = thread; k < used; k += kThreads) {
       choices.at[to + k] = float(k);
       choices.at[to + used + k] = uintBitsToFloat(0x7fc00000u);
+      make_tile(k, k);
     }
     return;
   }
@@ -144,6 +158,7 @@ void main() {
     if (thread == 0) {
       choices.at[to + k] = float(best);
       choices.at[to + used + k] = scores[best];
+      make_tile(k, best);
       ranks[best] = kNever;
     }
     barrier();
