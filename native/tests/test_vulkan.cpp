@@ -463,6 +463,8 @@ void test_ranks_choose_the_same_experts() {
           experts.count = 24;
           experts.used = 3;
           block.output_norms = true;
+          block.residual_scale = 0.7f;
+          block.layer_scale = true;
           if (!separate) return;
           block.feed_forward.units = {0, 96};
           block.separate_norms = true;

@@ -1,6 +1,7 @@
 // A program's operations as dispatches: what a step of so many rows does on the GPU.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
