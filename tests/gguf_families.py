@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from converter_builders import gguf_bytes, spm_metadata
 
+KNOWN = Path(__file__).resolve().parent / "known" / "gguf_families.npz"
 VOCAB = 300
 TOKENS = 12
 # Of the logits of a token, those that are kept: a wrong one changes all.

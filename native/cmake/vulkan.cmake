@@ -41,16 +41,19 @@ function(hearth_shader source output)
   set(shader_table "${shader_table}    k_${output},\n" PARENT_SCOPE)
 endfunction()
 
-foreach(shader norm activate rope attend logits)
+foreach(shader norm activate rope attend logits squares latent_store route tiles combine delta_inputs
+        delta_rule delta_keep delta_finish join)
   hearth_shader(${shader} ${shader})
 endforeach()
-foreach(type RANGE 15)
-  hearth_shader(products products_${type} -DTYPE=${type})
+foreach(shader products grouped_products)
+  foreach(type RANGE 15)
+    hearth_shader(${shader} ${shader}_${type} -DTYPE=${type})
+  endforeach()
 endforeach()
 file(CONFIGURE OUTPUT ${shader_output}/shaders.cpp CONTENT "${shader_code}
 constexpr std::span<const uint32_t> kCode[] = {
 ${shader_table}};
-static_assert(std::size(kCode) == static_cast<size_t>(Shader::products) + kTypes);
+static_assert(std::size(kCode) == static_cast<size_t>(Shader::grouped_products) + kTypes);
 
 }  // namespace
 
@@ -64,7 +67,15 @@ target_sources(hearth_core PRIVATE
   src/vulkan/backend.cpp
   src/vulkan/device.cpp
   src/vulkan/pages.cpp
+  src/vulkan/host_router.cpp
   src/vulkan/recorder.cpp
+  src/vulkan/recorder_attention.cpp
+  src/vulkan/recorder_experts.cpp
+  src/vulkan/recorder_inputs.cpp
+  src/vulkan/recorder_norms.cpp
+  src/vulkan/recorder_products.cpp
+  src/vulkan/recorder_states.cpp
+  src/vulkan/states.cpp
   ${shader_output}/shaders.cpp)
 target_include_directories(hearth_core SYSTEM PRIVATE ${vulkan_include})
 target_compile_definitions(hearth_core PRIVATE HEARTH_HAVE_VULKAN)

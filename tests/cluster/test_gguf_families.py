@@ -22,7 +22,6 @@ from hearth.converter import ModelError, open_model
 from hearth.converter.families import families
 from hearth.root.planning.planner import most_nodes
 
-KNOWN = Path(__file__).resolve().parents[1] / "known" / "gguf_families.npz"
 SUPPORTED = {each for family in families() for each in family.architectures}
 SHARES = ((1.0,), (2.0, 1.0), (1.0, 1.0, 1.0))
 
@@ -34,7 +33,7 @@ def addresses() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def known() -> Mapping[str, npt.NDArray[np.float32]]:
-    with np.load(KNOWN) as file:
+    with np.load(gguf_families.KNOWN) as file:
         return dict(file)
 
 

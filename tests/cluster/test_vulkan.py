@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import family_parity
+import gguf_families
 import known_answers
 import numpy as np
 import perplexity
@@ -82,6 +83,38 @@ def test_the_demo_writes_its_text(
         assert likeliest[len(prompt) - 1 : -1] == greedy
 
 
+# Of models with other operations than Llama's: the root's devices and its workers'. Ranks on a CPU
+# and on a GPU must choose the same experts.
+FAMILIES = [
+    "mixtral",
+    "qwen3moe",
+    "gpt-oss",
+    "olmo2",
+    "deepseek2, sigmoid, groups, yarn",
+    "qwen3next",
+    "gemma4, experts",
+    "gemma4, inputs of layers",
+]
+
+
+@pytest.mark.parametrize("chosen", [[GPU], ["cpu", GPU]], ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_of_llama_cpp(
+    name: str, chosen: list[str], tmp_path: Path, workers: dict[str, list[str]]
+) -> None:
+    case, path = gguf_families.CASES[name], tmp_path / "model.gguf"
+    ids = gguf_families.write(case, path)
+    with np.load(gguf_families.KNOWN) as file:
+        expected = file[name]
+    with perplexity.formed(
+        str(path), addresses_of(chosen, workers), "f32", context=32, page_size=8, device=chosen[0]
+    ) as formed:
+        found = perplexity.logits_of(*formed, ids)[:, :: gguf_families.EVERY]
+    difference = float(np.abs(found - expected).max() / expected.std())
+    print(f"{name}, {chosen}: {difference:.1e}")
+    assert difference < case.tolerance
+
+
 # Each with another operation of the program.
 CASES = {
     "llama, biases": Case("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -92,6 +125,37 @@ CASES = {
     "gpt2, learned positions, layer norms": Case(
         "gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64}
     ),
+    "mixtral, experts": Case("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3_moe, many experts": Case(
+        "qwen3_moe",
+        {
+            "num_experts": 12,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+        },
+    ),
+    "gpt_oss, sinks, experts with biases": Case(
+        "gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7}
+    ),
+    "olmo2, norms of whole rows": Case("olmo2", {"head_dim": 8}),
+    "deepseek_v2, latent attention": Case(
+        "deepseek_v2",
+        {
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "num_key_value_heads": 8,
+            "head_dim": 8,
+            "moe_intermediate_size": 40,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+        },
+    ),
 }
 
 
@@ -101,12 +165,18 @@ def test_families_against_transformers(
     name: str, tmp_path: Path, workers: dict[str, list[str]]
 ) -> None:
     reference = family_parity.make_reference(CASES[name], tmp_path, seed=3)
-    for nodes in (1, 2):
+    for chosen in ([GPU], [GPU, GPU], ["cpu", GPU]):
         found = family_parity.hearth_logits(
-            reference.path, reference.texts, workers[GPU][: nodes - 1], "mesh", device=GPU
+            reference.path,
+            reference.texts,
+            addresses_of(chosen, workers),
+            "mesh",
+            device=chosen[0],
         )
         for rows, wanted in zip(found, reference.logits, strict=True):
-            assert float(np.abs(rows - wanted).max()) < family_parity.LARGEST_DIFFERENCE
+            difference = float(np.abs(rows - wanted).max())
+            print(f"{name}, {chosen}: {difference:.1e}")
+            assert difference < family_parity.LARGEST_DIFFERENCE
 
 
 @pytest.mark.parametrize("weights", ["q4_0", "q4_k"])

@@ -214,10 +214,11 @@ void Experts::compile(const ExpertsConfig& config, Combine combine, Program& pro
   program.size_buffer(BufferId::expert_output, used * hidden);
   program.add(ExpertProducts{.experts = this,
                              .config = config.expert,
+                             .used = used,
                              .copy_floats = reads_floats(),
                              .copy_quantized = quantized(),
                              .quantize = quantize_gate});
-  program.add(ExpertOutputs{.experts = this});
+  program.add(ExpertOutputs{.experts = this, .used = used});
   combine.bias = config.expert.output_bias ? &down_bias : nullptr;
   combine.used = used;
   program.add(combine);

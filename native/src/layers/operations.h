@@ -255,6 +255,7 @@ struct Route {
 struct ExpertProducts {
   const Experts* experts;
   FeedForwardConfig config;
+  size_t used;                       // experts of each row
   bool copy_floats, copy_quantized;  // of an input: what its products read
   bool quantize;
 
@@ -268,6 +269,7 @@ struct ExpertProducts {
 // expert_output = down expert_gate of each pair
 struct ExpertOutputs {
   const Experts* experts;
+  size_t used;
 
   Access access() const;
   void run(Pass& pass, size_t thread) const;

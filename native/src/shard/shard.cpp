@@ -29,7 +29,7 @@ struct Shard::State {
         pool(threads, std::move(pin)),
         weights(config, disk),
         backend(device == "cpu" ? make_cpu_backend(config, pool)
-                                : make_vulkan_backend(config, parse_vulkan_device(device))) {
+                                : make_vulkan_backend(config, pool, parse_vulkan_device(device))) {
     if (device != "cpu" && !disk.layers.empty())
       throw std::invalid_argument("weights on disk need --device cpu");
     for (const auto& [name, slot] : weights.slots()) expected[name] = {slot.rows, slot.columns};

@@ -18,6 +18,31 @@ struct StateShape {
   size_t slots;
 };
 
+// Which state each slot holds: that after so many positions of its sequence, or none.
+class StateSlots {
+ public:
+  explicit StateSlots(size_t count) : positions_(count, kUnknown) {}
+
+  size_t size() const { return positions_.size(); }
+  // As SequenceStates::check.
+  void check(std::span<const SequenceStep> sequences) const;
+  // Until `end`, the sequences' slots hold no state.
+  void begin(std::span<const SequenceStep> sequences);
+  void end(std::span<const SequenceStep> sequences);
+  // Throws std::invalid_argument for a slot that is out of range.
+  void check_range(uint32_t slot) const;
+  // Throws std::invalid_argument for a slot that does not hold the state after `position`
+  // positions.
+  void check_holds(uint32_t slot, size_t position) const;
+  void set(uint32_t slot, size_t position) { positions_[slot] = position; }
+  void clear() { positions_.assign(positions_.size(), kUnknown); }
+
+ private:
+  static constexpr size_t kUnknown = std::numeric_limits<size_t>::max();
+  std::vector<size_t> positions_;
+};
+
+// States in the host's memory.
 class SequenceStates {
  public:
   explicit SequenceStates(const StateShape& shape);
@@ -48,21 +73,17 @@ class SequenceStates {
 
   // State of a layer, counted from the shard's first.
   float* at(uint32_t slot, size_t layer) {
-    return reinterpret_cast<float*>(slots_[slot].memory.data()) + offsets_[layer];
+    return reinterpret_cast<float*>(memory_[slot].data()) + offsets_[layer];
   }
 
  private:
-  static constexpr size_t kUnknown = std::numeric_limits<size_t>::max();
-  struct Slot {
-    Buffer memory;
-    size_t position = kUnknown;  // of the next row
-  };
-  std::vector<size_t> offsets_;
-  // A slot with memory. Throws std::invalid_argument, std::bad_alloc.
-  Slot& with_memory(uint32_t number);
+  // A slot with memory. Throws std::bad_alloc.
+  Buffer& with_memory(uint32_t number);
 
+  std::vector<size_t> offsets_;
   size_t floats_ = 0;
-  std::vector<Slot> slots_;
+  StateSlots slots_;
+  std::vector<Buffer> memory_;  // of each slot
   size_t allocated_ = 0;
 };
 

@@ -1,6 +1,7 @@
 // A program's operations as dispatches: what a step of so many rows does on the GPU.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -20,14 +21,30 @@ struct StepBuffer {
   VkDeviceAddress q = 0, scales = 0;
 };
 
+// The experts that a step's rows have chosen. A pair is a row with one of its experts; pairs of the
+// same expert have places side by side. A tile is some of those: what one workgroup multiplies.
+struct ChosenExperts {
+  VkDeviceAddress choices = 0;    // [rows, 2 * used]: of each row its experts, then their weights
+  VkDeviceAddress places = 0;     // u32 [rows, used]: of each row's pairs
+  VkDeviceAddress pair_rows = 0;  // u32 [pairs]: of each place
+  VkDeviceAddress tiles = 0;      // u32 [tiles, 4]: expert, first place, places; 0 places: none
+};
+
 // Arrays that every step fills. Their addresses stay while they have room.
 struct StepArrays {
-  VkDeviceAddress places = 0;   // u32 [rows, 2]: position, first entry in pages
-  VkDeviceAddress pages = 0;    // u64: addresses of all sequences' pages
-  VkDeviceAddress chosen = 0;   // u32 [output rows]
-  VkDeviceAddress cosines = 0;  // [rows, angles]
-  VkDeviceAddress sines = 0;    //
-  VkDeviceAddress factors = 0;  // [kinds, most rows]: of queries, see TemperatureConfig
+  VkDeviceAddress places = 0;     // u32 [rows, 2]: position, first entry in pages
+  VkDeviceAddress pages = 0;      // u64: addresses of all sequences' pages
+  VkDeviceAddress chosen = 0;     // u32 [output rows]
+  VkDeviceAddress cosines = 0;    // [rows, angles]
+  VkDeviceAddress sines = 0;      //
+  VkDeviceAddress factors = 0;    // [kinds, most rows]: of queries, see TemperatureConfig
+  VkDeviceAddress sequences = 0;  // u32 [sequences, 2]: first row, rows
+  VkDeviceAddress of_rows = 0;    // u32 [rows]: the sequence of each
+  VkDeviceAddress states = 0;     // u64 [sequences]: addresses of their states
+  VkDeviceAddress parts = 0;      // of attention, see attend.comp
+  size_t most_chunks = 0;         // of positions, for which `parts` has room
+  ChosenExperts host_experts;     // what the host has chosen
+  ChosenExperts experts;          // what the GPU has chosen, in its memory
   size_t angles = 0, most_rows = 0;
 };
 
@@ -38,6 +55,8 @@ class DeviceWeights {
 
   VkDeviceAddress of(const Matrix& matrix);
   VkDeviceAddress of(const std::vector<float>& vector);
+  // A table of the matrices' addresses.
+  VkDeviceAddress of(const std::vector<Matrix>& matrices);
   size_t size_bytes() const { return size_bytes_; }
 
  private:
@@ -50,19 +69,50 @@ class DeviceWeights {
   size_t size_bytes_ = 0;
 };
 
+// What a recording depends on.
+struct StepShape {
+  size_t rows, output_rows;
+  size_t sequences;  // of a program with recurrent mixers; else 0
+  bool prompt;       // a sequence has many rows
+  bool divided;      // a sequence has more than one chunk of positions
+  bool syncs;        // the step has other ranks to sum up with
+
+  auto operator<=>(const StepShape&) const = default;
+};
+
 // Commands up to a sync, or to the step's end.
 struct Segment {
   std::unique_ptr<Commands> commands;
   const AllReduce* sync = nullptr;
+  // What the host does after the sync; see on_host in recorder.cpp.
+  std::vector<const Operation*> on_host;
 };
 
-// syncs: the step has other ranks to sum up with. Throws DeviceError, also for an operation that
-// has no shader yet.
+// Throws DeviceError.
 std::vector<Segment> record(const Device& device, const ShardConfig& config, const Program& program,
                             const PerBuffer<StepBuffer>& buffers, const StepArrays& arrays,
-                            DeviceWeights& weights, size_t rows, size_t output_rows, bool syncs);
+                            DeviceWeights& weights, const StepShape& shape);
+
+// Positions that attention adds up apart; see attend.comp.
+inline constexpr size_t kChunkPositions = 512;
+// Rows that make a step a prompt: with fewer of each sequence, every row has workgroups of its own.
+inline constexpr size_t kPromptRows = 4;
+
+// Floats of StepArrays::parts for each chunk.
+size_t part_floats(const ShardConfig& config);
 
 // Throws DeviceError for what no shader can do, by name.
 void check_runs(const ShardConfig& config);
+
+// The tiles of a step, at most: of how many places each may be, and how many there are room for.
+struct ExpertTiles {
+  uint32_t places;
+  size_t count;
+};
+// experts: of a layer; used: of each row.
+ExpertTiles expert_tiles(size_t experts, size_t used, size_t rows);
+
+// Floats of each row that the GPU needs as scratch memory for the shard's mixers.
+size_t scratch_columns(const ShardConfig& config);
 
 }  // namespace hearth::vulkan

@@ -1,13 +1,16 @@
-// y = factor * norm(x + partial) of one row, quantized too where asked. Without weights it copies.
+// y = factor * norm(x + partial) of one row, or y += that; quantized too where asked. Without weights
+// it copies.
 #version 450
 #include "common.glsl"
 #include "quantize.glsl"
+const uint kThreads = 256;
 layout(local_size_x = 256) in;
+#include "sums.glsl"
 
-const uint kAdd = 1, kRms = 2, kLayer = 4, kQuantize = 8, kChosenRows = 16;
+const uint kAdd = 1, kRms = 2, kLayer = 4, kQuantize = 8, kChosenRows = 16, kAddToResult = 32;
 
 layout(push_constant) uniform Arguments {
-  Floats x;        // [rows, columns]; gets x + partial
+  Floats x;        // [rows, columns], x_stride apart; gets x + partial
   Floats partial;  // [rows, columns]
   Floats y;        // may be x
   Floats weight;
@@ -16,28 +19,15 @@ layout(push_constant) uniform Arguments {
   Floats scales;
   Words chosen;  // row of x that row r of y comes from
   uint columns;
+  uint x_stride;
   float epsilon;
   float factor;
   uint flags;
 };
 
-shared float sums[256];
-
-float sum_of_all(float mine) {
-  const uint thread = gl_LocalInvocationID.x;
-  barrier();
-  sums[thread] = mine;
-  barrier();
-  for (uint half_ = 128; half_ > 0; half_ /= 2) {
-    if (thread < half_) sums[thread] += sums[thread + half_];
-    barrier();
-  }
-  return sums[0];
-}
-
 void main() {
   const uint row = gl_WorkGroupID.x;
-  const uint from = ((flags & kChosenRows) != 0 ? chosen.at[row] : row) * columns;
+  const uint from = ((flags & kChosenRows) != 0 ? chosen.at[row] : row) * x_stride;
   const uint thread = gl_LocalInvocationID.x;
   float sum = 0.0, squares = 0.0;
   for (uint c = thread * 4; c < columns; c += 1024) {
@@ -72,6 +62,7 @@ void main() {
       if ((flags & (kRms | kLayer)) != 0) value *= weight.at[c + i];
       if ((flags & kLayer) != 0) value += bias.at[c + i];
       if ((flags & (kRms | kLayer)) != 0) value *= factor;
+      if ((flags & kAddToResult) != 0) value += y.at[row * columns + c + i];
       made[i] = value;
       y.at[row * columns + c + i] = value;
     }

@@ -7,7 +7,7 @@ layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint kHeads = 1;
 layout(constant_id = 1) const uint kKvHeads = 1;
 
-const uint kHeadNorm = 1, kValueNorm = 2, kKeysAsValues = 4;
+const uint kHeadNorm = 1, kValueNorm = 2, kKeysAsValues = 4, kRowNorm = 8;
 
 layout(push_constant) uniform Arguments {
   Floats queries;  // [rows, heads * key_size]
@@ -18,14 +18,17 @@ layout(push_constant) uniform Arguments {
   Floats factors;  // of each row's queries
   Words places;    // of each row: its position, and its sequence's first entry in `pages`
   Addresses pages;
-  Floats query_norm;  // [key_size]
+  Floats query_norm;  // [key_size]; of a row norm [heads * key_size]
   Floats key_norm;
+  Floats row_squares;  // [rows, 2]: of queries and of keys
   uint layer_bytes;  // from a page's start to the layer
   uint first_pair;
   uint pairs;
   uint angles;
   float epsilon;
   float scale;
+  float query_width;  // of what a row norm is over
+  float key_width;
   uint flags;
 };
 
@@ -78,6 +81,14 @@ void main() {
       head[i] *= factor * (query ? query_norm.at[i] : key_norm.at[i]);
     barrier();
   }
+  if ((flags & kRowNorm) != 0) {
+    const float squares = row_squares.at[row * 2 + (query ? 0 : 1)];
+    const float factor = 1.0 / sqrt(squares / (query ? query_width : key_width) + epsilon);
+    const uint first = (query ? item : kv_head) * kKeySize;
+    for (uint i = thread; i < kKeySize; i += 64)
+      head[i] *= factor * (query ? query_norm.at[first + i] : key_norm.at[first + i]);
+    barrier();
+  }
   for (uint i = thread; i < pairs; i += 64) {
     const float c = cosines.at[row * angles + first_pair + i];
     const float s = sines.at[row * angles + first_pair + i];
@@ -94,7 +105,12 @@ void main() {
   const uint position = places.at[row * 2];
   const uvec2 page = pages.at[places.at[row * 2 + 1] + position / kPageSize];
   const uint slot = position % kPageSize, at = layer_bytes + kv_head * kHeadBytes;
-  for (uint i = thread; i < kKeySize; i += 64) store(page, at, i * kStride + slot, head[i]);
-  for (uint i = thread; i < kValueSize; i += 64)
-    store(page, at + kKeysBytes, slot * kValueSize + i, value[i]);
+  for (uint i = thread; i < kKeySize; i += 64) {
+    TOP_OF(head, i, top)
+    store_key(page, at, i, slot, head[i], top);
+  }
+  for (uint i = thread; i < kValueSize; i += 64) {
+    TOP_OF(value, i, top)
+    store_value(page, at, slot, i, value[i], top);
+  }
 }
