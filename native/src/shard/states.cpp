@@ -7,10 +7,14 @@
 
 namespace hearth {
 
-SequenceStates::SequenceStates(const StateShape& shape) {
+SequenceStates::SequenceStates(const StateShape& shape) : undo_(shape.undo) {
   for (size_t floats : shape.floats) {
     offsets_.push_back(floats_);
     floats_ += floats;
+  }
+  for (size_t floats : shape.log_floats) {
+    log_offsets_.push_back(log_floats_);
+    log_floats_ += floats * undo_;
   }
   if (floats_ > 0) slots_.resize(shape.slots);
 }
@@ -19,18 +23,28 @@ void SequenceStates::check(std::span<const SequenceStep> sequences) const {
   if (floats_ == 0) return;
   std::vector<bool> used(slots_.size());
   for (const SequenceStep& sequence : sequences) {
+    check_slot(sequence.slot);
     const std::string name = "slot " + std::to_string(sequence.slot);
-    if (sequence.slot >= slots_.size())
-      throw std::invalid_argument(name + " of " + std::to_string(slots_.size()));
     if (used[sequence.slot]) throw std::invalid_argument(name + " has two sequences in one step");
     used[sequence.slot] = true;
-    const size_t position = slots_[sequence.slot].position;
-    if (sequence.position == 0 || sequence.position == position) continue;
-    throw std::invalid_argument(
-        name + " has " +
-        (position == kUnknown ? "no state"
-                              : "the state after " + std::to_string(position) + " positions") +
-        ", its sequence goes on from position " + std::to_string(sequence.position));
+    const Slot& slot = slots_[sequence.slot];
+    if (sequence.position > 0 && !slot.holds(sequence.position)) {
+      const std::string settled = std::to_string(slot.settled);
+      throw std::invalid_argument(
+          name + " has " +
+          (slot.settled == kUnknown ? "no state"
+           : slot.logged == 0 ? "the state after " + settled + " positions"
+                              : "the states after " + settled + " to " +
+                                    std::to_string(slot.settled + slot.logged) + " positions") +
+          ", its sequence goes on from position " + std::to_string(sequence.position));
+    }
+    const size_t settled = sequence.position > 0 ? slot.settled : 0;
+    const size_t end = sequence.position + sequence.rows;
+    if (sequence.undo > undo_ || sequence.undo > end - settled) {
+      throw std::invalid_argument(name + " is to go back " + std::to_string(sequence.undo) +
+                                  " of " + std::to_string(end - settled) + " positions, at most " +
+                                  std::to_string(undo_) + " can be");
+    }
   }
 }
 
@@ -38,63 +52,82 @@ void SequenceStates::begin(std::span<const SequenceStep> sequences) {
   if (floats_ == 0) return;
   for (const SequenceStep& sequence : sequences) {
     Slot& slot = slots_[sequence.slot];
-    slot.position = kUnknown;
-    if (slot.memory.size() == 0) {
-      slot.memory = Buffer(slot_bytes());
-      ++allocated_;
-    } else if (sequence.position == 0) {
-      std::memset(slot.memory.data(), 0, slot_bytes());
-    }
+    const bool fresh = slot.memory.size() == 0;
+    slot.before = sequence.position > 0 ? sequence.position - slot.settled : 0;
+    slot.settled = kUnknown;
+    with_memory(sequence.slot);
+    if (sequence.position == 0 && !fresh)
+      std::memset(slot.memory.data(), 0, floats_ * sizeof(float));
   }
 }
 
 void SequenceStates::end(std::span<const SequenceStep> sequences) {
   if (floats_ == 0) return;
-  for (const SequenceStep& sequence : sequences)
-    slots_[sequence.slot].position = sequence.position + sequence.rows;
+  for (const SequenceStep& sequence : sequences) {
+    Slot& slot = slots_[sequence.slot];
+    slot.settled = sequence.position + sequence.rows - sequence.undo;
+    slot.logged = sequence.undo;
+  }
 }
 
 void SequenceStates::copy(uint32_t from, uint32_t to, size_t position) {
   if (floats_ == 0) return;
-  if (from >= slots_.size() || to >= slots_.size()) {
-    throw std::invalid_argument("slot " + std::to_string(std::max(from, to)) + " of " +
-                                std::to_string(slots_.size()));
-  }
-  if (slots_[from].position != position) {
-    throw std::invalid_argument("slot " + std::to_string(from) + " does not hold the state after " +
-                                std::to_string(position) + " positions");
-  }
+  check_slot(from);
+  check_slot(to);
+  check_holds(from, position);
   if (from == to) return;
-  Slot& slot = with_memory(to);
-  std::memcpy(slot.memory.data(), slots_[from].memory.data(), slot_bytes());
-  slot.position = position;
+  Slot& target = with_memory(to);
+  const Slot& source = slots_[from];
+  target.settled = source.settled;
+  target.logged = position - source.settled;
+  const size_t bytes = target.logged > 0 ? slot_bytes() : floats_ * sizeof(float);
+  std::memcpy(target.memory.data(), source.memory.data(), bytes);
 }
 
-std::span<const uint8_t> SequenceStates::content(uint32_t slot, size_t position) const {
-  if (floats_ == 0) return {};
-  if (slot >= slots_.size() || slots_[slot].position != position) {
-    throw std::invalid_argument("slot " + std::to_string(slot) + " does not hold the state after " +
-                                std::to_string(position) + " positions");
-  }
-  return {slots_[slot].memory.data(), slot_bytes()};
+void SequenceStates::read(uint32_t slot, size_t position, std::span<uint8_t> out) const {
+  if (floats_ == 0) return;
+  check_holds(slot, position);
+  const Slot& source = slots_[slot];
+  const auto logged = static_cast<uint32_t>(position - source.settled);
+  const size_t header = saved_bytes() - slot_bytes();
+  std::memcpy(out.data(), &logged, header);
+  std::memcpy(out.data() + header, source.memory.data(), slot_bytes());
 }
 
 void SequenceStates::replace(uint32_t slot, size_t position, std::span<const uint8_t> bytes) {
-  if (bytes.size() != slot_bytes()) {
+  if (bytes.size() != saved_bytes()) {
     throw std::invalid_argument(std::to_string(bytes.size()) + " bytes for a state of " +
-                                std::to_string(slot_bytes()));
+                                std::to_string(saved_bytes()));
   }
   if (floats_ == 0) return;
+  uint32_t logged = 0;
+  const size_t header = saved_bytes() - slot_bytes();
+  std::memcpy(&logged, bytes.data(), header);
+  if (logged > std::min(undo_, position)) {
+    throw std::invalid_argument("a state after " + std::to_string(position) + " positions with " +
+                                std::to_string(logged) + " of at most " + std::to_string(undo_) +
+                                " rows in its log");
+  }
   Slot& target = with_memory(slot);
-  std::memcpy(target.memory.data(), bytes.data(), bytes.size());
-  target.position = position;
+  std::memcpy(target.memory.data(), bytes.data() + header, slot_bytes());
+  target.settled = position - logged;
+  target.logged = logged;
+}
+
+void SequenceStates::check_slot(uint32_t number) const {
+  if (number < slots_.size()) return;
+  throw std::invalid_argument("slot " + std::to_string(number) + " of " +
+                              std::to_string(slots_.size()));
+}
+
+void SequenceStates::check_holds(uint32_t number, size_t position) const {
+  if (number < slots_.size() && slots_[number].holds(position)) return;
+  throw std::invalid_argument("slot " + std::to_string(number) + " does not hold the state after " +
+                              std::to_string(position) + " positions");
 }
 
 SequenceStates::Slot& SequenceStates::with_memory(uint32_t number) {
-  if (number >= slots_.size()) {
-    throw std::invalid_argument("slot " + std::to_string(number) + " of " +
-                                std::to_string(slots_.size()));
-  }
+  check_slot(number);
   Slot& slot = slots_[number];
   if (slot.memory.size() == 0) {
     slot.memory = Buffer(slot_bytes());
