@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,10 @@ def script(text: str | bytes, prompt: str = "") -> NextToken:
     return next_token
 
 
+# Positions before which a state cannot go back, and the tokens that it has seen.
+State: TypeAlias = tuple[int, tuple[int, ...]]
+
+
 @dataclass
 class FakeRunner:
     """Steps in no time, or in `seconds`; holds every rule of a Batch on the way."""
@@ -111,10 +115,11 @@ class FakeRunner:
     batches: list[Batch] = field(default_factory=list)
     cache: dict[int, list[int | None]] = field(default_factory=dict)
     tables: PageTables = field(init=False)
-    # Keep a state of each sequence that cannot go back: its tokens. Snapshots by number.
+    # Keep a state of each sequence: its tokens, and before how many it cannot go back. Snapshots by
+    # number.
     recurrent: bool = False
-    states: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    snapshots: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    states: dict[int, State] = field(default_factory=dict)
+    snapshots: dict[int, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tables = PageTables(1 << 16, 1 << 24, self.page_size)
@@ -176,13 +181,16 @@ class FakeRunner:
 
     def _advance(self, step: SequenceStep) -> None:
         """Adds a step's tokens to the state of its sequence."""
-        state = () if step.position == 0 else self.states.get(step.seq_id, ())
+        fresh = step.position == 0
+        settled, tokens = (0, ()) if fresh else self.states.get(step.seq_id, (0, ()))
         if step.restore is not None:
-            state = self.snapshots[step.restore]
-        assert len(state) == step.position, "the state is that of another position"
-        self.states[step.seq_id] = state + step.tokens
+            settled, tokens = self.snapshots[step.restore]
+        assert settled <= step.position <= len(tokens), "the state is that of another position"
+        made = tokens[: step.position] + step.tokens
+        assert settled <= len(made) - step.undo, "the state cannot go back so far"
+        self.states[step.seq_id] = (len(made) - step.undo, made)
         if step.save is not None:
-            self.snapshots[step.save] = state + step.tokens
+            self.snapshots[step.save] = self.states[step.seq_id]
 
     def read(self, batch: Batch, tables: list[list[int]]) -> StepOutput:
         """Logits of the rows that want them, from what the cache holds now."""
@@ -191,7 +199,7 @@ class FakeRunner:
         for step, pages in zip(batch.sequences, tables, strict=True):
             end = step.position + len(step.tokens)
             if self.recurrent and step.seq_id in self.states:
-                known = self.states[step.seq_id][:end]
+                known = self.states[step.seq_id][1][:end]
                 assert known == self._history(pages, end), "the state is of other tokens"
             for length in range(end - step.outputs + 1, end + 1):
                 logits[row, self.next_token(self._history(pages, length))] = 10.0

@@ -49,8 +49,14 @@ def read_bandwidth(
 def kv_head_bytes(type: str, key_size: int, value_size: int, page_size: int) -> int:
     """Bytes of K and V of one head in one page; ValueError when q80 lacks whole blocks."""
 
-def gated_delta_bytes(group: int, key_size: int, value_size: int, width: int) -> int:
-    """Bytes of the state of one sequence and key head, with its `group` value heads."""
+def gated_delta_bytes(group: int, key_size: int, value_size: int, width: int, undo: int = 0) -> int:
+    """Bytes of the state of one sequence and key head, with its `group` value heads.
+
+    undo: positions that it can go back.
+    """
+
+# Most positions that a state can go back.
+MOST_UNDO: int
 
 def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """f32 [rows, columns] -> uint8 [rows, row_bytes(type, columns)]."""
@@ -402,6 +408,7 @@ class ShardConfig:
         max_pages: int,
         max_step_tokens: int,
         max_sequences: int = 0,
+        max_undo: int = 0,
         embedding: bool,
         vocab_size: int,
         embedding_scale: float = 1.0,
@@ -507,13 +514,15 @@ class Shard:
         output_rows: Sequence[int],
         lane: Lane | None,
         slots: Sequence[int] = (),
+        undo: Sequence[int] = (),
     ) -> StepOutput:
         """One forward pass of a batch.
 
         activations: f32 [rows, hidden_size]; sequences: (rows, position, pages u32 [n]) of each
-        sequence, in row order. slots: of their states, where a mixer is recurrent. Raises
-        ValueError for shapes, positions, pages or slots that do not fit, RuntimeError when slices
-        are missing, and whatever the lane raises.
+        sequence, in row order. slots: of their states, where a mixer is recurrent. undo: the
+        positions that each may go back in its next step, up to `max_undo`; none where empty. Raises
+        ValueError for shapes, positions, pages, slots or undo that do not fit, RuntimeError when
+        slices are missing, and whatever the lane raises.
         """
 
 class Sampler:

@@ -164,10 +164,11 @@ ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig
                         std::vector<size_t> kind_of_layer, const std::string& norm,
                         float norm_epsilon, std::vector<RopeConfig> ropes,
                         const std::string& kv_type, size_t page_size, size_t max_pages,
-                        size_t max_step_tokens, size_t max_sequences, bool embedding,
-                        size_t vocab_size, float embedding_scale, size_t learned_positions,
-                        Pair vocab, bool head_from_embedding, bool head_bias, float logit_scale,
-                        float logit_softcap, std::optional<LayerInputsConfig> layer_inputs) {
+                        size_t max_step_tokens, size_t max_sequences, size_t max_undo,
+                        bool embedding, size_t vocab_size, float embedding_scale,
+                        size_t learned_positions, Pair vocab, bool head_from_embedding,
+                        bool head_bias, float logit_scale, float logit_softcap,
+                        std::optional<LayerInputsConfig> layer_inputs) {
   return {.hidden_size = hidden_size,
           .layers = span(layers),
           .kinds = std::move(kinds),
@@ -179,6 +180,7 @@ ShardConfig make_config(size_t hidden_size, Pair layers, std::vector<BlockConfig
           .max_pages = max_pages,
           .max_step_tokens = max_step_tokens,
           .max_sequences = max_sequences,
+          .max_undo = max_undo,
           .embedding = embedding,
           .vocab_size = vocab_size,
           .embedding_scale = embedding_scale,
@@ -232,10 +234,11 @@ void bind_config(py::module_& module) {
   py::class_<ShardConfig>(module, "ShardConfig", "The shape of a shard.")
       .def(py::init(&make_config), py::kw_only(), "hidden_size"_a, "layers"_a, "kinds"_a,
            "kind_of_layer"_a, "norm"_a = "rms", "norm_epsilon"_a, "ropes"_a, "kv_type"_a,
-           "page_size"_a, "max_pages"_a, "max_step_tokens"_a, "max_sequences"_a = 0, "embedding"_a,
-           "vocab_size"_a, "embedding_scale"_a = 1.0f, "learned_positions"_a = 0, "vocab"_a,
-           "head_from_embedding"_a = false, "head_bias"_a = false, "logit_scale"_a = 1.0f,
-           "logit_softcap"_a = 0.0f, "layer_inputs"_a = std::nullopt);
+           "page_size"_a, "max_pages"_a, "max_step_tokens"_a, "max_sequences"_a = 0,
+           "max_undo"_a = 0, "embedding"_a, "vocab_size"_a, "embedding_scale"_a = 1.0f,
+           "learned_positions"_a = 0, "vocab"_a, "head_from_embedding"_a = false,
+           "head_bias"_a = false, "logit_scale"_a = 1.0f, "logit_softcap"_a = 0.0f,
+           "layer_inputs"_a = std::nullopt);
 }
 
 }  // namespace hearth::bindings

@@ -112,7 +112,7 @@ Floats final_norm(const Shard& shard, const Floats& rows) {
 StepOutput step(Shard& shard, const Floats& activations,
                 const std::vector<std::tuple<size_t, size_t, Ids>>& sequences,
                 const std::vector<uint32_t>& output_rows, Lane* lane,
-                const std::vector<uint32_t>& slots) {
+                const std::vector<uint32_t>& slots, const std::vector<size_t>& undo) {
   const ShardConfig& config = shard.config();
   if (activations.ndim() != 2 || static_cast<size_t>(activations.shape(1)) != config.row_size()) {
     throw std::invalid_argument("activations are [rows, " + std::to_string(config.row_size()) +
@@ -126,12 +126,18 @@ StepOutput step(Shard& shard, const Floats& activations,
     throw std::invalid_argument(std::to_string(slots.size()) + " slots for " +
                                 std::to_string(sequences.size()) + " sequences");
   }
+  if (!undo.empty() && undo.size() != sequences.size()) {
+    throw std::invalid_argument(std::to_string(undo.size()) + " counts of undo for " +
+                                std::to_string(sequences.size()) + " sequences");
+  }
   std::vector<SequenceStep> steps;
   steps.reserve(sequences.size());
   for (const auto& [rows, position, pages] : sequences) {
     if (pages.ndim() != 1) throw std::invalid_argument("a sequence's pages are [n]");
     const uint32_t slot = slots.empty() ? 0 : slots[steps.size()];
-    steps.push_back({rows, position, {pages.data(), static_cast<size_t>(pages.size())}, slot});
+    const size_t back = undo.empty() ? 0 : undo[steps.size()];
+    steps.push_back(
+        {rows, position, {pages.data(), static_cast<size_t>(pages.size())}, slot, back});
   }
   StepOutput out;
   out.activations = Floats({activations.shape(0), activations.shape(1)});
@@ -179,11 +185,13 @@ void bind_shard(py::module_& module) {
 
   module.def(
       "gated_delta_bytes",
-      [](size_t group, size_t key_size, size_t value_size, size_t width) {
-        return gated_delta_floats(group, key_size, value_size, width) * sizeof(float);
+      [](size_t group, size_t key_size, size_t value_size, size_t width, size_t undo) {
+        const size_t log = undo * gated_delta_log_floats(group, key_size, value_size);
+        return (gated_delta_floats(group, key_size, value_size, width) + log) * sizeof(float);
       },
-      "group"_a, "key_size"_a, "value_size"_a, "width"_a,
+      "group"_a, "key_size"_a, "value_size"_a, "width"_a, "undo"_a = 0,
       "Bytes of the state of one sequence and key head.");
+  module.attr("MOST_UNDO") = kMostUndo;
 
   py::class_<Shard>(module, "Shard", "What one node holds of a model, and its steps.")
       .def(py::init([](ShardConfig config, size_t threads, std::vector<int> pin,
@@ -230,7 +238,8 @@ void bind_shard(py::module_& module) {
       .def("final_norm", &final_norm, "rows"_a,
            "Activations of the last stage -> the same, after the norm before the head.")
       .def("step", &step, "activations"_a, "sequences"_a, "output_rows"_a, "lane"_a.none(true),
-           "slots"_a = std::vector<uint32_t>{}, "One forward pass of a batch.");
+           "slots"_a = std::vector<uint32_t>{}, "undo"_a = std::vector<size_t>{},
+           "One forward pass of a batch.");
 }
 
 }  // namespace hearth::bindings

@@ -75,6 +75,7 @@ target_sources(hearth_core PRIVATE
   src/vulkan/recorder_norms.cpp
   src/vulkan/recorder_products.cpp
   src/vulkan/recorder_states.cpp
+  src/vulkan/state_slots.cpp
   src/vulkan/states.cpp
   ${shader_output}/shaders.cpp)
 target_include_directories(hearth_core SYSTEM PRIVATE ${vulkan_include})

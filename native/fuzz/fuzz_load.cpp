@@ -123,6 +123,7 @@ ShardConfig any_config(fuzz::Input& in) {
   if (in.upto(3) == 3) {
     config.kinds[1].mixer = any_gated_delta(in);
     config.max_sequences = in.number(3);
+    config.max_undo = in.upto(kMostUndo + 1);
   }
   for (size_t i = 0; i < std::min<size_t>(config.layers.size(), 8); ++i)
     config.kind_of_layer.push_back(in.number(1));

@@ -122,6 +122,7 @@ ShardConfig config() {
       .key_heads = {0, 4}, .group = 2, .tile = 2, .key_size = 8, .value_size = 32, .width = 4};
   config.kind_of_layer = {0, 1};
   config.max_sequences = 2;
+  config.max_undo = 8;
   config.max_step_tokens = 40;
   return config;
 }
@@ -167,10 +168,38 @@ void test_invariance() {
   }
 }
 
+// Rows that are taken back leave no trace, however many of them the next step keeps.
+void test_undo() {
+  constexpr size_t kRows = 21, kWrong = 3;
+  const std::vector<float> prompt = random_floats(kRows * kHidden, 1.0f);
+  const std::vector<float> wrong = random_floats(kWrong * kHidden, 1.0f);
+  const std::vector<uint32_t> pages = {3, 0, 7, 8, 9, 2};
+  std::vector<float> expected = prompt;
+  make(Type::f32, 1)->step(expected, {{{kRows, 0, pages, 1}}}, {}, nullptr, nullptr);
+  for (size_t threads : {1, 3}) {
+    for (size_t kept : {size_t{0}, size_t{1}, size_t{4}}) {
+      const test::Case each(threads, " threads, ", kept, " of 4 drafts kept");
+      const auto shard = make(Type::f32, threads);
+      // Of each step the last rows may be taken back: 4 right ones, then 3 others.
+      for (size_t begin = 0; begin + 5 <= kRows; begin += 1 + kept) {
+        std::vector<float> x(prompt.begin() + static_cast<std::ptrdiff_t>(begin * kHidden),
+                             prompt.begin() + static_cast<std::ptrdiff_t>((begin + 5) * kHidden));
+        x.insert(x.end(), wrong.begin(), wrong.end());
+        shard->step(x, {{{5 + kWrong, begin, pages, 1, 4 + kWrong}}}, {}, nullptr, nullptr);
+        x.resize(5 * kHidden);
+        CHECK_SAME(x, std::vector<float>(
+                          expected.begin() + static_cast<std::ptrdiff_t>(begin * kHidden),
+                          expected.begin() + static_cast<std::ptrdiff_t>((begin + 5) * kHidden)));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   test_kernels();
   test_invariance();
+  test_undo();
   return test::finish();
 }

@@ -10,7 +10,6 @@ from hearth.common.errors import HearthError, Reason
 from hearth.converter import Model
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.cluster.cluster import Cluster
-from hearth.root.cluster.limits import is_recurrent
 from hearth.root.engine.draft_model import DraftModel
 from hearth.root.planning.blueprint import draw
 from hearth.root.settings import ClusterSettings, DraftShare
@@ -21,13 +20,6 @@ def check(draft: Model, model: Model, tokenizer: Tokenizer, settings: ClusterSet
 
     tokenizer: of the model that it is to draft for.
     """
-    for spec in (draft.spec, model.spec):
-        if is_recurrent(spec):
-            raise HearthError(
-                Reason.BAD_SETTING,
-                f"{spec.name} cannot be used with --draft: the state of its recurrent layers "
-                "cannot go back to an earlier token, as it must after a rejected draft",
-            )
     if settings.speculate not in ("auto", "draft"):
         problem = f"--draft has no effect with --speculate {settings.speculate}: use auto or draft"
         raise HearthError(Reason.BAD_SETTING, problem)
@@ -52,18 +44,21 @@ def settings_of(draft: Model, model: Model, settings: ClusterSettings) -> Cluste
         page_size=settings.page_size,
         max_step_tokens=settings.max_step_tokens,
         name=settings.name,
+        speculate="draft",
     )
 
 
 def share_of(draft: Model, settings: ClusterSettings) -> DraftShare:
-    """The draft model's share of the root's memory: weights, and all of its KV cache.
+    """The draft model's share of the root's memory: weights, all of its KV cache, and states.
 
     settings: its own.
     """
     blueprint = draw(draft, settings)
     [node] = blueprint.plan(()).nodes
     page_bytes = node.kv_page_bytes(draft.spec, settings.kv_type, settings.page_size)
-    size = node.weight_bytes + blueprint.expected_room().pages * page_bytes
+    room = blueprint.expected_room()
+    size = node.weight_bytes + room.pages * page_bytes
+    size += room.sequences * node.state_bytes(draft.spec)
     return DraftShare(draft.spec.name, size)
 
 

@@ -239,7 +239,10 @@ class ForwardLoop:
             for item, slot in zip(step.sequences, slots, strict=True):
                 if item.HasField("restore"):
                     self._shard.restore(item.restore, slot, item.position)
-            output = self._shard.step(activations, sequences, step.output_rows, self._lane, slots)
+            undo = [item.undo for item in step.sequences]
+            output = self._shard.step(
+                activations, sequences, step.output_rows, self._lane, slots, undo
+            )
             for item, slot in zip(step.sequences, slots, strict=True):
                 if item.HasField("save"):
                     self._shard.save(slot, item.save, item.position + item.rows)

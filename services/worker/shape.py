@@ -43,6 +43,7 @@ LIMITS = {
     "tile": 1 << 12,
     "width": 1 << 8,
     "max_sequences": 1 << 16,
+    "max_undo": _native.MOST_UNDO,
     "layer_inputs.size": 1 << 14,
     "layer_inputs.layers": 1 << 12,
 }
@@ -65,6 +66,7 @@ def check_config(config: common_pb2.ShardConfig) -> None:
         _in_range(name, getattr(config, name), 1)
     _in_range("learned_positions", config.learned_positions, 0)
     _in_range("max_sequences", config.max_sequences, 0)
+    _in_range("max_undo", config.max_undo, 0)
     _range_in_range("layers", config.layers, 1)
     _range_in_range("vocab", config.vocab, 0)
     if not (math.isfinite(config.norm_epsilon) and 0 <= config.norm_epsilon <= 1):
@@ -321,6 +323,7 @@ def native_config(config: common_pb2.ShardConfig) -> _native.ShardConfig:
         max_pages=config.max_pages,
         max_step_tokens=config.max_step_tokens,
         max_sequences=most_sequences(config),
+        max_undo=config.max_undo,
         embedding=config.embedding,
         vocab_size=config.vocab_size,
         embedding_scale=config.embedding_scale,
@@ -494,7 +497,7 @@ def state_bytes(config: common_pb2.ShardConfig) -> int:
         delta = config.kinds[kind].gated_delta
         if delta.width:
             total += _size(delta.key_heads) * _native.gated_delta_bytes(
-                delta.group, delta.key_size, delta.value_size, delta.width
+                delta.group, delta.key_size, delta.value_size, delta.width, config.max_undo
             )
     return total * most_sequences(config)
 

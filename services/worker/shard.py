@@ -233,14 +233,18 @@ class NodeShard:
         output_rows: Sequence[int],
         lane: _native.Lane | None,
         slots: Sequence[int] = (),
+        undo: Sequence[int] = (),
     ) -> _native.StepOutput:
         """One forward pass: activations f32 [rows, row_size], the rows of `sequences` in order.
 
         `output_rows` are the rows whose logits are returned. `slots` hold the sequences' states,
-        where a mixer is recurrent. Exceptions of the lane pass through.
+        where a mixer is recurrent, and `undo` how far each may go back in its next step. Exceptions
+        of the lane pass through.
         """
         try:
-            return self._shard.step(activations, list(sequences), list(output_rows), lane, slots)
+            return self._shard.step(
+                activations, list(sequences), list(output_rows), lane, slots, undo
+            )
         except ValueError as error:
             raise HearthError(Reason.BAD_STEP, f"invalid step: {error}") from None
         except _native.DeviceError as error:

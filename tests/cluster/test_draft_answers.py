@@ -49,7 +49,10 @@ def formed(path: Path, workers: int, **settings: Any) -> Iterator[tuple[Cluster,
 
 
 def answers(
-    cluster: Cluster, limits: Limits, speculation: Speculation | None
+    cluster: Cluster,
+    limits: Limits,
+    speculation: Speculation | None,
+    samplings: list[tuple[Sampling, dict[str, Any]]] = SAMPLINGS,
 ) -> list[tuple[list[int], list[TokenScore]]]:
     """Of each sampling: tokens and scores."""
     vocab = cluster.blueprint.model.spec.vocab_size
@@ -59,7 +62,7 @@ def answers(
     engine.start()
     found = []
     try:
-        for sampling, more in SAMPLINGS:
+        for sampling, more in samplings:
             params = GenerateParams(PROMPT, 60, sampling, ignore_eos=True, **more)
             events = list(engine.generate(params))
             assert isinstance(events[-1], Done)
@@ -81,7 +84,10 @@ def answers(
         ("mistral", 1, {}),
         ("qwen3-moe", 1, {}),
         ("qwen3", 0, {"kv_type": "q80"}),
-        ("qwen3.5-moe", 0, {}),
+        ("qwen3.5-moe", 0, {"speculate": "auto"}),
+        ("qwen3.5-moe", 2, {"speculate": "auto", "parallel": "tensor"}),
+        ("qwen3.5-moe", 2, {"speculate": "auto", "parallel": "pipeline"}),
+        ("qwen3.5-moe", 1, {"speculate": "off"}),
     ],
     ids=str,
 )
@@ -95,7 +101,7 @@ def test_drafts_change_no_answer(
             speculation = Speculation(always)
             # Equal to the last bit: each row of a step is computed as if it were alone.
             assert answers(cluster, limits, speculation) == plain
-            if not limits.drafts:
+            if not limits.most_drafts:
                 assert speculation.drafted == 0
             elif always:
                 assert speculation.drafted >= speculation.accepted > 20
@@ -114,6 +120,25 @@ def test_a_draft_model_changes_no_answer(workers: int) -> None:
             if always:
                 # Coarser weights of the same model are mostly right.
                 assert speculation.accepted > speculation.drafted // 2 > 20
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_recurrent_draft_model_changes_no_answer(workers: int, tmp_path: Path) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
+    with (
+        formed(path, workers, speculate="draft") as (cluster, limits),
+        formed(path, 0, speculate="draft") as (small, small_limits),
+    ):
+        plain = answers(cluster, limits, None)
+        vocab = cluster.blueprint.model.spec.vocab_size
+        speculation = Speculation(True, DraftModel(small, small_limits, vocab))
+        assert answers(cluster, limits, speculation) == plain
+        assert speculation.accepted > speculation.drafted // 3 > 20
+        if workers == 0:
+            # The same numbers: every guess is right where the best token is chosen.
+            speculation = Speculation(True, DraftModel(small, small_limits, vocab))
+            assert answers(cluster, limits, speculation, SAMPLINGS[:1]) == plain[:1]
+            assert speculation.accepted == speculation.drafted > 40
 
 
 @pytest.mark.parametrize("weights", ["q4_0", "q8_0", "q4_k_m"])

@@ -18,6 +18,7 @@ from hearth.root.engine.engine import Engine
 from hearth.root.engine.mailbox import Delta, Done
 from hearth.root.engine.params import GenerateParams
 from hearth.root.scheduling.batch import Limits
+from hearth.root.scheduling.speculation import Speculation
 
 NEW_TOKENS = 40
 
@@ -36,7 +37,7 @@ def texts_of(
         formed,
     ):
         limits: Limits = replace(formed, **changes)  # type: ignore[arg-type]
-        assert not limits.drafts
+        assert limits.stateful
         vocab = 320
         engine = Engine(cluster, PlainTokenizer(vocab), limits, vocab_size=vocab)
         engine.start()
@@ -70,16 +71,18 @@ def test_answers_do_not_depend_on_company(addresses: list[str], tmp_path: Path) 
     assert preempted > 0
 
 
-def test_prefixes_are_continued_from_snapshots(addresses: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("speculate", ["off", "lookup"])
+def test_prefixes_are_continued_from_snapshots(
+    speculate: str, addresses: list[str], tmp_path: Path
+) -> None:
     """The text is the same; the states behind the last full page of prompt and answer are found."""
     path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
     ids = np.random.default_rng(6).integers(3, 300, 45).tolist()
-    with perplexity.formed(str(path), addresses, "f32", context=256, page_size=8, sequences=4) as (
-        cluster,
-        limits,
-    ):
+    shape = {"context": 256, "page_size": 8, "sequences": 4, "speculate": speculate}
+    with perplexity.formed(str(path), addresses, "f32", **shape) as (cluster, limits):
         assert limits.snapshots > 0
-        engine = Engine(cluster, PlainTokenizer(320), limits, vocab_size=320)
+        guesses = Speculation(always=True) if speculate == "lookup" else None
+        engine = Engine(cluster, PlainTokenizer(320), limits, vocab_size=320, speculation=guesses)
         engine.start()
 
         def answer(tokens: list[int], cache: bool) -> tuple[list[int], int]:
@@ -101,5 +104,6 @@ def test_prefixes_are_continued_from_snapshots(addresses: list[str], tmp_path: P
             # The snapshot of the answer.
             assert answer(turn, True) == (answer(turn, False)[0], 64)
             assert answer(turn, True)[1] == 64
+            assert guesses is None or guesses.drafted >= guesses.accepted > 20
         finally:
             engine.stop(finish=False)

@@ -167,7 +167,7 @@ def test_workers_accept_all_that_a_model_may_have() -> None:
         "ropes": shape.MAX_ROPES,
         "inputs of all layers": shape.MAX_INPUTS,
     }
-    of_steps = {"page_size", "max_pages", "max_step_tokens", "max_sequences"}
+    of_steps = {"page_size", "max_pages", "max_step_tokens", "max_sequences", "max_undo"}
     assert LIMITS.keys() == IN_BOTH.keys()
     assert workers.keys() - of_steps == {name for names in IN_BOTH.values() for name in names}
     for field, names in IN_BOTH.items():

@@ -22,7 +22,7 @@ PAGE = 4
 LIMITS = Limits(
     context_size=64, max_pages=16, page_size=PAGE, max_step_tokens=12, max_running=3, max_waiting=50
 )
-RECURRENT = replace(LIMITS, drafts=False, snapshots=2)
+RECURRENT = replace(LIMITS, stateful=True, most_drafts=0, snapshots=2)
 Tokens = tuple[int, ...]
 
 
@@ -48,7 +48,7 @@ class Nodes:
 
     def __init__(self, disk: FakeDisk, limits: Limits) -> None:
         self.disk = disk
-        self.stateful = not limits.drafts
+        self.stateful = limits.stateful
         self.scheduler = Scheduler(limits, disk)
         self.pages: dict[int, Tokens] = {}
         self.snapshots: dict[int, Tokens] = {}

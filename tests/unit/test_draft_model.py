@@ -24,6 +24,7 @@ from hearth.root.engine.engine import Engine
 from hearth.root.engine.interfaces import Allowed
 from hearth.root.engine.mailbox import Delta, Done, Event
 from hearth.root.engine.params import GenerateParams, Sampling
+from hearth.root.planning.blueprint import draw
 from hearth.root.scheduling.batch import Batch, FinishReason, Limits, Request, StepOutput
 from hearth.root.scheduling.sequence import Sequence as Running
 from hearth.root.scheduling.speculation import Speculation
@@ -102,13 +103,19 @@ def test_drafts_of_the_same_model_are_all_accepted() -> None:
     st.integers(2, 7),
     st.integers(4, 40),
     st.integers(70, 120),
+    st.sampled_from([None, None, 1, 3, 16]),
 )
 def test_drafts_change_no_answer(
-    prompts: list[bytes], every: int, draft_pages: int, pages: int
+    prompts: list[bytes], every: int, draft_pages: int, pages: int, undo: int | None
 ) -> None:
+    """undo: positions that the draft model's state can go back; None: it has no state."""
     # Both run out of pages: sequences are preempted, and some get no drafts.
     limits = Limits(64, draft_pages, 4, max_step_tokens=16, max_running=3)
-    drafter = DraftModel(sometimes(every), limits, VOCAB)
+    runner = sometimes(every)
+    if undo is not None:
+        limits = replace(limits, stateful=True, most_drafts=undo)
+        runner.recurrent = True
+    drafter = DraftModel(runner, limits, VOCAB)
     speculation = Speculation(True, drafter)
     wanted = answers(None, prompts, 40, pages)
     assert answers(speculation, prompts, 40, pages) == wanted
@@ -232,14 +239,46 @@ def test_a_draft_model_has_the_vocabulary_of_its_model() -> None:
                 pass
 
 
-def test_a_state_that_cannot_go_back_takes_no_drafts(tmp_path: Path) -> None:
+def test_a_recurrent_model_reads_an_edited_text_from_the_start() -> None:
+    """Its state goes back behind drafts, and the last known token; not to the middle of a text."""
+    runner = sometimes(1000)
+    runner.recurrent = True
+    drafter = DraftModel(runner, replace(LIMITS, stateful=True, most_drafts=16), VOCAB)
+    for number, (text, guessed, begin) in enumerate(
+        [
+            (range(20), (), 0),
+            (range(20), (1, 2, 3), 20),
+            (range(20), (1, 4), 21),
+            ([*range(20), 1], (), 20),
+            # Of the text that ended the last known token may be another one.
+            ([*range(20), 5, 6], (), 20),
+            ([*range(18), 5, 6], (), 0),
+        ]
+    ):
+        sequence = request(text, b"a", 1 if number < 3 else number)
+        [draft], _ = drafter.guess([(sequence, guessed)])
+        assert draft is not None
+        assert draft.token == letters((*text, *guessed))
+        assert runner.batches[-1].sequences[0].position == begin
+        if number >= 2:
+            drafter.forget(sequence.seq_id)
+        drafter.check()
+
+
+def test_a_recurrent_draft_models_states_are_the_roots_memory(tmp_path: Path) -> None:
     path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
-    wanted = ClusterSettings(context=64, speculate="auto")
-    with open_model(str(path)) as recurrent, open_model("demo") as demo:
-        for model, draft in ((recurrent, demo), (demo, recurrent)):
-            with pytest.raises(HearthError, match=r"recurrent layers cannot go back"):
-                with core(model, wanted, tokenizer=demo.tokenizer(), draft=draft):
-                    pass
+    settings = ClusterSettings(context=64, speculate="auto")
+    with open_model(str(path)) as model:
+        drafts.check(model, model, model.tokenizer(), settings)
+        own = drafts.settings_of(model, model, settings)
+        share = drafts.share_of(model, own)
+        blueprint = draw(model, own)
+        [node] = blueprint.plan(()).nodes
+        room = blueprint.expected_room()
+        pages = room.pages * node.kv_page_bytes(model.spec, own.kv_type, own.page_size)
+        states = room.sequences * node.state_bytes(model.spec)
+        assert share.size_bytes == node.weight_bytes + pages + states
+        assert states > 0
 
 
 def test_a_draft_models_memory_is_the_roots() -> None:

@@ -63,6 +63,7 @@ class Ranks:
     hidden: int = 24
     vocab: int = 33
     max_sequences: int = 3
+    max_undo: int = 0
 
     @property
     def model(self) -> Model:
@@ -117,6 +118,7 @@ class Ranks:
             max_pages=32,
             max_step_tokens=64,
             max_sequences=self.max_sequences,
+            max_undo=self.max_undo,
             embedding=span[0] == 0,
             vocab_size=self.vocab,
             vocab=part(self.vocab),
@@ -394,9 +396,10 @@ def page_bytes(ranks: Ranks) -> int:
 
 def slot_bytes(ranks: Ranks) -> int:
     d = ranks.delta
-    each = _native.gated_delta_bytes(d.group, d.key_size, d.value_size, d.width)
+    each = _native.gated_delta_bytes(d.group, d.key_size, d.value_size, d.width, ranks.max_undo)
     channels = 2 * d.key_size + d.group * d.value_size
-    assert each == 4 * ((d.width - 1) * channels + d.group * d.key_size * d.value_size)
+    log = ranks.max_undo * (channels + 2 * d.group)
+    assert each == 4 * ((d.width - 1) * channels + d.group * d.key_size * d.value_size + log)
     return ranks.kind_of_layer.count(0) * d.key_heads * each
 
 
@@ -446,6 +449,101 @@ def test_a_failed_step_leaves_no_state() -> None:
     with pytest.raises(ValueError, match="slot 1 has no state"):
         shard.step(x, [(4, 4, [0, 1])], [], None, [1])
     np.testing.assert_array_equal(computed(shard, TOKENS), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_drafts_are_taken_back(name: str) -> None:
+    """Steps whose last rows are other tokens, of which the next ones keep any number."""
+    ranks = replace(CASES[name], max_undo=8)
+    weights = ranks.weights(len(name))
+    expected = computed(replace(ranks, max_undo=0).loaded(weights), TOKENS)
+    random = np.random.default_rng(len(name))
+    for threads in (1, 3):
+        shard = ranks.loaded(weights, threads)
+        end = settled = 0  # known tokens that were computed; and those that stay
+        while end < len(TOKENS):
+            # Some known rows, of which the step may be wrong, then wrong ones.
+            begin = int(random.integers(settled, end + 1))
+            known = int(random.integers(1, min(6, len(TOKENS) - begin) + 1))
+            wrong = int(random.integers(0, 5))
+            most = min(8, begin + known + wrong - settled)
+            undo = int(random.integers(min(wrong, most), most + 1))
+            step = TOKENS[begin : begin + known] + [32] * wrong
+            x = shard.embed(np.array(step, np.uint32), NO_POSITIONS)
+            got = shard.step(
+                x,
+                [(len(step), begin, pages_of([*TOKENS, *[0] * 8]))],
+                list(range(known)),
+                None,
+                [1],
+                [undo],
+            ).logits
+            np.testing.assert_array_equal(got, expected[begin : begin + known])
+            end, settled = begin + known, begin + len(step) - undo
+        assert shard.kv_bytes == shard.kv_pages * page_bytes(ranks) + slot_bytes(ranks)
+
+
+def test_a_state_with_a_log_is_copied_and_kept() -> None:
+    """Up to any position of its log; the copy can go back as far as the original."""
+    ranks = replace(CASES["plain"], max_undo=6)
+    weights = ranks.weights(4)
+    shard, other = ranks.loaded(weights), ranks.loaded(weights)
+    expected = computed(shard, TOKENS)
+    pages = pages_of(TOKENS)
+    x = shard.embed(np.array(TOKENS, np.uint32), NO_POSITIONS)
+    for each in (shard, other):
+        each.step(x[:12], [(12, 0, pages)], [], None, [0], [5])
+    for position in (7, 9, 12):
+        shard.copy_state(0, 2, position)
+        saved = shard.read_state(0, position)
+        assert saved.shape == (shard.state_bytes,) == (4 + slot_bytes(ranks),)
+        other.write_state(1, position, saved)
+        for back in (0, min(2, position - 7)):
+            for one, slot in ((shard, 2), (other, 1)):
+                begin = position - back
+                rest = [(len(TOKENS) - begin, begin, pages)]
+                got = one.step(x[begin:], rest, [0, 3], None, [slot], [6]).logits
+                np.testing.assert_array_equal(got, expected[[begin, begin + 3]])
+                if one is shard:
+                    shard.copy_state(0, 2, position)
+                else:
+                    other.write_state(1, position, saved)
+        with (
+            pytest.raises(ValueError, match=f"the states after 7 to {position} positions")
+            if (position > 7)
+            else pytest.raises(ValueError, match="the state after 7 positions")
+        ):
+            shard.step(x[:3], [(3, position + 1, pages)], [], None, [2])
+    for position in (6, 13):
+        with pytest.raises(ValueError, match=f"hold the state after {position} positions"):
+            shard.copy_state(0, 2, position)
+        with pytest.raises(ValueError, match=f"hold the state after {position} positions"):
+            shard.read_state(0, position)
+
+
+def test_going_back_too_far_is_refused() -> None:
+    ranks = replace(CASES["plain"], max_undo=4)
+    shard = ranks.loaded(ranks.weights(4))
+    x = shard.embed(np.array(TOKENS, np.uint32), NO_POSITIONS)
+    pages = pages_of(TOKENS)
+    for rows, undo, problem in ((10, 5, "5 of 10 positions, at most 4"), (3, 4, "4 of 3")):
+        with pytest.raises(ValueError, match=f"slot 1 is to go back {problem}"):
+            shard.step(x[:rows], [(rows, 0, pages)], [], None, [1], [undo])
+    shard.step(x[:10], [(10, 0, pages)], [], None, [1], [2])
+    # Behind what is settled, after 8 positions.
+    with pytest.raises(ValueError, match="slot 1 is to go back 4 of 3"):
+        shard.step(x[9:11], [(2, 9, pages)], [], None, [1], [4])
+    shard.step(x[9:11], [(2, 9, pages)], [], None, [1], [3])
+    with pytest.raises(ValueError, match="2 counts of undo for 1 sequences"):
+        shard.step(x[:3], [(3, 0, pages)], [], None, [1], [1, 1])
+    # A state whose log would be longer than a log.
+    saved = shard.read_state(1, 10)
+    for length, position in ((5, 10), (3, 2)):
+        saved[:4] = np.frombuffer(np.uint32(length).tobytes(), np.uint8)
+        with pytest.raises(ValueError, match=f"{position} positions with {length} of at most 4"):
+            shard.write_state(1, position, saved)
+    with pytest.raises(ValueError, match="max_undo is 17"):
+        replace(ranks, max_undo=17).loaded(ranks.weights(4))
 
 
 @pytest.mark.parametrize("type", ["q80", "q40"])

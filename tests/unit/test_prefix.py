@@ -140,7 +140,9 @@ def test_pages_of_a_sequence_whose_values_were_not_finite_are_not_found() -> Non
 
 
 def test_a_state_that_was_not_finite_is_not_found_where_another_has_the_pages() -> None:
-    limits = replace(LIMITS, page_size=4, max_step_tokens=16, drafts=False, snapshots=1)
+    limits = replace(
+        LIMITS, page_size=4, max_step_tokens=16, stateful=True, most_drafts=0, snapshots=1
+    )
     scheduler = Scheduler(limits)
     run(scheduler, Request(1, (1,) * 9, max_tokens=1))
     run(scheduler, Request(2, (2,) * 9, max_tokens=1))  # its snapshot replaces the first
@@ -229,7 +231,7 @@ def test_equal_keys_of_other_tokens_are_not_confused(monkeypatch: pytest.MonkeyP
     assert run(scheduler, Request(2, prompt(100, 5000), max_tokens=1)) == {2: 100}
 
 
-RECURRENT = replace(LIMITS, drafts=False, snapshots=2)
+RECURRENT = replace(LIMITS, stateful=True, most_drafts=0, snapshots=2)
 
 
 def test_a_state_that_cannot_go_back_begins_from_a_snapshot() -> None:
@@ -244,6 +246,38 @@ def test_a_state_that_cannot_go_back_begins_from_a_snapshot() -> None:
     none = Scheduler(replace(RECURRENT, snapshots=0))
     run(none, Request(1, prompt(300), max_tokens=1))
     assert run(none, Request(2, prompt(300), max_tokens=1)) == {2: 300}
+
+
+def test_a_step_with_drafts_takes_a_snapshot_of_a_border_among_them() -> None:
+    """Of no use where a draft before the border is rejected: then the next step takes it."""
+    scheduler = Scheduler(replace(RECURRENT, page_size=4, max_step_tokens=16, most_drafts=8))
+    scheduler.submit(Request(1, prompt(5), max_tokens=9))
+    saves = []
+    for drafts, right in (((), 0), ((6, 6), 1), ((6,) * 4, 4)):
+        scheduler.propose(1, drafts)
+        while True:
+            batch = scheduler.schedule()
+            assert batch is not None
+            [part] = batch.sequences
+            saves.append((part.position, len(part.tokens), part.undo, part.save))
+            scheduler.check()
+            new = {1: (6,) * right + (7,)} if part.outputs else {}
+            scheduler.step_finished(batch, new)
+            scheduler.check()
+            if part.outputs:
+                break
+    # The prompt's border; then that of position 8, twice; the last number is free again.
+    assert saves == [
+        (0, 4, 0, saves[0][3]),
+        (4, 1, 0, None),
+        (5, 3, 2, saves[2][3]),
+        (7, 5, 4, saves[3][3]),
+    ]
+    assert None not in (saves[0][3], saves[2][3], saves[3][3])
+    scheduler.cancel(1)
+    # 5 tokens of the prompt; 7, 6, 7, 6, 6, 6, 6: positions 8 to 11 are in the snapshot's page.
+    text = (*prompt(5), 7, 6, 7, 6, 6, 6, 6, 7)
+    assert run(scheduler, Request(2, text, max_tokens=1)) == {2: 13 - 12}
 
 
 def test_samples_of_one_prompt_wait_for_its_snapshot() -> None:

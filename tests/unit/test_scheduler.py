@@ -383,12 +383,14 @@ def test_drafts_are_verified_in_one_step() -> None:
     assert (batch.tokens, batch.sequences[0].position, batch.output_rows) == ((9,), 5, (0,))
 
 
-def test_a_state_that_cannot_go_back_gets_no_drafts() -> None:
-    scheduler = Scheduler(limits(drafts=False))
+@pytest.mark.parametrize("most", [0, 2])
+def test_drafts_are_limited_to_what_a_state_can_go_back(most: int) -> None:
+    scheduler = Scheduler(limits(most_drafts=most))
     scheduler.submit(Request(1, prompt(3), max_tokens=20))
     step(scheduler, 5)
     assert scheduler.propose(1, (6, 7, 8))
-    assert rows(flight(scheduler)) == {1: 1}
+    batch = flight(scheduler)
+    assert (rows(batch), batch.sequences[0].undo) == ({1: 1 + most}, most)
 
 
 def test_what_follows_the_end_of_a_sequence_is_dropped() -> None:
@@ -499,14 +501,17 @@ class Histories(RuleBasedStateMachine):
         depth=st.integers(1, 4),
         batches=st.integers(1, 4),
         snapshots=st.sampled_from([None, None, 0, 1, 3]),
+        drafts=st.sampled_from([0, 2, 5]),
     )
-    def choose(self, depth: int, batches: int, snapshots: int | None) -> None:
-        """snapshots: of a state that cannot go back; None for a model without such a state."""
+    def choose(self, depth: int, batches: int, snapshots: int | None, drafts: int) -> None:
+        """snapshots: of a state that goes back `drafts` positions; None: there is no such state."""
         self.depth = depth
         self.limits = replace(self.limits, batches=batches)
         self.scheduler = Scheduler(self.limits)
         if snapshots is not None:
-            self.limits = replace(self.limits, drafts=False, snapshots=snapshots)
+            self.limits = replace(
+                self.limits, stateful=True, most_drafts=drafts, snapshots=snapshots
+            )
             self.scheduler = Scheduler(self.limits)
             self.runner.recurrent = True
 
@@ -641,7 +646,7 @@ class Histories(RuleBasedStateMachine):
             self.scheduled[s.seq_id] = s.position + len(s.tokens)
             assert self.scheduled[s.seq_id] <= self.limits.context_size
             if decode < batch.decode_rows:
-                assert s.outputs == len(s.tokens)
+                assert s.outputs == len(s.tokens) <= 1 + self.limits.most_drafts
                 decode += len(s.tokens)
             else:
                 assert s.outputs <= 1

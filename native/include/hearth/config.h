@@ -105,6 +105,11 @@ struct GatedDeltaConfig {
 
 // Floats of the state of one sequence and key head.
 size_t gated_delta_floats(size_t group, size_t key_size, size_t value_size, size_t width);
+// Floats of one row of the log of such a state; see shard/states.h.
+size_t gated_delta_log_floats(size_t group, size_t key_size, size_t value_size);
+
+// Most positions that a sequence's state can go back (ShardConfig::max_undo).
+inline constexpr size_t kMostUndo = 16;
 
 // Limits of a gated feed-forward (OpenAI: gpt-oss-120b & gpt-oss-20b model card, 2025): with gate'
 // = min(gate, limit) and up' within [-limit, limit], activation(factor * gate') / factor * (up' +
@@ -187,6 +192,7 @@ struct ShardConfig {
   KvType kv_type = KvType::f32;
   size_t page_size = 0, max_pages = 0, max_step_tokens = 0;
   size_t max_sequences = 0;  // slots for the state of recurrent mixers; not used without such
+  size_t max_undo = 0;       // positions that such a state can go back; see SequenceStep::undo
 
   bool embedding = false;  // the shard holds it
   size_t vocab_size = 0;

@@ -28,6 +28,9 @@ struct SequenceStep {
   size_t position;                  // of the first row
   std::span<const uint32_t> pages;  // that cover positions 0 .. position + rows
   uint32_t slot = 0;                // of the state of recurrent mixers
+  // The next step of the sequence may begin so many positions before this one's end, or anywhere
+  // behind that: rejected drafts are taken back. Read only where a mixer is recurrent.
+  size_t undo = 0;
 };
 
 struct StepTiming {
@@ -85,7 +88,8 @@ class Shard {
   void release_pages(size_t first);
 
   // Copies the state of recurrent mixers from a slot to another; `position` is of the next row.
-  // Throws std::invalid_argument if `from` does not hold the state after that many positions.
+  // Throws std::invalid_argument if `from` does not hold the state after that many positions. The
+  // copy can go back as far as `from` can.
   void copy_state(uint32_t from, uint32_t to, size_t position);
 
   // The content of a KV page, and of a slot's state after `position` positions: to keep elsewhere,

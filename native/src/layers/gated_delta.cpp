@@ -18,44 +18,49 @@ constexpr size_t kTileRows = 16;
 // ln(1 + e^x); for larger x the same as x in f32.
 float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
-// Neighbouring columns of a buffer at a sequence's rows, and before them those of earlier steps.
+// A row of a sequence, counted from its first of this step. Those below 0 are of earlier steps.
+using Row = ptrdiff_t;
+
+// Neighbouring columns of a buffer at a sequence's rows; before them those of the log's rows, and
+// before these what the state keeps.
 struct Channels {
   Activations buffer;
   size_t first_row, column, count;
+  const float* log;  // [before, log_stride]
+  Row before;
   const float* earlier;  // [width - 1, stride]
-  size_t stride, width;
+  size_t log_stride, stride, width;
 
-  // row: of the sequence's in this step; from -(width - 1) on.
-  const float* at(ptrdiff_t row) const {
+  // row: from -(before + width - 1) on.
+  const float* at(Row row) const {
     if (row >= 0) return buffer.row(first_row + static_cast<size_t>(row)) + column;
-    return earlier + static_cast<size_t>(row + static_cast<ptrdiff_t>(width) - 1) * stride;
+    row += before;
+    if (row >= 0) return log + static_cast<size_t>(row) * log_stride;
+    return earlier + static_cast<size_t>(row + static_cast<Row>(width) - 1) * stride;
   }
 };
 
 // out = activation(convolution) of rows [begin, end): [end - begin, channels.count]. filter: that
 // of the first channel.
-void convolve(const Channels& channels, const float* filter, size_t begin, size_t end,
+void convolve(const Channels& channels, const float* filter, Row begin, Row end,
               void (*activate)(float*, const float*, size_t), float* out) {
   const size_t count = channels.count, width = channels.width;
-  for (size_t r = begin; r < end; ++r, out += count) {
+  for (Row r = begin; r < end; ++r, out += count) {
     std::fill_n(out, count, 0.0f);
     for (size_t t = 0; t < width; ++t) {
-      const float* x =
-          channels.at(static_cast<ptrdiff_t>(r + t + 1) - static_cast<ptrdiff_t>(width));
+      const float* x = channels.at(r + 1 + static_cast<Row>(t) - static_cast<Row>(width));
       for (size_t c = 0; c < count; ++c) out[c] += filter[c * width + t] * x[c];
     }
     activate(out, nullptr, count);
   }
 }
 
-// Keeps the last width - 1 of the sequence's rows.
-void keep_last(const Channels& channels, size_t rows, float* earlier) {
-  const size_t kept = channels.width - 1;
-  // From the oldest on, because a row may come from further behind in `earlier`.
-  for (size_t i = 0; i < kept; ++i) {
-    const float* from =
-        channels.at(static_cast<ptrdiff_t>(rows + i) - static_cast<ptrdiff_t>(kept));
-    std::copy_n(from, channels.count, earlier + i * channels.stride);
+// Copies rows [begin, begin + rows) to `out`, [rows, stride]. From the oldest on, because a row may
+// come from further behind in `out`.
+void keep(const Channels& channels, Row begin, size_t rows, float* out, size_t stride) {
+  for (size_t i = 0; i < rows; ++i, out += stride) {
+    const float* from = channels.at(begin + static_cast<Row>(i));
+    if (from != out) std::copy_n(from, channels.count, out);
   }
 }
 
@@ -63,6 +68,10 @@ void keep_last(const Channels& channels, size_t rows, float* earlier) {
 
 size_t gated_delta_floats(size_t group, size_t key_size, size_t value_size, size_t width) {
   return (width - 1) * (2 * key_size + group * value_size) + group * key_size * value_size;
+}
+
+size_t gated_delta_log_floats(size_t group, size_t key_size, size_t value_size) {
+  return 2 * key_size + group * value_size + 2 * group;
 }
 
 GatedDeltaShape gated_delta_shape(const GatedDeltaConfig& config) {
@@ -75,8 +84,9 @@ GatedDeltaShape gated_delta_shape(const GatedDeltaConfig& config) {
 }
 
 size_t gated_delta_scratch(const GatedDeltaShape& shape) {
-  // Queries and keys; values and what comes of them; decay and beta.
-  return kTileRows * (2 * shape.key_size + 2 * shape.value_size + 2);
+  // Queries and keys; values and what comes of them; decay and beta; a state.
+  return kTileRows * (2 * shape.key_size + 2 * shape.value_size + 2) +
+         shape.key_size * shape.value_size;
 }
 
 void GatedDelta::add_slots(const ShardConfig& config, const BlockConfig& block,
@@ -155,6 +165,9 @@ Access DeltaRule::access() const {
 namespace {
 
 // The rows of one sequence, and one key head with its value heads: an item of the work.
+//
+// First those rows of the log that the step begins behind, then the step's own. The state goes on
+// up to the last rows, which may be taken back; these have a copy of it, and become the log.
 class DeltaItem {
  public:
   DeltaItem(Pass& pass, const DeltaRule& operation, const SequenceStep& sequence, size_t first_row,
@@ -163,57 +176,92 @@ class DeltaItem {
         operation_(operation),
         shape_(operation.shape),
         first_row_(first_row),
-        rows_(sequence.rows),
         key_head_(key_head),
+        before_(static_cast<Row>(pass.states.before(sequence.slot))),
+        rows_(static_cast<Row>(sequence.rows)),
+        undo_(sequence.undo),
         scratch_(pass.buffers[BufferId::scratch].row(thread)) {
-    float* state = pass.states.at(sequence.slot, operation.layer);
+    SequenceStates& states = pass.states;
+    float* state = states.at(sequence.slot, operation.layer);
     earlier_ = state + key_head * gated_delta_floats(shape_.group, shape_.key_size,
                                                      shape_.value_size, shape_.width);
     states_ = earlier_ + (shape_.width - 1) * channels();
+    log_ =
+        states.log_at(sequence.slot, operation.layer) + key_head * states.undo() * log_channels();
   }
 
   void run() {
-    for (size_t begin = 0; begin < rows_; begin += kTileRows)
-      run_tile(begin, std::min(begin + kTileRows, rows_));
-    const Channels query = keys(BufferId::queries, 0);
-    const Channels key = keys(BufferId::keys, shape_.key_size);
-    keep_last(query, rows_, earlier_);
-    keep_last(key, rows_, earlier_ + shape_.key_size);
-    for (size_t n = 0; n < shape_.group; ++n)
-      keep_last(values(n), rows_, earlier_ + value_channel(n));
+    const Row settled = rows_ - static_cast<Row>(undo_);
+    for (Row begin = -before_; begin < settled; begin += kTileRows)
+      run_tile(begin, std::min(begin + static_cast<Row>(kTileRows), settled), false);
+    static_assert(kMostUndo <= kTileRows);
+    if (undo_ > 0) run_tile(settled, rows_, true);
+    keep_rows(settled);
   }
 
  private:
   // Of what the convolution keeps of a row: queries, keys, values.
   size_t channels() const { return 2 * shape_.key_size + shape_.group * shape_.value_size; }
+  // And of the log: also decay and beta of each value head.
+  size_t log_channels() const { return channels() + 2 * shape_.group; }
   size_t value_channel(size_t n) const { return 2 * shape_.key_size + n * shape_.value_size; }
 
-  Channels keys(BufferId buffer, size_t channel) const {
-    const size_t size = shape_.key_size;
-    return {.buffer = pass_.buffers[buffer].of_width(shape_.key_heads * size),
+  Channels columns_of(BufferId buffer, size_t width, size_t column, size_t count,
+                      size_t channel) const {
+    return {.buffer = pass_.buffers[buffer].of_width(width),
             .first_row = first_row_,
-            .column = key_head_ * size,
-            .count = size,
+            .column = column,
+            .count = count,
+            .log = log_ + channel,
+            .before = before_,
             .earlier = earlier_ + channel,
+            .log_stride = log_channels(),
             .stride = channels(),
             .width = shape_.width};
   }
-
+  Channels keys(BufferId buffer, size_t channel) const {
+    const size_t size = shape_.key_size;
+    return columns_of(buffer, shape_.key_heads * size, key_head_ * size, size, channel);
+  }
   // Of the key head's value head n.
   Channels values(size_t n) const {
     const size_t size = shape_.value_size, heads = shape_.value_heads();
-    return {.buffer = pass_.buffers[BufferId::values].of_width(heads * size),
-            .first_row = first_row_,
-            .column = shape_.value_head(key_head_, n) * size,
-            .count = size,
-            .earlier = earlier_ + value_channel(n),
-            .stride = channels(),
-            .width = shape_.width};
+    const size_t column = shape_.value_head(key_head_, n) * size;
+    return columns_of(BufferId::values, heads * size, column, size, value_channel(n));
+  }
+  // The numbers of which decay (0) and beta (1) of value head n are made: one column, which only
+  // the log keeps.
+  Channels gates(size_t which, size_t n) const {
+    const BufferId buffer = which == 0 ? BufferId::mixer_decay : BufferId::mixer_beta;
+    const size_t head = shape_.value_head(key_head_, n);
+    return columns_of(buffer, shape_.value_heads(), head, 1, channels() + 2 * n + which);
   }
 
-  void run_tile(size_t begin, size_t end) {
+  void keep_rows(Row settled) const {
+    const size_t kept = shape_.width - 1;
+    const auto all = [&](auto&& each) {
+      each(keys(BufferId::queries, 0), size_t{0});
+      each(keys(BufferId::keys, shape_.key_size), shape_.key_size);
+      for (size_t n = 0; n < shape_.group; ++n) each(values(n), value_channel(n));
+    };
+    all([&](const Channels& from, size_t channel) {
+      keep(from, settled - static_cast<Row>(kept), kept, earlier_ + channel, channels());
+    });
+    if (undo_ == 0) return;
+    const auto log = [&](const Channels& from, size_t channel) {
+      keep(from, settled, undo_, log_ + channel, log_channels());
+    };
+    all(log);
+    for (size_t n = 0; n < shape_.group; ++n) {
+      for (size_t which : {0, 1}) log(gates(which, n), channels() + 2 * n + which);
+    }
+  }
+
+  // drafts: the rows may be taken back, so the state stays.
+  void run_tile(Row begin, Row end, bool drafts) {
     const GatedDelta& weights = *operation_.weights;
-    const size_t size = shape_.key_size, count = end - begin;
+    const size_t size = shape_.key_size;
+    const auto count = static_cast<size_t>(end - begin);
     float* queries = scratch_;
     float* keys_out = queries + kTileRows * size;
     const auto activate = pass_.kernels.activate[static_cast<size_t>(operation_.activation)];
@@ -228,13 +276,16 @@ class DeltaItem {
       pass_.kernels.rms_norm(query, weights.query_scale.data(), size, epsilon, query);
       pass_.kernels.rms_norm(key, weights.key_scale.data(), size, epsilon, key);
     }
-    for (size_t n = 0; n < shape_.group; ++n) run_value_head(n, begin, end, queries, keys_out);
+    for (size_t n = 0; n < shape_.group; ++n)
+      run_value_head(n, begin, end, queries, keys_out, drafts);
   }
 
-  void run_value_head(size_t n, size_t begin, size_t end, const float* queries, const float* keys) {
+  void run_value_head(size_t n, Row begin, Row end, const float* queries, const float* keys,
+                      bool drafts) {
     const GatedDelta& weights = *operation_.weights;
-    const size_t head = shape_.value_head(key_head_, n), heads = shape_.value_heads();
-    const size_t size = shape_.value_size, count = end - begin;
+    const size_t head = shape_.value_head(key_head_, n);
+    const size_t size = shape_.value_size, state_size = shape_.key_size * size;
+    const auto count = static_cast<size_t>(end - begin);
     float* values_in = scratch_ + 2 * kTileRows * shape_.key_size;
     float* out = values_in + kTileRows * size;
     float* decay = out + kTileRows * size;
@@ -242,15 +293,16 @@ class DeltaItem {
     const auto activate = pass_.kernels.activate[static_cast<size_t>(operation_.activation)];
     convolve(values(n), weights.value_filter.data() + head * size * shape_.width, begin, end,
              activate, values_in);
-    const Activations decays = pass_.buffers[BufferId::mixer_decay].of_width(heads);
-    const Activations betas = pass_.buffers[BufferId::mixer_beta].of_width(heads);
+    const Channels decays = gates(0, n), betas = gates(1, n);
     for (size_t r = 0; r < count; ++r) {
-      const size_t row = first_row_ + begin + r;
-      const float rate = softplus(decays.row(row)[head] + weights.decay_bias[head]);
+      const Row row = begin + static_cast<Row>(r);
+      const float rate = softplus(*decays.at(row) + weights.decay_bias[head]);
       decay[r] = std::exp(weights.decay_rate[head] * rate);
-      beta[r] = 1.0f / (1.0f + std::exp(-betas.row(row)[head]));
+      beta[r] = 1.0f / (1.0f + std::exp(-*betas.at(row)));
     }
-    pass_.kernels.delta_rule({.state = states_ + n * shape_.key_size * size,
+    float* state = states_ + n * state_size;
+    if (drafts) state = std::copy_n(state, state_size, beta + kTileRows) - state_size;
+    pass_.kernels.delta_rule({.state = state,
                               .queries = queries,
                               .keys = keys,
                               .values = values_in,
@@ -260,7 +312,11 @@ class DeltaItem {
                               .key_size = shape_.key_size,
                               .value_size = size,
                               .out = out});
-    for (size_t r = 0; r < count; ++r) finish(first_row_ + begin + r, head, out + r * size);
+    // What the rows of the log gave was read in their own step.
+    for (Row row = std::max<Row>(begin, 0); row < end; ++row) {
+      finish(first_row_ + static_cast<size_t>(row), head,
+             out + static_cast<size_t>(row - begin) * size);
+    }
   }
 
   // mixed = rms_norm(out) * silu(gate)
@@ -280,10 +336,13 @@ class DeltaItem {
   Pass& pass_;
   const DeltaRule& operation_;
   const GatedDeltaShape& shape_;
-  size_t first_row_, rows_, key_head_;
+  size_t first_row_, key_head_;
+  Row before_, rows_;
+  size_t undo_;
   float* scratch_;
   float* earlier_;  // [width - 1, channels]
   float* states_;   // [group, key_size, value_size]
+  float* log_;      // [undo, log_channels]
 };
 
 }  // namespace

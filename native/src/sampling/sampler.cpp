@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -21,6 +22,8 @@ constexpr float kFloor = -30.0f;
 constexpr size_t kMaxLogits = size_t{1} << 19;
 // Logits that a loop takes at once, so that compilers use vectors.
 constexpr size_t kAtOnce = 16;
+// Tokens up to which a heap finds the best of a row faster than a partial sort.
+constexpr size_t kFew = 256;
 // Logits whose weights are added up apart, for a draw to step over.
 constexpr size_t kBlock = 256;
 
@@ -101,20 +104,27 @@ struct Edge {
   size_t place;
 };
 
-// The edge of the fewest best tokens whose weights add up to `wanted`; `kept`: what they add up to.
-// Tokens are first counted by the leading bits of their weights: only those of the bucket in which
-// the edge lies are sorted.
-Edge nucleus(std::span<const float> weights, uint64_t wanted, uint64_t& kept) {
+// The edge of the fewest best tokens whose weights add up to this part of all; `kept`: what they
+// add up to. Tokens are first counted by the leading bits of their weights: only those of the
+// bucket in which the edge lies are sorted.
+Edge nucleus(std::span<const float> weights, float part, uint64_t& kept) {
   constexpr uint32_t kShift = 17;  // 6 bits of the mantissa
   constexpr uint32_t kFirst = std::bit_cast<uint32_t>(0x1p-45f) >> kShift;
   constexpr uint32_t kLast = std::bit_cast<uint32_t>(2.0f) >> kShift;
   const auto bucket_of = [](float weight) {
     return (std::bit_cast<uint32_t>(weight) >> kShift) - kFirst;
   };
-  std::array<uint64_t, kLast - kFirst + 1> sums{};
-  for (const float weight : weights) {
-    if (weight > 0.0f) sums[bucket_of(weight)] += whole(weight);
+  // By turns into one of two: neighbours often meet in a bucket, and would wait for each other.
+  constexpr size_t kBuckets = kLast - kFirst + 1;
+  std::array<std::array<uint64_t, kBuckets>, 2> halves{};
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] > 0.0f) halves[i % 2][bucket_of(weights[i])] += whole(weights[i]);
   }
+  std::array<uint64_t, kBuckets>& sums = halves[0];
+  for (size_t i = 0; i < kBuckets; ++i) sums[i] += halves[1][i];
+  const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
+  const auto wanted = std::min(total, static_cast<uint64_t>(std::ceil(static_cast<double>(total) *
+                                                                      static_cast<double>(part))));
   kept = 0;
   size_t bucket = sums.size() - 1;
   while (bucket > 0 && kept + sums[bucket] < wanted) kept += sums[bucket--];
@@ -209,16 +219,23 @@ uint32_t Sampler::draw(std::span<const float> logits, std::span<const uint32_t> 
   const bool chosen = top_k > 0 && top_k < logits.size();
   if (chosen || !ids.empty()) {
     std::vector<std::pair<float, uint32_t>> candidates;
-    for (size_t i = 0; i < logits.size(); ++i) {
-      if (logits[i] >= least)
+    if (ids.empty() && top_k <= kFew) {
+      std::vector<float> values(top_k);
+      std::vector<uint32_t> tokens(top_k);
+      best_candidates(logits, top_k, 0, values.data(), tokens.data());
+      for (size_t i = 0; i < top_k; ++i) candidates.push_back({values[i], tokens[i]});
+    } else {
+      for (size_t i = 0; i < logits.size(); ++i)
         candidates.push_back({logits[i], ids.empty() ? static_cast<uint32_t>(i) : ids[i]});
+      if (chosen) {
+        std::nth_element(candidates.begin(), candidates.begin() + static_cast<long>(top_k - 1),
+                         candidates.end(), better);
+        candidates.resize(top_k);
+      }
     }
-    if (chosen && top_k < candidates.size()) {
-      std::nth_element(candidates.begin(), candidates.begin() + static_cast<long>(top_k - 1),
-                       candidates.end(), better);
-      candidates.resize(top_k);
+    for (const auto& [logit, token] : candidates) {
+      if (logit >= least) ordered.push_back({token, logit});
     }
-    for (const auto& [logit, token] : candidates) ordered.push_back({token, logit});
     std::sort(ordered.begin(), ordered.end());
   }
   const bool all = ordered.empty();
@@ -232,17 +249,17 @@ uint32_t Sampler::draw(std::span<const float> logits, std::span<const uint32_t> 
     weight = weight >= least ? e : 0.0f;
   }
 
-  uint64_t total = 0;
-  std::vector<uint64_t> sums;
-  for (size_t i = 0; i < count; i += kBlock) {
-    uint64_t sum = 0;
-    for (size_t j = i; j < std::min(count, i + kBlock); ++j) sum += whole(weights[j]);
-    sums.push_back(sum);
-    total += sum;
-  }
   const auto token_at = [&](size_t i) { return all ? static_cast<uint32_t>(i) : ordered[i].first; };
   // (The best has a weight of one, so that the total is never 0.)
   if (config_.top_p == 1.0f) {
+    uint64_t total = 0;
+    std::vector<uint64_t> sums;
+    for (size_t i = 0; i < count; i += kBlock) {
+      uint64_t sum = 0;
+      for (size_t j = i; j < std::min(count, i + kBlock); ++j) sum += whole(weights[j]);
+      sums.push_back(sum);
+      total += sum;
+    }
     uint64_t left = multiply_high(random_(), total);
     size_t block = 0;
     while (left >= sums[block]) left -= sums[block++];
@@ -250,10 +267,8 @@ uint32_t Sampler::draw(std::span<const float> logits, std::span<const uint32_t> 
     for (; left >= whole(weights[i]); ++i) left -= whole(weights[i]);
     return token_at(i);
   }
-  const auto wanted = static_cast<uint64_t>(
-      std::ceil(static_cast<double>(total) * static_cast<double>(config_.top_p)));
   uint64_t kept = 0;
-  const Edge edge = nucleus({weights.data(), count}, std::min(wanted, total), kept);
+  const Edge edge = nucleus({weights.data(), count}, config_.top_p, kept);
   uint64_t left = multiply_high(random_(), kept);
   for (size_t i = 0; i < count; ++i) {
     if (weights[i] < edge.weight || (weights[i] == edge.weight && i > edge.place)) continue;

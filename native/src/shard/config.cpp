@@ -119,6 +119,7 @@ void check_mixer(const ShardConfig& config, const GatedDeltaConfig& mixer) {
   check_size("value_size", mixer.value_size, kMostHeadSize);
   check_size("positions of a convolution", mixer.width, kMostWidth);
   check_size("max_sequences", config.max_sequences, kMostSequences);
+  if (config.max_undo > 0) check_size("max_undo", config.max_undo, kMostUndo);
   if (mixer.key_heads.begin % mixer.tile != 0 || mixer.key_heads.end % mixer.tile != 0) {
     refuse("key_heads [" + std::to_string(mixer.key_heads.begin) + ", " +
            std::to_string(mixer.key_heads.end) + ") are not whole tiles of " +

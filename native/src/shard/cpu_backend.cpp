@@ -58,7 +58,7 @@ class CpuBackend : public Backend {
     states_.copy(from, to, position);
   }
   size_t page_bytes() const override { return kv_.page_bytes(); }
-  size_t state_bytes() const override { return states_.slot_bytes(); }
+  size_t state_bytes() const override { return states_.saved_bytes(); }
   void read_page(uint32_t page, std::span<uint8_t> out) const override {
     copy_out(kv_.content(page), out);
   }
@@ -66,7 +66,8 @@ class CpuBackend : public Backend {
     kv_.replace(page, bytes);
   }
   void read_state(uint32_t slot, size_t position, std::span<uint8_t> out) const override {
-    copy_out(states_.content(slot, position), out);
+    check_size(out.size(), states_.saved_bytes());
+    states_.read(slot, position, out);
   }
   void write_state(uint32_t slot, size_t position, std::span<const uint8_t> bytes) override {
     states_.replace(slot, position, bytes);
@@ -169,14 +170,20 @@ KvShape kv_shape(const ShardConfig& config) {
 }
 
 StateShape state_shape(const ShardConfig& config) {
-  StateShape shape = {.floats = {}, .slots = config.max_sequences};
+  StateShape shape = {
+      .floats = {}, .log_floats = {}, .slots = config.max_sequences, .undo = config.max_undo};
   for (size_t layer = 0; layer < config.layers.size(); ++layer) {
     const auto* mixer = std::get_if<GatedDeltaConfig>(&config.kind_of(layer).mixer);
-    shape.floats.push_back(mixer == nullptr
-                               ? 0
-                               : mixer->key_heads.size() *
-                                     gated_delta_floats(mixer->group, mixer->key_size,
-                                                        mixer->value_size, mixer->width));
+    if (mixer == nullptr) {
+      shape.floats.push_back(0);
+      shape.log_floats.push_back(0);
+      continue;
+    }
+    const size_t heads = mixer->key_heads.size();
+    shape.floats.push_back(
+        heads * gated_delta_floats(mixer->group, mixer->key_size, mixer->value_size, mixer->width));
+    shape.log_floats.push_back(
+        heads * gated_delta_log_floats(mixer->group, mixer->key_size, mixer->value_size));
   }
   return shape;
 }

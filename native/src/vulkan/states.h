@@ -8,6 +8,7 @@
 
 #include "shard/states.h"
 #include "vulkan/device.h"
+#include "vulkan/state_slots.h"
 
 namespace hearth::vulkan {
 

@@ -167,7 +167,9 @@ class Formation:
         for s, slot in zip(batch.sequences, slots, strict=True):
             if s.restore is not None:
                 self._shard.restore(s.restore, slot, s.position)
-        own = self._shard.step(x, sequences, batch.output_rows if last else (), lane, slots)
+        undo = [s.undo for s in batch.sequences]
+        outputs = batch.output_rows if last else ()
+        own = self._shard.step(x, sequences, outputs, lane, slots, undo)
         for s, slot in zip(batch.sequences, slots, strict=True):
             if s.save is not None:
                 self._shard.save(slot, s.save, s.position + len(s.tokens))

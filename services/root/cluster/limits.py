@@ -1,10 +1,11 @@
 """The scheduler's limits."""
 
+from hearth import _native
 from hearth.converter.blocks import GatedDeltaSpec
 from hearth.converter.spec import ModelSpec
 from hearth.root.planning.blueprint import Blueprint
 from hearth.root.planning.memory import Room
-from hearth.root.scheduling.batch import Limits
+from hearth.root.scheduling.batch import MOST_DRAFTS, Limits
 
 # Each is as large as the state of a running sequence.
 _MOST_SNAPSHOTS = 4
@@ -21,7 +22,8 @@ def limits_for(blueprint: Blueprint, room: Room, stages: int = 1) -> Limits:
         page_size=settings.page_size,
         max_step_tokens=settings.max_step_tokens,
         max_running=room.sequences - snapshots,
-        drafts=not recurrent,
+        stateful=recurrent,
+        most_drafts=_drafts(settings.speculate) if recurrent else MOST_DRAFTS,
         prefix_cache=settings.prefix_cache,
         snapshots=snapshots,
         batches=stages,
@@ -29,8 +31,13 @@ def limits_for(blueprint: Blueprint, room: Room, stages: int = 1) -> Limits:
 
 
 def is_recurrent(spec: ModelSpec) -> bool:
-    """True if a sequence has a state that cannot go back to an earlier position."""
+    """True if a sequence has a state that its pages do not hold."""
     return any(isinstance(kind.mixer, GatedDeltaSpec) for kind in spec.kinds)
+
+
+def _drafts(speculate: str) -> int:
+    """Drafts behind which a state can go back; 0 where there are none, to save its memory."""
+    return 0 if speculate == "off" else _native.MOST_UNDO
 
 
 def _snapshots(states: int) -> int:

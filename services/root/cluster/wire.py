@@ -59,6 +59,7 @@ def shard_config(
         max_pages=limits.max_pages,
         max_step_tokens=limits.max_step_tokens,
         max_sequences=limits.max_running + limits.snapshots,
+        max_undo=limits.most_drafts if limits.stateful else 0,
         embedding=node.embedding,
         vocab_size=spec.vocab_size,
         head_from_embedding=node.head_from_embedding,
@@ -257,6 +258,7 @@ def step(
                     new_pages=s.new_pages,
                     restore=s.restore,
                     save=s.save,
+                    undo=s.undo,
                 )
                 for s in batch.sequences
             ],

@@ -3,7 +3,9 @@
 It reads each sequence as far as it is known, then guesses the most likely next token. Its KV cache
 follows the text: after rejected drafts it goes back to the last position that both agree on. When a
 sequence ends, its pages stay until they are needed. A later sequence of the same salt that begins
-with the same tokens takes them over, as the turns of a conversation do.
+with the same tokens takes them over, as the turns of a conversation do. The state of a recurrent
+model goes back behind what is not known yet; where it would have to go back further, as when a text
+is edited, the model reads from the start.
 
 Belongs to the engine's thread.
 """
@@ -35,6 +37,8 @@ class _Reading:
     tokens: list[int] = field(default_factory=list)
     # The first of them that were compared with the sequence's known tokens.
     agreed: int = 0
+    # Tokens before which a state of the model's cannot go back.
+    settled: int = 0
     pages: tuple[int, ...] = ()
     # Pages of its table in its last step, which the model's nodes hold.
     table: int = 0
@@ -121,7 +125,7 @@ class DraftModel:
         if reading is None:
             return None
         self._readings[sequence.seq_id] = reading
-        position = min(_common(reading.tokens, text, reading.agreed), len(text) - 1)
+        position = self._position(reading, text)
         # Drafts may be replaced later; what is known is not.
         reading.agreed = min(position, len(sequence.tokens))
         del reading.tokens[position:]
@@ -134,7 +138,17 @@ class DraftModel:
         new_pages, reading.table = reading.pages[kept:table], table
         reading.tokens += chunk
         outputs = 1 if end == len(text) else 0
-        return SequenceStep(reading.number, tuple(chunk), position, kept, new_pages, outputs)
+        # The last known token too is read again where it is the last to be read.
+        undo = min(max(0, end - len(sequence.tokens) + 1), self._limits.most_drafts, end)
+        reading.settled = end - undo
+        return SequenceStep(
+            reading.number, tuple(chunk), position, kept, new_pages, outputs, undo=undo
+        )
+
+    def _position(self, reading: _Reading, text: list[int]) -> int:
+        """Number of first tokens of `text` that need not be read: all but the last at most."""
+        common = min(_common(reading.tokens, text, reading.agreed), len(text) - 1)
+        return 0 if self._limits.stateful and common < reading.settled else common
 
     def _begin(self, sequence: Running, text: list[int]) -> _Reading | None:
         """A reading that begins with pages of a sequence that ended, if any are of use.
@@ -146,12 +160,12 @@ class DraftModel:
         best, length = None, self._limits.page_size
         for reading in self._ended:
             if salt is not None and reading.salt == salt:
-                common = _common(reading.tokens, text, 0)
+                reading.agreed = 0
+                common = self._position(reading, text)
                 if common >= length:
                     best, length = reading, common
         if best is not None:
             self._ended.remove(best)
-            best.agreed = 0
             return best
         while len(self._readings) + len(self._ended) >= self._limits.max_running:
             if not self._ended:

@@ -123,14 +123,21 @@ class NodePlan:
         return total
 
     def state_bytes(self, spec: ModelSpec) -> int:
-        """Bytes of one sequence's state in the recurrent mixers of this node."""
+        """Bytes of one sequence's state in the recurrent mixers of this node.
+
+        With what lets it go back behind rejected drafts, whether drafts are used or not.
+        """
         total = 0
         for kind in spec.kind_of_layer[self.layers[0] : self.layers[1]]:
             delta = spec.kinds[kind].mixer
             if isinstance(delta, GatedDeltaSpec):
                 held = size(self.units[key_unit(delta)]) * delta.tile
                 total += held * _native.gated_delta_bytes(
-                    delta.group, delta.key_size, delta.value_size, delta.width
+                    delta.group,
+                    delta.key_size,
+                    delta.value_size,
+                    delta.width,
+                    _native.MOST_UNDO,
                 )
         return total
 

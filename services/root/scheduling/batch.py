@@ -7,6 +7,9 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+# Draft tokens of a sequence in one step: each returns all of its logits.
+MOST_DRAFTS = 32
+
 
 class FinishReason(IntEnum):
     """Reasons why a sequence ends without an error; the numbers of hearth.v1.FinishReason."""
@@ -31,12 +34,13 @@ class Limits:
     # Maximum numbers of sequences that hold pages, and of sequences that wait.
     max_running: int = 16
     max_waiting: int = 64
-    # False: a sequence's state cannot go back to an earlier position, so drafts are not verified.
-    drafts: bool = True
+    # A sequence has a state that its pages do not hold.
+    stateful: bool = False
+    # Draft tokens of a sequence that one step verifies; a state can go back so far.
+    most_drafts: int = MOST_DRAFTS
     # Share the pages of prefixes that several sequences have, and keep them for later ones.
     prefix_cache: bool = True
-    # Snapshots that nodes keep of a state that cannot go back; without, such prefixes are not
-    # shared.
+    # Snapshots that nodes keep of such a state; without, prefixes are not shared then.
     snapshots: int = 0
     # Batches that are to be in flight at once.
     batches: int = 1
@@ -52,8 +56,9 @@ class Limits:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_waiting < 0:
-            raise ValueError(f"max_waiting is {self.max_waiting}; it must be at least 0")
+        for name in ("max_waiting", "most_drafts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.max_running > self.max_step_tokens:
             # Otherwise steps full of decode tokens could keep prefill out for ever.
             raise ValueError(
@@ -100,6 +105,8 @@ class SequenceStep:
     # Snapshots from which its state begins, and to which it is copied after the step.
     restore: int | None = None
     save: int | None = None
+    # The next step may begin so many positions before this one's end.
+    undo: int = 0
 
     @property
     def drafts(self) -> tuple[int, ...]:

@@ -50,8 +50,6 @@ from hearth.root.scheduling.pages import PagePool
 from hearth.root.scheduling.sequence import Sequence
 from hearth.root.scheduling.sharing import Sharing
 
-# Rows of known tokens in one step of a sequence: each returns all of its logits.
-_MOST_FOLLOWING = 32
 # Prompts are not cut to fewer rows than these for the sake of several batches: every step reads all
 # weights of a stage.
 _LEAST_CHUNK = 32
@@ -154,14 +152,13 @@ class Scheduler:
         """Sets the draft tokens to verify in the sequence's next decode step.
 
         They replace earlier ones, and are dropped when the sequence gets a token. Fewer or none
-        are used if rows, pages or the sequence's own limit leave no room, and none with limits
-        without drafts. False if the sequence is not known.
+        are used if rows, pages, the limit on drafts or the sequence's own leave no room. False
+        if the sequence is not known.
         """
         sequence = self._by_id.get(seq_id)
         if sequence is None:
             return False
-        if self.limits.drafts:
-            sequence.drafts = tuple(tokens)
+        sequence.drafts = tuple(tokens[: self.limits.most_drafts])
         return True
 
     def knows(self, seq_id: int) -> bool:
@@ -189,10 +186,9 @@ class Scheduler:
             if len(rows) < most and sequence.pending == 1 and self._make_room(sequence, 1, rows):
                 rows[sequence.seq_id] = 1
         decoding = set(rows)
-        if self.limits.drafts:
-            for sequence in self._running:
-                if following := sequence.following:
-                    sequence.drafts = following[:_MOST_FOLLOWING]
+        for sequence in self._running:
+            if following := sequence.following:
+                sequence.drafts = following[: self.limits.most_drafts]
         budget = min(budget - len(rows), self._chunk(awaiting))
         for sequence, share in self._share(budget, awaiting):
             if granted := self._make_room(sequence, self.sharing.cut(sequence, share), rows):

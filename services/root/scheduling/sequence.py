@@ -34,7 +34,7 @@ class Sequence:
     # Keys of its prefix (prefix.py): before the first page, then after each full page, as far as
     # they were needed. Empty: the sequence takes no part in the prefix cache.
     keys: list[bytes] = field(default_factory=list)
-    # The snapshot to begin from; the one to take, and the position after which it is taken.
+    # The snapshot to begin from; the one to take, and the position that it serves.
     restore: int | None = None
     save: tuple[int, int] | None = None
     # The key of the last snapshot behind its prompt, which the next one replaces.
@@ -88,7 +88,7 @@ class Sequence:
         self.scheduled += count
         self.in_flight += 1
         self.reached = max(self.reached, self.scheduled)
-        save = self.save[0] if self.save and self.save[1] == self.scheduled else None
+        save = self.save[0] if self.save and begin < self.save[1] <= self.scheduled else None
         return SequenceStep(
             self.seq_id,
             tuple(chunk),
@@ -99,6 +99,7 @@ class Sequence:
             self.cached,
             self.restore,
             save,
+            undo=max(0, outputs - 1),
         )
 
     def adopt(self, pages: Pages[int], page_size: int) -> None:

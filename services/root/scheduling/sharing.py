@@ -54,8 +54,8 @@ class Sharing:
 
     def _set(self, limits: Limits) -> None:
         self._page_size = limits.page_size
-        # Pages do not hold a state that cannot go back: such prefixes need snapshots.
-        self._stateful = not limits.drafts
+        # Pages do not hold a sequence's state: such prefixes need snapshots.
+        self._stateful = limits.stateful
         self._enabled = limits.prefix_cache and (not self._stateful or limits.snapshots > 0)
 
     @property
@@ -72,7 +72,7 @@ class Sharing:
     def found(self, sequence: Sequence) -> list[int]:
         """Pages that hold the sequence's next tokens; empty while rows of it are in flight.
 
-        With a state that cannot go back: at its beginning only, up to a snapshot.
+        With a state beside the pages: at its beginning only, up to a snapshot.
         """
         pages: list[int] = []
         if sequence.in_flight or sequence.scheduled % self._page_size:
@@ -218,23 +218,27 @@ class Sharing:
 
     def begin_step(self, sequence: Sequence, rows: int) -> None:
         """Chooses the snapshot to take after the next `rows` rows of the sequence, if any."""
-        after = sequence.scheduled + rows
-        if not self._stateful or not sequence.keys or after % self._page_size or sequence.save:
+        if not self._stateful or not sequence.keys or sequence.save:
             return
+        known, after = len(sequence.tokens), sequence.scheduled + rows
         border = after // self._page_size
-        # Behind the prompt the end is not known before it comes: at every page's border.
-        answer = after == len(sequence.tokens)
+        position = border * self._page_size
+        # Behind the prompt the end is not known before it comes: at every page's border. Drafts may
+        # go beyond it: from their step's state nodes can go back.
+        answer = after >= known and position >= known
+        if position != after and not answer:
+            return
         snapshots = self.pool.prefix.snapshots
         if not answer and border != self._border(sequence):
             return
-        if self._keys(sequence, border - 1)[1] in snapshots:
+        if position <= known and self._keys(sequence, border - 1)[1] in snapshots:
             return
         if answer and sequence.answered is not None:
             snapshots.drop(sequence.answered)
             sequence.answered = None
         number = snapshots.take()
         if number is not None:
-            sequence.save = (number, after)
+            sequence.save = (number, position)
 
     def begun(self, sequence: Sequence) -> None:
         """A step of the sequence was made: nodes begin from its snapshot before any later step."""
@@ -255,18 +259,22 @@ class Sharing:
                 self.moves.offer(self._move(sequence, number))
             self._claims.pop(key, None)
         sequence.indexed = max(sequence.indexed, full)
-        if sequence.save is not None and sequence.save[1] == sequence.computed:
-            border = sequence.computed // self._page_size
-            key = sequence.keys[border]
-            if self.pool.prefix.has(key):
-                self.pool.prefix.snapshots.keep(sequence.save[0], key)
-                sequence.save = None
-                if sequence.computed >= len(sequence.request.prompt):
-                    sequence.answered = key
-                else:
-                    self._offer_snapshot(sequence, border)
-            else:
+        if sequence.save is None:
+            return
+        number, position = sequence.save
+        border = position // self._page_size
+        if border > full:
+            if not sequence.in_flight:  # drafts before it were rejected
                 self._drop_save(sequence)
+        elif not self.pool.prefix.has(key := sequence.keys[border]):
+            self._drop_save(sequence)
+        else:
+            self.pool.prefix.snapshots.keep(number, key)
+            sequence.save = None
+            if position >= len(sequence.request.prompt):
+                sequence.answered = key
+            else:
+                self._offer_snapshot(sequence, border)
 
     def leave(self, sequence: Sequence) -> None:
         """Drops the claims of a sequence that ends, or is queued again."""

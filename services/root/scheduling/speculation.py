@@ -114,7 +114,7 @@ class Speculation:
         forced: tokens that must follow in a sequence, or nearly so; () where nothing is known.
         """
         self._forget_ended(scheduler)
-        if not scheduler.limits.drafts:
+        if not scheduler.limits.most_drafts:
             return
         decoding = [each for each in scheduler.decoding() if not each.following]
         for sequence in decoding:  # what was proposed and not used
@@ -127,9 +127,10 @@ class Speculation:
         found: dict[int, tuple[int, tuple[int, ...]]] = {}
         guessed: list[Running] = []
         for sequence in decoding:
-            if min(_MOST, sequence.most_drafts) <= 0:
+            most = min(_MOST, sequence.most_drafts, scheduler.limits.most_drafts)
+            if most <= 0:
                 continue
-            guess, most = self._read(sequence), min(_MOST, sequence.most_drafts)
+            guess = self._read(sequence)
             kind, drafts = FORCED, forced(sequence.seq_id)[:most]
             if not drafts:
                 kind, drafts = self._look_up(guess, most)
@@ -256,7 +257,8 @@ class Speculation:
                 kinds[seq_id].append(kind)
                 step.rows += 1
                 step.tokens += chances[seq_id]
-                count, most = len(drafts[seq_id]), min(_MOST, sequence.most_drafts)
+                count = len(drafts[seq_id])
+                most = min(_MOST, sequence.most_drafts, scheduler.limits.most_drafts)
                 next_chance = chances[seq_id] * self._part(guess, MODEL)
                 if count < (min(most, _ALWAYS_MODEL) if self._always else most) and not self._dear(
                     next_chance, share + self._row_seconds(step.rows), step
