@@ -17,6 +17,7 @@
 #   make deploy-test     the image and compose.yaml (needs a running Docker with Compose)
 #   make clients         the clients that people have, unchanged, by HTTP (installs them; needs npm)
 #   make survival        three nodes that lose a machine in every way (as root also cut cables)
+#                        SURVIVAL_PARALLEL=pipeline or 1x1+1x2: the same on stages
 #   make soak SECONDS=N  mixed load while a worker is lost every two minutes (default 3600)
 #   make many-clients    64 HTTP streams while a worker is killed every 30 s (MANY_SECONDS=600)
 #   make documents       valid JSON of a hot small model, and its cost: DOCUMENTS=1000 on NODES=3

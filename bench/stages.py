@@ -1,6 +1,6 @@
 """A pipeline beside one node, on machines of equal speed that this one plays.
 
-Each node is a process in a group of its own (cgroup) that may use the same part of a core, so more
+Each node is a process in a group of its own (cgroup). All may use the same part of a core, so more
 stages than cores can be compared with one. Needs root, and a system with CPU quotas. Rounds are in
 turn. For every side: decode and prefill tokens/s as median, lowest and highest, and the part of the
 time in which each node computed.

@@ -31,7 +31,7 @@ from hearth.root.settings import ClusterSettings
 from hearth.worker.server import WorkerServer
 
 LANES = ["mesh", "grpc"]
-# Nodes and how they are arranged; the demo model has 5 layers.
+# Nodes and how they are arranged; the demo model and stories260k have 5 layers.
 LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (2, {"parallel": "pipeline"}),
     (3, {"parallel": "pipeline"}),
@@ -60,12 +60,12 @@ def addresses() -> Iterator[list[str]]:
 
 @contextmanager
 def engine_on(
-    addresses: list[str], nodes: int, lane: str = "mesh", **settings: Any
+    addresses: list[str], nodes: int, lane: str = "mesh", source: str = "demo", **settings: Any
 ) -> Iterator[Engine]:
-    """An engine of the demo model, on a cluster of so many nodes."""
+    """An engine of the model `source`, on a cluster of so many nodes."""
     given = {"context": 256, "sequences": 4, "lane": lane, **settings}
-    with perplexity.formed("demo", addresses[: nodes - 1], "f32", **given) as (cluster, limits):
-        with open_model("demo") as model:
+    with perplexity.formed(source, addresses[: nodes - 1], "f32", **given) as (cluster, limits):
+        with open_model(source) as model:
             engine = Engine(cluster, model.tokenizer(), limits, vocab_size=model.spec.vocab_size)
         engine.start()
         try:
@@ -95,6 +95,18 @@ def test_stories(addresses: list[str], layout: tuple[int, dict[str, Any]], lane:
         assert tell(stories[0]) == stories[0]["greedy_ids"]
         with ThreadPoolExecutor(len(stories)) as pool:
             assert list(pool.map(tell, stories)) == [story["greedy_ids"] for story in stories]
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=map(_name, LAYOUTS))
+def test_stories260k(
+    addresses: list[str], layout: tuple[int, dict[str, Any]], lane: str, testdata: Path
+) -> None:
+    nodes, options = layout
+    wanted, _ = known_answers.read_stories260k()
+    source = str(testdata / "stories260k/stories260K.gguf")
+    with engine_on(addresses, nodes, lane, source, **options) as engine:
+        assert answer(engine, [1], len(wanted)) == wanted
 
 
 @pytest.mark.parametrize("lane", LANES)
