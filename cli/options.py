@@ -570,8 +570,8 @@ def _weights_on(by_root: bool) -> Option:
         default="memory",
         by_root=by_root,
         group=CLUSTER,
-        help="disk: where memory is too small, a node keeps what fits and reads the other layers "
-        "from its disk in every step (needs a --cache-dir on every node)",
+        help="disk: layers that do not fit a node's memory are read from its disk in every step "
+        "(needs a --cache-dir on every node)",
     )
 
 

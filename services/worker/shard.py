@@ -102,8 +102,7 @@ class NodeShard:
             raise _bad(f"slice {entry.name!r}: {error}") from None
         except _native.DeviceError as error:  # all weights go to the GPU with the last slice
             self.failed = True
-            place = "" if self.device == devices.CPU else f"--device {self.device}: "
-            raise HearthError(Reason.OUT_OF_MEMORY, f"{place}{error}") from None
+            raise HearthError(Reason.OUT_OF_MEMORY, self._at_fault(error)) from None
         except MemoryError as error:
             raise _no_memory(f"slice {entry.name!r}", error) from None
 
@@ -189,9 +188,12 @@ class NodeShard:
             raise _no_memory("a state", error) from None
 
     def _failed_device(self, error: Exception) -> HearthError:
-        """A GPU that is lost, hangs, or has no memory left."""
+        """A GPU that is lost, hangs, or has no memory left; or the disk of weights."""
         self.failed = True
-        return HearthError(Reason.WORKER_UNFIT, f"--device {self.device}: {error}")
+        return HearthError(Reason.WORKER_UNFIT, self._at_fault(error))
+
+    def _at_fault(self, error: Exception) -> str:
+        return str(error) if self.device == devices.CPU else f"--device {self.device}: {error}"
 
     def _copy_state(self, source: int, target: int, position: int) -> None:
         try:

@@ -32,7 +32,7 @@ def too_little(path: Path, nodes: int) -> int:
         spec = model.spec
         plan = make_plan(spec, model.tensor_type, Layout.tensor(nodes), (1.0,) * nodes)
     node = plan.nodes[0]
-    cache = 16 * node.kv_page_bytes(spec, "f32", 8) + 16 * node.state_bytes(spec)
+    cache = 16 * node.kv_page_bytes(spec, "f32", 8) + node.state_bytes(spec)
     memory = least_held_bytes(node) + cache + max(layer_bytes(node).values())
     assert memory < node.weight_bytes + cache
     return memory

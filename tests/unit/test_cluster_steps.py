@@ -69,5 +69,5 @@ class BrokenFormation:
     def fail(self, error: HearthError) -> None:
         self.failure = error
 
-    def release(self, lease: worker_pb2.Lease) -> None:
+    def release(self, lease: worker_pb2.Lease, keep_seconds: int = 0) -> None:
         pass

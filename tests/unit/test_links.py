@@ -16,7 +16,7 @@ from hearth.root.cluster.links import WorkerLink
 from hearth.root.cluster.reports import Reports
 from hearth.root.planning.plan import NodePlan, Plan, Stage
 from hearth.v1 import common_pb2, worker_pb2
-from hearth.worker.shard import NodeShard
+from hearth.worker.shard import NodeShard, page_tables
 
 # Nothing listens there, and nothing is dialled before a call.
 ADDRESSES = ("127.0.0.1:1", "127.0.0.1:2")
@@ -27,6 +27,7 @@ class IdleShard:
     """As much of a shard as a formation needs that runs no step."""
 
     config = common_pb2.ShardConfig(max_step_tokens=1, max_pages=1)
+    tables = page_tables(config)
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_the_lease_of_a_lost_worker_is_not_released(
 ) -> None:
     """With PEER_LOST the root reaches both workers; other errors use `peer` for the lost one."""
     calls: list[str] = []
-    monkeypatch.setattr(WorkerLink, "release", lambda link, lease: calls.append(link.address))
+    monkeypatch.setattr(WorkerLink, "release", lambda link, *rest: calls.append(link.address))
     facts = {"worker": ADDRESSES[0], "peer": ADDRESSES[1]}
     formed = formation(links)
     formed.fail(HearthError(reason, "lost", facts))

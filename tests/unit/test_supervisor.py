@@ -35,6 +35,8 @@ def error(reason: str, message: str, **metadata: object) -> HearthError:
 class FakeCluster:
     """Forms as the test says, and keeps what it was asked to do."""
 
+    pages_kept = False
+
     def __init__(self, *workers: str) -> None:
         self.settings = ClusterSettings(workers=workers)
         self.blueprint = SimpleNamespace(most_workers=3, misfit=lambda facts: None)
@@ -93,7 +95,7 @@ class FakeEngine:
         done.set()
         return done
 
-    def resume(self, limits: Limits | None = None) -> None:
+    def resume(self, limits: Limits | None = None, pages_kept: bool = False) -> None:
         self.resumed.append(limits)
 
 

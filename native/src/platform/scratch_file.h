@@ -23,8 +23,8 @@ class ScratchFile {
 
   // Any offset; what lies before and was not written is zeros. Throws std::system_error.
   void write(uint64_t offset, std::span<const uint8_t> bytes);
-  // No more is written. What was is on the disk from now on, and no longer in the system's cache,
-  // which would compete with what the file makes room for. Throws std::system_error.
+  // No more is written. All is on the disk from now on, and not in the system's cache, which would
+  // take the memory that the file is to save. Throws std::system_error.
   void finish();
   // Several threads may read at once. Throws std::system_error, also for the end of the file.
   void read(uint64_t offset, std::span<uint8_t> bytes) const;

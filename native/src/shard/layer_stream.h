@@ -1,5 +1,5 @@
-// Weights of layers that do not stay in memory: a file on the disk has them packed, and threads
-// read them ahead of the step, layer by layer, into a few buffers that take turns.
+// Weights of layers that do not stay in memory. A file on the disk has them packed. Threads read
+// them ahead of the step, layer by layer, into a few buffers that take turns.
 //
 // First all layers are written, in any order; from `start` on they are read, in order, again and
 // again: after the last layer of a step comes the first of the next.

@@ -9,7 +9,7 @@ void run_on_thread(const Program& program, Pass& pass, size_t thread) {
     if (instruction.output_only && !output) return;
     if (instruction.barrier_before) pass.pool.barrier();
     std::visit([&](const auto& operation) { operation.run(pass, thread); }, instruction.operation);
-    if (pass.error) return;  // all threads read the same, behind a barrier of AllReduce
+    if (pass.error) return;  // all threads read the same, behind a barrier of what set it
   }
 }
 

@@ -13,7 +13,7 @@ HostRouter::HostRouter(const ShardConfig& config, ThreadPool& pool)
       pool_(pool),
       queue_(pool.size()),
       no_kv_({.layers = {}, .page_size = 1, .max_pages = 0, .type = config.kv_type}),
-      no_states_({.floats = {}, .slots = 0}) {}
+      no_states_({.floats = {}, .log_floats = {}, .slots = 0, .undo = 0}) {}
 
 void HostRouter::prepare(const Program& program) {
   const PerBuffer<BufferPlan> all = program.plan_buffers();

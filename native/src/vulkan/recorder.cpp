@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -119,6 +120,10 @@ void Recording::dispatch(Shader shader, std::span<const uint32_t> constants,
 
 void record(Recording&, const RopeAngles&) {}  // the host makes them: few, and exact to the bit
 
+void record(Recording&, const NextWeights&) {
+  throw std::logic_error("weights on disk are for a CPU");  // see Shard
+}
+
 void record(Recording& recording, const AllReduce& operation) {
   if (recording.shape.syncs) recording.end_segment().sync = &operation;
 }
@@ -202,6 +207,11 @@ void check_runs(const ShardConfig& config) {
     } else {
       const auto& delta = std::get<GatedDeltaConfig>(block.mixer);
       check(std::max(delta.key_size, delta.value_size), kMostHeadFloats, "recurrent heads");
+      if (config.max_undo > 0) {
+        throw DeviceError(
+            "Vulkan cannot take drafts back from a recurrent state yet: use --speculate off, or "
+            "--device cpu");
+      }
     }
   }
 }

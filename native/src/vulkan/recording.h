@@ -164,6 +164,7 @@ void record(Recording& recording, const Combine& operation);
 void record(Recording& recording, const AddTwoResults& operation);
 void record(Recording& recording, const JoinLayerInputs& operation);
 void record(Recording& recording, const GateLayerInput& operation);
+void record(Recording& recording, const NextWeights& operation);
 void record(Recording& recording, const AllReduce& operation);
 void record(Recording& recording, const FinishLogits& operation);
 

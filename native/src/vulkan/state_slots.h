@@ -1,4 +1,5 @@
-// What the slots of recurrent states on a GPU hold. (Those of a CPU can also go back: shard/states.h.)
+// What the slots of recurrent states on a GPU hold. (Those of a CPU can also go back:
+// shard/states.h.)
 #pragma once
 
 #include <cstddef>

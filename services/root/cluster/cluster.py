@@ -112,8 +112,7 @@ class Cluster:
         self._epoch = 0
         # The last one in which a step, or a fetch of pages, began.
         self._pages_epoch = 0
-        # True if the KV pages of all nodes hold what they held before the last `form`.
-        self.pages_kept = False
+        self._pages_kept = False
         self._board = Board()
         self._shard: NodeShard | None = None
         self._state = state.State()
@@ -144,6 +143,11 @@ class Cluster:
     def lost(self) -> HearthError | None:
         """The reason that nothing runs until `form` is called; None while the cluster serves."""
         return self._state.lost
+
+    @property
+    def pages_kept(self) -> bool:
+        """True if the KV pages of all nodes hold what they held before the last `form`."""
+        return self._pages_kept
 
     def listen(self, listener: Listener) -> None:
         """Calls `listener` from now on, for as long as the cluster lives."""
@@ -223,7 +227,7 @@ class Cluster:
         finally:
             self._shard = forming.shard
             self.plan = forming.plan
-        self.pages_kept = forming.own_kept and all(
+        self._pages_kept = forming.own_kept and all(
             epoch == self._pages_epoch for epoch in forming.pages_epochs
         )
         self._drift = Drift(forming.prediction) if forming.prediction is not None else None

@@ -1,8 +1,8 @@
 """Layers whose weights lie on disk, where memory is too small for all of them. Pure.
 
-The core reads the layers on disk one after another, ahead of the step that needs them, into memory
-for `SEATS` of them (native/src/shard/layer_stream.h). All else stays in memory: the other layers,
-embedding, head, vectors.
+The core reads the layers on disk one after another, ahead of the step that needs them. `SEATS` of
+them are in memory at a time (native/src/shard/layer_stream.h). All else stays there: the other
+layers, embedding, head, vectors.
 """
 
 from collections import Counter
