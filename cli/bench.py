@@ -188,6 +188,7 @@ def measure(
     from hearth import _native
     from hearth.cli.workload import Runs
     from hearth.common import system
+    from hearth.root.planning.streaming import disk_bytes
 
     threads = session.cluster.status().nodes[0].info.threads
     runs = Runs(session, workload)
@@ -240,6 +241,8 @@ def measure(
         # The root's weights are read once a token: the share of what plain reading reaches.
         "memory_gb_per_second": _round(bandwidth / 1e9),
         "memory_share": _round(_weights_read(session) / _median(own_compute) / bandwidth),
+        # Of weights, by the root in each step (--weights-on disk).
+        "disk_mib_per_step": _mib(disk_bytes(session.cluster.plan.nodes[0])),
         **_predicted(status),
         "load_seconds": _round(session.load_seconds),
         "weights_sent_bytes": sum(node.weight_bytes_from_network for node in status.nodes),
