@@ -10,6 +10,8 @@ from hearth.common import system
 from hearth.common.errors import HearthError, Reason
 
 CPU = "cpu"
+# What the ids of GPUs, and so their kernels' names, begin with.
+VULKAN = "vulkan"
 # Of a GPU's own memory: its driver and other programs keep some.
 _USABLE = 0.9
 

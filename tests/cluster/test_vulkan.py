@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import family_models
 import family_parity
 import gguf_families
 import known_answers
@@ -177,6 +178,19 @@ def test_families_against_transformers(
             difference = float(np.abs(rows - wanted).max())
             print(f"{name}, {chosen}: {difference:.1e}")
             assert difference < family_parity.LARGEST_DIFFERENCE
+
+
+@pytest.mark.parametrize("chosen", [[GPU], ["cpu", GPU]], ids=str)
+def test_a_recurrent_model_has_no_drafts_on_a_gpu(
+    chosen: list[str], tmp_path: Path, workers: dict[str, list[str]]
+) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3.5-moe")
+    addresses = addresses_of(chosen, workers)
+    with perplexity.formed(str(path), addresses, speculate="lookup", device=chosen[0]) as (
+        _,
+        limits,
+    ):
+        assert (limits.stateful, limits.most_drafts) == (True, 0)
 
 
 @pytest.mark.parametrize("weights", ["q4_0", "q4_k"])

@@ -295,7 +295,13 @@ class Forming:
             self._change_shares([worker.address for worker in facts])
             plan, room = self._blueprint.with_disk(self._plan, facts)
             self._note(plan)
-        return limits_for(self._blueprint, room, len(self._plan.stages))
+        gpus = [self._blueprint.settings.device, *(info.instruction_set for info in infos)]
+        return limits_for(
+            self._blueprint,
+            room,
+            len(self._plan.stages),
+            gpus=any(each.startswith(devices.VULKAN) for each in gpus),
+        )
 
     def _change_shares(self, workers: Sequence[str]) -> None:
         """Take the shares that fit the nodes' memory; places in the plan stay."""

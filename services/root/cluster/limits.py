@@ -11,8 +11,8 @@ from hearth.root.scheduling.batch import MOST_DRAFTS, Limits
 _MOST_SNAPSHOTS = 4
 
 
-def limits_for(blueprint: Blueprint, room: Room, stages: int = 1) -> Limits:
-    """The limits of a cluster with this room, and so many stages."""
+def limits_for(blueprint: Blueprint, room: Room, stages: int = 1, *, gpus: bool = False) -> Limits:
+    """The limits of a cluster with this room, and so many stages. gpus: some node is one."""
     settings = blueprint.settings
     recurrent = is_recurrent(blueprint.model.spec)
     snapshots = _snapshots(room.sequences) if recurrent and settings.prefix_cache else 0
@@ -23,7 +23,8 @@ def limits_for(blueprint: Blueprint, room: Room, stages: int = 1) -> Limits:
         max_step_tokens=settings.max_step_tokens,
         max_running=room.sequences - snapshots,
         stateful=recurrent,
-        most_drafts=_drafts(settings.speculate) if recurrent else MOST_DRAFTS,
+        # A recurrent state on a GPU cannot go back.
+        most_drafts=_drafts("off" if gpus else settings.speculate) if recurrent else MOST_DRAFTS,
         prefix_cache=settings.prefix_cache,
         snapshots=snapshots,
         batches=stages,
