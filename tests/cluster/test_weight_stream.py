@@ -62,6 +62,13 @@ def worker_in_process(silence_seconds: float) -> Iterator[str]:
         server.stop(0)
 
 
+def release(worker: WorkerProcess, plan: Plan, keep_seconds: int = 0) -> None:
+    """Ends the plan's lease; its shard is freed, unless it is to be kept."""
+    with dial(worker.address) as channel:
+        request = worker_pb2.ReleaseRequest(lease=plan.begin.lease, keep_seconds=keep_seconds)
+        worker_pb2_grpc.WorkerServiceStub(channel).Release(request, timeout=10)
+
+
 def load(
     worker: WorkerProcess | str,
     plan: Plan,
@@ -133,6 +140,7 @@ def test_a_full_load_then_a_warm_cache(start_worker: Start, tmp_path: Path) -> N
     assert events[-1] == LoadEvent(plan.total, plan.total, 0)
     assert plan.reads == list(range(len(plan.slices)))  # each slice read once, in order
 
+    release(worker, plan)
     warm = wide_plan(epoch=2)
     done = load(worker, warm)
     assert (done.network_bytes, done.cache_bytes) == (0, plan.total)
@@ -148,7 +156,18 @@ def test_without_a_cache_everything_travels_each_time(start_worker: Start) -> No
     worker = start_worker()
     plan = Plan()
     assert load(worker, plan).network_bytes == plan.total
+    release(worker, plan)
     assert load(worker, Plan(epoch=2)).network_bytes == plan.total
+
+
+def test_a_shard_that_goes_on_needs_nothing(start_worker: Start) -> None:
+    worker = start_worker()
+    plan = Plan()
+    load(worker, plan)
+    assert load(worker, Plan(epoch=2)).network_bytes == 0
+    release(worker, Plan(epoch=2), keep_seconds=60)
+    done = load(worker, Plan(epoch=3))
+    assert (done.network_bytes, done.pages_epoch) == (0, 0)  # it ran no step
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -252,9 +271,11 @@ def test_a_corrupt_or_truncated_cache_entry_is_fetched_again(
     content[1000] ^= 4
     flipped.write_bytes(content)
     short.write_bytes(short.read_bytes()[:-7])
+    release(worker, plan)
     done = load(worker, wide_plan(epoch=2))
     assert done.network_bytes == plan.slices[1].size + plan.slices[2].size
     assert "do not match the digest" in worker.log.read_text()
+    release(worker, wide_plan(epoch=2))
     assert load(worker, wide_plan(epoch=3)).network_bytes == 0
 
 
@@ -276,7 +297,8 @@ def test_two_workers_share_a_cache(start_worker: Start, tmp_path: Path) -> None:
         thread.join(60)
     assert not failures
     assert not list((tmp_path / "cache").glob("*.part"))
-    for worker in workers:
+    for worker, plan in zip(workers, plans, strict=True):
+        release(worker, plan)
         assert load(worker, wide_plan(epoch=2)).network_bytes == 0
 
 
