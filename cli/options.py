@@ -582,10 +582,15 @@ def disk_dir(options: Options) -> Path | None:
     """
     if getattr(options, "weights_on", "memory") != "disk":
         return None
+    return _cache_dir(options, "--weights-on disk keeps weights")
+
+
+def _cache_dir(options: Options, what: str) -> Path:
+    """The folder that `what` needs. Raises HearthError where it is none."""
     if options.cache_dir == "none":
         from hearth.common.errors import HearthError, Reason
 
-        problem = "--weights-on disk keeps weights in --cache-dir, which is none: name a directory"
+        problem = f"{what} in --cache-dir, which is none: name a directory"
         raise HearthError(Reason.BAD_SETTING, problem)
     return Path(options.cache_dir).expanduser()
 
@@ -600,12 +605,7 @@ def page_dir(options: Options) -> Path | None:
     """The folder of KV pages in --cache-dir; None with --kv-cache ram. Raises HearthError."""
     if getattr(options, "kv_cache", "ram") != "disk":
         return None
-    if options.cache_dir == "none":
-        from hearth.common.errors import HearthError, Reason
-
-        problem = "--kv-cache disk keeps KV pages in --cache-dir, which is none: name a directory"
-        raise HearthError(Reason.BAD_SETTING, problem)
-    return Path(options.cache_dir).expanduser() / "pages"
+    return _cache_dir(options, "--kv-cache disk keeps KV pages") / "pages"
 
 
 def kv_cache(group: str) -> Params:
