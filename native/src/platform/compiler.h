@@ -12,6 +12,17 @@
 // A hint to load the line at an address into all caches, harmless past the end of what there is.
 // (A macro: what the kernels call may not have external linkage.)
 #define HEARTH_PREFETCH(at) __builtin_prefetch(at, 0, 3)
+// The same, but not into the first-level cache.
+#define HEARTH_PREFETCH_L2(at) __builtin_prefetch(at, 0, 2)
+
+// The compiler moves nothing past this place: it ends a basic block. Long code without branches is
+// otherwise scheduled as one, and its vectors are put in memory for want of registers.
+#define HEARTH_END_BASIC_BLOCK()      \
+  do {                                \
+    __label__ hearth_next;            \
+    asm goto("" : : : : hearth_next); \
+  hearth_next:;                       \
+  } while (false)
 
 // A variable that holds a vector of x86 is computed here, in a register.
 #define HEARTH_IN_REGISTER(vector) asm("" : "+v"(vector))

@@ -12,9 +12,10 @@ struct Avx512Bytes : VnniSums<Avx512> {
   using V = Avx512;
   using Bytes = __m512i;
   static constexpr size_t kGroups = 2;
-  static constexpr size_t kPanelTokens = 9;
+  // As fast as a panel up to 32 tokens on Zen 4, and 1.2 to 1.5 times as fast for 9 to 16.
+  static constexpr size_t kPanelTokens = 17;
   static constexpr size_t kTileTokens = 4, kTileStripes = 2, kRunParts = 16;
-  using Tiles = std::index_sequence<4, 3, 2, 1>;
+  using Tiles = std::index_sequence<8, 6, 4, 3, 2, 1>;
 
   // The same place in two groups.
   struct At {

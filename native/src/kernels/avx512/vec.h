@@ -13,7 +13,8 @@ struct Avx512 {
   using Float = __m512;
   using Int = __m512i;
   static constexpr size_t kWidth = 16;
-  static constexpr size_t kAhead = 8192;  // see avx2/vec.h
+  static constexpr size_t kAhead = 32768;  // see avx2/vec.h
+  static constexpr size_t kFloatAhead = 8192;
   static constexpr size_t kPanelGroups = 6;
 
   // Attention: see avx2/vec.h. Sums are those of eight lanes, so that the results are AVX2's.

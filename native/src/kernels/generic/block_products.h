@@ -108,48 +108,37 @@ template <typename B, typename C>
 // Functions that hold many vectors are flattened: of code of this size compilers stop inlining, and
 // a call puts the vectors in memory (four tokens would take 2.5 times as long).
 
-// Asks for weights that come later: of each group of a stripe, and from its end on of the next
-// stripe.
+// Asks for weights that come later, a share with each part of a block.
 template <typename B, typename C>
 class BlockPrefetcher {
  public:
-  BlockPrefetcher(const uint8_t* weights, size_t group_bytes)
-      : next_(weights + kAhead), end_(weights + group_bytes), group_bytes_(group_bytes) {}
+  explicit BlockPrefetcher(const uint8_t* weights) : at_(weights) {}
 
   template <size_t kPart>
   void part(size_t b) {
-    constexpr size_t kBytes = kGroupBlockBytes<C>;
     if constexpr (C::kParts > 1) {
-      constexpr size_t kFirst = (kPart * kBytes / C::kParts + kLine - 1) / kLine * kLine;
-      for (size_t at = kFirst; at < (kPart + 1) * kBytes / C::kParts; at += kLine) fetch(at);
+      ask<kPart * kBytes / C::kParts, (kPart + 1) * kBytes / C::kParts>();
     } else {
       constexpr size_t kWhole = kBytes / kLine * kLine, kRest = kBytes - kWhole;
-      for (size_t at = 0; at < kWhole; at += kLine) fetch(at);
+      ask<0, kWhole>();
       if constexpr (kRest > 0) {
         // The rests of several blocks make a line more.
         constexpr size_t kEvery = kLine / kRest;
-        if (b % kEvery == kEvery - 1) fetch(kWhole);
+        if (b % kEvery == kEvery - 1) ask<kWhole, kBytes>();
       }
     }
   }
-  void end_block() {
-    next_ += kGroupBlockBytes<C>;
-    if constexpr (B::kGroups > 1) {
-      if (next_ < end_) return;
-      // The other groups of this stripe are read beside this one.
-      next_ += (B::kGroups - 1) * group_bytes_;
-      end_ += B::kGroups * group_bytes_;
-    }
-  }
+  void end_block() { at_ += kBytes; }
 
  private:
-  static constexpr size_t kAhead = B::V::kAhead / B::kGroups;
-  void fetch(size_t at) const {
-    unrolled<B::kGroups>([&](auto g) { prefetch(next_ + g * group_bytes_ + at); });
+  // A block of each group of a stripe.
+  static constexpr size_t kBytes = B::kGroups * kGroupBlockBytes<C>;
+  template <size_t kBegin, size_t kEnd>
+  void ask() const {
+    prefetch_ahead<B::V::kAhead, kBegin, kEnd>(at_);
   }
 
-  const uint8_t *next_, *end_;
-  size_t group_bytes_;
+  const uint8_t* at_;
 };
 
 // A few tokens by one stripe, of which `groups` exist.
@@ -163,7 +152,7 @@ HEARTH_FLATTEN void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size
   unrolled<kTokens>([&](auto t) { set_zero<B>(totals[t]); });
   const uint8_t* weights = a.weights + group * a.group_bytes;
   At<B> block = B::at(weights, a.group_bytes, groups);
-  BlockPrefetcher<B, C> prefetcher(weights, a.group_bytes);
+  BlockPrefetcher<B, C> prefetcher(weights);
   const int8_t* q = x.q + token * a.columns;
   const float* x_scales = x.scales + token * parts;
   const HalfSums* x_sums = x.sums + token * parts;
@@ -177,6 +166,7 @@ HEARTH_FLATTEN void few_blocks(const MatmulArgs& a, const QuantizedRows& x, size
       });
     }
     unrolled<C::kParts>([&](auto p) {
+      HEARTH_END_BASIC_BLOCK();
       if constexpr (V::kAhead > 0) prefetcher.template part<p>(b);
       PartScales<B> scales, minimum_scales;
       C::template scales<p>(header, scales, minimum_scales);

@@ -30,12 +30,12 @@ void few_floats(const MatmulArgs& a, const float* x, size_t token, size_t group)
   };
   size_t c = 0;
   for (; c + kColumnsAtOnce <= a.columns; c += kColumnsAtOnce) {
-    if constexpr (V::kAhead > 0) {
+    if constexpr (V::kFloatAhead > 0) {
       if (c % (2 * kLine / (kGroupRows * sizeof(Number))) == 0) {
         unrolled<kGroups>([&](auto g) {
           const auto* at = reinterpret_cast<const uint8_t*>(group_weights(g) + c * kGroupRows);
-          prefetch(at + V::kAhead / kGroups);
-          prefetch(at + V::kAhead / kGroups + kLine);
+          prefetch_l2(at + V::kFloatAhead / kGroups);
+          prefetch_l2(at + V::kFloatAhead / kGroups + kLine);
         });
       }
     }

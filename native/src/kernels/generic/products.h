@@ -78,6 +78,16 @@ void visit_slabs(size_t tokens, Run run) {
     run(Slab<kTileTokens>{first, smaller(kSlabTokens, tokens - first)});
 }
 
+// Asks for the weights that lie kAhead bytes behind `at`: of their bytes [begin, end), the lines
+// that begin there. A few tokens read several groups of rows beside each other; what comes later is
+// asked for in the order of memory, whichever group has it.
+template <size_t kAhead, size_t kBegin, size_t kEnd>
+[[gnu::always_inline]] inline void prefetch_ahead(const uint8_t* at) {
+  constexpr size_t kFirst = (kBegin + kLine - 1) / kLine;
+  unrolled<(kEnd + kLine - 1) / kLine - kFirst>(
+      [&](auto i) { prefetch_l2(at + kAhead + (kFirst + i) * kLine); });
+}
+
 // Loads the weights that are unpacked next, a share of them with each tile of these.
 template <size_t kGroups>
 class Prefetcher {

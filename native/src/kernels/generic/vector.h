@@ -43,6 +43,7 @@ constexpr size_t kLine = 64;  // bytes of a cache line
 
 // A hint to load a line, harmless past the end of what there is.
 inline void prefetch(const void* at) { HEARTH_PREFETCH(at); }
+inline void prefetch_l2(const void* at) { HEARTH_PREFETCH_L2(at); }
 
 constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 

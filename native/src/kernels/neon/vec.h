@@ -24,6 +24,7 @@ struct Neon {
   static constexpr size_t kFloatTileGroups = 1;
   static constexpr size_t kPanelTokens = 0;
   static constexpr size_t kAhead = 0;
+  static constexpr size_t kFloatAhead = 0;
 
   static Float zero() { return vdupq_n_f32(0.0f); }
   static Float broadcast(float value) { return vdupq_n_f32(value); }
