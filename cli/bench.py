@@ -90,6 +90,7 @@ def command() -> Command:
             *params,
             *common.cluster(speculate="off"),
             common.no_predict(),
+            common.use_all_workers(),
             *common.local_nodes(),
             *common.security(),
         ],

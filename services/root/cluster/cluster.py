@@ -172,6 +172,13 @@ class Cluster:
         return limits_for(self.blueprint, room, len(self.plan.stages))
 
     @property
+    def workers(self) -> tuple[str, ...]:
+        """Those that the cluster was formed with, in rank order: `form` may have left some out."""
+        phase = self._state.phase
+        links = phase.formation.links if isinstance(phase, state.Serving | state.Lost) else ()
+        return tuple(link.address for link in links)
+
+    @property
     def root_id(self) -> str:
         """Of this root's leases."""
         return self._root_id
@@ -191,9 +198,10 @@ class Cluster:
     def form(self, workers: Sequence[str] | None = None) -> Limits:
         """Dials, loads and opens; what the scheduler may use then. See `pages_kept` too.
 
-        workers: addresses in rank order; those of the settings where not given. Raises HearthError
-        naming the worker that is absent, busy, of another version, short of memory or lost on the
-        way; nothing runs then, and `form` may be called again.
+        workers: addresses in rank order; those of the settings where not given. Workers that slow
+        requests may be left out (Blueprint.left_out). Raises HearthError naming the worker that is
+        absent, busy, of another version, short of memory or lost on the way; nothing runs then, and
+        `form` may be called again.
         """
         self.dissolve()
         workers = tuple(self.settings.workers if workers is None else workers)

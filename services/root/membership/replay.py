@@ -91,6 +91,7 @@ class _Run:
 _DEFAULTS: dict[type, dict[str, Any]] = {
     events.FormFailed: {"unfit": False},
     events.Lost: {"unfit": False},
+    Misfit: {"slow": False},
 }
 
 
@@ -173,7 +174,8 @@ def _fits(data: list[Any]) -> Iterator[tuple[tuple[Member, ...], Misfit | None]]
             _made(Member, dict(zip(("address", "title", "room"), member, strict=True)))
             for member in workers
         )
-        fields_of = dict(zip(("address", "problem"), misfit, strict=True)) if misfit else None
+        names = ("address", "problem", "slow")[: max(2, len(misfit))] if misfit else ()
+        fields_of = dict(zip(names, misfit, strict=True)) if misfit else None
         yield members, None if fields_of is None else _made(Misfit, fields_of)
 
 
