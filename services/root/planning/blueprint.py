@@ -466,7 +466,7 @@ def draw(model: Model, settings: ClusterSettings) -> Blueprint:
 
 
 def _reason(found: Slowing) -> str:
-    """Why workers are left out."""
+    """The sentence on workers that are left out."""
     others = (
         f"; eight sequences together would have {found.many:.3g} tokens/s with it, and "
         f"{found.many_without:.3g} without"
