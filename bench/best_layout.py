@@ -1,9 +1,9 @@
 """The layout that `--parallel auto` chooses over a slow link, against every layout tried.
 
-One node alone and all forms of two are tried. The nodes have one thread each, on a core of their own.
-The link between them has a given rate and delay (delayed_link.py, which needs root). Each layout runs
-`hearth bench`. It is judged by its decode, and by the request that `--parallel auto` judges by: 256
-tokens in, 128 out (docs/planning.md).
+One node alone and all forms of two are tried. The nodes have one thread each, on a core of their
+own. The link between them has a given rate and delay (delayed_link.py, which needs root). Each
+layout runs `hearth bench`. It is judged by its decode, and by the request that `--parallel auto`
+judges by: 256 tokens in, 128 out (docs/planning.md).
 Prints a line for each layout, and how near the chosen one comes to the best.
 
     python bench/best_layout.py --rate 50e6 --delay 0.005
