@@ -177,7 +177,8 @@ def test_a_worker_that_slows_requests_is_left_out() -> None:
     # The others are worth having.
     assert found.left_out(roomy[:1]) is None
     # A restarted one is measured again.
-    assert not found.to_measure(WORKERS) or not found.to_measure(WORKERS)
+    found.to_measure(WORKERS)
+    assert not found.to_measure(WORKERS)
     found.forget("b:1")
     assert found.to_measure(WORKERS)
     assert found.left_out(roomy) is None
@@ -236,7 +237,7 @@ def test_where_requests_are_fast_all_workers_are_used() -> None:
 def test_options_that_name_all_workers_use_them_and_say_what_it_costs(
     given: dict[str, object],
 ) -> None:
-    found = blueprint(**given)
+    found = blueprint("tinyllama-1.1b", **given)
     found.measured(WORKERS, slow())
     assert found.left_out(facts(8 * GIB, 8 * GIB)) is None
     (sentence,) = found.slowing(WORKERS)
