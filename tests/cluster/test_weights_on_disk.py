@@ -17,10 +17,12 @@ from harness import hearth
 from hearth.common.errors import HearthError, Reason
 from hearth.converter import open_model
 from hearth.converter.tokenizers.plain import PlainTokenizer
+from hearth.root.app import core, serving
 from hearth.root.engine.engine import Engine
 from hearth.root.planning.layout import Layout
 from hearth.root.planning.planner import make_plan
 from hearth.root.planning.streaming import layer_bytes, least_held_bytes
+from hearth.root.settings import ClusterSettings, Serving
 from hearth.worker.server import WorkerServer
 
 VOCAB = 320
@@ -102,21 +104,51 @@ def test_a_disk_that_fails_ends_the_step_by_name(tmp_path: Path) -> None:
         engine.start()
         ids = [5, 6, 7, 8, 9, 10]
         answer(engine, ids)
-        with open_weights().open("r+b") as file:
+        with open_weights(tmp_path / "root").open("r+b") as file:
             file.truncate(0)
         with pytest.raises(HearthError, match="weights on disk: reading weights from the disk"):
             answer(engine, ids, cache=False)
         engine.stop(finish=False)
 
 
-def open_weights() -> Path:
-    """This process's descriptor of the file of weights that can be written."""
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_root_whose_disk_failed_loads_again_and_goes_on(tmp_path: Path, workers: int) -> None:
+    """The request that met the failure waits, and has the text that it would have had."""
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    server = WorkerServer("127.0.0.1:0", threads=1, name="node1", cache_dir=tmp_path / "node1")
+    addresses = (f"127.0.0.1:{server.start()}",) if workers else ()
+    settings = ClusterSettings(
+        workers=addresses,
+        shares=(1.0,) * (1 + workers),
+        threads=1,
+        context=128,
+        page_size=8,
+        memory_limit=too_little(path, 1 + workers),
+        weights_on="disk",
+        disk_dir=tmp_path / "root",
+    )
+    with (
+        open_model(str(path)) as model,
+        core(model, settings, form=False, pause_seconds=30) as running,
+        serving(running, Serving(listen="127.0.0.1:0")),
+    ):
+        ids = [5, 6, 7, 8, 9, 10]
+        wanted, _ = answer(running.engine, ids)
+        with open_weights(tmp_path / "root").open("r+b") as file:
+            file.truncate(0)
+        assert answer(running.engine, ids, cache=False)[0] == wanted
+        assert running.cluster.status().epoch == 2
+    server.stop()
+
+
+def open_weights(folder: Path) -> Path:
+    """This process's descriptor of the folder's file of weights that can be written."""
     for link in Path("/proc/self/fd").iterdir():
         try:
             flags = (
                 (Path("/proc/self/fdinfo") / link.name).read_text().split("flags:")[1].split()[0]
             )
-            if "/weights-" in str(link.readlink()) and int(flags, 8) & os.O_RDWR:
+            if str(link.readlink()).startswith(f"{folder}/weights-") and int(flags, 8) & os.O_RDWR:
                 return link
         except OSError:
             continue
