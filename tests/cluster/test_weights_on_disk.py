@@ -111,6 +111,35 @@ def test_a_disk_that_fails_ends_the_step_by_name(tmp_path: Path) -> None:
         engine.stop(finish=False)
 
 
+@pytest.mark.parametrize("place", [0.0, 0.4, 0.999])
+def test_a_flipped_bit_ends_the_step_by_name(tmp_path: Path, place: float) -> None:
+    """Wherever in the file it is: there are no wrong numbers."""
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    memory = too_little(path, 1)
+    with perplexity.formed(
+        str(path),
+        [],
+        context=128,
+        page_size=8,
+        memory_limit=memory,
+        weights_on="disk",
+        disk_dir=tmp_path / "root",
+    ) as (cluster, limits):
+        engine = Engine(cluster, PlainTokenizer(VOCAB), limits, vocab_size=VOCAB)
+        engine.start()
+        ids = [5, 6, 7, 8, 9, 10]
+        answer(engine, ids)
+        with open_weights(tmp_path / "root").open("r+b") as file:
+            # Behind the last weight are zeros up to a whole unit.
+            content = file.read()
+            at = int(place * len(content.rstrip(b"\0")))
+            file.seek(at)
+            file.write(bytes([content[at] ^ 4]))
+        with pytest.raises(HearthError, match=r"layer \d comes back from the disk damaged"):
+            answer(engine, ids, cache=False)
+        engine.stop(finish=False)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_root_whose_disk_failed_loads_again_and_goes_on(tmp_path: Path, workers: int) -> None:
     """The request that met the failure waits, and has the text that it would have had."""
