@@ -189,10 +189,26 @@ def test_a_full_disk_and_a_missing_folder_are_named(
 ) -> None:
     path = family_models.write_model(tmp_path / "model", "qwen3")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10))
-    with pytest.raises(HearthError, match=r"the disk of .* has 10 B left") as error:
-        asked(path, tmp_path, too_little(path, 2), 1)
-    assert error.value.reason == Reason.OUT_OF_MEMORY
+    for workers, name, whose in ((1, "worker0", "this worker's"), (0, "root", "the root's")):
+
+        def found(folder: Path, full: str = name) -> object:
+            return usage._replace(free=10) if full in folder.parts else usage
+
+        monkeypatch.setattr(shutil, "disk_usage", found)
+        memory = too_little(path, 1 + workers)
+        problem = rf"the disk of .* has 10 B left, and the layers that do not fit {whose} memory"
+        with pytest.raises(HearthError, match=problem) as error:
+            asked(path, tmp_path, memory, workers)
+        assert error.value.reason == Reason.OUT_OF_MEMORY
+
+
+def test_a_refusal_names_the_option_and_how_fast_it_is(tmp_path: Path) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    memory = too_little(path, 1)
+    given = {"context": 128, "page_size": 8, "memory_limit": memory}
+    hint = r"or --weights-on disk, with which a step reads .* from disk: \S+ tokens/s at 500 MB/s"
+    with pytest.raises(HearthError, match=hint), perplexity.formed(str(path), [], **given):
+        pass
 
 
 def test_commands() -> None:

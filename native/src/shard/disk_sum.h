@@ -2,8 +2,8 @@
 //
 // Sums of ranges add up, in any order, to the sum of all: rows are written as they arrive, and read
 // in pieces of another size by several threads. Zeros add nothing, so that gaps need no care. One
-// changed word always changes the sum, several do but for one case in 2^64. It is no protection
-// against a disk that lies on purpose.
+// changed word always changes the sum, several do but for one case in 2^64. It does
+// not help against changes made on purpose.
 #pragma once
 
 #include <cstdint>

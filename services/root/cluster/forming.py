@@ -28,12 +28,13 @@ from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.machines import Link
 from hearth.root.planning.plan import Plan
 from hearth.root.planning.predict import Prediction
+from hearth.root.planning.streaming import disk_bytes
 from hearth.root.scheduling.batch import Limits
 from hearth.root.status import describe
 from hearth.root.status.board import Board
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
 from hearth.worker.page_mover import node_context
-from hearth.worker.shard import NodeShard
+from hearth.worker.shard import NodeShard, check_free
 
 log = logging.getLogger(__name__)
 
@@ -376,6 +377,8 @@ class Forming:
         if held is not None and (held.failed or held.config != configs[0]):
             held.close()  # before the new one is loaded: there may be no memory for both
             held = None
+        if held is None and settings.disk_dir is not None:
+            check_free(settings.disk_dir, disk_bytes(nodes[0]), "the root's")
         threads = settings.threads or system.cores()
         begins = [
             partial(wire.load_begin, model, node, config, self._lease, settings)

@@ -26,6 +26,8 @@ from hearth.root.planning.streaming import disk_bytes, layer_bytes, to_disk
 from hearth.root.settings import ClusterSettings
 
 _MOST_RUNNING = 16
+# Bytes per second of a disk that a refusal speaks of: a solid state disk behind SATA or USB.
+_COMMON_DISK = 500e6
 # Sets of workers that are remembered: addresses may change for ever.
 _REMEMBERED = 256
 
@@ -272,6 +274,7 @@ class Blueprint:
             step_tokens=settings.max_step_tokens,
             depth=min(256, self.context),
             weights_on=settings.weights_on,
+            sequences=settings.sequences,
         )
 
     def cache_room(
@@ -282,6 +285,16 @@ class Blueprint:
         on_disk: weights may lie on disk. Raises HearthError OUT_OF_MEMORY; the metadata has the
         number of the node that is short.
         """
+        try:
+            return self._room(plan, workers, on_disk=on_disk)
+        except HearthError as error:
+            hint = "" if on_disk else self._disk_hint(plan, workers)
+            if not hint:
+                raise
+            text = error.message + hint
+            raise HearthError(error.reason, text, error.metadata, error.code) from None
+
+    def _room(self, plan: Plan, workers: Sequence[NodeFacts], *, on_disk: bool) -> Room:
         settings = self.settings
         nodes = [NodeFacts("the root", self.room)]
         nodes += [replace(worker, name=f"worker {worker.name}") for worker in workers]
@@ -297,6 +310,20 @@ class Blueprint:
             on_disk=on_disk,
         )
 
+    def _disk_hint(self, plan: Plan, workers: Sequence[NodeFacts]) -> str:
+        """The speed from disk of a plan that memory is too small for; "" where none helps."""
+        if self.settings.weights_on == "disk":
+            return ""
+        try:
+            nodes = self._held(plan, workers, self._room(plan, workers, on_disk=True))
+        except HearthError:
+            return ""
+        read = max(map(disk_bytes, nodes))
+        return (
+            f"; or --weights-on disk, with which a step reads {format_size(read)} from disk: "
+            f"{_COMMON_DISK / read:.2g} tokens/s at {_COMMON_DISK / 1e6:g} MB/s"
+        )
+
     def with_disk(self, plan: Plan, workers: Sequence[NodeFacts]) -> tuple[Plan, Room]:
         """The plan with weights on disk where memory is too small, and what is left for the cache.
 
@@ -306,26 +333,31 @@ class Blueprint:
         room = self.cache_room(plan, workers, on_disk=on_disk)
         if not on_disk:
             return plan, room
-        rooms = iter([self.room, *(worker.memory_bytes for worker in workers)])
-        notes: list[str] = []
+        nodes = iter(self._held(plan, workers, room))
+        stages = [
+            replace(stage, ranks=tuple(next(nodes) for _ in stage.ranks)) for stage in plan.stages
+        ]
+        held = Plan(tuple(stages), plan.notes)
+        notes = []
+        for node in held.nodes:
+            if node.disk_layers:
+                layers = f"{len(node.disk_layers)} of {len(layer_bytes(node))} layers"
+                who = "the root" if node is held.nodes[0] else "a worker"
+                size = format_size(disk_bytes(node))
+                notes.append(f"{who} has {layers} on disk: a step reads {size} from there")
+        return replace(held, notes=(*plan.notes, *notes)), room
 
-        def held(node: NodePlan) -> NodePlan:
+    def _held(self, plan: Plan, workers: Sequence[NodeFacts], room: Room) -> list[NodePlan]:
+        """The nodes with weights on disk where memory is too small beside such a cache."""
+        rooms = [self.room, *(worker.memory_bytes for worker in workers)]
+        nodes = []
+        for node, memory in zip(plan.nodes, rooms, strict=True):
             page = node.kv_page_bytes(
                 self.model.spec, self.settings.kv_type, self.settings.page_size
             )
             cache = room.pages * page + room.sequences * node.state_bytes(self.model.spec)
-            found = to_disk(node, next(rooms) - cache) or node
-            if found.disk_layers:
-                layers = f"{len(found.disk_layers)} of {len(layer_bytes(node))} layers"
-                who = "the root" if node is plan.nodes[0] else "a worker"
-                size = format_size(disk_bytes(found))
-                notes.append(f"{who} has {layers} on disk: a step reads {size} from there")
-            return found
-
-        stages = [
-            replace(stage, ranks=tuple(held(node) for node in stage.ranks)) for stage in plan.stages
-        ]
-        return Plan(tuple(stages), (*plan.notes, *notes)), room
+            nodes.append(to_disk(node, memory - cache) or node)
+        return nodes
 
     @property
     def most_running(self) -> int:
