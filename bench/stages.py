@@ -10,7 +10,6 @@ time in which each node computed.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,43 +20,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from groups import group, within
+
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
-GROUPS = Path("/sys/fs/cgroup")
-# The shorter, the less a node that has used up its part waits for the next.
-PERIOD_US = 5000
 
 
 @contextmanager
-def group(name: str, cores: float) -> Iterator[Path]:
-    """The file to which a process writes its id to be in a new group of so many cores."""
-    unified = (GROUPS / "cgroup.controllers").exists()
-    folder = (GROUPS if unified else GROUPS / "cpu") / f"hearth-{os.getpid()}-{name}"
-    folder.mkdir()
-    try:
-        quota = int(cores * PERIOD_US)
-        if unified:
-            (folder / "cpu.max").write_text(f"{quota} {PERIOD_US}")
-        else:
-            (folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-            (folder / "cpu.cfs_quota_us").write_text(str(quota))
-        yield folder / "cgroup.procs"
-    finally:
-        # It is empty a moment after its last process has ended.
-        for _ in range(100):
-            try:
-                folder.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
-
-
-def within(procs: Path, command: list[str]) -> list[str]:
-    """The command, run in the group of `procs`."""
-    return ["sh", "-c", f'echo $$ > {procs} && exec "$@"', "sh", *command]
-
-
-@contextmanager
-def worker(procs: Path, log: Path) -> Iterator[str]:
+def worker(procs: list[Path], log: Path) -> Iterator[str]:
     """The address of a new worker of one thread."""
     command = [*HEARTH, "worker", "--listen", "127.0.0.1:0", "--threads", "1"]
     with log.open("w") as file:
@@ -79,7 +48,7 @@ def worker(procs: Path, log: Path) -> Iterator[str]:
 def bench(options: argparse.Namespace, stages: int) -> dict[str, Any]:
     """One run of `hearth bench` with so many stages of a node each."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        groups = [running.enter_context(group(str(n), options.core)) for n in range(stages)]
+        groups = [running.enter_context(group(cores=options.core)) for _ in range(stages)]
         logs = [Path(folder) / f"worker{n}.log" for n in range(1, stages)]
         addresses = [
             running.enter_context(worker(procs, log))
