@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hearth.common import system
+
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
 RATES = ("decode", "prefill")
 
@@ -73,6 +75,9 @@ def run(case: Case) -> dict[str, Any]:
     command += ["--sequences", str(case.sequences)]
     if case.nodes > 1:
         command += ["--parallel", case.parallel]
+    if case.nodes * case.threads <= system.cores():
+        # As on machines of their own: else two nodes may be on one core for a while.
+        command += ["--pin"]
     if case.link == "loopback":
         return _json(command)
     name = f"plan-{os.getpid()}"
@@ -133,10 +138,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, one for each run")
     parser.add_argument("--only", nargs="*", default=[], help="words that a case must all have")
+    parser.add_argument("--cases", nargs="*", type=int, help="numbers of cases, 0 for the first")
     parser.add_argument("--table", action="store_true", help="print the table of the results")
     options = parser.parse_args()
     if not options.table:
-        for case in CASES:
+        for number, case in enumerate(CASES):
+            if options.cases and number not in options.cases:
+                continue
             if all(word in case.name.split() for word in options.only):
                 print(case.name, file=sys.stderr)
                 result = run(case)
