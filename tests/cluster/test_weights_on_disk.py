@@ -205,9 +205,11 @@ def test_a_full_disk_and_a_missing_folder_are_named(
 def test_a_refusal_names_the_option_and_how_fast_it_is(tmp_path: Path) -> None:
     path = family_models.write_model(tmp_path / "model", "qwen3")
     memory = too_little(path, 1)
-    given = {"context": 128, "page_size": 8, "memory_limit": memory}
     hint = r"or --weights-on disk, with which a step reads .* from disk: \S+ tokens/s at 500 MB/s"
-    with pytest.raises(HearthError, match=hint), perplexity.formed(str(path), [], **given):
+    with (
+        pytest.raises(HearthError, match=hint),
+        perplexity.formed(str(path), context=128, page_size=8, memory_limit=memory),
+    ):
         pass
 
 

@@ -135,7 +135,7 @@ def _broken(line: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", _STIMULI.values(), ids=_STIMULI)
 def test_every_kind_of_event_is_read_back(kind: type[Stimulus]) -> None:
-    values = {
+    values: dict[Any, Any] = {
         float: 1.5,
         str: "a:1",
         bool: True,
@@ -143,7 +143,8 @@ def test_every_kind_of_event_is_read_back(kind: type[Stimulus]) -> None:
         tuple[str, ...]: ("a:1", "b:1"),
         tuple[float, ...]: (1.0, 2.5),
     }
-    event = kind(**{name: values[hint] for name, hint in get_type_hints(kind).items()})
+    fields: dict[str, Any] = {n: values[hint] for n, hint in get_type_hints(kind).items()}
+    event = kind(**fields)
     line = json.loads(story.line(story.Entry(event, (), None)))
     assert _stimulus(line) == event
 
