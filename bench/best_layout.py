@@ -1,13 +1,13 @@
 """The layout that `--parallel auto` chooses over a slow link, against every layout tried.
 
-Two nodes have one thread each, on a core of their own. The link between them has a given rate and
-delay (delayed_link.py, which needs root). Each layout runs `hearth bench`. It is judged by its
-decode, and by the request that `--parallel auto` judges by: 256 tokens in, 128 out
-(docs/planning.md).
+One node alone and all forms of two are tried. The nodes have one thread each, on a core of their
+own. The link between them has a given rate and delay (delayed_link.py, which needs root). Each
+layout runs `hearth bench`. It is judged by its decode, and by the request that `--parallel auto`
+judges by: 256 tokens in, 128 out (docs/planning.md).
 Prints a line for each layout, and how near the chosen one comes to the best.
 
     python bench/best_layout.py --rate 50e6 --delay 0.005
-    python bench/best_layout.py --layouts auto pipeline
+    python bench/best_layout.py --layouts auto alone pipeline
 """
 
 import argparse
@@ -22,17 +22,17 @@ from typing import Any
 from delayed_link import FAR, DelayedLink
 
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
-AUTO = "auto"
+AUTO, ALONE = "auto", "alone"
 PROMPT, ANSWER = 256, 128
 
 
 def layouts(layers: int) -> list[str]:
-    """All forms of two nodes, and stages of other lengths than the planner's own.
+    """One node, all forms of two, and stages of other lengths than the planner's own.
 
     A number pair is `--stages`.
     """
     uneven = [f"{first},{layers - first}" for first in (layers // 4, layers - layers // 4)]
-    return [AUTO, "tensor", "pipeline", *uneven]
+    return [AUTO, ALONE, "tensor", "pipeline", *uneven]
 
 
 def seconds(result: dict[str, Any]) -> float:
@@ -53,9 +53,12 @@ def run(link: DelayedLink, layout: str, cache: str, options: argparse.Namespace)
         port = worker.stdout.readline().split(":")[-1].strip()
         command = [*HEARTH, "bench", options.model, "--json", "--repeats", str(options.repeats)]
         command += ["--weights", options.weights, "--threads", "1"]
-        command += ["--workers", f"{FAR}:{port}", "--insecure", "--context", "512"]
+        if layout != ALONE:
+            command += ["--workers", f"{FAR}:{port}", "--insecure"]
+        command += ["--context", "512"]
         command += ["--prompt-tokens", str(PROMPT), "--new-tokens", str(options.new_tokens)]
-        command += ["--stages" if "," in layout else "--parallel", layout]
+        if layout != ALONE:
+            command += ["--stages" if "," in layout else "--parallel", layout]
         near = [*link.inside(0), "taskset", "-c", str(cores[0]), *command]
         done = subprocess.run(near, check=True, stdout=subprocess.PIPE)
         result: dict[str, Any] = json.loads(done.stdout)
@@ -92,7 +95,7 @@ def main() -> None:
         quick = argparse.Namespace(**{**vars(options), "new_tokens": 2, "repeats": 1})
         with closing(DelayedLink(1e11, 0.0)) as link:
             for layout in tried:
-                if layout != AUTO:
+                if layout not in (AUTO, ALONE):
                     run(link, layout, cache, quick)
         with closing(DelayedLink(options.rate, options.delay)) as link:
             for layout in tried:

@@ -18,64 +18,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from groups import group, within
 
 from hearth.converter import open_model
 from hearth.root.planning.layout import Layout
 from hearth.root.planning.planner import make_plan
 
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
-GROUPS = Path("/sys/fs/cgroup")
 # As the core reads (native/src/shard/layer_stream.cpp).
 READERS, PIECE_BYTES = 2, 4 << 20
 FILE_BYTES = 512 << 20
 
 
-@contextmanager
-def group(folder: Path, limit: int | None, disk: float | None) -> Iterator[list[Path]]:
-    """The files to which a process writes its id to be in a new group.
-
-    limit: bytes of memory. disk: bytes per second that are read from the disk of `folder`.
-    """
-    unified = (GROUPS / "cgroup.controllers").exists()
-    number = folder.stat().st_dev
-    device = f"{os.major(number)}:{os.minor(number)}"
-    settings = []
-    if limit is not None:
-        settings.append(
-            ("memory", "memory.max" if unified else "memory.limit_in_bytes", str(limit))
-        )
-    if disk is not None and unified:
-        settings.append(("", "io.max", f"{device} rbps={int(disk)}"))
-    elif disk is not None:
-        settings.append(("blkio", "blkio.throttle.read_bps_device", f"{device} {int(disk)}"))
-    made = set()
-    try:
-        for controller, name, value in settings:
-            place = (GROUPS if unified else GROUPS / controller) / f"hearth-{os.getpid()}"
-            place.mkdir(exist_ok=True)
-            made.add(place)
-            (place / name).write_text(value)
-        yield [place / "cgroup.procs" for place in made]
-    finally:
-        for place in made:
-            # It is empty a moment after its last process has ended.
-            for _ in range(100):
-                try:
-                    place.rmdir()
-                    break
-                except OSError:
-                    time.sleep(0.05)
+def limited(options: argparse.Namespace) -> tuple[Path, float] | None:
+    """The folder whose disk gives less, and how much."""
+    return (options.folder, options.disk_mb * 1e6) if options.disk_mb else None
 
 
 def output(procs: list[Path], command: list[str], cache: Path) -> str:
     """Text that a command in the group prints. cache: of measured speeds."""
-    enter = "".join(f"echo $$ > {each} && " for each in procs)
     done = subprocess.run(
-        ["sh", "-c", f'{enter}exec "$@"', "sh", *command],
+        within(procs, command),
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -91,7 +57,7 @@ def bench(options: argparse.Namespace, limit: int, cache: Path) -> dict[str, Any
     command += ["--weights-on", "disk", "--cache-dir", str(options.folder), "--json"]
     command += ["--threads", str(options.threads), "--context", "512", "--max-step-tokens", "64"]
     command += ["--prompt-tokens", "64", "--new-tokens", "24", "--repeats", "1"]
-    with group(options.folder, limit, options.disk) as procs:
+    with group(memory_bytes=limit, disk=limited(options)) as procs:
         found: dict[str, Any] = json.loads(output(procs, command, cache))
     return found
 
@@ -132,7 +98,6 @@ def main() -> None:
     parser.add_argument("--disk-mb", type=float, help="MB/s that the disk gives at most")
     parser.add_argument("--read", action="store_true", help="only read the file in --folder")
     options = parser.parse_args()
-    options.disk = options.disk_mb * 1e6 if options.disk_mb else None
     path = options.folder / "disk-speed"
     if options.read:
         print(disk_speed(path))
@@ -152,7 +117,7 @@ def main() -> None:
             # The machine is measured again: its speeds are kept in the cache.
             with tempfile.TemporaryDirectory(dir=options.folder) as cache:
                 only = [sys.executable, __file__, "--folder", str(options.folder), "--read"]
-                with group(options.folder, None, options.disk) as procs:
+                with group(disk=limited(options)) as procs:
                     disk = float(output(procs, only, Path(cache)))
                 result = bench(options, limit, Path(cache))
             decode = result["decode_tokens_per_second"]

@@ -1,9 +1,11 @@
 """Predicted speeds of layouts on this machine against measured ones.
 
 Runs `hearth bench --json` for shapes, counts of nodes, layouts and links. Each run measures the
-nodes and links, predicts, and then measures the speed: nothing is fitted to the speeds below. The
-slow links are the loopback of a network namespace, shaped by `tc ... tbf` (needs root and Debian's
-iproute2). Nodes have one thread each, so that two do not share a core.
+nodes and links, predicts, and then measures the speed: nothing is fitted to the speeds below, and
+none is kept from another run. The slow links are the loopback of a network namespace, shaped by
+`tc ... tbf` (needs root and Debian's iproute2). Its bucket holds one packet, so that a short
+message takes its time at the rate, as on a wire. Nodes have one thread each, so that two do not
+share a core.
 
     python bench/predictions.py --results /tmp/runs.jsonl --only tensor
     python bench/predictions.py --results /tmp/runs.jsonl --table
@@ -15,9 +17,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hearth.common import system
 
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
 RATES = ("decode", "prefill")
@@ -70,14 +75,17 @@ def run(case: Case) -> dict[str, Any]:
     command += ["--sequences", str(case.sequences)]
     if case.nodes > 1:
         command += ["--parallel", case.parallel]
+    if case.nodes * case.threads <= system.cores():
+        # As on machines of their own: else two nodes may be on one core for a while.
+        command += ["--pin"]
     if case.link == "loopback":
         return _json(command)
     name = f"plan-{os.getpid()}"
     _call("ip", "netns", "add", name)
     try:
-        # Packets as on Ethernet: those of the loopback, of 64 KiB, do not fit the bucket.
+        # Packets as on Ethernet.
         _call("ip", "-n", name, "link", "set", "lo", "mtu", "1500", "up")
-        shape = f"qdisc add dev lo root tbf rate {case.link} burst 64kb latency 400ms"
+        shape = f"qdisc add dev lo root tbf rate {case.link} burst 2kb latency 400ms"
         _call("tc", "-n", name, *shape.split())
         return _json(["ip", "netns", "exec", name, *command])
     finally:
@@ -85,7 +93,15 @@ def run(case: Case) -> dict[str, Any]:
 
 
 def _json(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            command,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            env={**os.environ, "XDG_CACHE_HOME": cache},
+        )
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -122,10 +138,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, one for each run")
     parser.add_argument("--only", nargs="*", default=[], help="words that a case must all have")
+    parser.add_argument("--cases", nargs="*", type=int, help="numbers of cases, 0 for the first")
     parser.add_argument("--table", action="store_true", help="print the table of the results")
     options = parser.parse_args()
     if not options.table:
-        for case in CASES:
+        for number, case in enumerate(CASES):
+            if options.cases and number not in options.cases:
+                continue
             if all(word in case.name.split() for word in options.only):
                 print(case.name, file=sys.stderr)
                 result = run(case)

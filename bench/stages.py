@@ -5,12 +5,15 @@ stages than cores can be compared with one. Needs root, and a system with CPU qu
 turn. For every side: decode and prefill tokens/s as median, lowest and highest, and the part of the
 time in which each node computed.
 
+A pipeline divides the sequences over as many batches as it has stages, and each stage computes its
+part of the model for one batch. So it cannot be faster than one node by more than a step of all
+sequences takes through a step of one batch's. One node with so few sequences shows that bound.
+
     python bench/stages.py --shape tinyllama-1.1b --stages 3 --sequences 8 --core 0.5
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,43 +24,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from groups import group, within
+
 HEARTH = [sys.executable, "-m", "hearth.cli.main"]
-GROUPS = Path("/sys/fs/cgroup")
-# The shorter, the less a node that has used up its part waits for the next.
-PERIOD_US = 5000
 
 
 @contextmanager
-def group(name: str, cores: float) -> Iterator[Path]:
-    """The file to which a process writes its id to be in a new group of so many cores."""
-    unified = (GROUPS / "cgroup.controllers").exists()
-    folder = (GROUPS if unified else GROUPS / "cpu") / f"hearth-{os.getpid()}-{name}"
-    folder.mkdir()
-    try:
-        quota = int(cores * PERIOD_US)
-        if unified:
-            (folder / "cpu.max").write_text(f"{quota} {PERIOD_US}")
-        else:
-            (folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-            (folder / "cpu.cfs_quota_us").write_text(str(quota))
-        yield folder / "cgroup.procs"
-    finally:
-        # It is empty a moment after its last process has ended.
-        for _ in range(100):
-            try:
-                folder.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
-
-
-def within(procs: Path, command: list[str]) -> list[str]:
-    """The command, run in the group of `procs`."""
-    return ["sh", "-c", f'echo $$ > {procs} && exec "$@"', "sh", *command]
-
-
-@contextmanager
-def worker(procs: Path, log: Path) -> Iterator[str]:
+def worker(procs: list[Path], log: Path) -> Iterator[str]:
     """The address of a new worker of one thread."""
     command = [*HEARTH, "worker", "--listen", "127.0.0.1:0", "--threads", "1"]
     with log.open("w") as file:
@@ -76,10 +49,10 @@ def worker(procs: Path, log: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def bench(options: argparse.Namespace, stages: int) -> dict[str, Any]:
+def bench(options: argparse.Namespace, stages: int, sequences: int) -> dict[str, Any]:
     """One run of `hearth bench` with so many stages of a node each."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        groups = [running.enter_context(group(str(n), options.core)) for n in range(stages)]
+        groups = [running.enter_context(group(cores=options.core)) for _ in range(stages)]
         logs = [Path(folder) / f"worker{n}.log" for n in range(1, stages)]
         addresses = [
             running.enter_context(worker(procs, log))
@@ -87,7 +60,7 @@ def bench(options: argparse.Namespace, stages: int) -> dict[str, Any]:
         ]
         command = [*HEARTH, "bench", f"random:{options.shape}", "--threads", "1", "--json"]
         command += ["--no-predict", "--repeats", "1", "--context", "4096"]
-        command += ["--sequences", str(options.sequences)]
+        command += ["--sequences", str(sequences)]
         command += ["--prompt-tokens", str(options.prompt_tokens)]
         command += ["--new-tokens", str(options.new_tokens)]
         if addresses:
@@ -114,23 +87,34 @@ def main() -> None:
     parser.add_argument("--lane", default="mesh")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    sides: dict[int, list[dict[str, Any]]] = {1: [], options.stages: []}
+    # (stages, sequences)
+    alone = 1, options.sequences
+    batch = 1, -(-options.sequences // options.stages)
+    pipeline = options.stages, options.sequences
+    sides: dict[tuple[int, int], list[dict[str, Any]]] = {alone: [], batch: [], pipeline: []}
     for number in range(options.rounds):
         print(f"round {number + 1}", file=sys.stderr)
-        for stages, runs in sides.items():
-            runs.append(bench(options, stages))
+        for side, runs in sides.items():
+            runs.append(bench(options, *side))
     for rate in ("decode", "prefill"):
-        key = f"{rate}_tokens_per_second"
-        for stages, runs in sides.items():
-            rates = [run[key] for run in runs]
-            spread = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
-            print(f"{rate}, {stages} nodes: {spread} tokens/s")
-        one, several = (statistics.median(run[key] for run in runs) for runs in sides.values())
-        print(f"{rate}: {several / one:.2f}x")
-    for stages, runs in sides.items():
+        medians = {}
+        for side, runs in sides.items():
+            rates = [run[f"{rate}_tokens_per_second"] for run in runs]
+            medians[side] = statistics.median(rates)
+            spread = f"{medians[side]:.1f} ({min(rates):.1f} to {max(rates):.1f})"
+            print(f"{rate}, {side[0]} nodes, {side[1]} sequences: {spread} tokens/s")
+        print(f"{rate}: {medians[pipeline] / medians[alone]:.2f}x")
+        if rate == "decode":
+            steps = {side: side[1] / medians[side] for side in (alone, batch)}
+            print(
+                f"a step takes {1e3 * steps[alone]:.1f} ms with {alone[1]} sequences and "
+                f"{1e3 * steps[batch]:.1f} with {batch[1]}: the bound is "
+                f"{steps[alone] / steps[batch]:.2f}x"
+            )
+    for side, runs in sides.items():
         parts = zip(*(run["node_busy"] for run in runs), strict=True)
         busy = [statistics.median(part) for part in parts]
-        print(f"busy, {stages} nodes: {', '.join(f'{part:.0%}' for part in busy)}")
+        print(f"busy, {side[0]} nodes: {', '.join(f'{part:.0%}' for part in busy)}")
 
 
 if __name__ == "__main__":

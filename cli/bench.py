@@ -90,6 +90,7 @@ def command() -> Command:
             *params,
             *common.cluster(speculate="off"),
             common.no_predict(),
+            common.use_all_workers(),
             *common.local_nodes(),
             *common.security(),
         ],
@@ -188,8 +189,13 @@ def measure(
     from hearth import _native
     from hearth.cli.workload import Runs
     from hearth.common import system
+    from hearth.common.errors import HearthError, Reason
     from hearth.root.planning.streaming import disk_bytes
 
+    most = session.cluster.expected_limits().max_running
+    if workload.sequences > most:
+        problem = f"{workload.sequences} sequences: this model runs at most {most} at once"
+        raise HearthError(Reason.BAD_SETTING, problem)
     threads = session.cluster.status().nodes[0].info.threads
     runs = Runs(session, workload)
     prefill: list[float] = []

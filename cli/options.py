@@ -362,7 +362,8 @@ def cluster(by_root: bool = False, speculate: str = "auto") -> Params:
             group=CLUSTER,
             help="how to split the model: tensor divides every layer over all nodes; pipeline "
             "gives each node a range of layers, a stage; 2x3 is 2 stages of 3 nodes each, 2x1+1x2 "
-            "2 stages of one node and one of two; auto is tensor",
+            "2 stages of one node and one of two; auto is tensor, or what is expected to be faster "
+            "by far",
         ),
         Option(
             "--stages",
@@ -547,6 +548,17 @@ def no_predict() -> Option:
         is_flag=True,
         group=CLUSTER,
         help="do not measure nodes and links, and expect no speed; --parallel auto is tensor then",
+    )
+
+
+def use_all_workers() -> Option:
+    """The option for workers that slow requests."""
+    return Option(
+        "--use-all-workers",
+        is_flag=True,
+        group=CLUSTER,
+        help="use workers without which requests are expected to be faster, too; else they are "
+        "spares. --nodes, --shares, --stages and any --parallel but auto mean all workers as well",
     )
 
 

@@ -23,6 +23,7 @@ def command() -> Command:
             *common.model(),
             *common.cluster(),
             common.no_predict(),
+            common.use_all_workers(),
             Option(
                 "--to",
                 metavar="DIR",

@@ -32,6 +32,7 @@ def command() -> Command:
             *_serving(),
             *common.cluster(),
             common.no_predict(),
+            common.use_all_workers(),
             common.rebalance(),
             *common.local_nodes(),
             *_members(),

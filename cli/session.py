@@ -96,6 +96,9 @@ def settings_of(options: Options, workers: tuple[str, ...]) -> ClusterSettings:
         name=printable(platform.node()) or "root",
         page_dir=common.page_dir(options),
         predict=not getattr(options, "no_predict", True),
+        # Those of --nodes were asked for by their number.
+        use_all_workers=getattr(options, "use_all_workers", True)
+        or bool(getattr(options, "nodes", None)),
         rebalance=getattr(options, "rebalance", "off"),
         weights_on=getattr(options, "weights_on", "memory"),
         disk_dir=common.disk_dir(options),

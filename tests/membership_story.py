@@ -83,6 +83,8 @@ class Story:
         self.formed: list[tuple[str, ...]] = []
         # Workers because of which attempts to form fail: the event, but for its time.
         self.failing: dict[str, FormFailed] = {}
+        # Workers that an attempt to form measures, and leaves out as slow.
+        self.slow: set[str] = set()
         # Pairs that do not reach each other; attempts to form with such.
         self.apart: set[frozenset[str]] = set()
         self.attempts: list[tuple[str, ...]] = []
@@ -141,8 +143,9 @@ class Story:
             )
         elif dead is None:
             self._formed_at = self.now
-            self.membership.handle(Formed(self.now, decision.workers))
-            self.formed.append(decision.workers)
+            workers = tuple(worker for worker in decision.workers if worker not in self.slow)
+            self.membership.handle(Formed(self.now, workers))
+            self.formed.append(workers)
         else:
             self.membership.handle(FormFailed(self.now, dead, LOST, f"{dead} was lost"))
 

@@ -1,6 +1,7 @@
 // A shard and its steps: refused input; the same bits for any threads, cuts of the prompt and other
 // sequences in the batch; ranks that add up over a lane, or lose it halfway. The tests in Python
 // compare the results with independent references.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
@@ -11,6 +12,7 @@
 #include <mutex>
 #include <random>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -22,6 +24,7 @@
 #include "hearth/devices.h"
 #include "hearth/quant.h"
 #include "hearth/shard.h"
+#include "shard/disk_sum.h"
 
 using namespace hearth;
 
@@ -325,6 +328,30 @@ void test_lost_rank(const std::vector<size_t>& on_disk) {
   }
 }
 
+// Parts add up to the whole wherever they are cut; gaps of zeros add nothing; one changed bit, and
+// two words that changed places, show.
+void test_sums_of_weights_on_disk() {
+  std::mt19937 random(7);
+  std::vector<uint8_t> bytes(20000);
+  for (uint8_t& each : bytes) each = static_cast<uint8_t>(random());
+  constexpr uint64_t kOffset = 4096 * 5 + 12;
+  const uint64_t sum = disk_sum(kOffset, bytes);
+  const std::span<const uint8_t> all(bytes);
+  for (const size_t cut : {0, 4, 64, 4084, 4088, 8180, 19996, 20000}) {
+    const test::Case each("cut at ", cut);
+    CHECK_EQUAL(disk_sum(kOffset, all.first(cut)) + disk_sum(kOffset + cut, all.subspan(cut)), sum);
+  }
+  for (size_t bit = 0; bit < bytes.size() * 8; bit += 37) {
+    std::vector<uint8_t> flipped = bytes;
+    flipped[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+    CHECK(disk_sum(kOffset, flipped) != sum);
+  }
+  std::swap_ranges(bytes.begin(), bytes.begin() + 4, bytes.begin() + 8192);
+  CHECK(disk_sum(kOffset, bytes) != sum);
+  CHECK_EQUAL(disk_sum(4096, std::vector<uint8_t>(8192)), uint64_t{0});
+  CHECK_THROWS(disk_sum(2, bytes), std::logic_error, "does not end on a word");
+}
+
 // The same bits with any layers on disk, step after step.
 void test_weights_on_disk() {
   ShardConfig config = whole();
@@ -608,6 +635,7 @@ int main() {
   test_lost_rank({});
   test_lost_rank({0});
   test_lost_rank({0, 1});
+  test_sums_of_weights_on_disk();
   test_weights_on_disk();
   test_bad_steps();
   test_bad_slices();

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Elements of a quantized row that share a scale.
 BLOCK = 32
+# Layers on disk that are in memory at a time, as in the core (native/src/shard/layer_stream.cpp).
+DISK_SEATS = 2
 
 _WEIGHT_TYPES = (
     "f32", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",

@@ -1,4 +1,4 @@
-"""The membership's rules from the settings, and its question of memory put to the blueprint."""
+"""The membership's rules from the settings, and its question of what fits, put to the blueprint."""
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.membership.decisions import Fit, Member, Misfit, Rules
@@ -8,14 +8,16 @@ from hearth.root.settings import Joining
 
 
 def fit_of(blueprint: Blueprint) -> Fit:
-    """The function that answers whether the model fits on some workers, by the blueprint."""
+    """The function that answers whether the model fits well on some workers, by the blueprint."""
 
     def fit(workers: tuple[Member, ...]) -> Misfit | None:
-        found = blueprint.misfit([NodeFacts(w.title, w.room, w.address) for w in workers])
-        if found is None:
-            return None
-        rank, problem = found
-        return Misfit(workers[rank - 1].address if rank else "", problem)
+        facts = [NodeFacts(w.title, w.room, w.address) for w in workers]
+        found = blueprint.misfit(facts)
+        if found is not None:
+            rank, problem = found
+            return Misfit(workers[rank - 1].address if rank else "", problem)
+        slow = blueprint.left_out(facts)
+        return Misfit(slow.workers[0], slow.reason, slow=True) if slow is not None else None
 
     return fit
 

@@ -65,6 +65,8 @@ class ClusterSettings:
     page_limit: int | None = None
     # Measure nodes and links, choose the layout of "auto" by that, and state the expected speed.
     predict: bool = False
+    # Use workers without which requests are expected to be faster, too.
+    use_all_workers: bool = False
     # Where nodes take unequal times: "offer" says which shares would be faster, "auto" takes them
     # when no request runs, "off" does neither. Needs `predict`.
     rebalance: str = "offer"

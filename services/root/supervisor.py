@@ -254,6 +254,8 @@ class Supervisor:
                 self._take_drain(event, posted.done)
             case events.Described():
                 self._refusals.pop(event.address, None)
+                if self._membership.started_again(event):
+                    self._cluster.blueprint.forget(event.address)
                 self._membership.handle(event)
             case events.Refused() | events.Unreachable() | events.Leaving():
                 if posted.error is not None:
@@ -279,6 +281,8 @@ class Supervisor:
         undo = isinstance(event, events.Undrain)
         try:
             self._membership.handle(event)
+            if undo:  # it may be as slow as it was before, or not
+                self._cluster.blueprint.forget(self._membership.called(event.worker).address)
             if done is not None:
                 self._drains.add(event.worker, undo, done, self._now())
         except Exception as error:
@@ -341,7 +345,7 @@ class Supervisor:
             self._refusals.clear()
             self._cause, self._shown_why, self._logged_why = None, "", ""
             self._quiet_until = 0.0
-            self._membership.handle(events.Formed(self._now(), decision.workers))
+            self._membership.handle(events.Formed(self._now(), self._cluster.workers))
             kept = self._cluster.pages_kept
             self._engine.resume(limits, kept)
             pages = ", with the KV pages that it had" if kept else ""

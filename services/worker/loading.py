@@ -10,7 +10,6 @@ Chunks are packed one block of rows at a time (packing.py): no slice is ever in 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,12 +21,14 @@ from hearth.common.errors import HearthError, Reason
 from hearth.common.frames import ChunkFrame
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.sizes import format_size
+from hearth.common.types import DISK_SEATS
 from hearth.v1 import worker_pb2
 from hearth.worker.cache import SliceCache
 from hearth.worker.packing import Assembly, ShardFiller
 from hearth.worker.shape import check_config, kv_bytes, state_bytes
 from hearth.worker.shard import (
     NodeShard,
+    check_free,
     check_manifest,
     slice_bytes,
 )
@@ -67,10 +68,13 @@ class LoadSession:
         # Checked before anything of the manifest's sizes is allocated.
         check_config(begin.shard)
         self.weight_bytes = sum(slice_bytes(entry) for entry in self.manifest)
-        # What lies on disk takes none, but for two layers at a time.
+        # What lies on disk takes none, but for the layers that take turns.
         self._disk_bytes, largest = disk_sizes(begin)
-        self._check_disk(folder)
-        self._check_memory(memory_limit(), self.weight_bytes - self._disk_bytes + 2 * largest)
+        if folder is not None:
+            check_free(folder, self._disk_bytes, "this worker's")
+        self._check_memory(
+            memory_limit(), self.weight_bytes - self._disk_bytes + DISK_SEATS * largest
+        )
         self.shard = NodeShard(begin.shard, threads, pin, device, folder)
         check_manifest(self.manifest, self.shard.expected())
         if cache is not None:
@@ -255,18 +259,6 @@ class LoadSession:
         self._metrics.traffic(0, assembly.entry.size_bytes - assembly.resumed)
         self._pending.pop(0)
         self._assembly = None
-
-    def _check_disk(self, folder: Path | None) -> None:
-        if not self._disk_bytes or folder is None:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if self._disk_bytes > free:
-            problem = (
-                f"the disk of {folder} has {format_size(free)} left, and the layers that do not "
-                f"fit this worker's memory need {format_size(self._disk_bytes)}"
-            )
-            raise HearthError(Reason.OUT_OF_MEMORY, problem)
 
     def _check_memory(self, limit: int, weights: int) -> None:
         cache = kv_bytes(self.begin.shard) + state_bytes(self.begin.shard)

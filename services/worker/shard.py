@@ -5,6 +5,7 @@ Used by the worker service, and by the root for its own shard; independent of gR
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from hearth import _native
 from hearth.common import devices
 from hearth.common.errors import HearthError, Reason
+from hearth.common.sizes import format_size
 from hearth.common.types import WEIGHT, name_of
 from hearth.v1 import common_pb2, worker_pb2
 from hearth.worker.page_tables import PageTables
@@ -270,6 +272,23 @@ def check_disk(config: common_pb2.ShardConfig, device: str, folder: Path | None)
     if folder is None:
         raise _bad("weights on disk need a --cache-dir on every node")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_free(folder: Path, size_bytes: int, whose: str) -> None:
+    """Raises HearthError OUT_OF_MEMORY where the folder's disk has no room for weights.
+
+    size_bytes: of the layers that do not fit memory; whose: "this worker's".
+    """
+    if not size_bytes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size_bytes > free:
+        problem = (
+            f"the disk of {folder} has {format_size(free)} left, and the layers that do not fit "
+            f"{whose} memory need {format_size(size_bytes)}"
+        )
+        raise HearthError(Reason.OUT_OF_MEMORY, problem)
 
 
 def check_manifest(

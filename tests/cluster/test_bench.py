@@ -25,6 +25,9 @@ def test_samples_prefill_their_prompt_once() -> None:
     both = hearth("bench", "demo", "--samples", "3", "--sequences", "3")
     assert both.returncode == 2
     assert "--sequences" in both.stderr
+    many = hearth("bench", "demo", "--sequences", "17")
+    assert many.returncode == 2
+    assert "17 sequences: this model runs at most 16 at once" in many.stderr
 
 
 def test_stages() -> None:

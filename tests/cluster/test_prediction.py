@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import grpc
 import perplexity
@@ -13,12 +14,16 @@ from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.speeds import Speeds, speeds_message
 from hearth.converter import open_model
 from hearth.root.app import core, serving
-from hearth.root.cluster import measuring
+from hearth.root.cluster import forming, measuring
+from hearth.root.cluster.links import WorkerLink
+from hearth.root.cluster.measuring import Root
 from hearth.root.engine.mailbox import Delta
 from hearth.root.engine.params import GenerateParams
+from hearth.root.planning import kept
 from hearth.root.planning.drift import Drift
+from hearth.root.planning.machines import Machine
 from hearth.root.settings import ClusterSettings, Serving
-from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+from hearth.v1 import common_pb2, root_pb2, worker_pb2, worker_pb2_grpc
 from hearth.worker import server as worker_server
 from hearth.worker.server import WorkerServer
 
@@ -125,3 +130,58 @@ def test_shares_follow_the_measured_speeds(
         assert write() == first
         # Not again so soon.
         assert running.cluster.status().epoch == 2
+
+
+@pytest.fixture
+def slow(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The workers, the second of which is measured to compute at a thousandth of the speed."""
+    monkeypatch.setattr(kept, "QUICK_SECONDS", 0.0)
+    measure = measuring.measure
+
+    def measured(
+        root: Root, links: Sequence[WorkerLink], infos: Sequence[common_pb2.NodeInfo]
+    ) -> list[Machine] | None:
+        found = measure(root, links, infos)
+        return found and [
+            replace(each, read_bandwidth=KNOWN.read_bandwidth / 1e3, prefill_rate=1e8)
+            if each.name == "node2"
+            else replace(each, host="", layer_seconds=0.01)
+            for each in found
+        ]
+
+    monkeypatch.setattr(forming, "measure", measured)
+    return addresses
+
+
+def test_a_worker_that_slows_requests_is_left_out(slow: list[str]) -> None:
+    """It is a spare, with the reason on the board; where another is lost, it is looked at again."""
+    settings = ClusterSettings(workers=tuple(slow), context=256, threads=1, predict=True)
+    with (
+        open_model("demo") as model,
+        core(model, settings, form=False, pause_seconds=30) as running,
+        serving(running, Serving(listen="127.0.0.1:0")),
+    ):
+        ids = tuple(running.engine.tokenizer.encode("Once upon a time"))
+        made = [
+            token
+            for event in running.engine.generate(GenerateParams(ids, 20, ignore_eos=True))
+            if isinstance(event, Delta)
+            for token in event.token_ids
+        ]
+        assert len(made) == 20
+        status = running.cluster.status()
+        assert slow[1] not in [node.address for node in status.nodes]
+        (note,) = (note for note in status.notes if "left out" in note)
+        assert "node2" in note
+        peer = next(peer for peer in status.peers if peer.address == slow[1])
+        assert peer.state == root_pb2.PEER_STATE_READY
+        assert "(--use-all-workers uses it)" in peer.reason
+        assert status.epoch == 1
+
+
+def test_all_workers_are_used_where_an_option_says_so(slow: list[str]) -> None:
+    given = {"context": 256, "predict": True, "use_all_workers": True}
+    with perplexity.formed("demo", slow, "f32", **given) as (cluster, _):
+        status = cluster.status()
+        assert [node.address for node in status.nodes[1:]] == slow
+        assert any("hearth cluster drain" in note for note in status.notes)

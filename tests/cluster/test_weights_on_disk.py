@@ -17,10 +17,12 @@ from harness import hearth
 from hearth.common.errors import HearthError, Reason
 from hearth.converter import open_model
 from hearth.converter.tokenizers.plain import PlainTokenizer
+from hearth.root.app import core, serving
 from hearth.root.engine.engine import Engine
 from hearth.root.planning.layout import Layout
 from hearth.root.planning.planner import make_plan
 from hearth.root.planning.streaming import layer_bytes, least_held_bytes
+from hearth.root.settings import ClusterSettings, Serving
 from hearth.worker.server import WorkerServer
 
 VOCAB = 320
@@ -102,21 +104,80 @@ def test_a_disk_that_fails_ends_the_step_by_name(tmp_path: Path) -> None:
         engine.start()
         ids = [5, 6, 7, 8, 9, 10]
         answer(engine, ids)
-        with open_weights().open("r+b") as file:
+        with open_weights(tmp_path / "root").open("r+b") as file:
             file.truncate(0)
         with pytest.raises(HearthError, match="weights on disk: reading weights from the disk"):
             answer(engine, ids, cache=False)
         engine.stop(finish=False)
 
 
-def open_weights() -> Path:
-    """This process's descriptor of the file of weights that can be written."""
+@pytest.mark.parametrize("place", [0.0, 0.4, 0.999])
+def test_a_flipped_bit_ends_the_step_by_name(tmp_path: Path, place: float) -> None:
+    """Wherever in the file it is: there are no wrong numbers."""
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    memory = too_little(path, 1)
+    with perplexity.formed(
+        str(path),
+        [],
+        context=128,
+        page_size=8,
+        memory_limit=memory,
+        weights_on="disk",
+        disk_dir=tmp_path / "root",
+    ) as (cluster, limits):
+        engine = Engine(cluster, PlainTokenizer(VOCAB), limits, vocab_size=VOCAB)
+        engine.start()
+        ids = [5, 6, 7, 8, 9, 10]
+        answer(engine, ids)
+        with open_weights(tmp_path / "root").open("r+b") as file:
+            # Behind the last weight are zeros up to a whole unit.
+            content = file.read()
+            at = int(place * len(content.rstrip(b"\0")))
+            file.seek(at)
+            file.write(bytes([content[at] ^ 4]))
+        with pytest.raises(HearthError, match=r"layer \d comes back from the disk damaged"):
+            answer(engine, ids, cache=False)
+        engine.stop(finish=False)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_root_whose_disk_failed_loads_again_and_goes_on(tmp_path: Path, workers: int) -> None:
+    """The request that met the failure waits, and has the text that it would have had."""
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    server = WorkerServer("127.0.0.1:0", threads=1, name="node1", cache_dir=tmp_path / "node1")
+    addresses = (f"127.0.0.1:{server.start()}",) if workers else ()
+    settings = ClusterSettings(
+        workers=addresses,
+        shares=(1.0,) * (1 + workers),
+        threads=1,
+        context=128,
+        page_size=8,
+        memory_limit=too_little(path, 1 + workers),
+        weights_on="disk",
+        disk_dir=tmp_path / "root",
+    )
+    with (
+        open_model(str(path)) as model,
+        core(model, settings, form=False, pause_seconds=30) as running,
+        serving(running, Serving(listen="127.0.0.1:0")),
+    ):
+        ids = [5, 6, 7, 8, 9, 10]
+        wanted, _ = answer(running.engine, ids)
+        with open_weights(tmp_path / "root").open("r+b") as file:
+            file.truncate(0)
+        assert answer(running.engine, ids, cache=False)[0] == wanted
+        assert running.cluster.status().epoch == 2
+    server.stop()
+
+
+def open_weights(folder: Path) -> Path:
+    """This process's descriptor of the folder's file of weights that can be written."""
     for link in Path("/proc/self/fd").iterdir():
         try:
             flags = (
                 (Path("/proc/self/fdinfo") / link.name).read_text().split("flags:")[1].split()[0]
             )
-            if "/weights-" in str(link.readlink()) and int(flags, 8) & os.O_RDWR:
+            if str(link.readlink()).startswith(f"{folder}/weights-") and int(flags, 8) & os.O_RDWR:
                 return link
         except OSError:
             continue
@@ -128,10 +189,28 @@ def test_a_full_disk_and_a_missing_folder_are_named(
 ) -> None:
     path = family_models.write_model(tmp_path / "model", "qwen3")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10))
-    with pytest.raises(HearthError, match=r"the disk of .* has 10 B left") as error:
-        asked(path, tmp_path, too_little(path, 2), 1)
-    assert error.value.reason == Reason.OUT_OF_MEMORY
+    for workers, name, whose in ((1, "worker0", "this worker's"), (0, "root", "the root's")):
+
+        def found(folder: Path, full: str = name) -> object:
+            return usage._replace(free=10) if full in folder.parts else usage
+
+        monkeypatch.setattr(shutil, "disk_usage", found)
+        memory = too_little(path, 1 + workers)
+        problem = rf"the disk of .* has 10 B left, and the layers that do not fit {whose} memory"
+        with pytest.raises(HearthError, match=problem) as error:
+            asked(path, tmp_path, memory, workers)
+        assert error.value.reason == Reason.OUT_OF_MEMORY
+
+
+def test_a_refusal_names_the_option_and_how_fast_it_is(tmp_path: Path) -> None:
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    memory = too_little(path, 1)
+    hint = r"or --weights-on disk, with which a step reads .* from disk: \S+ tokens/s at 500 MB/s"
+    with (
+        pytest.raises(HearthError, match=hint),
+        perplexity.formed(str(path), context=128, page_size=8, memory_limit=memory),
+    ):
+        pass
 
 
 def test_commands() -> None:

@@ -23,6 +23,8 @@ PROMPTS = ("Once upon a time", "The old bear", "Lily", "A red apple")
 SECONDS = 60.0
 PIPELINE = ("--parallel", "pipeline")
 HYBRID = ("--parallel", "2x1+1x2")
+# Of two workers: the root, and a stage of both.
+SMALL_HYBRID = ("--parallel", "1x1+1x2")
 
 
 class Cluster:
@@ -179,24 +181,27 @@ def test_a_hybrid_without_a_node(cluster: Cluster) -> None:
     assert finish(cluster.streams()) == wanted
 
 
-def test_drained_and_stopped_by_its_owner(cluster: Cluster) -> None:
-    cluster.begin(2, *PIPELINE)
+@pytest.mark.parametrize("layout", [PIPELINE, SMALL_HYBRID])
+def test_drained_and_stopped_by_its_owner(cluster: Cluster, layout: tuple[str, ...]) -> None:
+    cluster.begin(2, *layout)
+    placed = stages(cluster.serves(3))
     wanted = finish(cluster.streams())
     streams = cluster.streams()
     cluster.client.drain_worker(cluster.workers[0].address)
     assert len(cluster.client.cluster().nodes) == 2
     assert finish(streams) == wanted
     cluster.client.drain_worker(cluster.workers[0].address, undo=True)
-    cluster.serves(3)
+    assert stages(cluster.serves(3)) == placed
     streams = cluster.streams()
     assert cluster.workers[1].end() == 0
     assert finish(streams) == wanted
     cluster.serves(2)
 
 
-def test_a_root_that_is_killed(cluster: Cluster) -> None:
+@pytest.mark.parametrize("layout", [PIPELINE, SMALL_HYBRID])
+def test_a_root_that_is_killed(cluster: Cluster, layout: tuple[str, ...]) -> None:
     """With steps in flight: the next one finds its workers, and what they hold."""
-    cluster.begin(2, *PIPELINE)
+    cluster.begin(2, *layout)
     wanted = finish(cluster.streams())
     cluster.streams()
     cluster.root.kill()

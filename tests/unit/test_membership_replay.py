@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from membership_story import GIB, Story, needs, serving
 
 from hearth.common.errors import HearthError
-from hearth.root.membership import deciding
+from hearth.root.membership import deciding, story
 from hearth.root.membership import membership as membership_module
 from hearth.root.membership.decisions import Form, Rules, Wait
-from hearth.root.membership.events import Described, Drain, Formed, FormFailed, Found, Lost
+from hearth.root.membership.events import (
+    Described,
+    Drain,
+    Formed,
+    FormFailed,
+    Found,
+    Lost,
+    Stimulus,
+)
 from hearth.root.membership.membership import Membership, MembershipError
 from hearth.root.membership.peers import PeerState
-from hearth.root.membership.replay import DivergedError, main, replay
+from hearth.root.membership.replay import _STIMULI, DivergedError, _stimulus, main, replay
 
 RECORDED = Path(__file__).parents[1] / "stories" / "lost_while_loading.jsonl"
 STEADY, FRAGILE, BUSY = (f"127.0.0.1:{port}" for port in (7717, 7718, 7719))
@@ -123,6 +131,22 @@ def _broken(line: str) -> list[str]:
             made.append(json.dumps(rest | {key: None}))
             made.append(json.dumps(rest | {key: [[1]]}))
     return made
+
+
+@pytest.mark.parametrize("kind", _STIMULI.values(), ids=_STIMULI)
+def test_every_kind_of_event_is_read_back(kind: type[Stimulus]) -> None:
+    values: dict[Any, Any] = {
+        float: 1.5,
+        str: "a:1",
+        bool: True,
+        int: 7,
+        tuple[str, ...]: ("a:1", "b:1"),
+        tuple[float, ...]: (1.0, 2.5),
+    }
+    fields: dict[str, Any] = {n: values[hint] for n, hint in get_type_hints(kind).items()}
+    event = kind(**fields)
+    line = json.loads(story.line(story.Entry(event, (), None)))
+    assert _stimulus(line) == event
 
 
 def test_a_line_that_is_no_entry_is_named() -> None:

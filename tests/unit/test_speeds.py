@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from hearth.root.cluster.measuring import Root
 from hearth.root.planning.blueprint import Blueprint, draw
 from hearth.root.planning.catalogue import CATALOGUE, LINKS
 from hearth.root.planning.drift import Drift
+from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.machines import Machine
 from hearth.root.planning.predict import Prediction
 from hearth.root.settings import ClusterSettings
@@ -141,17 +143,127 @@ def test_a_given_layout_stays() -> None:
     assert found.layout(WORKERS).ranks == (3,)
 
 
-def test_workers_that_slow_the_model_are_named() -> None:
+def slow(link: str = "weak-wifi", count: int = 1) -> list[Machine]:
+    """A root and a worker on fast links; the last ones slow, and far away."""
+    found = machines("10-gigabit")
+    for i in range(3 - count, 3):
+        found[i] = replace(found[i], read_bandwidth=1e9, prefill_rate=5e9, link=LINKS[link])
+    return found
+
+
+def facts(*rooms: int) -> list[NodeFacts]:
+    names = [address.partition(":")[0] for address in WORKERS]
+    return [
+        NodeFacts(name, room, address)
+        for name, room, address in zip(names, rooms, WORKERS, strict=True)
+    ]
+
+
+GIB = 1 << 30
+
+
+def test_a_worker_that_slows_requests_is_left_out() -> None:
     found = blueprint()
-    slow = machines("gigabit")
-    slow[2] = replace(slow[2], read_bandwidth=1e9, prefill_rate=5e9, link=LINKS["weak-wifi"])
-    found.measured(WORKERS, slow)
-    sentences = found.slowing(WORKERS)
-    assert sentences[0].startswith("without b a request would take 0.")
-    assert "hearth cluster drain" in sentences[0]
+    roomy = facts(8 * GIB, 8 * GIB)
+    assert found.left_out(roomy) is None  # nothing was measured
+    found.measured(WORKERS, slow())
+    left_out = found.left_out(roomy)
+    assert left_out is not None
+    assert left_out.workers == ("b:1",)
+    assert re.match(
+        r"left out: a request is expected to take \S+ s with it, and \S+ s without",
+        left_out.reason,
+    )
+    # The others are worth having.
+    assert found.left_out(roomy[:1]) is None
+    # A restarted one is measured again.
+    found.to_measure(WORKERS)
+    assert not found.to_measure(WORKERS)
+    found.forget("b:1")
+    assert found.to_measure(WORKERS)
+    assert found.left_out(roomy) is None
+
+
+def test_several_slow_workers_are_left_out_together() -> None:
+    """Without one of them, the other still slows requests."""
+    found = blueprint()
+    found.measured(WORKERS, slow(count=2))
+    left_out = found.left_out(facts(8 * GIB, 8 * GIB))
+    assert left_out is not None
+    assert left_out.workers == WORKERS
+
+
+def test_a_slow_worker_is_used_for_its_memory() -> None:
+    """Of 1.1 GiB, and room for four sequences, half of it on the root."""
+    found = blueprint(memory_limit=700 << 20)
+    found.measured(WORKERS, [replace(each, memory_bytes=700 << 20) for each in slow(count=2)])
+    assert found.left_out(facts(700 << 20, 700 << 20)) is None
+
+
+def test_equal_machines_are_all_used() -> None:
+    found = blueprint()
     found.measured(WORKERS, machines("10-gigabit", "pi5"))
+    assert found.left_out(facts(8 * GIB, 8 * GIB)) is None
     assert found.slowing(WORKERS) == []
-    assert found.slowing(("a:1",)) == []
+
+
+def test_where_requests_are_fast_all_workers_are_used() -> None:
+    """At 100 times the speed, the same machines take under two seconds."""
+    found = blueprint()
+    fast = [
+        replace(
+            each,
+            read_bandwidth=100 * each.read_bandwidth,
+            few_rows_rate=100 * each.few_rows_rate,
+            prefill_rate=100 * each.prefill_rate,
+            link=LINKS["10-gigabit"],
+        )
+        for each in slow()
+    ]
+    found.measured(WORKERS, fast)
+    assert found.left_out(facts(8 * GIB, 8 * GIB)) is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"use_all_workers": True},
+        {"parallel": "tensor"},
+        {"shares": (1.0, 1.0, 1.0)},
+        {"stages": (8, 7, 7)},
+    ],
+    ids=str,
+)
+def test_options_that_name_all_workers_use_them_and_say_what_it_costs(
+    given: dict[str, object],
+) -> None:
+    found = blueprint("tinyllama-1.1b", **given)
+    found.measured(WORKERS, slow())
+    assert found.left_out(facts(8 * GIB, 8 * GIB)) is None
+    (sentence,) = found.slowing(WORKERS)
+    assert sentence.startswith("without b a request would take 0.")
+    assert "hearth cluster drain" in sentence
+
+
+def test_measured_speeds_choose_shares() -> None:
+    """A worker of half the speed is worth having, with half the share."""
+    found = blueprint()
+    uneven = machines("10-gigabit", "pi5")
+    last = uneven[2]
+    uneven[2] = replace(
+        last,
+        read_bandwidth=last.read_bandwidth / 2,
+        few_rows_rate=last.few_rows_rate / 2,
+        prefill_rate=last.prefill_rate / 2,
+    )
+    found.measured(WORKERS, uneven)
+    plan = found.plan(WORKERS)
+    assert any(note.endswith("by the nodes' measured speeds") for note in plan.notes)
+    sizes = [node.weight_bytes for node in plan.nodes]
+    assert sizes[2] < 0.7 * sizes[1]
+    given = blueprint(shares=(1.0, 1.0, 1.0))
+    given.measured(WORKERS, uneven)
+    assert not any("measured speeds" in note for note in given.plan(WORKERS).notes)
 
 
 def drift() -> tuple[Drift, Prediction]:

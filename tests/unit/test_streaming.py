@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hearth.common.errors import HearthError, Reason
+from hearth.common.types import DISK_SEATS
 from hearth.converter import open_model
 from hearth.root.planning.catalogue import CATALOGUE
 from hearth.root.planning.facts import NodeFacts
@@ -18,7 +19,6 @@ from hearth.root.planning.plan import Plan
 from hearth.root.planning.planner import make_plan
 from hearth.root.planning.predict import Choices, Predictor
 from hearth.root.planning.streaming import (
-    SEATS,
     disk_bytes,
     held_bytes,
     layer_bytes,
@@ -53,7 +53,7 @@ def test_as_few_layers_as_necessary_are_on_disk(part: float) -> None:
     assert held_bytes(found) <= memory
     sizes = layer_bytes(found)
     fewer = len(found.disk_layers) - 1
-    if fewer > SEATS:
+    if fewer > DISK_SEATS:
         # Layers of this model are equally large.
         assert held_bytes(found) + sizes[0] > memory
     # Evenly spread: gaps differ by one at most.
@@ -80,7 +80,10 @@ def test_room_of_a_node_whose_weights_do_not_fit() -> None:
 
     # What fits has as much room as ever.
     assert room(one + 8 * page, on_disk=True) == room(one + 8 * page, on_disk=False)
-    assert room(one - 1, on_disk=True) == Room(8, 16)
+    # Four sequences read the same weights: their cache may take an eighth of the memory.
+    assert 32 * page < one // 8
+    assert room(one - 1, on_disk=True) == Room(32, 16)
+    assert room(least + 16 * page, on_disk=True) == Room(24, 16)
     with pytest.raises(HearthError, match="of memory for its shard") as error:
         room(one - 1, on_disk=False)
     assert error.value.reason == Reason.OUT_OF_MEMORY
@@ -100,7 +103,7 @@ def test_a_step_takes_as_long_as_the_disk() -> None:
     assert found.fits
     assert found.limit == "disk"
     assert found.memory_bytes[0] < small.memory_bytes
-    cache = needed_bytes(NODE, spec, "f16", 32, 256) - NODE.weight_bytes
+    cache = 4 * (needed_bytes(NODE, spec, "f16", 32, 256) - NODE.weight_bytes)
     there = to_disk(NODE, small.memory_bytes - cache)
     assert there is not None
     assert found.node_seconds[0] == pytest.approx(disk_bytes(there) / 4e8)

@@ -20,6 +20,7 @@ from hearth.root.engine.engine import Engine
 from hearth.root.membership.events import Described, Event, Refused, Unreachable
 from hearth.root.membership.membership import Membership
 from hearth.root.membership.replay import replay
+from hearth.root.planning.blueprint import LeftOut
 from hearth.root.scheduling.batch import Limits
 from hearth.root.settings import ClusterSettings, Joining
 from hearth.root.supervisor import Supervisor
@@ -39,7 +40,15 @@ class FakeCluster:
 
     def __init__(self, *workers: str) -> None:
         self.settings = ClusterSettings(workers=workers)
-        self.blueprint = SimpleNamespace(most_workers=3, misfit=lambda facts: None)
+        self.forgotten: list[str] = []
+        self.blueprint = SimpleNamespace(
+            most_workers=3,
+            misfit=lambda facts: None,
+            left_out=lambda facts: None,
+            forget=self.forgotten.append,
+        )
+        # Left out of every formation.
+        self.slow: set[str] = set()
         self.root_id = "root"
         self.lost: HearthError | None = HearthError(Reason.CLUSTER_NOT_READY, "not formed")
         self.formed: list[tuple[str, ...]] = []
@@ -54,10 +63,14 @@ class FakeCluster:
     def listen(self, listener: Listener) -> None:
         self.listener = listener
 
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return self.formed[-1]
+
     def form(self, workers: tuple[str, ...]) -> Limits:
         if self.failures:
             raise self.failures.pop(0)
-        self.formed.append(workers)
+        self.formed.append(tuple(worker for worker in workers if worker not in self.slow))
         self.lost = None
         self.serving.release()
         return LIMITS
@@ -366,6 +379,25 @@ def test_a_worker_that_is_let_in_and_not_needed_is_ready() -> None:
         assert cluster.serving.acquire(timeout=30)
     assert running.drain("b:1", undo=True).result(30).epoch == len(cluster.formed)
     assert cluster.formed[-1] == ("a:1", "c:1")
+    running.stop()
+
+
+def test_a_slow_worker_is_let_in_and_left_out_again() -> None:
+    """`undrain` has it measured again."""
+    cluster = FakeCluster("a:1", "b:1")
+    cluster.slow = {"b:1"}
+    slow = LeftOut(("b:1",), "too slow")
+    cluster.blueprint.left_out = lambda facts: (
+        slow if facts and facts[-1].address == "b:1" else None
+    )
+    running = supervisor(cluster, FakeEngine(), Workers(a=None, b=None), Joining())
+    running.form_first()
+    running.start()
+    status = running.drain("b:1", undo=True).result(30)
+    assert cluster.forgotten == ["b:1"]
+    assert (status.epoch, cluster.formed) == (1, [("a:1",)])
+    peer = running._membership.called("b:1")
+    assert (peer.spare, peer.slow, peer.reason) == (True, True, "too slow")
     running.stop()
 
 

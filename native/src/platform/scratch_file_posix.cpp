@@ -76,6 +76,12 @@ void ScratchFile::finish() {
   if (::ftruncate(handles_->file, whole) != 0 || ::fsync(handles_->file) != 0)
     fail("writing weights to the disk");
   drop_from_cache(handles_->file, 0, 0);
+  // Some file systems take the flag, and refuse the reads: their unit is larger, or they have none.
+  alignas(kScratchUnit) uint8_t unit[kScratchUnit];
+  if (handles_->direct >= 0 && ::pread(handles_->direct, unit, sizeof unit, 0) < 0) {
+    ::close(handles_->direct);
+    handles_->direct = -1;
+  }
 }
 
 void ScratchFile::read(uint64_t offset, std::span<uint8_t> bytes) const {

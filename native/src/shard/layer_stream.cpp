@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "hearth/devices.h"
+#include "shard/disk_sum.h"
 
 namespace hearth {
 namespace {
@@ -67,7 +68,7 @@ void LayerStream::place(size_t number, Matrix& matrix) {
     last_ = number;
   }
   const size_t size = whole(matrix.size_bytes(), kAlignment);
-  layer.parts.push_back({&matrix, layer.size, end_});
+  layer.parts.push_back({.matrix = &matrix, .at = layer.size, .offset = end_});
   layer.extents.back().size += size;
   layer.size += size;
   end_ += size;
@@ -75,14 +76,17 @@ void LayerStream::place(size_t number, Matrix& matrix) {
 
 size_t LayerStream::pack(size_t number, Matrix& matrix, size_t first, std::span<const uint8_t> data,
                          ThreadPool& pool) {
-  const Layer& layer = layer_of(number);
+  Layer& layer = layer_of(number);
   const auto part = std::find_if(layer.parts.begin(), layer.parts.end(),
                                  [&](const Part& each) { return each.matrix == &matrix; });
   if (part == layer.parts.end()) throw std::logic_error("a matrix without a place in the file");
   const size_t stride = matrix.group_bytes() / kGroupRows;
   packed_.resize(whole(data.size(), stride * kGroupRows));
   const size_t rows = matrix.pack_to(packed_.data(), first, data, &pool);
-  on_disk([&] { file_.write(part->offset + first / kGroupRows * matrix.group_bytes(), packed_); });
+  const uint64_t offset = part->offset + first / kGroupRows * matrix.group_bytes();
+  on_disk([&] { file_.write(offset, packed_); });
+  if (first == 0) part->sum = 0;  // it may begin again
+  part->sum += disk_sum(offset, packed_);
   return rows;
 }
 
@@ -100,6 +104,7 @@ void LayerStream::start() {
     }
     pieces_.push_back(std::move(pieces));
     largest = std::max<size_t>(largest, whole(layer.size, kScratchUnit));
+    for (const Part& part : layer.parts) layer.sum += part.sum;
   }
   seats_.resize(std::min(kSeats, layers_.size()));
   for (size_t i = 0; i < seats_.size(); ++i) {
@@ -120,6 +125,7 @@ void LayerStream::give(Seat& seat, uint64_t turn) {
   seat.turn = turn;
   seat.next = 0;
   seat.left = pieces_of(turn).size();
+  seat.sum = 0;
 }
 
 void LayerStream::recycle() {
@@ -149,15 +155,26 @@ void LayerStream::read_ahead() {
     ++seat->reading;
     hold.unlock();
     std::exception_ptr error;
+    uint64_t sum = 0;
     try {
-      on_disk([&] { file_.read(piece.offset, {seat->data + piece.at, piece.size}); });
+      const std::span<uint8_t> bytes{seat->data + piece.at, piece.size};
+      on_disk([&] { file_.read(piece.offset, bytes); });
+      sum = disk_sum(piece.offset, bytes);
     } catch (...) {
       error = std::current_exception();
     }
     hold.lock();
     --seat->reading;
     --seat->left;
-    if (error) error_ = error;
+    seat->sum += sum;
+    const Layer& layer = layers_[seat->turn % layers_.size()];
+    if (error) {
+      error_ = error;
+    } else if (seat->left == 0 && seat->sum != layer.sum) {
+      error_ = std::make_exception_ptr(DeviceError("weights on disk: layer " +
+                                                   std::to_string(layer.number) +
+                                                   " comes back from the disk damaged"));
+    }
     recycle();
     changed_.notify_all();
   }

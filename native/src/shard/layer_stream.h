@@ -40,8 +40,8 @@ class LayerStream {
   void start();
 
   // Waits for the weights of the layer: its matrices have them until the next call. nullopt: only
-  // ends the use of the last. Throws DeviceError for a disk that fails, from then on always. Not
-  // while a thread uses such weights.
+  // ends the use of the last. Throws DeviceError for a disk that fails, or gives back what was not
+  // written, from then on always. Not while a thread uses such weights.
   void next(std::optional<size_t> layer);
 
   // Of the weights in the file, and of the memory that they take turns in.
@@ -56,14 +56,16 @@ class LayerStream {
   };
   struct Part {
     Matrix* matrix;
-    size_t at;        // in the layer's memory
-    uint64_t offset;  // in the file
+    size_t at;         // in the layer's memory
+    uint64_t offset;   // in the file
+    uint64_t sum = 0;  // of what was written: disk_sum.h
   };
   struct Layer {
     size_t number;
     std::vector<Extent> extents;
     std::vector<Part> parts;
-    size_t size = 0;  // of its memory
+    size_t size = 0;   // of its memory
+    uint64_t sum = 0;  // of its parts
   };
   // A piece of a layer for one reader, of about kPieceBytes.
   struct Piece {
@@ -78,6 +80,7 @@ class LayerStream {
     size_t next = 0;     // piece to read
     size_t reading = 0;  // pieces that are being read
     size_t left = 0;     // pieces that are not there yet
+    uint64_t sum = 0;    // of those that are
   };
 
   Layer& layer_of(size_t number);

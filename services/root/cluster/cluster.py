@@ -172,6 +172,13 @@ class Cluster:
         return limits_for(self.blueprint, room, len(self.plan.stages))
 
     @property
+    def workers(self) -> tuple[str, ...]:
+        """Those that the cluster was formed with, in rank order: `form` may have left some out."""
+        phase = self._state.phase
+        links = phase.formation.links if isinstance(phase, state.Serving | state.Lost) else ()
+        return tuple(link.address for link in links)
+
+    @property
     def root_id(self) -> str:
         """Of this root's leases."""
         return self._root_id
@@ -191,9 +198,10 @@ class Cluster:
     def form(self, workers: Sequence[str] | None = None) -> Limits:
         """Dials, loads and opens; what the scheduler may use then. See `pages_kept` too.
 
-        workers: addresses in rank order; those of the settings where not given. Raises HearthError
-        naming the worker that is absent, busy, of another version, short of memory or lost on the
-        way; nothing runs then, and `form` may be called again.
+        workers: addresses in rank order; those of the settings where not given. Workers that slow
+        requests may be left out (Blueprint.left_out). Raises HearthError naming the worker that is
+        absent, busy, of another version, short of memory or lost on the way; nothing runs then, and
+        `form` may be called again.
         """
         self.dissolve()
         workers = tuple(self.settings.workers if workers is None else workers)
@@ -361,12 +369,12 @@ class Cluster:
     def _failed(self, formation: Formation, error: Exception) -> Exception:
         """The error of a step that failed with `error`; the formation is lost after, if it can be.
 
-        Without workers only the step has failed.
+        Without workers only the step has failed, unless the root's own shard has.
         """
         if isinstance(error, _native.LaneError):
             formation.reports.unheard(error.rank)
             return self._mesh_broke(formation, 0, error.rank, str(error))
-        if not formation.links:
+        if self._stands(formation):
             return error
         if isinstance(error, HearthError):
             if error.reason == Reason.PEER_LOST:
@@ -376,6 +384,15 @@ class Cluster:
         log.error("a step failed in the root", exc_info=error)
         problem = f"a step failed in the root: {type(error).__name__}: {error}"
         return self._lose(formation, HearthError(Reason.INTERNAL, problem))
+
+    @property
+    def _own_failed(self) -> bool:
+        """True if the root's own shard cannot go on: its GPU is lost, or its weights' disk."""
+        return self._shard is not None and self._shard.failed
+
+    def _stands(self, formation: Formation) -> bool:
+        """True if a failed step leaves the formation as it is: no other node took part in it."""
+        return not formation.links and not self._own_failed
 
     def _judge(self, formation: Formation, batch: Batch, output: StepOutput) -> None:
         """Raises HearthError where a worker is at fault for rows that are not finite."""
@@ -470,7 +487,7 @@ class Cluster:
             try:
                 return act()
             except HearthError as error:
-                if not formation.links:
+                if self._stands(formation):
                     raise
                 raise self._lose(formation, error) from None
             finally:
@@ -568,8 +585,8 @@ class Cluster:
         Returns a copy of the error that counts, which is the first.
         """
         error = error.copy()  # what is kept must not hold the frames of a step, and so the shard
-        if "worker" in error.metadata:
-            error.code = Code.UNAVAILABLE  # requests wait, whatever the worker's reason is
+        if "worker" in error.metadata or self._own_failed:
+            error.code = Code.UNAVAILABLE  # requests wait, whatever the node's reason is
         if not self._state.lose(formation, error):
             return (self.lost or error).copy()
         formation.reports.settle(error)

@@ -23,17 +23,18 @@ from hearth.root.cluster.loading import Loading
 from hearth.root.cluster.measuring import Root, measure
 from hearth.root.cluster.reports import Reports, refine
 from hearth.root.cluster.streaming import LoadEvent
-from hearth.root.planning.blueprint import Blueprint
+from hearth.root.planning.blueprint import Blueprint, LeftOut
 from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.machines import Link
 from hearth.root.planning.plan import Plan
 from hearth.root.planning.predict import Prediction
+from hearth.root.planning.streaming import disk_bytes
 from hearth.root.scheduling.batch import Limits
 from hearth.root.status import describe
 from hearth.root.status.board import Board
 from hearth.v1 import common_pb2, root_pb2, worker_pb2
 from hearth.worker.page_mover import node_context
-from hearth.worker.shard import NodeShard
+from hearth.worker.shard import NodeShard, check_free
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Forming:
             WorkerLink(address, blueprint.settings.security, node.place)
             for address, node in zip(workers, self._plan.nodes[1:], strict=True)
         ]
+        # Sentences on workers that are not used because they would slow requests.
+        self._left_out: list[str] = []
         self._loading: Loading | None = None
         # The ranks' reports about the mesh; replaced once `describe` returns the workers' names.
         self._reports = Reports(())
@@ -103,7 +106,7 @@ class Forming:
             self._blueprint.model.check_unchanged(self._interrupted.is_set)
             self.check()
             infos = self._describe()
-            self._measure(infos)
+            infos = self._measure(infos)
             self.check()
             limits = self._limits(infos)
             self._reports = Reports(
@@ -223,14 +226,17 @@ class Forming:
             answer = link.describe(self._lease.root_id)
         return answer
 
-    def _measure(self, infos: Sequence[common_pb2.NodeInfo]) -> None:
-        """Measures nodes and links, and takes the layout that is expected to be fastest."""
+    def _measure(self, infos: list[common_pb2.NodeInfo]) -> list[common_pb2.NodeInfo]:
+        """Measures nodes and links; leaves out workers that slow requests, and chooses the layout.
+
+        Returns the facts about the workers that stay.
+        """
         settings = self._blueprint.settings
         if not settings.predict:
-            return
+            return infos
         if settings.device != devices.CPU:
             log.info("no prediction of the speed: only CPUs are measured")
-            return
+            return infos
         addresses = [link.address for link in self._links]
         before = self._plan
         if self._blueprint.to_measure(addresses):
@@ -240,18 +246,21 @@ class Forming:
             found = self._blueprint.known_machines(addresses) or measure(root, self._links, infos)
             if found is None:
                 log.info("no prediction of the speed: a node could not be measured")
-                return
+                return infos
             try:
                 self._blueprint.measured(addresses, found)
             except ArithmeticError:  # no prediction ends a forming
                 log.warning("no prediction of the speed: it cannot follow from these: %s", found)
-                return
+                return infos
+        left_out = self._blueprint.left_out(self._facts(infos))
+        if left_out is not None:
+            return self._measure(self._leave_out(left_out, infos))
         self._plan = self._blueprint.plan(addresses)
         for sentence in self._blueprint.slowing(addresses):
             log.warning("%s", sentence)
             self._plan = replace(self._plan, notes=(*self._plan.notes, sentence))
         if self._plan == before:
-            return
+            return infos
         for link, node in zip(self._links, self._plan.nodes[1:], strict=True):
             link.place = node.place
         for note in self._plan.notes:
@@ -261,7 +270,38 @@ class Forming:
             for shown, planned in zip(status.nodes, self._plan.nodes, strict=True):
                 shown.weight_bytes = planned.weight_bytes
                 shown.placement.CopyFrom(describe.placement(planned.place))
-            status.notes[:] = self._plan.notes
+            status.notes[:] = [*self._left_out, *self._plan.notes]
+        return infos
+
+    def _leave_out(
+        self, left_out: LeftOut, infos: Sequence[common_pb2.NodeInfo]
+    ) -> list[common_pb2.NodeInfo]:
+        """Goes on without these workers; the facts about the others."""
+        gone = [link for link in self._links if link.address in left_out.workers]
+        kept = [info for link, info in zip(self._links, infos, strict=True) if link not in gone]
+        sentence = f"{', '.join(link.name for link in gone)}: {left_out.reason}"
+        log.warning("%s", sentence)
+        self._left_out.append(sentence)
+        self._links = [link for link in self._links if link not in gone]
+        close_all(gone, self._lease)
+        self._plan = self._blueprint.plan([link.address for link in self._links])
+        for link, node in zip(self._links, self._plan.nodes[1:], strict=True):
+            link.place = node.place
+        with self._board.change() as status:
+            nodes = [node for node in status.nodes if node.address not in left_out.workers]
+            del status.nodes[:]
+            status.nodes.extend(nodes)
+            for shown, planned in zip(status.nodes, self._plan.nodes, strict=True):
+                shown.weight_bytes = planned.weight_bytes
+                shown.placement.CopyFrom(describe.placement(planned.place))
+            status.notes[:] = [*self._left_out, *self._plan.notes]
+        return kept
+
+    def _facts(self, infos: Sequence[common_pb2.NodeInfo]) -> list[NodeFacts]:
+        return [
+            NodeFacts(info.name, info.memory_available_bytes, link.address)
+            for info, link in zip(infos, self._links, strict=True)
+        ]
 
     def _predict(self) -> None:
         """States the speed that is expected of the plan."""
@@ -280,10 +320,7 @@ class Forming:
         self._metrics.predicted(self.prediction.decode)
 
     def _limits(self, infos: list[common_pb2.NodeInfo]) -> Limits:
-        facts = [
-            NodeFacts(info.name, info.memory_available_bytes, link.address)
-            for info, link in zip(infos, self._links, strict=True)
-        ]
+        facts = self._facts(infos)
         try:
             room = self._blueprint.cache_room(self._plan, facts)
         except HearthError as error:
@@ -312,7 +349,7 @@ class Forming:
         with self._board.change() as status:
             for node, planned in zip(status.nodes, self._plan.nodes, strict=True):
                 node.weight_bytes = planned.weight_bytes
-            status.notes[:] = self._plan.notes
+            status.notes[:] = [*self._left_out, *self._plan.notes]
 
     def _note(self, plan: Plan) -> None:
         """Take a plan that differs by its weights on disk, and say so."""
@@ -320,7 +357,7 @@ class Forming:
         for note in plan.notes[len(before.notes) :]:
             log.info("%s", note)
         with self._board.change() as status:
-            status.notes[:] = plan.notes
+            status.notes[:] = [*self._left_out, *plan.notes]
 
     @property
     def plan(self) -> Plan:
@@ -340,6 +377,8 @@ class Forming:
         if held is not None and (held.failed or held.config != configs[0]):
             held.close()  # before the new one is loaded: there may be no memory for both
             held = None
+        if held is None and settings.disk_dir is not None:
+            check_free(settings.disk_dir, disk_bytes(nodes[0]), "the root's")
         threads = settings.threads or system.cores()
         begins = [
             partial(wire.load_begin, model, node, config, self._lease, settings)

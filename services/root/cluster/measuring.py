@@ -31,6 +31,8 @@ _LEAST_SECONDS = 1e-6
 # Reading in a step of a whole model against the probe's, which repeats a few layers. Measured with
 # TinyLlama on one and two cores of a Zen 5.
 _STEP_OVER_PROBE = 1.1
+# Bytes per second of a disk that could not be measured, as of a memory card.
+_ASSUMED_DISK = 50e6
 # The host of nodes on the root's machine.
 _HERE = "here"
 # Bounds of what can be believed of a link, bytes/s.
@@ -46,7 +48,7 @@ def machine(name: str, memory_bytes: int, speeds: Speeds, link: Link, host: str)
         read_bandwidth=speeds.read_bandwidth / _STEP_OVER_PROBE,
         prefill_rate=speeds.prefill_rate,
         few_rows_rate=speeds.few_rows_rate,
-        disk_bandwidth=speeds.disk_bandwidth,
+        disk_bandwidth=speeds.disk_bandwidth or _ASSUMED_DISK,
         layer_seconds=speeds.layer_seconds,
         link=link,
         host=host,

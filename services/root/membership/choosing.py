@@ -20,15 +20,29 @@ class Chooser:
         self._most = rules.most
         self._fit = fit
         self.apart = Apart()
+        # Of these some were left out when the cluster was formed, so they need no second attempt.
+        self._reduced: frozenset[str] = frozenset()
         # Their workers, the latest last.
         self._formed_before: dict[tuple[str, ...], None] = {}
 
-    def formed(self, workers: tuple[str, ...]) -> None:
-        """The cluster was formed with these: they have their slices from now on."""
+    def formed(self, workers: tuple[str, ...], asked: tuple[str, ...] = ()) -> None:
+        """The cluster was formed with these: they have their slices from now on.
+
+        asked: those that it was to be formed with; the others were left out as slow.
+        """
+        self._reduced = frozenset(asked) if set(workers) < set(asked) else frozenset()
         self._formed_before.pop(workers, None)
         self._formed_before[workers] = None
         if len(self._formed_before) > _REMEMBERED:
             del self._formed_before[next(iter(self._formed_before))]
+
+    def again(self) -> None:
+        """Workers that were left out may be tried again."""
+        self._reduced = frozenset()
+
+    def refused(self, chosen: Sequence[Peer]) -> bool:
+        """True if an attempt with these has left some of them out, as slow."""
+        return self._reduced == set(addresses(chosen)) != set()
 
     def known(self, chosen: Sequence[Peer]) -> bool:
         """True if the cluster was formed with exactly these before, so that no weights move."""
@@ -43,14 +57,15 @@ class Chooser:
 
     def fits(self, peers: Sequence[Peer]) -> bool:
         """True if the first of them, as many as can be in, have room."""
-        return self._fit(tuple(peer.member for peer in peers[: self._most])) is None
+        misfit = self._fit(tuple(peer.member for peer in peers[: self._most]))
+        return misfit is None or misfit.slow
 
     def choose(self, peers: Sequence[Peer], now: float, anyway: bool = False) -> Choice:
         """As many of the peers as have room for the model together; or why there are none.
 
-        Peers with a place in the cluster come first. A worker that lacks memory, or that does not
-        reach another, is left out, and its reason says so. anyway: where no other choice has room,
-        choose workers that may not reach each other.
+        Peers with a place in the cluster come first. A worker that lacks memory, that would slow
+        requests, or that does not reach another, is left out, and its reason says so. anyway: where
+        no other choice has room, choose workers that may not reach each other.
         """
         first: Misfit | None = None
         for way in self.apart.ways(peers, now):
@@ -69,13 +84,23 @@ class Chooser:
             misfit = self._fit(tuple(peer.member for peer in chosen))
             if misfit is None:
                 return chosen, None
+            found = next((peer for peer in chosen if peer.address == misfit.address), None)
+            if misfit.slow:
+                if found is None or found.state is PeerState.IN:
+                    return (
+                        chosen,
+                        None,
+                    )  # what slows a cluster that serves leaves at its next forming
+                left.remove(found)
+                found.spare = found.slow = True
+                found.reason = misfit.problem
+                continue
             first = first or misfit
-            short = next((peer for peer in chosen if peer.address == misfit.address), None)
-            if short is None or short.state is PeerState.IN:
+            if found is None or found.state is PeerState.IN:
                 return [], first
-            left.remove(short)
-            short.lacks_memory = True
-            short.reason = misfit.problem
+            left.remove(found)
+            found.lacks_memory = True
+            found.reason = misfit.problem
 
     def _explain_apart(self, peers: Sequence[Peer], chosen: Sequence[Peer], now: float) -> None:
         for peer in peers:
@@ -106,7 +131,7 @@ class Chooser:
         """Mark the ready workers beyond the limit as not needed."""
         if len(chosen) == self._most:
             for peer in ready:
-                if peer not in chosen and not peer.lacks_memory:
+                if peer not in chosen and not peer.lacks_memory and not peer.slow:
                     peer.reason = (
                         f"not needed: the model's heads allow {self._most} workers beside the "
                         "root, or --parallel asks for no more"

@@ -62,7 +62,9 @@ class Decider:
             chosen, misfit = self._chooser.choose(ready, now, anyway=True)
         if misfit is not None:
             return Wait(now + ASK_SECONDS, misfit.problem)
-        if len(chosen) < min(needed, rules.most):
+        # One that would slow requests is there, and is not needed.
+        used = len(chosen) + sum(peer.slow for peer in ready)
+        if used < min(needed, rules.most):
             left = next(peer for peer in (*ready, *absent) if peer not in chosen)
             return Wait(now + ASK_SECONDS, f"{left.title}: {left.reason}")
         self._chooser.spare(ready, chosen)
@@ -102,7 +104,8 @@ class Decider:
         chosen, misfit = self._chooser.choose([*members, *ready], now)
         self._chooser.spare(ready, chosen)
         joining = [peer for peer in chosen if peer not in members]
-        if misfit is not None or not set(members) <= set(chosen):
+        refused = self._chooser.refused(chosen)
+        if misfit is not None or refused or not set(members) <= set(chosen):
             joining = []
         for peer in ready:
             peer.spare = peer not in joining

@@ -15,13 +15,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """The reason that the model does not fit; `address`: the worker that lacks memory, if any."""
+    """The reason that the model does not fit; `address`: the worker that lacks memory, if any.
+
+    slow: the model fits, and the worker at `address` would slow requests.
+    """
 
     address: str
     problem: str
+    slow: bool = False
 
 
-# Whether the model fits on the root and these workers, in rank order: None if it does.
+# Whether the model fits well on the root and these workers, in rank order: None if it does.
 Fit = Callable[[tuple[Member, ...]], Misfit | None]
 
 

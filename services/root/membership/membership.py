@@ -24,7 +24,10 @@ The rules:
    apart.py. Where nothing else has room for the model, such workers are used all the same.
 6. Where other shares would make the cluster faster, it is formed again with the same workers when
    no request runs.
-7. A worker has one wait in an outage: attempts to form that fail do not prolong it.
+7. A worker that would slow requests is a spare: it is there, and not in, while the model fits
+   without it. It is looked at again when another is lost or comes, when it was restarted, or when
+   `undrain` asks for it.
+8. A worker has one wait in an outage: attempts to form that fail do not prolong it.
 
 Every event and decision is an entry of the story (story.py). `record` gets them as JSON lines,
 which replay.py can run again.
@@ -36,7 +39,7 @@ from hearth.common.errors import HearthError, Reason
 from hearth.root.membership import events, story
 from hearth.root.membership.choosing import Chooser
 from hearth.root.membership.deciding import ASK_SECONDS, ASK_SERVING_SECONDS, Decider
-from hearth.root.membership.decisions import Decision, Fit, Rules, Wait
+from hearth.root.membership.decisions import Decision, Fit, Form, Rules, Wait
 from hearth.root.membership.invariants import broken
 from hearth.root.membership.peers import Move, Peer, PeerState, Place, Record
 from hearth.root.membership.roster import Roster
@@ -94,6 +97,8 @@ class Membership:
         self._worked = False
         # True where the cluster that serves would be faster with other shares.
         self._uneven = False
+        # The workers of the last decision to form: an attempt may leave out those that are slow.
+        self._asked: tuple[str, ...] = ()
         # No attempt to form before, and why.
         self._hold_until = 0.0
         self._hold_why = ""
@@ -122,6 +127,11 @@ class Membership:
     def called(self, worker: str) -> Peer:
         """The worker of this address or name. Raises HearthError INVALID_ARGUMENT."""
         return self._roster.called(worker)
+
+    def started_again(self, event: events.Described) -> bool:
+        """True for a worker that is not used because it was slow, and is another process now."""
+        peer = self._roster.get(event.address)
+        return peer is not None and peer.slow and peer.instance not in ("", event.instance)
 
     def check(self) -> None:
         """Raises MembershipError where an invariant is broken."""
@@ -167,8 +177,9 @@ class Membership:
         self._now = now
         self._roster.forget(now)
         for peer in self._roster:
-            peer.lacks_memory = peer.spare = False
+            peer.lacks_memory = peer.spare = peer.slow = False
         decision = self._decide(now, busy)
+        self._asked = decision.workers if isinstance(decision, Form) else self._asked
         self._tell(events.Look(now, busy), decision)
         return decision
 
@@ -223,13 +234,17 @@ class Membership:
                 peer = self._roster.called(event.worker)
                 peer.drained = peer.leaving = False
                 peer.ask_at = event.at
+                self._chooser.again()
 
     def _described(self, event: events.Described) -> None:
         peer = self._answered(event.address)
         if peer is None:
             return
-        if peer.drained and (peer.leaving or peer.instance not in ("", event.instance)):
-            peer.drained = peer.leaving = False  # restarted since
+        restarted = peer.instance not in ("", event.instance)
+        if restarted:
+            self._chooser.again()
+        if peer.drained and (peer.leaving or restarted):
+            peer.drained = peer.leaving = False
         peer.name, peer.instance, peer.room = event.name, event.instance, event.room
         former = self._roster.inherit(peer)
         if former:
@@ -247,7 +262,7 @@ class Membership:
         self._formed_at = event.at
         self._has_formed = True
         self._worked = self._uneven = False
-        self._chooser.formed(event.workers)
+        self._chooser.formed(event.workers, self._asked)
         self._failures = 0
         for peer in self._roster:
             if peer.address in event.workers:

@@ -89,6 +89,8 @@ class Peer:
     lacks_memory: bool = False
     # READY, but the last decision does not want it; `reason` says why.
     spare: bool = False
+    # `spare` because it would slow requests.
+    slow: bool = False
     place: Place | None = None
     # Taken out on purpose, or about to stop by itself: not to be used until it is restarted.
     drained: bool = False
@@ -112,7 +114,7 @@ class Peer:
             return None
         self.reason = reason
         self.state, self.since = state, now
-        self.lacks_memory = self.spare = False
+        self.lacks_memory = self.spare = self.slow = False
         return Move(self.address, before, state, reason)
 
     @property

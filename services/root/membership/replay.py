@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from hearth.common.errors import HearthError, Reason
 from hearth.root.membership import events, story
@@ -91,6 +91,7 @@ class _Run:
 _DEFAULTS: dict[type, dict[str, Any]] = {
     events.FormFailed: {"unfit": False},
     events.Lost: {"unfit": False},
+    Misfit: {"slow": False},
 }
 
 
@@ -162,8 +163,8 @@ def _value(name: str, kind: Any, value: Any) -> Any:
         return float(value)
     if kind in (str, int, bool) and type(value) is kind:
         return value
-    if kind == tuple[str, ...] and isinstance(value, list):
-        return tuple(_value(name, str, item) for item in value)
+    if kind in (tuple[str, ...], tuple[float, ...]) and isinstance(value, list):
+        return tuple(_value(name, get_args(kind)[0], item) for item in value)
     raise ValueError(f"{name} is {value!r}, which is not of type {kind}")
 
 
@@ -173,7 +174,8 @@ def _fits(data: list[Any]) -> Iterator[tuple[tuple[Member, ...], Misfit | None]]
             _made(Member, dict(zip(("address", "title", "room"), member, strict=True)))
             for member in workers
         )
-        fields_of = dict(zip(("address", "problem"), misfit, strict=True)) if misfit else None
+        names = ("address", "problem", "slow")[: max(2, len(misfit))] if misfit else ()
+        fields_of = dict(zip(names, misfit, strict=True)) if misfit else None
         yield members, None if fields_of is None else _made(Misfit, fields_of)
 
 

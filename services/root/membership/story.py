@@ -5,14 +5,14 @@ record that replay.py can run again. An entry as JSON has these keys:
     event, at, ...   the event's class and its fields
     moves            [[address, state before, state after, reason], ...]
     result           of a Look: the decision; of an Ask: the addresses; of an error: its message
-    fits             [[[[address, title, room], ...], null or [address, problem]], ...]: the answers
-                     of Rules' `fit`, where they differ from those of the entry before
+    fits             [[[[address, title, room], ...], null or [address, problem, slow]], ...]: the
+                     answers of Rules' `fit`, where they differ from those of the entry before
 """
 
 import json
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 
 from hearth.root.membership.decisions import Decision, Fit, Form, Member, Misfit, Rules, Serve, Wait
 from hearth.root.membership.events import Ask, Described, Refused, Stimulus, Unreachable
@@ -146,7 +146,7 @@ def _fits(fits: Sequence[tuple[tuple[Member, ...], Misfit | None]]) -> list[obje
     return [
         [
             [[member.address, member.title, member.room] for member in workers],
-            None if misfit is None else [misfit.address, misfit.problem],
+            None if misfit is None else list(astuple(misfit)),
         ]
         for workers, misfit in fits
     ]

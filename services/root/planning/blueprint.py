@@ -3,9 +3,8 @@
 No I/O, except that `draw` measures the root's own memory once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 from hearth.common import devices
 from hearth.common.errors import HearthError
@@ -14,6 +13,7 @@ from hearth.converter import Model
 from hearth.root.planning.choices import check, check_context
 from hearth.root.planning.cost import work_of
 from hearth.root.planning.facts import NodeFacts
+from hearth.root.planning.kept import QUICK_SECONDS, WORTH, Slowing, slowing
 from hearth.root.planning.layout import Layout, layout_of, nodes_of, ranks_of
 from hearth.root.planning.machines import Link, Machine
 from hearth.root.planning.memory import Room, needed_bytes, room_for
@@ -26,12 +26,18 @@ from hearth.root.planning.streaming import disk_bytes, layer_bytes, to_disk
 from hearth.root.settings import ClusterSettings
 
 _MOST_RUNNING = 16
+# Bytes per second of a disk that a refusal speaks of: a solid state disk behind SATA or USB.
+_COMMON_DISK = 500e6
 # Sets of workers that are remembered: addresses may change for ever.
 _REMEMBERED = 256
-# A layout or a set of nodes must be expected to be faster by this factor to be taken.
-_WORTH = 1.15
-# A request that takes less is fast enough: small models keep the layout that people know.
-_QUICK_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Workers that are not used because they would slow requests: addresses, and why."""
+
+    workers: tuple[str, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Blueprint:
     _machines: dict[tuple[str, ...], tuple[Machine, ...]] = field(default_factory=dict)
     _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
     _asked: set[tuple[str, ...]] = field(default_factory=set)
+    # The workers that slow requests, by the workers' addresses, until something is measured.
+    _slow: dict[tuple[str, ...], Slowing | None] = field(default_factory=dict)
 
     @property
     def most_workers(self) -> int:
@@ -125,18 +133,29 @@ class Blueprint:
         return True
 
     def known_machines(self, workers: Sequence[str]) -> list[Machine] | None:
-        """The root and these workers, as measured in a larger cluster; None if they were not."""
+        """The root and these workers, as measured alone or in a larger cluster; None if not."""
+        exact = self._machines.get(tuple(workers))
+        if exact is not None:
+            return list(exact)
         for key, machines in self._machines.items():
-            if tuple(workers) == key or not set(workers) <= set(key):
+            if not set(workers) <= set(key):
                 continue
             by_address = dict(zip(key, machines[1:], strict=True))
             return [machines[0], *(by_address[worker] for worker in workers)]
         return None
 
-    def measured(self, workers: Sequence[str], machines: Sequence[Machine]) -> None:
-        """Takes the measured root and workers; chooses their layout where none was given.
+    def forget(self, worker: str) -> None:
+        """Forget what was measured of a worker, which has been started again or let in again."""
+        for key in [key for key in self._machines if worker in key]:
+            del self._machines[key]
+        self._asked.difference_update([key for key in self._asked if worker in key])
+        self._slow.clear()
 
-        Another layout than one stage must be expected to be faster by far.
+    def measured(self, workers: Sequence[str], machines: Sequence[Machine]) -> None:
+        """Takes the measured root and workers; chooses layout and shares where none is given.
+
+        The plainest that is expected to be nearly as fast as the fastest: tensor parallelism with
+        the present shares, then another layout with them, then other shares.
         """
         key = tuple(workers)
         for known in (self._machines, self._layouts):
@@ -144,24 +163,32 @@ class Blueprint:
                 known.clear()
         self._machines[key] = tuple(machines)
         self._layouts.pop(key, None)
-        if self.settings.parallel != "auto" or self.settings.stages is not None or not workers:
+        self._slow.clear()
+        if self._given or not workers:
             return
-        found = self._search().with_shares(machines, self._shares(workers))
-        tensor = next((each for each in found if len(each.layout.ranks) == 1), None)
-        fitting = [each for each in found if each.fits]
-        best = min(fitting, key=lambda each: each.request_seconds, default=None)
-        if best is None or tensor is None or best.layout == tensor.layout:
+        search, shares = self._search(), self._shares(workers)
+        plain = search.with_shares(machines, shares)
+        tensor = next((each for each in plain if len(each.layout.ranks) == 1), None)
+        if tensor is None or (tensor.fits and tensor.request_seconds < QUICK_SECONDS):
             return
-        if tensor.fits and tensor.request_seconds < _QUICK_SECONDS:
-            return
-        if tensor.fits and best.request_seconds * _WORTH > tensor.request_seconds:
-            return
-        shape = option_text(best.layout, ()).removeprefix("--parallel ")
-        reason = (
-            f"layout {shape}: {best.decode:.3g} tokens/s are expected of it, and "
-            f"{tensor.decode:.3g} of tensor parallelism over these links"
+        found = [each for each in search.of(machines) if each.fits]
+        least = min((each.request_seconds for each in found), default=0.0)
+        found.sort(key=lambda each: each.request_seconds)
+        ranked = [tensor, *sorted(plain, key=lambda each: each.request_seconds), *found]
+        best = next(
+            (each for each in ranked if each.fits and each.request_seconds <= WORTH * least), None
         )
-        self._layouts[key] = replace(best.layout, notes=(reason,))
+        if best is None:
+            return
+        if best.shares != shares:
+            self.take_shares(workers, best.shares)
+        if best.layout != tensor.layout:
+            shape = option_text(best.layout, ()).removeprefix("--parallel ")
+            reason = (
+                f"layout {shape}: {best.decode:.3g} tokens/s are expected of it, and "
+                f"{tensor.decode:.3g} of tensor parallelism over these links"
+            )
+            self._layouts[key] = replace(best.layout, notes=(reason,))
 
     def prediction(
         self, plan: Plan, workers: Sequence[str], links: Link | None
@@ -178,30 +205,60 @@ class Blueprint:
         shares, layout = self._shares(workers), self.layout(workers)
         return Predictor(self.model.spec, self._choices()).predict(plan, layout, shares, machines)
 
-    def slowing(self, workers: Sequence[str]) -> list[str]:
-        """Sentences on workers without which the model is expected to be faster by far."""
-        machines = self._machines.get(tuple(workers), ())
-        if not machines:
-            return []
-        search = self._search()
-        now = self._fastest(search, machines)
-        if now is None or now < _QUICK_SECONDS:
-            return []
-        found = []
-        for out in _standing_out(machines):
-            without = self._fastest(search, [each for each in machines if each not in out])
-            if without is None or now / without < _WORTH:
-                continue
-            names = " ".join(worker.name for worker in out)
-            found.append(
-                f"without {names} a request would take {without / now:.2g} of the time: see "
-                f"`hearth cluster drain`"
-            )
-        return found
+    @property
+    def _given(self) -> bool:
+        """True where an option names the layout or the shares, so that nothing is chosen."""
+        settings = self.settings
+        return (
+            settings.parallel != "auto"
+            or settings.stages is not None
+            or settings.shares is not None
+        )
 
-    def _fastest(self, search: Search, machines: Sequence[Machine]) -> float | None:
-        times = [each.request_seconds for each in search.of(machines) if each.fits]
-        return min(times, default=None)
+    def slowing(self, workers: Sequence[str]) -> list[str]:
+        """A sentence on workers that slow requests, where they are used all the same."""
+        machines = self.known_machines(workers)
+        found = self._slowing(workers)
+        if machines is None or found is None:
+            return []
+        names = " ".join(machines[number].name for number in found.workers)
+        return [
+            f"without {names} a request would take {found.seconds_without / found.seconds:.2g} of "
+            "the time: see `hearth cluster drain`"
+        ]
+
+    def left_out(self, workers: Sequence[NodeFacts]) -> LeftOut | None:
+        """The workers to leave out because requests are faster without them; None to use all.
+
+        Where options name layout or shares, or ask for all workers, none is left out; nor where
+        the others have less room for the KV cache that was asked for.
+        """
+        if self._given or self.settings.use_all_workers or not workers:
+            return None
+        found = self._slowing([worker.address for worker in workers])
+        if found is None:
+            return None
+        rest = [worker for i, worker in enumerate(workers, 1) if i not in found.workers]
+        if self.misfit(rest) is not None or self._pages(rest) < self._pages(workers):
+            return None
+        return LeftOut(tuple(workers[i - 1].address for i in found.workers), _reason(found))
+
+    def _slowing(self, workers: Sequence[str]) -> Slowing | None:
+        key = tuple(workers)
+        if key not in self._slow:
+            if len(self._slow) >= _REMEMBERED:
+                self._slow.clear()
+            machines = self.known_machines(workers)
+            self._slow[key] = None if machines is None else slowing(self._search(), machines)
+        return self._slow[key]
+
+    def _pages(self, workers: Sequence[NodeFacts]) -> int:
+        """Pages of KV cache with these workers; 0 where the model does not fit."""
+        plan = self.plan([worker.address for worker in workers])
+        try:
+            return self.cache_room(plan, workers).pages
+        except HearthError:
+            return 0
 
     def _search(self) -> Search:
         return Search(self.model.spec, self.model.tensor_type, self._choices())
@@ -217,6 +274,7 @@ class Blueprint:
             step_tokens=settings.max_step_tokens,
             depth=min(256, self.context),
             weights_on=settings.weights_on,
+            sequences=settings.sequences,
         )
 
     def cache_room(
@@ -227,6 +285,16 @@ class Blueprint:
         on_disk: weights may lie on disk. Raises HearthError OUT_OF_MEMORY; the metadata has the
         number of the node that is short.
         """
+        try:
+            return self._room(plan, workers, on_disk=on_disk)
+        except HearthError as error:
+            hint = "" if on_disk else self._disk_hint(plan, workers)
+            if not hint:
+                raise
+            text = error.message + hint
+            raise HearthError(error.reason, text, error.metadata, error.code) from None
+
+    def _room(self, plan: Plan, workers: Sequence[NodeFacts], *, on_disk: bool) -> Room:
         settings = self.settings
         nodes = [NodeFacts("the root", self.room)]
         nodes += [replace(worker, name=f"worker {worker.name}") for worker in workers]
@@ -242,6 +310,20 @@ class Blueprint:
             on_disk=on_disk,
         )
 
+    def _disk_hint(self, plan: Plan, workers: Sequence[NodeFacts]) -> str:
+        """The speed from disk of a plan that memory is too small for; "" where none helps."""
+        if self.settings.weights_on == "disk":
+            return ""
+        try:
+            nodes = self._held(plan, workers, self._room(plan, workers, on_disk=True))
+        except HearthError:
+            return ""
+        read = max(map(disk_bytes, nodes))
+        return (
+            f"; or --weights-on disk, with which a step reads {format_size(read)} from disk: "
+            f"{_COMMON_DISK / read:.2g} tokens/s at {_COMMON_DISK / 1e6:g} MB/s"
+        )
+
     def with_disk(self, plan: Plan, workers: Sequence[NodeFacts]) -> tuple[Plan, Room]:
         """The plan with weights on disk where memory is too small, and what is left for the cache.
 
@@ -251,26 +333,31 @@ class Blueprint:
         room = self.cache_room(plan, workers, on_disk=on_disk)
         if not on_disk:
             return plan, room
-        rooms = iter([self.room, *(worker.memory_bytes for worker in workers)])
-        notes: list[str] = []
+        nodes = iter(self._held(plan, workers, room))
+        stages = [
+            replace(stage, ranks=tuple(next(nodes) for _ in stage.ranks)) for stage in plan.stages
+        ]
+        held = Plan(tuple(stages), plan.notes)
+        notes = []
+        for node in held.nodes:
+            if node.disk_layers:
+                layers = f"{len(node.disk_layers)} of {len(layer_bytes(node))} layers"
+                who = "the root" if node is held.nodes[0] else "a worker"
+                size = format_size(disk_bytes(node))
+                notes.append(f"{who} has {layers} on disk: a step reads {size} from there")
+        return replace(held, notes=(*plan.notes, *notes)), room
 
-        def held(node: NodePlan) -> NodePlan:
+    def _held(self, plan: Plan, workers: Sequence[NodeFacts], room: Room) -> list[NodePlan]:
+        """The nodes with weights on disk where memory is too small beside such a cache."""
+        rooms = [self.room, *(worker.memory_bytes for worker in workers)]
+        nodes = []
+        for node, memory in zip(plan.nodes, rooms, strict=True):
             page = node.kv_page_bytes(
                 self.model.spec, self.settings.kv_type, self.settings.page_size
             )
             cache = room.pages * page + room.sequences * node.state_bytes(self.model.spec)
-            found = to_disk(node, next(rooms) - cache) or node
-            if found.disk_layers:
-                layers = f"{len(found.disk_layers)} of {len(layer_bytes(node))} layers"
-                who = "the root" if node is plan.nodes[0] else "a worker"
-                size = format_size(disk_bytes(found))
-                notes.append(f"{who} has {layers} on disk: a step reads {size} from there")
-            return found
-
-        stages = [
-            replace(stage, ranks=tuple(held(node) for node in stage.ranks)) for stage in plan.stages
-        ]
-        return Plan(tuple(stages), (*plan.notes, *notes)), room
+            nodes.append(to_disk(node, memory - cache) or node)
+        return nodes
 
     @property
     def most_running(self) -> int:
@@ -351,7 +438,7 @@ class Blueprint:
         if machines is None or len(plan.stages) > 1 or min(node_seconds, default=0.0) <= 0:
             return None
         slowest = max(node_seconds)
-        if slowest * len(node_seconds) < _WORTH * sum(node_seconds):
+        if slowest * len(node_seconds) < WORTH * sum(node_seconds):
             return None
         spec, settings = self.model.spec, self.settings
         speeds = [
@@ -367,7 +454,7 @@ class Blueprint:
             if need > machine.memory_bytes:
                 return None
         gain = step_seconds / max(step_seconds - slowest + expected, expected)
-        return (shares, gain) if gain >= _WORTH else None
+        return (shares, gain) if gain >= WORTH else None
 
     def take_shares(self, workers: Sequence[str], shares: tuple[float, ...]) -> None:
         """Give the root and these workers such shares in later plans, where --shares gives none."""
@@ -410,17 +497,15 @@ def draw(model: Model, settings: ClusterSettings) -> Blueprint:
     return blueprint
 
 
-def _standing_out(machines: Sequence[Machine]) -> list[list[Machine]]:
-    """Sets of workers that may slow the others: each that is much slower, and all of them."""
-    workers = list(machines[1:])
-
-    def much(value: Callable[[Machine], float]) -> set[str]:
-        middle = median(map(value, machines))
-        return {each.name for each in workers if value(each) > 1.5 * middle}
-
-    slow = much(lambda each: 1 / each.read_bandwidth) | much(lambda each: 1 / each.prefill_rate)
-    far = much(lambda each: each.link.latency_seconds) | much(
-        lambda each: 1 / each.link.send_bandwidth
+def _reason(found: Slowing) -> str:
+    """The sentence on workers that are left out."""
+    others = (
+        f"; eight sequences together would have {found.many:.3g} tokens/s with it, and "
+        f"{found.many_without:.3g} without"
+        if found.many > WORTH * found.many_without
+        else ""
     )
-    single = [[each] for each in workers if each.name in slow | far] if len(workers) > 1 else []
-    return [*single, workers]
+    return (
+        f"left out: a request is expected to take {found.seconds:.3g} s with it, and "
+        f"{found.seconds_without:.3g} s without{others} (--use-all-workers uses it)"
+    )

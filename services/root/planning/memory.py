@@ -10,6 +10,9 @@ from hearth.root.planning.facts import NodeFacts
 from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.planning.streaming import least_held_bytes
 
+# Part of the memory that KV cache for more than one sequence may take from weights.
+_CACHE_PART = 1 / 8
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -40,6 +43,15 @@ def needed_bytes(
     )
 
 
+def disk_cache_bytes(one: int, memory_bytes: int, sequences: int) -> int:
+    """Bytes of KV cache and states for a node with weights on disk.
+
+    one: of a sequence of full context. Several sequences read the same weights in a step, and so
+    gain most; but what their cache takes of the memory is read from disk instead.
+    """
+    return max(one, min(sequences * one, int(memory_bytes * _CACHE_PART)))
+
+
 def room_for(
     spec: ModelSpec,
     plan: Plan,
@@ -56,9 +68,9 @@ def room_for(
 
     States are for `most_running` sequences, as far as they leave room for the pages of at least the
     sequences of full context that fit. nodes: in the plan's order. on_disk: where a node's memory
-    is too small, weights may lie on disk; then it has room for one sequence. Raises HearthError
-    OUT_OF_MEMORY if one has no room for a single sequence; the metadata has the node's number,
-    stage and rank.
+    is too small, weights may lie on disk; then its room is that of `disk_cache_bytes`. Raises
+    HearthError OUT_OF_MEMORY if one has no room for a single sequence; the metadata has the node's
+    number, stage and rank.
     """
     least = -(-context // page_size)
     pages, states = least * sequences, most_running
@@ -69,7 +81,8 @@ def room_for(
         held, left = node.weight_bytes, facts.memory_bytes - node.weight_bytes
         if left < one and on_disk:
             held = least_held_bytes(node)
-            left = min(one, facts.memory_bytes - held)
+            wanted = disk_cache_bytes(one, facts.memory_bytes, sequences)
+            left = min(wanted, facts.memory_bytes - held)
         if left < one:
             also = f" and {format_size(state)} for a sequence's state" if state else ""
             raise HearthError(

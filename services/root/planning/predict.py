@@ -18,7 +18,7 @@ from hearth.root.planning.cost import (
 from hearth.root.planning.cut import joined, size
 from hearth.root.planning.layout import Layout
 from hearth.root.planning.machines import Machine
-from hearth.root.planning.memory import needed_bytes
+from hearth.root.planning.memory import disk_cache_bytes, needed_bytes
 from hearth.root.planning.plan import NodePlan, Plan
 from hearth.root.planning.streaming import disk_bytes, to_disk
 
@@ -51,6 +51,8 @@ class Choices:
     prompt_tokens: int = 512
     # "disk": weights lie on disk where memory is too small.
     weights_on: str = "memory"
+    # Sequences of full context that the KV cache has room for, where memory allows.
+    sequences: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,8 @@ class Predictor:
         need = self._needed(node, on_disk=False)
         if need <= machine.memory_bytes:
             return 0.0
-        cache = need - node.weight_bytes
+        one = need - node.weight_bytes
+        cache = disk_cache_bytes(one, machine.memory_bytes, self._choices.sequences)
         found = node if node.disk_layers else to_disk(node, machine.memory_bytes - cache)
         return disk_bytes(found) / machine.disk_bandwidth if found is not None else 0.0
 

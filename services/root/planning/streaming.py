@@ -1,17 +1,14 @@
 """Layers whose weights lie on disk, where memory is too small for all of them. Pure.
 
-The core reads the layers on disk one after another, ahead of the step that needs them. `SEATS` of
-them are in memory at a time (native/src/shard/layer_stream.h). All else stays there: the other
-layers, embedding, head, vectors.
+The core reads the layers on disk one after another, ahead of the step that needs them. DISK_SEATS
+of them are in memory at a time. All else stays there: the other layers, embedding, head, vectors.
 """
 
 from collections import Counter
 from dataclasses import replace
 
+from hearth.common.types import DISK_SEATS
 from hearth.root.planning.plan import NodePlan
-
-# As in the core.
-SEATS = 2
 
 
 def layer_bytes(node: NodePlan) -> dict[int, int]:
@@ -36,7 +33,7 @@ def held_bytes(node: NodePlan) -> int:
         return node.weight_bytes
     sizes = layer_bytes(node)
     largest = max(sizes[layer] for layer in node.disk_layers)
-    return node.weight_bytes - disk_bytes(node) + SEATS * largest
+    return node.weight_bytes - disk_bytes(node) + DISK_SEATS * largest
 
 
 def least_held_bytes(node: NodePlan) -> int:
