@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from concurrent.futures import Future
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hearth.cli import options as common
@@ -15,8 +14,8 @@ from hearth.cli.command import Command, Option, Options
 if TYPE_CHECKING:
     from hearth.cli.session import Session
     from hearth.cli.workload import Workload
+    from hearth.common.candidates import Candidates
     from hearth.root.cluster.cluster import Cluster
-    from hearth.root.engine.interfaces import Allowed
     from hearth.root.scheduling.batch import Batch, StepOutput
     from hearth.v1 import root_pb2
 
@@ -120,11 +119,12 @@ class Recorder:
     def submit(
         self,
         batch: Batch,
-        candidates: int = 0,
+        candidates: Candidates | None = None,
         hidden: bool = False,
-        allowed: Allowed = MappingProxyType({}),
     ) -> Future[StepOutput]:
-        step = self._cluster.submit(batch, candidates, hidden, allowed)
+        from hearth.common.candidates import WHOLE_ROWS
+
+        step = self._cluster.submit(batch, candidates or WHOLE_ROWS, hidden)
         # With several stages each batch has its part of the sequences.
         if batch.decode_rows == batch.rows == -(-self._sequences // self.depth):
             step.add_done_callback(self._record)

@@ -11,14 +11,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from hearth import _native
 from hearth.cli.main import main
-from hearth.common.allowed import Mask
+from hearth.common.candidates import Candidates
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh_listener import MeshListener
 from hearth.v1 import worker_pb2
@@ -88,9 +88,9 @@ def response(
     self: ForwardLoop,
     request: worker_pb2.Step,
     output: _native.StepOutput,
-    allowed: Mapping[int, Mask],
+    wanted: Candidates,
 ) -> tuple[worker_pb2.ForwardResponse, int]:
-    made, size = _response(self, request, output, allowed)
+    made, size = _response(self, request, output, wanted)
     result = made.result
     if result.logits:
         logits = np.frombuffer(result.logits, "<f4").copy()

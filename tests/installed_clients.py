@@ -11,6 +11,7 @@ from typing import Any
 
 from serving_fakes import EOS, TOOL_TEMPLATE, FakeRunner, NextToken, Root
 
+from hearth.common.candidates import WHOLE_ROWS, Candidates
 from hearth.common.errors import HearthError, Reason
 from hearth.root.scheduling.batch import Batch, StepOutput
 
@@ -59,7 +60,7 @@ class Lossy(FakeRunner):
     # Steps before it.
     steps = 12
 
-    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+    def run(self, batch: Batch, candidates: Candidates = WHOLE_ROWS) -> StepOutput:
         if not self.lost and len(self.batches) == self.steps:
             self.lost = True
             raise HearthError(Reason.WORKER_LOST, "worker pi2 is lost")

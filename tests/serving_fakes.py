@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from converter_builders import tiny_spec
 
+from hearth.common.candidates import WHOLE_ROWS, Candidates, Tails
 from hearth.converter.pooling import Pooling
 from hearth.converter.spec import ModelSpec
 from hearth.converter.tokenizers.base import Tokenizer
 from hearth.root.api.frontend import Drain, Frontend
 from hearth.root.api.grpc.server import RootServer
 from hearth.root.engine.engine import Engine
-from hearth.root.engine.interfaces import NO_LIMITS, Allowed, SamplerFactory
+from hearth.root.engine.interfaces import SamplerFactory
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import Batch, Limits, SequenceStep, StepOutput
 from hearth.root.status.activity import Activity
@@ -127,9 +128,8 @@ class FakeRunner:
     def submit(
         self,
         batch: Batch,
-        candidates: int = 0,
+        candidates: Candidates = WHOLE_ROWS,
         hidden: bool = False,
-        allowed: Allowed = NO_LIMITS,
     ) -> Future[StepOutput]:
         """Computes in the calling thread, as a cluster of one stage does."""
         step: Future[StepOutput] = Future()
@@ -139,7 +139,7 @@ class FakeRunner:
             step.set_exception(error)
         return step
 
-    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+    def run(self, batch: Batch, candidates: Candidates = WHOLE_ROWS) -> StepOutput:
         self.entered.set()
         if self.gate is not None:
             assert self.gate.wait(30)
@@ -246,8 +246,14 @@ class Greedy:
     def __init__(self, sampling: Sampling, seed: int) -> None:
         self.accepted: list[int] = []
 
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        return 0.0, 0, ahead
+
     def sample(
-        self, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.uint32] | None = None
+        self,
+        logits: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.uint32] | None = None,
+        tails: Tails | None = None,
     ) -> int:
         best = int(logits.argmax())
         return best if ids is None else int(ids[best])

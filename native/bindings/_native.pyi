@@ -97,6 +97,30 @@ def best(
     ValueError when a row has fewer than `count`.
     """
 
+# Tokens up to which a nucleus is exact, and steps by which the logits behind them are counted.
+NUCLEUS_TOKENS: int
+LOGIT_STEPS: int
+
+def drawn(
+    logits: NDArray[np.float32],
+    count: int,
+    first_id: int,
+    temperature: float,
+    seed: int,
+    number: int,
+    nucleus: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.uint32]]:
+    """The tokens of a row [n] that a draw may choose under some min-p: f32 and u32 ids, [count].
+
+    The one that it chooses without comes first, the rest is filled up. With `nucleus` those under
+    any top-p too: the best NUCLEUS_TOKENS come first, and the logits of the row are counted, u32
+    [LOGIT_STEPS], else [0]. ValueError for a row with fewer than `count`, and a temperature that is
+    not in (0, 100].
+    """
+
+def gumbel_noise(seed: int, number: int, token: int) -> float:
+    """The noise that a draw adds to a token's logit / temperature."""
+
 def masked(
     logits: NDArray[np.float32], allowed: NDArray[np.uint8], value: float, first_id: int = 0
 ) -> NDArray[np.float32]:
@@ -526,7 +550,7 @@ class Shard:
         """
 
 class Sampler:
-    """Chooses tokens. One for each sequence: it carries the random state and the tokens seen."""
+    """Chooses tokens. One for each sequence: it counts draws, and knows the tokens seen."""
 
     def __init__(
         self,
@@ -537,9 +561,21 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None: ...
-    def sample(self, logits: NDArray[np.float32], ids: NDArray[np.uint32] | None = None) -> int:
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        """Temperature, seed and number of a draw, `ahead` after the next.
+
+        With a temperature of 0 nothing is drawn.
+        """
+
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        ids: NDArray[np.uint32] | None = None,
+        tails: tuple[NDArray[np.float32], NDArray[np.uint32]] | None = None,
+    ) -> int:
         """f32 [n] -> token id; logits of all tokens in order, or of the candidates `ids`.
 
+        tails: of ids for a nucleus; each rank's best logit, and its counts, [ranks, LOGIT_STEPS].
         -inf is impossible. RuntimeError for NaN, +inf, and where every token is impossible.
         """
 

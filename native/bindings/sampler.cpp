@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -35,6 +36,33 @@ py::tuple best(const Floats& logits, size_t count, uint32_t first_id) {
       best_candidates({row, columns}, count, first_id, value, id);
   }
   return py::make_tuple(values, ids);
+}
+
+// One row of candidates of a draw, and for a nucleus the counts of its logits.
+py::tuple drawn(const Floats& logits, size_t count, uint32_t first_id, float temperature,
+                uint64_t seed, uint64_t number, bool nucleus) {
+  if (logits.ndim() != 1) throw std::invalid_argument("drawn takes [n] logits");
+  const auto columns = static_cast<size_t>(logits.size());
+  if (count == 0 || count > columns) {  // before anything is made that large
+    throw std::invalid_argument(std::to_string(count) + " candidates of " +
+                                std::to_string(columns) + " logits");
+  }
+  Floats values(static_cast<py::ssize_t>(count));
+  Ids ids(static_cast<py::ssize_t>(count));
+  Ids counts(static_cast<py::ssize_t>(nucleus ? kLogitSteps : 0));
+  const std::span<const float> row(logits.data(), columns);
+  const Draw draw{temperature, seed, number};
+  float* value = values.mutable_data();
+  uint32_t* id = ids.mutable_data();
+  uint32_t* of_steps = counts.mutable_data();
+  {
+    const WithoutGil released;
+    if (nucleus)
+      nucleus_candidates(row, draw, count, first_id, value, id, of_steps);
+    else
+      drawn_candidates(row, draw, count, first_id, value, id);
+  }
+  return py::make_tuple(values, ids, counts);
 }
 
 Floats masked(const Floats& logits, const py::array_t<uint8_t, py::array::c_style>& allowed,
@@ -75,6 +103,14 @@ void bind_sampler(py::module_& module) {
   using namespace py::literals;
   module.def("best", &best, "logits"_a, "count"_a, "first_id"_a,
              "The best of each row: f32 [rows, count] and u32 [rows, count] ids.");
+  module.def("drawn", &drawn, "logits"_a, "count"_a, "first_id"_a, "temperature"_a, "seed"_a,
+             "number"_a, "nucleus"_a = false,
+             "The tokens of f32 [n] logits that a draw may choose: f32 [count], u32 [count] ids; "
+             "and of a nucleus the counts of the logits, u32 [LOGIT_STEPS], else [0].");
+  module.attr("NUCLEUS_TOKENS") = kNucleusTokens;
+  module.attr("LOGIT_STEPS") = kLogitSteps;
+  module.def("gumbel_noise", &gumbel_noise, "seed"_a, "number"_a, "token"_a,
+             "The noise of a token in a draw.");
   module.def("masked", &masked, "logits"_a, "allowed"_a, "value"_a, "first_id"_a = 0,
              "f32 [n] logits of the tokens from first_id on, with `value` for those whose bit in "
              "`allowed` is 0: u8 [m], the lowest bit of a byte first.");
@@ -95,16 +131,38 @@ void bind_sampler(py::module_& module) {
           "repetition_penalty"_a = 1.0f, "seed"_a = 0)
       .def(
           "sample",
-          [](Sampler& sampler, const Floats& logits, const std::optional<Ids>& ids) {
+          [](Sampler& sampler, const Floats& logits, const std::optional<Ids>& ids,
+             const std::optional<std::pair<Floats, Ids>>& tails) {
             if (logits.ndim() != 1 || (ids && ids->ndim() != 1))
               throw std::invalid_argument("sample takes [n] logits, and as many ids if any");
             const std::span<const float> row(logits.data(), static_cast<size_t>(logits.size()));
             std::span<const uint32_t> tokens;
             if (ids) tokens = {ids->data(), static_cast<size_t>(ids->size())};
+            std::vector<LogitCounts> parts;
+            if (tails) {
+              const auto& [bests, counts] = *tails;
+              if (bests.ndim() != 1 || counts.ndim() != 2 || counts.shape(0) != bests.size() ||
+                  counts.shape(1) != static_cast<py::ssize_t>(kLogitSteps)) {
+                throw std::invalid_argument("counts of logits are [ranks, " +
+                                            std::to_string(kLogitSteps) +
+                                            "], with the best logit of each rank");
+              }
+              for (py::ssize_t i = 0; i < bests.size(); ++i)
+                parts.push_back({bests.at(i), {counts.data(i, 0), kLogitSteps}});
+            }
             const WithoutGil released;
-            return sampler.sample(row, tokens);
+            return sampler.sample(row, tokens, parts);
           },
-          "logits"_a, "ids"_a = py::none(), "f32 [n], and u32 [n] ids if not all -> token id.")
+          "logits"_a, "ids"_a = py::none(), "tails"_a = py::none(),
+          "f32 [n], and u32 [n] ids if not all -> token id. Of top-p over several ranks also each "
+          "one's best logit, f32 [ranks], and counts, u32 [ranks, LOGIT_STEPS].")
+      .def(
+          "draw",
+          [](const Sampler& sampler, uint64_t ahead) {
+            const Draw draw = sampler.next_draw();
+            return py::make_tuple(draw.temperature, draw.seed, draw.number + ahead);
+          },
+          "ahead"_a = 0, "Temperature, seed and number of a draw, so many after the next.")
       .def("accept", &Sampler::accept, "token"_a, "Counts a token as seen.")
       .def(
           "accept_prompt",

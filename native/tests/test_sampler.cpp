@@ -1,6 +1,7 @@
 // The sampler: who can be drawn under each setting, how often, and what it makes of odd logits.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -11,6 +12,7 @@
 
 #include "check.h"
 #include "hearth/sampler.h"
+#include "sampling/nucleus.h"
 
 using namespace hearth;
 
@@ -20,13 +22,6 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 using Logits = std::vector<float>;
-// The upper half of a product.
-uint64_t multiply_high(uint64_t a, uint64_t b) {
-  const uint64_t low = (a & 0xffffffff) * (b & 0xffffffff);
-  const uint64_t first = (a >> 32) * (b & 0xffffffff) + (low >> 32);
-  const uint64_t second = (a & 0xffffffff) * (b >> 32) + (first & 0xffffffff);
-  return (a >> 32) * (b >> 32) + (first >> 32) + (second >> 32);
-}
 
 std::map<uint32_t, int> draw(const SamplerConfig& config, const Logits& logits, int count) {
   Sampler sampler(config);
@@ -110,7 +105,7 @@ void test_membership() {
 // distribution gives (moving 1% of the mass gives about count / 10,000 per token).
 void check_distribution(const SamplerConfig& config, const Logits& logits,
                         const std::vector<double>& expected) {
-  constexpr int kCount = 100000;
+  constexpr int kCount = 50000;
   auto counts = draw(config, logits, kCount);
   double chi = 0.0;
   size_t kinds = 0;
@@ -153,38 +148,62 @@ void test_distribution() {
   check_distribution({.temperature = 1.0f, .seed = 6}, shifted, p);
 }
 
-// The draw by its definition: all tokens sorted, weights as whole numbers, the shortest prefix that
-// reaches top-p, then the token at a random place in the order of ids. `Sampler` must agree always.
-uint32_t sorted_draw(const SamplerConfig& config, const Logits& logits, std::mt19937_64& random) {
+// The tokens of a nucleus by the definition in the header. order: all tokens that top-k keeps,
+// sorted. least: the logit below which min-p drops tokens.
+std::vector<uint32_t> sorted_nucleus(const SamplerConfig& config, const Logits& logits,
+                                     std::vector<uint32_t> order, float least) {
+  const float best = logits[order[0]];
+  const double per_step = std::log(2.0) / kLogitStepsPerOctave;
+  const auto scaled = [&](float logit) {
+    return static_cast<double>(logit) / (per_step * static_cast<double>(config.temperature));
+  };
+  const auto step = [&](uint32_t i) { return std::nearbyint(scaled(logits[i])); };
+  const size_t few = std::min(order.size(), kNucleusTokens);
+  std::vector<std::pair<uint64_t, double>> weights;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const double below = i < few
+                             ? static_cast<double>((logits[order[i]] - best) / config.temperature)
+                             : (step(order[i]) - scaled(best)) * per_step;
+    const bool dropped = i < few ? logits[order[i]] < least
+                                 : logits[order[few - 1]] < least ||
+                                       step(order[i]) < std::nearbyint(scaled(least)) ||
+                                       step(order[0]) - step(order[i]) >= kLogitSteps;
+    weights.push_back(
+        {dropped ? 0 : weight_of(std::min(0.0f, static_cast<float>(below))), step(order[i])});
+  }
+  uint64_t total = 0, sum = 0;
+  for (const auto& [weight, of] : weights) total += weight;
+  const auto wanted =
+      std::min(total, static_cast<uint64_t>(std::ceil(static_cast<double>(total) *
+                                                      static_cast<double>(config.top_p))));
+  size_t kept = 0;
+  while (sum < wanted) sum += weights[kept++].first;
+  if (kept > few) {
+    while (kept < order.size() && weights[kept].second == weights[kept - 1].second) ++kept;
+  }
+  order.resize(kept);
+  return order;
+}
+
+// The draw by its definition: all tokens sorted, those that are kept, and of these the token with
+// the highest logit / temperature + noise. `Sampler` must agree always.
+uint32_t sorted_draw(const SamplerConfig& config, const Logits& logits, uint64_t number) {
   std::vector<uint32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0u);
   std::stable_sort(order.begin(), order.end(),
                    [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; });
-  const float best = logits[order[0]];
   if (config.top_k > 0) order.resize(std::min<size_t>(order.size(), config.top_k));
-  const float least =
-      best +
-      config.temperature * std::max(-30.0f, config.min_p > 0.0f ? std::log(config.min_p) : -30.0f);
-  std::erase_if(order, [&](uint32_t i) { return !(logits[i] >= least); });
-  const auto weight = [&](uint32_t i) {
-    return weight_of((logits[i] - best) / config.temperature);
-  };
-  uint64_t total = 0;
-  for (uint32_t i : order) total += weight(i);
-  if (config.top_p < 1.0f) {
-    const auto wanted = std::min(
-        total, static_cast<uint64_t>(std::ceil(static_cast<double>(total) * config.top_p)));
-    size_t kept = 0;
-    for (total = 0; total < wanted;) total += weight(order[kept++]);
-    order.resize(kept);
-  }
+  float least = std::numeric_limits<float>::lowest();
+  if (config.min_p > 0.0f) least = logits[order[0]] + config.temperature * std::log(config.min_p);
+  if (config.top_p < 1.0f) order = sorted_nucleus(config, logits, order, least);
+  std::erase_if(order, [&](uint32_t i) { return logits[i] < least; });
   std::sort(order.begin(), order.end());
-  auto left = multiply_high(random(), total);
-  for (uint32_t i : order) {
-    if (left < weight(i)) return i;
-    left -= weight(i);
-  }
-  throw std::logic_error("a draw outside");
+  const auto score = [&](uint32_t i) {
+    return static_cast<double>(logits[i]) * (1.0 / static_cast<double>(config.temperature)) +
+           gumbel_noise(config.seed, number, i);
+  };
+  return *std::max_element(order.begin(), order.end(),
+                           [&](uint32_t a, uint32_t b) { return score(a) < score(b); });
 }
 
 void test_draw_is_the_sorted_one() {
@@ -207,14 +226,152 @@ void test_draw_is_the_sorted_one() {
             const SamplerConfig config = {
                 .temperature = 0.8f, .top_k = top_k, .top_p = top_p, .min_p = min_p, .seed = seed};
             Sampler sampler(config);
-            std::mt19937_64 twin(seed);
-            for (int i = 0; i < 4; ++i)
-              CHECK_EQUAL(sampler.sample(logits), sorted_draw(config, logits, twin));
+            for (uint64_t i = 0; i < 4; ++i)
+              CHECK_EQUAL(sampler.sample(logits), sorted_draw(config, logits, i));
           }
         }
       }
     }
   }
+}
+
+// Against the library's logarithms: the distribution's mean and variance, and its tails, from which
+// the winners of large rows come. Bounds: five standard errors of 400,000 draws, and of the count
+// above a level.
+void test_noise() {
+  constexpr int kCount = 400000;
+  double sum = 0.0, squares = 0.0, least = 0.0, most = 0.0;
+  std::map<int, double> above;
+  for (int i = 0; i < kCount; ++i) {
+    const double x = gumbel_noise(7, static_cast<uint64_t>(i / 1000), static_cast<uint32_t>(i));
+    sum += x;
+    squares += x * x;
+    least = std::min(least, x);
+    most = std::max(most, x);
+    for (int level : {-1, 0, 2, 5, 8}) above[level] += x > level;
+  }
+  const double mean = sum / kCount, variance = squares / kCount - mean * mean;
+  CHECK_NEAR(mean, 0.57721566, 5.0 * std::sqrt(1.6449 / kCount));
+  // (The fourth central moment is 5.4 times the squared variance.)
+  CHECK_NEAR(variance, 1.64493407, 5.0 * 1.6449 * std::sqrt(4.4 / kCount));
+  for (const auto& [level, count] : above) {
+    const double expected = kCount * -std::expm1(-std::exp(-static_cast<double>(level)));
+    CHECK_NEAR(count, expected, 5.0 * std::sqrt(expected));
+  }
+  CHECK(least > -4.0 && most < 37.0);
+  // Neighbours of every kind differ.
+  CHECK(gumbel_noise(1, 2, 3) != gumbel_noise(1, 3, 2));
+  CHECK(gumbel_noise(1, 2, 3) != gumbel_noise(2, 2, 3));
+  CHECK(gumbel_noise(1, 2, 3) != gumbel_noise(1, 2, 4));
+}
+
+// What every rank sends of its part of a row says what the whole row says: one token without min-p,
+// and a few with.
+void test_drawn_candidates() {
+  std::mt19937 random(14);
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  constexpr size_t kSize = 4000;
+  constexpr size_t kCuts[] = {0, 700, 701 + 63, kSize};
+  for (int kind = 0; kind < 3; ++kind) {
+    Logits logits(kSize);
+    for (float& each : logits) {
+      each = normal(random);
+      if (kind == 1) each = std::round(each);  // many ties
+      if (kind == 2 && random() % 2 == 0) each = -kInfinity;
+    }
+    logits[random() % kSize] = 1.0f;
+    for (float min_p : {0.0f, 0.001f, 0.1f, 1.0f}) {
+      const SamplerConfig config = {.temperature = 0.7f, .min_p = min_p, .seed = random()};
+      const size_t count = min_p > 0.0f ? 63 : 1;
+      Sampler whole(config), parts(config);
+      std::set<uint32_t> tokens;
+      for (int draws = 0; draws < 100; ++draws) {
+        Logits merged(3 * count);
+        std::vector<uint32_t> ids(3 * count);
+        for (size_t rank = 0; rank < 3; ++rank) {
+          const std::span part(logits.begin() + kCuts[rank], logits.begin() + kCuts[rank + 1]);
+          drawn_candidates(part, parts.next_draw(), count, static_cast<uint32_t>(kCuts[rank]),
+                           &merged[rank * count], &ids[rank * count]);
+        }
+        const uint32_t token = whole.sample(logits);
+        CHECK_EQUAL(parts.sample(merged, ids), token);
+        tokens.insert(token);
+      }
+      CHECK(tokens.size() > (min_p == 1.0f ? 0 : 5));
+    }
+  }
+  std::vector<float> best(3);
+  std::vector<uint32_t> ids(3);
+  // Nothing but what cannot be drawn; then fewer than are asked for.
+  drawn_candidates(Logits{kNan, -kInfinity, -kInfinity}, {}, 3, 5, best.data(), ids.data());
+  CHECK((best == std::vector<float>(3, -std::numeric_limits<float>::max())));
+  CHECK((ids == std::vector<uint32_t>(3, 5)));
+  drawn_candidates(Logits{kNan, 2.0f, -kInfinity}, {}, 3, 5, best.data(), ids.data());
+  CHECK((ids == std::vector<uint32_t>{6, 5, 5}));
+  for (float bad : {0.0f, -1.0f, 101.0f, kNan})
+    CHECK_THROWS(
+        drawn_candidates(Logits{1.0f}, {.temperature = bad}, 1, 0, best.data(), ids.data()),
+        std::invalid_argument, "temperature");
+  CHECK_THROWS(drawn_candidates(Logits{1.0f}, {}, 2, 0, best.data(), ids.data()),
+               std::invalid_argument, "2 candidates of 1 logits");
+}
+
+// Parts of a row that ranks hold give the token of the whole row, whatever is kept.
+void test_nucleus_candidates() {
+  std::mt19937 random(15);
+  constexpr size_t kCount = kNucleusTokens + 64;
+  for (int kind = 0; kind < 5; ++kind) {
+    const size_t size = kind == 4 ? 900 : 6000;
+    std::normal_distribution<float> normal(0.0f, kind == 3 ? 4.0f : 1.0f);
+    Logits logits(size);
+    for (float& each : logits) {
+      each = normal(random);
+      if (kind == 1) each = std::round(each);  // many ties
+      if (kind == 2 && random() % 2 == 0) each = std::numeric_limits<float>::lowest();
+    }
+    if (kind == 4) logits.back() = 40.0f;  // the other ranks' tokens are far below
+    for (int round = 0; round < 12; ++round) {
+      // Ranks of any size: with all that they have, with little, with nothing near the best.
+      size_t cuts[] = {0, 1 + random() % (size - 1), 1 + random() % (size - 1), size};
+      std::sort(std::begin(cuts), std::end(cuts));
+      for (const float top_p : {0.3f, 0.95f, 0.9999f}) {
+        for (const float min_p : {0.0f, 0.02f}) {
+          const SamplerConfig config = {
+              .temperature = 0.8f, .top_p = top_p, .min_p = min_p, .seed = random()};
+          Sampler whole(config), parts(config);
+          for (int draws = 0; draws < 5; ++draws) {
+            Logits merged;
+            std::vector<uint32_t> ids;
+            std::vector<std::vector<uint32_t>> counts;
+            std::vector<LogitCounts> tails;
+            for (size_t rank = 0; rank < 3; ++rank) {
+              const size_t columns = cuts[rank + 1] - cuts[rank];
+              if (columns == 0) continue;
+              const size_t count = std::min(kCount, columns), at = merged.size();
+              merged.resize(at + count);
+              ids.resize(at + count);
+              counts.emplace_back(kLogitSteps);
+              nucleus_candidates({&logits[cuts[rank]], columns}, parts.next_draw(), count,
+                                 static_cast<uint32_t>(cuts[rank]), &merged[at], &ids[at],
+                                 counts.back().data());
+              tails.push_back({merged[at], counts.back()});
+            }
+            CHECK_EQUAL(parts.sample(merged, ids, tails), whole.sample(logits));
+          }
+        }
+      }
+    }
+  }
+  std::vector<float> best(300);
+  std::vector<uint32_t> ids(300), counts(kLogitSteps);
+  CHECK_THROWS(nucleus_candidates(Logits(300), {.temperature = 0.0f}, 300, 0, best.data(),
+                                  ids.data(), counts.data()),
+               std::invalid_argument, "temperature");
+  CHECK_THROWS(nucleus_candidates(Logits(300), {}, kNucleusTokens, 0, best.data(), ids.data(),
+                                  counts.data()),
+               std::invalid_argument, "256 candidates of a nucleus");
+  nucleus_candidates(Logits(300, kNan), {}, 300, 0, best.data(), ids.data(), counts.data());
+  CHECK(std::accumulate(counts.begin(), counts.end(), 0u) == 0);
 }
 
 // Whole numbers instead of the library's exponential: relative error of one weight under 2^-22, and
@@ -234,24 +391,72 @@ void test_weights() {
 // prefers any token. Bound: as in check_distribution.
 void test_distribution_of_a_row() {
   std::mt19937 random(21);
-  std::normal_distribution<float> normal(0.0f, 1.5f);
-  Logits logits(2000);
-  for (float& each : logits) each = normal(random);
-  std::vector<double> p;
-  double total = 0.0;
-  for (float each : logits) p.push_back(std::exp(static_cast<double>(each) / 0.8));
-  for (double each : p) total += each;
-  for (double& each : p) each /= total;
-  std::vector<size_t> order(p.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return p[a] > p[b]; });
-  for (float top_p : {1.0f, 0.9f}) {
-    std::vector<double> expected(p.size(), 0.0);
-    double kept = 0.0;
-    for (size_t i = 0; i < order.size() && kept < static_cast<double>(top_p); ++i)
-      kept += expected[order[i]] = p[order[i]];
-    for (double& each : expected) each /= kept;
-    check_distribution({.temperature = 0.8f, .top_p = top_p, .seed = 31}, logits, expected);
+  for (const float spread : {1.5f, 3.0f}) {
+    std::normal_distribution<float> normal(0.0f, spread);
+    Logits logits(2000);
+    for (float& each : logits) each = normal(random);
+    std::vector<uint32_t> order(logits.size());
+    std::iota(order.begin(), order.end(), 0u);
+    std::sort(order.begin(), order.end(),
+              [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; });
+    for (const float top_p : {1.0f, 0.9f}) {
+      const SamplerConfig config = {.temperature = 0.8f, .top_p = top_p, .seed = 31};
+      const auto nucleus = top_p < 1.0f ? sorted_nucleus(config, logits, order, -100.0f) : order;
+      // One of each kind: within the best tokens, and one that ends with a step.
+      CHECK(top_p == 1.0f || (nucleus.size() <= kNucleusTokens) == (spread == 3.0f));
+      std::vector<double> expected(logits.size(), 0.0);
+      double total = 0.0;
+      for (const uint32_t i : nucleus)
+        total += expected[i] = std::exp(static_cast<double>(logits[i]) / 0.8);
+      for (double& each : expected) each /= total;
+      check_distribution(config, logits, expected);
+    }
+  }
+}
+
+// The mass of a nucleus in double. The tokens behind the best 256 weigh as much as the middle of
+// their step, which is half of 2^(1/16) off at most, a factor of 1.0219: so the sum of all is off
+// by 2.2 % of the mass behind the 256, and so is what is kept of it. 1e-6 is for weights of floats.
+void test_mass_of_a_nucleus() {
+  std::mt19937 random(22);
+  for (const float spread : {0.0f, 0.3f, 1.0f, 2.0f, 4.0f}) {
+    std::normal_distribution<float> normal(0.0f, spread);
+    for (const size_t size : {size_t{200}, size_t{3000}, size_t{30000}}) {
+      Logits logits(size);
+      for (float& each : logits) each = normal(random);
+      std::vector<Candidate> best(std::min(size, kNucleusTokens));
+      std::vector<uint32_t> counts(kLogitSteps);
+      const float temperature = 0.9f;
+      std::sort(logits.begin(), logits.end(), std::greater<>());
+      for (uint32_t i = 0; i < best.size(); ++i) best[i] = {logits[i], i};
+      count_logits(logits, logits[0], temperature, counts.data());
+      const LogitCounts tail{logits[0], counts};
+      std::vector<double> sums = {0.0};  // of the first i tokens
+      for (const float each : logits)
+        sums.push_back(sums.back() + std::exp(static_cast<double>(each - logits[0]) / temperature));
+      const double total = sums.back(), behind = (total - sums[best.size()]) / total;
+      for (const float top_p : {0.1f, 0.5f, 0.9f, 0.95f, 0.99f}) {
+        const Nucleus nucleus = find_nucleus(best, {&tail, 1}, temperature, top_p, -1e30f);
+        size_t kept = nucleus.best;
+        if (kept == 0) {
+          const auto out =
+              std::upper_bound(logits.begin(), logits.end(), nucleus.least, std::greater<>());
+          kept = static_cast<size_t>(out - logits.begin());
+        }
+        const double slack = 0.044 * behind + 1e-6, p = static_cast<double>(top_p);
+        CHECK(sums[kept] / total >= p - slack);
+        // Without the last token, or the last step, it would be too little.
+        size_t less = kept - 1;
+        if (nucleus.best == 0) {
+          const double step = 2.0 / kLogitStepsPerOctave * std::log(2.0) * 0.5;
+          const float above = nucleus.least + static_cast<float>(step * 1.0001) * temperature;
+          less = static_cast<size_t>(
+              std::upper_bound(logits.begin(), logits.end(), above, std::greater<>()) -
+              logits.begin());
+        }
+        CHECK(sums[less] / total < p + slack);
+      }
+    }
   }
 }
 
@@ -390,11 +595,15 @@ int main() {
   test_membership();
   test_distribution();
   test_draw_is_the_sorted_one();
+  test_noise();
   test_weights();
   test_distribution_of_a_row();
+  test_mass_of_a_nucleus();
+  test_nucleus_candidates();
   test_seeds();
   test_repetition_penalty();
   test_candidates();
+  test_drawn_candidates();
   test_candidates_of_rows();
   test_masked_logits();
   test_limits();

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hearth.common.security import Security
 
 # The contract's version. A root and a worker of different versions refuse each other.
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 # The longest name of a node, in bytes of UTF-8: it reaches logs, metrics and every client.
 MAX_NAME_BYTES = 256

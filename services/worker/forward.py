@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from hearth import _native
 from hearth.common import wire
-from hearth.common.allowed import Mask, decode, only
+from hearth.common.allowed import decode
+from hearth.common.candidates import OF_NUCLEUS, Candidates, Draw, find
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh import Connections, connect_all, measure, stage_link
 from hearth.common.mesh_handshake import KEY_BYTES
@@ -230,7 +231,7 @@ class ForwardLoop:
             raise HearthError(Reason.BAD_STEP, problem)
         self._step_id = step.step_id
         self._check_sizes(step)
-        allowed = self._allowed(step)
+        wanted = self._candidates(step)
         sequences, slots = self._sequences(step)
         if self._lane is not None:
             self._lane.begin(step.step_id)
@@ -252,7 +253,7 @@ class ForwardLoop:
             place = {"stage": self._placement.stage, "rank": error.rank}
             log.warning("step %d is lost: %s", step.step_id, error)
             raise HearthError(Reason.PEER_LOST, str(error), place) from None
-        response, sent = self._response(step, output, allowed)
+        response, sent = self._response(step, output, wanted)
         wall, sync = output.wall_ns / 1e9, output.sync_ns / 1e9
         del output  # its logits are in the response
         self._send(response)
@@ -320,7 +321,7 @@ class ForwardLoop:
         return wire.decode(data, step.activation_type, rows, self._row_size)
 
     def _response(
-        self, step: worker_pb2.Step, output: _native.StepOutput, allowed: Mapping[int, Mask]
+        self, step: worker_pb2.Step, output: _native.StepOutput, wanted: Candidates
     ) -> tuple[worker_pb2.ForwardResponse, int]:
         """The step's result, and the size of its payload in bytes."""
         response = worker_pb2.ForwardResponse()
@@ -344,17 +345,18 @@ class ForwardLoop:
         if not len(step.output_rows):
             return response, 0
         logits = output.logits
-        count = min(step.candidates.count, logits.shape[1])
-        if count:
-            logits = only(logits, allowed, self._vocab_begin)
-            logits, ids = _native.best(logits, count, self._vocab_begin)
-            payload = ids.astype("<u4").tobytes()
-            result.candidate_ids = payload
+        sent = 0
+        if wanted.count:
+            logits, ids, counts = find(logits, wanted, self._vocab_begin)
+            assert ids is not None
+            result.candidate_ids = ids.astype("<u4").tobytes()
+            result.logit_counts = b"".join(each.astype("<u4").tobytes() for each in counts.values())
+            sent = ids.nbytes + len(result.logit_counts)
         result.logits = np.ascontiguousarray(logits, dtype="<f4").tobytes()
-        return response, logits.nbytes + len(payload)
+        return response, logits.nbytes + sent
 
-    def _allowed(self, step: worker_pb2.Step) -> dict[int, Mask]:
-        """The allowed tokens of a step's output rows. Raises HearthError BAD_STEP."""
+    def _candidates(self, step: worker_pb2.Step) -> Candidates:
+        """Candidates of a step's output rows. Raises HearthError BAD_STEP."""
         config = self._shard.config
         try:
             found = {
@@ -369,7 +371,22 @@ class ForwardLoop:
                 f"{len(step.candidates.allowed)} rows of allowed tokens, of {rows} output rows"
             )
             raise HearthError(Reason.BAD_STEP, problem)
-        return found
+        draws = {
+            item.row: Draw(item.temperature, item.seed, item.number, item.nucleus)
+            for item in step.candidates.draws[:rows]
+        }
+        if len(step.candidates.draws) != len(draws) or any(row >= rows for row in draws):
+            problem = f"{len(step.candidates.draws)} draws, of {rows} output rows"
+            raise HearthError(Reason.BAD_STEP, problem)
+        wanted = Candidates(step.candidates.count, found, draws)
+        for draw in draws.values():
+            if not 0 < draw.temperature <= 100:
+                problem = f"a draw with a temperature of {draw.temperature}, not in (0, 100]"
+                raise HearthError(Reason.BAD_STEP, problem)
+            if draw.nucleus and wanted.count < OF_NUCLEUS:
+                problem = f"{wanted.count} candidates of a nucleus, which needs {OF_NUCLEUS}"
+                raise HearthError(Reason.BAD_STEP, problem)
+        return wanted
 
     def _observe(
         self, step: worker_pb2.Step, wall: float, sync: float, sent: int, received: int

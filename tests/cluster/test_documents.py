@@ -76,12 +76,22 @@ def test_a_hot_model_writes_valid_documents(addresses: list[str]) -> None:
     assert same >= 0.97 * DEMO_SCHEMAS
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_k": 20}], ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"temperature": 1.0, "top_k": 20},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "min_p": 0.02},
+        {"temperature": 1.0, "top_p": 0.9},
+    ],
+    ids=str,
+)
 def test_candidates_of_ranks_are_those_of_whole_rows(
     addresses: list[str], sampling: dict[str, Any]
 ) -> None:
     with engine_of("demo", addresses) as engine:
-        for seed in range(20):
+        for seed in range(8):
             by_ranks = document(engine, seed, **sampling)
             # Log probabilities need whole rows.
             assert document(engine, seed, logprobs=0, **sampling) == by_ranks

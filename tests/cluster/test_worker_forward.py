@@ -15,6 +15,7 @@ from harness import Plan, WorkerProcess, free_port, shard_config
 
 from hearth.common import wire
 from hearth.common.allowed import LOWEST
+from hearth.common.candidates import OF_NUCLEUS, Candidates, Draw, find
 from hearth.common.channels import PROTOCOL_VERSION, dial
 from hearth.common.errors import HearthError, Reason
 from hearth.common.rpc_errors import from_rpc_error
@@ -221,6 +222,57 @@ def test_candidates_are_among_the_allowed_tokens(root: Root) -> None:
     assert {*ids[1][:3]} == {3, 70, 200}
     assert np.array_equal(logits[1][:3], whole[1][ids[1][:3]])
     assert (logits[1][3:] == LOWEST).all()
+
+
+def sampled_step(root: Root, x: wire.F32, candidates: worker_pb2.Candidates) -> None:
+    """Sends a step of one sequence whose last row is sampled."""
+    root.step_id += 1
+    step = worker_pb2.Step(
+        step_id=root.step_id,
+        activations=wire.encode(x, F32),
+        activation_type=F32,
+        output_rows=[len(x) - 1],
+        candidates=candidates,
+    )
+    step.sequences.add(rows=len(x), position=0, sequence_id=0, new_pages=[0])
+    root.send(step=step)
+
+
+@pytest.mark.parametrize("count", [1, OF_NUCLEUS], ids=["temperature", "nucleus"])
+def test_candidates_of_a_draw(root: Root, count: int) -> None:
+    """The worker finds what its whole row gives, by the same draw."""
+    x, nucleus = rows(3), count > 1
+    sampled_step(root, x, worker_pb2.Candidates())
+    whole = wire.decode(root.finish_step().logits, F32, 1, 256)
+    draw = worker_pb2.Draw(row=0, temperature=0.5, seed=1 << 63, number=4, nucleus=nucleus)
+    sampled_step(root, x, worker_pb2.Candidates(count=count, draws=[draw]))
+    result = root.finish_step()
+    wanted = Candidates(count, draws={0: Draw(0.5, 1 << 63, 4, nucleus)})
+    expected = find(whole, wanted, 0)
+    assert expected.ids is not None
+    assert result.candidate_ids == expected.ids.tobytes()
+    assert result.logits == expected.logits.tobytes()
+    assert result.logit_counts == b"".join(each.tobytes() for each in expected.counts.values())
+    assert len(result.logit_counts) == (693 * 4 if nucleus else 0)
+
+
+@pytest.mark.parametrize(
+    ("draw", "problem"),
+    [
+        ({"row": 1}, "1 draws, of 1 output rows"),
+        ({"temperature": 0.0}, "a temperature of 0"),
+        ({"temperature": float("nan")}, "a temperature of nan"),
+        ({"temperature": 101.0}, "a temperature of 101"),
+        ({"nucleus": True}, "7 candidates of a nucleus, which needs 320"),
+    ],
+    ids=str,
+)
+def test_a_draw_that_cannot_be(root: Root, draw: dict[str, Any], problem: str) -> None:
+    item = worker_pb2.Draw(**{"temperature": 1.0, **draw})
+    sampled_step(root, rows(1), worker_pb2.Candidates(count=7, draws=[item]))
+    error = root.refused()
+    assert error.reason == Reason.BAD_STEP
+    assert problem in error.message
 
 
 @pytest.mark.parametrize(

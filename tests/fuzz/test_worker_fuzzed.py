@@ -440,6 +440,14 @@ def changed_step(draw: Draw, worker: Worker) -> worker_pb2.Step:
             for row in draw(st.lists(NUMBERS, max_size=3)):
                 size = draw(st.sampled_from([0, 4, 32, 300]))
                 step.candidates.allowed.add(row=u32(row), bits=bytes(size))
+            for row in draw(st.lists(NUMBERS, max_size=3)):
+                step.candidates.draws.add(
+                    row=u32(row),
+                    temperature=draw(st.floats(width=32)),
+                    seed=u64(draw(NUMBERS)),
+                    number=u64(draw(NUMBERS)),
+                    nucleus=draw(st.booleans()),
+                )
         else:
             other = draw(st.sampled_from([0, 7, 8, 9]))
             step.sequences.add(

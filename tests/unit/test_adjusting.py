@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hearth.common.candidates import Tails
 from hearth.common.errors import HearthError
 from hearth.root.engine.adjusting import AdjustedSampler
 from hearth.root.engine.interfaces import native_sampler
@@ -27,8 +28,14 @@ class Recorder:
         self.logits: npt.NDArray[np.float32] = np.empty(0, np.float32)
         self.accepted: list[int] = []
 
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        return 0.0, 0, ahead
+
     def sample(
-        self, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.uint32] | None = None
+        self,
+        logits: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.uint32] | None = None,
+        tails: Tails | None = None,
     ) -> int:
         self.logits = logits
         return int(logits.argmax())

@@ -62,7 +62,7 @@ class BrokenFormation:
         self.steps = 0
         self.failure: HearthError | None = None
 
-    def step(self, batch: Batch, candidates: int, hidden: bool, allowed: object) -> None:
+    def step(self, batch: Batch, candidates: object, hidden: bool) -> None:
         self.steps += 1
         raise TypeError("no such argument")
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import family_models
 import pytest
@@ -15,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_fakes import BOS, VOCAB, ByteTokenizer, FakeRunner, letters
 
+from hearth.common.candidates import WHOLE_ROWS, Candidates
 from hearth.common.errors import HearthError, Reason
 from hearth.converter import open_model
 from hearth.root import drafts
 from hearth.root.app import core
 from hearth.root.engine.draft_model import DraftModel
 from hearth.root.engine.engine import Engine
-from hearth.root.engine.interfaces import Allowed
 from hearth.root.engine.mailbox import Delta, Done, Event
 from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.planning.blueprint import draw
@@ -39,12 +38,11 @@ class Whole(FakeRunner):
     def submit(
         self,
         batch: Batch,
-        candidates: int = 0,
+        candidates: Candidates = WHOLE_ROWS,
         hidden: bool = False,
-        allowed: Allowed = MappingProxyType({}),
     ) -> Future[StepOutput]:
-        assert candidates > 0
-        return super().submit(batch, candidates, hidden, allowed)
+        assert candidates.count > 0
+        return super().submit(batch, candidates, hidden)
 
 
 def sometimes(every: int) -> Whole:
@@ -207,7 +205,7 @@ def test_damaged_rows_of_a_draft_model_give_no_draft_and_are_read_again() -> Non
     class Damaged(Whole):
         damaged = True
 
-        def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        def run(self, batch: Batch, candidates: Candidates = WHOLE_ROWS) -> StepOutput:
             output = super().run(batch, candidates)
             bad, self.damaged = {0: ""} if self.damaged else {}, False
             return StepOutput(output.logits, not_finite=bad)

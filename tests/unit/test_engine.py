@@ -25,12 +25,13 @@ from serving_fakes import (
     script,
 )
 
+from hearth.common.candidates import WHOLE_ROWS, Candidates, Tails
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
 from hearth.root.engine.delivery import Delivery
 from hearth.root.engine.engine import MAX_SETBACKS, Engine
 from hearth.root.engine.flights import Flights
-from hearth.root.engine.interfaces import NO_LIMITS, Allowed, Ids, Logits
+from hearth.root.engine.interfaces import Ids, Logits
 from hearth.root.engine.mailbox import Delta, Done, Event, Failed, Mailbox
 from hearth.root.engine.params import GenerateParams, Sampling
 from hearth.root.engine.sampling import sample
@@ -351,7 +352,7 @@ def test_an_engine_whose_thread_dies_refuses_requests(monkeypatch: pytest.Monkey
 
 def test_a_runner_with_too_few_rows_is_noticed() -> None:
     class Short(FakeRunner):
-        def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        def run(self, batch: Batch, candidates: Candidates = WHOLE_ROWS) -> StepOutput:
             super().run(batch)
             return StepOutput(np.zeros((0, 258), np.float32))
 
@@ -547,7 +548,7 @@ def test_the_core_s_sampler_draws_the_same_whatever_runs_beside() -> None:
     class Noise(FakeRunner):
         """Logits that leave the sampler something to choose."""
 
-        def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        def run(self, batch: Batch, candidates: Candidates = WHOLE_ROWS) -> StepOutput:
             peaks = super().run(batch).logits.argmax(axis=1)
             rows = [np.random.default_rng(int(p)).normal(size=258) for p in peaks]
             return StepOutput(np.array(rows, np.float32).reshape(len(peaks), 258))
@@ -607,7 +608,7 @@ class Breaking(FakeRunner):
     def reached(self, step: int) -> bool:
         return self.steps == step
 
-    def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+    def run(self, batch: Batch, candidates: Candidates = WHOLE_ROWS) -> StepOutput:
         self.steps += 1
         if self.steps in self.broken:
             self.cache.clear()
@@ -732,7 +733,7 @@ def test_a_request_that_takes_the_cluster_down_is_given_up() -> None:
     """It alone: the one that waited behind it goes on."""
 
     class Poisoned(FakeRunner):
-        def run(self, batch: Batch, candidates: int = 0) -> StepOutput:
+        def run(self, batch: Batch, candidates: Candidates = WHOLE_ROWS) -> StepOutput:
             if ord("x") in batch.tokens:
                 raise lost()
             return super().run(batch)
@@ -803,9 +804,8 @@ class Staged(FakeRunner):
     def submit(
         self,
         batch: Batch,
-        candidates: int = 0,
+        candidates: Candidates = WHOLE_ROWS,
         hidden: bool = False,
-        allowed: Allowed = NO_LIMITS,
     ) -> Future[StepOutput]:
         self.submitted += 1
         assert self.submitted - len(self.batches) <= self.depth
@@ -1146,7 +1146,10 @@ class Fixed:
         self.tokens = iter(tokens)
         self.accepted: list[int] = []
 
-    def sample(self, logits: Logits, ids: Ids | None = None) -> int:
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        return 0.0, 0, ahead
+
+    def sample(self, logits: Logits, ids: Ids | None = None, tails: Tails | None = None) -> int:
         return next(self.tokens)
 
     def accept(self, token: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hearth.common.candidates import WHOLE_ROWS
 from hearth.common.errors import HearthError, Reason
 from hearth.common.mesh_place import MeshPlace, place_of
 from hearth.root.cluster.finite import LOGITS, of_stages
@@ -85,7 +86,7 @@ class Legs:
         return data + b"%d" % number
 
     def begin(self, number: int) -> StepRun:
-        run = StepRun(number, cast("Batch", None), 0, {}, hidden=False)
+        run = StepRun(number, cast("Batch", None), WHOLE_ROWS, hidden=False)
         self.pipeline.begin(run)
         self.pipeline.push(run, b"")
         return run

@@ -1,16 +1,17 @@
 #include "hearth/sampler.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "hearth/finite.h"
+#include "sampling/gumbel.h"
+#include "sampling/nucleus.h"
+#include "sampling/order.h"
 
 namespace hearth {
 namespace {
@@ -20,40 +21,11 @@ constexpr float kImpossible = -std::numeric_limits<float>::infinity();
 constexpr float kFloor = -30.0f;
 // With fewer logits all weights together are less than 2^63.
 constexpr size_t kMaxLogits = size_t{1} << 19;
-// Logits that a loop takes at once, so that compilers use vectors.
-constexpr size_t kAtOnce = 16;
-// Tokens up to which a heap finds the best of a row faster than a partial sort.
-constexpr size_t kFew = 256;
-// Logits whose weights are added up apart, for a draw to step over.
-constexpr size_t kBlock = 256;
-
 void check(bool good, const char* name, double value, const char* range) {
   if (!good) {
     throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", not in " +
                                 range);
   }
-}
-
-// Better first; equal logits by the lower id, so that the choice never depends on the sort.
-bool better(const std::pair<float, uint32_t>& a, const std::pair<float, uint32_t>& b) {
-  return a.first != b.first ? a.first > b.first : a.second < b.second;
-}
-
-bool any_above(const float* logits, size_t count, float least) {
-  int found = 0;
-  for (size_t i = 0; i < count; ++i) found |= logits[i] > least;
-  return found != 0;
-}
-
-float largest(std::span<const float> x) {
-  std::array<float, kAtOnce> top;
-  top.fill(kImpossible);
-  size_t i = 0;
-  for (; i + kAtOnce <= x.size(); i += kAtOnce) {
-    for (size_t j = 0; j < kAtOnce; ++j) top[j] = x[i + j] > top[j] ? x[i + j] : top[j];
-  }
-  for (; i < x.size(); ++i) top[0] = x[i] > top[0] ? x[i] : top[0];
-  return *std::max_element(top.begin(), top.end());
 }
 
 // NaN or +inf, but not -inf, which is a token that must not be drawn.
@@ -91,63 +63,35 @@ uint64_t whole(float weight) {
   return static_cast<uint64_t>(static_cast<int64_t>(weight * static_cast<float>(kWeightOne)));
 }
 
-// floor(a * b / 2^64)
-uint64_t multiply_high(uint64_t a, uint64_t b) {
-  const uint64_t a0 = a & 0xffffffffu, a1 = a >> 32, b0 = b & 0xffffffffu, b1 = b >> 32;
-  const uint64_t middle = a1 * b0 + (a0 * b0 >> 32);
-  return a1 * b1 + (middle >> 32) + (((middle & 0xffffffffu) + a0 * b1) >> 32);
-}
-
-// The least weight of a nucleus, and of its tokens with just that weight the last place in the row.
-struct Edge {
-  float weight;
-  size_t place;
-};
-
-// The edge of the fewest best tokens whose weights add up to this part of all; `kept`: what they
-// add up to. Tokens are first counted by the leading bits of their weights: only those of the
-// bucket in which the edge lies are sorted.
-Edge nucleus(std::span<const float> weights, float part, uint64_t& kept) {
-  constexpr uint32_t kShift = 17;  // 6 bits of the mantissa
-  constexpr uint32_t kFirst = std::bit_cast<uint32_t>(0x1p-45f) >> kShift;
-  constexpr uint32_t kLast = std::bit_cast<uint32_t>(2.0f) >> kShift;
-  const auto bucket_of = [](float weight) {
-    return (std::bit_cast<uint32_t>(weight) >> kShift) - kFirst;
-  };
-  // By turns into one of two: neighbours often meet in a bucket, and would wait for each other.
-  constexpr size_t kBuckets = kLast - kFirst + 1;
-  std::array<std::array<uint64_t, kBuckets>, 2> halves{};
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] > 0.0f) halves[i % 2][bucket_of(weights[i])] += whole(weights[i]);
+// The `count` best of the tokens of a row, in any order. ids: their tokens; empty: all of the row.
+// Each token counts once, with its highest logit: a rank may send one twice, as one of the best and
+// as one that a draw may choose. It also fills up with the lowest logit.
+std::vector<Candidate> candidates_of(std::span<const float> logits, std::span<const uint32_t> ids,
+                                     size_t count) {
+  std::vector<Candidate> found;
+  if (ids.empty() && count <= kNucleusTokens) {  // a heap is faster than to move them all
+    std::vector<float> values(count);
+    std::vector<uint32_t> tokens(count);
+    best_candidates(logits, count, 0, values.data(), tokens.data());
+    for (size_t i = 0; i < count; ++i) found.push_back({values[i], tokens[i]});
+    return found;
   }
-  std::array<uint64_t, kBuckets>& sums = halves[0];
-  for (size_t i = 0; i < kBuckets; ++i) sums[i] += halves[1][i];
-  const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
-  const auto wanted = std::min(total, static_cast<uint64_t>(std::ceil(static_cast<double>(total) *
-                                                                      static_cast<double>(part))));
-  kept = 0;
-  size_t bucket = sums.size() - 1;
-  while (bucket > 0 && kept + sums[bucket] < wanted) kept += sums[bucket--];
-  std::vector<std::pair<float, uint32_t>> members;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] > 0.0f && bucket_of(weights[i]) == bucket)
-      members.push_back({weights[i], static_cast<uint32_t>(i)});
+  found.resize(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i)
+    found[i] = {logits[i], ids.empty() ? static_cast<uint32_t>(i) : ids[i]};
+  if (!ids.empty()) {
+    std::sort(found.begin(), found.end(), [](const Candidate& a, const Candidate& b) {
+      return a.second != b.second ? a.second < b.second : a.first > b.first;
+    });
+    const auto same = [](const Candidate& a, const Candidate& b) { return a.second == b.second; };
+    found.erase(std::unique(found.begin(), found.end(), same), found.end());
   }
-  std::sort(members.begin(), members.end(), better);
-  Edge edge = {std::numeric_limits<float>::max(), 0};
-  for (const auto& [weight, place] : members) {
-    edge = {weight, place};
-    kept += whole(weight);
-    if (kept >= wanted) break;
+  if (count < found.size()) {
+    std::nth_element(found.begin(), found.begin() + static_cast<long>(count - 1), found.end(),
+                     better);
+    found.resize(count);
   }
-  return edge;
-}
-
-// Reused: memory of this size would come from the system, page by page, for every token.
-std::vector<float>& scratch(size_t size) {
-  thread_local std::vector<float> memory;
-  memory.resize(size);
-  return memory;
+  return found;
 }
 
 }  // namespace
@@ -162,8 +106,7 @@ void SamplerConfig::validate() const {
 
 uint64_t weight_of(float exponent) { return exponent < kFloor ? 0 : whole(exp_of(exponent)); }
 
-Sampler::Sampler(const SamplerConfig& config)
-    : config_((config.validate(), config)), random_(config.seed) {}
+Sampler::Sampler(const SamplerConfig& config) : config_((config.validate(), config)) {}
 
 // The logits with penalties: only those of tokens seen are looked at.
 std::span<const float> Sampler::penalize(std::span<const float> logits,
@@ -188,7 +131,8 @@ std::span<const float> Sampler::penalize(std::span<const float> logits,
   return row;
 }
 
-uint32_t Sampler::sample(std::span<const float> logits, std::span<const uint32_t> ids) {
+uint32_t Sampler::sample(std::span<const float> logits, std::span<const uint32_t> ids,
+                         std::span<const LogitCounts> tails) {
   if (!ids.empty() && ids.size() != logits.size())
     throw std::invalid_argument("candidates need an id for each logit");
   if (logits.size() >= kMaxLogits) {
@@ -200,8 +144,11 @@ uint32_t Sampler::sample(std::span<const float> logits, std::span<const uint32_t
   const std::span<const float> row = penalize(logits, ids);
   const float best = largest(row);
   if (best == kImpossible) throw std::runtime_error("no token can be sampled: every logit is -inf");
-  if (config_.temperature > 0.0f && best < std::numeric_limits<float>::max())
-    return draw(row, ids, best);
+  if (config_.temperature > 0.0f) {
+    const Draw next = next_draw();
+    ++draws_;
+    if (best < std::numeric_limits<float>::max()) return draw(row, ids, tails, next, best);
+  }
   uint32_t token = std::numeric_limits<uint32_t>::max();
   for (size_t i = 0; i < row.size(); ++i) {
     if (row[i] == best) token = std::min(token, ids.empty() ? static_cast<uint32_t>(i) : ids[i]);
@@ -209,125 +156,59 @@ uint32_t Sampler::sample(std::span<const float> logits, std::span<const uint32_t
   return token;
 }
 
-uint32_t Sampler::draw(std::span<const float> logits, std::span<const uint32_t> ids, float best) {
-  // Places in the order of ids: what is drawn must not depend on the order of candidates.
-  std::vector<std::pair<uint32_t, float>> ordered;
-  const float least =
-      best + config_.temperature *
-                 std::max(kFloor, config_.min_p > 0.0f ? std::log(config_.min_p) : kFloor);
+uint32_t Sampler::draw(std::span<const float> logits, std::span<const uint32_t> ids,
+                       std::span<const LogitCounts> tails, const Draw& draw, float best) const {
+  const Scores scores(draw);
+  Chosen chosen;
+  // (Leaves out -inf.)
+  float least = std::numeric_limits<float>::lowest();
+  const float temperature = config_.temperature, top_p = config_.top_p;
+  if (config_.min_p > 0.0f) least = std::max(least, best + temperature * std::log(config_.min_p));
+  const auto draw_from = [&](std::span<const Candidate> tokens) {
+    for (const auto& [logit, token] : tokens) scores.look(logit, token, least, chosen);
+    return chosen.token;
+  };
+  const auto draw_from_row = [&] {
+    for (size_t i = 0; i < logits.size(); ++i)
+      scores.look(logits[i], ids.empty() ? static_cast<uint32_t>(i) : ids[i], least, chosen);
+    return chosen.token;
+  };
   const size_t top_k = config_.top_k;
-  const bool chosen = top_k > 0 && top_k < logits.size();
-  if (chosen || !ids.empty()) {
-    std::vector<std::pair<float, uint32_t>> candidates;
-    if (ids.empty() && top_k <= kFew) {
-      std::vector<float> values(top_k);
-      std::vector<uint32_t> tokens(top_k);
-      best_candidates(logits, top_k, 0, values.data(), tokens.data());
-      for (size_t i = 0; i < top_k; ++i) candidates.push_back({values[i], tokens[i]});
-    } else {
-      for (size_t i = 0; i < logits.size(); ++i)
-        candidates.push_back({logits[i], ids.empty() ? static_cast<uint32_t>(i) : ids[i]});
-      if (chosen) {
-        std::nth_element(candidates.begin(), candidates.begin() + static_cast<long>(top_k - 1),
-                         candidates.end(), better);
-        candidates.resize(top_k);
-      }
-    }
-    for (const auto& [logit, token] : candidates) {
-      if (logit >= least) ordered.push_back({token, logit});
-    }
-    std::sort(ordered.begin(), ordered.end());
-  }
-  const bool all = ordered.empty();
-  const size_t count = all ? logits.size() : ordered.size();
-  std::vector<float>& weights = scratch((count + kAtOnce - 1) / kAtOnce * kAtOnce);
-  for (size_t i = 0; i < count; ++i) weights[i] = all ? logits[i] : ordered[i].second;
-  std::fill(weights.begin() + static_cast<long>(count), weights.end(), kImpossible);
-  const float temperature = config_.temperature;
-  for (float& weight : weights) {
-    const float e = exp_of((weight - best) / temperature);
-    weight = weight >= least ? e : 0.0f;
+  const bool limited = top_k > 0 && top_k < logits.size();
+  if (!limited && top_p == 1.0f) return draw_from_row();
+
+  std::vector<uint32_t> counts;
+  LogitCounts own{best, {}};
+  const auto count = [&](std::span<const float> row) {
+    counts.resize(kLogitSteps);
+    count_logits(row, best, temperature, counts.data());
+    own.counts = counts;
+    tails = {&own, 1};
+  };
+  if (!limited && ids.empty()) {
+    count(logits);
+    const std::vector<Candidate> few = nucleus_tokens(logits, own, temperature);
+    const Nucleus nucleus = find_nucleus(few, tails, temperature, top_p, least);
+    if (nucleus.best > 0) return draw_from(std::span(few).first(nucleus.best));
+    least = std::max(least, nucleus.least);
+    return draw_from_row();
   }
 
-  const auto token_at = [&](size_t i) { return all ? static_cast<uint32_t>(i) : ordered[i].first; };
-  // (The best has a weight of one, so that the total is never 0.)
-  if (config_.top_p == 1.0f) {
-    uint64_t total = 0;
-    std::vector<uint64_t> sums;
-    for (size_t i = 0; i < count; i += kBlock) {
-      uint64_t sum = 0;
-      for (size_t j = i; j < std::min(count, i + kBlock); ++j) sum += whole(weights[j]);
-      sums.push_back(sum);
-      total += sum;
-    }
-    uint64_t left = multiply_high(random_(), total);
-    size_t block = 0;
-    while (left >= sums[block]) left -= sums[block++];
-    size_t i = block * kBlock;
-    for (; left >= whole(weights[i]); ++i) left -= whole(weights[i]);
-    return token_at(i);
+  // The tokens that top-k keeps.
+  std::vector<Candidate> kept = candidates_of(logits, ids, limited ? top_k : logits.size());
+  if (top_p == 1.0f) return draw_from(kept);
+  const size_t few = std::min(kept.size(), kNucleusTokens);
+  std::partial_sort(kept.begin(), kept.begin() + static_cast<long>(few), kept.end(), better);
+  if (tails.empty() && few < kept.size()) {
+    std::vector<float> values;
+    for (const auto& [logit, token] : kept) values.push_back(logit);
+    count(values);
   }
-  uint64_t kept = 0;
-  const Edge edge = nucleus({weights.data(), count}, config_.top_p, kept);
-  uint64_t left = multiply_high(random_(), kept);
-  for (size_t i = 0; i < count; ++i) {
-    if (weights[i] < edge.weight || (weights[i] == edge.weight && i > edge.place)) continue;
-    const uint64_t weight = whole(weights[i]);
-    if (left < weight) return token_at(i);
-    left -= weight;
-  }
-  throw std::logic_error("a draw outside the nucleus");
-}
-
-void best_candidates(std::span<const float> logits, size_t count, uint32_t first_id, float* best,
-                     uint32_t* ids) {
-  if (count == 0 || count > logits.size()) {
-    throw std::invalid_argument(std::to_string(count) + " candidates of " +
-                                std::to_string(logits.size()) + " logits");
-  }
-  // A heap of the best so far, the worst of them on top: most of a row is turned away by one look,
-  // and that at so many logits at once. (Of equal ones the first is better.)
-  constexpr size_t kLookAhead = 64;
-  std::vector<std::pair<float, uint32_t>> kept;
-  kept.reserve(count);
-  for (size_t i = 0; i < logits.size(); ++i) {
-    while (kept.size() == count && i + kLookAhead <= logits.size() &&
-           !any_above(&logits[i], kLookAhead, kept.front().first))
-      i += kLookAhead;
-    if (i == logits.size()) break;
-    const float logit = std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity() : logits[i];
-    const std::pair candidate{logit, first_id + static_cast<uint32_t>(i)};
-    if (kept.size() == count) {
-      if (!better(candidate, kept.front())) continue;
-      std::pop_heap(kept.begin(), kept.end(), better);
-      kept.pop_back();
-    }
-    kept.push_back(candidate);
-    std::push_heap(kept.begin(), kept.end(), better);
-  }
-  std::sort(kept.begin(), kept.end(), better);
-  for (size_t i = 0; i < count; ++i) {
-    best[i] = kept[i].first;
-    ids[i] = kept[i].second;
-  }
-}
-
-void masked_logits(std::span<const float> logits, const uint8_t* allowed, size_t first_id,
-                   float value, float* out) {
-  for (size_t i = 0; i < logits.size();) {
-    const size_t id = first_id + i, bit = id % 8;
-    const size_t count = std::min(8 - bit, logits.size() - i);
-    const unsigned bits = static_cast<unsigned>(allowed[id / 8]) >> bit;
-    // Most bytes allow all of their tokens, or none.
-    if (bits == 0) {
-      std::fill_n(out + i, count, value);
-    } else if (bits == 0xff) {
-      std::copy_n(logits.data() + i, count, out + i);
-    } else {
-      for (size_t j = 0; j < count; ++j) out[i + j] = (bits >> j & 1) != 0 ? logits[i + j] : value;
-    }
-    i += count;
-  }
+  const Nucleus nucleus =
+      find_nucleus(std::span(kept).first(few), tails, temperature, top_p, least);
+  if (nucleus.best > 0) return draw_from(std::span(kept).first(nucleus.best));
+  least = std::max(least, nucleus.least);
+  return draw_from(kept);
 }
 
 }  // namespace hearth

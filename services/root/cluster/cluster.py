@@ -28,6 +28,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from hearth import _native
+from hearth.common.candidates import WHOLE_ROWS, Candidates
 from hearth.common.errors import Code, HearthError, Reason
 from hearth.common.metrics import RootMetrics, phase_of
 from hearth.converter import Model
@@ -41,7 +42,6 @@ from hearth.root.cluster.pipeline import Pipeline
 from hearth.root.cluster.reports import refine
 from hearth.root.cluster.stepping import StepRun
 from hearth.root.cluster.suspicion import Suspicion
-from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.membership.peers import Peer
 from hearth.root.planning.blueprint import draw
 from hearth.root.planning.drift import Drift
@@ -283,15 +283,13 @@ class Cluster:
     def submit(
         self,
         batch: Batch,
-        candidates: int = 0,
+        candidates: Candidates = WHOLE_ROWS,
         hidden: bool = False,
-        allowed: Allowed = NO_LIMITS,
     ) -> Future[StepOutput]:
         """One step on all nodes. The Future raises HearthError when a worker is lost: `form` again.
 
-        candidates: how many of each row's best tokens are enough; 0 means whole rows. hidden:
-        return the final hidden states of all rows too. allowed: tokens that candidates of a row may
-        be.
+        candidates: what is enough of each row. hidden: return the final hidden states of all rows
+        too.
 
         The root's own stage is computed in the calling thread: handing it to another and back would
         cost tens of microseconds a token. With one stage that is the whole step.
@@ -305,8 +303,8 @@ class Cluster:
                 formation = phase.formation
                 self._pages_epoch = self._epoch
                 if formation.pipeline is not None:
-                    return self._begin(formation, batch, candidates, hidden, allowed)
-                output = self._run(formation, batch, candidates, hidden, allowed)
+                    return self._begin(formation, batch, candidates, hidden)
+                output = self._run(formation, batch, candidates, hidden)
             self._completed(formation, batch, output)
             step.set_result(output)
         except Exception as error:
@@ -317,16 +315,15 @@ class Cluster:
         self,
         formation: Formation,
         batch: Batch,
-        candidates: int,
+        candidates: Candidates,
         hidden: bool,
-        allowed: Allowed,
     ) -> StepOutput:
         """A step of a plan of one stage."""
         self._step_began = time.monotonic()
         if formation.links:
             self._deadline = self._step_began + self._step_seconds
         try:
-            output = formation.step(batch, candidates, hidden, allowed)
+            output = formation.step(batch, candidates, hidden)
         except Exception as error:
             raise self._failed(formation, error) from None
         finally:
@@ -338,13 +335,12 @@ class Cluster:
         self,
         formation: Formation,
         batch: Batch,
-        candidates: int,
+        candidates: Candidates,
         hidden: bool,
-        allowed: Allowed,
     ) -> Future[StepOutput]:
         """A step of a plan of several stages: the root's, after which others may begin."""
         assert formation.pipeline is not None
-        run = formation.new_run(batch, candidates, hidden, allowed)
+        run = formation.new_run(batch, candidates, hidden)
         formation.pipeline.begin(run)
         try:
             formation.pipeline.push(run, formation.first_stage(run))

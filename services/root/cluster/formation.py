@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth.common import wire
+from hearth.common.candidates import WHOLE_ROWS, Candidates
 from hearth.common.errors import HearthError, Reason
 from hearth.root.cluster import logits as parts
 from hearth.root.cluster import wire as plans
@@ -19,7 +20,6 @@ from hearth.root.cluster.pipeline import Leg, Pipeline
 from hearth.root.cluster.reports import Reports
 from hearth.root.cluster.stages import RemoteStage
 from hearth.root.cluster.stepping import StepRun
-from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.planning.cut import joined
 from hearth.root.planning.plan import Plan
 from hearth.root.scheduling.batch import Batch, StepOutput
@@ -93,28 +93,27 @@ class Formation:
     def step(
         self,
         batch: Batch,
-        candidates: int,
+        candidates: Candidates,
         hidden: bool = False,
-        allowed: Allowed = NO_LIMITS,
     ) -> StepOutput:
         """One forward pass on all nodes of a plan of one stage.
 
         Raises HearthError, or LaneError of the mesh. hidden: return the final hidden states too.
         After the last sync every rank of the last stage has them whole, the root among them.
         """
-        run = self.new_run(batch, candidates, hidden, allowed)
+        run = self.new_run(batch, candidates, hidden)
         self._own_stage(run)
         return self.finish(run)
 
-    def new_run(
-        self, batch: Batch, candidates: int, hidden: bool = False, allowed: Allowed = NO_LIMITS
-    ) -> StepRun:
+    def new_run(self, batch: Batch, candidates: Candidates, hidden: bool = False) -> StepRun:
         """The next step, before it begins."""
         self._step_id += 1
-        if allowed and not self._mates and not self._behind:
-            # The root alone has all logits: the sampler mostly needs no mask to choose from them.
-            candidates, allowed = 0, NO_LIMITS
-        return StepRun(self._step_id, batch, candidates, allowed, hidden)
+        alone = not self._mates and not self._behind
+        if alone and (candidates.allowed or candidates.draws):
+            # The root has all logits: the sampler mostly needs no mask to choose from them, and a
+            # draw looks at each once.
+            candidates = WHOLE_ROWS
+        return StepRun(self._step_id, batch, candidates, hidden)
 
     def first_stage(self, run: StepRun) -> bytes:
         """The root's stage of a step in a plan of several; its output, for the pipeline.
@@ -156,9 +155,7 @@ class Formation:
             data = wire.encode(x, kind)
             if kind != common_pb2.SYNC_TYPE_F32:
                 x = wire.decode(data, kind, *x.shape)
-            request = plans.step(
-                run.step_id, batch, data, kind, run.candidates, run.allowed, last=last
-            )
+            request = plans.step(run.step_id, batch, data, kind, run.candidates, last=last)
             for link in self._mates:
                 link.send(request)
             lane.begin(run.step_id)
@@ -178,8 +175,8 @@ class Formation:
         if last:
             run.states = self._shard.final_norm(own.activations) if run.hidden else None
             vocabs = [node.vocab for node in self._plan.stages[0].ranks]
-            run.joined = parts.JoinedLogits(len(batch.output_rows), vocabs, run.candidates)
-            run.joined.add(parts.own_logits(own.logits, run.candidates, run.allowed))
+            run.joined = parts.JoinedLogits(len(batch.output_rows), vocabs, run.candidates.count)
+            run.joined.add(parts.own_logits(own.logits, run.candidates))
         x = own.activations
         del own  # its logits are in `joined`
         for link, node in zip(self._mates, self._plan.stages[0].ranks[1:], strict=True):

@@ -6,22 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
-from hearth.common.allowed import LOWEST, among, only
+from hearth.common.allowed import LOWEST, among
+from hearth.common.candidates import WHOLE_ROWS, Candidates, Part, Tails, find
 from hearth.root.cluster.links import WorkerLink, violation
-from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.v1 import worker_pb2
 
-# Logits of one rank: f32 [rows, n]; for candidates also their u32 token ids, else None.
-Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32] | None]
 
-
-def own_logits(
-    whole: npt.NDArray[np.float32], candidates: int, allowed: Allowed = NO_LIMITS
-) -> Logits:
+def own_logits(whole: npt.NDArray[np.float32], candidates: Candidates = WHOLE_ROWS) -> Part:
     """The root's logits; its vocabulary rows begin at 0."""
-    if not candidates:
-        return whole, None
-    return _native.best(only(whole, allowed, 0), min(candidates, whole.shape[1]), 0)
+    return find(whole, candidates, 0) if candidates.count else Part(whole)
 
 
 def logits(
@@ -29,13 +22,13 @@ def logits(
     link: WorkerLink,
     rows: int,
     vocab: tuple[int, int],
-    count: int,
-    allowed: Allowed = NO_LIMITS,
-) -> Logits:
-    """A worker's logits; count: of candidates, 0 for whole rows.
+    candidates: Candidates = WHOLE_ROWS,
+) -> Part:
+    """A worker's logits.
 
-    Raises HearthError WORKER_UNFIT for a wrong shape or token ids.
+    Raises HearthError WORKER_UNFIT for a wrong shape, token ids or counts.
     """
+    count = candidates.count
     columns = _columns(vocab, count)
     size = rows * columns * 4
     # Each access to a field copies it: 4 MiB for 16 whole rows of a large vocabulary.
@@ -48,14 +41,25 @@ def logits(
         raise violation(link, problem)
     values = np.frombuffer(logits_bytes, "<f4").reshape(rows, columns)
     if not count:
-        return values, None
+        return Part(values)
     ids = np.frombuffer(id_bytes, "<u4").reshape(rows, columns)
     if rows and not (vocab[0] <= int(ids.min()) and int(ids.max()) < vocab[1]):
         raise violation(link, f"token ids outside its vocabulary rows {vocab[0]} to {vocab[1]}")
-    for row, mask in allowed.items() if count else ():
+    for row, mask in candidates.allowed.items():
         if (values[row][~among(ids[row], mask)] > LOWEST).any():
             raise violation(link, "candidates that are not among the allowed tokens")
-    return values, ids
+    nuclei = candidates.nuclei
+    count_bytes = result.logit_counts
+    if len(count_bytes) != len(nuclei) * _native.LOGIT_STEPS * 4:
+        problem = (
+            f"{len(count_bytes)} bytes of counts, expected those of {len(nuclei)} rows with "
+            f"{_native.LOGIT_STEPS} each"
+        )
+        raise violation(link, problem)
+    counts = np.frombuffer(count_bytes, "<u4").reshape(len(nuclei), _native.LOGIT_STEPS)
+    if counts.size and int(counts.sum(1, np.uint64).max()) > vocab[1] - vocab[0]:
+        raise violation(link, f"counts of more than {vocab[1] - vocab[0]} logits")
+    return Part(values, ids, dict(zip(nuclei, counts, strict=True)))
 
 
 class JoinedLogits:
@@ -70,16 +74,29 @@ class JoinedLogits:
         self.values = np.empty((rows, columns), np.float32)
         self.ids = np.empty((rows, columns), np.uint32) if candidates else None
         self._filled = 0
+        self._counts: dict[int, list[tuple[float, npt.NDArray[np.uint32]]]] = {}
 
-    def add(self, part: Logits) -> int:
+    def add(self, part: Part) -> int:
         """Adds the next rank's part; returns its size in bytes."""
-        values, ids = part
+        values, ids, counts = part
         begin, self._filled = self._filled, self._filled + values.shape[1]
         self.values[:, begin : self._filled] = values
         if self.ids is None or ids is None:
             return values.nbytes
         self.ids[:, begin : self._filled] = ids
-        return values.nbytes + ids.nbytes
+        for row, counted in counts.items():
+            # The best logit comes first.
+            self._counts.setdefault(row, []).append((float(values[row, 0]), counted))
+        return values.nbytes + ids.nbytes + sum(counted.nbytes for counted in counts.values())
+
+    @property
+    def tails(self) -> dict[int, Tails]:
+        """Of rows with a nucleus: the best logit of each rank, and its counts."""
+        found: dict[int, Tails] = {}
+        for row, ranks in self._counts.items():
+            bests = np.array([best for best, _ in ranks], np.float32)
+            found[row] = bests, np.stack([counts for _, counts in ranks])
+        return found
 
 
 def _columns(vocab: tuple[int, int], candidates: int) -> int:

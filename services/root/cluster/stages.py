@@ -58,7 +58,6 @@ class RemoteStage:
             activations,
             self._kind,
             run.candidates,
-            run.allowed,
             last=self._last,
             hidden=run.hidden,
         )
@@ -71,7 +70,8 @@ class RemoteStage:
         run.begin_stage()
         if self._last:
             vocabs = [node.vocab for node in self._nodes]
-            run.joined = parts.JoinedLogits(len(run.batch.output_rows), vocabs, run.candidates)
+            outputs, count = len(run.batch.output_rows), run.candidates.count
+            run.joined = parts.JoinedLogits(outputs, vocabs, count)
         first = self._sums(run) if self._relayed and len(self._links) > 1 else None
         output = b""
         for rank, (link, node) in enumerate(zip(self._links, self._nodes, strict=True)):

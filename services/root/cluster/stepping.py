@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hearth import _native
+from hearth.common.candidates import Candidates
 from hearth.root.cluster import logits as parts
 from hearth.root.cluster.finite import LOGITS
 from hearth.root.cluster.links import WorkerLink, expect_result, violation
-from hearth.root.engine.interfaces import Allowed
 from hearth.root.planning.plan import NodePlan
 from hearth.root.scheduling.batch import Batch, StepOutput
 from hearth.v1 import worker_pb2
@@ -26,9 +26,8 @@ class StepRun:
 
     step_id: int
     batch: Batch
-    # Of each output row, and the rows whose tokens are limited; see StepRunner.
-    candidates: int
-    allowed: Allowed
+    # Of each output row; see StepRunner.
+    candidates: Candidates
     # Return the final hidden states too.
     hidden: bool
     # time.perf_counter() at its beginning.
@@ -75,10 +74,10 @@ class StepRun:
             raise violation(link, problem)
         rows: dict[int, int] = {}
         if self.joined is not None:
-            count, outputs = self.candidates, len(batch.output_rows)
-            part = parts.logits(result, link, outputs, node.vocab, count, self.allowed)
+            outputs = len(batch.output_rows)
+            part = parts.logits(result, link, outputs, node.vocab, self.candidates)
             # Checked here too: a worker with bad memory may not notice.
-            rows = {batch.output_rows[i]: LOGITS for i in _native.not_finite_rows(part[0])}
+            rows = {batch.output_rows[i]: LOGITS for i in _native.not_finite_rows(part.logits)}
             self.received += self.joined.add(part)
         rows |= {item.row: item.sync for item in result.not_finite}
         self.add_node(result.timing.compute_ns, result.timing.sync_ns, rows)
@@ -87,6 +86,7 @@ class StepRun:
             self.leaving.append(link.address)
         result.ClearField("logits")
         result.ClearField("candidate_ids")
+        result.ClearField("logit_counts")
         return result
 
     def output(self, not_finite: Mapping[int, str]) -> StepOutput:
@@ -104,4 +104,5 @@ class StepRun:
             tuple(self.leaving),
             not_finite,
             self.states,
+            self.joined.tails,
         )

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hearth.common import channels
+from hearth.common.candidates import Candidates
 from hearth.common.types import ACTIVATION, KV, LANE, NORM, ROUTER, SYNC, WEIGHT
 from hearth.converter import Model, ModelSpec
 from hearth.converter.blocks import (
@@ -14,7 +15,6 @@ from hearth.converter.blocks import (
     LatentAttentionSpec,
 )
 from hearth.converter.tensors import expert_unit, ffn_unit, head_units, key_unit
-from hearth.root.engine.interfaces import NO_LIMITS, Allowed
 from hearth.root.planning.plan import NodePlan, Slice
 from hearth.root.scheduling.batch import Batch, Limits
 from hearth.root.status.describe import placement
@@ -235,8 +235,7 @@ def step(
     batch: Batch,
     activations: bytes,
     activation_type: common_pb2.SyncType.ValueType,
-    candidates: int,
-    allowed: Allowed = NO_LIMITS,
+    candidates: Candidates,
     *,
     last: bool = True,
     hidden: bool = False,
@@ -271,10 +270,20 @@ def step(
             candidates=None
             if not last
             else worker_pb2.Candidates(
-                count=candidates,
+                count=candidates.count,
                 allowed=[
                     worker_pb2.AllowedTokens(row=row, bits=mask.tobytes())
-                    for row, mask in allowed.items()
+                    for row, mask in candidates.allowed.items()
+                ],
+                draws=[
+                    worker_pb2.Draw(
+                        row=row,
+                        temperature=draw.temperature,
+                        seed=draw.seed,
+                        number=draw.number,
+                        nucleus=draw.nucleus,
+                    )
+                    for row, draw in candidates.draws.items()
                 ],
             ),
         )

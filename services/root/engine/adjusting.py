@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from hearth.common.candidates import Tails
 from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
 from hearth.root.engine.params import Sampling
 
@@ -28,7 +29,11 @@ class AdjustedSampler:
         for token, bias in sampling.logit_bias:
             self._add(token, bias)
 
-    def sample(self, logits: Logits, ids: Ids | None = None) -> int:
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        """Of the inner sampler."""
+        return self._inner.draw(ahead)
+
+    def sample(self, logits: Logits, ids: Ids | None = None, tails: Tails | None = None) -> int:
         """A token of f32 [vocabulary] logits. Raises ValueError for candidates."""
         if ids is not None:
             raise ValueError("adjusted logits need whole rows, not candidates")

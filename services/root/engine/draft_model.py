@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hearth.common.candidates import Candidates
 from hearth.root.engine.interfaces import StepRunner
 from hearth.root.scheduling.batch import Batch, Limits, SequenceStep, StepOutput
 from hearth.root.scheduling.drafter import Draft
@@ -86,7 +87,7 @@ class DraftModel:
         if not steps:
             return found, 0.0
         try:
-            output = self._runner.submit(self._batch(steps), _CANDIDATES).result()
+            output = self._runner.submit(self._batch(steps), Candidates(_CANDIDATES)).result()
         except Exception as error:
             self._failed = True
             log.warning("no more drafts: a step of the draft model failed: %s", error)

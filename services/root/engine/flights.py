@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 
+from hearth.common.candidates import NO_LIMITS, WHOLE_ROWS, Candidates, Draw
 from hearth.common.errors import HearthError
 from hearth.root.engine import errors, sampling
 from hearth.root.engine.delivery import Delivery
-from hearth.root.engine.interfaces import NO_LIMITS, Allowed, StepRunner
+from hearth.root.engine.interfaces import StepRunner
 from hearth.root.engine.request import Active
 from hearth.root.engine.structure.matching import Masks, Matcher
 from hearth.root.scheduling.batch import Batch, StepOutput
@@ -76,24 +77,33 @@ class Flights:
                 wanted.append(active.params.candidates)
         # Columns that are not tokens could be among the candidates.
         candidates = sampling.candidates(wanted) if self._columns is None else 0
-        step = self._runner.submit(batch, candidates, hidden, self._allowed(batch, candidates))
+        step = self._runner.submit(batch, self._candidates(batch, candidates), hidden)
         self._steps.append((batch, step, begin))
         if not step.done():
             step.add_done_callback(lambda _: self._wake())
 
-    def _allowed(self, batch: Batch, candidates: int) -> Allowed:
-        """The allowed tokens of constrained rows; of whole rows none, which the sampler limits."""
-        if not candidates:
-            return NO_LIMITS
+    def _candidates(self, batch: Batch, count: int) -> Candidates:
+        """So many candidates of each row, of constrained rows only allowed ones.
+
+        The sampler limits whole rows. A row behind drafts is sampled only if all of them were, so
+        its draw has the number that follows theirs.
+        """
+        if not count:
+            return WHOLE_ROWS
         matchers: dict[int, tuple[Matcher, tuple[int, ...]]] = {}
+        draws: dict[int, Draw] = {}
         row = 0
         for part in batch.sequences:
             active = self._requests.get(part.seq_id)
-            if active is not None and active.matcher is not None:
-                for i in range(part.outputs):
+            for i in range(part.outputs if active is not None else 0):
+                assert active is not None
+                if active.matcher is not None:
                     matchers[row + i] = active.matcher, part.drafts[:i]
+                chosen = active.params.sampling
+                if chosen.draws:
+                    draws[row + i] = Draw(*active.sampler.draw(i), chosen.nucleus)
             row += part.outputs
-        return Masks(matchers) if matchers else NO_LIMITS
+        return Candidates(count, Masks(matchers) if matchers else NO_LIMITS, draws)
 
     def finish(self) -> tuple[Batch, dict[int, tuple[int, ...]], float]:
         """Waits for the oldest step; its batch, the new tokens of its sequences, and its seconds.
@@ -143,7 +153,8 @@ class Flights:
             ids = None if output.ids is None else output.ids[rows]
             logits = output.logits[rows, : self._columns if ids is None else None]
             try:
-                made = sampling.sample(part, logits, ids, active.sampler, active.matcher)
+                tails = {r - rows.start: tail for r, tail in output.tails.items()}
+                made = sampling.sample(part, logits, ids, active.sampler, active.matcher, tails)
                 if active.params.top_logprobs is not None:
                     active.scores.extend(sampling.scores(made, logits, active.params.top_logprobs))
                 tokens[part.seq_id] = made

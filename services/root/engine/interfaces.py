@@ -1,22 +1,18 @@
 """Interfaces that the engine depends on: step runner, sampler, metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from hearth.common.allowed import Mask
+from hearth.common.candidates import WHOLE_ROWS, Candidates, Tails
 from hearth.root.engine.params import Sampling
 from hearth.root.scheduling.batch import Batch, StepOutput
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
-# Output rows whose candidates are limited, and the tokens that they may be.
-Allowed = Mapping[int, Mask]
-NO_LIMITS: Allowed = MappingProxyType({})
 
 
 class StepRunner(Protocol):
@@ -29,24 +25,26 @@ class StepRunner(Protocol):
     def submit(
         self,
         batch: Batch,
-        candidates: int = 0,
+        candidates: Candidates = WHOLE_ROWS,
         hidden: bool = False,
-        allowed: Allowed = NO_LIMITS,
     ) -> Future[StepOutput]:
         """Begins one forward pass; batches end in the order in which they were submitted.
 
-        With `candidates` the logits may cover only that many best tokens of each row, or more; of a
-        row of `allowed`, which counts the output rows, the best that are allowed. With `hidden` the
-        output has the final hidden states of all rows. A
-        HearthError means that the KV cache is lost: the engine ends every request with it. With
-        code UNAVAILABLE (a worker is lost) it pauses them until `Engine.resume` instead.
+        The logits cover at least the `candidates` of each row. With `hidden` the output has the
+        final hidden states of all rows. A HearthError means that the KV cache is lost: the engine
+        ends every request with it. With code UNAVAILABLE (a worker is lost) it pauses them until
+        `Engine.resume` instead.
         """
 
 
 class TokenSampler(Protocol):
     """Samples tokens for one request; implemented by `hearth._native.Sampler`."""
 
-    def sample(self, logits: Logits, ids: Ids | None = None) -> int: ...
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        """Temperature, seed and number of a draw, so many samples after the next."""
+
+    def sample(self, logits: Logits, ids: Ids | None = None, tails: Tails | None = None) -> int:
+        """A token of a whole row, or of candidates `ids`; tails: of a nucleus."""
 
     def accept(self, token: int) -> None: ...
 

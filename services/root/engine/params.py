@@ -7,6 +7,7 @@ floats also refuse NaN.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from hearth.common.candidates import DRAWN, OF_NUCLEUS
 from hearth.common.errors import HearthError, Reason
 from hearth.converter.pooling import POOLINGS
 from hearth.root.engine.structure.constraint import Constraint
@@ -56,12 +57,24 @@ class Sampling:
 
     @property
     def candidates(self) -> int:
-        """Number of most likely tokens from which this samples; 0: any token is possible."""
+        """Number of candidates from which this samples; 0: it needs whole rows."""
         if self.repetition_penalty != 1 or self.adjusts:
             return 0
         if self.temperature == 0:
             return 1
+        if self.draws:
+            return OF_NUCLEUS if self.nucleus else DRAWN if self.min_p else 1
         return self.top_k if self.top_k <= MAX_CANDIDATES else 0
+
+    @property
+    def draws(self) -> bool:
+        """True if the candidates are those of a draw, not just the most likely tokens."""
+        return self.temperature > 0 and self.top_k == 0
+
+    @property
+    def nucleus(self) -> bool:
+        """True if tokens are drawn from a nucleus."""
+        return self.draws and self.top_p < 1
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, "[0, 100]", lambda v: 0 <= v <= 100)
@@ -119,7 +132,7 @@ class GenerateParams:
 
     @property
     def candidates(self) -> int:
-        """Number of most likely tokens that a step must return; 0: whole rows of logits."""
+        """Number of candidates that a step must return; 0: whole rows of logits."""
         return self.sampling.candidates if self.top_logprobs is None else 0
 
     def __post_init__(self) -> None:

@@ -1,10 +1,12 @@
 """Sampling of tokens from a step's logits, and verification of draft tokens."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
+from hearth.common.candidates import Tails
 from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
 from hearth.root.engine.mailbox import TokenScore
 from hearth.root.engine.structure.matching import Matcher
@@ -18,9 +20,13 @@ class Following:
         self._left = deque(follow)
         self._inner = inner
 
-    def sample(self, logits: Logits, ids: Ids | None = None) -> int:
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        """Of the inner sampler, which draws nothing for the known tokens."""
+        return self._inner.draw(max(0, ahead - len(self._left)))
+
+    def sample(self, logits: Logits, ids: Ids | None = None, tails: Tails | None = None) -> int:
         """The next known token, else one that `inner` chooses."""
-        return self._left[0] if self._left else self._inner.sample(logits, ids)
+        return self._left[0] if self._left else self._inner.sample(logits, ids, tails)
 
     def accept(self, token: int) -> None:
         """A token of the sequence; the known ones are not part of the answer."""
@@ -40,17 +46,22 @@ def sample(
     ids: Ids | None,
     sampler: TokenSampler,
     matcher: Matcher | None = None,
+    tails: Mapping[int, Tails] = MappingProxyType({}),
 ) -> tuple[int, ...]:
     """New tokens of one sequence: the accepted drafts, then one more.
 
     logits: f32 [step.outputs, n]; the first row follows the last known token, each other row a
     draft. Tokens are sampled as without drafts, so drafts never change the text. The sampler
     records each of them with `accept`. Nothing follows the last token of a matcher's constraint.
+    tails: by row, of those with a nucleus.
     """
     tokens: list[int] = []
     drafts = step.drafts
     for row, values in enumerate(logits):
-        token = sampler.sample(values) if ids is None else sampler.sample(values, ids[row])
+        if ids is None:
+            token = sampler.sample(values)
+        else:
+            token = sampler.sample(values, ids[row], tails.get(row))
         sampler.accept(token)
         tokens.append(token)
         complete = matcher is not None and matcher.length is not None

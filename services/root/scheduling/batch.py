@@ -181,6 +181,11 @@ class StepOutput:
     # Final hidden states (after the last norm) of all rows, f32 [batch rows, hidden_size], where
     # they are asked for.
     hidden: npt.NDArray[np.float32] | None = None
+    # Of output rows with a nucleus: each rank's best logit, f32 [ranks], and the counts of its
+    # logits, u32 [ranks, LOGIT_STEPS].
+    tails: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32]]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True)

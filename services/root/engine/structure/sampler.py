@@ -6,6 +6,7 @@ import numpy as np
 
 from hearth._native import masked
 from hearth.common.allowed import among
+from hearth.common.candidates import Tails
 from hearth.root.engine.interfaces import Ids, Logits, TokenSampler
 from hearth.root.engine.structure.matching import Matcher
 
@@ -19,7 +20,11 @@ class ConstrainedSampler:
         self._matcher = matcher
         self._greedy = greedy
 
-    def sample(self, logits: Logits, ids: Ids | None = None) -> int:
+    def draw(self, ahead: int = 0) -> tuple[float, int, int]:
+        """Of the inner sampler."""
+        return self._inner.draw(ahead)
+
+    def sample(self, logits: Logits, ids: Ids | None = None, tails: Tails | None = None) -> int:
         """An allowed token of f32 [vocabulary] logits, or of candidates that are all allowed.
 
         Raises HearthError for a constraint that fails, ValueError where no token is allowed.
@@ -34,7 +39,7 @@ class ConstrainedSampler:
             keep = np.flatnonzero(among(ids, mask))
             if not keep.size:
                 raise ValueError("none of the candidates is allowed by the constraint")
-            return self._inner.sample(logits[keep], ids[keep])
+            return self._inner.sample(logits[keep], ids[keep], tails)
         if not mask.any():
             raise ValueError("the constraint allows no token of this vocabulary")
         # A row with gaps, not a list of ids: the sampler would sort thousands of these.
