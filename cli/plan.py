@@ -60,6 +60,7 @@ def command() -> Command:
                 group=common.CLUSTER,
                 help="threads with which this machine is measured",
             ),
+            common.device(common.CLUSTER),
             Option("--json", is_flag=True, group=common.OUTPUT, help="print one object"),
             *common.security(),
         ],
@@ -139,7 +140,7 @@ def _measured(options: Options) -> Machine:
     """This machine, measured now where --probe asks for it; its link is a guess."""
     import platform
 
-    from hearth.common import system
+    from hearth.common import devices, system
     from hearth.common.errors import HearthError, Reason
     from hearth.common.logging import printable
     from hearth.common.speeds import speeds_here
@@ -149,19 +150,21 @@ def _measured(options: Options) -> Machine:
     common.check_threads(options.threads)
     threads = options.threads or system.cores()
     folder = common.default_cache_dir().expanduser()
-    speeds = speeds_here(threads, folder, again=options.probe)
+    devices.check_devices([options.device])
+    speeds = speeds_here(threads, folder, device=options.device, again=options.probe)
     if speeds is None:
         problem = "this machine could not be measured: it is too busy, or has too little memory"
         raise HearthError(Reason.DEADLINE, problem)
     name = printable(platform.node())[:100] or "here"
-    return machine(name, system.memory_for_model(), speeds, LINKS["gigabit"], "")
+    room = devices.memory_for_model(options.device)
+    return machine(name, room, speeds, LINKS["gigabit"], "")
 
 
 def _worker_machines(options: Options) -> Sequence[Machine]:
     """This machine and the workers, as they measure themselves, and the links to them."""
     from contextlib import ExitStack
 
-    from hearth.common import system
+    from hearth.common import devices, system
     from hearth.common.errors import HearthError, Reason
     from hearth.root.cluster.links import WorkerLink
     from hearth.root.cluster.measuring import Root, measure
@@ -174,7 +177,8 @@ def _worker_machines(options: Options) -> Sequence[Machine]:
             stack.callback(link.close)
         threads = options.threads or system.cores()
         folder = common.default_cache_dir().expanduser()
-        root = Root(system.memory_for_model(), threads, (), folder)
+        room = devices.memory_for_model(options.device)
+        root = Root(room, threads, (), folder, options.device)
         found = measure(root, links, [link.describe().node for link in links])
     if found is None:
         problem = (

@@ -1,10 +1,11 @@
 """Measures what this machine computes and reads, in about half a second; a program of its own.
 
-python -m hearth.common.probe THREADS DIRECTORY PIN
+python -m hearth.common.probe THREADS DIRECTORY PIN DEVICE
 
 The core itself is timed on layers of zeros in q4_0. One row shows the reading of weights, a few
 rows and many show products. Tiny layers show the fixed work. So kernels, threads and barriers count
-as they do in a step.
+as they do in a step. A GPU is measured in the same way. It is kept busy first: idle ones have
+lowered their clocks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from hearth import _native
-from hearth.common import system_files
+from hearth.common import devices, system_files
 from hearth.common.speeds import Speeds
 
 _TYPE = "q4_0"
@@ -31,17 +32,40 @@ _TYPE = "q4_0"
 _HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS = 2048, 16, 128, 5632, 8
 _FEW, _MANY = 8, 64
 _SMALL_LAYERS = 16
+# Of a GPU that is drawn by the CPU, which is slow: the same shape and one layer, 6 MiB.
+_DRAWN = (1024, 8, 128, 2816, 1)
+# A GPU computes so long before it is timed; no more steps are timed after so long.
+_WARM_SECONDS, _MOST_SECONDS = 0.25, 2.0
 # Of a file, and how long it is read at least.
 _DISK_BYTES, _DISK_SECONDS = 32 << 20, 0.5
 
 
-def measure(threads: int, directory: Path | None = None, pin: Sequence[int] = ()) -> Speeds:
-    """The speeds with so many threads. directory: on the disk of the slice cache."""
-    small = _Layers(64, 2, 32, 128, _SMALL_LAYERS, threads, pin)
-    fixed = small.seconds(1, 5) / _SMALL_LAYERS
-    del small
-    large = _Layers(_HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS, threads, pin)
-    beside = _LAYERS * fixed
+def measure(
+    threads: int,
+    directory: Path | None = None,
+    pin: Sequence[int] = (),
+    device: str = devices.CPU,
+) -> Speeds:
+    """The speeds with so many threads. directory: on the disk of the slice cache.
+
+    Raises HearthError BAD_SETTING for a device that is not there, and _native.DeviceError.
+    """
+    gpu = devices.gpu_info(device)
+    where = (threads, pin, device)
+    drawn = gpu is not None and gpu.kind == "cpu"
+    shape = _DRAWN if drawn else (_HIDDEN, _HEADS, _HEAD_SIZE, _INNER, _LAYERS)
+
+    def tiny(count: int) -> float:
+        return _Layers(64, 2, 32, 128, count, *where).seconds(1, 5)
+
+    fixed, submission = tiny(_SMALL_LAYERS) / _SMALL_LAYERS, 0.0
+    if gpu is not None:
+        # What a step costs besides its layers: handing it to the driver, and waiting for its end.
+        single = tiny(1)
+        fixed = max(0.0, fixed * _SMALL_LAYERS - single) / (_SMALL_LAYERS - 1)
+        submission = max(0.0, single - fixed)
+    large = _Layers(*shape, *where)
+    beside = shape[-1] * fixed + submission
     # Reading twice, with the others between: what disturbs it once is over then.
     reading = large.seconds(1, 5)
     few = _net(large.seconds(_FEW, 3), beside)
@@ -53,6 +77,7 @@ def measure(threads: int, directory: Path | None = None, pin: Sequence[int] = ()
         few_rows_rate=_FEW * large.products / few,
         layer_seconds=fixed,
         disk_bandwidth=_disk_bandwidth(directory),
+        submit_seconds=submission,
     )
 
 
@@ -62,7 +87,7 @@ def _net(seconds: float, fixed: float) -> float:
 
 
 class _Layers:
-    """Layers of zeros on this machine's cores."""
+    """Layers of zeros on this machine's cores, or on its GPU."""
 
     def __init__(
         self,
@@ -73,8 +98,10 @@ class _Layers:
         layers: int,
         threads: int,
         pin: Sequence[int],
+        device: str,
     ) -> None:
         self._hidden = hidden
+        self._warm_seconds = 0.0 if device == devices.CPU else _WARM_SECONDS
         block = _native.BlockConfig(
             mixer=_native.AttentionConfig(
                 heads=(0, heads),
@@ -101,7 +128,7 @@ class _Layers:
             vocab_size=32,
             vocab=(0, 0),
         )
-        self._shard = _native.Shard(config, threads=threads, pin=list(pin))
+        self._shard = _native.Shard(config, threads=threads, pin=list(pin), device=device)
         self.weight_bytes = 0
         # Multiply-adds of a row.
         self.products = 0
@@ -116,11 +143,22 @@ class _Layers:
     def seconds(self, rows: int, repeats: int) -> float:
         """The shortest time of a step of so many rows of one sequence."""
         activations = np.ones((rows, self._hidden), np.float32)
-        best = float("inf")
-        for _ in range(1 + repeats):  # the first one warms up
+
+        def step() -> float:
             started = time.perf_counter()
             self._shard.step(activations, [(rows, 0, [0])], [], None)
-            best = min(best, time.perf_counter() - started)
+            return time.perf_counter() - started
+
+        # A first one records what is submitted, and fills caches.
+        best, spent = float("inf"), step()
+        while spent < self._warm_seconds:
+            spent += step()
+        spent = 0.0
+        for _ in range(repeats):
+            seconds = step()
+            best, spent = min(best, seconds), spent + seconds
+            if spent > _MOST_SECONDS:
+                break
         return best
 
 
@@ -152,11 +190,11 @@ def _disk_bandwidth(directory: Path | None) -> float:
     return 0.0
 
 
-def _main(threads: str, directory: str, pin: str) -> None:
+def _main(threads: str, directory: str, pin: str, device: str) -> None:
     cores = [int(core) for core in pin.split(",") if core]
-    speeds = measure(int(threads), Path(directory) if directory else None, cores)
+    speeds = measure(int(threads), Path(directory) if directory else None, cores, device)
     print(json.dumps(asdict(speeds)))
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:4])
+    _main(*sys.argv[1:5])

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from hearth.common import system, system_files
+from hearth.common import devices, system, system_files
 from hearth.v1 import common_pb2
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class Speeds:
     layer_seconds: float
     # Bytes read from the directory's disk; 0 where it could not be measured.
     disk_bandwidth: float
+    # Of a GPU: handing it work and waiting for its end; 0 for a CPU.
+    submit_seconds: float = 0.0
 
     @property
     def sane(self) -> bool:
@@ -58,6 +60,7 @@ class Speeds:
             all(low <= rate <= high for rate in rates)
             and 0 <= self.layer_seconds <= _MOST_LAYER_SECONDS
             and 0 <= self.disk_bandwidth <= high
+            and 0 <= self.submit_seconds <= _MOST_LAYER_SECONDS
         )
 
 
@@ -66,19 +69,21 @@ def speeds_here(
     directory: Path | None,
     pin: Sequence[int] = (),
     *,
+    device: str = devices.CPU,
     again: bool = False,
     may_measure: bool = True,
 ) -> Speeds | None:
     """The speeds with so many threads: kept in `directory`, else measured now and kept there.
 
-    again: measure although there are kept ones. may_measure: else only kept ones count. What is
-    measured on a busy machine is kept for ten minutes only. None where nothing can be measured:
-    little memory, or a machine that is too busy.
+    device: "cpu", "vulkan" or "vulkan:N". again: measure although there are kept ones. may_measure:
+    else only kept ones count. What is measured on a busy machine is kept for ten minutes only. None
+    where nothing can be measured: little memory, or a machine that is too busy. Raises HearthError
+    BAD_SETTING for a device that is not there.
     """
     if directory is None:
-        return _measured(threads, None, pin) if may_measure else None
+        return _measured(threads, None, pin, device) if may_measure else None
     folder = directory / "speeds"
-    path = folder / f"{_key(threads, pin)}.json"
+    path = folder / f"{_key(threads, pin, device)}.json"
     passing = path.with_suffix(".busy")
     kept = None if again else _read(path) or _read(passing, _BUSY_SECONDS)
     if kept is not None or not may_measure:
@@ -91,7 +96,7 @@ def speeds_here(
         kept = None if again else _read(path) or _read(passing, _BUSY_SECONDS)
         if kept is None:
             busy = _busy()
-            kept = _measured(threads, directory, pin)
+            kept = _measured(threads, directory, pin, device)
             if kept is not None:
                 _write(passing if busy else path, kept)
     return kept
@@ -105,6 +110,7 @@ def speeds_message(speeds: Speeds) -> common_pb2.NodeSpeeds:
         few_rows_products_per_second=speeds.few_rows_rate,
         layer_seconds=speeds.layer_seconds,
         disk_bytes_per_second=speeds.disk_bandwidth,
+        submit_seconds=speeds.submit_seconds,
     )
 
 
@@ -116,6 +122,7 @@ def speeds_of(message: common_pb2.NodeSpeeds) -> Speeds | None:
         message.few_rows_products_per_second,
         message.layer_seconds,
         message.disk_bytes_per_second,
+        message.submit_seconds,
     )
     return speeds if speeds.sane else None
 
@@ -125,8 +132,10 @@ def _busy() -> bool:
     return system.load() > system.cores() / 2
 
 
-def _key(threads: int, pin: Sequence[int]) -> str:
+def _key(threads: int, pin: Sequence[int], device: str = devices.CPU) -> str:
     parts = [system.version(), system.architecture(), f"{threads}-of-{system.cores()}"]
+    if device != devices.CPU:
+        parts.insert(0, devices.kernels(device))
     if pin:
         parts.append("on-" + "-".join(map(str, pin)))
     chosen = os.environ.get("HEARTH_INSTRUCTION_SET")
@@ -134,12 +143,14 @@ def _key(threads: int, pin: Sequence[int]) -> str:
     return "".join(each if each.isalnum() or each in "._-" else "-" for each in name)[:120]
 
 
-def _measured(threads: int, directory: Path | None, pin: Sequence[int]) -> Speeds | None:
+def _measured(
+    threads: int, directory: Path | None, pin: Sequence[int], device: str = devices.CPU
+) -> Speeds | None:
     """Measure in another process: what it takes of memory is not this one's."""
     if system.memory_available() < _NEEDED_BYTES:
         return None
     command = [sys.executable, "-m", "hearth.common.probe", str(threads), str(directory or "")]
-    command.append(",".join(map(str, pin)))
+    command += [",".join(map(str, pin)), device]
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=_SECONDS, check=True, stdin=subprocess.DEVNULL

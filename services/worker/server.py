@@ -210,11 +210,9 @@ class WorkerServer:
         self._tenancy.refuse()
 
     def _speeds(self, may_measure: bool) -> Speeds | None:
-        if self._device != devices.CPU:
-            return None  # what is measured is the CPU
         if self._known_speeds is not None or not may_measure:
             return self._known_speeds or speeds_here(
-                self._threads, self._cache_dir, self._pin, may_measure=False
+                self._threads, self._cache_dir, self._pin, device=self._device, may_measure=False
             )
         # One at a time, however many ask: it takes all cores.
         if not self._measuring.acquire(blocking=False):
@@ -222,7 +220,7 @@ class WorkerServer:
         try:
             if time.monotonic() < self._measured_until:
                 return None
-            found = speeds_here(self._threads, self._cache_dir, self._pin)
+            found = speeds_here(self._threads, self._cache_dir, self._pin, device=self._device)
             if found is None:
                 self._measured_until = time.monotonic() + _UNMEASURED_SECONDS
             if self._cache_dir is None:

@@ -21,8 +21,11 @@ from harness import ServiceProcess, WorkerProcess
 
 from hearth import _native
 from hearth.client import Client
-from hearth.common import devices
+from hearth.common import devices, probe
 from hearth.common.errors import HearthError, Reason
+from hearth.common.speeds import Speeds
+from hearth.root.cluster import measuring
+from hearth.worker import server as worker_server
 from hearth.worker.server import WorkerServer
 
 GPU = "vulkan:0"
@@ -202,6 +205,42 @@ def test_perplexity_is_the_cpus(weights: str) -> None:
         with perplexity.formed("demo", (), weights, device=device) as (cluster, limits):
             of[device] = perplexity.perplexity(cluster, limits, texts)
     assert of[GPU] == pytest.approx(of["cpu"], rel=1e-3)
+
+
+def test_a_gpu_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(probe, "_DRAWN", (256, 2, 128, 512, 1))
+    monkeypatch.setattr(probe, "_MANY", 16)
+    monkeypatch.setattr(probe, "_SMALL_LAYERS", 2)
+    monkeypatch.setattr(probe, "_WARM_SECONDS", 0.0)
+    found = probe.measure(1, None, (), GPU)
+    assert found.sane
+    assert found.read_bandwidth > 0
+    with pytest.raises(HearthError, match="--device vulkan:99 is not there"):
+        probe.measure(1, None, (), "vulkan:99")
+
+
+@pytest.mark.parametrize("chosen", [[GPU], [GPU, "cpu"], ["cpu", GPU]], ids=str)
+def test_a_cluster_with_a_gpu_states_what_it_expects(
+    chosen: list[str], workers: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def known(*_: object, device: str = "cpu", may_measure: bool = True, **__: object) -> Speeds:
+        asked.append(device)
+        return Speeds(5e9 if device == "cpu" else 2e10, 1e11, 6e10, 1e-5, 1e9)
+
+    monkeypatch.setattr(worker_server, "speeds_here", known)
+    monkeypatch.setattr(measuring, "speeds_here", known)
+    with perplexity.formed(
+        "demo",
+        addresses_of(chosen, workers),
+        "f32",
+        context=256,
+        predict=True,
+        device=chosen[0],
+    ) as (cluster, _):
+        assert cluster.status().prediction.decode_tokens_per_second > 0
+    assert set(chosen) <= set(asked)
 
 
 def test_a_worker_says_its_device() -> None:

@@ -9,14 +9,17 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hearth import _native
 from hearth.cli import cluster
-from hearth.common import devices
+from hearth.common import devices, system
 from hearth.common import speeds as module
+from hearth.common.errors import HearthError
 from hearth.common.speeds import Speeds, speeds_here, speeds_message, speeds_of
 from hearth.converter.readers.random import RandomModel, random_spec
 from hearth.root.cluster import measuring
@@ -34,12 +37,26 @@ from hearth.v1 import common_pb2, root_pb2
 KNOWN = Speeds(20e9, 100e9, 60e9, 1e-5, 1e9)
 
 
+KINDS = ("discrete", "integrated", "cpu")
+IDS = tuple(f"vulkan:{number}" for number in range(len(KINDS)))
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of each kind on this machine."""
+    found = [
+        SimpleNamespace(id=id, name=f"A {kind} GPU", kind=kind, memory_bytes=8 << 30)
+        for id, kind in zip(IDS, KINDS, strict=True)
+    ]
+    monkeypatch.setattr(_native, "list_devices", lambda: found)
+
+
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Measurements of the machine so far."""
     done: list[int] = []
 
-    def measured(threads: int, directory: Path | None, pin: object) -> Speeds:
+    def measured(threads: int, directory: Path | None, pin: object, device: str) -> Speeds:
         done.append(threads)
         return replace(KNOWN, layer_seconds=float(len(done)))
 
@@ -72,6 +89,16 @@ def test_speeds_of_a_busy_machine_are_kept_for_a_while(
     assert speeds_here(2, tmp_path) != first
     assert count() == 2
     assert not list((tmp_path / "speeds").glob("*.json"))
+
+
+def test_each_device_is_measured_by_itself(
+    tmp_path: Path, count: Callable[[], int], gpus: None
+) -> None:
+    found = [speeds_here(2, tmp_path, device=device) for device in ("cpu", *IDS, *IDS)]
+    assert count() == 1 + len(IDS)
+    assert found[1 : 1 + len(IDS)] == found[1 + len(IDS) :]
+    with pytest.raises(HearthError, match="--device vulkan:9 is not there"):
+        speeds_here(2, tmp_path, device="vulkan:9")
 
 
 def test_nothing_is_kept_without_a_folder(count: Callable[[], int]) -> None:
@@ -354,7 +381,7 @@ class FakeLink:
 def measured_by_root(
     monkeypatch: pytest.MonkeyPatch, links: list[FakeLink], threads: int = 1
 ) -> list[Machine] | None:
-    monkeypatch.setattr(measuring, "speeds_here", lambda *_: KNOWN)
+    monkeypatch.setattr(measuring, "speeds_here", lambda *_, **__: KNOWN)
     monkeypatch.setattr(measuring, "_latency", lambda _: 0.0)
     infos = [
         common_pb2.NodeInfo(
@@ -386,6 +413,102 @@ def test_nodes_of_this_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert found[0].host_bandwidth == found[1].host_bandwidth > 0
 
 
+def on_devices(
+    monkeypatch: pytest.MonkeyPatch, chosen: list[str], threads: int = 1
+) -> list[Machine]:
+    """Nodes of this machine on such devices, the root's first; GPUs read faster by their number."""
+
+    def known(threads: int, *_: object, device: str = "cpu", **__: object) -> Speeds:
+        number = 0 if device == "cpu" else 1 + IDS.index(device)
+        return replace(KNOWN, read_bandwidth=1e9 * threads * 10**number)
+
+    monkeypatch.setattr(measuring, "speeds_here", known)
+    monkeypatch.setattr(measuring, "_latency", lambda _: 0.0)
+    monkeypatch.setattr(system, "cores", lambda: 4)
+    infos = [
+        common_pb2.NodeInfo(threads=threads, instruction_set=devices.kernels(device))
+        for device in chosen[1:]
+    ]
+    links = [FakeLink(f"127.0.0.1:{number}", None) for number, _ in enumerate(infos, 1)]
+    root = Root(2 << 30, threads, device=chosen[0])
+    found = measuring.measure(root, links, infos)  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def test_a_gpu_with_memory_of_its_own_shares_none(
+    monkeypatch: pytest.MonkeyPatch, gpus: None
+) -> None:
+    for chosen in (["cpu", IDS[0]], [IDS[0], "cpu"]):
+        found = on_devices(monkeypatch, chosen)
+        assert [each.host for each in found] == ["", ""]
+        speeds = [each.read_bandwidth * 1.1 for each in found]
+        assert speeds == pytest.approx([1e9 if device == "cpu" else 1e10 for device in chosen])
+
+
+def test_nodes_on_one_gpu_share_it(monkeypatch: pytest.MonkeyPatch, gpus: None) -> None:
+    found = on_devices(monkeypatch, [IDS[0], "cpu", IDS[0]])
+    assert [bool(each.host) for each in found] == [True, False, True]
+    assert found[0].host == found[2].host
+    assert found[0].host_bandwidth == found[0].read_bandwidth
+    assert found[0].host_nodes == 1
+
+
+def test_a_gpu_without_memory_of_its_own_shares_that_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, gpus: None
+) -> None:
+    integrated = on_devices(monkeypatch, ["cpu", IDS[1]], threads=2)
+    drawn = on_devices(monkeypatch, ["cpu", IDS[2]], threads=2)
+    assert len({each.host for each in (*integrated, *drawn)} - {""}) == 1
+    # Two nodes of two threads fit four cores, and the GPU has its own; the drawn one takes all.
+    assert [integrated[0].host_nodes, drawn[0].host_nodes] == [3, 1]
+    # The faster of both is what the memory gives at least.
+    assert integrated[0].host_bandwidth == integrated[1].read_bandwidth
+
+
+def test_a_gpu_that_is_not_here_measures_itself(
+    monkeypatch: pytest.MonkeyPatch, gpus: None
+) -> None:
+    monkeypatch.setattr(measuring, "speeds_here", lambda *_, **__: KNOWN)
+    own = replace(KNOWN, read_bandwidth=5e11, submit_seconds=4e-5)
+    links = [FakeLink("127.0.0.1:1", own), FakeLink("10.0.0.1:1", own)]
+    infos = [common_pb2.NodeInfo(instruction_set="vulkan:0 (Another GPU)") for _ in links]
+    found = measuring.measure(Root(2 << 30, 1), links, infos)  # type: ignore[arg-type]
+    assert found is not None
+    assert [each.submit_seconds for each in found] == [0, 4e-5, 4e-5]
+    assert [each.host for each in found] == ["", "", ""]
+
+
+def test_a_gpu_is_handed_work_before_each_sync() -> None:
+    found = blueprint(parallel="tensor")
+    plan = found.plan(WORKERS)
+    cpus = machines("gigabit")
+    found.measured(WORKERS, cpus)
+    before = predicted(found)
+    found.measured(WORKERS, [replace(each, submit_seconds=1e-3) for each in cpus])
+    assert found.plan(WORKERS) == plan
+    after = predicted(found)
+    # 22 layers of two syncs, and what follows the last one.
+    assert after.compute_seconds - before.compute_seconds == pytest.approx(45e-3)
+    one = blueprint(parallel="pipeline")
+    one.measured(WORKERS, cpus)
+    apart = predicted(one)
+    one.measured(WORKERS, [replace(each, submit_seconds=1e-3) for each in cpus])
+    assert predicted(one).compute_seconds - apart.compute_seconds == pytest.approx(3e-3)
+
+
+def test_a_gpu_takes_most_of_a_model() -> None:
+    from hearth.root.planning.predict import Choices
+    from hearth.root.planning.search import Search
+
+    model = RandomModel(random_spec("llama-3-8b"))
+    search = Search(model.spec, model.tensor_type, Choices(context=1024))
+    nodes = [replace(CATALOGUE[kind], name=kind) for kind in ("pc-ddr4", "rtx-3060")]
+    best = search.best(nodes)
+    assert best[0].machines == (nodes[1],) or best[0].shares[1] > 2 * best[0].shares[0]
+    assert best[0].decode > 2 * search.best(nodes[:1])[0].decode
+
+
 def test_no_prediction_without_the_speed_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_by_root(monkeypatch, [FakeLink("10.0.0.1:1", None)]) is None
 
@@ -398,6 +521,7 @@ def test_numbers_that_no_machine_has_do_not_count() -> None:
         ("few_rows_products_per_second", math.inf),
         ("layer_seconds", 1e308),
         ("disk_bytes_per_second", -1.0),
+        ("submit_seconds", 1e308),
     ]:
         changed = type(message)()
         changed.CopyFrom(message)

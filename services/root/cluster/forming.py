@@ -234,15 +234,12 @@ class Forming:
         settings = self._blueprint.settings
         if not settings.predict:
             return infos
-        if settings.device != devices.CPU:
-            log.info("no prediction of the speed: only CPUs are measured")
-            return infos
         addresses = [link.address for link in self._links]
         before = self._plan
         if self._blueprint.to_measure(addresses):
             threads = settings.threads or system.cores()
-            kernels = devices.kernels(settings.device)
-            root = Root(self._blueprint.room, threads, settings.pin, settings.speeds_dir, kernels)
+            folder, device = settings.speeds_dir, settings.device
+            root = Root(self._blueprint.room, threads, settings.pin, folder, device)
             found = self._blueprint.known_machines(addresses) or measure(root, self._links, infos)
             if found is None:
                 log.info("no prediction of the speed: a node could not be measured")

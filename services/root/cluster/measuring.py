@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from hearth import _native
 from hearth.common import devices, system
 from hearth.common.channels import is_loopback, split_address
 from hearth.common.errors import HearthError
@@ -50,6 +52,7 @@ def machine(name: str, memory_bytes: int, speeds: Speeds, link: Link, host: str)
         few_rows_rate=speeds.few_rows_rate,
         disk_bandwidth=speeds.disk_bandwidth or _ASSUMED_DISK,
         layer_seconds=speeds.layer_seconds,
+        submit_seconds=speeds.submit_seconds,
         link=link,
         host=host,
     )
@@ -57,17 +60,29 @@ def machine(name: str, memory_bytes: int, speeds: Speeds, link: Link, host: str)
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The root's part in a measurement: its threads, and the folder of kept speeds."""
+    """The root's part in a measurement: its threads, its device, and the folder of kept speeds."""
 
     memory_bytes: int
     threads: int
     pin: tuple[int, ...] = ()
     directory: Path | None = None
-    kernels: str = ""
+    device: str = devices.CPU
 
 
-def _on_gpu(kernels: str) -> bool:
-    return kernels.startswith("vulkan")
+def _device_here(kernels: str) -> str | None:
+    """The device of this machine that has these kernels; None for another machine's."""
+    if kernels == devices.kernels(devices.CPU):
+        return devices.CPU
+    if not kernels.startswith(devices.VULKAN):
+        return None
+    known = (info.id for info in _native.list_devices())
+    return next((id for id in known if devices.kernels(id) == kernels), None)
+
+
+def _host_of(device: str) -> str:
+    """The host of a device of this machine: the machine, or a GPU with memory of its own."""
+    info = devices.gpu_info(device)
+    return info.id if info is not None and info.kind == "discrete" else _HERE
 
 
 def measure(
@@ -77,36 +92,37 @@ def measure(
 
     links: described. infos: what each worker described.
     """
-    if any(_on_gpu(kernels) for kernels in (root.kernels, *(i.instruction_set for i in infos))):
-        return None  # what is measured is the CPU
-    own = speeds_here(root.threads, root.directory, root.pin)
+    own_device = _device_here(devices.kernels(root.device)) or root.device
+    own = speeds_here(root.threads, root.directory, root.pin, device=own_device)
     if own is None:
         return None
-    # Others, such as one with a GPU, measure themselves where they can.
+    # Others, such as one at the end of a tunnel, measure themselves.
     here = [
-        is_loopback(link.address) and info.instruction_set == devices.kernels(devices.CPU)
+        _device_here(info.instruction_set) if is_loopback(link.address) else None
         for link, info in zip(links, infos, strict=True)
     ]
-    # Nodes of one machine would disturb each other: it is measured once for each count of threads.
-    local = {root.threads: own}
-    for info in (info for info, near in zip(infos, here, strict=True) if near):
-        if info.threads not in local:
-            found = speeds_here(info.threads, root.directory)
+    # Nodes of one machine would disturb each other: each device is measured once for each count of
+    # threads.
+    local = {(own_device, root.threads): own}
+    for info, device in zip(infos, here, strict=True):
+        if device is not None and (device, info.threads) not in local:
+            found = speeds_here(info.threads, root.directory, device=device)
             if found is None:
                 return None
-            local[info.threads] = found
+            local[device, info.threads] = found
 
     def one(number: int) -> Machine | None:
         link, info = links[number], infos[number]
         try:
-            speeds = local[info.threads] if here[number] else link.measure_speeds()
+            near = here[number]
+            speeds = local[near, info.threads] if near is not None else link.measure_speeds()
             way = measure_link(link)
         except HearthError as error:
             log.info("%s", error.message)
             return None
         if speeds is None:
             return None
-        host = _HERE if here[number] else ""
+        host = _host_of(near) if near is not None else ""
         return machine(info.name or link.address, info.memory_available_bytes, speeds, way, host)
 
     workers: list[Machine] = []
@@ -116,11 +132,17 @@ def measure(
                 if worker is None:
                     return None
                 workers.append(worker)
-    return _together(root, machine("root", root.memory_bytes, own, LOCAL, _HERE), workers)
+    first = machine("root", root.memory_bytes, own, LOCAL, _host_of(own_device))
+    return _together(root, first, workers, [own_device, *here])
 
 
-def _together(root: Root, first: Machine, workers: Sequence[Machine]) -> list[Machine] | None:
-    """The root's own way to the others, and what nodes on its machine share."""
+def _together(
+    root: Root, first: Machine, workers: Sequence[Machine], here: Sequence[str | None]
+) -> list[Machine] | None:
+    """The root's own way to the others, and what nodes on its machine share.
+
+    here: the device of each node that is on the root's machine.
+    """
     # Its own way is at least as good as the best of those to its workers.
     ways = [worker.link for worker in workers] or [LOCAL]
     link = Link(
@@ -130,19 +152,36 @@ def _together(root: Root, first: Machine, workers: Sequence[Machine]) -> list[Ma
         max(way.receive_bandwidth for way in ways),
     )
     found = [replace(first, link=link), *workers]
-    together = sum(each.host == _HERE for each in found)
-    if together == 1:
-        return [replace(each, host="") for each in found]
+    for host in {each.host for each in found if each.host}:
+        members = [number for number, each in enumerate(found) if each.host == host]
+        changes: dict[str, Any] = {"host": ""}
+        if len(members) > 1:
+            shared = _shared(root, [(found[number], here[number]) for number in members])
+            if shared is None:
+                return None
+            changes = {"host_bandwidth": shared[0], "host_nodes": shared[1]}
+        for number in members:
+            found[number] = replace(found[number], **changes)
+    return found
+
+
+def _shared(root: Root, nodes: Sequence[tuple[Machine, str | None]]) -> tuple[float, float] | None:
+    """The bandwidth of all nodes of a host together, and the nodes that fit its cores.
+
+    nodes: with their devices. None if it cannot be measured.
+    """
+    bandwidth = max(node.read_bandwidth for node, _ in nodes)
+    on_cpu = sum(device == devices.CPU for _, device in nodes)
+    if not on_cpu:
+        return bandwidth, 1.0
     cores = system.cores()
-    whole = speeds_here(min(cores, together * root.threads), root.directory)
+    whole = speeds_here(min(cores, on_cpu * root.threads), root.directory)
     if whole is None:
         return None
-    bandwidth = whole.read_bandwidth / _STEP_OVER_PROBE
-    fits = max(1.0, cores / root.threads)
-    return [
-        replace(each, host_bandwidth=bandwidth, host_nodes=fits) if each.host else each
-        for each in found
-    ]
+    kinds = [info.kind for _, device in nodes if (info := devices.gpu_info(device or "cpu"))]
+    # One that is drawn by the CPU takes all cores; others have their own.
+    fits = 1.0 if "cpu" in kinds else max(1.0, cores / root.threads) + len(kinds)
+    return max(bandwidth, whole.read_bandwidth / _STEP_OVER_PROBE), fits
 
 
 def measure_link(link: WorkerLink) -> Link:

@@ -5,6 +5,8 @@ A figure of a published table is the fit of `calibrate` to its columns of one an
 measured machines reach; each has its source beside it. A probe of the machine itself is better.
 """
 
+from dataclasses import replace
+
 from hearth.root.planning.machines import Link, Machine
 
 _GB = 1e9
@@ -55,6 +57,25 @@ def _machine(
     )
 
 
+# Of a GPU's bandwidth by its data sheet, the part that decoding reaches. On an H100 a skeleton of
+# decode (shapes and dispatches of Llama 3 8B) ran at 361 tokens/s where memory allows 790. Others
+# are assumed to reach the same part. Hearth itself was measured on none of them.
+_GPU_READS = 0.45
+# A kernel reads weights once for eight rows, of prompts too; half of that rate is assumed. Bytes
+# are those of a weight in q4_0.
+_GPU_ROWS, _GPU_FEEDS, _WEIGHT_BYTES = 8, 0.5, 18 / 32
+
+
+def _gpu(kind: str, memory_gib: int, data_sheet: float) -> Machine:
+    """A machine's GPU by its memory in GiB and GB/s."""
+    read = _GPU_READS * data_sheet
+    products = _GPU_FEEDS * _GPU_ROWS * read / _WEIGHT_BYTES
+    # Of a layer: eight dispatches and their barriers at 2 us, measured on an H100, and starts. A
+    # blocking wait took 35 us there. Disk: NVMe. A root's work is that of a PC.
+    found = _machine(kind, memory_gib, read, products, products, 3.0, 0.02, 0.5)
+    return replace(found, submit_seconds=35e-6)
+
+
 # Memory in GiB; bytes/s read in GB; multiply-adds/s in 10^9, of prefill and of few rows; disk in
 # GB/s; ms of a layer's fixed work; ms of a root's work on a step. Few rows, a root's work, and the
 # fixed work of machines without a table are assumed. A root's work is 0.5 ms on a Zen 5.
@@ -81,5 +102,11 @@ CATALOGUE = {
         # Rented machine of 30 virtual CPUs (c3d-highcpu-30). Reading and fixed work: published
         # table, Llama 2 7B on 1 and 2 machines. Products: 15 cores as in pc-ddr5. Disk: network.
         _machine("c3d-highcpu-30", 59, 47, 2000, 800, 0.5, 0.69, 0.6),
+        # GPUs; memory and GB/s by the data sheets of their makers.
+        _gpu("rtx-3060", 12, 360),
+        _gpu("rtx-4090", 24, 1008),
+        _gpu("rx-7900-xtx", 24, 960),
+        _gpu("arc-a770", 16, 560),
+        _gpu("h100", 80, 3350),
     )
 }

@@ -30,9 +30,10 @@ _FIGURES = {
     "disk_mb_per_second": ("disk_bandwidth", 1e6),
     "layer_ms": ("layer_seconds", 1e-3),
     "step_ms": ("step_seconds", 1e-3),
+    "submit_ms": ("submit_seconds", 1e-3),
 }
 # Figures that a device of no kind can do without.
-_OPTIONAL = ("step_ms",)
+_OPTIONAL = ("step_ms", "submit_ms")
 _LINK_FIGURES = {
     "latency_ms": ("latency_seconds", 1e-3),
     "send_mbit": ("send_bandwidth", 125e3),
@@ -78,7 +79,9 @@ def device_text(machine: Machine) -> str:
     lines = ["[[device]]", f"name = {json.dumps(machine.name)}"]
     lines.append(f'memory = "{machine.memory_bytes >> 20}MiB"')
     for key, (field, factor) in _FIGURES.items():
-        lines.append(f"{key} = {getattr(machine, field) / factor:.4g}")
+        value = getattr(machine, field)
+        if value or key not in _OPTIONAL:
+            lines.append(f"{key} = {value / factor:.4g}")
     lines.append(f'link = "{machine.link.kind}"')
     return "\n".join(lines)
 

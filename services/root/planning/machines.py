@@ -15,6 +15,7 @@ _BOUNDS = {
     "disk_bandwidth": (0.0, 1e12, "bytes/s of disk"),
     "layer_seconds": (0.0, 1.0, "seconds for a layer's fixed work"),
     "step_seconds": (0.0, 1.0, "seconds for a root's work on a step"),
+    "submit_seconds": (0.0, 1.0, "seconds for handing a GPU its work"),
     "latency_seconds": (0.0, 10.0, "seconds of latency"),
     "send_bandwidth": (1e3, 1e12, "bytes/s to send"),
     "receive_bandwidth": (1e3, 1e12, "bytes/s to receive"),
@@ -60,6 +61,8 @@ class Machine:
     link: Link
     # A root's work on a step beside the layers: scheduling, sampling, text.
     step_seconds: float = 0.5e-3
+    # Of a GPU: handing it work and waiting for its end, once between two syncs.
+    submit_seconds: float = 0.0
     # Nodes with the same host share its cores and its memory's bandwidth; "" for none.
     host: str = ""
     # Of a host: the bandwidth of all its threads together, and the nodes that fit its cores.

@@ -131,8 +131,15 @@ class Predictor:
             # A chunk of a prompt needs logits of its last row at most.
             sampled = 1 if rows > MANY else None
             own = compute_seconds(works[index], machines[index], rows, read, together, sampled)
+            own += handing(index)
             # The disk is read meanwhile.
             return max(own, reading[index])
+
+        def handing(index: int) -> float:
+            """Seconds in which a GPU is handed a step: in one piece, or one before each sync."""
+            nodes = next(nodes for nodes in stages if index in nodes)
+            syncs = _SYNCS * works[index].layers if len(nodes) > 1 else 0
+            return (1 + syncs) * machines[index].submit_seconds
 
         def stage_times(
             rows: float, sequences: float, *, all_busy: bool = False
@@ -255,7 +262,7 @@ class Predictor:
             send = max(payload / link.send_bandwidth for link in links) * (len(links) - 1)
             return "latency" if wait >= send else "bandwidth"
         machine = machines[slowest]
-        fixed = work.layers * machine.layer_seconds
+        fixed = work.layers * machine.layer_seconds + machine.submit_seconds
         return "layers" if fixed > work.read(1) / machine.read_bandwidth else "reading"
 
 
