@@ -14,7 +14,7 @@ from hearth.cli.command import Argument, Command, Option, Options
 from hearth.common.terminal import one_line
 
 if TYPE_CHECKING:
-    from hearth.v1 import root_pb2
+    from hearth.v1 import common_pb2, root_pb2
 
 
 def command() -> Command:
@@ -173,12 +173,21 @@ def _rows(status: root_pb2.ClusterStatus) -> list[tuple[str, ...]]:
                 node.address,
                 state if answered or state != "lost" else "absent",
                 f"{node.info.threads} of {node.info.cores}" if answered else "",
-                node.info.instruction_set,
+                _kernels(node.info),
                 weights,
                 f"{100 * node.weight_bytes / total:.0f} %",
             )
         )
     return rows
+
+
+def _kernels(info: common_pb2.NodeInfo) -> str:
+    """The kernels of a node; of a GPU its memory too."""
+    from hearth.common.sizes import format_size
+
+    if not info.instruction_set.startswith("vulkan"):
+        return info.instruction_set
+    return f"{info.instruction_set}, {format_size(info.memory_total_bytes)}"
 
 
 def _place(node: root_pb2.ClusterNode) -> str:

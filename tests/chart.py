@@ -20,6 +20,7 @@ from hearth.cli.commands import load
 TOP = Path(__file__).resolve().parents[1]
 CHART = TOP / "deploy" / "k8s" / "hearth"
 FOUR_PIS = TOP / "deploy" / "k8s" / "values-4pi.yaml"
+ONE_GPU = TOP / "deploy" / "k8s" / "values-gpu.yaml"
 NAMESPACE = "home"
 RELEASE = "hearth"
 
@@ -27,6 +28,22 @@ RELEASE = "hearth"
 OPTIONS: dict[str, Object] = {
     "defaults": {},
     "four pis": yaml.safe_load(FOUR_PIS.read_text()),
+    "one gpu": yaml.safe_load(ONE_GPU.read_text()),
+    "nvidia": {
+        "image": {
+            "digest": "sha256:" + "0123456789abcdef" * 4,
+            "gpu": {"digest": "sha256:" + "fedcba9876543210" * 4},
+        },
+        "worker": {
+            "gpu": {
+                "device": "vulkan:1",
+                "resource": "nvidia.com/gpu",
+                "count": 2,
+                "runtimeClassName": "nvidia",
+            },
+            "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "2Gi"}},
+        },
+    },
     "bare": {
         "tls": {"enabled": False},
         "metrics": {"enabled": False},

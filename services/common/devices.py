@@ -61,6 +61,12 @@ def memory_for_model(device: str, limit: int | None = None) -> int:
     return min(room, int(info.memory_bytes * _USABLE))
 
 
+def memory_total(device: str) -> int:
+    """Bytes of the memory that weights and KV cache are taken from: a GPU's own, if it has one."""
+    info = gpu_info(device)
+    return info.memory_bytes if info and info.kind == "discrete" else system.memory_total()
+
+
 def kernels(device: str) -> str:
     """The kernels in use: of a CPU its instruction set, of a GPU its id and name.
 

@@ -94,6 +94,11 @@ class Metrics:
             "Always 1; the labels describe the running service.",
             *("version", "role", "instruction_set", "architecture"),
         )
+        self._gpu = self._gauge(
+            "hearth_gpu_memory_bytes",
+            "Memory of the GPU that this node computes on; no series on a CPU.",
+            *("gpu", "kind"),
+        )
         self._gauge(
             "hearth_memory_total_bytes", "Memory of the machine or the container, the lower."
         ).set_function(system.memory_total)
@@ -131,6 +136,10 @@ class Metrics:
     def build_info(self, role: str, version: str, instruction_set: str, architecture: str) -> None:
         """The running service; `role` is "root" or "worker"."""
         self._build.labels(version, role, instruction_set, architecture).set(1)
+
+    def gpu(self, gpu: str, kind: str, memory_bytes: int) -> None:
+        """The GPU that computes: its id and name, and "discrete", "integrated" and so on."""
+        self._gpu.labels(gpu, kind).set(memory_bytes)
 
     def step(self, phase: str, wall_seconds: float, sync_seconds: float) -> None:
         """One step done; `phase` is that of `phase_of`."""

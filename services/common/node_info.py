@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hearth.common import channels, devices, system
 from hearth.v1 import common_pb2
+
+if TYPE_CHECKING:
+    from hearth.common.metrics import Metrics
+
+
+def observe_build(metrics: Metrics, role: str, device: str) -> None:
+    """The running service and what it computes on, as metrics. role: "root" or "worker"."""
+    kernels = devices.kernels(device)
+    metrics.build_info(role, system.version(), kernels, system.architecture())
+    gpu = devices.gpu_info(device)
+    if gpu is not None:
+        metrics.gpu(kernels, gpu.kind, gpu.memory_bytes)
 
 
 def node_info(
@@ -17,7 +31,7 @@ def node_info(
         cores=system.cores(),
         threads=threads,
         instruction_set=devices.kernels(device),
-        memory_total_bytes=system.memory_total(),
+        memory_total_bytes=devices.memory_total(device),
         memory_available_bytes=memory_available,
         architecture=system.architecture(),
     )

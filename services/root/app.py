@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from hearth.common import devices, system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import RootMetrics
+from hearth.common.node_info import observe_build
 from hearth.common.security import Security
 from hearth.converter import Model, open_model
 from hearth.converter.tokenizers.base import Tokenizer
@@ -77,9 +77,7 @@ def core(
     """
     with ExitStack() as stack:
         metrics = metrics or RootMetrics()
-        metrics.build_info(
-            "root", system.version(), devices.kernels(settings.device), system.architecture()
-        )
+        observe_build(metrics, "root", settings.device)
         tokenizer = tokenizer or model.tokenizer()
         if draft is not None:
             drafts.check(draft, model, tokenizer, settings)

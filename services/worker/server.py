@@ -24,7 +24,7 @@ from hearth.common.health import HealthPort
 from hearth.common.logging import printable
 from hearth.common.mesh_listener import MeshListener
 from hearth.common.metrics import WorkerMetrics
-from hearth.common.node_info import node_info
+from hearth.common.node_info import node_info, observe_build
 from hearth.common.security import Security
 from hearth.common.speeds import Speeds, speeds_here, speeds_message
 from hearth.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -127,9 +127,7 @@ class WorkerServer:
         self.instance = secrets.token_hex(8)
         self.name = self._name
         self._server: grpc.Server | None = None
-        self._metrics.build_info(
-            "worker", system.version(), devices.kernels(device), system.architecture()
-        )
+        observe_build(self._metrics, "worker", device)
 
     def start(self) -> int:
         """Serves; the port it listens on."""

@@ -23,6 +23,7 @@ from hearth import _native
 from hearth.client import Client
 from hearth.common import devices, probe
 from hearth.common.errors import HearthError, Reason
+from hearth.common.metrics import WorkerMetrics
 from hearth.common.speeds import Speeds
 from hearth.root.cluster import measuring
 from hearth.worker import server as worker_server
@@ -244,8 +245,13 @@ def test_a_cluster_with_a_gpu_states_what_it_expects(
 
 
 def test_a_worker_says_its_device() -> None:
-    server = WorkerServer("127.0.0.1:0", device=GPU)
-    assert server.describe().instruction_set.startswith("vulkan:0 (")
+    metrics = WorkerMetrics()
+    server = WorkerServer("127.0.0.1:0", device=GPU, metrics=metrics)
+    info, device = server.describe(), _native.list_devices()[0]
+    assert info.instruction_set == f"vulkan:0 ({device.name})"
+    assert info.memory_total_bytes == devices.memory_total(GPU) >= info.memory_available_bytes > 0
+    text = metrics.text().decode()
+    assert f'hearth_gpu_memory_bytes{{gpu="{info.instruction_set}",kind="{device.kind}"}}' in text
 
 
 def test_devices_that_are_not_there_are_named() -> None:

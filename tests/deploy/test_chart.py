@@ -116,6 +116,13 @@ def test_the_package_has_all_that_the_folder_has(
         ({"apiKeys": {"enabled": True, "operators": ["home"]}}, "apiKeys.operators: home"),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"networkPolicy": {"prometheus": []}}, "prometheus"),
+        ({"root": {"gpu": {"device": "cuda"}}}, "device"),
+        ({"worker": {"gpu": {"resource": "nvidia.com/gpu"}}}, "resource"),
+        ({"worker": {"gpu": {"device": "vulkan", "resource": "gpu"}}}, "resource"),
+        (
+            {"image": {"digest": "sha256:" + "0" * 64}, "root": {"gpu": {"device": "vulkan"}}},
+            "give image.gpu.digest or image.gpu.tag too",
+        ),
         ({"tls": {"existingSecrets": {"root": "mine"}}}, "give both root and worker"),
         (
             {

@@ -230,6 +230,28 @@ def test_each_node_has_a_device_of_its_own(installed: Look, name: str) -> None:
             assert all(wanted <= p["metadata"]["labels"].items() for p in found.pods().values())
 
 
+@every_option
+def test_a_gpu_comes_with_all_that_it_needs(installed: Look, name: str) -> None:
+    """A node on one has the device, the image with drivers and the group; others have nothing."""
+    values, found = OPTIONS[name], installed(name)
+    for role in set(found.pods()) & set(SERVICES):
+        pod = found.pods()[role]
+        gpu = values.get(role, {}).get("gpu", {})
+        container, security = main_container(pod), pod["spec"]["securityContext"]
+        assert options_of(pod).device == gpu.get("device", "cpu")
+        limits = {k: v for k, v in container["resources"]["limits"].items() if "/" in k}
+        assert limits == ({gpu["resource"]: gpu.get("count", 1)} if gpu else {})
+        assert pod["spec"].get("runtimeClassName") == gpu.get("runtimeClassName")
+        assert security.get("supplementalGroups") == ([gpu["group"]] if "group" in gpu else None)
+        plain = main_container(found.test)["image"] if found.test else ""
+        if not gpu:
+            assert container["image"] == plain or not found.test
+        elif digest := values.get("image", {}).get("gpu", {}).get("digest"):
+            assert container["image"] == f"hearth@{digest}" != plain
+        else:
+            assert container["image"] == f"{plain}-vulkan"
+
+
 def test_four_pis_hold_four_nodes(installed: Look) -> None:
     found = installed("four pis")
     workers = found.one("StatefulSet", "-worker")["spec"]

@@ -43,18 +43,28 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def image() -> str:
     """The image, built from this checkout."""
-    given = os.environ.get("HEARTH_DEPLOY_IMAGE", "")
-    if given:
-        return given
+    return os.environ.get("HEARTH_DEPLOY_IMAGE", "") or build(IMAGE)
+
+
+@pytest.fixture(scope="module")
+def vulkan_image(image: str) -> str:
+    """The variant with Vulkan's drivers; all its other layers are the image's."""
+    given = os.environ.get("HEARTH_DEPLOY_VULKAN_IMAGE", "")
+    return given or build(f"{IMAGE}-vulkan", "--build-arg", "VARIANT=vulkan")
+
+
+def build(name: str, *arguments: str) -> str:
+    """Builds the image from this checkout; its name."""
     started = time.monotonic()
     dockerfile = str(TOP / "deploy" / "docker" / "Dockerfile")
-    run_command("docker", "build", "-f", dockerfile, "-t", IMAGE, str(TOP), seconds=1500)
-    size, base = (inspect(name)["Size"] for name in (IMAGE, "debian:bookworm-slim"))
+    command = ("docker", "build", "-f", dockerfile, *arguments, "-t", name, str(TOP))
+    run_command(*command, seconds=1500)
+    size, base = (inspect(each)["Size"] for each in (name, "debian:bookworm-slim"))
     print(
-        f"\nimage: {size / 1e6:.0f} MB, of which {base / 1e6:.0f} MB are its base; "
+        f"\n{name}: {size / 1e6:.0f} MB, of which {base / 1e6:.0f} MB are its base; "
         f"built in {time.monotonic() - started:.0f} s"
     )
-    return IMAGE
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +125,52 @@ def test_health_is_no_where_nothing_serves(image: str) -> None:
     done = run_command("docker", "run", "--rm", image, "healthcheck", check=False)
     assert done.returncode == 1
     assert "127.0.0.1:7719" in done.stderr
+
+
+# -- its variant for GPUs --------------------------------------------------------------------------
+
+
+def test_the_image_without_drivers_says_what_is_missing(image: str) -> None:
+    arguments = ("generate", "--model", "demo", "--prompt", PROMPT, "--device", "vulkan")
+    done = run_command("docker", "run", "--rm", image, *arguments, check=False)
+    assert done.returncode != 0
+    assert "Vulkan finds no GPU, or no driver of one" in done.stderr
+
+
+def test_a_worker_on_a_gpu_tells_the_same_story(vulkan_image: str) -> None:
+    """A worker in the variant computes by Mesa's lavapipe; the root is in another container."""
+    asked = ("--model", "demo", "--prompt", PROMPT, "--max-tokens", "200", "--temperature", "0")
+    alone = docker(
+        *("run", "--rm", "--network", "none", vulkan_image),
+        *("generate", *asked, "--nodes", "2", "--threads", "1"),
+    )
+    assert len(alone) > 400
+    network = worker = f"hearthtest{os.getpid()}gpu"
+    docker("network", "create", "--internal", network)
+    try:
+        docker(
+            *("run", "--detach", "--name", worker, "--network", network, "--cap-drop", "ALL"),
+            *("--read-only", "--tmpfs", "/tmp", vulkan_image),
+            *("worker", "--listen", "0.0.0.0:7717", "--insecure", "--device", "vulkan"),
+            *("--cache-dir", "none"),
+        )
+        # The name's owner is known as soon as the container runs; its port when it listens.
+        eventually("a worker that listens", lambda: "listening" in logs(worker))
+        told = docker(
+            *("run", "--rm", "--network", network, vulkan_image),
+            *("generate", *asked, "--workers", f"{worker}:7717", "--insecure", "--threads", "1"),
+        )
+        assert told == alone
+        assert "Failed to create" not in logs(worker)  # Mesa's cache has its place
+    finally:
+        run_command("docker", "rm", "--force", worker, check=False)
+        docker("network", "rm", network)
+
+
+def logs(container: str) -> str:
+    """All that a container wrote."""
+    done = run_command("docker", "logs", container)
+    return done.stdout + done.stderr
 
 
 # -- the cluster -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Running them is test_compose.py's (make deploy-test).
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from monitoring import (
     ALERTS,
     COMPOSE,
@@ -143,23 +145,68 @@ def test_commands_and_settings_are_ones_that_there_are(file: str, name: str, mod
     assert options.metrics
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "worker.yaml"])
-@pytest.mark.parametrize("command", [["docker-compose"], ["docker", "compose"]])
-def test_compose_itself_takes_the_files(file: str, command: list[str]) -> None:
+def merged(command: list[str], *files: str) -> str:
+    """Files together, as Compose understands them. Skips where there is no such command."""
     found = shutil.which(command[0]) and subprocess.run(
         [*command, "version"], capture_output=True, check=False
     )
     if not found or found.returncode:
         pytest.skip(f"no {' '.join(command)} here")
     profiles = ["--profile", "observability", "--profile", "client"]
+    given = [word for file in files for word in ("-f", str(COMPOSE / file))]
     done = subprocess.run(
-        [*command, "-f", str(COMPOSE / file), *profiles, "config"],
+        [*command, *given, *profiles, "config"],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"HEARTH_RENDER_GROUP": "104"},
     )
     assert done.returncode == 0, done.stderr
     assert "WARN" not in done.stderr.upper(), done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "worker.yaml"])
+@pytest.mark.parametrize("command", [["docker-compose"], ["docker", "compose"]])
+def test_compose_itself_takes_the_files(file: str, command: list[str]) -> None:
+    assert merged(command, file)
+
+
+@pytest.mark.parametrize("file", ["vulkan.yaml", "nvidia.yaml"])
+def test_a_gpu_is_added_to_either_worker(file: str) -> None:
+    """The files for GPUs name only the worker, and only what there is."""
+    (name,) = load(COMPOSE / file)["services"]
+    added = load(COMPOSE / file)["services"][name]
+    for base in ("compose.yaml", "worker.yaml"):
+        service = load(COMPOSE / base)["services"][name]
+        assert added["build"]["context"] == service["build"]["context"]
+        assert added["build"]["dockerfile"] == service["build"]["dockerfile"]
+        # Another name, or the next `up` of compose.yaml alone would run this variant.
+        assert added["image"] != service["image"]
+    assert set(added["environment"]) <= {variable(o.long_name) for o in worker.command().settings()}
+    # Nothing of what bounds the service is lifted.
+    rest = set(added) - {"image", "build", "environment", "scale"}
+    assert rest <= {"devices", "group_add", "deploy"}
+    (argument,) = added["build"]["args"]
+    dockerfile = (TOP / added["build"]["dockerfile"].removeprefix("../../")).read_text()
+    assert re.search(rf"^ARG {argument}=$", dockerfile, re.MULTILINE)
+    assert re.search(rf"^ +{added['build']['args'][argument]}\)", dockerfile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", ["vulkan.yaml", "nvidia.yaml"])
+@pytest.mark.parametrize("base", ["compose.yaml", "worker.yaml"])
+@pytest.mark.parametrize("command", [["docker-compose"], ["docker", "compose"]])
+def test_compose_itself_adds_a_gpu(file: str, base: str, command: list[str]) -> None:
+    found = yaml.safe_load(merged(command, base, file))["services"]["worker"]
+    assert found["image"] == "hearth-vulkan"
+    assert found["environment"]["HEARTH_DEVICE"] == "vulkan"
+    assert found["cap_drop"] == ["ALL"] and found["read_only"] is True
+    if file == "vulkan.yaml":
+        assert "/dev/dri" in str(found["devices"])
+        assert [str(group) for group in found["group_add"]] == ["104"]
+    else:
+        (device,) = found["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
 
 
 def test_the_image_is_given_all_of_the_package() -> None:

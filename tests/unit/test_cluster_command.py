@@ -54,3 +54,19 @@ def test_stages_of_a_pipeline_are_shown_with_their_layers() -> None:
         "1.0 (5-8)",
         "1.1 (5-8)",
     ]
+
+
+def test_a_gpu_is_shown_with_its_memory() -> None:
+    status = root_pb2.ClusterStatus(state=root_pb2.CLUSTER_STATE_SERVING)
+    for rank, kernels in enumerate(("avx2", "vulkan:1 (A card\x1b[31m)")):
+        node = status.nodes.add(address=f"10.0.0.{rank}:7717", weight_bytes=(rank + 1) << 20)
+        node.placement.MergeFrom(common_pb2.Placement(rank=rank, ranks=2))
+        node.info.MergeFrom(
+            common_pb2.NodeInfo(
+                name="n", cores=2, threads=2, instruction_set=kernels, memory_total_bytes=24 << 30
+            )
+        )
+    text = "\n".join(cluster.describe(status))
+    assert "vulkan:1 (A card" in text and ", 24.0 GiB" in text and "67 %" in text
+    assert text.count("GiB") == 1  # of the GPU alone
+    assert "\x1b" not in text

@@ -147,6 +147,14 @@ def test_tokens_requests_and_memory_are_counted_as_they_come() -> None:
     assert math.isfinite(seen[("process_start_time_seconds",)])
 
 
+def test_only_a_gpu_has_a_series_for_its_memory() -> None:
+    metrics = RootMetrics()
+    assert not [key for key in scrape(metrics) if key[0] == "hearth_gpu_memory_bytes"]
+    metrics.gpu("vulkan:0 (A card)", "discrete", 24 << 30)
+    seen = scrape(metrics)
+    assert seen[("hearth_gpu_memory_bytes", "vulkan:0 (A card)", "discrete")] == 24 << 30
+
+
 def test_the_engine_tells_how_long_requests_were_paused() -> None:
     metrics = RootMetrics()
     limits = Limits(context_size=16, max_pages=16, page_size=4, max_step_tokens=8, max_running=4)

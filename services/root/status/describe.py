@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hearth.common import system
+from hearth.common import devices, system
 from hearth.common.errors import HearthError, Reason
 from hearth.common.link_costs import LinkCosts
 from hearth.common.node_info import node_info
@@ -67,7 +67,9 @@ def forming(
     own = status.nodes[0]
     own.state = root_pb2.NODE_STATE_READY
     threads = settings.threads or system.cores()
-    own.info.CopyFrom(node_info(settings.name, threads, system.memory_available(), settings.device))
+    on_cpu = settings.device == devices.CPU
+    free = system.memory_available() if on_cpu else devices.memory_for_model(settings.device)
+    own.info.CopyFrom(node_info(settings.name, threads, free, settings.device))
     return status
 
 

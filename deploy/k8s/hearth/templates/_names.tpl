@@ -75,6 +75,31 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* Of a root or a worker: (list $ .Values.worker). With a GPU, the variant that has drivers. */}}
+{{- define "hearth.nodeImage" -}}
+{{- $top := first . -}}
+{{- $image := $top.Values.image -}}
+{{- if not (last .).gpu.device -}}
+{{ include "hearth.image" $top }}
+{{- else if $image.gpu.digest -}}
+{{ $image.repository }}@{{ $image.gpu.digest }}
+{{- else if and $image.digest (not $image.gpu.tag) -}}
+{{- fail "image.gpu: image.digest is of the image without drivers; give image.gpu.digest or image.gpu.tag too" -}}
+{{- else -}}
+{{ $image.repository }}:{{ $image.gpu.tag | default (printf "%s-vulkan" ($image.tag | default $top.Chart.AppVersion)) }}
+{{- end -}}
+{{- end -}}
+
+{{/* Of a root's or a worker's container, with its GPU: a device plugin gives it for a limit. */}}
+{{- define "hearth.resources" -}}
+{{- $resources := deepCopy .resources -}}
+{{- if .gpu.resource -}}
+{{- $limits := merge (dict .gpu.resource .gpu.count) (default dict $resources.limits) -}}
+{{- $resources = set $resources "limits" $limits -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
 {{/* The ports, as every other text of Hearth has them. */}}
 {{- define "hearth.port.root" -}}7716{{- end -}}
 {{- define "hearth.port.worker" -}}7717{{- end -}}
@@ -106,10 +131,16 @@ securityContext:
   # New volumes and the keys become readable for the user above, large volumes without a long walk.
   fsGroup: 10001
   fsGroupChangePolicy: OnRootMismatch
+  {{- if not (kindIs "invalid" $own.gpu.group) }}
+  supplementalGroups: [{{ $own.gpu.group }}]
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 # What it is given to drain, and time to leave.
 terminationGracePeriodSeconds: {{ add (ceil .drain) 15 }}
+{{- with $own.gpu.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
 {{- with $own.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
