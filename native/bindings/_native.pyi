@@ -30,7 +30,8 @@ class DeviceInfo:
     id: str  # "vulkan:0"
     name: str
     kind: str  # "discrete", "integrated", "virtual", "cpu" or "other"
-    memory_bytes: int
+    memory_bytes: int  # of its own
+    free_bytes: int  # of it, for this process; all of it where the driver does not say
 
 def has_vulkan() -> bool:
     """False for a core that was built without Vulkan."""

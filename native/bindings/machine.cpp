@@ -29,7 +29,8 @@ void bind_machine(py::module_& module) {
       .def_readonly("id", &DeviceInfo::id)
       .def_readonly("name", &DeviceInfo::name)
       .def_readonly("kind", &DeviceInfo::kind)
-      .def_readonly("memory_bytes", &DeviceInfo::memory_bytes);
+      .def_readonly("memory_bytes", &DeviceInfo::memory_bytes)
+      .def_readonly("free_bytes", &DeviceInfo::free_bytes);
   module.def("has_vulkan", &has_vulkan, "False for a core that was built without Vulkan.");
   module.def("list_devices", &list_devices, "The GPUs that this build and the drivers offer.");
   module.def("parse_vulkan_device", &parse_vulkan_device, "id"_a,

@@ -50,10 +50,15 @@ foreach(shader products grouped_products)
     hearth_shader(${shader} ${shader}_${type} -DTYPE=${type})
   endforeach()
 endforeach()
+foreach(shader products grouped_products)
+  foreach(type RANGE 2 14)
+    hearth_shader(${shader} ${shader}_dot_${type} -DTYPE=${type} -DINTEGER_DOT)
+  endforeach()
+endforeach()
 file(CONFIGURE OUTPUT ${shader_output}/shaders.cpp CONTENT "${shader_code}
 constexpr std::span<const uint32_t> kCode[] = {
 ${shader_table}};
-static_assert(std::size(kCode) == static_cast<size_t>(Shader::grouped_products) + kTypes);
+static_assert(std::size(kCode) == static_cast<size_t>(Shader::end_of_products) + 2 * kBlockTypes);
 
 }  // namespace
 
@@ -77,6 +82,7 @@ target_sources(hearth_core PRIVATE
   src/vulkan/recorder_states.cpp
   src/vulkan/state_slots.cpp
   src/vulkan/states.cpp
+  src/vulkan/work.cpp
   ${shader_output}/shaders.cpp)
 target_include_directories(hearth_core SYSTEM PRIVATE ${vulkan_include})
 target_compile_definitions(hearth_core PRIVATE HEARTH_HAVE_VULKAN)

@@ -374,6 +374,46 @@ void test_largest_scales() {
   CHECK_EQUAL(file_format("q40").largest_scale(q40.data(), 0), 0.0f);
 }
 
+// A store as a backend has one: each matrix is memory of its own.
+class Store : public MatrixStore {
+ public:
+  uint64_t take(size_t bytes) override {
+    memories.emplace_back(bytes);
+    return memories.size();
+  }
+  void write(uint64_t matrix, size_t offset, std::span<const uint8_t> bytes) override {
+    largest = std::max(largest, bytes.size());
+    std::copy(bytes.begin(), bytes.end(), memories.at(matrix - 1).begin() + offset);
+  }
+
+  std::vector<std::vector<uint8_t>> memories;
+  size_t largest = 0;
+};
+
+// What a store gets is what the host would hold, however the rows come, and never all at once.
+void test_stored() {
+  constexpr size_t kRows = 8195, kColumns = 2048;  // 8.9 MiB, and a group that is not whole
+  for (const Type type : {Type::q40, Type::f32}) {
+    const size_t rows = type == Type::q40 ? kRows : 1501;
+    std::vector<uint8_t> data(rows * row_bytes(type, kColumns));
+    random_rows(type, {7, 0, rows, 0, kColumns, 0.1f}, data.data());
+    const Matrix held(type, rows, kColumns, data);
+    Store store;
+    Matrix stored(type, rows, kColumns, store);
+    CHECK(!stored.empty());
+    CHECK_EQUAL(stored.stored(), uint64_t{1});
+    CHECK_EQUAL(held.stored(), uint64_t{0});
+    ThreadPool pool(3);
+    const size_t first = 16 * row_bytes(type, kColumns);
+    CHECK_EQUAL(stored.pack(0, std::span(data).first(first), &pool), size_t{16});
+    CHECK_EQUAL(stored.pack(16, std::span(data).subspan(first), &pool), rows - 16);
+    const std::span<const uint8_t> whole(held.group(0), held.size_bytes());
+    CHECK(
+        std::equal(whole.begin(), whole.end(), store.memories[0].begin(), store.memories[0].end()));
+    CHECK(store.largest < whole.size());
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -387,6 +427,7 @@ int main() {
   test_q80_twice();
   test_strange_numbers();
   test_packing();
+  test_stored();
   test_random_cuts();
   test_random_spread();
   return test::finish();

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -17,6 +18,7 @@
 #include "hearth/devices.h"
 #include "hearth/quant.h"
 #include "hearth/shard.h"
+#include "vulkan/pacing.h"
 
 using namespace hearth;
 
@@ -41,6 +43,14 @@ ShardConfig config_of(const Shape& shape) {
   config.embedding = true;
   config.max_sequences = 2;
   return config;
+}
+
+void set_variable(const char* name, const char* value) {
+#ifdef _WIN32
+  _putenv_s(name, value);
+#else
+  setenv(name, value, 1);
+#endif
 }
 
 bool is_vector(const std::string& name, const SliceShape& shape) {
@@ -261,7 +271,7 @@ void test_variants() {
              block.layer_scale = true;
            }},
           {"head bias", [](auto& config, auto&, auto&) { config.head_bias = true; }},
-  };
+      };
   for (const auto& [name, change] : variants) {
     const test::Case each(name);
     ShardConfig config = config_of({});
@@ -298,7 +308,10 @@ void test_experts() {
          experts.expert.gated = false;
          experts.expert.activation = Activation::gelu;
        }},
-      {"beside a feed-forward", [](auto& block, auto&) { block.feed_forward.units = {0, 96}; }},
+      {"beside a feed-forward",
+       [](auto& block, auto&) {
+         block.feed_forward.units = {0, 96};
+       }},
       {"beside a gated feed-forward",
        [](auto& block, auto&) {
          block.feed_forward.units = {0, 96};
@@ -529,6 +542,26 @@ void test_long_contexts() {
   }
 }
 
+// Nothing depends on what a GPU may lack: integers are exact.
+void test_plain() {
+  for (const TypeInfo& info : kTypeInfos) {
+    if (!is_quantized(info.type)) continue;
+    const test::Case each(info.name);
+    // Products of attention, and grouped ones of experts.
+    const ShardConfig config = with_experts({}, 256, 256);
+    std::vector<Output> outputs[2];
+    for (const bool plain : {false, true}) {
+      set_variable("HEARTH_VULKAN", plain ? "plain" : "");
+      outputs[plain] = run(*make(config, info.type, kGpu));
+    }
+    for (size_t s = 0; s < outputs[0].size(); ++s) {
+      CHECK(outputs[0][s].x == outputs[1][s].x);
+      CHECK(outputs[0][s].logits == outputs[1][s].logits);
+    }
+  }
+  set_variable("HEARTH_VULKAN", "");
+}
+
 // A page read from one shard and written to another holds the same.
 void test_pages() {
   const ShardConfig config = config_of({});
@@ -577,9 +610,30 @@ void test_not_finite() {
   if (!found.empty()) CHECK_EQUAL(found[0].row, 1u);
 }
 
+// A device that does a million multiply-adds a second, and one that does a billion.
+void test_pacing() {
+  vulkan::Pacing slow;
+  const double first = slow.most_work();
+  // Uncut and quick, or cut as fits: recorded once.
+  CHECK(!slow.ran(1e6, 0.1, first, false, 0.1));
+  CHECK(!slow.ran(8e6, 0.5, first, true, 0.3));
+  CHECK_EQUAL(slow.most_work(), first);
+  vulkan::Pacing fast;
+  CHECK(fast.ran(1e9, 1.0, first, true, 0.01));
+  CHECK_NEAR(fast.most_work(), 0.3e9, 1.0);
+  CHECK(!fast.ran(1e9, 1.0, fast.most_work(), true, 0.3));
+  // It has become ten times slower.
+  const double before = fast.most_work();
+  CHECK(fast.ran(1e9, 10.0, before, true, 3.0));
+  CHECK_NEAR(fast.most_work(), 0.03e9, 1.0);
+  // One operation may be longer than it should: it is not cut again and again.
+  CHECK(!slow.ran(1e6, 10.0, first, true, 9.0));
+}
+
 }  // namespace
 
 int main() {
+  test_pacing();
   if (list_devices().empty()) {
     std::fprintf(stderr, "no Vulkan driver, or a build without Vulkan: nothing was tested\n");
     return 77;
@@ -595,6 +649,7 @@ int main() {
   test_states();
   test_steps_of_any_shape();
   test_long_contexts();
+  test_plain();
   test_pages();
   test_refusals();
   test_not_finite();

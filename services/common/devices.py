@@ -49,16 +49,15 @@ def gpu_info(device: str) -> _native.DeviceInfo | None:
 def memory_for_model(device: str, limit: int | None = None) -> int:
     """Bytes available on the device for weights and KV cache, at most `limit`.
 
-    A GPU with memory of its own is limited by that; weights stay in the host's all the same. So
-    one that shares the host's holds them twice.
+    Of a GPU with memory of its own, that memory: of the weights the host keeps only the embedding.
     """
-    room = system.memory_for_model(limit)
     info = gpu_info(device)
     if info is None:
-        return room
-    if info.kind != "discrete":
-        return room // 2
-    return min(room, int(info.memory_bytes * _USABLE))
+        return system.memory_for_model(limit)
+    own = int(info.free_bytes * _USABLE)
+    if info.kind == "discrete":
+        return own if limit is None else min(own, limit)
+    return min(own, system.memory_for_model(limit))
 
 
 def memory_total(device: str) -> int:

@@ -102,7 +102,7 @@ class NodeShard:
             self._shard.load(entry.name, _weight_name(entry), data, first_row)
         except (ValueError, KeyError) as error:
             raise _bad(f"slice {entry.name!r}: {error}") from None
-        except _native.DeviceError as error:  # all weights go to the GPU with the last slice
+        except _native.DeviceError as error:
             self.failed = True
             raise HearthError(Reason.OUT_OF_MEMORY, self._at_fault(error)) from None
         except MemoryError as error:

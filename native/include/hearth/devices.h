@@ -19,6 +19,7 @@ struct DeviceInfo {
   std::string name;     // as its driver says
   std::string kind;     // "discrete", "integrated", "virtual", "cpu" (drawn by the CPU) or "other"
   size_t memory_bytes;  // of its own largest heap
+  size_t free_bytes;    // of it, for this process; all of it where the driver does not say
 };
 
 // False for a build without Vulkan.

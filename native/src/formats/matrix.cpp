@@ -1,5 +1,6 @@
 #include "formats/matrix.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -9,6 +10,9 @@
 
 namespace hearth {
 namespace {
+
+// Of a matrix of a store: what is packed at once on its way there.
+constexpr size_t kPassingBytes = size_t{8} << 20;
 
 // The piece that is interleaved: a block, or a whole row of floats.
 class Pieces {
@@ -61,6 +65,12 @@ Matrix Matrix::elsewhere(Type type, size_t rows, size_t columns) {
   return matrix;
 }
 
+Matrix::Matrix(Type type, size_t rows, size_t columns, MatrixStore& store)
+    : Matrix(elsewhere(type, rows, columns)) {
+  store_ = &store;
+  stored_ = store.take(size_bytes());
+}
+
 Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data)
     : Matrix(type, rows, columns) {
   if (pack(0, data) != rows)
@@ -68,7 +78,21 @@ Matrix::Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> 
 }
 
 size_t Matrix::pack(size_t first, std::span<const uint8_t> data, ThreadPool* pool) {
-  return pack_to(data_ + first / kGroupRows * group_bytes_, first, data, pool);
+  if (store_ == nullptr)
+    return pack_to(data_ + first / kGroupRows * group_bytes_, first, data, pool);
+  const size_t rows = check_rows(type_, rows_, columns_, first, data.size());
+  if (data.empty()) return rows;
+  const size_t stride = group_bytes_ / kGroupRows;
+  const size_t part = std::max<size_t>(kPassingBytes / group_bytes_, 1) * kGroupRows;
+  const auto groups_of = [](size_t count) { return (count + kGroupRows - 1) / kGroupRows; };
+  std::vector<uint8_t> packed(groups_of(std::min(part, rows)) * group_bytes_);
+  for (size_t done = 0; done < rows; done += part) {
+    const size_t count = std::min(part, rows - done), row = first + done;
+    pack_to(packed.data(), row, data.subspan(done * stride, count * stride), pool);
+    store_->write(stored_, row / kGroupRows * group_bytes_,
+                  std::span(packed).first(groups_of(count) * group_bytes_));
+  }
+  return rows;
 }
 
 size_t Matrix::pack_to(uint8_t* to, size_t first, std::span<const uint8_t> data,

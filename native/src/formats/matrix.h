@@ -19,6 +19,16 @@
 
 namespace hearth {
 
+// Memory of a backend for packed matrices, beside the host's: a GPU's. It stays as long as the
+// store, which outlives its matrices.
+class MatrixStore {
+ public:
+  virtual ~MatrixStore() = default;
+  // Makes room for a matrix. Its number, never 0, is how `write` and the backend know it.
+  virtual uint64_t take(size_t bytes) = 0;
+  virtual void write(uint64_t matrix, size_t offset, std::span<const uint8_t> bytes) = 0;
+};
+
 class Matrix {
  public:
   Matrix() = default;
@@ -28,6 +38,8 @@ class Matrix {
   Matrix(Type type, size_t rows, size_t columns, Arena* arena = nullptr);
   // Without memory: `lie_at` says where it is.
   static Matrix elsewhere(Type type, size_t rows, size_t columns);
+  // Of a store: the packed rows go there, and the host keeps none. Throws what the store throws.
+  Matrix(Type type, size_t rows, size_t columns, MatrixStore& store);
   // All rows at once: [rows, row_bytes(type, columns)].
   Matrix(Type type, size_t rows, size_t columns, std::span<const uint8_t> data);
 
@@ -35,7 +47,8 @@ class Matrix {
   // matrix's last. Throws std::invalid_argument when the bytes are not such rows.
   static size_t check_rows(Type type, size_t rows, size_t columns, size_t first, size_t bytes);
   // Packs rows from `first` on, [n, row_bytes(type, columns)], that check_rows finds right; n.
-  // pool: threads to pack with; most of packing is the first touch of new memory.
+  // pool: threads to pack with; most of packing is the first touch of new memory. Throws what the
+  // store throws.
   size_t pack(size_t first, std::span<const uint8_t> data, ThreadPool* pool = nullptr);
 
   // The same to other memory, which begins with the group of row `first`; has no effect on the
@@ -51,7 +64,9 @@ class Matrix {
   size_t groups() const { return (rows_ + kGroupRows - 1) / kGroupRows; }
   size_t group_bytes() const { return group_bytes_; }
   size_t size_bytes() const { return groups() * group_bytes_; }
-  bool empty() const { return data_ == nullptr; }
+  bool empty() const { return data_ == nullptr && stored_ == 0; }
+  // Its number in the store; 0 for a matrix in the host's memory. What follows needs the latter.
+  uint64_t stored() const { return stored_; }
   const uint8_t* group(size_t index) const { return data_ + index * group_bytes_; }
 
   // One row as f32: [columns].
@@ -66,6 +81,8 @@ class Matrix {
   size_t rows_ = 0, columns_ = 0, group_bytes_ = 0;
   Buffer own_;
   uint8_t* data_ = nullptr;
+  MatrixStore* store_ = nullptr;
+  uint64_t stored_ = 0;
 };
 
 }  // namespace hearth

@@ -172,7 +172,8 @@ void Experts::add_slots(const ExpertsConfig& config, size_t hidden, const std::s
   const FeedForwardConfig& expert = config.expert;
   const size_t units = expert.units.size();
   for (std::vector<Matrix>* each : {&gate, &up, &down}) each->resize(config.count);
-  slots.add(prefix + "router", config.count, hidden, router);
+  // The host may choose in a GPU's place, see vulkan/recorder.cpp.
+  slots.add(prefix + "router", config.count, hidden, router, Home::host);
   if (config.router_bias) slots.add(prefix + "router_bias", config.count, router_bias);
   if (config.choice_bias) slots.add(prefix + "choice_bias", config.count, choice_bias);
   if (config.expert_scales) slots.add(prefix + "expert_scales", config.count, scales);

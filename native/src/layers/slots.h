@@ -12,10 +12,15 @@
 
 namespace hearth {
 
+// Where the packed weights of a matrix go: to the backend that computes, or to the host, which
+// reads them too (then a backend with memory of its own has a copy).
+enum class Home { backend, host };
+
 struct Slot {
   size_t rows, columns;
   // A vector (one row of f32), a matrix, or several of the same shape, one below the other.
   std::variant<std::vector<float>*, Matrix*, std::vector<Matrix>*> target;
+  Home home = Home::backend;
   size_t loaded_rows = 0;
 };
 
@@ -24,8 +29,9 @@ class Slots {
   void add(const std::string& name, size_t columns, std::vector<float>& vector) {
     by_name_.emplace(name, Slot{1, columns, &vector});
   }
-  void add(const std::string& name, size_t rows, size_t columns, Matrix& matrix) {
-    by_name_.emplace(name, Slot{rows, columns, &matrix});
+  void add(const std::string& name, size_t rows, size_t columns, Matrix& matrix,
+           Home home = Home::backend) {
+    by_name_.emplace(name, Slot{rows, columns, &matrix, home});
   }
 
   // rows: of each of the matrices.

@@ -31,6 +31,9 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
+  // Where the weights that this backend computes with are packed to; nullptr: to the host's memory.
+  virtual MatrixStore* store() { return nullptr; }
+
   // As the shard's functions of the same names.
   virtual size_t kv_pages() const = 0;
   virtual size_t kv_bytes() const = 0;

@@ -27,16 +27,19 @@ struct Shard::State {
         const DiskWeights& disk)
       : config((shard_config.validate(), std::move(shard_config))),
         pool(threads, std::move(pin)),
-        weights(config, disk),
-        backend(device == "cpu" ? make_cpu_backend(config, pool)
-                                : make_vulkan_backend(config, pool, parse_vulkan_device(device))) {
-    if (device != "cpu" && !disk.layers.empty())
-      throw std::invalid_argument("weights on disk need --device cpu");
+        backend(make_backend(device, disk)),
+        weights(config, disk, backend->store()) {
     for (const auto& [name, slot] : weights.slots()) expected[name] = {slot.rows, slot.columns};
   }
   ~State() {
     closing = true;
     if (gathering.joinable()) gathering.join();
+  }
+
+  std::unique_ptr<Backend> make_backend(const std::string& device, const DiskWeights& disk) {
+    if (device == "cpu") return make_cpu_backend(config, pool);
+    if (!disk.layers.empty()) throw std::invalid_argument("weights on disk need --device cpu");
+    return make_vulkan_backend(config, pool, parse_vulkan_device(device));
   }
 
   // Compiles the program once. Throws std::logic_error while slices are missing.
@@ -58,13 +61,14 @@ struct Shard::State {
   std::map<std::string, SliceShape> expected;
   ThreadPool pool;
 
-  std::mutex loading;  // over weights, until they are complete
+  std::mutex stepping;  // over the backend and the program
+  std::unique_ptr<Backend> backend;
+
+  std::mutex loading;  // over weights, until they are complete; taken after `stepping`
   Weights weights;
   std::atomic<bool> closing{false};
   std::thread gathering;
 
-  std::mutex stepping;  // over what follows
-  std::unique_ptr<Backend> backend;
   std::optional<Program> program;  // compiled by the first step
 };
 
@@ -134,6 +138,9 @@ void Shard::write_state(uint32_t slot, size_t position, std::span<const uint8_t>
 void Shard::load(const std::string& name, Type type, std::span<const uint8_t> data,
                  size_t first_row) {
   {
+    // A backend that has the weights works at one thing at a time.
+    std::unique_lock stepping(state_->stepping, std::defer_lock);
+    if (state_->backend->store() != nullptr) stepping.lock();
     const std::lock_guard lock(state_->loading);
     state_->weights.load(name, type, data, first_row, state_->pool);
     if (!state_->weights.complete()) return;

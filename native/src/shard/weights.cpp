@@ -15,8 +15,8 @@ bool makes_layer_inputs(const ShardConfig& config) {
 
 }  // namespace
 
-Weights::Weights(const ShardConfig& config, const DiskWeights& disk)
-    : first_layer_(config.layers.begin), blocks_(config.layers.size()) {
+Weights::Weights(const ShardConfig& config, const DiskWeights& disk, MatrixStore* store)
+    : first_layer_(config.layers.begin), store_(store), blocks_(config.layers.size()) {
   for (const size_t layer : disk.layers) {
     if (layer < config.layers.begin || layer >= config.layers.end) {
       throw std::invalid_argument("layer " + std::to_string(layer) + " on disk is not one of " +
@@ -42,13 +42,13 @@ Weights::Weights(const ShardConfig& config, const DiskWeights& disk)
     blocks_[n].feed_forward.add_slots(config, config.kind_of(n), prefix, slots_);
   }
   if (config.embedding) {
-    slots_.add("embedding", config.vocab_size, config.hidden_size, embedding_);
+    slots_.add("embedding", config.vocab_size, config.hidden_size, embedding_, Home::host);
     if (config.layer_inputs) {
       slots_.add("layer_embedding", config.vocab_size, config.layer_inputs->width(),
-                 layer_embedding_);
+                 layer_embedding_, Home::host);
     }
     if (config.learned_positions > 0)
-      slots_.add("positions", config.learned_positions, config.hidden_size, positions_);
+      slots_.add("positions", config.learned_positions, config.hidden_size, positions_, Home::host);
   }
   if (makes_layer_inputs(config)) layer_projection_.add_slots(config, slots_);
   if (config.vocab.size() > 0) output_.add_slots(config, slots_);
@@ -68,7 +68,8 @@ void Weights::load(const std::string& name, Type type, std::span<const uint8_t> 
   if (slot == nullptr)
     throw std::invalid_argument("this shard has no slice '" + name.substr(0, 64) + "'");
   const SliceShape shape = {slot->rows, slot->columns};
-  const std::optional<size_t> layer = streamed_layer(name);
+  const Place place = {.layer = streamed_layer(name),
+                       .store = slot->home == Home::host ? nullptr : store_};
   try {
     if (slot->loaded_rows == slot->rows) throw std::invalid_argument("it came twice");
     if (first_row != slot->loaded_rows && first_row != 0) {
@@ -80,11 +81,11 @@ void Weights::load(const std::string& name, Type type, std::span<const uint8_t> 
       slot->loaded_rows = slot->rows;
     } else if (auto* const* matrices = std::get_if<std::vector<Matrix>*>(&slot->target)) {
       slot->loaded_rows =
-          first_row + load_matrices(layer, **matrices, type, shape, data, first_row, pool);
+          first_row + load_matrices(place, **matrices, type, shape, data, first_row, pool);
     } else {
       Matrix& matrix = *std::get<Matrix*>(slot->target);
       slot->loaded_rows =
-          first_row + load_matrix(layer, matrix, type, shape, data, first_row, pool);
+          first_row + load_matrix(place, matrix, type, shape, data, first_row, pool);
     }
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument("slice '" + name + "': " + error.what());
@@ -117,24 +118,29 @@ std::optional<size_t> Weights::streamed_layer(const std::string& name) const {
   return stream_->has(layer) ? std::optional(layer) : std::nullopt;
 }
 
-size_t Weights::load_matrix(std::optional<size_t> layer, Matrix& matrix, Type type,
-                            SliceShape shape, std::span<const uint8_t> data, size_t first_row,
-                            ThreadPool& pool) {
+size_t Weights::load_matrix(const Place& place, Matrix& matrix, Type type, SliceShape shape,
+                            std::span<const uint8_t> data, size_t first_row, ThreadPool& pool) {
   const auto [rows, columns] = shape;
   if (matrix.group_bytes() == 0) {
     // Checked before it takes memory, which an arena does not take back.
     Matrix::check_rows(type, rows, columns, first_row, data.size());
-    matrix = layer ? Matrix::elsewhere(type, rows, columns) : Matrix(type, rows, columns, &arena_);
-    if (layer) stream_->place(*layer, matrix);
+    if (place.layer) {
+      matrix = Matrix::elsewhere(type, rows, columns);
+      stream_->place(*place.layer, matrix);
+    } else if (place.store != nullptr) {
+      matrix = Matrix(type, rows, columns, *place.store);
+    } else {
+      matrix = Matrix(type, rows, columns, &arena_);
+    }
   } else if (matrix.type() != type) {
     throw std::invalid_argument("it began as " + std::string(type_name(matrix.type())) +
                                 " and cannot go on as " + std::string(type_name(type)));
   }
-  return layer ? stream_->pack(*layer, matrix, first_row, data, pool)
-               : matrix.pack(first_row, data, &pool);
+  return place.layer ? stream_->pack(*place.layer, matrix, first_row, data, pool)
+                     : matrix.pack(first_row, data, &pool);
 }
 
-size_t Weights::load_matrices(std::optional<size_t> layer, std::vector<Matrix>& matrices, Type type,
+size_t Weights::load_matrices(const Place& place, std::vector<Matrix>& matrices, Type type,
                               SliceShape shape, std::span<const uint8_t> data, size_t first_row,
                               ThreadPool& pool) {
   const size_t part = shape.first / matrices.size(), stride = row_bytes(type, shape.second);
@@ -147,7 +153,7 @@ size_t Weights::load_matrices(std::optional<size_t> layer, std::vector<Matrix>& 
   while (!data.empty()) {
     const size_t within = row % part;
     const size_t bytes = std::min(data.size(), (part - within) * stride);
-    row += load_matrix(layer, matrices[row / part], type, {part, shape.second}, data.first(bytes),
+    row += load_matrix(place, matrices[row / part], type, {part, shape.second}, data.first(bytes),
                        within, pool);
     data = data.subspan(bytes);
   }

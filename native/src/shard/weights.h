@@ -30,8 +30,8 @@ namespace hearth {
 // Not for two threads at once.
 class Weights {
  public:
-  // disk: see Shard.
-  explicit Weights(const ShardConfig& config, const DiskWeights& disk = {});
+  // disk: see Shard. store: of the backend, if it has memory of its own; then none is on disk.
+  Weights(const ShardConfig& config, const DiskWeights& disk, MatrixStore* store);
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
@@ -75,11 +75,17 @@ class Weights {
 
   static void load_vector(std::vector<float>& vector, Type type, std::span<const uint8_t> data,
                           size_t columns);
-  // The rows that the data are. layer: on disk, if it is one of those.
-  size_t load_matrix(std::optional<size_t> layer, Matrix& matrix, Type type, SliceShape shape,
+  // Where a matrix goes: to the stream of its layer, to a store, or, without either, to the arena.
+  struct Place {
+    std::optional<size_t> layer;  // whose weights are on disk
+    MatrixStore* store;
+  };
+
+  // The rows that the data are.
+  size_t load_matrix(const Place& place, Matrix& matrix, Type type, SliceShape shape,
                      std::span<const uint8_t> data, size_t first_row, ThreadPool& pool);
   // shape: of all matrices together.
-  size_t load_matrices(std::optional<size_t> layer, std::vector<Matrix>& matrices, Type type,
+  size_t load_matrices(const Place& place, std::vector<Matrix>& matrices, Type type,
                        SliceShape shape, std::span<const uint8_t> data, size_t first_row,
                        ThreadPool& pool);
 
@@ -87,8 +93,9 @@ class Weights {
   std::optional<size_t> streamed_layer(const std::string& name) const;
 
   size_t first_layer_;
-  Arena arena_;                          // of all matrices in memory
-  std::unique_ptr<LayerStream> stream_;  // of the others
+  MatrixStore* store_;                   // of the backend, or nullptr
+  Arena arena_;                          // of all matrices in the host's memory
+  std::unique_ptr<LayerStream> stream_;  // of those on disk
   std::vector<Block> blocks_;
   Matrix embedding_, positions_, layer_embedding_;
   LayerProjection layer_projection_;

@@ -6,11 +6,12 @@
 
 namespace hearth::vulkan {
 
-#define HEARTH_INSTANCE_FUNCTIONS(each)                                                        \
-  each(DestroyInstance) each(EnumeratePhysicalDevices) each(GetPhysicalDeviceProperties)       \
-      each(GetPhysicalDeviceProperties2) each(GetPhysicalDeviceFeatures2)                      \
-          each(GetPhysicalDeviceMemoryProperties) each(GetPhysicalDeviceQueueFamilyProperties) \
-              each(CreateDevice) each(GetDeviceProcAddr) each(EnumerateDeviceExtensionProperties)
+#define HEARTH_INSTANCE_FUNCTIONS(each)                                                    \
+  each(DestroyInstance) each(EnumeratePhysicalDevices) each(GetPhysicalDeviceProperties)   \
+      each(GetPhysicalDeviceProperties2) each(GetPhysicalDeviceFeatures2)                  \
+          each(GetPhysicalDeviceMemoryProperties) each(GetPhysicalDeviceMemoryProperties2) \
+              each(GetPhysicalDeviceQueueFamilyProperties) each(CreateDevice)              \
+                  each(GetDeviceProcAddr) each(EnumerateDeviceExtensionProperties)
 
 #define HEARTH_DEVICE_FUNCTIONS(each)                                                              \
   each(DestroyDevice) each(GetDeviceQueue) each(CreateBuffer) each(DestroyBuffer)                  \

@@ -11,6 +11,7 @@
 #include "platform/stopwatch.h"
 #include "vulkan/device.h"
 #include "vulkan/host_router.h"
+#include "vulkan/pacing.h"
 #include "vulkan/pages.h"
 #include "vulkan/recorder.h"
 #include "vulkan/states.h"
@@ -47,6 +48,12 @@ class Arrays {
   size_t bytes_ = 0;
 };
 
+// The commands of steps of one shape.
+struct Recorded {
+  std::vector<Segment> segments;
+  double most_work = 0;  // that its segments were made for
+};
+
 class VulkanBackend : public Backend {
  public:
   VulkanBackend(const ShardConfig& config, ThreadPool& pool, size_t device)
@@ -60,6 +67,7 @@ class VulkanBackend : public Backend {
     for (const RopeConfig& rope : config.ropes) angles_ += rope.frequencies.size();
   }
 
+  MatrixStore* store() override { return &weights_; }
   size_t kv_pages() const override { return pages_.count(); }
   size_t kv_bytes() const override {
     return pages_.count() * pages_.page_bytes() + states_.size_bytes();
@@ -85,7 +93,7 @@ class VulkanBackend : public Backend {
     states_.write(slot, position, bytes);
   }
 
-  // Weights go to the GPU here, so that a step finds them there.
+  // Weights that the host holds go to the GPU too here, so that a step finds them there.
   void prepare(const Program& program) override {
     sizes_ = program.plan_buffers();
     host_.prepare(program);
@@ -96,12 +104,12 @@ class VulkanBackend : public Backend {
                              .prompt = false,
                              .divided = false,
                              .syncs = false};
-    record(device_, config_, program, buffers_, arrays_, weights_, shape);
+    record(device_, config_, program, buffers_, arrays_, weights_, shape, pacing_.most_work());
   }
   uint64_t run(const Program& program, const StepArgs& step) override;
 
  private:
-  // What a step needs room for. chunks: of positions, that attention divides; or 0.
+  // Sizes of a step that need room. chunks: of positions, that attention divides; or 0.
   struct Sizes {
     size_t rows, output_rows, pages, chunks;
   };
@@ -113,6 +121,8 @@ class VulkanBackend : public Backend {
   void fill_rows(const Batch& batch);
   void copy_in(const StepArgs& step);
   void copy_out(const StepArgs& step) const;
+  // Runs the commands, the syncs between them, and what the host does; nanoseconds of the syncs.
+  uint64_t run_segments(const StepShape& shape, const StepArgs& step);
   // Waits in the sync; nanoseconds.
   uint64_t sync(const AllReduce& operation, const StepArgs& step);
   HostArrays host_arrays() const;
@@ -160,7 +170,8 @@ class VulkanBackend : public Backend {
   }
   StepArrays arrays_;
 
-  std::map<StepShape, std::vector<Segment>> recordings_;
+  Pacing pacing_;
+  std::map<StepShape, Recorded> recordings_;
 };
 
 void VulkanBackend::resize(const Sizes& sizes) {
@@ -361,6 +372,28 @@ HostArrays VulkanBackend::host_arrays() const {
           .tiles = array<uint32_t>(host_experts_at_.tiles)};
 }
 
+uint64_t VulkanBackend::run_segments(const StepShape& shape, const StepArgs& step) {
+  const Recorded& recorded = recordings_.at(shape);
+  uint64_t sync_ns = 0;
+  double work = 0, seconds = 0, slowest = 0;
+  bool cut = false;
+  for (const Segment& segment : recorded.segments) {
+    const Stopwatch running;
+    device_.run(*segment.commands);
+    const double took = static_cast<double>(running.nanoseconds()) / 1e9;
+    work += segment.work;
+    seconds += took;
+    slowest = std::max(slowest, took);
+    if (segment.sync != nullptr)
+      sync_ns += sync(*segment.sync, step);
+    else
+      cut = cut || &segment != &recorded.segments.back();
+    if (!segment.on_host.empty()) host_.run(segment.on_host, step.batch, host_arrays());
+  }
+  if (pacing_.ran(work, seconds, recorded.most_work, cut, slowest)) recordings_.erase(shape);
+  return sync_ns;
+}
+
 uint64_t VulkanBackend::run(const Program& program, const StepArgs& step) {
   const Batch& batch = step.batch;
   const auto longest = [&](auto measure) {
@@ -392,16 +425,14 @@ uint64_t VulkanBackend::run(const Program& program, const StepArgs& step) {
           .chunks = shape.divided ? chunks : 0});
   fill(batch);
   if (recordings_.size() >= kMostRecordings && !recordings_.contains(shape)) recordings_.clear();
-  std::vector<Segment>& segments = recordings_[shape];
-  if (segments.empty())
-    segments = record(device_, config_, program, buffers_, arrays_, weights_, shape);
-  copy_in(step);
-  uint64_t sync_ns = 0;
-  for (const Segment& segment : segments) {
-    device_.run(*segment.commands);
-    if (segment.sync != nullptr) sync_ns += sync(*segment.sync, step);
-    if (!segment.on_host.empty()) host_.run(segment.on_host, batch, host_arrays());
+  Recorded& recorded = recordings_[shape];
+  if (recorded.segments.empty()) {
+    recorded.most_work = pacing_.most_work();
+    recorded.segments =
+        record(device_, config_, program, buffers_, arrays_, weights_, shape, recorded.most_work);
   }
+  copy_in(step);
+  const uint64_t sync_ns = run_segments(shape, step);
   copy_out(step);
   states_.end(batch.sequences());
   return sync_ns;

@@ -1,6 +1,7 @@
 #include "vulkan/device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -10,16 +11,17 @@
 namespace hearth::vulkan {
 namespace {
 
-// A driver that has not ended a step after so long hangs: prefills of thousands of tokens drawn by
-// a CPU take seconds.
-constexpr uint64_t kPatienceNs = 120'000'000'000;
+// A driver that has not ended a piece of a step after so long hangs. (A piece is one operation at
+// least, which takes seconds where a CPU draws a prompt of thousands of tokens.)
+constexpr uint64_t kPatienceNs = 60'000'000'000;
 constexpr size_t kStagingBytes = size_t{16} << 20;
 // Of the largest workgroups.
 constexpr uint32_t kThreads = 256;
 // Guaranteed by the specification.
 constexpr uint32_t kPushBytes = 128;
 
-[[noreturn]] void fail(const std::string& what, VkResult result) {
+// device: its name, where it is known.
+[[noreturn]] void fail(const std::string& what, VkResult result, const std::string& device = "") {
   std::string reason = "error " + std::to_string(result);
   if (result == VK_ERROR_DEVICE_LOST) reason = "the device is lost";
   if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY) reason = "the device has no memory left";
@@ -27,7 +29,7 @@ constexpr uint32_t kPushBytes = 128;
   if (result == VK_TIMEOUT)
     reason =
         "the device has not finished after " + std::to_string(kPatienceNs / 1'000'000'000) + " s";
-  throw DeviceError("Vulkan: " + what + ": " + reason);
+  throw DeviceError("Vulkan: " + (device.empty() ? "" : device + ": ") + what + ": " + reason);
 }
 
 void check(VkResult result, const char* what) {
@@ -132,11 +134,19 @@ const char* kind_of(VkPhysicalDeviceType type) {
   }
 }
 
+bool has_extension(VkPhysicalDevice device, const char* name) {
+  return contains(name, [&](uint32_t* count, VkExtensionProperties* all) {
+    return Instance::get().functions().EnumerateDeviceExtensionProperties(device, nullptr, count,
+                                                                          all);
+  });
+}
+
 struct Features {
   Features() {
     all.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2;
     storage16.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES;
     addresses.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_BUFFER_DEVICE_ADDRESS_FEATURES;
+    integer_dot.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES;
     all.pNext = &storage16;
     storage16.pNext = &addresses;
   }
@@ -145,6 +155,8 @@ struct Features {
   VkPhysicalDeviceFeatures2 all = {};
   VkPhysicalDevice16BitStorageFeatures storage16 = {};
   VkPhysicalDeviceBufferDeviceAddressFeatures addresses = {};
+  // Of an extension: in the chain where the device has it.
+  VkPhysicalDeviceShaderIntegerDotProductFeatures integer_dot = {};
 };
 
 }  // namespace
@@ -306,6 +318,11 @@ Device::Device(size_t number) {
   vk.GetPhysicalDeviceProperties(physical, &properties);
   name_ = properties.deviceName;
   Features features;
+  // HEARTH_VULKAN=plain: nothing that a device may lack, to find a driver's fault.
+  const char* wish = std::getenv("HEARTH_VULKAN");
+  const bool plain = wish != nullptr && std::strcmp(wish, "plain") == 0;
+  if (!plain && has_extension(physical, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME))
+    features.addresses.pNext = &features.integer_dot;
   if (properties.apiVersion >= VK_API_VERSION_1_2)
     vk.GetPhysicalDeviceFeatures2(physical, &features.all);
   if (!features.addresses.bufferDeviceAddress || !features.storage16.storageBuffer16BitAccess) {
@@ -313,6 +330,7 @@ Device::Device(size_t number) {
                       " lacks what the shaders need: Vulkan 1.2 with buffer device addresses "
                       "and 16-bit storage");
   }
+  integer_dot_ = features.integer_dot.shaderIntegerDotProduct == VK_TRUE;
   vk.GetPhysicalDeviceMemoryProperties(physical, &memory_properties_);
   VkPhysicalDeviceMaintenance3Properties sizes = {};
   sizes.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES;
@@ -366,13 +384,16 @@ void Device::open_queue(VkPhysicalDevice physical) {
   info.queueCreateInfoCount = 1;
   info.pQueueCreateInfos = &queue;
   // A device that has it demands that it is enabled. (Its name is in a header that few include.)
-  static constexpr const char* kSubset[] = {"VK_KHR_portability_subset"};
-  if (contains(kSubset[0], [&](uint32_t* all, VkExtensionProperties* extensions) {
-        return instance.EnumerateDeviceExtensionProperties(physical, nullptr, all, extensions);
-      })) {
-    info.enabledExtensionCount = 1;
-    info.ppEnabledExtensionNames = kSubset;
+  constexpr const char* kSubset = "VK_KHR_portability_subset";
+  std::vector<const char*> extensions;
+  if (has_extension(physical, kSubset)) extensions.push_back(kSubset);
+  if (integer_dot_) {
+    extensions.push_back(VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME);
+    wanted.integer_dot.shaderIntegerDotProduct = VK_TRUE;
+    wanted.addresses.pNext = &wanted.integer_dot;
   }
+  info.enabledExtensionCount = static_cast<uint32_t>(extensions.size());
+  info.ppEnabledExtensionNames = extensions.data();
   vulkan::check(instance.CreateDevice(physical, &info, nullptr, &device_), "the device");
   const auto find = [&](const char* name) { return instance.GetDeviceProcAddr(device_, name); };
 #define HEARTH_FIND(name) functions_.name = reinterpret_cast<PFN_vk##name>(find("vk" #name));
@@ -464,7 +485,7 @@ VkPipeline Device::pipeline(Shader shader, std::span<const uint32_t> constants) 
 }
 
 void Device::check() const {
-  if (hangs_) fail("a step", VK_TIMEOUT);
+  if (hangs_) fail("a step", VK_TIMEOUT, name_);
 }
 
 void Device::run(const Commands& commands) const {
@@ -475,10 +496,11 @@ void Device::run(const Commands& commands) const {
   submit.pCommandBuffers = &buffer;
   check();
   vulkan::check(functions_.ResetFences(device_, 1, &fence_), "a fence");
-  vulkan::check(functions_.QueueSubmit(queue_, 1, &submit, fence_), "a step");
-  const VkResult result = functions_.WaitForFences(device_, 1, &fence_, VK_TRUE, kPatienceNs);
+  VkResult result = functions_.QueueSubmit(queue_, 1, &submit, fence_);
+  if (result == VK_SUCCESS)
+    result = functions_.WaitForFences(device_, 1, &fence_, VK_TRUE, kPatienceNs);
   hangs_ = result == VK_TIMEOUT;
-  vulkan::check(result, "a step");
+  if (result != VK_SUCCESS) fail("a step", result, name_);
 }
 
 void Device::staged(const Memory& memory, size_t offset, size_t bytes, bool to_device,
@@ -518,20 +540,33 @@ bool has_vulkan() { return true; }
 std::vector<DeviceInfo> list_devices() {
   std::vector<DeviceInfo> devices;
   const auto& instance = vulkan::Instance::get();
+  const vulkan::InstanceFunctions& vk = instance.functions();
   for (const VkPhysicalDevice physical : instance.devices()) {
     VkPhysicalDeviceProperties properties = {};
-    VkPhysicalDeviceMemoryProperties memory = {};
-    instance.functions().GetPhysicalDeviceProperties(physical, &properties);
-    instance.functions().GetPhysicalDeviceMemoryProperties(physical, &memory);
-    size_t bytes = 0;
-    for (uint32_t i = 0; i < memory.memoryHeapCount; ++i) {
-      if ((memory.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) != 0)
-        bytes = std::max<size_t>(bytes, memory.memoryHeaps[i].size);
+    vk.GetPhysicalDeviceProperties(physical, &properties);
+    VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {};
+    budget.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT;
+    VkPhysicalDeviceMemoryProperties2 memory = {};
+    memory.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2;
+    const bool tells = vulkan::has_extension(physical, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
+    if (tells) memory.pNext = &budget;
+    if (properties.apiVersion >= VK_API_VERSION_1_1)
+      vk.GetPhysicalDeviceMemoryProperties2(physical, &memory);
+    else
+      vk.GetPhysicalDeviceMemoryProperties(physical, &memory.memoryProperties);
+    size_t bytes = 0, free = 0;
+    for (uint32_t i = 0; i < memory.memoryProperties.memoryHeapCount; ++i) {
+      const VkMemoryHeap& heap = memory.memoryProperties.memoryHeaps[i];
+      if ((heap.flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) == 0 || heap.size <= bytes) continue;
+      bytes = heap.size;
+      free = tells ? budget.heapBudget[i] - std::min(budget.heapUsage[i], budget.heapBudget[i])
+                   : heap.size;
     }
     devices.push_back({.id = "vulkan:" + std::to_string(devices.size()),
                        .name = properties.deviceName,
                        .kind = vulkan::kind_of(properties.deviceType),
-                       .memory_bytes = bytes});
+                       .memory_bytes = bytes,
+                       .free_bytes = free});
   }
   return devices;
 }

@@ -84,10 +84,13 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
+  // Four products of bytes are one instruction.
+  bool has_integer_dot() const { return integer_dot_; }
+
   // Throws DeviceError if an earlier step has not ended in time: what it uses must stay as it is.
   void check() const;
   // Runs the commands and waits for their end. Throws DeviceError: the device is lost, or has not
-  // ended them within two minutes.
+  // ended them within a minute.
   void run(const Commands& commands) const;
 
   // Copies between the host and memory anywhere.
@@ -106,6 +109,7 @@ class Device {
   void close();
 
   std::string name_;
+  bool integer_dot_ = false;
   size_t most_bytes_ = 0;  // of one piece of memory
   VkPhysicalDeviceMemoryProperties memory_properties_{};
   DeviceFunctions functions_;

@@ -1,5 +1,5 @@
-// What the host does with the CPU's kernels between a sync and the choice of experts, so that all
-// ranks choose the same: see host_chooses in recorder.cpp.
+// The host's work from a sync to the choice of experts, with the CPU's kernels, so that all ranks
+// choose the same: see host_chooses in recorder.cpp.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 #include "vulkan/recorder.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -9,12 +10,13 @@
 #include <variant>
 
 #include "vulkan/recording.h"
+#include "vulkan/work.h"
 
 namespace hearth::vulkan {
 namespace {
 
-// Of one allocation; a larger matrix has its own.
-constexpr size_t kWeightRunBytes = size_t{256} << 20;
+// Of one allocation; a larger matrix has its own. The first ones are smaller, as a model may be.
+constexpr size_t kWeightRunBytes = size_t{256} << 20, kFirstRunBytes = size_t{16} << 20;
 constexpr size_t kAlignment = 256;
 // Numbers that fit the shared memory that every device has, 16 KiB, beside what else lies in it.
 constexpr size_t kMostHeadFloats = 1024;
@@ -103,6 +105,12 @@ Segment& Recording::end_segment() {
   return segments_[segments_.size() - 2];
 }
 
+void Recording::make_room(double work) {
+  if (work == 0) return;
+  if (segments_.back().work > 0 && segments_.back().work + work > most_work_) end_segment();
+  segments_.back().work += work;
+}
+
 std::vector<Segment> Recording::end() {
   segments_.back().commands->end();
   return std::move(segments_);
@@ -129,6 +137,7 @@ void record(Recording& recording, const AllReduce& operation) {
 }
 
 VkDeviceAddress DeviceWeights::of(const Matrix& matrix) {
+  if (matrix.stored() != 0) return matrix.stored();
   // Known once it is there: an upload may fail, and be tried again.
   if (const auto found = known_.find(&matrix); found != known_.end()) return found->second;
   const VkDeviceAddress address = upload({matrix.group(0), matrix.size_bytes()});
@@ -155,28 +164,41 @@ VkDeviceAddress DeviceWeights::of(const std::vector<Matrix>& matrices) {
 }
 
 VkDeviceAddress DeviceWeights::upload(std::span<const uint8_t> bytes) {
-  if (memories_.empty() || used_ + bytes.size() > memories_.back().size()) {
-    memories_.emplace_back(device_, std::max(bytes.size(), kWeightRunBytes), Place::device);
-    used_ = 0;
-  }
-  const Memory& memory = memories_.back();
-  device_.write(memory, used_, bytes);
-  const VkDeviceAddress address = memory.address() + used_;
-  used_ += divide(bytes.size(), kAlignment) * kAlignment;
-  size_bytes_ += bytes.size();
+  const VkDeviceAddress address = take(bytes.size());
+  write(address, 0, bytes);
   return address;
+}
+
+uint64_t DeviceWeights::take(size_t bytes) {
+  if (memories_.empty() || used_ + bytes > memories_.at(last_).size()) {
+    const size_t run =
+        std::min(kFirstRunBytes << std::min<size_t>(memories_.size(), 4), kWeightRunBytes);
+    Memory memory(device_, std::max(bytes, run), Place::device);
+    last_ = memory.address();
+    used_ = 0;
+    memories_.emplace(last_, std::move(memory));
+  }
+  const VkDeviceAddress address = last_ + used_;
+  used_ += divide(bytes, kAlignment) * kAlignment;
+  return address;
+}
+
+void DeviceWeights::write(uint64_t matrix, size_t offset, std::span<const uint8_t> bytes) {
+  const auto& [begin, memory] = *std::prev(memories_.upper_bound(matrix));
+  device_.write(memory, matrix - begin + offset, bytes);
 }
 
 std::vector<Segment> record(const Device& device, const ShardConfig& config, const Program& program,
                             const PerBuffer<StepBuffer>& buffers, const StepArrays& arrays,
-                            DeviceWeights& weights, const StepShape& shape) {
-  Recording recording(device, config, buffers, arrays, weights, shape);
+                            DeviceWeights& weights, const StepShape& shape, double most_work) {
+  Recording recording(device, config, buffers, arrays, weights, shape, most_work);
   const std::span instructions(program.instructions());
   std::set<const Operation*> not_on_gpu;
   for (size_t i = 0; i < instructions.size(); ++i) {
     const Program::Instruction& each = instructions[i];
     if (each.output_only && shape.output_rows == 0) continue;
     if (not_on_gpu.contains(&each.operation)) continue;
+    recording.make_room(work_of(each, shape));
     recording.add(each.operation);
     if (!std::holds_alternative<AllReduce>(each.operation) || !recording.host_chooses()) continue;
     HostWork work = host_work(instructions.subspan(i + 1));

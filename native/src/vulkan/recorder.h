@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <vector>
 
+#include "formats/matrix.h"
 #include "hearth/config.h"
 #include "layers/program.h"
 #include "vulkan/device.h"
@@ -48,28 +50,32 @@ struct StepArrays {
   size_t angles = 0, most_rows = 0;
 };
 
-// The weights in the GPU's memory. What is not there yet, goes there when it is asked for.
-class DeviceWeights {
+// The weights in the GPU's memory: matrices that were packed to it, and copies of what the host
+// holds, vectors and some matrices, which go there when they are asked for.
+class DeviceWeights : public MatrixStore {
  public:
   explicit DeviceWeights(const Device& device) : device_(device) {}
+
+  // A matrix is known by its address.
+  uint64_t take(size_t bytes) override;
+  void write(uint64_t matrix, size_t offset, std::span<const uint8_t> bytes) override;
 
   VkDeviceAddress of(const Matrix& matrix);
   VkDeviceAddress of(const std::vector<float>& vector);
   // A table of the matrices' addresses.
   VkDeviceAddress of(const std::vector<Matrix>& matrices);
-  size_t size_bytes() const { return size_bytes_; }
 
  private:
   VkDeviceAddress upload(std::span<const uint8_t> bytes);
 
   const Device& device_;
   std::map<const void*, VkDeviceAddress> known_;
-  std::vector<Memory> memories_;
-  size_t used_ = 0;  // of the last of them
-  size_t size_bytes_ = 0;
+  std::map<VkDeviceAddress, Memory> memories_;  // by their beginning
+  VkDeviceAddress last_ = 0;                    // of them
+  size_t used_ = 0;                             // of the last
 };
 
-// What a recording depends on.
+// A step as a recording depends on it.
 struct StepShape {
   size_t rows, output_rows;
   size_t sequences;  // of a program with recurrent mixers; else 0
@@ -80,18 +86,19 @@ struct StepShape {
   auto operator<=>(const StepShape&) const = default;
 };
 
-// Commands up to a sync, or to the step's end.
+// Commands up to a sync, a cut, or the step's end.
 struct Segment {
   std::unique_ptr<Commands> commands;
+  double work = 0;  // about: multiply-adds
   const AllReduce* sync = nullptr;
-  // What the host does after the sync; see on_host in recorder.cpp.
+  // Operations for the host, after the sync; see host_chooses in recorder.cpp.
   std::vector<const Operation*> on_host;
 };
 
-// Throws DeviceError.
+// most_work: of a segment; one operation may have more. Throws DeviceError.
 std::vector<Segment> record(const Device& device, const ShardConfig& config, const Program& program,
                             const PerBuffer<StepBuffer>& buffers, const StepArrays& arrays,
-                            DeviceWeights& weights, const StepShape& shape);
+                            DeviceWeights& weights, const StepShape& shape, double most_work);
 
 // Positions that attention adds up apart; see attend.comp.
 inline constexpr size_t kChunkPositions = 512;

@@ -35,8 +35,9 @@ void grouped_products(Recording& recording, const GroupedRun& run, uint32_t toke
       .number(run.stride)
       .number(first.group_bytes() / 4)
       .number(size_t{run.flags | (run.bias != nullptr ? kBias : 0u)});
-  recording.dispatch(grouped_products_of(first.type()), {&tokens, 1}, arguments,
-                     groups_of(first.rows()), tiles);
+  const Shader shader =
+      products_of(Shader::grouped_products, first.type(), recording.device.has_integer_dot());
+  recording.dispatch(shader, {&tokens, 1}, arguments, groups_of(first.rows()), tiles);
 }
 
 }  // namespace

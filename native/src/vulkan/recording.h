@@ -92,13 +92,14 @@ class Recording {
  public:
   Recording(const Device& of_device, const ShardConfig& of_config,
             const PerBuffer<StepBuffer>& of_buffers, const StepArrays& of_arrays,
-            DeviceWeights& of_weights, const StepShape& of_shape)
+            DeviceWeights& of_weights, const StepShape& of_shape, double most_work)
       : device(of_device),
         config(of_config),
         buffers(of_buffers),
         arrays(of_arrays),
         weights(of_weights),
-        shape(of_shape) {
+        shape(of_shape),
+        most_work_(most_work) {
     begin();
   }
 
@@ -113,7 +114,9 @@ class Recording {
   void add(const Operation& operation);
   // Ends the commands so far: those that follow wait for the host.
   Segment& end_segment();
-  // What the host does before the commands that follow.
+  // Before an operation of so much work: cuts where the commands so far would have too much.
+  void make_room(double work);
+  // Operations for the host, before the commands that follow.
   void on_host(std::vector<const Operation*> operations) {
     segments_[segments_.size() - 2].on_host = std::move(operations);
   }
@@ -138,6 +141,7 @@ class Recording {
  private:
   void begin();
 
+  const double most_work_;
   std::vector<Segment> segments_;
   BufferSet read_, written_;  // since the last barrier
 };

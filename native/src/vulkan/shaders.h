@@ -8,7 +8,7 @@
 
 namespace hearth::vulkan {
 
-// The products come last, by weight type.
+// Products come last, by weight type; then those with integer dot products, of blocks.
 enum class Shader : uint32_t {
   norm,
   activate,
@@ -26,16 +26,23 @@ enum class Shader : uint32_t {
   delta_finish,
   join,
   products,
-  grouped_products = products + kTypes
+  grouped_products = products + kTypes,
+  end_of_products = grouped_products + kTypes
 };
 
-constexpr Shader products_of(Type type) {
-  return static_cast<Shader>(static_cast<uint32_t>(Shader::products) + index_of(type));
-}
+// The types between the floats; see hearth/types.h.
+constexpr size_t kFirstBlocks = index_of(Type::q80),
+                 kBlockTypes = index_of(Type::bf16) - kFirstBlocks;
 
-// Of one of several matrices.
-constexpr Shader grouped_products_of(Type type) {
-  return static_cast<Shader>(static_cast<uint32_t>(Shader::grouped_products) + index_of(type));
+// kind: products, or grouped_products, which are of one of several matrices.
+constexpr Shader products_of(Shader kind, Type type, bool integer_dot) {
+  size_t first = static_cast<size_t>(kind), number = index_of(type);
+  if (integer_dot && is_quantized(type)) {
+    first = static_cast<size_t>(Shader::end_of_products);
+    number -= kFirstBlocks;
+    if (kind == Shader::grouped_products) first += kBlockTypes;
+  }
+  return static_cast<Shader>(first + number);
 }
 
 std::span<const uint32_t> code_of(Shader shader);

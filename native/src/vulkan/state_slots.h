@@ -1,5 +1,4 @@
-// What the slots of recurrent states on a GPU hold. (Those of a CPU can also go back:
-// shard/states.h.)
+// Slots of recurrent states on a GPU. (Those of a CPU can also go back: shard/states.h.)
 #pragma once
 
 #include <cstddef>
@@ -12,7 +11,7 @@
 
 namespace hearth::vulkan {
 
-// Which state each slot holds: that after so many positions of its sequence, or none.
+// The state that each slot holds: that after so many positions of its sequence, or none.
 class StateSlots {
  public:
   explicit StateSlots(size_t count) : positions_(count, kUnknown) {}

@@ -15,12 +15,23 @@ struct Part {
 int byte_of(uint word, uint i) { return bitfieldExtract(int(word), int(8 * i), 8); }
 
 // Bytes of weights and of activations, both signed. (Codes with an offset are below 128.)
+#ifdef INTEGER_DOT
+// OpSDot of four bytes in a word (GLSL's own name for it is younger than many compilers).
+#extension GL_EXT_spirv_intrinsics : require
+spirv_instruction(extensions = ["SPV_KHR_integer_dot_product"], capabilities = [6018, 6019], id = 4450)
+int signed_dot(int a, int b, spirv_literal int four_bytes);
+
+int dot4(uint a, uint b) { return signed_dot(int(a), int(b), 0); }
+
+int sum4(uint a) { return dot4(a, 0x01010101u); }
+#else
 int dot4(uint a, uint b) {
   return byte_of(a, 0) * byte_of(b, 0) + byte_of(a, 1) * byte_of(b, 1) +
          byte_of(a, 2) * byte_of(b, 2) + byte_of(a, 3) * byte_of(b, 3);
 }
 
 int sum4(uint a) { return byte_of(a, 0) + byte_of(a, 1) + byte_of(a, 2) + byte_of(a, 3); }
+#endif
 
 // Row `row`'s u32 number `word` of the piece that starts `bytes` bytes of a row into the block.
 uint word_at(Words weights, uint block, uint bytes, uint word, uint row) {

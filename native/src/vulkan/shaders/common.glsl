@@ -1,4 +1,4 @@
-// What all shaders share. Memory is reached by address (buffer references), so that a dispatch needs
+// Types and numbers of all shaders. Memory is reached by address (buffer references), so that a dispatch needs
 // no descriptors: its arguments are push constants.
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
