@@ -271,7 +271,7 @@ void test_variants() {
              block.layer_scale = true;
            }},
           {"head bias", [](auto& config, auto&, auto&) { config.head_bias = true; }},
-      };
+  };
   for (const auto& [name, change] : variants) {
     const test::Case each(name);
     ShardConfig config = config_of({});
@@ -308,10 +308,7 @@ void test_experts() {
          experts.expert.gated = false;
          experts.expert.activation = Activation::gelu;
        }},
-      {"beside a feed-forward",
-       [](auto& block, auto&) {
-         block.feed_forward.units = {0, 96};
-       }},
+      {"beside a feed-forward", [](auto& block, auto&) { block.feed_forward.units = {0, 96}; }},
       {"beside a gated feed-forward",
        [](auto& block, auto&) {
          block.feed_forward.units = {0, 96};

@@ -46,18 +46,19 @@ def gpu_info(device: str) -> _native.DeviceInfo | None:
     raise HearthError(Reason.BAD_SETTING, f"--device {device} is not there: {found}")
 
 
-def memory_for_model(device: str, limit: int | None = None) -> int:
+def memory_for_model(device: str, limit: int | None = None, kept: int = 0) -> int:
     """Bytes available on the device for weights and KV cache, at most `limit`.
 
-    Of a GPU with memory of its own, that memory: of the weights the host keeps only the embedding.
+    A GPU's own memory, if it has some: of the weights the host keeps only embeddings and routers.
+    kept: bytes that this process holds on the device, and would give up.
     """
     info = gpu_info(device)
-    if info is None:
-        return system.memory_for_model(limit)
-    own = int(info.free_bytes * _USABLE)
-    if info.kind == "discrete":
-        return own if limit is None else min(own, limit)
-    return min(own, system.memory_for_model(limit))
+    room = system.memory_for_model() + kept
+    if info is not None:
+        # A driver may count what is kept as free.
+        own = int(min(info.free_bytes + kept, info.memory_bytes) * _USABLE)
+        room = own if info.kind == "discrete" else min(own, room)
+    return room if limit is None else min(room, limit)
 
 
 def memory_total(device: str) -> int:

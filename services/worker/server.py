@@ -230,9 +230,9 @@ class WorkerServer:
     def describe(self) -> common_pb2.NodeInfo:
         """This node's facts now."""
         # What a kept shard has is free for a plan that cannot go on with it.
-        available = self._memory_available() + self._tenancy.kept_bytes()
-        if self._memory_limit is not None:
-            available = min(available, self._memory_limit)
+        available = devices.memory_for_model(
+            self._device, self._memory_limit, self._tenancy.kept_bytes()
+        )
         info = node_info(self._name, self._threads, available, self._device)
         speeds = self._speeds(False)
         if speeds is not None:

@@ -16,6 +16,7 @@ import known_answers
 import numpy as np
 import perplexity
 import pytest
+from engine_answers import answer
 from family_parity import Case
 from harness import ServiceProcess, WorkerProcess
 
@@ -25,7 +26,10 @@ from hearth.common import devices, probe
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.speeds import Speeds
+from hearth.converter import open_model
+from hearth.root.app import core, serving
 from hearth.root.cluster import measuring
+from hearth.root.settings import ClusterSettings, Serving
 from hearth.worker import server as worker_server
 from hearth.worker.server import WorkerServer
 
@@ -289,3 +293,29 @@ def test_a_device_that_fails_in_a_step_makes_its_node_unfit(
         with pytest.raises(HearthError, match=r"--device vulkan:0: .*the device is lost") as caught:
             cluster.submit(perplexity.step(limits, [((0,), 0, (1, 2))])).result()
         assert caught.value.reason == Reason.WORKER_UNFIT
+
+
+def test_a_root_whose_gpu_is_lost_loads_again_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request that met the loss waits, and has the text that it would have had."""
+    path = family_models.write_model(tmp_path / "model", "qwen3")
+    settings = ClusterSettings(threads=1, context=64, page_size=8, device=GPU)
+    step, losses = _native.Shard.step, [_native.DeviceError("Vulkan: a step: the device is lost")]
+
+    def lost_once(*arguments: Any) -> Any:
+        if losses:
+            raise losses.pop()
+        return step(*arguments)
+
+    with (
+        open_model(str(path)) as model,
+        core(model, settings, form=False, pause_seconds=30) as running,
+        serving(running, Serving(listen="127.0.0.1:0")),
+    ):
+        ids = [5, 6, 7, 8, 9, 10]
+        wanted, _ = answer(running.engine, ids)
+        monkeypatch.setattr(_native.Shard, "step", lost_once)
+        assert answer(running.engine, ids, cache=False)[0] == wanted
+        assert not losses
+        assert running.cluster.status().epoch == 2

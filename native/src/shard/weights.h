@@ -31,7 +31,8 @@ namespace hearth {
 class Weights {
  public:
   // disk: see Shard. store: of the backend, if it has memory of its own; then none is on disk.
-  Weights(const ShardConfig& config, const DiskWeights& disk, MatrixStore* store);
+  explicit Weights(const ShardConfig& config, const DiskWeights& disk = {},
+                   MatrixStore* store = nullptr);
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
