@@ -5,6 +5,7 @@ Any Vulkan driver serves; Mesa's lavapipe computes on the CPU.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import perplexity
 import pytest
 from family_parity import Case
-from harness import ServiceProcess, WorkerProcess
+from harness import ServiceProcess, WorkerProcess, hearth
 
 from hearth import _native
 from hearth.client import Client
@@ -252,6 +253,17 @@ def test_a_worker_says_its_device() -> None:
     assert info.memory_total_bytes == devices.memory_total(GPU) >= info.memory_available_bytes > 0
     text = metrics.text().decode()
     assert f'hearth_gpu_memory_bytes{{gpu="{info.instruction_set}",kind="{device.kind}"}}' in text
+
+
+def test_bench_names_what_computes() -> None:
+    sizes = ("--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1", "--threads", "1")
+    ran = hearth("bench", "demo", *sizes, "--device", GPU, "--no-predict", "--json")
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert result["kernels"] == [devices.kernels(GPU)]
+    assert result["decode_tokens_per_second"] > 0
+    # That of the CPU's memory would mean nothing.
+    assert result["memory_gb_per_second"] is result["memory_share"] is None
 
 
 def test_devices_that_are_not_there_are_named() -> None:
