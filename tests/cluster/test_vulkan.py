@@ -5,6 +5,7 @@ Any Vulkan driver serves; Mesa's lavapipe computes on the CPU.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,10 @@ from hearth.common import devices, probe
 from hearth.common.errors import HearthError, Reason
 from hearth.common.metrics import WorkerMetrics
 from hearth.common.speeds import Speeds
+from hearth.converter import open_model
+from hearth.root.app import core, serving
 from hearth.root.cluster import measuring
+from hearth.root.settings import ClusterSettings, Serving
 from hearth.worker import server as worker_server
 from hearth.worker.server import WorkerServer
 
@@ -301,3 +305,31 @@ def test_a_device_that_fails_in_a_step_makes_its_node_unfit(
         with pytest.raises(HearthError, match=r"--device vulkan:0: .*the device is lost") as caught:
             cluster.submit(perplexity.step(limits, [((0,), 0, (1, 2))])).result()
         assert caught.value.reason == Reason.WORKER_UNFIT
+
+
+def test_a_root_alone_that_lost_its_gpu_loads_again_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lost in mid-answer, as the driver says it: the answer has the text of one CPU."""
+    made, steps = _native.Shard.step, itertools.count()
+
+    def step(shard: _native.Shard, *given: Any) -> Any:
+        if next(steps) == 8:
+            raise _native.DeviceError("Vulkan: a step: the device is lost")
+        return made(shard, *given)
+
+    monkeypatch.setattr(_native.Shard, "step", step)
+    settings = ClusterSettings(threads=1, kv_type="f32", device=GPU)
+    story = known_answers.read_stories()[0]
+    wanted = story["greedy_ids"][:32]
+    with (
+        open_model("demo") as model,
+        core(model, settings, form=False, pause_seconds=30) as running,
+        serving(running, Serving(listen="127.0.0.1:0")) as port,
+        Client(f"127.0.0.1:{port}", timeout=60) as client,
+    ):
+        stream = client.generate(story["prompt"], max_tokens=len(wanted))
+        assert len(list(stream)) > 0
+        assert stream.token_ids == wanted
+        assert next(steps) > 8
+        assert running.cluster.status().epoch == 2
