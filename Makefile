@@ -24,6 +24,7 @@
 #   make floods          every flood at every port in 1 GiB (as root), FLOOD_SECONDS=60 each
 #   make lint            formatters, types, language, contract and workflows
 #   make proto-baseline  store hearth.v1 as the baseline of make lint
+#   make vulkan-shaders  what a build with GPUs needs where there is no glslc, in build/vulkan
 #   make client-wheel    the client SDK as a pure-Python wheel, in build/dist
 #   make sdist           the sources as a distribution, in build/dist
 #   make docs            the documentation as a site, in build/site
@@ -36,7 +37,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm test-windows test-libcxx test-without test-musl check-macos test-foreign-worker fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline client-wheel sdist docs lock sbom bench fresh-test clean distclean help
+.PHONY: demo dev test test-native test-native-release test-native-asan test-native-tsan test-python testdata test-arm test-windows test-libcxx test-without test-musl check-macos test-foreign-worker fuzz fuzz-native fuzz-python chart-test deploy-test clients survival soak many-clients floods documents lint proto-baseline vulkan-shaders client-wheel sdist docs lock sbom bench fresh-test clean distclean help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -274,6 +275,18 @@ many-clients: $(DONE)/installed $(DONE)/test
 FLOOD_SECONDS ?= 60
 floods: $(DONE)/installed $(DONE)/test
 	@$(BIN)/python tests/survival/floods.py $(FLOOD_SECONDS)
+
+# Wheels are built on systems without glslc: native/cmake/vulkan.cmake finds it here.
+vulkan-shaders: build/native-release/build.ninja
+	@[[ -e /usr/include/vulkan/vulkan.h ]] && command -v glslc >/dev/null || { echo "hearth: the shaders need" \
+	  "glslc and Vulkan's headers: apt-get install glslc libvulkan-dev" >&2; exit 1; }
+	@$(call quietly,vulkan-shaders,$(BIN)/cmake --build --preset release --target hearth_shaders)
+	@rm -rf build/vulkan && mkdir -p build/vulkan/include build/vulkan/shaders
+	@cp build/native-release/native/shaders/*.inc build/vulkan/shaders/
+	@for folder in vulkan vk_video; do \
+	  [[ ! -e /usr/include/$$folder ]] || cp -r /usr/include/$$folder build/vulkan/include/; \
+	done
+	@echo "hearth: build/vulkan has headers and shaders"
 
 client-wheel: $(DONE)/build
 	@$(call quietly,client-wheel,PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel -q --no-build-isolation \

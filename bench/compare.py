@@ -7,6 +7,14 @@ that this CPU has and, with --avx2, again without AVX-512.
 
     python bench/compare.py --shapes tinyllama-1.1b llama-3.2-1b --rounds 5
 
+With --device vulkan:N all sides compute on one GPU: llama.cpp's Vulkan backend, with --cuda its
+CUDA backend too, and Hearth. llama.cpp is built from source for each and needs glslc and Vulkan's
+headers, or CUDA's compiler. Every timed run of a side follows one that is not: a GPU lowers its
+clocks while it idles. The share of memory is of --gpu-gb-per-second, the data sheet's figure.
+
+    python bench/compare.py --device vulkan:0 --cuda --gpu-gb-per-second 3350 \\
+      --shapes tinyllama-1.1b llama-3-8b qwen3-30b-a3b --weights q40 q4_k_m --out build/gpu
+
 With --rpc the sides are two nodes of one pinned thread each: llama.cpp with half of the layers
 behind its RPC server, and Hearth with two stages.
 
@@ -34,6 +42,7 @@ from typing import Any
 import report
 
 from hearth import _native
+from hearth.common import devices
 from hearth.converter import open_model
 
 HERE = Path(__file__).parent
@@ -42,6 +51,9 @@ PACKAGES = ("llama-cpp-python", "gguf", "numpy", "matplotlib")
 # (The native build of llama-cpp-python 0.3.36 ends with a segmentation fault on a CPU with AMX.)
 NATIVE = ("RPC=ON",)
 AVX2 = ("NATIVE=OFF", "AVX=ON", "AVX2=ON", "FMA=ON", "F16C=ON", "BMI2=ON")
+VULKAN, CUDA = ("VULKAN=ON",), ("CUDA=ON",)
+# How long each side of a GPU runs before the first round: clocks rise within that.
+WARM_SECONDS = 2.0
 
 
 # Until llama.cpp's RPC server listens: it tells nobody.
@@ -59,6 +71,8 @@ class Side:
     runs: list[dict[str, Any]] = field(default_factory=list)
     # A process that it needs beside it, started before.
     server: list[str] = field(default_factory=list)
+    # Beside this process's own.
+    environ: dict[str, str] = field(default_factory=dict)
     helper: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -72,6 +86,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=None if "hearth" in self.command[1] else subprocess.DEVNULL,
             text=True,
+            env={**os.environ, **self.environ},
         )
         self.engine = self._read()["engine"]
 
@@ -131,11 +146,7 @@ def gguf_file(python: Path, shape: str, weights: str) -> Path:
 
 def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -> list[Side]:
     """llama.cpp and Hearth with `threads`, and Hearth on as many nodes of one thread."""
-    common = ["--model", str(path)]
-    for name in ("prompt_tokens", "new_tokens", "sequences", "depth"):
-        common += ["--" + name.replace("_", "-"), str(getattr(options, name))]
-    hearth = [sys.executable, str(HERE / "sides" / "hearth_engine.py"), *common]
-    theirs = [str(python), str(HERE / "sides" / "llama_cpp_engine.py"), *common]
+    hearth, theirs = commands(python, path, options)
     found = [
         Side(f"llama.cpp, {threads} threads", [*theirs, "--threads", str(threads)]),
         Side(f"Hearth, {threads} threads", [*hearth, "--threads", str(threads)]),
@@ -154,6 +165,35 @@ def sides(python: Path, path: Path, options: argparse.Namespace, threads: int) -
         nodes = ["--nodes", str(2 * threads), "--threads", "1"]
         found.append(Side(f"Hearth, {2 * threads} nodes, mesh", [*hearth, *nodes]))
     return found
+
+
+def commands(python: Path, path: Path, options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Programs of Hearth's and of llama.cpp's sides, without what they compute on."""
+    common = ["--model", str(path)]
+    for name in ("prompt_tokens", "new_tokens", "sequences", "depth"):
+        common += ["--" + name.replace("_", "-"), str(getattr(options, name))]
+    hearth = [sys.executable, str(HERE / "sides" / "hearth_engine.py"), *common]
+    return hearth, [str(python), str(HERE / "sides" / "llama_cpp_engine.py"), *common]
+
+
+def gpu_sides(path: Path, options: argparse.Namespace) -> list[Side]:
+    """llama.cpp by each of its backends, and Hearth, on one GPU."""
+    number = _native.parse_vulkan_device(options.device)
+    found = []
+    # (llama.cpp leaves out drivers that compute on the CPU, unless their number is given.)
+    backends = [("Vulkan", "venv-vulkan", VULKAN, "GGML_VK_VISIBLE_DEVICES", number)]
+    if options.cuda is not None:
+        backends.append(("CUDA", "venv-cuda", CUDA, "CUDA_VISIBLE_DEVICES", options.cuda))
+    for name, folder, build, variable, device in backends:
+        label = f"llama.cpp, {name}"
+        if not re.search(options.only, label):
+            continue  # which need not be built then
+        _, theirs = commands(environment(folder, build), path, options)
+        gpu = ["--threads", "1", "--gpu-layers", "1000"]
+        found.append(Side(label, [*theirs, *gpu], environ={variable: str(device)}))
+    hearth, _ = commands(Path(sys.executable), path, options)
+    device = ["--device", options.device, "--threads", "1"]
+    return [*found, Side(f"Hearth, {options.device}", [*hearth, *device])]
 
 
 def rpc_sides(python: Path, path: Path, options: argparse.Namespace) -> list[Side]:
@@ -181,19 +221,28 @@ def measure(
     """All sides in turn: one warm-up, then the rounds."""
     path = gguf_file(python, shape, weights)
     # Each side holds the model: all at once may need more memory than there is.
-    every = (
-        rpc_sides(python, path, options) if options.rpc else sides(python, path, options, threads)
-    )
+    if options.device:
+        every = gpu_sides(path, options)
+    elif options.rpc:
+        every = rpc_sides(python, path, options)
+    else:
+        every = sides(python, path, options, threads)
     running = [side for side in every if re.search(options.only, side.label)]
     bandwidth = []
     try:
         for side in running:
             side.start()
+            until = time.monotonic() + (WARM_SECONDS if options.device else 0.0)
             side.run()
+            while time.monotonic() < until:
+                side.run()
         for number in range(options.rounds):
             print(f"{shape} {weights}, {threads} threads: round {number + 1}", file=sys.stderr)
-            bandwidth.append(_native.read_bandwidth(threads) / 1e9)
+            given = options.gpu_gb_per_second if options.device else None
+            bandwidth.append(given or _native.read_bandwidth(threads) / 1e9)
             for side in running:
+                if options.device:
+                    side.run()
                 side.runs.append(side.run())
     finally:
         for side in running:
@@ -208,8 +257,12 @@ def measure(
         "depth": options.depth,
         "rounds": options.rounds,
         "rpc": options.rpc,
+        "device": options.device and devices.kernels(options.device),
         "bytes_per_token": bytes_per_token(path),
-        "memory_gb_per_second": statistics.median(bandwidth),
+        # Of a GPU by its data sheet; None where nobody gave it.
+        "memory_gb_per_second": None
+        if options.device and not options.gpu_gb_per_second
+        else statistics.median(bandwidth),
         "sides": [
             {"label": side.label, "engine": side.engine, **figures(side.runs)} for side in running
         ],
@@ -278,10 +331,24 @@ def main() -> None:
         "--avx2", action="store_true", help="also a llama.cpp that is built without AVX-512"
     )
     parser.add_argument("--rpc", action="store_true", help="two nodes, beside llama.cpp's RPC")
+    parser.add_argument("--device", default="", help="vulkan or vulkan:N: compare on this GPU")
+    parser.add_argument(
+        "--cuda",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="with --device, also llama.cpp's CUDA backend, on CUDA's GPU of this number",
+    )
+    parser.add_argument(
+        "--gpu-gb-per-second", type=float, metavar="X", help="the GPU's memory, by its data sheet"
+    )
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.device:
+        devices.check_devices([options.device])
     python = environment("venv-native", NATIVE)
     data = BUILD / "results.json"
     results: dict[str, Any] = {"machine": machine(), "runs": []}
@@ -291,7 +358,7 @@ def main() -> None:
             results = before
     for shape in options.shapes:
         for weights in options.weights:
-            for threads in [2] if options.rpc else options.threads:
+            for threads in [1] if options.device else [2] if options.rpc else options.threads:
                 keep(results["runs"], measure(shape, weights, threads, options, python))
                 data.write_text(json.dumps(results))
     report.write_markdown(results, options.out / "benchmarks.md")
@@ -303,7 +370,7 @@ def kind_of(run: dict[str, Any]) -> tuple[Any, ...]:
     """Names a measurement: another one of the same kind replaces it."""
     kind = (run["shape"], run["weights"], run["threads"])
     sizes = (run.get("sequences", 1), run.get("depth", 0), run["prompt_tokens"])
-    return (*kind, *sizes, run.get("rpc", False))
+    return (*kind, *sizes, run.get("rpc", False), run.get("device", ""))
 
 
 def keep(runs: list[dict[str, Any]], run: dict[str, Any]) -> None:

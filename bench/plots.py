@@ -3,11 +3,17 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+
+def on(run: dict[str, Any]) -> str:
+    """Name what computes."""
+    return run.get("device") or f"{run['threads']} threads"
 
 
 def main() -> None:
@@ -37,7 +43,7 @@ def main() -> None:
         for side in run["sides"]:
             style = "--" if "llama" in side["label"] else "-"
             axis.plot(range(1, len(side["curve"]) + 1), side["curve"], style, label=side["label"])
-        axis.set_title(f"{run['shape']} {run['weights']}, {run['threads']} threads", fontsize=10)
+        axis.set_title(f"{run['shape']} {run['weights']}, {on(run)}", fontsize=10)
         axis.set_xlabel("tokens generated")
         axis.set_ylabel("seconds since the prompt")
         axis.legend(fontsize=7)

@@ -15,14 +15,17 @@ import numpy as np
 # hidden, layers, heads, KV heads, head size, feed-forward (of each expert), vocabulary, rope theta,
 # tied
 SHAPES = {
+    # To see that a comparison runs.
+    "tiny": (256, 2, 4, 2, 64, 512, 32000, 10000.0, False),
     "tinyllama-1.1b": (2048, 22, 32, 4, 64, 5632, 32000, 10000.0, False),
     "llama-3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256, 500000.0, True),
     "llama-3-8b": (4096, 32, 32, 8, 128, 14336, 128256, 500000.0, False),
+    "qwen3-30b-a3b": (2048, 48, 32, 4, 128, 768, 151936, 1000000.0, False),
     # Qwen3-30B-A3B with 6 of its 48 layers.
     "qwen3-30b-a3b-6l": (2048, 6, 32, 4, 128, 768, 151936, 1000000.0, False),
 }
 # Experts, and those chosen for a token, of a mixture (Qwen3-MoE).
-EXPERTS = {"qwen3-30b-a3b-6l": (128, 8)}
+EXPERTS = {"qwen3-30b-a3b": (128, 8), "qwen3-30b-a3b-6l": (128, 8)}
 
 
 def random_matrix(rng: np.random.Generator, rows: int, columns: int, kind: str) -> np.ndarray:

@@ -41,16 +41,23 @@ def summary(runs: list[dict[str, Any]]) -> list[str]:
         "",
         "Hearth's rate through llama.cpp's, on one node with the same threads.",
         "",
-        "| shape | weights | threads | sequences | depth | prompt | prefill | decode |",
+        "| shape | weights | threads or GPU | sequences | depth | prompt | prefill | decode |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         base = run["sides"][0]
         same = f"Hearth, {run['threads']} threads"
+        if run.get("device"):
+            same = run["sides"][-1]["label"]
         ours = next((side for side in run["sides"] if side["label"] == same), None)
-        if ours is None:
+        if ours is None or ours is base:
             continue
-        sizes = (run["threads"], run["sequences"], run["depth"], run["prompt_tokens"])
+        sizes = (
+            run.get("device") or run["threads"],
+            run["sequences"],
+            run["depth"],
+            run["prompt_tokens"],
+        )
         lines.append(
             f"| {run['shape']} | {run['weights']} | {' | '.join(map(str, sizes))} | "
             f"{ratio(ours, base, 'prefill')} | {ratio(ours, base, 'decode')} |"
@@ -60,11 +67,14 @@ def summary(runs: list[dict[str, Any]]) -> list[str]:
 
 def table(run: dict[str, Any]) -> list[str]:
     """One model with one number of threads."""
+    where = f"on {run['device']}" if run.get("device") else f"{run['threads']} threads in all"
+    memory = run["memory_gb_per_second"]
+    given = "gives, by its data sheet," if run.get("device") else "is read at"
     lines = [
-        f"## {run['shape']}, {run['weights']}, {run['threads']} threads in all{together(run)}",
+        f"## {run['shape']}, {run['weights']}, {where}{together(run)}",
         "",
         f"Prefill of {run['prompt_tokens']} tokens, then decode of {run['new_tokens']}; "
-        f"{run['rounds']} rounds. Memory is read at {run['memory_gb_per_second']:.1f} GB/s.",
+        f"{run['rounds']} rounds." + (f" Memory {given} {memory:.1f} GB/s." if memory else ""),
         "",
         "| side | prefill tokens/s | against llama.cpp | decode tokens/s | against llama.cpp | "
         "of memory | sync ms/token |",
@@ -96,11 +106,15 @@ def spread(values: list[float]) -> str:
 
 
 def share(side: dict[str, Any], run: dict[str, Any]) -> str:
-    """ "85 %": weights read in a second of decode, of what memory gives."""
+    """ "85 %": weights read in a second of decode, of what memory gives; "" if nobody knows."""
+    if not run["memory_gb_per_second"]:
+        return ""
     read = side["decode"][0] / run["sequences"] * run["bytes_per_token"] * 1e-9
     return f"{100 * read / run['memory_gb_per_second']:.0f} %"
 
 
 def ratio(side: dict[str, Any], base: dict[str, Any], what: str) -> str:
-    """ "2.31x"."""
+    """ "2.31x"; "" where llama.cpp was not run."""
+    if not base["label"].startswith("llama.cpp"):
+        return ""
     return f"{side[what][0] / base[what][0]:.2f}x"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from hearth.root.cluster.cluster import Cluster
     from hearth.root.scheduling.batch import Batch, StepOutput
     from hearth.v1 import root_pb2
+
+# How long a GPU computes before it is timed.
+_WARM_SECONDS = 1.0
 
 
 def command() -> Command:
@@ -70,7 +74,7 @@ def command() -> Command:
             default=3,
             metavar="R",
             group=measured,
-            help="runs to take medians of, after one to warm up",
+            help="runs to take medians of, after one to warm up (on a GPU, for a second)",
         ),
         Option("--json", is_flag=True, group=common.OUTPUT, help="print one object"),
         Option(
@@ -185,7 +189,7 @@ def workload_of(options: Options) -> Workload:
 def measure(
     session: Session, recorder: Recorder, options: Options, workload: Workload
 ) -> dict[str, Any]:
-    """One warm-up, then the repeats; rates are medians."""
+    """One warm-up, or a second of them on a GPU, then the repeats; rates are medians."""
     from hearth import _native
     from hearth.cli.workload import Runs
     from hearth.common import system
@@ -196,16 +200,23 @@ def measure(
     if workload.sequences > most:
         problem = f"{workload.sequences} sequences: this model runs at most {most} at once"
         raise HearthError(Reason.BAD_SETTING, problem)
-    threads = session.cluster.status().nodes[0].info.threads
+    nodes = [node.info for node in session.cluster.status().nodes]
+    threads = nodes[0].threads
+    on_gpu = [each.instruction_set.startswith("vulkan") for each in nodes]
     runs = Runs(session, workload)
     prefill: list[float] = []
     decode: list[float] = []
-    for repeat in range(1 + options.repeats):
+    # Clocks of a GPU rise while it computes.
+    until = time.monotonic() + (_WARM_SECONDS if any(on_gpu) else 0.0)
+    number = 0
+    while not number or time.monotonic() < until:
+        runs.run(number)
+        number += 1
+    for repeat in range(number, number + options.repeats):
         recorder.decode.clear()
         rates = runs.run(repeat)
-        if repeat:
-            prefill.append(rates.prefill)
-            decode.append(rates.decode)
+        prefill.append(rates.prefill)
+        decode.append(rates.decode)
     steps = recorder.decode
     status = session.cluster.status()
     compute = [step.compute_seconds * 1e3 for step in steps]
@@ -215,12 +226,14 @@ def measure(
     peaks += [_peak(process.pid) for process in session.workers.processes]
     peaks += [None] * (len(status.nodes) - len(peaks))  # unknown on other machines
     # Last: it takes memory of its own.
-    bandwidth = _native.read_bandwidth(threads)
+    bandwidth = 0.0 if on_gpu[0] else _native.read_bandwidth(threads)
+    share = _weights_read(session) / _median(own_compute) / bandwidth if bandwidth else None
     speculation = session.engine.speculation
     return {
         "model": options.model,
         "nodes": len(status.nodes),
         "threads": threads,
+        "kernels": [each.instruction_set for each in nodes],
         "weights": session.model.weight_type,
         "sync_type": options.sync_type,
         "lane": options.lane,
@@ -244,9 +257,10 @@ def measure(
         "node_busy": _busy(steps, -(-workload.sequences // recorder.depth) / decode[-1]),
         "sent_kib_per_token": _round(_median([step.sent_bytes / 1024 for step in steps])),
         "received_kib_per_token": _round(_median([step.received_bytes / 1024 for step in steps])),
-        # The root's weights are read once a token: the share of what plain reading reaches.
-        "memory_gb_per_second": _round(bandwidth / 1e9),
-        "memory_share": _round(_weights_read(session) / _median(own_compute) / bandwidth),
+        # The root's weights are read once a token: the share of what plain reading reaches. Plain
+        # reading is not measured on a GPU.
+        "memory_gb_per_second": _round(bandwidth / 1e9) if bandwidth else None,
+        "memory_share": None if share is None else _round(share),
         # Of weights, by the root in each step (--weights-on disk).
         "disk_mib_per_step": _mib(disk_bytes(session.cluster.plan.nodes[0])),
         **_predicted(status),

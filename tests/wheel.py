@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from hearth import _native
+
 TESTS = Path(__file__).resolve().parent
 # Tests that need no files of the checkout beside their own folder, and nothing of Linux's.
 FILES = (
@@ -31,6 +33,9 @@ ONLY_POSIX = "not (owner or foreign or others or link or fifo or memory or mode 
 
 
 def main() -> int:
+    if (TESTS.parent / "build" / "vulkan").is_dir():
+        # Built with shaders at hand: a wheel without the backend is a mistake.
+        assert _native.has_vulkan()
     os.chdir(tempfile.mkdtemp())
     chosen = () if sys.platform == "linux" else ("-k", ONLY_POSIX)
     # musl has no wheels of some tokenizers.

@@ -27,6 +27,8 @@ class Engine:
         if options.rpc:
             add_rpc_server(options.rpc)
             parameters.n_gpu_layers = options.rpc_layers
+        elif options.gpu_layers:
+            parameters.n_gpu_layers = options.gpu_layers
         model = llama_cpp.llama_model_load_from_file(options.model.encode(), parameters)
         each = options.depth + options.prompt_tokens + options.new_tokens + 32
         settings = llama_cpp.llama_context_default_params()
@@ -99,7 +101,10 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=0)
     parser.add_argument("--rpc", default="", help="host:port of an RPC server")
     parser.add_argument("--rpc-layers", type=int, default=0, help="layers that the server computes")
+    parser.add_argument("--gpu-layers", type=int, default=0, help="layers that the GPU computes")
     options = parser.parse_args()
+    if options.gpu_layers and not llama_cpp.llama_supports_gpu_offload():
+        raise SystemExit("this llama.cpp finds no GPU")
     engine = Engine(options)
     depth, count, sequences = options.depth, options.prompt_tokens, range(options.sequences)
     for sequence in sequences:

@@ -1,9 +1,15 @@
 # The Vulkan backend, where its headers and glslc are found. A build without them has no GPUs.
-# (Also of the host's: headers and shaders are the same for all systems.)
-find_path(HEARTH_VULKAN_INCLUDE vulkan/vulkan.h PATHS /usr/local/include /usr/include NO_CMAKE_FIND_ROOT_PATH)
+# (Also of the host's: headers and shaders are the same for all systems. So where there is no glslc, as
+# where wheels are built, those of `make vulkan-shaders` serve.)
+set(prebuilt ${CMAKE_SOURCE_DIR}/build/vulkan)
+find_path(HEARTH_VULKAN_INCLUDE vulkan/vulkan.h
+  PATHS /usr/local/include /usr/include ${prebuilt}/include NO_CMAKE_FIND_ROOT_PATH)
 find_program(HEARTH_GLSLC glslc)
+if(HEARTH_GLSLC OR NOT EXISTS ${prebuilt}/shaders)
+  set(prebuilt "")
+endif()
 option(HEARTH_VULKAN "Build the Vulkan backend where its headers and glslc are there" ON)
-if(NOT HEARTH_VULKAN OR NOT HEARTH_VULKAN_INCLUDE OR NOT HEARTH_GLSLC)
+if(NOT HEARTH_VULKAN OR NOT HEARTH_VULKAN_INCLUDE OR NOT (HEARTH_GLSLC OR prebuilt))
   message(STATUS "hearth: without Vulkan (headers: ${HEARTH_VULKAN_INCLUDE}, glslc: ${HEARTH_GLSLC})")
   target_sources(hearth_core PRIVATE src/vulkan/absent.cpp)
   return()
@@ -31,10 +37,14 @@ set(shader_numbers)
 
 # Compiles one shader to numbers, and adds it to the table: in the order of hearth::vulkan::Shader.
 function(hearth_shader source output)
-  add_custom_command(OUTPUT ${shader_output}/${output}.inc
-    COMMAND ${HEARTH_GLSLC} --target-env=vulkan1.2 -O -mfmt=c -Werror ${ARGN} -I${shader_sources}
-            ${shader_sources}/${source}.comp -o ${shader_output}/${output}.inc
-    DEPENDS ${shader_sources}/${source}.comp ${shader_includes} VERBATIM)
+  if(prebuilt)
+    configure_file(${prebuilt}/shaders/${output}.inc ${shader_output}/${output}.inc COPYONLY)
+  else()
+    add_custom_command(OUTPUT ${shader_output}/${output}.inc
+      COMMAND ${HEARTH_GLSLC} --target-env=vulkan1.2 -O -mfmt=c -Werror ${ARGN} -I${shader_sources}
+              ${shader_sources}/${source}.comp -o ${shader_output}/${output}.inc
+      DEPENDS ${shader_sources}/${source}.comp ${shader_includes} VERBATIM)
+  endif()
   set(shader_numbers ${shader_numbers} ${shader_output}/${output}.inc PARENT_SCOPE)
   set(shader_code "${shader_code}constexpr uint32_t k_${output}[] =\n#include \"${output}.inc\"\n;\n"
       PARENT_SCOPE)
@@ -66,6 +76,7 @@ std::span<const uint32_t> code_of(Shader shader) { return kCode[static_cast<size
 
 }  // namespace hearth::vulkan
 ")
+add_custom_target(hearth_shaders DEPENDS ${shader_numbers})
 set_source_files_properties(${shader_output}/shaders.cpp PROPERTIES OBJECT_DEPENDS
   "${shader_numbers}")
 target_sources(hearth_core PRIVATE

@@ -5,6 +5,8 @@ Any Vulkan driver serves; Mesa's lavapipe computes on the CPU.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,8 @@ import known_answers
 import numpy as np
 import perplexity
 import pytest
-from engine_answers import answer
 from family_parity import Case
-from harness import ServiceProcess, WorkerProcess
+from harness import ServiceProcess, WorkerProcess, hearth
 
 from hearth import _native
 from hearth.client import Client
@@ -258,6 +259,17 @@ def test_a_worker_says_its_device() -> None:
     assert f'hearth_gpu_memory_bytes{{gpu="{info.instruction_set}",kind="{device.kind}"}}' in text
 
 
+def test_bench_names_what_computes() -> None:
+    sizes = ("--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1", "--threads", "1")
+    ran = hearth("bench", "demo", *sizes, "--device", GPU, "--no-predict", "--json")
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert result["kernels"] == [devices.kernels(GPU)]
+    assert result["decode_tokens_per_second"] > 0
+    # That of the CPU's memory would mean nothing.
+    assert result["memory_gb_per_second"] is result["memory_share"] is None
+
+
 def test_devices_that_are_not_there_are_named() -> None:
     with pytest.raises(HearthError, match=r"--device vulkan:99 is not there: there are vulkan:0"):
         devices.check_devices(["cpu", "vulkan:99"])
@@ -295,27 +307,29 @@ def test_a_device_that_fails_in_a_step_makes_its_node_unfit(
         assert caught.value.reason == Reason.WORKER_UNFIT
 
 
-def test_a_root_whose_gpu_is_lost_loads_again_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_root_alone_that_lost_its_gpu_loads_again_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The request that met the loss waits, and has the text that it would have had."""
-    path = family_models.write_model(tmp_path / "model", "qwen3")
-    settings = ClusterSettings(threads=1, context=64, page_size=8, device=GPU)
-    step, losses = _native.Shard.step, [_native.DeviceError("Vulkan: a step: the device is lost")]
+    """Lost in mid-answer, as the driver says it: the answer has the text of one CPU."""
+    made, steps = _native.Shard.step, itertools.count()
 
-    def lost_once(*arguments: Any) -> Any:
-        if losses:
-            raise losses.pop()
-        return step(*arguments)
+    def step(shard: _native.Shard, *given: Any) -> Any:
+        if next(steps) == 8:
+            raise _native.DeviceError("Vulkan: a step: the device is lost")
+        return made(shard, *given)
 
+    monkeypatch.setattr(_native.Shard, "step", step)
+    settings = ClusterSettings(threads=1, kv_type="f32", device=GPU)
+    story = known_answers.read_stories()[0]
+    wanted = story["greedy_ids"][:32]
     with (
-        open_model(str(path)) as model,
+        open_model("demo") as model,
         core(model, settings, form=False, pause_seconds=30) as running,
-        serving(running, Serving(listen="127.0.0.1:0")),
+        serving(running, Serving(listen="127.0.0.1:0")) as port,
+        Client(f"127.0.0.1:{port}", timeout=60) as client,
     ):
-        ids = [5, 6, 7, 8, 9, 10]
-        wanted, _ = answer(running.engine, ids)
-        monkeypatch.setattr(_native.Shard, "step", lost_once)
-        assert answer(running.engine, ids, cache=False)[0] == wanted
-        assert not losses
+        stream = client.generate(story["prompt"], max_tokens=len(wanted))
+        assert len(list(stream)) > 0
+        assert stream.token_ids == wanted
+        assert next(steps) > 8
         assert running.cluster.status().epoch == 2
