@@ -284,7 +284,8 @@ def test_a_lost_gpu_costs_no_token(
     """Killed in mid-answer: the CPUs go on, with the text that one CPU alone writes."""
     gpu = start_worker("--name", "gpu", "--device", "vulkan")
     cpu = start_worker("--name", "cpu")
-    root = start_root("--model", "demo", "--kv-type", "f32", "--workers", gpu.address, cpu.address)
+    options = ("--model", "demo", "--kv-type", "f32", "--wait-seconds", "1")
+    root = start_root(*options, "--workers", gpu.address, cpu.address)
     story = known_answers.read_stories()[0]
     with Client(root.address, timeout=60) as client:
         stream = client.generate(story["prompt"], max_tokens=len(story["greedy_ids"]))
