@@ -312,7 +312,7 @@ class DeltaItem {
                               .key_size = shape_.key_size,
                               .value_size = size,
                               .out = out});
-    // What the rows of the log gave was read in their own step.
+    // The results of the log's rows were read in their own step.
     for (Row row = std::max<Row>(begin, 0); row < end; ++row) {
       finish(first_row_ + static_cast<size_t>(row), head,
              out + static_cast<size_t>(row - begin) * size);

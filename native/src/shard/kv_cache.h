@@ -66,8 +66,8 @@ class KvCache {
                  size_t size) const;
   void store_value(const Kernels& kernels, void* values, size_t slot, const float* x,
                    size_t size) const;
-  // What keys gave, and the first `slots` positions of what values gave, of f16 or q80, as f32:
-  // [size, stride] and [slots, size].
+  // Makes f32 of the memory that `keys` gave, [size, stride], and of the first `slots` positions of
+  // that of `values`, [slots, size]. Of f16 and q80.
   void widen_keys(const Kernels& kernels, const void* keys, size_t size, float* out) const;
   void widen_values(const Kernels& kernels, const void* values, size_t slots, size_t size,
                     float* out) const;
