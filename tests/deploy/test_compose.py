@@ -37,7 +37,8 @@ IMAGE = "hearth:deploy-test"
 PROMPT = "Once upon a time"
 # Past the demo's own end, so that it takes long enough for something to happen on the way.
 LONG = ("--prompt", PROMPT, "--max-tokens", "480", "--ignore-eos")
-pytestmark = pytest.mark.timeout(600)
+# What the fixtures run has limits of its own: the image takes as long as the core to compile.
+pytestmark = pytest.mark.timeout(600, func_only=True)
 
 
 @pytest.fixture(scope="module")

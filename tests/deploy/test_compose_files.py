@@ -172,20 +172,28 @@ def test_compose_itself_takes_the_files(file: str, command: list[str]) -> None:
     assert merged(command, file)
 
 
-@pytest.mark.parametrize("file", ["vulkan.yaml", "nvidia.yaml"])
-def test_a_gpu_is_added_to_either_worker(file: str) -> None:
-    """The files for GPUs name only the worker, and only what there is."""
-    (name,) = load(COMPOSE / file)["services"]
-    added = load(COMPOSE / file)["services"][name]
-    for base in ("compose.yaml", "worker.yaml"):
-        service = load(COMPOSE / base)["services"][name]
-        assert added["build"]["context"] == service["build"]["context"]
-        assert added["build"]["dockerfile"] == service["build"]["dockerfile"]
-        # Another name, or the next `up` of compose.yaml alone would run this variant.
-        assert added["image"] != service["image"]
-    assert set(added["environment"]) <= {variable(o.long_name) for o in worker.command().settings()}
+# Files for GPUs, what each lies over, and the service that it gives one.
+GPUS = [
+    ("vulkan.yaml", "compose.yaml", "root", root),
+    ("nvidia.yaml", "compose.yaml", "root", root),
+    ("worker-vulkan.yaml", "worker.yaml", "worker", worker),
+    ("worker-nvidia.yaml", "worker.yaml", "worker", worker),
+]
+
+
+@pytest.mark.parametrize(("file", "base", "name", "module"), GPUS)
+def test_a_gpu_is_added_to_a_service(file: str, base: str, name: str, module: Any) -> None:
+    """To one that there is, with what there is."""
+    services = load(COMPOSE / file)["services"]
+    added, service = services.pop(name), load(COMPOSE / base)["services"][name]
+    assert services in ({}, {"worker": {"scale": 0}})
+    assert added["build"]["context"] == service["build"]["context"]
+    assert added["build"]["dockerfile"] == service["build"]["dockerfile"]
+    # Another name, or the next `up` of the base alone would run this variant.
+    assert added["image"] != service["image"]
+    assert set(added["environment"]) <= {variable(o.long_name) for o in module.command().settings()}
     # Nothing of what bounds the service is lifted.
-    rest = set(added) - {"image", "build", "environment", "scale"}
+    rest = set(added) - {"image", "build", "environment"}
     assert rest <= {"devices", "group_add", "deploy"}
     (argument,) = added["build"]["args"]
     dockerfile = (TOP / added["build"]["dockerfile"].removeprefix("../../")).read_text()
@@ -193,20 +201,27 @@ def test_a_gpu_is_added_to_either_worker(file: str) -> None:
     assert re.search(rf"^ +{added['build']['args'][argument]}\)", dockerfile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", ["vulkan.yaml", "nvidia.yaml"])
-@pytest.mark.parametrize("base", ["compose.yaml", "worker.yaml"])
+@pytest.mark.parametrize(("file", "base", "name", "module"), GPUS)
 @pytest.mark.parametrize("command", [["docker-compose"], ["docker", "compose"]])
-def test_compose_itself_adds_a_gpu(file: str, base: str, command: list[str]) -> None:
-    found = yaml.safe_load(merged(command, base, file))["services"]["worker"]
+def test_compose_itself_adds_a_gpu(
+    file: str, base: str, name: str, module: Any, command: list[str]
+) -> None:
+    services = yaml.safe_load(merged(command, base, file))["services"]
+    found = services[name]
     assert found["image"] == "hearth-vulkan"
     assert found["environment"]["HEARTH_DEVICE"] == "vulkan"
     assert found["cap_drop"] == ["ALL"] and found["read_only"] is True
-    if file == "vulkan.yaml":
+    if "vulkan" in file:
         assert "/dev/dri" in str(found["devices"])
         assert [str(group) for group in found["group_add"]] == ["104"]
     else:
         (device,) = found["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    if module is root:
+        assert not found["environment"]["HEARTH_WORKERS_DNS"]
+        # (Later versions of Compose say it as deploy.replicas.)
+        workers = services["worker"]
+        assert workers.get("scale", workers.get("deploy", {}).get("replicas")) == 0
 
 
 def test_the_image_is_given_all_of_the_package() -> None:
