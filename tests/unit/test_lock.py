@@ -61,13 +61,19 @@ def test_the_image_takes_nothing_else() -> None:
 
 
 def test_images_of_others_are_named_by_digest() -> None:
-    """Hearth's own image and a base image are variables: `HEARTH_IMAGE`, `BASE`."""
+    """Hearth's own images and a base image are variables: `HEARTH_IMAGE`, `BASE`."""
     files = [path for path in (TOP / "deploy").rglob("*") if path.suffix in (".yaml", ".yml")]
     found: dict[str, str] = {}
     for path in files:
         for image in re.findall(r"^\s*image: *(\S.*)$", path.read_text(), re.MULTILINE):
             found[image] = path.name
-    ours = {"${HEARTH_IMAGE:-hearth}", '{{ include "hearth.image" . }}'}
+    ours = {
+        "${HEARTH_IMAGE:-hearth}",
+        "${HEARTH_VULKAN_IMAGE:-hearth-vulkan}",
+        '{{ include "hearth.image" . }}',
+        '{{ include "hearth.nodeImage" (list . $root) }}',
+        '{{ include "hearth.nodeImage" (list . $worker) }}',
+    }
     assert ours <= found.keys()
     others = found.keys() - ours
     assert len(others) == 2
