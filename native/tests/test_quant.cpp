@@ -390,7 +390,7 @@ class Store : public MatrixStore {
   size_t largest = 0;
 };
 
-// What a store gets is what the host would hold, however the rows come, and never all at once.
+// A store gets what the host would hold, however the rows come, and never all at once.
 void test_stored() {
   constexpr size_t kRows = 8195, kColumns = 2048;  // 8.9 MiB, and a group that is not whole
   for (const Type type : {Type::q40, Type::f32}) {

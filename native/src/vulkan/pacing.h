@@ -1,4 +1,4 @@
-// How much work goes to a GPU at once: long steps are cut, so that no piece of them keeps the
+// The work that goes to a GPU at once: long steps are cut, so that no piece of them keeps the
 // device for longer than a system's watchdog bears (Windows: two seconds), nor a desktop that the
 // same device draws.
 #pragma once

@@ -1,4 +1,4 @@
-// How much work the operations of a step are, about: what Pacing counts in.
+// The approximate work of the operations of a step, in the unit that Pacing counts in.
 #pragma once
 
 #include "layers/program.h"

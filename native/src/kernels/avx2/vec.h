@@ -28,7 +28,7 @@ struct Avx2 {
   static constexpr size_t kFloatTileGroups = 2;
   static constexpr size_t kPanelTokens = 9;
   static constexpr size_t kPanelGroups = 3;
-  // How far ahead, in bytes, a few tokens ask for weights, into the second-level cache. (Into the
+  // The bytes by which a few tokens ask ahead for weights, into the second-level cache. (Into the
   // first level fewer lines can be on their way: two tokens then take 1.5 times as long.) Measured
   // on Zen 4: 32 to 128 KiB are flat, 8 KiB give 60 % of that for two tokens. Float products read
   // more groups at once, and ask ahead in each.
